@@ -1,0 +1,27 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lint benchmark clean
+
+demo: .venv/installed  ## patch real text and draw the result (demo/report.png)
+	$(BIN)/python jobs/demo.py
+
+test: .venv/installed  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: .venv/installed  ## timed comparisons; see tests/benchmarks/RESULTS.md
+	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# One environment for everything: the constraints name the versions that are tested together.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv demo build *.egg-info

@@ -1,0 +1,123 @@
+"""Causal sliding-window attention over segments laid end to end, and rotary positions.
+
+Query ``q`` sees key ``k`` if both are in one segment, ``k <= q`` and ``q - k < window``. Both forms
+below cost O(tokens * window): blocks of scaled_dot_product_attention on the CPU, FlexAttention with
+a block mask on a GPU.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128
+"""Tokens in a query block: the number of tokens laid end to end must be a multiple."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(q_THD, k_TKD, v_TKD) -> out_THD`` for one layer."""
+
+
+def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
+    """``cos, sin`` of every position's angles, float32, ``[length, head_dim / 2, 2]``.
+
+    The angle of pair ``i`` at position ``p`` is ``p * theta ** (-2 i / head_dim)``.
+    """
+    frequency_F = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angle_PF = torch.outer(torch.arange(length, dtype=torch.float32), frequency_F)
+    return torch.stack([angle_PF.cos(), angle_PF.sin()], dim=-1)
+
+
+def apply_rotary(x_THD: Tensor, rotary_TF2: Tensor) -> Tensor:
+    """Rotates the pairs ``(2i, 2i + 1)`` of each head, in float32 whatever the dtype of ``x``."""
+    pairs = x_THD.float().unflatten(-1, (-1, 2))
+    rotary = rotary_TF2.unsqueeze(1)
+    if x_THD.is_cuda:  # The compiler fuses this form with its neighbours; complex numbers it can't.
+        (a, b), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:  # The same products; 8 times faster on a CPU.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
+    return turned.flatten(-2).type_as(x_THD)
+
+
+def segment_positions(lengths_S: Tensor) -> tuple[Tensor, Tensor]:
+    """The segment number of every token and its position within the segment."""
+    segment_T = torch.repeat_interleave(lengths_S)
+    start_S = lengths_S.cumsum(0) - lengths_S
+    return segment_T, torch.arange(len(segment_T), device=lengths_S.device) - start_S[segment_T]
+
+
+class BlockedAttention:
+    """Attention for one pack on a CPU.
+
+    Each block of 128 queries reads the keys that its window reaches back to. Blocks near the start
+    of a segment reach less far; blocks are grouped by reach, and masks made once for all layers.
+    """
+
+    def __init__(self, lengths_S: Tensor, window: int):
+        segment_T, position_T = segment_positions(lengths_S)
+        if len(segment_T) % BLOCK:
+            raise ValueError(f"tokens: must be a multiple of {BLOCK}, got {len(segment_T)}")
+        query_NB = torch.arange(len(segment_T)).view(-1, BLOCK)
+        # Only the segment of the block's first query can reach back beyond the block.
+        reach_N = position_T[query_NB[:, 0]].clamp(max=window - 1)
+        reach_N = (reach_N + BLOCK - 1) // BLOCK * BLOCK
+        self.groups = []
+        for reach in reach_N.unique().tolist():
+            (block_G,) = (reach_N == reach).nonzero(as_tuple=True)
+            q_GB1 = query_NB[block_G].unsqueeze(-1)
+            k_GK = block_G[:, None] * BLOCK + torch.arange(-reach, BLOCK)
+            k_G1K = k_GK.unsqueeze(1)
+            # The reach is rounded up, so that a key may lie before the first token; its own
+            # distance from every query then exceeds their positions, and it is masked.
+            inside = (k_G1K <= q_GB1) & (q_GB1 - k_G1K < window)
+            inside &= q_GB1 - k_G1K <= position_T[q_GB1]
+            mask = torch.zeros(inside.shape).masked_fill_(~inside, -torch.inf)
+            self.groups.append((block_G, k_GK.clamp(min=0), mask.unsqueeze(1)))
+
+    def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        q_NBHD = q_THD.unflatten(0, (-1, BLOCK))
+        out_NBHD = torch.empty_like(q_NBHD)
+        gqa = q_THD.shape[1] != k_TKD.shape[1]
+        for block_G, k_GK, mask in self.groups:
+            out_NBHD[block_G] = F.scaled_dot_product_attention(
+                q_NBHD[block_G].transpose(1, 2),
+                k_TKD[k_GK].transpose(1, 2),
+                v_TKD[k_GK].transpose(1, 2),
+                attn_mask=mask.type_as(q_THD),
+                enable_gqa=gqa,
+            ).transpose(1, 2)
+        return out_NBHD.flatten(0, 1)
+
+
+def window_block_mask(lengths_S: Tensor, window: int) -> BlockMask:
+    """FlexAttention's mask for one pack, made without visiting all pairs of blocks."""
+    segment_T, position_T = segment_positions(lengths_S)
+    tokens = len(segment_T)
+    first_query_N = torch.arange(0, tokens, BLOCK, device=lengths_S.device)
+    reach_N = position_T[first_query_N].clamp(max=window - 1)
+    first_block_N = (first_query_N - reach_N) // BLOCK
+    blocks = len(first_query_N)
+    count_N = torch.arange(blocks, device=lengths_S.device) - first_block_N + 1
+    offset_K = torch.arange(blocks, device=lengths_S.device)
+    index_NK = (first_block_N[:, None] + offset_K).clamp(max=blocks - 1)
+
+    def inside(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (q - k < window) & (q - k <= position_T[q])
+
+    return BlockMask.from_kv_blocks(
+        count_N.int()[None, None],
+        index_NK.int()[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=inside,
+        seq_lengths=(tokens, tokens),
+    )
+
+
+def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) -> Tensor:
+    """One layer's attention for one pack; meant to run compiled, on a GPU."""
+    q_1HTD, k_1KTD, v_1KTD = (x.transpose(0, 1).unsqueeze(0) for x in (q_THD, k_TKD, v_TKD))
+    gqa = q_THD.shape[1] != k_TKD.shape[1]
+    out = flex_attention(q_1HTD, k_1KTD, v_1KTD, block_mask=mask, enable_gqa=gqa)
+    return out.squeeze(0).transpose(0, 1)

@@ -1,0 +1,215 @@
+"""The entropy model: a small causal byte transformer whose next-byte entropy places the patches.
+
+Parameter names and arithmetic are those of the published weights (arXiv 2412.09871, section 2.3).
+Reading checkpoints is :mod:`model.checkpoint`'s job; the hot loop over documents is
+``pipeline/scoring.py``.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from model.attention import (
+    BLOCK,
+    Attend,
+    BlockedAttention,
+    apply_rotary,
+    attend_flex,
+    rotary_table,
+    segment_positions,
+    window_block_mask,
+)
+from model.entropies import batch_entropies
+from model.tokenizer import BOE_ID, VOCAB_SIZE
+
+CPU_TOKENS = 4096
+"""Tokens in a pack on a CPU: activations of a layer then stay near the cache."""
+GPU_TOKENS = 65536
+"""Tokens in a pack on a GPU: enough rows to keep the matrix units busy."""
+
+
+def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: int = 256) -> int:
+    """Width of the SwiGLU layer: 8/3 of ``dim``, times the multiplier, rounded up."""
+    hidden = int(2 * 4 * dim / 3)
+    if multiplier is not None:
+        hidden = int(hidden * multiplier)
+    return -(-hidden // multiple_of) * multiple_of
+
+
+@dataclass(frozen=True)
+class EntropyModelConfig:
+    """Shape of an entropy model; the defaults are those of the published one."""
+
+    dim: int = 768
+    n_layers: int = 14
+    n_heads: int = 12
+    n_kv_heads: int | None = None
+    """Key and value heads; as many as ``n_heads`` by default."""
+    hidden_dim: int | None = None
+    """Width of the feed-forward layer; :func:`default_hidden_dim` of ``dim`` by default."""
+    context_length: int = 8192
+    """Tokens after which context and positions start again."""
+    window: int = 512
+    """Keys that a query sees, itself included."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    vocab_size: int = VOCAB_SIZE
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if self.hidden_dim is None:
+            object.__setattr__(self, "hidden_dim", default_hidden_dim(self.dim))
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}: must be positive, got {value}")
+        if self.dim % (2 * self.n_heads):
+            raise ValueError(f"n_heads: {self.n_heads} heads do not divide {self.dim} into pairs")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_kv_heads: {self.kv_heads} does not divide {self.n_heads} heads")
+        if self.vocab_size < VOCAB_SIZE:
+            raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+class Attention(nn.Module):
+    def __init__(self, config: EntropyModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = nn.Linear(config.dim, config.dim, bias=False)
+        self.wk = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        q, k, v = (w(x_TD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        out_THD = attend(apply_rotary(q, rotary), apply_rotary(k, rotary), v)
+        return self.wo(out_THD.flatten(-2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+
+
+class Block(nn.Module):
+    def __init__(self, config: EntropyModelConfig):
+        super().__init__()
+        assert config.hidden_dim is not None
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), rotary, attend)
+        return x_TD + self.feed_forward(self.ffn_norm(x_TD))
+
+
+class EntropyModel(nn.Module):
+    """Byte transformer over segments laid end to end; computes in its weights' dtype."""
+
+    def __init__(self, config: EntropyModelConfig):
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        # Kept beside the parameters, not as a buffer: .to(bfloat16) must not round it.
+        self._rotary = rotary_table(config.context_length, config.head_dim, config.rope_theta)
+
+    @property
+    def device(self) -> torch.device:
+        return self.output.weight.device
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest segment that the model can read."""
+        return self.config.context_length
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that a pack should hold on the device where the model is."""
+        return max(GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS, self.context_length)
+
+    def logits_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
+        """Next-byte logits of one pack.
+
+        Args:
+            tokens_T: token ids of segments laid end to end.
+            lengths_S: tokens of each segment, none longer than ``context_length``.
+
+        Returns:
+            ``[tokens, vocab_size]``, in the weights' dtype.
+
+        Raises:
+            ValueError: a segment is longer than the context.
+        """
+        if len(lengths_S) and int(lengths_S.max()) > self.context_length:
+            raise ValueError(
+                f"a segment of {int(lengths_S.max())} tokens is longer than the context of "
+                f"{self.context_length}: cut it with cut_segments first"
+            )
+        tokens = len(tokens_T)
+        padding = self._padded_size(tokens) - tokens
+        tokens_T = F.pad(tokens_T.to(self.device), (0, padding), value=BOE_ID)
+        lengths_S = lengths_S.to(self.device)
+        # Padding stands in segments of one token each, so that it costs the attention least.
+        lengths_S = torch.cat([lengths_S, lengths_S.new_ones(padding)])
+        self._rotary = self._rotary.to(self.device)
+        rotary = self._rotary[segment_positions(lengths_S)[1]]
+        if self.device.type == "cuda":
+            mask = window_block_mask(lengths_S, self.config.window)
+            return self._compiled_trunk(tokens_T, rotary, mask)[:tokens]
+        attend = BlockedAttention(lengths_S, self.config.window)
+        return self._trunk(tokens_T, rotary, attend)[:tokens]
+
+    def _padded_size(self, tokens: int) -> int:
+        # A compiled kernel is made for one shape: on a GPU every pack is filled to the budget.
+        unit = self.token_budget if self.device.type == "cuda" else BLOCK
+        return max(-(-tokens // unit), 1) * unit
+
+    def _trunk(self, tokens_T: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        x_TD = self.tok_embeddings(tokens_T)
+        for layer in self.layers:
+            x_TD = layer(x_TD, rotary, attend)
+        return self.output(self.norm(x_TD))
+
+    @functools.cached_property
+    def _compiled_trunk(self) -> Callable[[Tensor, Tensor, BlockMask], Tensor]:
+        def trunk(tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
+            return self._trunk(tokens_T, rotary, functools.partial(attend_flex, mask=mask))
+
+        return torch.compile(trunk, dynamic=False)
+
+    @torch.inference_mode()
+    def entropies_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
+        """Entropy (nats, float32) of the prediction after each token of one pack.
+
+        Arguments and errors are those of :meth:`logits_packed`.
+        """
+        logp_TV = self.logits_packed(tokens_T, lengths_S).float().log_softmax(-1)
+        return -torch.einsum("tv,tv->t", logp_TV.exp(), logp_TV)
+
+    def entropies(self, tokens_BS: Tensor, *, reset_at_newline: bool = False) -> Tensor:
+        """Entropies of a batch; see :func:`model.entropies.batch_entropies`."""
+        return batch_entropies(self, tokens_BS, reset_at_newline=reset_at_newline)

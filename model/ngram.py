@@ -1,0 +1,272 @@
+"""A count-based byte n-gram model: the cheap entropy model (arXiv 2412.09871, section 2.3 and 4.4).
+
+Fitting counts the n-grams of a sample in one pass and computes the exact entropy of the
+interpolated next-byte distribution (Witten and Bell, 1991) after every context that was seen.
+Scoring is then only a lookup: the longest context in the tables gives the entropy. No probability
+is computed on the hot path.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.entropies import batch_entropies
+from model.tokenizer import VOCAB_SIZE
+
+TOKEN_BITS = 9
+MAX_ORDER = 6
+"""Tokens of context: one more token and the key of an n-gram fills 63 bits."""
+DIRECT_ORDER = 2
+"""Contexts up to this long index a table that holds all of them."""
+MAX_TABLE_BITS = 22
+MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
+"""Odd, so that multiplying by it modulo a power of 2 can be undone (2**64 / golden ratio)."""
+BLOCK_TOKENS = 1 << 16
+"""Tokens looked up at a time: the temporaries of a block stay in the cache."""
+
+
+def context_keys(tokens_T: np.ndarray, starts_S: np.ndarray, order: int) -> np.ndarray:
+    """The last ``order`` tokens up to each position as one int64, the newest in the lowest bits.
+
+    Contexts do not reach back beyond ``starts_S``, the first positions of segments; what is missing
+    is id 0 (BOE).
+    """
+    keys, width = tokens_T.astype(np.int64), 1
+    while width < order:
+        step = min(width, order - width)
+        # The keys of `step` tokens that end `width` tokens earlier supply the older part.
+        older = keys[:-width] & ((1 << TOKEN_BITS * step) - 1)
+        keys[width:] |= older << (TOKEN_BITS * width)
+        width += step
+    # Where segments are shorter than the order, several masks meet; the smallest is the right one.
+    for distance in range(order - 1):
+        at = starts_S + distance
+        at = at[at < len(keys)]
+        keys[at] &= (1 << TOKEN_BITS * (distance + 1)) - 1
+    return keys
+
+
+@dataclass
+class NGramCounts:
+    """How often each n-gram occurred: ``order`` tokens of context and the token after them."""
+
+    order: int
+    grams_G: np.ndarray
+    """int64, sorted, distinct: ``context key << 9 | next token``."""
+    counts_G: np.ndarray
+    """int64."""
+
+    @classmethod
+    def of(cls, tokens_T: np.ndarray, lengths_S: np.ndarray, order: int) -> "NGramCounts":
+        """Counts of segments laid end to end."""
+        predicts_T = np.ones(len(tokens_T), bool)
+        predicts_T[np.cumsum(lengths_S) - 1] = False  # nothing follows the last token
+        starts_S = np.cumsum(lengths_S) - lengths_S
+        keys = context_keys(tokens_T, starts_S, order)[predicts_T]
+        following = tokens_T[1:][predicts_T[:-1]].astype(np.int64)
+        return cls(order, *np.unique(keys << TOKEN_BITS | following, return_counts=True))
+
+    def merge(self, other: "NGramCounts", limit: int) -> "NGramCounts":
+        """The sum of both; above ``limit`` n-grams the rarest are forgotten."""
+        grams = np.concatenate([self.grams_G, other.grams_G])
+        counts = np.concatenate([self.counts_G, other.counts_G])
+        grams, counts = _sum_by_key(grams, counts)
+        fewest = 1
+        while len(grams) > limit:
+            fewest += 1
+            kept = counts >= fewest
+            grams, counts = grams[kept], counts[kept]
+        return NGramCounts(self.order, grams, counts)
+
+    def shorter(self) -> "NGramCounts":
+        """The counts with one token of context less."""
+        kept_bits = (1 << TOKEN_BITS * self.order) - 1
+        return NGramCounts(self.order - 1, *_sum_by_key(self.grams_G & kept_bits, self.counts_G))
+
+
+def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(keys, kind="stable")
+    keys, values = keys[order], values[order]
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    return keys[first], np.add.reduceat(values, first) if len(first) else values
+
+
+@dataclass
+class _ContextEntropies:
+    """Entropy after every context of one length that was seen."""
+
+    contexts_C: np.ndarray
+    totals_C: np.ndarray
+    entropies_C: np.ndarray
+
+
+def _entropies_by_order(counts: NGramCounts) -> Iterator[_ContextEntropies]:
+    """For contexts of 0, 1, ... ``counts.order`` tokens.
+
+    After context c with N occurrences of T distinct tokens, ``p(w) = n(w) / (N + T) + λ p'(w)`` with
+    ``λ = T / (N + T)`` and p' the distribution after the shortened context; before the empty
+    context, p' is uniform. With S the tokens seen after c and P'(S) their mass under p', tokens
+    outside S contribute ``-λ ln λ (1 - P'(S)) + λ (H' + Σ_S p' ln p')``, so that only what was
+    counted is visited.
+    """
+    by_order = [counts]
+    while by_order[0].order:
+        by_order.insert(0, by_order[0].shorter())
+    lower_grams = lower_p = lower_contexts = lower_h = np.zeros(0)
+    for level in by_order:
+        contexts_G = level.grams_G >> TOKEN_BITS
+        first_C = np.flatnonzero(np.diff(contexts_G, prepend=-1))
+        contexts_C, seen_C = contexts_G[first_C], np.diff(first_C, append=len(contexts_G))
+        totals_C = np.add.reduceat(level.counts_G, first_C)
+        if level.order == 0:
+            backoff_p_G = np.full(len(contexts_G), 1 / VOCAB_SIZE)
+            backoff_h_C = np.full(len(contexts_C), np.log(VOCAB_SIZE))
+        else:
+            kept_bits = (1 << TOKEN_BITS * level.order) - 1
+            backoff_p_G = lower_p[np.searchsorted(lower_grams, level.grams_G & kept_bits)]
+            shorter_C = contexts_C & (kept_bits >> TOKEN_BITS)
+            backoff_h_C = lower_h[np.searchsorted(lower_contexts, shorter_C)]
+        lambda_C = seen_C / (totals_C + seen_C)
+        p_G = level.counts_G / np.repeat(totals_C + seen_C, seen_C)
+        p_G += np.repeat(lambda_C, seen_C) * backoff_p_G
+        seen_h_C = -np.add.reduceat(p_G * np.log(p_G), first_C)
+        seen_mass_C = np.add.reduceat(backoff_p_G, first_C)
+        seen_backoff_C = np.add.reduceat(backoff_p_G * np.log(backoff_p_G), first_C)
+        h_C = seen_h_C - lambda_C * np.log(lambda_C) * np.maximum(1 - seen_mass_C, 0)
+        h_C += lambda_C * np.maximum(backoff_h_C + seen_backoff_C, 0)
+        yield _ContextEntropies(contexts_C, totals_C, h_C)
+        lower_grams, lower_p, lower_contexts, lower_h = level.grams_G, p_G, contexts_C, h_C
+
+
+def _slots(contexts: np.ndarray, order: int, table_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where contexts stand in a hashed table, and what tells them from others that stand there.
+
+    Index and check together are the context multiplied by an odd number: no two contexts share
+    both, so that a hit is never a false one.
+    """
+    key_bits = TOKEN_BITS * order
+    mixed = (contexts * np.int64(MULTIPLIER)) & ((1 << key_bits) - 1)
+    check_bits = key_bits - table_bits
+    return mixed >> check_bits, mixed & ((1 << check_bits) - 1)
+
+
+def _hashed_table(level: _ContextEntropies, order: int, min_count: int) -> np.ndarray:
+    """Slots of ``check << 16 | float16 entropy``; -1 where empty. The most frequent context wins."""
+    kept = level.totals_C >= min_count
+    contexts, totals, entropies = (
+        level.contexts_C[kept],
+        level.totals_C[kept],
+        level.entropies_C[kept],
+    )
+    table_bits = min(max(2 * len(contexts), 1 << 10).bit_length() + 1, MAX_TABLE_BITS)
+    index, check = _slots(contexts, order, table_bits)
+    by_count = np.argsort(totals, kind="stable")  # a later, more frequent one overwrites
+    table = np.full(1 << table_bits, -1, np.int64)
+    bits = entropies.astype(np.float16).view(np.uint16).astype(np.int64)
+    table[index[by_count]] = (check << 16 | bits)[by_count]
+    return table
+
+
+class NGramEntropyModel:
+    """Entropy tables by context; see the module's text. Computes on the CPU, in one thread.
+
+    Entropies are stored, and so returned, with float16's precision.
+    """
+
+    context_length: int | None = None
+    """Contexts are short: a document of any length is one segment."""
+    token_budget = 1 << 20
+    device = torch.device("cpu")
+
+    def __init__(self, direct: np.ndarray, hashed: dict[int, np.ndarray]):
+        """
+        Args:
+            direct: float16 entropies indexed by the last two tokens.
+            hashed: by number of context tokens, from 3 without gaps; see ``_hashed_table``.
+        """
+        self.direct = direct
+        self.hashed = dict(sorted(hashed.items()))
+
+    @property
+    def order(self) -> int:
+        """Tokens of context."""
+        return max(self.hashed, default=DIRECT_ORDER)
+
+    @classmethod
+    def fit(
+        cls,
+        batches: Iterable[tuple[np.ndarray, np.ndarray]],
+        *,
+        order: int = 5,
+        min_count: int = 2,
+        max_grams: int = 1 << 25,
+    ) -> "NGramEntropyModel":
+        """Count n-grams in one pass over ``(tokens_T, segment lengths_S)`` batches.
+
+        Args:
+            order: tokens of context, 2 to 6.
+            min_count: longer contexts than two tokens are kept from this many occurrences on.
+            max_grams: memory bound; about 32 bytes each.
+
+        Raises:
+            ValueError: nothing to count, or ``order`` out of range.
+        """
+        if not DIRECT_ORDER <= order <= MAX_ORDER:
+            raise ValueError(f"order: must be {DIRECT_ORDER} to {MAX_ORDER}, got {order}")
+        counts = None
+        for tokens_T, lengths_S in batches:
+            new = NGramCounts.of(tokens_T, lengths_S, order)
+            counts = new if counts is None else counts.merge(new, max_grams)
+        if counts is None or not len(counts.grams_G):
+            raise ValueError("no text to fit the n-gram model on")
+        levels = list(_entropies_by_order(counts))
+        direct = np.full(1 << TOKEN_BITS * DIRECT_ORDER, levels[0].entropies_C[0], np.float16)
+        direct = direct.reshape(-1, 1 << TOKEN_BITS)
+        direct[:, levels[1].contexts_C] = levels[1].entropies_C
+        direct = direct.reshape(-1)
+        direct[levels[2].contexts_C] = levels[2].entropies_C
+        hashed = {k: _hashed_table(levels[k], k, min_count) for k in range(3, order + 1)}
+        return cls(direct, hashed)
+
+    def entropies_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
+        """Entropy (nats, float32) after each token of segments laid end to end."""
+        tokens, ends_S = tokens_T.numpy(), lengths_S.numpy().cumsum()
+        starts_S = ends_S - lengths_S.numpy()
+        h_T = np.empty(len(tokens), np.float32)
+        for start in range(0, len(tokens), BLOCK_TOKENS):
+            stop = min(start + BLOCK_TOKENS, len(tokens))
+            # Contexts at the block's first tokens reach back before it.
+            back = max(start - self.order + 1, 0)
+            near_S = slice(*np.searchsorted(starts_S, [back, stop]))
+            keys = context_keys(tokens[back:stop], starts_S[near_S] - back, self.order)
+            h_T[start:stop] = self._lookup(keys[start - back :])
+        return torch.from_numpy(h_T)
+
+    def _lookup(self, keys: np.ndarray) -> np.ndarray:
+        bits = np.empty(len(keys), np.uint16)
+        missing = None  # positions still to look up; None for all
+        for order in sorted(self.hashed, reverse=True):
+            table = self.hashed[order]
+            asked = keys if missing is None else keys[missing]
+            asked = asked & ((1 << TOKEN_BITS * order) - 1)
+            index, check = _slots(asked, order, len(table).bit_length() - 1)
+            found = table[index]
+            if missing is None:
+                bits[:] = found
+                missing = np.flatnonzero(found >> 16 != check)
+            else:
+                bits[missing] = found
+                missing = missing[found >> 16 != check]
+        direct = self.direct.view(np.uint16)
+        if missing is None:
+            bits[:] = direct[keys & (len(direct) - 1)]
+        else:
+            bits[missing] = direct[keys[missing] & (len(direct) - 1)]
+        return bits.view(np.float16)
+
+    def entropies(self, tokens_BS: Tensor, *, reset_at_newline: bool = False) -> Tensor:
+        """Entropies of a batch; see :func:`model.entropies.batch_entropies`."""
+        return batch_entropies(self, tokens_BS, reset_at_newline=reset_at_newline)

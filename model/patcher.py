@@ -1,0 +1,236 @@
+"""Boundary rules: where patches start, given next-byte entropies or the tokens themselves.
+
+One vectorised implementation works on documents laid end to end (the *flat* form); the batch form
+is a view of it. Sources: arXiv 2412.09871, sections 2.2-2.4 and 4.4, and the behaviour of the code
+that the published weights were trained with.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from model.tokenizer import BPE_ID, BYTE_OFFSET
+
+Rule = Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte", "bpe"]
+ENTROPY_RULES = ("global", "monotonic", "combined", "top-k")
+THRESHOLD_RULES = ("global", "monotonic", "combined")
+TOKEN_RULES = ("space", "bpe")
+
+
+@dataclass(frozen=True)
+class Patcher:
+    """Cuts documents into patches by one rule.
+
+    Tokens of a document are numbered from 0 (BOS). Whatever the rule, patches start at token 0 and
+    at token 1; ``h[i]`` is the entropy of the prediction after token ``i``. Comparisons are made in
+    float32, so float16 entropies give the same boundaries wherever they are computed.
+
+    Raises:
+        ValueError: the settings do not fit together; the message names the setting.
+    """
+
+    threshold: float | None = None
+    """Nats. ``h[i] > threshold`` (global, combined) or ``h[i] - h[i-1] > threshold`` (monotonic)."""
+    rule: Rule = "global"
+    threshold_add: float | None = None
+    """Nats. combined: also ``h[i] - h[i-1] > threshold_add``."""
+    patch_size: float | None = None
+    """Tokens. top-k: ``n // patch_size`` patches; static: the length of every patch."""
+    max_patch_length: int | None = None
+    """Tokens. A longer patch is cut into pieces of this length and a rest."""
+    published: bool = False
+    """Reproduce the published code where it departs from the rule: monotonic and combined always
+    start a patch at token 2, combined never at token 3, static counts from token 0."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule: {self.rule!r} is not one of {', '.join(get_args(Rule))}")
+        self._check("threshold", self.rule in THRESHOLD_RULES)
+        self._check("threshold_add", self.rule == "combined")
+        self._check("patch_size", self.rule in ("top-k", "static"))
+        if self.patch_size is not None and not 1 <= self.patch_size < float("inf"):
+            raise ValueError(f"patch_size: must be at least 1, got {self.patch_size}")
+        if self.max_patch_length is not None and self.max_patch_length < 1:
+            raise ValueError(f"max_patch_length: must be at least 1, got {self.max_patch_length}")
+
+    def _check(self, name: str, needed: bool) -> None:
+        value = getattr(self, name)
+        if needed and value is None:
+            raise ValueError(f"{name}: the {self.rule} rule needs it")
+        if not needed and value is not None:
+            raise ValueError(f"{name}: the {self.rule} rule does not use it")
+        if value is not None and value != value:
+            raise ValueError(f"{name}: is not a number")
+
+    def patch_lengths(
+        self,
+        entropies_BS: Tensor,
+        tokens_BS: Tensor | None = None,
+        *,
+        lengths_B: Tensor | None = None,
+        include_next_token: bool = False,
+    ) -> Tensor:
+        """Patch lengths of a batch, one document a row.
+
+        Args:
+            entropies_BS: nats, any float dtype. Rules that ignore entropies use its shape only.
+            tokens_BS: token ids; needed by the space and bpe rules.
+            lengths_B: tokens in each row where rows are right-padded; all of them by default.
+            include_next_token: count one more slot a row, the token being predicted, as BLT does
+                in training: lengths then sum to ``n + 1``.
+
+        Returns:
+            ``[batch, max_patches]`` int64, right-padded with 0; each row sums to ``n``.
+        """
+        batch, width = entropies_BS.shape
+        device = entropies_BS.device
+        if lengths_B is None:
+            lengths_B = torch.full((batch,), width, device=device)
+        inside_BS = torch.arange(width, device=device) < lengths_B[:, None]
+        flat_P, patches_B = self.patch_lengths_flat(
+            entropies_BS[inside_BS],
+            lengths_B,
+            None if tokens_BS is None else tokens_BS[inside_BS],
+            include_next_token=include_next_token,
+        )
+        most = int(patches_B.max()) if batch else 0
+        padded_BP = flat_P.new_zeros(batch, most)
+        padded_BP[torch.arange(most, device=device) < patches_B[:, None]] = flat_P
+        return padded_BP
+
+    def patch_lengths_flat(
+        self,
+        entropies_T: Tensor,
+        lengths_D: Tensor,
+        tokens_T: Tensor | None = None,
+        *,
+        include_next_token: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Patch lengths of documents laid end to end.
+
+        Args:
+            entropies_T: nats, all documents after one another.
+            lengths_D: tokens of each document; sums to ``len(entropies_T)``.
+
+        Returns:
+            ``lengths_P`` of all patches in order, and ``patches_D``, how many each document has;
+            both int64.
+        """
+        starts_S, first_D = self._starts(entropies_T, lengths_D, tokens_T, include_next_token)
+        start_P = starts_S.nonzero()[:, 0]
+        lengths_P = torch.diff(start_P, append=start_P.new_tensor([len(starts_S)]))
+        patches_until_S = torch.cat([start_P.new_zeros(1), starts_S.cumsum(0)])
+        slots_D = lengths_D + include_next_token
+        patches_D = patches_until_S[first_D + slots_D] - patches_until_S[first_D]
+        return lengths_P, patches_D
+
+    def _starts(
+        self, h_T: Tensor, lengths_D: Tensor, tokens_T: Tensor | None, next_token: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Which slots start a patch, and the first slot of each document.
+
+        A document of n tokens has n slots, or n + 1 with the next token.
+        """
+        if int(lengths_D.sum()) != len(h_T) or bool((lengths_D < 1).any()):
+            raise ValueError(
+                f"lengths: must be 1 or more and sum to {len(h_T)} tokens, got {lengths_D.tolist()}"
+            )
+        device = h_T.device
+        slots_D = lengths_D.to(device) + int(next_token)
+        first_D = slots_D.cumsum(0) - slots_D
+        slot_S = torch.arange(int(slots_D.sum()), device=device)
+        document_S = torch.repeat_interleave(slots_D)
+        position_S = slot_S - first_D[document_S]
+        if self.rule == "byte":
+            starts_S = torch.ones_like(slot_S, dtype=torch.bool)
+        elif self.rule == "static":
+            starts_S = self._static(position_S)
+        else:
+            position_T = position_S[position_S < lengths_D.to(device)[document_S]]
+            ends_T = self._ends(h_T, position_T, lengths_D.to(device), tokens_T, next_token)
+            # Slot j starts a patch where token j - 1 ends one; slot 0 has no token before it.
+            token_before_S = slot_S - 1 - document_S * int(next_token)
+            starts_S = ends_T[token_before_S.clamp(min=0)] & (position_S >= 2)
+            if self.published and self.rule in ("monotonic", "combined"):
+                starts_S |= position_S == 2
+            if self.published and self.rule == "combined":
+                starts_S &= position_S != 3
+            starts_S |= position_S < 2
+        if self.max_patch_length is not None:
+            last_start_S = torch.where(starts_S, slot_S, 0).cummax(0).values
+            starts_S |= (slot_S - last_start_S) % self.max_patch_length == 0
+        return starts_S, first_D
+
+    def _ends(
+        self,
+        h_T: Tensor,
+        position_T: Tensor,
+        lengths_D: Tensor,
+        tokens_T: Tensor | None,
+        next_token: bool,
+    ) -> Tensor:
+        """Whether a patch ends with each token; what it says of token 0 is not used."""
+        if self.rule in TOKEN_RULES:
+            if tokens_T is None:
+                raise ValueError(f"tokens: the {self.rule} rule needs them")
+            return tokens_T == BPE_ID if self.rule == "bpe" else _space_ends(tokens_T, position_T)
+        h_T = h_T.float()
+        rise_T = torch.diff(h_T, prepend=h_T[:1])
+        if self.rule == "top-k":
+            return self._top_k(h_T, position_T, lengths_D, next_token)
+        # A 0-d float32 tensor: a Python number would be compared in double precision or rounded
+        # to the other side's type, depending on the device and library.
+        threshold = torch.tensor(self.threshold, dtype=torch.float32, device=h_T.device)
+        if self.rule == "global":
+            return h_T > threshold
+        if self.rule == "monotonic":
+            return rise_T > threshold
+        threshold_add = torch.tensor(self.threshold_add, dtype=torch.float32, device=h_T.device)
+        return (rise_T > threshold_add) & (h_T > threshold)
+
+    def _top_k(
+        self, h_T: Tensor, position_T: Tensor, lengths_D: Tensor, next_token: bool
+    ) -> Tensor:
+        """The ``n // patch_size - 2`` highest entropies of each document; ties go to the first."""
+        assert self.patch_size is not None
+        wanted_D = ((lengths_D / self.patch_size).floor().long() - 2).clamp(min=0)
+        document_T = torch.repeat_interleave(lengths_D)
+        # The last token's entropy decides about the slot after it, which may not exist.
+        candidate_T = (position_T > 0) & (position_T < (lengths_D - 1 + next_token)[document_T])
+        key_T = torch.where(candidate_T, h_T, -torch.inf)
+        order_T = key_T.argsort(descending=True, stable=True)
+        order_T = order_T[document_T[order_T].argsort(stable=True)]
+        ends_T = torch.empty_like(candidate_T)
+        # After the second sort a document's tokens stand together again, highest entropy first,
+        # so that their rank is the position within the document.
+        ends_T[order_T] = position_T < wanted_D[document_T]
+        return ends_T & candidate_T
+
+    def _static(self, position_S: Tensor) -> Tensor:
+        """Starts at ``floor(k * patch_size)``, from token 1 (from token 0 as published)."""
+        assert self.patch_size is not None
+        past_S = position_S if self.published else position_S - 1
+        k_S = (past_S / self.patch_size).double().ceil()
+        # Division may round k to a neighbour: ask for the neighbours too.
+        starts_S = position_S == 0
+        for step in (-1, 0, 1):
+            starts_S |= ((k_S + step) * self.patch_size).floor() == past_S
+        return starts_S
+
+
+def _space_ends(tokens_T: Tensor, position_T: Tensor) -> Tensor:
+    """Ends of words: bytes that are neither letters, digits nor the rest of a character.
+
+    Of a run of such bytes only the first ends a patch. Special ids count as such bytes and always
+    end one.
+    """
+    byte_T = tokens_T - BYTE_OFFSET
+    letter_or_digit_T = torch.zeros_like(byte_T, dtype=torch.bool)
+    for first, last in ((ord("0"), ord("9")), (ord("A"), ord("Z")), (ord("a"), ord("z"))):
+        letter_or_digit_T |= (byte_T >= first) & (byte_T <= last)
+    continuation_T = (byte_T >= 0x80) & (byte_T < 0xC0)
+    space_T = ~(letter_or_digit_T | continuation_T)
+    after_space_T = space_T.roll(1) & (position_T > 0)
+    return (space_T & ~after_space_T) | (byte_T < 0)

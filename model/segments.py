@@ -1,0 +1,62 @@
+"""Segments: the stretches of text within which a model's context lives.
+
+A segment never crosses a document, is never longer than the model's context, and may be made to
+end at newlines (arXiv 2412.09871, section 4.4). Models read segments laid end to end, so that no
+token is spent on padding; positions and context start again with each.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from model.tokenizer import BYTE_OFFSET
+
+NEWLINE_ID = ord("\n") + BYTE_OFFSET
+
+
+def cut_segments(
+    tokens_T: Tensor,
+    document_lengths_D: Tensor,
+    *,
+    context_length: int | None,
+    reset_at_newline: bool = False,
+) -> Tensor:
+    """Lengths (int64) of the segments of documents laid end to end.
+
+    Args:
+        tokens_T: token ids; read only for newlines.
+        document_lengths_D: tokens of each document; all at least 1.
+        context_length: the longest segment, or None where a model needs no limit.
+        reset_at_newline: a segment also ends with every newline.
+    """
+    lengths_S = document_lengths_D
+    if reset_at_newline and len(tokens_T):
+        last_T = tokens_T == NEWLINE_ID
+        last_T[document_lengths_D.cumsum(0) - 1] = True
+        end_S = last_T.nonzero()[:, 0] + 1
+        lengths_S = torch.diff(end_S, prepend=end_S.new_zeros(1))
+    if context_length is None:
+        return lengths_S
+    pieces_S = (lengths_S + context_length - 1) // context_length
+    last_piece_S = pieces_S.cumsum(0) - 1
+    pieces = torch.full((int(pieces_S.sum()),), context_length, dtype=torch.int64)
+    pieces = pieces.to(lengths_S.device)
+    pieces[last_piece_S] = lengths_S - (pieces_S - 1) * context_length
+    return pieces
+
+
+def pack_segments(lengths_S: Tensor, token_budget: int) -> Iterator[tuple[slice, slice]]:
+    """Runs of whole segments that hold at most ``token_budget`` tokens each (next-fit).
+
+    A segment longer than the budget is a pack of its own. Yields the slice of segments and the
+    slice of tokens of each pack; they follow one another without gaps.
+    """
+    end_S = lengths_S.cumsum(0).cpu()
+    segment, token = 0, 0
+    while segment < len(end_S):
+        next_segment = int(torch.searchsorted(end_S, token + token_budget, right=True))
+        next_segment = max(next_segment, segment + 1)
+        next_token = int(end_S[next_segment - 1])
+        yield slice(segment, next_segment), slice(token, next_token)
+        segment, token = next_segment, next_token
