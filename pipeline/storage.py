@@ -1,0 +1,196 @@
+"""Files wherever they are: listing and opening inputs, committing outputs in one atomic step.
+
+Every path is a URL that fsspec knows, or a plain local path. Credentials come from the usual
+environment and are never stored or printed.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError, PipelineError
+
+TEMPORARY = "_tmp"
+"""Directory below a local output that holds what is not committed yet."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of the corpus."""
+
+    url: str
+    name: str
+    """Path below the directory or glob that it was found by: what documents are called after."""
+    size: int
+    """Bytes, as stored."""
+    version: str
+    """Changes when the content does: etag or time of modification."""
+
+
+def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[InputFile]:
+    """The files that paths, globs, directories and URLs stand for, sorted by URL, each once.
+
+    Directories and globs give the files with one of ``suffixes`` that are not hidden; a path to a
+    file gives the file whatever it is called.
+
+    Raises:
+        ConfigError: an input cannot be listed or holds no such file.
+    """
+    found: dict[str, InputFile] = {}
+    for pattern in inputs:
+        try:
+            files = list(_list_one(pattern, suffixes))
+        except Exception as error:  # each filesystem has its own; all mean the same here
+            raise ConfigError(f"--input {pattern}: cannot be listed: {_say(error)}") from error
+        if not files:
+            known = " ".join(suffixes)
+            raise ConfigError(f"--input {pattern}: no such file, and no files with {known} below")
+        found |= {file.url: file for file in files}
+    return [found[url] for url in sorted(found)]
+
+
+def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
+    filesystem, path = url_to_fs(pattern)
+    filesystem.invalidate_cache()
+    if any(magic in path for magic in "*?["):
+        root = str(PurePosixPath(path[: min(path.find(m) for m in "*?[" if m in path)] + "x").parent)
+        infos = filesystem.glob(path, detail=True)
+    elif filesystem.isdir(path):
+        root, infos = path, filesystem.find(path, detail=True)
+    elif filesystem.exists(path):
+        yield _input_file(filesystem, filesystem.info(path), PurePosixPath(path).name)
+        return
+    else:
+        return
+    for found, info in infos.items():
+        name = found.removeprefix(root).lstrip("/")
+        hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
+        if info["type"] == "file" and not hidden and name.endswith(suffixes):
+            yield _input_file(filesystem, info, name)
+
+
+def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    local = isinstance(filesystem, LocalFileSystem)
+    url = info["name"] if local else filesystem.unstrip_protocol(info["name"])
+    return InputFile(url, name, int(info["size"]), str(version).strip('"'))
+
+
+def open_input(url: str) -> IO[bytes]:
+    """A seekable binary file that reads ahead in large pieces; the caller closes it."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return filesystem.open(path, "rb")
+    return filesystem.open(path, "rb", block_size=8 << 20)
+
+
+def _say(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+class OutputDirectory:
+    """A directory, local or remote, in which files appear whole or not at all."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self.filesystem, self.path = url_to_fs(self.url)
+        self.local = isinstance(self.filesystem, LocalFileSystem)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OutputDirectory, (self.url,)
+
+    def locate(self, name: str) -> str:
+        """The URL of a file below this directory."""
+        return f"{self.path if self.local else self.url}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return self.filesystem.exists(f"{self.path}/{name}")
+
+    def names(self, directory: str) -> list[str]:
+        """Names of the files in a directory below this one; none if there is no such directory."""
+        self.filesystem.invalidate_cache()
+        try:
+            found = self.filesystem.ls(f"{self.path}/{directory}", detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(PurePosixPath(path).name for path in found)
+
+    def read(self, name: str) -> bytes:
+        return self.filesystem.cat_file(f"{self.path}/{name}")
+
+    def open(self, name: str) -> IO[bytes]:
+        return open_input(self.locate(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Commit a small file."""
+        with self.committing(name) as temporary:
+            temporary.write_bytes(data)
+
+    @contextlib.contextmanager
+    def committing(self, name: str) -> Iterator[Path]:
+        """A local path to write to; when the block ends the file is committed as ``name``.
+
+        If the block fails nothing is left behind. Locally the commit is a rename within one
+        filesystem, after the data is on disk; remotely it is one upload, which object stores show
+        only when it is complete.
+
+        Raises:
+            PipelineError: the file cannot be written; names it.
+        """
+        temporary = self._temporary_path()
+        try:
+            yield temporary
+            if self.local:
+                self._rename(temporary, Path(self.path, name))
+            else:
+                self.filesystem.put_file(str(temporary), f"{self.path}/{name}")
+        except PipelineError:
+            raise
+        except Exception as error:  # each filesystem has its own; all mean the same here
+            raise PipelineError(f"cannot write {self.locate(name)}: {_say(error)}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _temporary_path(self) -> Path:
+        name = uuid.uuid4().hex
+        if not self.local:
+            return Path(tempfile.gettempdir(), f"blt-titan-{name}")
+        directory = Path(self.path, TEMPORARY)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PipelineError(f"--output {self.url}: cannot be written to: {error}") from error
+        return directory / name
+
+    @staticmethod
+    def _rename(temporary: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        # The rename itself is on disk only when its directory is.
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or directory below this one, if it is there."""
+        if self.exists(name):
+            self.filesystem.rm(f"{self.path}/{name}", recursive=True)
+
+    def remove_temporary(self) -> None:
+        """Remove what killed processes left uncommitted."""
+        if self.local:
+            shutil.rmtree(Path(self.path, TEMPORARY), ignore_errors=True)
+
