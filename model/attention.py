@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128
-"""Tokens in a query block: the number of tokens laid end to end must be a multiple."""
+"""Tokens in a query block. Packs must be padded to a multiple."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(q_THD, k_TKD, v_TKD) -> out_THD`` for one layer."""
@@ -41,25 +41,25 @@ def apply_rotary(x_THD: Tensor, rotary_TF2: Tensor) -> Tensor:
     return turned.flatten(-2).type_as(x_THD)
 
 
-def segment_positions(lengths_S: Tensor) -> tuple[Tensor, Tensor]:
-    """The segment number of every token and its position within the segment."""
-    segment_T = torch.repeat_interleave(lengths_S)
+def token_positions(lengths_S: Tensor, tokens: int) -> Tensor:
+    """Position of each token within its segment; ``tokens`` is the sum of the lengths.
+
+    (Given, because a GPU would have to be waited for to learn it.)
+    """
     start_S = lengths_S.cumsum(0) - lengths_S
-    return segment_T, torch.arange(len(segment_T), device=lengths_S.device) - start_S[segment_T]
+    start_T = torch.repeat_interleave(start_S, lengths_S, output_size=tokens)
+    return torch.arange(tokens, device=lengths_S.device) - start_T
 
 
 class BlockedAttention:
-    """Attention for one pack on a CPU.
+    """Attention for one pack on a CPU, given each token's position within its segment.
 
     Each block of 128 queries reads the keys that its window reaches back to. Blocks near the start
     of a segment reach less far; blocks are grouped by reach, and masks made once for all layers.
     """
 
-    def __init__(self, lengths_S: Tensor, window: int):
-        segment_T, position_T = segment_positions(lengths_S)
-        if len(segment_T) % BLOCK:
-            raise ValueError(f"tokens: must be a multiple of {BLOCK}, got {len(segment_T)}")
-        query_NB = torch.arange(len(segment_T)).view(-1, BLOCK)
+    def __init__(self, position_T: Tensor, window: int):
+        query_NB = torch.arange(len(position_T)).view(-1, BLOCK)
         # Only the segment of the block's first query can reach back beyond the block.
         reach_N = position_T[query_NB[:, 0]].clamp(max=window - 1)
         reach_N = (reach_N + BLOCK - 1) // BLOCK * BLOCK
@@ -91,16 +91,20 @@ class BlockedAttention:
         return out_NBHD.flatten(0, 1)
 
 
-def window_block_mask(lengths_S: Tensor, window: int) -> BlockMask:
-    """FlexAttention's mask for one pack, made without visiting all pairs of blocks."""
-    segment_T, position_T = segment_positions(lengths_S)
-    tokens = len(segment_T)
-    first_query_N = torch.arange(0, tokens, BLOCK, device=lengths_S.device)
+def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
+    """FlexAttention's mask for one pack, made without visiting all pairs of blocks.
+
+    Args:
+        position_T: position of each token within its segment.
+        window: keys that a query sees, itself included.
+    """
+    tokens, device = len(position_T), position_T.device
+    first_query_N = torch.arange(0, tokens, BLOCK, device=device)
     reach_N = position_T[first_query_N].clamp(max=window - 1)
     first_block_N = (first_query_N - reach_N) // BLOCK
     blocks = len(first_query_N)
-    count_N = torch.arange(blocks, device=lengths_S.device) - first_block_N + 1
-    offset_K = torch.arange(blocks, device=lengths_S.device)
+    count_N = torch.arange(blocks, device=device) - first_block_N + 1
+    offset_K = torch.arange(blocks, device=device)
     index_NK = (first_block_N[:, None] + offset_K).clamp(max=blocks - 1)
 
     def inside(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 No code of a checkpoint is ever run: pickles are read with ``weights_only``. Layouts:
 
 * own: ``config.json`` with ``"format"`` + ``model.safetensors`` (transformer and n-gram alike);
-* published, consolidated: ``params.json`` (key ``entropy_model``) + ``consolidated.pth`` (``model``);
+* published, consolidated: ``params.json`` (key ``entropy_model``) + ``consolidated.pth``
+  (key ``model``);
 * published, hub: ``config.json`` = ``{"args": {...}}`` + ``model.safetensors``;
 * transformers' BLT: ``config.json`` with ``patcher_config`` + safetensors under ``model.patcher.``.
 """
@@ -31,10 +32,10 @@ from model.ngram import NGramEntropyModel
 FORMAT = "blt-titan/entropy-model/1"
 WANTED_FILES = ["config.json", "params.json", "*.safetensors", "*.safetensors.index.json", "*.pth"]
 
-IGNORED_ARGS = frozenset(
-    "attn_impl attn_bias_type sliding_window eos_id seed init_base_std init_std_factor "
-    "rope_use_fp32_in_outer_product".split()
-)
+IGNORED_ARGS = {
+    *("attn_impl", "attn_bias_type", "sliding_window", "eos_id", "seed"),
+    *("init_base_std", "init_std_factor", "rope_use_fp32_in_outer_product"),
+}
 """Published arguments that don't describe the computation: how weights were initialised, and
 attention settings, which the published model was not run with (it is always causal, within one
 document, window 512)."""
@@ -116,7 +117,7 @@ def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -124,8 +125,8 @@ def _state(model: EntropyModel | NGramEntropyModel) -> tuple[dict[str, Any], dic
     if isinstance(model, EntropyModel):
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         return {"kind": "transformer", **asdict(model.config)}, tensors
-    tensors = {f"order_{k}": torch.from_numpy(table) for k, table in model.hashed.items()}
-    return {"kind": "ngram"}, {"direct": torch.from_numpy(model.direct), **tensors}
+    tensors = {f"order_{k}": torch.tensor(table) for k, table in model.hashed.items()}
+    return {"kind": "ngram"}, {"direct": torch.tensor(model.direct), **tensors}
 
 
 def _load(directory: Path) -> EntropyModel | NGramEntropyModel:
@@ -225,7 +226,7 @@ def _safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str
     found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118 (not a dict)
                 prefix = next((p for p in prefixes if name.startswith(p)), None)
                 if prefix is not None:
                     found[prefix][name.removeprefix(prefix)] = file.get_tensor(name)

@@ -21,7 +21,7 @@ from model.attention import (
     apply_rotary,
     attend_flex,
     rotary_table,
-    segment_positions,
+    token_positions,
     window_block_mask,
 )
 from model.entropies import batch_entropies
@@ -172,15 +172,16 @@ class EntropyModel(nn.Module):
         tokens = len(tokens_T)
         padding = self._padded_size(tokens) - tokens
         tokens_T = F.pad(tokens_T.to(self.device), (0, padding), value=BOE_ID)
-        lengths_S = lengths_S.to(self.device)
+        lengths_S = lengths_S.to(self.device, non_blocking=True)
         # Padding stands in segments of one token each, so that it costs the attention least.
         lengths_S = torch.cat([lengths_S, lengths_S.new_ones(padding)])
+        position_T = token_positions(lengths_S, len(tokens_T))
         self._rotary = self._rotary.to(self.device)
-        rotary = self._rotary[segment_positions(lengths_S)[1]]
+        rotary = self._rotary[position_T]
         if self.device.type == "cuda":
-            mask = window_block_mask(lengths_S, self.config.window)
+            mask = window_block_mask(position_T, self.config.window)
             return self._compiled_trunk(tokens_T, rotary, mask)[:tokens]
-        attend = BlockedAttention(lengths_S, self.config.window)
+        attend = BlockedAttention(position_T, self.config.window)
         return self._trunk(tokens_T, rotary, attend)[:tokens]
 
     def _padded_size(self, tokens: int) -> int:

@@ -106,8 +106,8 @@ class _ContextEntropies:
 def _entropies_by_order(counts: NGramCounts) -> Iterator[_ContextEntropies]:
     """For contexts of 0, 1, ... ``counts.order`` tokens.
 
-    After context c with N occurrences of T distinct tokens, ``p(w) = n(w) / (N + T) + λ p'(w)`` with
-    ``λ = T / (N + T)`` and p' the distribution after the shortened context; before the empty
+    After context c with N occurrences of T distinct tokens, ``p(w) = n(w) / (N + T) + λ p'(w)``
+    with ``λ = T / (N + T)`` and p' the distribution after the shortened context; before the empty
     context, p' is uniform. With S the tokens seen after c and P'(S) their mass under p', tokens
     outside S contribute ``-λ ln λ (1 - P'(S)) + λ (H' + Σ_S p' ln p')``, so that only what was
     counted is visited.
@@ -115,7 +115,8 @@ def _entropies_by_order(counts: NGramCounts) -> Iterator[_ContextEntropies]:
     by_order = [counts]
     while by_order[0].order:
         by_order.insert(0, by_order[0].shorter())
-    lower_grams = lower_p = lower_contexts = lower_h = np.zeros(0)
+    lower_grams = lower_contexts = np.zeros(0, np.int64)
+    lower_p = lower_h = np.zeros(0)
     for level in by_order:
         contexts_G = level.grams_G >> TOKEN_BITS
         first_C = np.flatnonzero(np.diff(contexts_G, prepend=-1))
@@ -154,7 +155,7 @@ def _slots(contexts: np.ndarray, order: int, table_bits: int) -> tuple[np.ndarra
 
 
 def _hashed_table(level: _ContextEntropies, order: int, min_count: int) -> np.ndarray:
-    """Slots of ``check << 16 | float16 entropy``; -1 where empty. The most frequent context wins."""
+    """Slots of ``check << 16 | float16 entropy``; -1 where empty. The most frequent wins a slot."""
     kept = level.totals_C >= min_count
     contexts, totals, entropies = (
         level.contexts_C[kept],
@@ -224,9 +225,8 @@ class NGramEntropyModel:
             raise ValueError("no text to fit the n-gram model on")
         levels = list(_entropies_by_order(counts))
         direct = np.full(1 << TOKEN_BITS * DIRECT_ORDER, levels[0].entropies_C[0], np.float16)
-        direct = direct.reshape(-1, 1 << TOKEN_BITS)
-        direct[:, levels[1].contexts_C] = levels[1].entropies_C
-        direct = direct.reshape(-1)
+        by_last_token = direct.reshape(-1, 1 << TOKEN_BITS)
+        by_last_token[:, levels[1].contexts_C] = levels[1].entropies_C
         direct[levels[2].contexts_C] = levels[2].entropies_C
         hashed = {k: _hashed_table(levels[k], k, min_count) for k in range(3, order + 1)}
         return cls(direct, hashed)

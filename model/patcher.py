@@ -32,7 +32,7 @@ class Patcher:
     """
 
     threshold: float | None = None
-    """Nats. ``h[i] > threshold`` (global, combined) or ``h[i] - h[i-1] > threshold`` (monotonic)."""
+    """Nats. global, combined: ``h[i] > threshold``; monotonic: ``h[i] - h[i-1] > threshold``."""
     rule: Rule = "global"
     threshold_add: float | None = None
     """Nats. combined: also ``h[i] - h[i-1] > threshold_add``."""

@@ -10,8 +10,12 @@ class ConfigError(PipelineError):
 
 
 class BadFileError(PipelineError):
-    """An input file's content cannot be read further; the file fails, the job goes on."""
+    """A file's content cannot be decoded (further): the file fails, the job goes on."""
+
+
+class UnreachableFileError(PipelineError):
+    """A file cannot be read now: the rest of it is left for a rerun, the job goes on."""
 
 
 class BadDocumentError(PipelineError):
-    """A document cannot be used and the job was asked to stop at such."""
+    """A document cannot be used, and the job was asked to stop at such."""

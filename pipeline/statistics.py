@@ -8,6 +8,8 @@ import numpy as np
 ENTROPY_BIN = 0.02
 """Nats; bin k of the entropy histogram counts ``k * ENTROPY_BIN <= h < (k + 1) * ENTROPY_BIN``."""
 
+LONGEST = 4096
+
 
 @dataclass
 class PatchStatistics:
@@ -19,7 +21,7 @@ class PatchStatistics:
     tokens: int = 0
     patches: int = 0
     patch_lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Entry k: patches of k tokens."""
+    """Entry k: patches of k tokens; the last one, LONGEST, also counts all longer patches."""
     entropies: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Histogram of entropies in bins of ENTROPY_BIN nats."""
 
@@ -34,7 +36,7 @@ class PatchStatistics:
             bytes=tokens - 2 * len(document_lengths_D),
             tokens=tokens,
             patches=len(patch_lengths_P),
-            patch_lengths=np.bincount(patch_lengths_P),
+            patch_lengths=np.bincount(np.minimum(patch_lengths_P, LONGEST)),
             entropies=np.bincount((h_T.astype(np.float32) / np.float32(ENTROPY_BIN)).astype(int)),
         )
 

@@ -5,6 +5,7 @@ environment and are never stored or printed.
 """
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -62,7 +63,9 @@ def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
     filesystem, path = url_to_fs(pattern)
     filesystem.invalidate_cache()
     if any(magic in path for magic in "*?["):
-        root = str(PurePosixPath(path[: min(path.find(m) for m in "*?[" if m in path)] + "x").parent)
+        root = str(
+            PurePosixPath(path[: min(path.find(m) for m in "*?[" if m in path)] + "x").parent
+        )
         infos = filesystem.glob(path, detail=True)
     elif filesystem.isdir(path):
         root, infos = path, filesystem.find(path, detail=True)
@@ -85,7 +88,7 @@ def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
     return InputFile(url, name, int(info["size"]), str(version).strip('"'))
 
 
-def open_input(url: str) -> IO[bytes]:
+def open_input(url: str) -> io.BufferedIOBase:
     """A seekable binary file that reads ahead in large pieces; the caller closes it."""
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
@@ -127,7 +130,7 @@ class OutputDirectory:
     def read(self, name: str) -> bytes:
         return self.filesystem.cat_file(f"{self.path}/{name}")
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> io.BufferedIOBase:
         return open_input(self.locate(name))
 
     def write(self, name: str, data: bytes) -> None:
@@ -148,17 +151,25 @@ class OutputDirectory:
         """
         temporary = self._temporary_path()
         try:
-            yield temporary
-            if self.local:
-                self._rename(temporary, Path(self.path, name))
-            else:
-                self.filesystem.put_file(str(temporary), f"{self.path}/{name}")
-        except PipelineError:
-            raise
-        except Exception as error:  # each filesystem has its own; all mean the same here
-            raise PipelineError(f"cannot write {self.locate(name)}: {_say(error)}") from error
+            try:
+                yield temporary
+            except OSError as error:
+                raise self._cannot_write(name, error) from error
+            try:
+                if self.local:
+                    self._rename(temporary, Path(self.path, name))
+                else:
+                    self.filesystem.put_file(str(temporary), f"{self.path}/{name}")
+            except Exception as error:  # each filesystem has its own; all mean the same here
+                raise self._cannot_write(name, error) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _cannot_write(self, name: str, error: Exception) -> PipelineError:
+        return PipelineError(
+            f"cannot write {self.locate(name)}: {_say(error)}; what is committed stays, "
+            "run the same command again to go on"
+        )
 
     def _temporary_path(self) -> Path:
         name = uuid.uuid4().hex
@@ -193,4 +204,3 @@ class OutputDirectory:
         """Remove what killed processes left uncommitted."""
         if self.local:
             shutil.rmtree(Path(self.path, TEMPORARY), ignore_errors=True)
-

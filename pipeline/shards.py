@@ -1,0 +1,292 @@
+"""Patch shards: what is in one, how it is written, found again, and checked.
+
+An output directory holds::
+
+    shards/NAME.arrow     Arrow IPC file, one row a document, in the order of the input
+    rejects/NAME.jsonl    records that could not be used: file, position, reason
+    entries/NAME.json     commits the two above: a shard exists once its entry does
+    manifest.json         written last: every entry, and what the shards were made from and with
+
+NAME is ``file-split-piece``: the number of the input file, of the split of it, and of the shard of
+that split. Columns: ``sample_id: string``, ``text: string``, ``entropies: list<float16>`` (nats,
+one a token; left out if so asked), ``patch_lengths: list<int32>`` (tokens), then metadata columns
+as strings.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from model.patcher import Patcher
+from model.tokenizer import encode_documents
+from pipeline.documents import Document, Reject
+from pipeline.errors import PipelineError
+from pipeline.scoring import Scored, patch_stored
+from pipeline.statistics import PatchStatistics
+from pipeline.storage import OutputDirectory
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+COMPRESSION = "zstd"
+
+
+def shard_schema(metadata: Sequence[str] = (), *, entropies: bool = True) -> pa.Schema:
+    """Schema of a shard with these metadata columns."""
+    columns = [pa.field("sample_id", pa.string()), pa.field("text", pa.string())]
+    if entropies:
+        columns.append(pa.field("entropies", pa.list_(pa.float16())))
+    columns.append(pa.field("patch_lengths", pa.list_(pa.int32())))
+    return pa.schema([*columns, *(pa.field(name, pa.string()) for name in metadata)])
+
+
+def record_batch(
+    documents: Sequence[Document], scored: Scored, schema: pa.Schema
+) -> pa.RecordBatch:
+    """Rows of a shard from scored documents."""
+    columns = {
+        "sample_id": pa.array([document.sample_id for document in documents], pa.string()),
+        "text": pa.array([document.text for document in documents], pa.string()),
+        "entropies": _lists(scored.lengths_D, pa.array(scored.entropies_T)),
+        "patch_lengths": _lists(scored.patches_D, pa.array(scored.patch_lengths_P, pa.int32())),
+    }
+    first_metadata = len(schema) - len(documents[0].metadata)
+    for i, name in enumerate(schema.names[first_metadata:]):
+        columns[name] = pa.array([document.metadata[i] for document in documents], pa.string())
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _lists(lengths_D: np.ndarray, values: pa.Array) -> pa.ListArray:
+    offsets = np.concatenate([[0], lengths_D.cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def ipc_options() -> pa.ipc.IpcWriteOptions:
+    """How shards are compressed; in one thread, because each worker has one core."""
+    return pa.ipc.IpcWriteOptions(compression=COMPRESSION, use_threads=False)
+
+
+@dataclass
+class ShardEntry:
+    """What is known of one shard: the commit record, and a line of the manifest."""
+
+    name: str
+    source: str
+    """Name of the input file."""
+    records: int = 0
+    """Records of the split that this shard stands for: documents and rejects."""
+    rejects: int = 0
+    last: bool = False
+    """Whether the split ends with this shard."""
+    error: str | None = None
+    """Why the file could not be read to its end."""
+    shard_bytes: int = 0
+    """Size of the Arrow file; there is none if there was no document."""
+    sha256: str | None = None
+    """Of the Arrow file."""
+    statistics: dict[str, Any] = field(default_factory=lambda: PatchStatistics().to_json())
+    """:class:`PatchStatistics`: documents, bytes, patches and histograms."""
+
+    @property
+    def path(self) -> str:
+        return f"shards/{self.name}.arrow"
+
+    @property
+    def rejects_path(self) -> str:
+        return f"rejects/{self.name}.jsonl"
+
+    @property
+    def patch_statistics(self) -> PatchStatistics:
+        return PatchStatistics.from_json(self.statistics)
+
+
+def shard_name(file_index: int, split_index: int, piece: int) -> str:
+    return f"{file_index:06d}-{split_index:05d}-{piece:05d}"
+
+
+def entry_path(name: str) -> str:
+    return f"entries/{name}.json"
+
+
+def commit_entry(output: OutputDirectory, entry: ShardEntry) -> None:
+    """The atomic step that makes a shard exist; its files have to be in place."""
+    output.write(entry_path(entry.name), to_json(asdict(entry)))
+
+
+def read_entry(output: OutputDirectory, name: str) -> ShardEntry:
+    return ShardEntry(**json.loads(output.read(entry_path(name))))
+
+
+def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> bytes:
+    """Lines of a rejects file: bad documents, then the file itself if it could not be read on."""
+    lines = [{"file": source, "position": r.position, "reason": r.reason} for r in rejects]
+    if error:
+        lines.append({"file": source, "position": "whole file", "reason": error})
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+
+def to_json(value: Any) -> bytes:
+    """JSON with sorted keys: equal values give equal bytes."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def write_manifest(
+    output: OutputDirectory, made_with: dict[str, Any], entries: Sequence[ShardEntry]
+) -> None:
+    """Close the shard set. ``made_with``: tokenizer, model, rule, sources, configuration."""
+    total = sum((entry.patch_statistics for entry in entries), PatchStatistics())
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **made_with,
+        "statistics": total.to_json(),
+        "shards": [asdict(entry) for entry in entries],
+    }
+    output.write(MANIFEST, to_json(manifest))
+
+
+class PatchedDocument(NamedTuple):
+    """One row of a shard."""
+
+    sample_id: str
+    text: str
+    entropies: np.ndarray | None
+    """float16, nats, one for each token (BOS, bytes, EOS); None if they were left out."""
+    patch_lengths: np.ndarray
+    """int32, tokens; sums to ``bytes + 2``."""
+
+    def patches(self) -> list[bytes]:
+        """The text cut at the boundaries; BOS and EOS are left out of the first and last."""
+        data = self.text.encode()
+        cuts = np.clip(np.concatenate([[0], self.patch_lengths.cumsum()]) - 1, 0, len(data))
+        return [data[a:b] for a, b in pairwise(cuts)]
+
+
+class ShardSet:
+    """A finished output directory; iterating it gives documents."""
+
+    def __init__(self, url: str):
+        """
+        Raises:
+            PipelineError: there is no manifest, or one of another format.
+        """
+        self.output = OutputDirectory(url)
+        try:
+            self.manifest = json.loads(self.output.read(MANIFEST))
+        except FileNotFoundError as error:
+            raise PipelineError(
+                f"{url}: no {MANIFEST}: not a shard set, or its job has not finished; "
+                "run the same command again to finish it"
+            ) from error
+        if self.manifest["format_version"] != FORMAT_VERSION:
+            raise PipelineError(
+                f"{url}: format version {self.manifest['format_version']} is not {FORMAT_VERSION}, "
+                "the one that this release reads"
+            )
+        self.entries = [ShardEntry(**entry) for entry in self.manifest["shards"]]
+
+    @property
+    def statistics(self) -> PatchStatistics:
+        return PatchStatistics.from_json(self.manifest["statistics"])
+
+    @property
+    def patcher(self) -> Patcher:
+        """The rule that placed the boundaries."""
+        return Patcher(**self.manifest["patcher"])
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows in order, as Arrow record batches."""
+        for entry in self.entries:
+            if entry.sha256 is not None:
+                yield from self._shard_batches(entry, columns)
+
+    def _shard_batches(
+        self, entry: ShardEntry, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        with self.output.open(entry.path) as file:
+            reader = pa.ipc.open_file(file)
+            for i in range(reader.num_record_batches):
+                batch = reader.get_batch(i)
+                yield batch if columns is None else batch.select(list(columns))
+
+    def __iter__(self) -> Iterator[PatchedDocument]:
+        for batch in self.batches():
+            has_entropies = "entropies" in batch.schema.names
+            for row in range(batch.num_rows):
+                yield PatchedDocument(
+                    batch["sample_id"][row].as_py(),
+                    batch["text"][row].as_py(),
+                    batch["entropies"][row].values.to_numpy() if has_entropies else None,
+                    batch["patch_lengths"][row].values.to_numpy(),
+                )
+
+    def rejects(self) -> Iterator[dict[str, str]]:
+        """Records that could not be used: ``file``, ``position``, ``reason``."""
+        for entry in self.entries:
+            if entry.rejects or entry.error:
+                for line in self.output.read(entry.rejects_path).splitlines():
+                    yield json.loads(line)
+
+    def verify(self) -> Iterator[str]:
+        """What is wrong with the shards, if anything: one sentence each.
+
+        Checks sha256, rows, sums of patch lengths, statistics, and that the boundaries are those
+        that the rule gives for the stored entropies.
+        """
+        total = PatchStatistics()
+        for entry in self.entries:
+            total += entry.patch_statistics
+            if entry.sha256 is None:
+                continue
+            where = self.output.locate(entry.path)
+            try:
+                with self.output.open(entry.path) as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if digest != entry.sha256:
+                    yield f"{where}: sha256 is {digest}, the manifest says {entry.sha256}"
+                else:
+                    yield from (f"{where}: {problem}" for problem in self._verify_rows(entry))
+            except (OSError, pa.ArrowInvalid) as error:
+                yield f"{where}: cannot be read: {error}"
+        if total.to_json() != self.manifest["statistics"]:
+            yield f"{self.output.locate(MANIFEST)}: statistics are not the sum of the shards'"
+
+    def _verify_rows(self, entry: ShardEntry) -> Iterator[str]:
+        found = PatchStatistics()
+        for number, batch in enumerate(self._shard_batches(entry)):
+            texts = batch["text"].cast(pa.binary()).to_pylist()
+            tokens_T, lengths_D = encode_documents(texts)
+            patch_lengths_P = batch["patch_lengths"].values.to_numpy().astype(np.int64)
+            patches_D = np.diff(batch["patch_lengths"].offsets.to_numpy())
+            owner_P = np.repeat(np.arange(len(patches_D)), patches_D)
+            sums_D = np.bincount(owner_P, patch_lengths_P, minlength=len(patches_D))
+            for row in np.flatnonzero(sums_D != lengths_D)[:1]:
+                yield (
+                    f"batch {number} row {row}: patch lengths sum to {sums_D[row]:.0f}, "
+                    f"the document has {lengths_D[row]} tokens"
+                )
+                return
+            h_T = np.zeros(0, np.float16)
+            if "entropies" in batch.schema.names:
+                h_T = np.array(batch["entropies"].values)
+                if not np.array_equal(np.diff(batch["entropies"].offsets.to_numpy()), lengths_D):
+                    yield f"batch {number}: not one entropy for each token"
+                    return
+                expected_P, _ = patch_stored(self.patcher, h_T, lengths_D, tokens_T)
+                if not np.array_equal(expected_P, patch_lengths_P):
+                    yield f"batch {number}: boundaries are not those of the stored entropies"
+            found += PatchStatistics.of(lengths_D, patch_lengths_P, h_T)
+        recorded = entry.patch_statistics
+        if "entropies" not in self.manifest["columns"]:
+            recorded.entropies = np.zeros(0, np.int64)
+        if found.to_json() != recorded.to_json():
+            yield "rows do not give the statistics in the manifest"
+
+
+def open_shards(url: str) -> ShardSet:
+    """Open a finished shard set: a local directory or a URL."""
+    return ShardSet(url)

@@ -1,0 +1,177 @@
+"""One worker's job: a split of a file → committed shards. No Ray in here.
+
+Reading, scoring and writing overlap, each in its own thread. A split is written as a sequence of
+shards; each is committed on its own, and a rerun skips the records of those that are.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from pipeline.config import PatchCorpusConfig
+from pipeline.documents import Document, Reject, Split, read_split
+from pipeline.errors import BadDocumentError, BadFileError, PipelineError, UnreachableFileError
+from pipeline.scoring import Scored, Scorer, prefetch
+from pipeline.shards import (
+    ShardEntry,
+    commit_entry,
+    entry_path,
+    ipc_options,
+    read_entry,
+    record_batch,
+    rejects_json,
+    shard_name,
+    shard_schema,
+)
+from pipeline.statistics import PatchStatistics
+from pipeline.storage import OutputDirectory
+
+BATCH_BYTES = 2 << 20
+"""Text that is scored at a time, and goes into one record batch of a shard."""
+MOST_REJECTS = 1 << 16
+"""Rejects after which a shard is closed: they are held in memory until then."""
+
+
+@dataclass
+class _Batch:
+    """Neighbouring records of a split."""
+
+    documents: list[Document] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    ends_shard: bool = False
+    ends_split: bool = False
+    error: str | None = None
+
+
+class _ScoredBatch(NamedTuple):
+    batch: _Batch
+    scored: Scored | None
+    """None if the batch has no document."""
+
+
+def patch_split(
+    split: Split,
+    file_index: int,
+    config: PatchCorpusConfig,
+    scorer: Scorer,
+    output: OutputDirectory,
+    report: Callable[[int], None],
+) -> None:
+    """Write and commit the shards of a split that are not committed yet.
+
+    Args:
+        report: called with the tokens of each pack that is scored.
+
+    Raises:
+        UnreachableFileError: the file cannot be read now; committed shards stay.
+        PipelineError: the job cannot go on.
+    """
+    piece, skip = 0, 0
+    while output.exists(entry_path(shard_name(file_index, split.index, piece))):
+        committed = read_entry(output, shard_name(file_index, split.index, piece))
+        if committed.last:
+            return
+        piece, skip = piece + 1, skip + committed.records
+    batches = prefetch(_read_batches(split, config, skip))
+    scored = prefetch(_score_batches(batches, scorer, report))
+    while True:
+        name = shard_name(file_index, split.index, piece)
+        if _write_shard(scored, name, split.file.name, config, output).last:
+            return
+        piece += 1
+
+
+def _records(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[Document | Reject]:
+    records = read_split(split, config.columns, config.max_document_bytes)
+    try:
+        yield from islice(records, skip, None)
+    except PipelineError:
+        raise
+    except Exception as error:  # each filesystem has its own; all mean the same here
+        raise UnreachableFileError(f"{split.file.url}: cannot be read: {error}") from error
+
+
+def _read_batches(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[_Batch]:
+    """The records of a split in batches; where one ends depends on the records alone."""
+    batch = _Batch()
+    batch_bytes = shard_bytes = shard_rejects = 0
+    try:
+        for record in _records(split, config, skip):
+            if shard_bytes >= config.shard_bytes or shard_rejects >= MOST_REJECTS:
+                batch.ends_shard = True
+                shard_bytes = shard_rejects = 0
+            if batch.ends_shard or batch_bytes >= BATCH_BYTES:
+                yield batch
+                batch, batch_bytes = _Batch(), 0
+            if isinstance(record, Document):
+                batch.documents.append(record)
+                batch_bytes += len(record.text)
+                shard_bytes += len(record.text)
+            elif config.on_bad_document == "fail":
+                raise BadDocumentError(
+                    f"{split.file.url}, position {record.position}: {record.reason} "
+                    "(--on-bad-document reject goes on without such documents)"
+                )
+            else:
+                batch.rejects.append(record)
+                shard_rejects += 1
+    except BadFileError as error:
+        batch.error = str(error)
+    batch.ends_shard = batch.ends_split = True
+    yield batch
+
+
+def _score_batches(
+    batches: Iterable[_Batch], scorer: Scorer, report: Callable[[int], None]
+) -> Iterator[_ScoredBatch]:
+    for batch in batches:
+        texts = [document.text for document in batch.documents]
+        yield _ScoredBatch(batch, scorer.score(texts, report) if texts else None)
+
+
+def _write_shard(
+    batches: Iterator[_ScoredBatch],
+    name: str,
+    source: str,
+    config: PatchCorpusConfig,
+    output: OutputDirectory,
+) -> ShardEntry:
+    """Write batches up to the end of a shard, and commit it."""
+    schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
+    statistics = PatchStatistics()
+    rejects: list[Reject] = []
+    entry = ShardEntry(name=name, source=source)
+    with ExitStack() as stack:
+        writer = None
+        for batch, scored in batches:
+            rejects += batch.rejects
+            if scored is not None:
+                if writer is None:
+                    path = stack.enter_context(output.committing(entry.path))
+                    writer = pa.ipc.new_file(str(path), schema, options=ipc_options())
+                    stack.callback(writer.close)
+                writer.write_batch(record_batch(batch.documents, scored, schema))
+                statistics += PatchStatistics.of(
+                    scored.lengths_D, scored.patch_lengths_P, scored.entropies_T
+                )
+            if batch.ends_shard:
+                entry.last, entry.error = batch.ends_split, batch.error
+                break
+        if writer is not None:
+            writer.close()
+            with path.open("rb") as file:
+                entry.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            entry.shard_bytes = path.stat().st_size
+    entry.rejects = len(rejects)
+    entry.records = statistics.documents + len(rejects)
+    entry.statistics = statistics.to_json()
+    # The file itself stands among the rejects too, so that they tell all that was lost.
+    if rejects or entry.error:
+        output.write(entry.rejects_path, rejects_json(source, rejects, entry.error))
+    commit_entry(output, entry)
+    return entry
