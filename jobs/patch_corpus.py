@@ -18,7 +18,7 @@ from pipeline.patching import PatchCorpusResult, patch_corpus
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(PatchCorpusConfig, config=(tyro.conf.FlagConversionOff,))
+    config = tyro.cli(PatchCorpusConfig, config=(tyro.conf.FlagCreatePairsOff,))
     # Standard output belongs to the result; progress and errors go beside it.
     console = Console(stderr=True)
     try:

@@ -93,16 +93,13 @@ def file_format(file: InputFile, wanted: Format) -> Format | None:
 def plan_file(file: InputFile, file_format: Format, split_bytes: int) -> FilePlan:
     """Cut a file into splits of about ``split_bytes``, by its content alone.
 
-    A file whose content is broken gets one split; reading it then tells what is wrong.
-
-    Raises:
-        OSError and others of the filesystem: the file cannot be read now.
+    A file that cannot be read gets one split; reading that then tells what is wrong.
     """
     whole = FilePlan([Split(file, file_format, 0, 0, None, file.size)], None)
     if file_format == "text":
         return whole
-    with open_input(file.url) as raw:
-        try:
+    try:
+        with open_input(file.url) as raw:
             if file_format == "parquet":
                 metadata = pq.ParquetFile(raw).metadata
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -125,10 +122,8 @@ def plan_file(file: InputFile, file_format: Format, split_bytes: int) -> FilePla
                     [Split(file, file_format, i, a, b, b - a) for i, (a, b) in enumerate(pieces)],
                     columns,
                 )
-        except Exception as error:
-            if not _is_broken_content(error):
-                raise
-            return whole
+    except Exception:  # reading the split meets the same error, and reports it
+        return whole
     return FilePlan(_group(file, file_format, sizes, split_bytes) or whole.splits, columns)
 
 

@@ -6,6 +6,7 @@ besides, what tells whether the same command is being run on the same input.
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from typing import Any
 
 from pipeline.documents import Split
@@ -14,8 +15,7 @@ from pipeline.shards import (
     FORMAT_VERSION,
     MANIFEST,
     ShardEntry,
-    entry_path,
-    read_entry,
+    read_entries,
     shard_name,
     to_json,
 )
@@ -69,10 +69,14 @@ class Run:
 
     def check_same(
         self, content: dict[str, Any], files: list[InputFile], output: OutputDirectory
-    ) -> None:
-        """
+    ) -> list[InputFile]:
+        """Check that a command is the one that this run began with, on the same input.
+
+        Returns:
+            files that this run found broken and that have changed since; with these it may go on.
+
         Raises:
-            PipelineError: the command or its input differs from the one that this run began with.
+            PipelineError: the command or its input differs; says in what.
         """
         anew = "; --overwrite starts anew"
         where = f"--output {output.url}"
@@ -84,27 +88,52 @@ class Run:
                 )
         before = {file.url: file for file in self.files}
         now = {file.url: file for file in files}
-        for url in sorted(before.keys() | now.keys()):
-            if url not in now:
-                raise PipelineError(f"{where}: input file {url} is gone since it was begun{anew}")
-            if url not in before:
-                raise PipelineError(f"{where}: input file {url} is new since it was begun{anew}")
-            if before[url] != now[url]:
-                raise PipelineError(f"{where}: input file {url} changed since it was begun{anew}")
+        for url in sorted(before.keys() ^ now.keys()):
+            what = "is gone" if url in before else "is new"
+            raise PipelineError(f"{where}: input file {url} {what} since it was begun{anew}")
+        changed = [file for url, file in now.items() if file != before[url]]
+        if changed:
+            broken = {e.source for entries in self.committed(output) for e in entries if e.error}
+            for file in changed:
+                if file.name not in broken:
+                    raise PipelineError(
+                        f"{where}: input file {file.url} changed since it was begun{anew}"
+                    )
+        return changed
 
-    def committed(self, output: OutputDirectory) -> dict[int, list[ShardEntry]]:
-        """Committed entries of each split (by its place in ``splits``), in order."""
+    def with_files(
+        self, files: list[InputFile], splits: list[Split], output: OutputDirectory
+    ) -> "Run":
+        """This run, recorded with ``files`` in place of their former versions, of which nothing
+        stays committed."""
+        new = {file.url: file for file in files}
+        output.remove(MANIFEST)
+        for i, file in enumerate(self.files):
+            if file.url in new:
+                for directory in ("entries", "shards", "rejects"):
+                    for name in output.names(directory):
+                        if name.startswith(shard_name(i, 0, 0).partition("-")[0] + "-"):
+                            output.remove(f"{directory}/{name}")
+        kept = [split for split in self.splits if split.file.url not in new]
+        all_files = [new.get(file.url, file) for file in self.files]
+        places = {file.url: i for i, file in enumerate(all_files)}
+        run = Run(
+            all_files,
+            sorted([*kept, *splits], key=lambda split: (places[split.file.url], split.index)),
+            self.content,
+            self.made_with | {"sources": source_records(all_files)},
+        )
+        run.save(output)
+        return run
+
+    def committed(self, output: OutputDirectory) -> list[list[ShardEntry]]:
+        """Committed entries of each split, in order."""
         numbers = {file: i for i, file in enumerate(self.files)}
-        present = set(output.names("entries"))
-        found: dict[int, list[ShardEntry]] = {}
-        for place, split in enumerate(self.splits):
-            entries: list[ShardEntry] = []
-            while True:
-                name = shard_name(numbers[split.file], split.index, len(entries))
-                if entry_path(name).rpartition("/")[2] not in present:
-                    break
-                entries.append(read_entry(output, name))
-            found[place] = entries
+        present = read_entries(output)
+        found: list[list[ShardEntry]] = []
+        for split in self.splits:
+            names = (shard_name(numbers[split.file], split.index, i) for i in count())
+            found.append([present[name] for name in takewhile(present.__contains__, names)])
         return found
 
 

@@ -122,6 +122,12 @@ def read_entry(output: OutputDirectory, name: str) -> ShardEntry:
     return ShardEntry(**json.loads(output.read(entry_path(name))))
 
 
+def read_entries(output: OutputDirectory) -> dict[str, ShardEntry]:
+    """All committed entries, by name."""
+    entries = (ShardEntry(**json.loads(data)) for data in output.read_all("entries").values())
+    return {entry.name: entry for entry in entries}
+
+
 def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> bytes:
     """Lines of a rejects file: bad documents, then the file itself if it could not be read on."""
     lines = [{"file": source, "position": r.position, "reason": r.reason} for r in rejects]

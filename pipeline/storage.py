@@ -130,6 +130,14 @@ class OutputDirectory:
     def read(self, name: str) -> bytes:
         return self.filesystem.cat_file(f"{self.path}/{name}")
 
+    def read_all(self, directory: str) -> dict[str, bytes]:
+        """All files of a directory, by name; remotely many at a time."""
+        paths = [f"{self.path}/{directory}/{name}" for name in self.names(directory)]
+        if not paths:
+            return {}
+        found = self.filesystem.cat(paths)
+        return {PurePosixPath(path).name: data for path, data in found.items()}
+
     def open(self, name: str) -> io.BufferedIOBase:
         return open_input(self.locate(name))
 

@@ -153,8 +153,8 @@ def _write_shard(
             if scored is not None:
                 if writer is None:
                     path = stack.enter_context(output.committing(entry.path))
-                    writer = pa.ipc.new_file(str(path), schema, options=ipc_options())
-                    stack.callback(writer.close)
+                    file = stack.enter_context(pa.OSFile(str(path), "wb"))
+                    writer = pa.ipc.new_file(file, schema, options=ipc_options())
                 writer.write_batch(record_batch(batch.documents, scored, schema))
                 statistics += PatchStatistics.of(
                     scored.lengths_D, scored.patch_lengths_P, scored.entropies_T
@@ -164,8 +164,9 @@ def _write_shard(
                 break
         if writer is not None:
             writer.close()
-            with path.open("rb") as file:
-                entry.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.close()
+            with path.open("rb") as written:
+                entry.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
             entry.shard_bytes = path.stat().st_size
     entry.rejects = len(rejects)
     entry.records = statistics.documents + len(rejects)
