@@ -92,7 +92,9 @@ def read_lines(
 
 def _pieces(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bool]]:
     """What lies between newlines, a chunk at a time; with whether a newline follows."""
-    while chunk := file.read(CHUNK_BYTES):
+    # A decompressor's read1 gives what it has: read would throw that away at a broken place.
+    read = getattr(file, "read1", file.read)
+    while chunk := read(CHUNK_BYTES):
         *whole, rest = chunk.split(b"\n")
         for piece in whole:
             yield piece, True

@@ -1,0 +1,104 @@
+"""Shared pieces: small models, a small corpus of real text, a way to run the job."""
+
+import json
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, save_entropy_model
+from model.tokenizer import encode_documents
+
+ROOT = Path(__file__).resolve().parents[1]
+JOB = ROOT / "jobs" / "patch_corpus.py"
+
+torch.set_num_threads(1)
+
+
+def topics() -> list[tuple[str, str]]:
+    """Real text that every Python has: ``(id, text)`` of its documentation's topics, 0.7 MB."""
+    return sorted(pydoc_data.topics.topics.items())
+
+
+@pytest.fixture(scope="session")
+def small_model() -> EntropyModel:
+    """Random weights, sharp enough that entropies spread over their whole range."""
+    torch.manual_seed(0)
+    config = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+    model = EntropyModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def small_model_directory(
+    small_model: EntropyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    directory = tmp_path_factory.mktemp("entropy-model")
+    save_entropy_model(small_model, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ngram_model() -> NGramEntropyModel:
+    texts = [text.encode() for _, text in topics()[:20]]
+    return NGramEntropyModel.fit([encode_documents(texts)])
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """The topics as one JSONL file."""
+    return write_jsonl(tmp_path / "corpus" / "topics.jsonl", topics())
+
+
+def write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id": name, "text": text}) for name, text in documents]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a user without a cluster and without our tests' settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return kept | {"COLUMNS": "200"} | more
+
+
+RunJob = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(JOB), *map(str, arguments)]
+
+
+@pytest.fixture
+def run_job() -> RunJob:
+    """Run the job as a user does; gives the finished process."""
+
+    def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command(*arguments),
+            env=env or environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Everything that a run promises to make the same each time."""
+    kept = ("shards", "rejects", "entries", "manifest.json")
+    paths = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    names = {path: path.relative_to(output) for path in paths}
+    return {str(n): p.read_bytes() for p, n in names.items() if n.parts[0] in kept}

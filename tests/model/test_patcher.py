@@ -1,0 +1,242 @@
+"""Every rule against cases worked out by hand, and against a plain loop over its definition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import ByteTokenizer, Patcher
+from model.patcher import Rule
+
+H = torch.tensor([[9.0, 1.0, 3.0, 2.0, 2.5, 0.5, 4.0, 1.0]])
+
+
+def lengths(patcher: Patcher, h=H, **more) -> list[int]:
+    return patcher.patch_lengths(h, **more)[0].tolist()
+
+
+def words(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.tensor([ByteTokenizer().encode(text)])
+    return torch.zeros(tokens.shape), tokens
+
+
+def test_global():
+    # Entropies 2 (3.0), 4 (2.5) and 6 (4.0) are above 2: patches start at 0, 1, 3, 5 and 7.
+    assert lengths(Patcher(2.0)) == [1, 2, 2, 2, 1]
+    # Strictly above: 2.5 itself does not start a patch.
+    assert lengths(Patcher(2.5)) == [1, 2, 4, 1]
+    # The last token's entropy is about a token that this form does not have ...
+    assert lengths(Patcher(0.9)) == [1, 1, 1, 1, 1, 2, 1]
+    # ... and the next-token form has: one slot more, started by it.
+    assert lengths(Patcher(0.9), include_next_token=True) == [1, 1, 1, 1, 1, 2, 1, 1]
+    assert lengths(Patcher(2.0), include_next_token=True) == [1, 2, 2, 2, 2]
+
+
+def test_monotonic():
+    # Rises: 1→3 by 2 at 2, 2→2.5 by 0.5 at 4, 0.5→4 by 3.5 at 6.
+    assert lengths(Patcher(0.4, "monotonic")) == [1, 2, 2, 2, 1]
+    assert lengths(Patcher(0.5, "monotonic")) == [1, 2, 4, 1]
+    assert lengths(Patcher(0.4, "monotonic", published=True)) == [1, 1, 1, 2, 2, 1]
+
+
+def test_combined():
+    assert lengths(Patcher(2.7, "combined", threshold_add=0.4)) == [1, 2, 4, 1]
+    assert lengths(Patcher(2.0, "combined", threshold_add=1.0)) == [1, 2, 4, 1]
+    # As published: a start at 2 whatever the entropies, none at 3 although 3.0 rose by 2.
+    published = Patcher(2.0, "combined", threshold_add=0.4, published=True)
+    assert lengths(published) == [1, 1, 3, 2, 1]
+
+
+def test_top_k():
+    # 8 // 2 - 2 = 2 highest of those after tokens 1 to 6: tokens 6 and 2.
+    assert lengths(Patcher(rule="top-k", patch_size=2)) == [1, 2, 4, 1]
+    # 8 // 1.6 - 2 = 3: token 4 as well. Token 7 only counts with the next token.
+    assert lengths(Patcher(rule="top-k", patch_size=1.6)) == [1, 2, 2, 2, 1]
+    assert lengths(Patcher(rule="top-k", patch_size=4)) == [1, 7]
+    assert lengths(Patcher(rule="top-k", patch_size=1)) == [1] * 8
+    tie = torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    assert lengths(Patcher(rule="top-k", patch_size=2), tie) == [1, 1, 4]
+
+
+def test_space():
+    h, tokens = words("ab, cd1 e")
+    # BOS | a b , | space c d 1 space | e EOS: of ", " only the comma ends a patch.
+    assert lengths(Patcher(rule="space"), h, tokens_BS=tokens) == [1, 3, 5, 2]
+    h, tokens = words("é è")
+    # The first byte of a character ends a patch, unless it follows BOS or a space, as both here do;
+    # the space between them does end one.
+    assert lengths(Patcher(rule="space"), h, tokens_BS=tokens) == [1, 3, 3]
+    # A special id ends one even after a space.
+    tokens = torch.tensor([[1, 101, 36, 2, 1, 101]])
+    assert lengths(Patcher(rule="space"), tokens.float(), tokens_BS=tokens) == [1, 2, 1, 1, 1]
+
+
+def test_static():
+    assert lengths(Patcher(rule="static", patch_size=3)) == [1, 3, 3, 1]
+    # Starts at 1 + floor(k * 2.5): 1, 3, 6, 8.
+    assert lengths(Patcher(rule="static", patch_size=2.5)) == [1, 2, 3, 2]
+    assert lengths(Patcher(rule="static", patch_size=3, published=True)) == [3, 3, 2]
+    assert lengths(Patcher(rule="static", patch_size=100)) == [1, 7]
+
+
+def test_byte():
+    assert lengths(Patcher(rule="byte")) == [1] * 8
+
+
+def test_bpe_delimiter():
+    tokens = torch.tensor([[3, 101, 3, 101, 101, 3, 101, 3]])
+    # Patches start after a delimiter; one at token 0 changes nothing, 1 starts a patch anyway.
+    assert lengths(Patcher(rule="bpe"), tokens_BS=tokens) == [1, 2, 3, 2]
+    assert lengths(Patcher(rule="bpe"), tokens_BS=tokens, include_next_token=True) == [1, 2, 3, 2, 1]
+
+
+def test_max_patch_length():
+    assert lengths(Patcher(3.5, max_patch_length=4)) == [1, 4, 2, 1]
+    assert lengths(Patcher(100.0, max_patch_length=3)) == [1, 3, 3, 1]
+    assert lengths(Patcher(rule="static", patch_size=5, max_patch_length=2)) == [1, 2, 2, 1, 2]
+
+
+ALL: list[Patcher] = [
+    Patcher(2.0),
+    Patcher(2.0, max_patch_length=3),
+    Patcher(0.2, "monotonic"),
+    Patcher(0.2, "monotonic", published=True),
+    Patcher(1.0, "combined", threshold_add=0.1),
+    Patcher(1.0, "combined", threshold_add=0.1, published=True),
+    Patcher(rule="top-k", patch_size=1),
+    Patcher(rule="top-k", patch_size=2.3, max_patch_length=2),
+    Patcher(rule="space"),
+    Patcher(rule="static", patch_size=3.3),
+    Patcher(rule="static", patch_size=1.1, published=True),
+    Patcher(rule="byte"),
+    Patcher(rule="bpe"),
+]
+
+
+def by_definition(patcher: Patcher, h: list[float], tokens: list[int], end: int) -> list[int]:
+    """Patch lengths of one document of ``end`` slots, by a loop over the rule's definition."""
+    n, rule = len(h), patcher.rule
+    starts = {0, 1}
+    for i in range(1, end - 1):
+        rises = h[i] - h[i - 1]
+        ends = {
+            "global": lambda i=i: h[i] > patcher.threshold,
+            "monotonic": lambda rises=rises: rises > np.float32(patcher.threshold),
+            "combined": lambda i=i, rises=rises: rises > np.float32(patcher.threshold_add)
+            and h[i] > patcher.threshold,
+            "space": lambda i=i: space_ends(tokens, i),
+            "bpe": lambda i=i: tokens[i] == 3,
+            "byte": lambda: True,
+        }.get(rule, lambda: False)
+        if ends():
+            starts.add(i + 1)
+    if rule == "top-k":
+        k = max(int(n / patcher.patch_size) - 2, 0)
+        starts |= {i + 1 for i in sorted(range(1, end - 1), key=lambda i: -h[i])[:k]}
+    if rule == "static":
+        first = 0 if patcher.published else 1
+        starts = {0} | {first + int(k * patcher.patch_size) for k in range(end)}
+    elif patcher.published:
+        starts.add(2)
+        if rule == "combined":
+            starts.discard(3)
+    if patcher.max_patch_length:
+        cuts = sorted(s for s in starts if s < end)
+        for a, b in zip(cuts, [*cuts[1:], end], strict=True):
+            starts |= set(range(a, b, patcher.max_patch_length))
+    cuts = [s for s in sorted(starts) if s < end] + [end]
+    return np.diff(cuts).tolist()
+
+
+def space_ends(tokens: list[int], i: int) -> bool:
+    def is_space(token: int) -> bool:
+        byte = token - 4
+        kept = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+        return not (byte >= 0 and byte in kept or 0x80 <= byte < 0xC0)
+
+    return tokens[i] < 4 or (is_space(tokens[i]) and not (i > 0 and is_space(tokens[i - 1])))
+
+
+documents = st.lists(
+    st.lists(
+        st.tuples(
+            st.sampled_from(np.linspace(0, 5.5, 23).tolist()),
+            st.sampled_from([0, 1, 2, 3, 36, 48, 52, 61, 62, 69, 94, 101, 126, 127, 132, 195, 196]),
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("patcher", ALL, ids=lambda p: f"{p.rule}-{p.max_patch_length}-{p.published}")
+@pytest.mark.parametrize("next_token", [False, True])
+@settings(deadline=None, max_examples=60)
+@given(documents=documents)
+def test_flat_and_batch_forms_are_the_definition(patcher, next_token, documents):
+    hs = [[h for h, _ in document] for document in documents]
+    tokens = [[token for _, token in document] for document in documents]
+    sizes = torch.tensor([len(h) for h in hs])
+    expected = [
+        by_definition(patcher, h, t, len(h) + next_token) for h, t in zip(hs, tokens, strict=True)
+    ]
+    flat, counts = patcher.patch_lengths_flat(
+        torch.tensor(sum(hs, [])),
+        sizes,
+        torch.tensor(sum(tokens, [])),
+        include_next_token=next_token,
+    )
+    assert flat.tolist() == sum(expected, [])
+    assert counts.tolist() == [len(lengths) for lengths in expected]
+
+    width = int(sizes.max())
+    batch = patcher.patch_lengths(
+        torch.tensor([h + [7.0] * (width - len(h)) for h in hs]),
+        torch.tensor([t + [-1] * (width - len(t)) for t in tokens]),
+        lengths_B=sizes,
+        include_next_token=next_token,
+    )
+    most = max(map(len, expected))
+    assert batch.tolist() == [lengths + [0] * (most - len(lengths)) for lengths in expected]
+
+
+@pytest.mark.parametrize("rule", ["global", "monotonic"])
+def test_comparison_is_in_float32_whatever_the_dtype(rule):
+    # 1.335 is not a float16 number: rounded to one it would equal the entropy and not exceed it.
+    threshold = 1.335
+    above = torch.tensor([[0.0, 0.0, np.float16(1.3359375), 0.0]], dtype=torch.float16)
+    assert Patcher(threshold, rule).patch_lengths(above).tolist() == [[1, 2, 1]]
+    same = Patcher(threshold, rule).patch_lengths(above.double())
+    assert same.tolist() == [[1, 2, 1]]
+
+
+def test_empty_batch():
+    assert Patcher(1.0).patch_lengths(torch.zeros(0, 5)).shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"rule": "words"}, "rule: 'words' is not one of"),
+        ({}, "threshold: the global rule needs it"),
+        ({"threshold": float("nan")}, "threshold: is not a number"),
+        ({"threshold": 1.0, "rule": "combined"}, "threshold_add: the combined rule needs it"),
+        ({"threshold": 1.0, "rule": "byte"}, "threshold: the byte rule does not use it"),
+        ({"rule": "static"}, "patch_size: the static rule needs it"),
+        ({"rule": "static", "patch_size": 0.5}, "patch_size: must be at least 1"),
+        ({"threshold": 1.0, "max_patch_length": 0}, "max_patch_length: must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit(settings_: dict[str, Rule], message):
+    with pytest.raises(ValueError, match=message):
+        Patcher(**settings_)
+
+
+def test_arguments_that_do_not_fit():
+    with pytest.raises(ValueError, match="space rule needs them"):
+        Patcher(rule="space").patch_lengths(H)
+    with pytest.raises(ValueError, match="sum to 8"):
+        Patcher(1.0).patch_lengths_flat(H[0], torch.tensor([3, 4]))

@@ -1,0 +1,188 @@
+"""Readers: every format, split or not, gives the same documents; broken input is told, not lost."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.documents import Columns, Document, Reject, file_format, plan_file, read_split
+from pipeline.errors import BadFileError
+from pipeline.storage import InputFile
+
+TEXTS = [f"document {i} é\n" * (i % 7) for i in range(300)]
+
+
+def input_file(path: Path) -> InputFile:
+    return InputFile(str(path), path.name, path.stat().st_size, "1")
+
+
+def read(path: Path, split_bytes=1 << 20, columns=Columns(), most=1 << 20, kind="auto"):  # noqa: B008
+    file = input_file(path)
+    found = file_format(file, kind)
+    assert found is not None
+    plan = plan_file(file, found, split_bytes)
+    assert [split.index for split in plan.splits] == list(range(len(plan.splits)))
+    return [record for split in plan.splits for record in read_split(split, columns, most)]
+
+
+def texts(records) -> list[str]:
+    assert all(isinstance(record, Document) for record in records)
+    return [record.text.decode() for record in records]
+
+
+def jsonl(documents=TEXTS) -> bytes:
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in documents)
+
+
+def write(path: Path) -> Path:
+    """TEXTS in the format that the name tells."""
+    table = pa.table({"text": TEXTS, "other": range(len(TEXTS))})
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=37)
+    elif path.name == "file.arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=41)
+    elif path.name == "stream.arrow":
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=41)
+    elif compress:
+        # Two members after one another, as concatenated files have.
+        path.write_bytes(compress(jsonl(TEXTS[:100])) + compress(jsonl(TEXTS[100:])))
+    else:
+        path.write_bytes(jsonl())
+    return path
+
+
+NAMES = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "file.arrow", "stream.arrow"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("split_bytes", [100, 3000, 1 << 20])
+def test_every_format_gives_the_documents_in_order(tmp_path, name, split_bytes):
+    records = read(write(tmp_path / name), split_bytes)
+    assert texts(records) == TEXTS
+    assert len({record.sample_id for record in records}) == len(TEXTS)
+
+
+def test_large_files_are_split(tmp_path):
+    for name in ("a.jsonl", "a.parquet", "file.arrow"):
+        file = input_file(write(tmp_path / name))
+        kind = file_format(file, "auto")
+        assert len(plan_file(file, kind, 3000).splits) > 3
+
+
+@settings(deadline=None)
+@given(
+    lines=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=12),
+    split_bytes=st.integers(1, 60),
+    last_newline=st.booleans(),
+)
+def test_byte_ranges_share_no_line_and_lose_none(tmp_path_factory, lines, split_bytes, last_newline):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    data = jsonl(lines)
+    path.write_bytes(data if last_newline else data.rstrip(b"\n"))
+    records = read(path, split_bytes)
+    assert texts(records) == lines
+    for record in records:  # a position is the offset of the line
+        line = data[int(record.position) :].split(b"\n")[0]
+        assert json.loads(line)["text"] == record.text.decode()
+
+
+def test_text_files_are_documents(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("é\nb")
+    assert texts(read(path)) == ["é\nb"]
+    path.write_bytes(b"")
+    assert texts(read(path)) == [""]
+
+
+def test_ids_and_metadata(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "n": 7, "url": "u"}\n{"text": "b", "n": null, "url": {"k": [1]}}\n')
+    first, second = read(path, columns=Columns("text", "n", ("url",)))
+    assert (first.sample_id, first.metadata) == ("7", ("u",))
+    assert isinstance(second, Reject) and second.reason == "'n' is null"
+    assert read(path)[1].sample_id == "a.jsonl#34"
+    assert read(path, columns=Columns("text", None, ("url",)))[1].metadata == ('{"k": [1]}',)
+
+
+BAD_LINES = {
+    b'{"text": "a"': "line is not valid JSON",
+    b'{"text": "\xff"}': "line is not valid UTF-8: invalid start byte at byte 10",
+    b'{"text": "\\ud800"}': "'text' holds a lone surrogate",
+    b'{"body": "a"}': "no field 'text'",
+    b'{"text": null}': "'text' is null",
+    b'{"text": 5}': "'text' is int, not a string",
+    b"[1]": "line is not a JSON object",
+    b"[" * 100_000: "line is not valid JSON",
+    b'{"text": "' + b"a" * 600 + b'"}': "longer than 500 bytes (--max-document-bytes)",
+    b'{"text": "' + b"a" * (5 << 20) + b'"}': "line of more than",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=lambda line: BAD_LINES[line][:30])
+def test_a_bad_line_is_rejected_alone(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "before"}\n' + line + b"\n\n" + b'{"text": "after"}\n')
+    before, bad, after = read(path, most=500)
+    assert (before.text, after.text) == (b"before", b"after")
+    assert isinstance(bad, Reject) and bad.reason.startswith(BAD_LINES[line])
+    assert bad.position == "19"
+
+
+def test_bad_values_in_columns_are_rejected_alone(tmp_path):
+    # Arrow does not check that strings are UTF-8.
+    broken = pa.array([b"a", b"\xff", None, b"b"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    a, invalid, null, b = read(tmp_path / "a.parquet")
+    assert (a.text, b.text) == (b"a", b"b")
+    assert "not valid UTF-8" in invalid.reason and invalid.position == "1"
+    assert null.reason == "'text' is null"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_of_a_truncated_file_the_good_part_is_kept(tmp_path, name):
+    path = write(tmp_path / name)
+    path.write_bytes(path.read_bytes()[:-20])
+    file = input_file(path)
+    found = []
+    with pytest.raises(BadFileError, match="truncated or corrupt"):
+        for record in read_split(plan_file(file, "jsonl", 1).splits[0], Columns(), 1 << 20):
+            found.append(record)
+    assert len(found) >= 100
+    assert texts(found) == TEXTS[: len(found)]
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("content", [b"", b"x", b"PAR1 ARROW1 nothing of the kind" * 10])
+def test_garbage_is_a_bad_file(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    if not content and name == "a.jsonl.gz" or name == "a.jsonl.zst" and not content:
+        assert read(path) == []  # nothing compressed: no documents
+    else:
+        with pytest.raises(BadFileError, match="truncated or corrupt"):
+            read(path)
+
+
+def test_wrong_columns_are_told_with_those_there_are(tmp_path):
+    pq.write_table(pa.table({"body": ["a"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(BadFileError, match="no column 'text'; there are body, n"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(BadFileError, match="column 'n' is int64, not a string"):
+        read(tmp_path / "a.parquet", columns=Columns("n"))
+
+
+def test_a_missing_file_is_not_a_bad_one(tmp_path):
+    path = write(tmp_path / "a.jsonl")
+    split = plan_file(input_file(path), "jsonl", 1 << 20).splits[0]
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        list(read_split(split, Columns(), 1 << 20))
