@@ -23,7 +23,7 @@ from pipeline.run import Run, is_complete, remove_run
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics import PatchStatistics
-from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.storage import OutputDirectory, list_inputs, refuse_credentials
 from pipeline.worker import patch_split
 
 MOST_BLOCKS = 4096
@@ -58,6 +58,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     """
     config.check()
     files = list_inputs(config.input, suffixes=tuple(SUFFIXES))
+    refuse_credentials("--output", config.output)
     output = OutputDirectory(config.output)
     if config.overwrite:
         remove_run(output)

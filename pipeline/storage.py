@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -48,6 +49,7 @@ def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[Inp
     """
     found: dict[str, InputFile] = {}
     for pattern in inputs:
+        refuse_credentials("--input", pattern)
         try:
             files = list(_list_one(pattern, suffixes))
         except Exception as error:  # each filesystem has its own; all mean the same here
@@ -57,6 +59,15 @@ def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[Inp
             raise ConfigError(f"--input {pattern}: no such file, and no files with {known} below")
         found |= {file.url: file for file in files}
     return [found[url] for url in sorted(found)]
+
+
+def refuse_credentials(flag: str, url: str) -> None:
+    """
+    Raises:
+        ConfigError: a URL holds a user name or password, which would be stored with it.
+    """
+    if "@" in urlsplit(url).netloc:
+        raise ConfigError(f"{flag}: no credentials in URLs, please: they would be stored")
 
 
 def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:

@@ -1,0 +1,203 @@
+"""The job on clusters: a node that is lost, a submitted job, and an object store."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+from conftest import ROOT, command, contents, environment, topics, write_jsonl
+from ray.cluster_utils import Cluster
+
+from pipeline import open_shards
+
+SMALL = ("--shard-bytes", 60_000)
+
+
+def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_directory):
+    """Two nodes of two CPUs; one is lost while all four workers are busy."""
+    flags = ("--input", corpus, "--entropy-model", small_model_directory, "--threshold", 2.5)
+    flags += SMALL
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert run_job(*flags, "--output", plain, "--num-workers", 1).returncode == 0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        lost = cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        process = subprocess.Popen(
+            command(*flags, "--output", out, "--num-workers", 4, "--verify"),
+            env=environment(RAY_ADDRESS=cluster.address),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not list(out.glob("entries/*.json")):
+            time.sleep(0.02)
+        done_before = len(list(out.glob("entries/*.json")))
+        cluster.remove_node(lost, allow_graceful=False)
+        _, errors = process.communicate(timeout=240)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, errors
+    assert 0 < done_before < len(list(out.glob("entries/*.json")))
+    assert contents(out) == contents(plain)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def ray_cli(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "ray"), *map(str, arguments)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture
+def head_node(tmp_path) -> Iterator[dict[str, str]]:
+    """A head node with its job server; gives the environment of someone who submits to it."""
+    port, dashboard = free_port(), free_port()
+    # The cluster has a token of its own: whether Ray asks for one by default depends on what else
+    # was run on the machine.
+    token = secrets.token_hex(32)
+    # `python`, which the job is started with, is that of an activated environment.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, PATH=path)
+    head = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+            *("--port", str(port), "--num-cpus", "3", "--include-dashboard", "true"),
+            *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+        ],
+        env=env,
+        stdout=(tmp_path / "head.log").open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        for _ in range(20):
+            listed = ray_cli("job", "list", "--address", address, env=env)
+            if listed.returncode == 0:
+                break
+            time.sleep(1)
+        assert listed.returncode == 0, listed.stderr
+        yield env | {"RAY_ADDRESS": address}
+    finally:
+        head.terminate()
+        head.wait(60)
+
+
+def test_ray_job_submit(corpus, tmp_path, head_node):
+    out = tmp_path / "out"
+    submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/patch_corpus.py")
+    flags = ("--input", corpus, "--output", out, "--target-patch-size", 4.5, *SMALL)
+    done = ray_cli(*submit, *flags, "--num-workers", 2, "--verify", env=head_node)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mean bytes a patch" in done.stdout and "succeeded" in done.stdout
+    assert [d.text for d in open_shards(str(out))] == [text for _, text in topics()]
+    failing = ray_cli(*submit, "--input", tmp_path / "none", "--output", out, env=head_node)
+    assert failing.returncode != 0
+    assert "no such file" in failing.stdout
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A real S3 server that checks signatures; gives the environment to use it with."""
+    directory = tmp_path_factory.mktemp("s3")
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    grpc = [f"-{name}.port.grpc={free_port()}" for name in ports]
+    server = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).parent / "weed"), "server", f"-dir={directory}"),
+            *("-ip=127.0.0.1", "-s3", f"-s3.config={directory}/s3.json"),
+            *(f"-{name}.port={port}" for name, port in ports.items()),
+            *grpc,
+            *("-volume.max=20", "-master.volumeSizeLimitMB=64"),
+        ],
+        stdout=(directory / "server.log").open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
+        for attempt in range(60):
+            try:
+                filesystem.mkdir("corpus")
+                break
+            except Exception:
+                if attempt == 59:
+                    raise
+                time.sleep(1)
+        yield variables
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        server.kill()
+        server.wait()
+
+
+def test_input_and_output_on_s3(s3, tmp_path, run_job):
+    source = write_jsonl(tmp_path / "in" / "a.jsonl", topics()[:30])
+    filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
+    filesystem.put_file(str(source), "corpus/in/a.jsonl")
+    flags = ("--target-patch-size", 4.5, *SMALL, "--verify", "--json")
+    local = run_job("--input", source.parent, "--output", tmp_path / "out", *flags)
+    assert local.returncode == 0, local.stderr
+    env = environment(**s3)
+    remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/out")
+    done = run_job(*remote, *flags, env=env)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["documents"] == 30 and result["problems"] == []
+    names = [Path(path).name for path in filesystem.ls("corpus/out/shards")]
+    assert names == sorted(path.name for path in (tmp_path / "out" / "shards").iterdir())
+    for name in names:
+        here = (tmp_path / "out" / "shards" / name).read_bytes()
+        assert filesystem.cat_file(f"corpus/out/shards/{name}") == here
+    assert [d.text for d in open_shards("s3://corpus/out")] == [t for _, t in topics()[:30]]
+    again = run_job(*remote, *flags, env=env)
+    assert json.loads(again.stdout)["bytes_patched"] == 0
+    stored = b"".join(filesystem.cat_file(path) for path in filesystem.find("corpus/out"))
+    for secret in ("test-secret", "test-key"):
+        assert secret.encode() not in stored
+        assert secret not in done.stderr + done.stdout
+
+
+def test_an_unreachable_server_is_named(run_job, tmp_path):
+    env = environment(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}",
+        AWS_ACCESS_KEY_ID="k",
+        AWS_SECRET_ACCESS_KEY="s",
+        AWS_MAX_ATTEMPTS="1",
+    )
+    done = run_job("--input", "s3://bucket/in", "--output", tmp_path, "--rule", "byte", env=env)
+    assert done.returncode == 2
+    assert "error: --input s3://bucket/in: cannot be listed" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,289 @@
+"""The main job as a user runs it, on a local Ray: results, resumption, and what goes wrong."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import command, contents, environment, topics, write_jsonl
+
+from model import ByteTokenizer, Patcher, load_entropy_model
+from pipeline import open_shards
+
+# A few kilobytes a shard: a small corpus makes many.
+SMALL = ("--shard-bytes", 60_000)
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory, small_model_directory) -> tuple[Path, Path, dict]:
+    """A finished run with the small transformer: model directory, output, printed result."""
+    directory = tmp_path_factory.mktemp("patched")
+    source = write_jsonl(directory / "in" / "topics.jsonl", topics()[:40])
+    out = directory / "out"
+    flags = ("--entropy-model", small_model_directory, "--threshold", 2.5, "--id-column", "id")
+    done = subprocess.run(
+        command("--input", source, "--output", out, *flags, *SMALL, "--json", "--verify"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return small_model_directory, out, json.loads(done.stdout)
+
+
+def test_shards_hold_every_document_scored_and_cut(patched):
+    model_directory, out, result = patched
+    shards = open_shards(str(out))
+    documents = list(shards)
+    assert [(d.sample_id, d.text) for d in documents] == topics()[:40]
+    model = load_entropy_model(model_directory)
+    for document in documents[::7]:
+        tokens = ByteTokenizer().encode(document.text)
+        h = model.entropies(torch.tensor([tokens]))[0].numpy()
+        # float16 keeps 11 bits, and packing moves float32 results a little.
+        np.testing.assert_allclose(document.entropies, h, atol=4e-3)
+        expected = Patcher(2.5).patch_lengths(torch.tensor(document.entropies)[None])[0]
+        assert document.patch_lengths.tolist() == expected.tolist()
+        assert document.patch_lengths.sum() == len(tokens)
+        assert b"".join(document.patches()) == document.text.encode()
+    assert result["documents"] == 40
+    assert result["bytes"] == sum(len(d.text.encode()) for d in documents)
+    assert result["patches"] == sum(len(d.patch_lengths) for d in documents)
+    assert result["shards"] == len(list((out / "shards").iterdir())) > 3
+    assert list(shards.verify()) == []
+    assert not (out / "_tmp").exists()
+
+
+def test_shards_open_with_datasets(patched, tmp_path):
+    _, out, result = patched
+    files = str(out / "shards" / "*.arrow")
+    loaded = datasets.load_dataset("arrow", data_files=files, cache_dir=str(tmp_path))["train"]
+    assert loaded.num_rows == result["documents"]
+    row = loaded[0]
+    assert sum(row["patch_lengths"]) == len(row["entropies"]) == len(row["text"].encode()) + 2
+    assert loaded.column_names == ["sample_id", "text", "entropies", "patch_lengths"]
+
+
+def test_verify_finds_damage(patched, tmp_path):
+    _, out, _ = patched
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    shard = next((copy / "shards").iterdir())
+    with shard.open("r+b") as file:
+        file.seek(shard.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    (problem,) = open_shards(str(copy)).verify()
+    assert str(shard) in problem and "sha256" in problem
+    shard.unlink()
+    (problem,) = open_shards(str(copy)).verify()
+    assert str(shard) in problem and "cannot be read" in problem
+
+
+def test_verify_recomputes_boundaries(patched, tmp_path):
+    _, out, _ = patched
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["patcher"]["threshold"] = 2.0
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    problems = list(open_shards(str(copy)).verify())
+    assert problems and all("boundaries are not those" in problem for problem in problems)
+
+
+def entries(out: Path) -> int:
+    return len(list(out.glob("entries/*.json")))
+
+
+def run_and_kill(arguments: list[str], out: Path, moment: float, *, first: bool) -> bool:
+    """Start the job and kill all of it ``moment`` seconds later, counted from its start or from its
+    first commit. Gives False if it finished before."""
+    log = out.with_suffix(".log").open("wb")
+    process = subprocess.Popen(
+        arguments, env=environment(), stderr=log, stdout=log, start_new_session=True
+    )
+    before = entries(out)
+    while not first and process.poll() is None and entries(out) == before:
+        time.sleep(0.01)
+    try:
+        process.wait(moment)
+        return False
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        # Ray's processes are in groups of their own: find them by their driver.
+        children = (
+            psutil.Process(process.pid).children(recursive=True) if not process.poll() else []
+        )
+        for victim in (process, *children):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                victim.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_workers_kills_and_resumes_change_nothing(corpus, tmp_path, run_job, small_model_directory):
+    """1 worker, 4 workers, and a run killed at random moments: the same bytes."""
+    flags = ("--input", corpus, "--entropy-model", small_model_directory, *SMALL)
+    flags += ("--target-patch-size", 4.5, "--seed", 3)
+    one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
+    for out, workers in ((one, 1), (four, 4)):
+        done = run_job(*flags, "--output", out, "--num-workers", workers)
+        assert done.returncode == 0, done.stderr
+    random_ = random.Random()
+    arguments = command(*flags, "--output", killed, "--num-workers", 2)
+    kills = [run_and_kill(arguments, killed, random_.uniform(1, 6), first=True)]
+    for _ in range(3):
+        kills.append(run_and_kill(arguments, killed, random_.uniform(0, 0.3), first=False))
+        # What has a final name is whole, even now.
+        for path in killed.glob("entries/*.json"):
+            json.loads(path.read_text())
+    assert any(kills)
+    done = run_job(*flags, "--output", killed, "--num-workers", 2, "--verify")
+    assert done.returncode == 0, done.stderr
+    assert entries(one) >= 9
+    assert contents(one) == contents(four)
+    assert contents(one) == contents(killed)
+    assert [d.text for d in open_shards(str(killed))] == [text for _, text in topics()]
+    again = run_job(*flags, "--output", killed, "--json")
+    assert json.loads(again.stdout)["bytes_patched"] == 0
+    assert contents(one) == contents(killed)
+
+
+def test_a_changed_command_is_refused_until_overwritten(tmp_path, run_job):
+    source = write_jsonl(tmp_path / "a.jsonl", topics()[:3])
+    out = tmp_path / "out"
+    base = ("--input", source, "--output", out, "--rule", "space")
+    assert run_job(*base).returncode == 0
+    before = contents(out)
+    refused = run_job(*base, "--max-patch-length", 4)
+    assert refused.returncode == 1
+    assert "was begun with max-patch-length None, now it is 4; --overwrite" in refused.stderr
+    write_jsonl(source, topics()[:4])
+    refused = run_job(*base)
+    assert f"input file {source} changed since it was begun; --overwrite" in refused.stderr
+    assert contents(out) == before
+    assert run_job(*base, "--overwrite").returncode == 0
+    assert len(list(open_shards(str(out)))) == 4
+
+
+def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_job):
+    corpus = tmp_path / "corpus"
+    write_jsonl(corpus / "good.jsonl", topics()[:5])
+    (corpus / "bad.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\nnothing\n{"text": ""}\n')
+    pq.write_table(pa.table({"text": [1, 2]}), corpus / "dtype.parquet")
+    pq.write_table(pa.table({"body": ["a"]}), corpus / "column.parquet")
+    pq.write_table(pa.table({"text": ["a"] * 1000}), corpus / "cut.parquet")
+    whole = (corpus / "cut.parquet").read_bytes()
+    (corpus / "cut.parquet").write_bytes(whole[:-30])
+    (corpus / "empty.jsonl").touch()
+    out = tmp_path / "out"
+    flags = ("--input", corpus, "--output", out, "--rule", "byte")
+    done = run_job(*flags)
+    assert done.returncode == 1
+    for message in (
+        "failed: dtype.parquet: column 'text' is int64, not a string",
+        "failed: column.parquet: no column 'text'; there are body",
+        "failed: cut.parquet: truncated or corrupt",
+    ):
+        assert message in done.stdout
+    shards = open_shards(str(out))
+    assert sorted(d.text for d in shards) == sorted(["ok", "", *(t for _, t in topics()[:5])])
+    rejects = [(r["file"], r["position"], r["reason"]) for r in shards.rejects()]
+    assert rejects[0] == (
+        "bad.jsonl",
+        "15",
+        "line is not valid UTF-8: invalid start byte at byte 10",
+    )
+    assert rejects[1][:2] == ("bad.jsonl", "29")
+    assert [r[0] for r in rejects[2:]] == ["column.parquet", "cut.parquet", "dtype.parquet"]
+
+    stopped = run_job(*flags[:3], tmp_path / "strict", *flags[4:], "--on-bad-document", "fail")
+    assert stopped.returncode == 1
+    assert f"error: {corpus}/bad.jsonl, position 15: line is not valid UTF-8" in stopped.stderr
+
+    # A file that was broken may be mended; the rest is not done again.
+    (corpus / "cut.parquet").write_bytes(whole)
+    again = run_job(*flags, "--json")
+    result = json.loads(again.stdout)
+    assert result["bytes_patched"] == 1000
+    assert [f.split(":")[0] for f in result["failures"]] == ["column.parquet", "dtype.parquet"]
+
+
+WRONG = {
+    "--input {tmp}/nothing": "--input {tmp}/nothing: no such file",
+    "--input {tmp}/empty": "--input {tmp}/empty: no such file, and no files with",
+    "--input {tmp}/a.jsonl --text-column body": "--text-column: no input file has a column 'body'; "
+    "there are: id, text",
+    "--input {tmp}/a.jsonl --keep-columns text": "--keep-columns: 'text' is in the shards already",
+    "--input {tmp}/a.bin": "--format: cannot tell what {tmp}/a.bin holds from its name",
+    "--input s3://key:secret@bucket/a": "--input: no credentials in URLs",
+    "--input {tmp}/a.jsonl --rule global": "--threshold: the global rule needs either",
+    "--input {tmp}/a.jsonl --rule static": "--patch-size: the static rule needs it",
+    "--input {tmp}/a.jsonl --target-patch-size 4.5 --rule space": "--target-patch-size: the space",
+    "--input {tmp}/a.jsonl --num-workers 0": "--num-workers: must be at least 1, got 0",
+    "--input {tmp}/a.jsonl --entropy-model {tmp}/empty": "--entropy-model: {tmp}/empty: no entropy",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_wrong_flags_fail_before_any_work(tmp_path, run_job, flags):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.bin").touch()
+    write_jsonl(tmp_path / "a.jsonl", topics()[:2])
+    rule = () if "rule" in flags or "target" in flags else ("--rule", "byte")
+    out = tmp_path / "out"
+    done = run_job(*flags.format(tmp=tmp_path).split(), "--output", out, *rule)
+    assert done.returncode == 2, done.stderr
+    assert f"error: {WRONG[flags].format(tmp=tmp_path)}" in done.stderr.replace("\n", " ")
+    assert "secret" not in done.stderr
+    assert not out.exists()
+
+
+def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job):
+    source = write_jsonl(tmp_path / "a.jsonl", topics()[:60])
+    out = tmp_path / "out"
+    flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4, *SMALL)
+    flags += ("--num-workers", 1)
+    # Ray writes large files of its own: limit only the workers, which write the shards.
+    limited = tmp_path / "sitecustomize.py"
+    limited.write_text(
+        "import resource, sys\n"
+        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    )
+    done = run_job(*flags, env=environment(PYTHONPATH=str(tmp_path)))
+    assert done.returncode == 1
+    assert f"error: cannot write {out}/shards/" in done.stderr
+    assert "File too large" in done.stderr
+    assert not (out / "manifest.json").exists()
+    assert not list((out / "shards").glob("*")) if (out / "shards").exists() else True
+    assert run_job(*flags, "--verify").returncode == 0
+
+
+def test_an_unwritable_output_is_named(tmp_path, run_job):
+    source = write_jsonl(tmp_path / "a.jsonl", topics()[:2])
+    (tmp_path / "file").touch()
+    done = run_job("--input", source, "--output", tmp_path / "file" / "out", "--rule", "byte")
+    assert done.returncode != 0
+    assert f"{tmp_path}/file/out" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_explains_itself(run_job):
+    done = run_job("--help")
+    assert done.returncode == 0
+    for word in ("--input", "--target-patch-size", "Exit status", "calibrated on a sample"):
+        assert word in done.stdout
