@@ -109,7 +109,8 @@ def test_ray_job_submit(corpus, tmp_path, head_node):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean bytes a patch" in done.stdout and "succeeded" in done.stdout
     assert [d.text for d in open_shards(str(out))] == [text for _, text in topics()]
-    failing = ray_cli(*submit, "--input", tmp_path / "none", "--output", out, env=head_node)
+    nothing = ("--input", tmp_path / "none", "--output", out, "--rule", "byte")
+    failing = ray_cli(*submit, *nothing, env=head_node)
     assert failing.returncode != 0
     assert "no such file" in failing.stdout
 
