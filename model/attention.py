@@ -24,7 +24,8 @@ def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
 
     The angle of pair ``i`` at position ``p`` is ``p * theta ** (-2 i / head_dim)``.
     """
-    frequency_F = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    # In this form, for its rounding: an error in the last bit changes sharp logits by 1e-3.
+    frequency_F = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angle_PF = torch.outer(torch.arange(length, dtype=torch.float32), frequency_F)
     return torch.stack([angle_PF.cos(), angle_PF.sin()], dim=-1)
 
@@ -59,21 +60,21 @@ class BlockedAttention:
     """
 
     def __init__(self, position_T: Tensor, window: int):
-        query_NB = torch.arange(len(position_T)).view(-1, BLOCK)
+        position_NB = position_T.view(-1, BLOCK)
+        farthest_NB1 = position_NB.clamp(max=window - 1).int().unsqueeze(-1)
         # Only the segment of the block's first query can reach back beyond the block.
-        reach_N = position_T[query_NB[:, 0]].clamp(max=window - 1)
+        reach_N = position_NB[:, 0].clamp(max=window - 1)
         reach_N = (reach_N + BLOCK - 1) // BLOCK * BLOCK
         self.groups = []
         for reach in reach_N.unique().tolist():
             (block_G,) = (reach_N == reach).nonzero(as_tuple=True)
-            q_GB1 = query_NB[block_G].unsqueeze(-1)
             k_GK = block_G[:, None] * BLOCK + torch.arange(-reach, BLOCK)
-            k_G1K = k_GK.unsqueeze(1)
-            # The reach is rounded up, so that a key may lie before the first token; its own
-            # distance from every query then exceeds their positions, and it is masked.
-            inside = (k_G1K <= q_GB1) & (q_GB1 - k_G1K < window)
-            inside &= q_GB1 - k_G1K <= position_T[q_GB1]
-            mask = torch.zeros(inside.shape).masked_fill_(~inside, -torch.inf)
+            # A key may be as far back as the query's position and the window allow, and not ahead.
+            # (The reach is rounded up: a key before the first token is farther than any position.)
+            distance_BK = torch.arange(BLOCK)[:, None] - torch.arange(-reach, BLOCK)
+            distance_BK = torch.where(distance_BK < 0, 2**31 - 1, distance_BK).int()
+            outside = distance_BK > farthest_NB1[block_G]
+            mask = torch.zeros(outside.shape).masked_fill_(outside, -torch.inf)
             self.groups.append((block_G, k_GK.clamp(min=0), mask.unsqueeze(1)))
 
     def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ No code of a checkpoint is ever run: pickles are read with ``weights_only``. Lay
 
 import hashlib
 import json
+import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import httpx
 import huggingface_hub
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -55,6 +57,13 @@ TRANSFORMERS_NAMES = {
 }
 
 
+UNREADABLE = (
+    *(SafetensorError, json.JSONDecodeError, OSError, EOFError),
+    *(RuntimeError, KeyError, TypeError, AttributeError),
+)
+"""What json, safetensors, torch and our own look-ups raise over broken files."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint is missing, unreadable, or not one that these models can represent exactly."""
 
@@ -78,9 +87,14 @@ def load_entropy_model(
     with _local_directory(str(source)) as directory:
         try:
             model = _load(directory)
-        except (SafetensorError, json.JSONDecodeError, OSError, KeyError, EOFError) as error:
+        except pickle.UnpicklingError as error:  # its text tells users to load it unsafely
             raise CheckpointError(
-                f"cannot read the entropy model in {source}: {error!r}"
+                f"cannot read the entropy model in {source}: consolidated.pth is broken, or holds "
+                "code, which is never run"
+            ) from error
+        except UNREADABLE as error:
+            raise CheckpointError(
+                f"cannot read the entropy model in {source}: {type(error).__name__}: {error}"
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{source}: {error}") from error
@@ -272,13 +286,13 @@ def _local_directory(source: str) -> Iterator[Path]:
     """``source`` as a local directory, downloaded if need be."""
     if "://" in source and not source.startswith("hf://"):
         with tempfile.TemporaryDirectory() as temporary:
-            filesystem, path = fsspec.core.url_to_fs(source)
             try:
+                filesystem, path = fsspec.core.url_to_fs(source)
                 names = [Path(name).name for name in filesystem.ls(path, detail=False)]
                 wanted = [n for n in names if Path(n).suffix in (".json", ".safetensors", ".pth")]
                 for name in wanted:
                     filesystem.get_file(f"{path}/{name}", str(Path(temporary, name)))
-            except OSError as error:
+            except (OSError, ValueError, ImportError) as error:
                 raise CheckpointError(
                     f"cannot read the entropy model in {source}: {error}"
                 ) from error
@@ -303,7 +317,7 @@ def _download(repository: str) -> str:
             f"{repository}: no such directory, and no such model on the hub "
             "(a private one needs HF_TOKEN)"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (httpx.HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{repository}: cannot be downloaded from the hub: {error}"
         ) from error

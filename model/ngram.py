@@ -217,11 +217,10 @@ class NGramEntropyModel:
         """
         if not DIRECT_ORDER <= order <= MAX_ORDER:
             raise ValueError(f"order: must be {DIRECT_ORDER} to {MAX_ORDER}, got {order}")
-        counts = None
+        counts = NGramCounts(order, np.zeros(0, np.int64), np.zeros(0, np.int64))
         for tokens_T, lengths_S in batches:
-            new = NGramCounts.of(tokens_T, lengths_S, order)
-            counts = new if counts is None else counts.merge(new, max_grams)
-        if counts is None or not len(counts.grams_G):
+            counts = counts.merge(NGramCounts.of(tokens_T, lengths_S, order), max_grams)
+        if not len(counts.grams_G):
             raise ValueError("no text to fit the n-gram model on")
         levels = list(_entropies_by_order(counts))
         direct = np.full(1 << TOKEN_BITS * DIRECT_ORDER, levels[0].entropies_C[0], np.float16)

@@ -141,18 +141,23 @@ class Patcher:
         slots_D = lengths_D.to(device) + int(next_token)
         first_D = slots_D.cumsum(0) - slots_D
         slot_S = torch.arange(int(slots_D.sum()), device=device)
-        document_S = torch.repeat_interleave(slots_D)
-        position_S = slot_S - first_D[document_S]
+        position_S = slot_S - torch.repeat_interleave(first_D, slots_D)
         if self.rule == "byte":
             starts_S = torch.ones_like(slot_S, dtype=torch.bool)
         elif self.rule == "static":
             starts_S = self._static(position_S)
         else:
-            position_T = position_S[position_S < lengths_D.to(device)[document_S]]
-            ends_T = self._ends(h_T, position_T, lengths_D.to(device), tokens_T, next_token)
-            # Slot j starts a patch where token j - 1 ends one; slot 0 has no token before it.
-            token_before_S = slot_S - 1 - document_S * int(next_token)
-            starts_S = ends_T[token_before_S.clamp(min=0)] & (position_S >= 2)
+            lengths_D, position_T = lengths_D.to(device), position_S
+            if next_token:
+                document_S = torch.repeat_interleave(slots_D)
+                position_T = position_S[position_S < lengths_D[document_S]]
+            ends_T = self._ends(h_T, position_T, lengths_D, tokens_T, next_token)
+            # Slot j starts a patch where token j - 1 ends one; slots 0 and 1 are set below.
+            if next_token:
+                ends_before_S = ends_T[(slot_S - 1 - document_S).clamp(min=0)]
+            else:
+                ends_before_S = ends_T.roll(1)
+            starts_S = ends_before_S & (position_S >= 2)
             if self.published and self.rule in ("monotonic", "combined"):
                 starts_S |= position_S == 2
             if self.published and self.rule == "combined":

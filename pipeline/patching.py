@@ -24,7 +24,7 @@ from pipeline.scoring import Scorer
 from pipeline.shards import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, list_inputs, refuse_credentials
-from pipeline.worker import patch_split
+from pipeline.worker import bound_memory, patch_split
 
 MOST_BLOCKS = 4096
 """Blocks that Ray Data keeps account of; beyond that a block is several splits."""
@@ -80,6 +80,7 @@ class PatchWorker:
     """One actor of the pool: holds the model, patches splits."""
 
     def __init__(self, shared: Any, config: PatchCorpusConfig, gpus: float, board: Any):
+        bound_memory()
         scorer, run = ray.get(shared)  # a reference: fetched once for each node, not each worker
         self.scorer = on_device(scorer, gpus)
         self.numbers = {file: i for i, file in enumerate(run.files)}

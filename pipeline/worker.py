@@ -4,9 +4,10 @@ Reading, scoring and writing overlap, each in its own thread. A split is written
 shards; each is committed on its own, and a rerun skips the records of those that are.
 """
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -31,10 +32,22 @@ from pipeline.shards import (
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory
 
+MMAP_THRESHOLD = -3
+"""glibc's M_MMAP_THRESHOLD."""
 BATCH_BYTES = 2 << 20
 """Text that is scored at a time, and goes into one record batch of a shard."""
 MOST_REJECTS = 1 << 16
 """Rejects after which a shard is closed: they are held in memory until then."""
+
+
+def bound_memory() -> None:
+    """Give every large block back to the system when it is freed.
+
+    glibc otherwise raises its threshold to the largest block freed so far, and keeps fragments of
+    such sizes: a worker would grow with every split.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
 
 
 @dataclass

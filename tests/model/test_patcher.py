@@ -88,7 +88,13 @@ def test_bpe_delimiter():
     tokens = torch.tensor([[3, 101, 3, 101, 101, 3, 101, 3]])
     # Patches start after a delimiter; one at token 0 changes nothing, 1 starts a patch anyway.
     assert lengths(Patcher(rule="bpe"), tokens_BS=tokens) == [1, 2, 3, 2]
-    assert lengths(Patcher(rule="bpe"), tokens_BS=tokens, include_next_token=True) == [1, 2, 3, 2, 1]
+    assert lengths(Patcher(rule="bpe"), tokens_BS=tokens, include_next_token=True) == [
+        1,
+        2,
+        3,
+        2,
+        1,
+    ]
 
 
 def test_max_patch_length():
@@ -123,8 +129,9 @@ def by_definition(patcher: Patcher, h: list[float], tokens: list[int], end: int)
         ends = {
             "global": lambda i=i: h[i] > patcher.threshold,
             "monotonic": lambda rises=rises: rises > np.float32(patcher.threshold),
-            "combined": lambda i=i, rises=rises: rises > np.float32(patcher.threshold_add)
-            and h[i] > patcher.threshold,
+            "combined": lambda i=i, rises=rises: (
+                rises > np.float32(patcher.threshold_add) and h[i] > patcher.threshold
+            ),
             "space": lambda i=i: space_ends(tokens, i),
             "bpe": lambda i=i: tokens[i] == 3,
             "byte": lambda: True,
@@ -153,7 +160,7 @@ def space_ends(tokens: list[int], i: int) -> bool:
     def is_space(token: int) -> bool:
         byte = token - 4
         kept = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-        return not (byte >= 0 and byte in kept or 0x80 <= byte < 0xC0)
+        return not ((byte >= 0 and byte in kept) or 0x80 <= byte < 0xC0)
 
     return tokens[i] < 4 or (is_space(tokens[i]) and not (i > 0 and is_space(tokens[i - 1])))
 
@@ -172,7 +179,9 @@ documents = st.lists(
 )
 
 
-@pytest.mark.parametrize("patcher", ALL, ids=lambda p: f"{p.rule}-{p.max_patch_length}-{p.published}")
+@pytest.mark.parametrize(
+    "patcher", ALL, ids=lambda p: f"{p.rule}-{p.max_patch_length}-{p.published}"
+)
 @pytest.mark.parametrize("next_token", [False, True])
 @settings(deadline=None, max_examples=60)
 @given(documents=documents)

@@ -84,7 +84,9 @@ def test_large_files_are_split(tmp_path):
     split_bytes=st.integers(1, 60),
     last_newline=st.booleans(),
 )
-def test_byte_ranges_share_no_line_and_lose_none(tmp_path_factory, lines, split_bytes, last_newline):
+def test_byte_ranges_share_no_line_and_lose_none(
+    tmp_path_factory, lines, split_bytes, last_newline
+):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     data = jsonl(lines)
     path.write_bytes(data if last_newline else data.rstrip(b"\n"))
@@ -105,7 +107,9 @@ def test_text_files_are_documents(tmp_path):
 
 def test_ids_and_metadata(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a", "n": 7, "url": "u"}\n{"text": "b", "n": null, "url": {"k": [1]}}\n')
+    path.write_text(
+        '{"text": "a", "n": 7, "url": "u"}\n{"text": "b", "n": null, "url": {"k": [1]}}\n'
+    )
     first, second = read(path, columns=Columns("text", "n", ("url",)))
     assert (first.sample_id, first.metadata) == ("7", ("u",))
     assert isinstance(second, Reject) and second.reason == "'n' is null"
@@ -165,7 +169,7 @@ def test_of_a_truncated_file_the_good_part_is_kept(tmp_path, name):
 def test_garbage_is_a_bad_file(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    if not content and name == "a.jsonl.gz" or name == "a.jsonl.zst" and not content:
+    if (not content and name == "a.jsonl.gz") or (name == "a.jsonl.zst" and not content):
         assert read(path) == []  # nothing compressed: no documents
     else:
         with pytest.raises(BadFileError, match="truncated or corrupt"):
