@@ -12,7 +12,7 @@ from model.segments import cut_segments
 from model.tokenizer import encode_documents
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import Document, Split, read_split
-from pipeline.errors import BadFileError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.scoring import Scorer, patch_stored
 
 PLACES = 64
@@ -50,7 +50,7 @@ def sample_documents(
                     text = record.text[: 4 * max(sample_bytes // len(places), 1 << 16)]
                     documents.append(text)
                     taken += len(text)
-        except BadFileError:
+        except Exception:  # whatever it is, the run meets it again and says what it is
             continue
     return documents
 

@@ -19,7 +19,7 @@ from pipeline.documents import SUFFIXES
 from pipeline.errors import PipelineError, UnreachableFileError
 from pipeline.planning import begin_run, load_model, resume_run
 from pipeline.progress import Board, Reporter, shown
-from pipeline.run import Run, is_complete, remove_run
+from pipeline.run import Run, is_complete
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics import PatchStatistics
@@ -60,11 +60,9 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     files = list_inputs(config.input, suffixes=tuple(SUFFIXES))
     refuse_credentials("--output", config.output)
     output = OutputDirectory(config.output)
-    if config.overwrite:
-        remove_run(output)
-    output.remove_temporary()
-    run = Run.load(output)
+    run = None if config.overwrite else Run.load(output)
     model = load_model(config)
+    output.remove_temporary()
     connect(config)
     if run is None:
         run, model = begin_run(config, files, model, output, console)

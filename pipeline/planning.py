@@ -25,7 +25,7 @@ from pipeline.cluster import Model, gpus_per_worker, in_ray, on_device
 from pipeline.config import NGRAM, PatchCorpusConfig
 from pipeline.documents import FilePlan, Split, file_format, plan_file
 from pipeline.errors import ConfigError
-from pipeline.run import MODEL_DIRECTORY, Run, source_records
+from pipeline.run import MODEL_DIRECTORY, Run, remove_run, source_records
 from pipeline.scoring import Scorer
 from pipeline.shards import shard_schema
 from pipeline.storage import InputFile, OutputDirectory
@@ -56,6 +56,8 @@ def begin_run(
 ) -> tuple[Run, Model]:
     """Plan a new run, fit and calibrate what it needs, and record it."""
     splits = plan_splits(files, config)
+    if config.overwrite:  # only now: a wrong flag must not cost the earlier result
+        remove_run(output)
     if model is None:
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(Model, in_ray(_fit, 0, splits, config))

@@ -56,6 +56,11 @@ class Run:
     def load(cls, output: OutputDirectory) -> "Run | None":
         """The run that the output belongs to, if it belongs to one."""
         if not output.exists(RECORD):
+            if output.names("entries"):
+                raise PipelineError(
+                    f"--output {output.url}: holds shards but not the record of their run, "
+                    f"{RECORD}; --overwrite starts anew"
+                )
             return None
         record = json.loads(output.read(RECORD))
         if record["format_version"] != FORMAT_VERSION:

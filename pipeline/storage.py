@@ -93,7 +93,8 @@ def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
 
 
 def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
-    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    marks = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
+    version = next((info[mark] for mark in marks if info.get(mark)), "")
     local = isinstance(filesystem, LocalFileSystem)
     url = info["name"] if local else filesystem.unstrip_protocol(info["name"])
     return InputFile(url, name, int(info["size"]), str(version).strip('"'))

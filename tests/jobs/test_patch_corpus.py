@@ -175,7 +175,8 @@ def test_a_changed_command_is_refused_until_overwritten(tmp_path, run_job):
     write_jsonl(source, topics()[:4])
     refused = run_job(*base)
     assert f"input file {source} changed since it was begun" in refused.stderr
-    assert contents(out) == before
+    wrong = run_job(*base, "--overwrite", "--text-column", "body")
+    assert wrong.returncode == 2 and contents(out) == before
     assert run_job(*base, "--overwrite").returncode == 0
     assert len(list(open_shards(str(out)))) == 4
 

@@ -1,0 +1,40 @@
+import pytest
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.storage import OutputDirectory, list_inputs
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    output = OutputDirectory(str(tmp_path / "out"))
+    output.write("a/b.json", b"first")
+    with pytest.raises(RuntimeError, match="stop"), output.committing("a/b.json") as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("stop")
+    assert output.read("a/b.json") == b"first"
+    assert output.names("a") == ["b.json"] and output.names("_tmp") == []
+    with pytest.raises(PipelineError, match=r"cannot write .*/out/a: "):
+        output.write("a", b"a directory is in the way")
+    assert output.read_all("a") == {"b.json": b"first"} and output.read_all("none") == {}
+
+
+def test_a_write_error_names_the_file(tmp_path):
+    output = OutputDirectory(str(tmp_path))
+    message = f"cannot write {tmp_path}/a: .*No space left"
+    with pytest.raises(PipelineError, match=message), output.committing("a"):
+        raise OSError(28, "No space left on device")
+
+
+def test_inputs_are_listed_once_sorted_and_named(tmp_path):
+    for name in ("b.jsonl", "sub/a.parquet", ".hidden.jsonl", "_tmp/c.jsonl", "notes.pdf", "x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    suffixes = (".jsonl", ".parquet")
+    listed = list_inputs([str(tmp_path), str(tmp_path / "b.jsonl")], suffixes=suffixes)
+    assert [file.url for file in listed] == [f"{tmp_path}/b.jsonl", f"{tmp_path}/sub/a.parquet"]
+    globbed = list_inputs([f"{tmp_path}/*/*.parquet"], suffixes=suffixes)
+    assert [file.name for file in globbed] == ["sub/a.parquet"]
+    assert [file.name for file in list_inputs([f"{tmp_path}/x"], suffixes=suffixes)] == ["x"]
+    with pytest.raises(ConfigError, match="no such file"):
+        list_inputs([f"{tmp_path}/*.zip"], suffixes=suffixes)
+    with pytest.raises(ConfigError, match="--input nothing://x: cannot be listed"):
+        list_inputs(["nothing://x"], suffixes=suffixes)
