@@ -74,10 +74,10 @@ class NGramCounts:
         grams = np.concatenate([self.grams_G, other.grams_G])
         counts = np.concatenate([self.counts_G, other.counts_G])
         grams, counts = _sum_by_key(grams, counts)
-        fewest = 1
         while len(grams) > limit:
-            fewest += 1
-            kept = counts >= fewest
+            kept = counts > counts.min()
+            if not kept.any():  # all are equally rare
+                kept = np.arange(len(grams)) < limit
             grams, counts = grams[kept], counts[kept]
         return NGramCounts(self.order, grams, counts)
 

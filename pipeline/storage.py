@@ -10,8 +10,9 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,7 +59,10 @@ def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[Inp
             known = " ".join(suffixes)
             raise ConfigError(f"--input {pattern}: no such file, and no files with {known} below")
         found |= {file.url: file for file in files}
-    return [found[url] for url in sorted(found)]
+    names = Counter(file.name for file in found.values())
+    # Documents are called after their files: two files of one name go by their whole URLs.
+    files = (replace(f, name=f.url) if names[f.name] > 1 else f for f in found.values())
+    return sorted(files, key=lambda file: file.url)
 
 
 def refuse_credentials(flag: str, url: str) -> None:

@@ -34,6 +34,13 @@ def test_inputs_are_listed_once_sorted_and_named(tmp_path):
     globbed = list_inputs([f"{tmp_path}/*/*.parquet"], suffixes=suffixes)
     assert [file.name for file in globbed] == ["sub/a.parquet"]
     assert [file.name for file in list_inputs([f"{tmp_path}/x"], suffixes=suffixes)] == ["x"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.jsonl").touch()
+    both = [str(tmp_path / "b.jsonl"), str(tmp_path / "other")]
+    assert [file.name for file in list_inputs(both, suffixes=suffixes)] == [
+        f"{tmp_path}/b.jsonl",
+        f"{tmp_path}/other/b.jsonl",
+    ]
     with pytest.raises(ConfigError, match="no such file"):
         list_inputs([f"{tmp_path}/*.zip"], suffixes=suffixes)
     with pytest.raises(ConfigError, match="--input nothing://x: cannot be listed"):
