@@ -61,8 +61,8 @@ def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[Inp
         found |= {file.url: file for file in files}
     names = Counter(file.name for file in found.values())
     # Documents are called after their files: two files of one name go by their whole URLs.
-    files = (replace(f, name=f.url) if names[f.name] > 1 else f for f in found.values())
-    return sorted(files, key=lambda file: file.url)
+    named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in found.values())
+    return sorted(named, key=lambda file: file.url)
 
 
 def refuse_credentials(flag: str, url: str) -> None:
