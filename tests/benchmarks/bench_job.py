@@ -133,8 +133,8 @@ def main() -> None:
     ngram = NGramEntropyModel.fit(encode_documents(b) for b in in_batches(fitting, 8 << 20))
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        documents = short_documents(300_000, seed=3)
-        of_transformer = compare("transformer", transformer, documents, directory, rounds=3)
+        documents = short_documents(4_500_000, seed=3)
+        of_transformer = compare("transformer", transformer, documents, directory, rounds=2)
         of_ngram = compare("n-gram", ngram, asked, directory, rounds=5)
     print(
         f"result: the whole takes {of_transformer:.3f} times as long as the scorer alone with a "

@@ -129,7 +129,7 @@ def main() -> None:
     times_naive = against_naive(rounds=3)
     shares = [
         share_of_product(dim, kilobytes, rounds)
-        for dim, kilobytes, rounds in ((256, 16, 5), (512, 12, 3), (768, 8, 3))
+        for dim, kilobytes, rounds in ((256, 48, 5), (512, 24, 3), (768, 12, 3))
     ]
     print(
         f"result: {times_naive:.1f} times the padded way (target {NAIVE_TARGET:.0f}, "
