@@ -16,7 +16,7 @@ from model.patcher import Patcher
 from pipeline.cluster import Model, connect, gpus_per_worker, on_device
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES
-from pipeline.errors import PipelineError, UnreachableFileError
+from pipeline.errors import ConfigError, PipelineError, UnreachableFileError
 from pipeline.planning import begin_run, load_model, resume_run
 from pipeline.progress import Board, Reporter, shown
 from pipeline.run import Run, is_complete
@@ -59,8 +59,11 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     config.check()
     files = list_inputs(config.input, suffixes=tuple(SUFFIXES))
     refuse_credentials("--output", config.output)
-    output = OutputDirectory(config.output)
-    run = None if config.overwrite else Run.load(output)
+    try:
+        output = OutputDirectory(config.output)
+        run = None if config.overwrite else Run.load(output)
+    except PipelineError as error:
+        raise ConfigError(f"--output: {error}") from error
     model = load_model(config)
     output.remove_temporary()
     connect(config)

@@ -56,6 +56,7 @@ def begin_run(
 ) -> tuple[Run, Model]:
     """Plan a new run, fit and calibrate what it needs, and record it."""
     splits = plan_splits(files, config)
+    output.check_writable()
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         remove_run(output)
     if model is None:

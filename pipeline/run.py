@@ -4,7 +4,6 @@
 besides, what tells whether the same command is being run on the same input.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from itertools import count, takewhile
 from typing import Any
@@ -58,14 +57,14 @@ class Run:
         if not output.exists(RECORD):
             if output.names("entries"):
                 raise PipelineError(
-                    f"--output {output.url}: holds shards but not the record of their run, "
+                    f"{output.url}: holds shards but not the record of their run, "
                     f"{RECORD}; --overwrite starts anew"
                 )
             return None
-        record = json.loads(output.read(RECORD))
+        record = output.read_json(RECORD)
         if record["format_version"] != FORMAT_VERSION:
             raise PipelineError(
-                f"--output {output.url}: was begun by another release "
+                f"{output.url}: was begun by another release "
                 f"(format {record['format_version']}); --overwrite starts anew"
             )
         files = [InputFile(**file) for file in record["files"]]

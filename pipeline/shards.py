@@ -119,12 +119,12 @@ def commit_entry(output: OutputDirectory, entry: ShardEntry) -> None:
 
 
 def read_entry(output: OutputDirectory, name: str) -> ShardEntry:
-    return ShardEntry(**json.loads(output.read(entry_path(name))))
+    return ShardEntry(**output.read_json(entry_path(name)))
 
 
 def read_entries(output: OutputDirectory) -> dict[str, ShardEntry]:
     """All committed entries, by name."""
-    entries = (ShardEntry(**json.loads(data)) for data in output.read_all("entries").values())
+    entries = (ShardEntry(**values) for values in output.read_all_json("entries").values())
     return {entry.name: entry for entry in entries}
 
 
@@ -182,7 +182,7 @@ class ShardSet:
         """
         self.output = OutputDirectory(url)
         try:
-            self.manifest = json.loads(self.output.read(MANIFEST))
+            self.manifest = self.output.read_json(MANIFEST)
         except FileNotFoundError as error:
             raise PipelineError(
                 f"{url}: no {MANIFEST}: not a shard set, or its job has not finished; "

@@ -6,6 +6,7 @@ environment and are never stored or printed.
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -117,11 +118,15 @@ def _say(error: BaseException) -> str:
 
 
 class OutputDirectory:
-    """A directory, local or remote, in which files appear whole or not at all."""
+    """A directory, local or remote, in which files appear whole or not at all.
+
+    Whatever it does raises PipelineError, naming the directory, if the storage refuses.
+    """
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        self.filesystem, self.path = url_to_fs(self.url)
+        with self._reaching():
+            self.filesystem, self.path = url_to_fs(self.url)
         self.local = isinstance(self.filesystem, LocalFileSystem)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,28 +136,61 @@ class OutputDirectory:
         """The URL of a file below this directory."""
         return f"{self.path if self.local else self.url}/{name}"
 
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each filesystem has its own; all mean the same here
+            raise PipelineError(f"{self.url}: cannot be used: {_say(error)}") from error
+
     def exists(self, name: str) -> bool:
-        return self.filesystem.exists(f"{self.path}/{name}")
+        with self._reaching():
+            return self.filesystem.exists(f"{self.path}/{name}")
 
     def names(self, directory: str) -> list[str]:
         """Names of the files in a directory below this one; none if there is no such directory."""
         self.filesystem.invalidate_cache()
         try:
-            found = self.filesystem.ls(f"{self.path}/{directory}", detail=False)
+            with self._reaching():
+                found = self.filesystem.ls(f"{self.path}/{directory}", detail=False)
         except FileNotFoundError:
             return []
         return sorted(PurePosixPath(path).name for path in found)
 
     def read(self, name: str) -> bytes:
-        return self.filesystem.cat_file(f"{self.path}/{name}")
+        """
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self._reaching():
+            return self.filesystem.cat_file(f"{self.path}/{name}")
 
-    def read_all(self, directory: str) -> dict[str, bytes]:
-        """All files of a directory, by name; remotely many at a time."""
+    def read_json(self, name: str) -> Any:
+        """The value in a JSON file."""
+        return self._parse(name, self.read(name))
+
+    def _parse(self, name: str, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except ValueError as error:  # commits are atomic: somebody else wrote or cut this
+            raise PipelineError(
+                f"{self.locate(name)}: is damaged: {error}; restore it, or start anew with "
+                "--overwrite"
+            ) from error
+
+    def read_all_json(self, directory: str) -> dict[str, Any]:
+        """The values in all JSON files of a directory, by name; remotely many at a time."""
         paths = [f"{self.path}/{directory}/{name}" for name in self.names(directory)]
         if not paths:
             return {}
-        found = self.filesystem.cat(paths)
-        return {PurePosixPath(path).name: data for path, data in found.items()}
+        with self._reaching():
+            found = self.filesystem.cat(paths)
+        names = {path: PurePosixPath(path).name for path in found}
+        return {
+            name: self._parse(f"{directory}/{name}", found[path]) for path, name in names.items()
+        }
 
     def open(self, name: str) -> io.BufferedIOBase:
         return open_input(self.locate(name))
@@ -200,10 +238,8 @@ class OutputDirectory:
         if not self.local:
             return Path(tempfile.gettempdir(), f"blt-titan-{name}")
         directory = Path(self.path, TEMPORARY)
-        try:
+        with self._reaching():
             directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PipelineError(f"--output {self.url}: cannot be written to: {error}") from error
         return directory / name
 
     @staticmethod
@@ -219,10 +255,20 @@ class OutputDirectory:
         finally:
             os.close(directory)
 
+    def check_writable(self) -> None:
+        """
+        Raises:
+            PipelineError: nothing can be written here.
+        """
+        probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
+        self.write(probe, b"")
+        self.remove(probe)
+
     def remove(self, name: str) -> None:
         """Remove a file or directory below this one, if it is there."""
         if self.exists(name):
-            self.filesystem.rm(f"{self.path}/{name}", recursive=True)
+            with self._reaching():
+                self.filesystem.rm(f"{self.path}/{name}", recursive=True)
 
     def remove_temporary(self) -> None:
         """Remove what killed processes left uncommitted."""

@@ -6,15 +6,39 @@ from pipeline.storage import OutputDirectory, list_inputs
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     output = OutputDirectory(str(tmp_path / "out"))
-    output.write("a/b.json", b"first")
+    output.write("a/b.json", b'{"n": 1}')
     with pytest.raises(RuntimeError, match="stop"), output.committing("a/b.json") as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError("stop")
-    assert output.read("a/b.json") == b"first"
+    assert output.read("a/b.json") == b'{"n": 1}'
     assert output.names("a") == ["b.json"] and output.names("_tmp") == []
     with pytest.raises(PipelineError, match=r"cannot write .*/out/a: "):
         output.write("a", b"a directory is in the way")
-    assert output.read_all("a") == {"b.json": b"first"} and output.read_all("none") == {}
+    assert output.read_all_json("a") == {"b.json": {"n": 1}} and output.read_all_json("none") == {}
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    below = OutputDirectory(f"{tmp_path}/file/out")
+    for act in (lambda: below.names("entries"), below.check_writable):
+        with pytest.raises(PipelineError, match=f"{tmp_path}/file/out: cannot be used: .*Not a"):
+            act()
+    with pytest.raises(PipelineError, match=r"nothing://x: cannot be used: .*nothing"):
+        OutputDirectory("nothing://x")
+    good = OutputDirectory(f"{tmp_path}/good")
+    good.check_writable()
+    assert not list(tmp_path.glob("good/*/*"))
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    output = OutputDirectory(str(tmp_path))
+    output.write("entries/a.json", b'{"name": ')
+    for act in (
+        lambda: output.read_json("entries/a.json"),
+        lambda: output.read_all_json("entries"),
+    ):
+        with pytest.raises(PipelineError, match=f"{tmp_path}/entries/a.json: is damaged: .*start"):
+            act()
 
 
 def test_a_write_error_names_the_file(tmp_path):
