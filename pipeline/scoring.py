@@ -58,9 +58,7 @@ class Scorer:
             PipelineError: the model gave an entropy that is not a number.
         """
         tokens_T, lengths_D = encode_documents(documents)
-        h_T = self.entropies(tokens_T, lengths_D, report)
-        patch_lengths_P, patches_D = patch_stored(self.patcher, h_T, lengths_D, tokens_T)
-        return Scored(lengths_D, h_T, patch_lengths_P, patches_D)
+        return self.patch(tokens_T, lengths_D, self.entropies(tokens_T, lengths_D, report))
 
     def entropies(
         self,
@@ -89,6 +87,11 @@ class Scorer:
                 "overflow in the dtype it is run in"
             )
         return stored_T
+
+    def patch(self, tokens_T: np.ndarray, lengths_D: np.ndarray, entropies_T: np.ndarray) -> Scored:
+        """Patch documents laid end to end by their stored entropies; on the CPU."""
+        patches = patch_stored(self.patcher, entropies_T, lengths_D, tokens_T)
+        return Scored(lengths_D, entropies_T, *patches)
 
 
 def patch_stored(

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
+from model.tokenizer import encode_documents
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import Document, Reject, Split, read_split
 from pipeline.errors import BadDocumentError, BadFileError, PipelineError, UnreachableFileError
-from pipeline.scoring import Scored, Scorer, prefetch
+from pipeline.scoring import Scorer, prefetch
 from pipeline.shards import (
     ShardEntry,
     commit_entry,
@@ -62,9 +64,12 @@ class _Batch:
 
 
 class _ScoredBatch(NamedTuple):
+    """A batch with what is known of its documents, laid end to end, once the model has run."""
+
     batch: _Batch
-    scored: Scored | None
-    """None if the batch has no document."""
+    tokens_T: np.ndarray
+    lengths_D: np.ndarray
+    entropies_T: np.ndarray
 
 
 def patch_split(
@@ -94,7 +99,7 @@ def patch_split(
     scored = prefetch(_score_batches(batches, scorer, report))
     while True:
         name = shard_name(file_index, split.index, piece)
-        if _write_shard(scored, name, split.file.name, config, output).last:
+        if _write_shard(scored, scorer, name, split.file.name, config, output).last:
             return
         piece += 1
 
@@ -143,31 +148,35 @@ def _score_batches(
     batches: Iterable[_Batch], scorer: Scorer, report: Callable[[int], None]
 ) -> Iterator[_ScoredBatch]:
     for batch in batches:
-        texts = [document.text for document in batch.documents]
-        yield _ScoredBatch(batch, scorer.score(texts, report) if texts else None)
+        tokens_T, lengths_D = encode_documents([document.text for document in batch.documents])
+        # Patching is left to the writer's side: a device does not wait for it.
+        h_T = scorer.entropies(tokens_T, lengths_D, report)
+        yield _ScoredBatch(batch, tokens_T, lengths_D, h_T)
 
 
 def _write_shard(
     batches: Iterator[_ScoredBatch],
+    scorer: Scorer,
     name: str,
     source: str,
     config: PatchCorpusConfig,
     output: OutputDirectory,
 ) -> ShardEntry:
-    """Write batches up to the end of a shard, and commit it."""
+    """Patch and write batches up to the end of a shard, and commit it."""
     schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
     statistics = PatchStatistics()
     rejects: list[Reject] = []
     entry = ShardEntry(name=name, source=source)
     with ExitStack() as stack:
         writer = None
-        for batch, scored in batches:
+        for batch, *scored_tokens in batches:
             rejects += batch.rejects
-            if scored is not None:
+            if batch.documents:
                 if writer is None:
                     path = stack.enter_context(output.committing(entry.path))
                     file = stack.enter_context(pa.OSFile(str(path), "wb"))
                     writer = pa.ipc.new_file(file, schema, options=ipc_options())
+                scored = scorer.patch(*scored_tokens)
                 writer.write_batch(record_batch(batch.documents, scored, schema))
                 statistics += PatchStatistics.of(
                     scored.lengths_D, scored.patch_lengths_P, scored.entropies_T
