@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128
@@ -19,15 +19,27 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(q_THD, k_TKD, v_TKD) -> out_THD`` for one layer."""
 
 
-def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
-    """``cos, sin`` of every position's angles, float32, ``[length, head_dim / 2, 2]``.
+class RotaryAngles(nn.Module):
+    """``cos, sin`` of the angles of positions: pair ``i`` turns by ``p * theta ** (-2 i / dim)``."""
 
-    The angle of pair ``i`` at position ``p`` is ``p * theta ** (-2 i / head_dim)``.
-    """
-    # In this form, for its rounding: an error in the last bit changes sharp logits by 1e-3.
-    frequency_F = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angle_PF = torch.outer(torch.arange(length, dtype=torch.float32), frequency_F)
-    return torch.stack([angle_PF.cos(), angle_PF.sin()], dim=-1)
+    def __init__(self, head_dim: int, theta: float):
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+        self.register_buffer("bits_F", torch.empty(head_dim // 2, dtype=torch.int32), False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Compute the frequencies (again, where the module was made without memory)."""
+        pair_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
+        # In this form, and on the CPU, for its rounding: an error in the last bit changes sharp
+        # logits by 1e-3. Kept as integers, because .to(bfloat16) must not round them.
+        frequency_F = 1.0 / self.theta ** (pair_F / self.head_dim)
+        self.bits_F.copy_(frequency_F.view(torch.int32))
+
+    def forward(self, position_T: Tensor) -> Tensor:
+        """Float32, ``[tokens, head_dim / 2, 2]``."""
+        angle_TF = position_T.float()[:, None] * self.bits_F.view(torch.float32)
+        return torch.stack([angle_TF.cos(), angle_TF.sin()], dim=-1)
 
 
 def apply_rotary(x_THD: Tensor, rotary_TF2: Tensor) -> Tensor:

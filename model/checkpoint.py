@@ -28,8 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.entropy_model import EntropyModel, EntropyModelConfig, default_hidden_dim
+from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.ngram import NGramEntropyModel
+from model.transformer import default_hidden_dim
 
 FORMAT = "blt-titan/entropy-model/1"
 WANTED_FILES = ["config.json", "params.json", "*.safetensors", "*.safetensors.index.json", "*.pth"]

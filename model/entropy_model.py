@@ -18,27 +18,19 @@ from model.attention import (
     BLOCK,
     Attend,
     BlockedAttention,
-    apply_rotary,
+    RotaryAngles,
     attend_flex,
-    rotary_table,
     token_positions,
     window_block_mask,
 )
 from model.entropies import batch_entropies
 from model.tokenizer import BOE_ID, VOCAB_SIZE
+from model.transformer import Block, default_hidden_dim, run_blocks
 
 CPU_TOKENS = 4096
 """Tokens in a pack on a CPU: activations of a layer then stay near the cache."""
 GPU_TOKENS = 65536
 """Tokens in a pack on a GPU: enough rows to keep the matrix units busy."""
-
-
-def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: int = 256) -> int:
-    """Width of the SwiGLU layer: 8/3 of ``dim``, times the multiplier, rounded up."""
-    hidden = int(2 * 4 * dim / 3)
-    if multiplier is not None:
-        hidden = int(hidden * multiplier)
-    return -(-hidden // multiple_of) * multiple_of
 
 
 @dataclass(frozen=True)
@@ -83,45 +75,10 @@ class EntropyModelConfig:
     def head_dim(self) -> int:
         return self.dim // self.n_heads
 
-
-class Attention(nn.Module):
-    def __init__(self, config: EntropyModelConfig):
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.wq = nn.Linear(config.dim, config.dim, bias=False)
-        self.wk = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
-        self.wv = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
-
-    def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        q, k, v = (w(x_TD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        out_THD = attend(apply_rotary(q, rotary), apply_rotary(k, rotary), v)
-        return self.wo(out_THD.flatten(-2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int):
-        super().__init__()
-        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
-
-
-class Block(nn.Module):
-    def __init__(self, config: EntropyModelConfig):
-        super().__init__()
-        assert config.hidden_dim is not None
-        self.attention = Attention(config)
-        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-
-    def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        x_TD = x_TD + self.attention(self.attention_norm(x_TD), rotary, attend)
-        return x_TD + self.feed_forward(self.ffn_norm(x_TD))
+    def block(self) -> Block:
+        """A layer of this shape."""
+        assert self.hidden_dim is not None
+        return Block(self.dim, self.n_heads, self.kv_heads, self.hidden_dim, self.norm_eps)
 
 
 class EntropyModel(nn.Module):
@@ -131,11 +88,10 @@ class EntropyModel(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(config.block() for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        # Kept beside the parameters, not as a buffer: .to(bfloat16) must not round it.
-        self._rotary = rotary_table(config.context_length, config.head_dim, config.rope_theta)
+        self.rotary = RotaryAngles(config.head_dim, config.rope_theta)
 
     @property
     def device(self) -> torch.device:
@@ -176,8 +132,7 @@ class EntropyModel(nn.Module):
         # Padding stands in segments of one token each, so that it costs the attention least.
         lengths_S = torch.cat([lengths_S, lengths_S.new_ones(padding)])
         position_T = token_positions(lengths_S, len(tokens_T))
-        self._rotary = self._rotary.to(self.device)
-        rotary = self._rotary[position_T]
+        rotary = self.rotary(position_T)
         if self.device.type == "cuda":
             mask = window_block_mask(position_T, self.config.window)
             return self._compiled_trunk(tokens_T, rotary, mask)[:tokens]
@@ -191,8 +146,7 @@ class EntropyModel(nn.Module):
 
     def _trunk(self, tokens_T: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         x_TD = self.tok_embeddings(tokens_T)
-        for layer in self.layers:
-            x_TD = layer(x_TD, rotary, attend)
+        x_TD = run_blocks(self.layers, x_TD, rotary, [attend] * len(self.layers))
         return self.output(self.norm(x_TD))
 
     @functools.cached_property
