@@ -1,5 +1,8 @@
-"""Byte models in plain PyTorch: tokens, patches, entropy models and their checkpoints."""
+"""Byte models in plain PyTorch: tokens, patches, entropy models, BLT, and their checkpoints."""
 
+from model.blt import BLT
+from model.blt_checkpoint import load_blt, save_blt
+from model.blt_config import BLT_SIZES, BLTConfig
 from model.checkpoint import load_entropy_model, save_entropy_model
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.ngram import NGramEntropyModel
@@ -7,11 +10,16 @@ from model.patcher import Patcher
 from model.tokenizer import ByteTokenizer
 
 __all__ = [
+    "BLT",
+    "BLT_SIZES",
+    "BLTConfig",
     "ByteTokenizer",
     "EntropyModel",
     "EntropyModelConfig",
     "NGramEntropyModel",
     "Patcher",
+    "load_blt",
     "load_entropy_model",
+    "save_blt",
     "save_entropy_model",
 ]

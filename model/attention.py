@@ -1,10 +1,11 @@
-"""Causal sliding-window attention over segments laid end to end, and rotary positions.
+"""Causal attention over segments laid end to end, sliding-window or full, and rotary positions.
 
 Query ``q`` sees key ``k`` if both are in one segment, ``k <= q`` and ``q - k < window``. Both forms
 below cost O(tokens * window): blocks of scaled_dot_product_attention on the CPU, FlexAttention with
-a block mask on a GPU.
+a block mask on a GPU. Which one is used is decided here and nowhere else.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -20,21 +21,25 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class RotaryAngles(nn.Module):
-    """``cos, sin`` of the angles of positions: pair ``i`` turns by ``p * theta ** (-2 i / dim)``."""
+    """``cos, sin`` of positions' angles: pair ``i`` turns by ``p * theta ** (-2 i / head_dim)``."""
+
+    bits_F: Tensor
 
     def __init__(self, head_dim: int, theta: float):
         super().__init__()
         self.head_dim, self.theta = head_dim, theta
-        self.register_buffer("bits_F", torch.empty(head_dim // 2, dtype=torch.int32), False)
-        self.reset_parameters()
+        # As integers, because .to(bfloat16) must not round them; never left without memory.
+        self.register_buffer("bits_F", self._frequency_bits(), persistent=False)
 
-    def reset_parameters(self) -> None:
-        """Compute the frequencies (again, where the module was made without memory)."""
+    def _frequency_bits(self) -> Tensor:
         pair_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
         # In this form, and on the CPU, for its rounding: an error in the last bit changes sharp
-        # logits by 1e-3. Kept as integers, because .to(bfloat16) must not round them.
-        frequency_F = 1.0 / self.theta ** (pair_F / self.head_dim)
-        self.bits_F.copy_(frequency_F.view(torch.int32))
+        # logits by 1e-3.
+        return (1.0 / self.theta ** (pair_F / self.head_dim)).view(torch.int32)
+
+    def reset_parameters(self) -> None:
+        """Compute the frequencies again: after ``to_empty`` they are lost."""
+        self.bits_F.copy_(self._frequency_bits())
 
     def forward(self, position_T: Tensor) -> Tensor:
         """Float32, ``[tokens, head_dim / 2, 2]``."""
@@ -62,6 +67,32 @@ def token_positions(lengths_S: Tensor, tokens: int) -> Tensor:
     start_S = lengths_S.cumsum(0) - lengths_S
     start_T = torch.repeat_interleave(start_S, lengths_S, output_size=tokens)
     return torch.arange(tokens, device=lengths_S.device) - start_T
+
+
+def segment_attention(position_T: Tensor, window: int | None) -> Attend:
+    """Attention among tokens of which each stands at a position within its segment.
+
+    Args:
+        window: keys that a query sees, itself included; None for all of its segment before it.
+    """
+    tokens = len(position_T)
+    padding = -tokens % BLOCK
+    # Padding stands in segments of one token each, so that it costs the attention least.
+    position_T = F.pad(position_T, (0, padding))
+    window = window or max(len(position_T), 1)
+    attend: Attend
+    if position_T.is_cuda:
+        attend = functools.partial(_compiled_flex(), mask=window_block_mask(position_T, window))
+    else:
+        attend = BlockedAttention(position_T, window)
+    if not padding:
+        return attend
+
+    def attend_padded(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        padded = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q_THD, k_TKD, v_TKD))
+        return attend(*padded)[:tokens]
+
+    return attend_padded
 
 
 class BlockedAttention:
@@ -138,3 +169,9 @@ def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) ->
     gqa = q_THD.shape[1] != k_TKD.shape[1]
     out = flex_attention(q_1HTD, k_1KTD, v_1KTD, block_mask=mask, enable_gqa=gqa)
     return out.squeeze(0).transpose(0, 1)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    # Not compiled, FlexAttention would write all pairs of tokens to memory.
+    return torch.compile(attend_flex, dynamic=False)

@@ -11,29 +11,37 @@ No code of a checkpoint is ever run: pickles are read with ``weights_only``. Lay
 
 import hashlib
 import json
-import pickle
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import httpx
-import huggingface_hub
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.checkpoint_files import (
+    CheckpointError,
+    build,
+    local_directory,
+    read_consolidated,
+    read_json,
+    read_safetensors,
+    reading,
+    transformers_name,
+)
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.ngram import NGramEntropyModel
 from model.transformer import default_hidden_dim
 
+__all__ = [
+    "CheckpointError",
+    "fingerprint",
+    "load_entropy_model",
+    "save_entropy_model",
+    "to_device",
+]
+
 FORMAT = "blt-titan/entropy-model/1"
-WANTED_FILES = ["config.json", "params.json", "*.safetensors", "*.safetensors.index.json", "*.pth"]
 
 IGNORED_ARGS = {
     *("attn_impl", "attn_bias_type", "sliding_window", "eos_id", "seed"),
@@ -42,31 +50,6 @@ IGNORED_ARGS = {
 """Published arguments that don't describe the computation: how weights were initialised, and
 attention settings, which the published model was not run with (it is always causal, within one
 document, window 512)."""
-
-TRANSFORMERS_NAMES = {
-    "embed_tokens": "tok_embeddings",
-    "lm_head": "output",
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.up_proj": "feed_forward.w3",
-    "mlp.down_proj": "feed_forward.w2",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-
-UNREADABLE = (
-    *(SafetensorError, json.JSONDecodeError, OSError, EOFError),
-    *(RuntimeError, KeyError, TypeError, AttributeError),
-)
-"""What json, safetensors, torch and our own look-ups raise over broken files."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, unreadable, or not one that these models can represent exactly."""
 
 
 def load_entropy_model(
@@ -85,21 +68,12 @@ def load_entropy_model(
     Raises:
         CheckpointError: what is wrong, with the file, argument or weight it is wrong with.
     """
-    with _local_directory(str(source)) as directory:
-        try:
-            model = _load(directory)
-        except pickle.UnpicklingError as error:  # its text tells users to load it unsafely
-            raise CheckpointError(
-                f"cannot read the entropy model in {source}: consolidated.pth is broken, or holds "
-                "code, which is never run"
-            ) from error
-        except UNREADABLE as error:
-            raise CheckpointError(
-                f"cannot read the entropy model in {source}: {type(error).__name__}: {error}"
-            ) from error
-        except ValueError as error:
-            raise CheckpointError(f"{source}: {error}") from error
-    return to_device(model, device, dtype)
+    with (
+        local_directory("entropy model", str(source)) as directory,
+        reading("entropy model", str(source)),
+    ):
+        model = _load(directory)
+        return to_device(model, device, dtype)
 
 
 def to_device(
@@ -145,23 +119,19 @@ def _state(model: EntropyModel | NGramEntropyModel) -> tuple[dict[str, Any], dic
 
 
 def _load(directory: Path) -> EntropyModel | NGramEntropyModel:
-    config_path, params_path = directory / "config.json", directory / "params.json"
-    config = json.loads(config_path.read_text()) if config_path.exists() else {}
+    config = read_json(directory / "config.json")
     if config.get("format") == FORMAT:
         return _load_own(config, directory)
     if "args" in config:
-        return _transformer(_published_config(config["args"]), _safetensors(directory))
+        return _transformer(_published_config(config["args"]), read_safetensors(directory))
     if "patcher_config" in config or config.get("model_type") == "blt_patcher":
-        arguments = config.get("patcher_config", config)
-        return _transformer(_transformers_config(arguments), _transformers_weights(directory))
-    if params_path.exists():
-        params = json.loads(params_path.read_text())
+        shape = _transformers_config(config.get("patcher_config", config))
+        return _transformer(shape, _transformers_weights(directory, shape))
+    if params := read_json(directory / "params.json"):
         if "entropy_model" not in params:
             raise ValueError("params.json has no key 'entropy_model': not an entropy model")
-        weights = torch.load(
-            directory / "consolidated.pth", map_location="cpu", weights_only=True, mmap=True
-        )
-        return _transformer(_published_config(params["entropy_model"]), weights["model"])
+        shape = _published_config(params["entropy_model"])
+        return _transformer(shape, read_consolidated(directory))
     raise ValueError(
         "no entropy model in a known layout: expected config.json with model.safetensors, "
         "or params.json with consolidated.pth"
@@ -169,7 +139,7 @@ def _load(directory: Path) -> EntropyModel | NGramEntropyModel:
 
 
 def _load_own(config: dict[str, Any], directory: Path) -> EntropyModel | NGramEntropyModel:
-    weights = _safetensors(directory)
+    weights = read_safetensors(directory)
     if config["kind"] == "ngram":
         tables = {name: tensor.numpy() for name, tensor in weights.items()}
         direct = tables.pop("direct")
@@ -233,92 +203,14 @@ def _transformers_config(config: dict[str, Any]) -> EntropyModelConfig:
     )
 
 
-def _safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """Tensors of all safetensors files whose names start with the first prefix that any has."""
-    paths = sorted(directory.glob("*.safetensors"))
-    if not paths:
-        raise ValueError("no .safetensors file")
-    found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                prefix = next((p for p in prefixes if name.startswith(p)), None)
-                if prefix is not None:
-                    found[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
-    return next((tensors for tensors in found.values() if tensors), {})
-
-
-def _transformers_weights(directory: Path) -> dict[str, Tensor]:
-    weights = {}
-    for name, tensor in _safetensors(directory, ("model.patcher.", "patcher.", "")).items():
-        for theirs, published in TRANSFORMERS_NAMES.items():
-            name = name.replace(theirs, published)
-        weights[name] = tensor
-    return weights
+def _transformers_weights(directory: Path, shape: EntropyModelConfig) -> dict[str, Tensor]:
+    theirs = read_safetensors(directory, ("model.patcher.", "patcher.", ""))
+    # What they call lm_head here is the entropy model's own.
+    theirs = {name.replace("lm_head", "output"): tensor for name, tensor in theirs.items()}
+    with torch.device("meta"):
+        names = {transformers_name(name): name for name in EntropyModel(shape).state_dict()}
+    return {names.get(name, name): tensor for name, tensor in theirs.items()}
 
 
 def _transformer(config: EntropyModelConfig, weights: dict[str, Tensor]) -> EntropyModel:
-    with torch.device("meta"):
-        model = EntropyModel(config)
-    expected = model.state_dict()
-    # A table of rotary angles, where a checkpoint has one, is recomputed, not read.
-    weights = {name: w for name, w in weights.items() if not name.endswith("freqs_cis")}
-    for what, names in (
-        ("lacks", expected.keys() - weights),
-        ("has unknown", weights.keys() - expected),
-    ):
-        if names:
-            raise ValueError(f"the checkpoint {what} weights: {', '.join(sorted(names)[:5])}")
-    for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
-            raise ValueError(
-                f"weight {name} has shape {tuple(weights[name].shape)}, "
-                f"the configuration asks for {tuple(tensor.shape)}"
-            )
-        if not weights[name].is_floating_point():
-            raise ValueError(f"weight {name} has dtype {weights[name].dtype}, not a float")
-    model = EntropyModel(config)
-    model.load_state_dict(weights)
-    return model
-
-
-@contextmanager
-def _local_directory(source: str) -> Iterator[Path]:
-    """``source`` as a local directory, downloaded if need be."""
-    if "://" in source and not source.startswith("hf://"):
-        with tempfile.TemporaryDirectory() as temporary:
-            try:
-                filesystem, path = fsspec.core.url_to_fs(source)
-                names = [Path(name).name for name in filesystem.ls(path, detail=False)]
-                wanted = [n for n in names if Path(n).suffix in (".json", ".safetensors", ".pth")]
-                for name in wanted:
-                    filesystem.get_file(f"{path}/{name}", str(Path(temporary, name)))
-            except (OSError, ValueError, ImportError) as error:
-                raise CheckpointError(
-                    f"cannot read the entropy model in {source}: {error}"
-                ) from error
-            yield Path(temporary)
-    elif Path(source).is_dir():
-        yield Path(source)
-    elif source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~")):
-        yield Path(_download(source.removeprefix("hf://")))
-    else:
-        raise CheckpointError(f"{source}: no such directory, and not a hub id (owner/name)")
-
-
-def _download(repository: str) -> str:
-    try:
-        return huggingface_hub.snapshot_download(repository, allow_patterns=WANTED_FILES)
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{repository} is gated: accept its licence on its hub page, then set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{repository}: no such directory, and no such model on the hub "
-            "(a private one needs HF_TOKEN)"
-        ) from error
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{repository}: cannot be downloaded from the hub: {error}"
-        ) from error
+    return build(lambda: EntropyModel(config), weights)

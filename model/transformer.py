@@ -91,6 +91,4 @@ def init_weights(module: nn.Module, depth: int) -> None:
         deviation = parameter.shape[-1] ** -0.5
         if name.endswith(("wo.weight", "w2.weight")):
             deviation /= (2 * depth) ** 0.5
-        torch.nn.init.trunc_normal_(
-            parameter, std=deviation, a=-3 * deviation, b=3 * deviation
-        )
+        torch.nn.init.trunc_normal_(parameter, std=deviation, a=-3 * deviation, b=3 * deviation)

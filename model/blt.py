@@ -1,0 +1,108 @@
+"""The Byte Latent Transformer (arXiv 2412.09871): bytes in, logits of the next byte out.
+
+``tokens → embeddings → local encoder → patches → latent transformer → local decoder → logits``.
+Packed documents (each ends with its EOS) and rows of a batch never see one another. Reading
+checkpoints is :mod:`model.blt_checkpoint`'s job, writing text :mod:`model.generation`'s.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import RotaryAngles, segment_attention
+from model.blt_config import BLTConfig
+from model.hash_embedding import HashEmbedding
+from model.latent_transformer import LatentTransformer
+from model.local_decoder import LocalDecoder
+from model.local_encoder import LocalEncoder
+from model.patch_layout import PatchLayout, check_patch_lengths
+from model.transformer import init_weights
+
+
+class BLT(nn.Module):
+    """Parameter names and arithmetic are those of the published weights."""
+
+    def __init__(self, config: BLTConfig):
+        super().__init__()
+        self.config = config
+        self.local_encoder = LocalEncoder(config)
+        self.encoder_hash_tok_embedding = HashEmbedding(
+            config.encoder_hash_byte_group_size,
+            config.encoder_hash_byte_group_nb_functions,
+            config.encoder_hash_byte_group_vocab,
+            config.dim_local,
+        )
+        self.global_transformer = LatentTransformer(config)
+        self.local_decoder = LocalDecoder(config)
+
+    def init_weights(self) -> None:
+        """Weights to begin training with."""
+        for part in (self.local_encoder, self.global_transformer, self.local_decoder):
+            init_weights(part, len(part.layers))
+        # A byte is the sum of one token row and one row of each table.
+        tables = 1 + len(self.encoder_hash_tok_embedding)
+        for table in (self.local_encoder.tok_embeddings, *self.encoder_hash_tok_embedding):
+            nn.init.normal_(table.weight, std=tables**-0.5)
+        for module in self.modules():
+            if isinstance(module, RotaryAngles):
+                module.reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        return self.local_decoder.output.weight.device
+
+    def forward(self, tokens_BS: Tensor, patch_lengths_BP: Tensor) -> Tensor:
+        """Logits of the token after each.
+
+        Args:
+            tokens_BS: token ids, right-padded with -1 (what is said at padding has no meaning).
+            patch_lengths_BP: tokens of each patch, right-padded with 0. The first patch of a row is
+                its first token; a row of n tokens has lengths that sum to n + 1 (where the next
+                token's place is known, as in training) or to n.
+
+        Returns:
+            ``[batch, seq, vocab_size]`` float32.
+
+        Raises:
+            ValueError: patch lengths don't fit the tokens. (Checked on the CPU only: a GPU would
+                have to be waited for. :func:`model.patch_layout.check_patch_lengths` does it.)
+        """
+        if tokens_BS.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_patch_lengths(tokens_BS, patch_lengths_BP)
+        config = self.config
+        layout = PatchLayout.of(
+            tokens_BS,
+            patch_lengths_BP,
+            config.cross_attn_window_encoder,
+            config.cross_attn_window_decoder,
+        )
+        position_T, position_N = layout.position_T, layout.position_N
+        attend_bytes = segment_attention(position_T, config.local_attention_window_len)
+        attend_patches = segment_attention(position_N, None)
+        attends = [attend_bytes] * config.n_layers_local_encoder
+        embeddings_TD = self.embed(
+            layout.tokens_T, layout.row_position_T if config.hash_across_documents else position_T
+        )
+        states = self.local_encoder.byte_states(embeddings_TD, position_T, attends)
+        patches_NKD = self.local_encoder.patches(states, layout.gathering_TW, len(position_N))
+        attends = [attend_patches] * config.n_layers_global
+        latent_NG = self.global_transformer(patches_NKD, position_N, attends)
+        attends = [attend_bytes] * config.n_layers_local_decoder
+        readable = self.local_decoder.patch_keys_values(latent_NG)
+        logits_TV = self.local_decoder(states[-1], position_T, attends, readable, layout.read_TW)
+        return logits_TV.view(*tokens_BS.shape, -1)
+
+    def embed(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
+        """Token and hash n-gram embeddings, ``[tokens, dim_local]``.
+
+        Args:
+            position_T: how far n-grams may reach back.
+        """
+        of_token_TD = self.local_encoder.tok_embeddings(tokens_T)
+        return of_token_TD + self.encoder_hash_tok_embedding(tokens_T, position_T)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by part; the hash tables, which cost no FLOPs, on their own."""
+        return {
+            name: sum(parameter.numel() for parameter in part.parameters())
+            for name, part in self.named_children()
+        }

@@ -1,0 +1,212 @@
+"""The shape of a BLT: its configuration, the paper's sizes, and what they cost.
+
+Names are those of the published arguments. ``encoder``, ``global`` and ``decoder`` are the local
+encoder, the latent transformer and the local decoder of arXiv 2412.09871, section 3.
+"""
+
+from dataclasses import asdict, dataclass
+
+from model.patcher import Patcher
+from model.tokenizer import VOCAB_SIZE
+from model.transformer import Block, default_hidden_dim
+
+
+@dataclass(frozen=True)
+class BLTConfig:
+    """Shape of a BLT; the defaults are those of the published 1B model.
+
+    Raises:
+        ValueError: values do not fit together; the message names one.
+    """
+
+    dim_local: int = 1024
+    """Width of encoder and decoder."""
+    n_layers_local_encoder: int = 1
+    n_heads_local_encoder: int = 16
+    n_kv_heads_local_encoder: int | None = None
+    """Key and value heads; as many as heads by default, here and below."""
+    hidden_dim_local_encoder: int | None = None
+    """Width of the feed-forward layers; from the width by default, here and below."""
+    n_layers_local_decoder: int = 9
+    n_heads_local_decoder: int = 16
+    n_kv_heads_local_decoder: int | None = None
+    hidden_dim_local_decoder: int | None = None
+    dim_global: int = 2048
+    n_layers_global: int = 25
+    n_heads_global: int = 16
+    n_kv_heads_global: int | None = None
+    hidden_dim_global: int | None = None
+
+    cross_attn_k: int = 2
+    """Vectors a patch, each ``dim_local`` wide."""
+    cross_attn_nheads: int = 16
+    cross_attn_all_layers_encoder: bool = False
+    """Patches gather after every layer, not only after the last."""
+    cross_attn_all_layers_decoder: bool = True
+    """Bytes read before every layer, not only before the first."""
+    cross_attn_window_encoder: int = 1
+    """Patches, from a byte's own on, that gather from it."""
+    cross_attn_window_decoder: int = 1
+    """Patches, up to the last known, that a byte reads from."""
+
+    encoder_hash_byte_group_size: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    """Bytes of the hashed n-grams."""
+    encoder_hash_byte_group_vocab: int = 500_002
+    """Rows of each hash table."""
+    encoder_hash_byte_group_nb_functions: int = 1
+    hash_across_documents: bool = False
+    """n-grams at the start of a packed document reach back into the one before, as they did when
+    the published weights were trained. Off: a packed document is read as if it were alone."""
+
+    local_attention_window_len: int | None = 512
+    """Bytes that a byte sees in encoder and decoder, itself included; None for all of its document
+    before it."""
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+    vocab_size: int = VOCAB_SIZE
+    patcher: Patcher | None = None
+    """The boundary rule that the weights were trained with, where it is known."""
+
+    def __post_init__(self) -> None:
+        for part in ("local_encoder", "local_decoder", "global"):
+            dim = self.dim_global if part == "global" else self.dim_local
+            heads, kv_heads = f"n_heads_{part}", f"n_kv_heads_{part}"
+            self._default(kv_heads, getattr(self, heads))
+            self._default(f"hidden_dim_{part}", default_hidden_dim(dim))
+            self._check_divides(2 * getattr(self, heads), dim, heads)
+            self._check_divides(getattr(self, kv_heads), getattr(self, heads), kv_heads)
+        sizes = self.encoder_hash_byte_group_size
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"encoder_hash_byte_group_size: sizes from 1 on, got {list(sizes)}")
+        for name, value in asdict(self).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+                raise ValueError(f"{name}: must be positive, got {value}")
+        if self.vocab_size < VOCAB_SIZE:
+            raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
+
+    def _default(self, name: str, value: int) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _check_divides(part: int, whole: int, name: str) -> None:
+        if part < 1 or whole % part:
+            raise ValueError(f"{name}: {whole} cannot be divided by {part}")
+
+    def _block(self, part: str, dim: int) -> Block:
+        heads, kv_heads, hidden = (
+            getattr(self, f"{name}_{part}") for name in ("n_heads", "n_kv_heads", "hidden_dim")
+        )
+        return Block(dim, heads, kv_heads, hidden, self.norm_eps)
+
+    def local_encoder_block(self) -> Block:
+        return self._block("local_encoder", self.dim_local)
+
+    def local_decoder_block(self) -> Block:
+        return self._block("local_decoder", self.dim_local)
+
+    def global_block(self) -> Block:
+        return self._block("global", self.dim_global)
+
+    @property
+    def cross_attn_n_kv_heads_encoder(self) -> int:
+        """Cross attention groups keys and values like the self-attention beside it."""
+        return self._cross_kv_heads(self.n_heads_local_encoder, self.n_kv_heads_local_encoder)
+
+    @property
+    def cross_attn_n_kv_heads_decoder(self) -> int:
+        return self._cross_kv_heads(self.n_heads_local_decoder, self.n_kv_heads_local_decoder)
+
+    def _cross_kv_heads(self, heads: int, kv_heads: int | None) -> int:
+        return self.cross_attn_nheads * (kv_heads or heads) // heads
+
+
+def _size(layers: int, dim: int, heads: int, k: int, **local: int) -> BLTConfig:
+    shape = {"dim_local": 1024, "decoder": 9, "local_heads": 16, "cross_heads": 16} | local
+    return BLTConfig(
+        dim_local=shape["dim_local"],
+        n_heads_local_encoder=shape["local_heads"],
+        n_heads_local_decoder=shape["local_heads"],
+        n_layers_local_decoder=shape["decoder"],
+        dim_global=dim,
+        n_layers_global=layers,
+        n_heads_global=heads,
+        cross_attn_k=k,
+        cross_attn_nheads=shape["cross_heads"],
+    )
+
+
+BLT_SIZES = {
+    "400m": _size(24, 1280, 10, 2, dim_local=768, decoder=7, local_heads=12, cross_heads=10),
+    "1b": _size(25, 2048, 16, 2),
+    "2b": _size(26, 2560, 20, 3),
+    "4b": _size(36, 3072, 24, 3),
+    "8b": _size(32, 4096, 32, 4, dim_local=1280, decoder=6, local_heads=20, cross_heads=20),
+    # For tests and for trying things out.
+    "debug": BLTConfig(
+        dim_local=64,
+        n_heads_local_encoder=4,
+        n_layers_local_decoder=2,
+        n_heads_local_decoder=4,
+        dim_global=128,
+        n_layers_global=2,
+        n_heads_global=4,
+        cross_attn_nheads=4,
+        encoder_hash_byte_group_vocab=4096,
+    ),
+}
+"""The paper's sizes (appendix, table of hyper-parameters)."""
+
+
+def transformer_flops(layers: int, dim: int, context: float, vocabulary: int = 0) -> float:
+    """Forward FLOPs for each position of a transformer (the paper's appendix on FLOPs).
+
+    Args:
+        context: positions that one sees.
+        vocabulary: of the output; 0 for no output layer.
+    """
+    feed_forward = 2 * layers * 2 * dim * 4 * dim
+    return (
+        feed_forward
+        + _qkvo(layers, dim, 1)
+        + _attention(layers, dim, context)
+        + 2 * dim * vocabulary
+    )
+
+
+def _attention(layers: int, dim: int, context: float) -> float:
+    return 4 * layers * dim * (context + 1) / 2
+
+
+def _qkvo(layers: int, dim: int, keys_per_query: float) -> float:
+    return (keys_per_query * 2 + 2) * 2 * layers * dim**2
+
+
+def _cross_attention(layers: int, dim: int, context: float, keys_per_query: float) -> float:
+    return _attention(layers, dim, context) + _qkvo(layers, dim, keys_per_query)
+
+
+def flops_per_byte(
+    config: BLTConfig, *, patch_size: float, context: int, training: bool = False
+) -> float:
+    """FLOPs for each byte by the paper's formulas (appendix on FLOPs, equation for BLT).
+
+    Hash embeddings and norms cost nothing there, feed-forward layers are taken as 8 ``dim**2``
+    multiplications each, and the entropy model is left out (add :func:`transformer_flops`).
+
+    Args:
+        patch_size: mean bytes a patch.
+        context: bytes of a sequence.
+        training: forward and backward, three times the forward pass.
+    """
+    window = config.local_attention_window_len or context
+    k, dim = config.cross_attn_k, config.dim_local
+    encoder_crossings = config.n_layers_local_encoder if config.cross_attn_all_layers_encoder else 1
+    decoder_crossings = config.n_layers_local_decoder if config.cross_attn_all_layers_decoder else 1
+    latent = transformer_flops(config.n_layers_global, config.dim_global, context / patch_size)
+    encoder = transformer_flops(config.n_layers_local_encoder, dim, window)
+    decoder = transformer_flops(config.n_layers_local_decoder, dim, window, config.vocab_size)
+    gather = _cross_attention(encoder_crossings, dim, patch_size, patch_size / k) * k / patch_size
+    read = _cross_attention(decoder_crossings, dim, k, k / patch_size)
+    forward = latent / patch_size + encoder + decoder + gather + read
+    return forward * (3 if training else 1)

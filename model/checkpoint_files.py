@@ -1,0 +1,185 @@
+"""Files of checkpoints: where they are, how they are read, and what is said of broken ones.
+
+No code of a checkpoint is ever run: pickles are read with ``weights_only``. What the weights are
+of is known to :mod:`model.checkpoint` (entropy models) and :mod:`model.blt_checkpoint` (BLT).
+"""
+
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import httpx
+import huggingface_hub
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
+M = TypeVar("M", bound=nn.Module)
+
+UNREADABLE = (
+    *(SafetensorError, json.JSONDecodeError, OSError, EOFError),
+    *(RuntimeError, KeyError, TypeError, AttributeError),
+)
+"""What json, safetensors, torch and our own look-ups raise over broken files."""
+
+TRANSFORMERS_NAMES = {
+    "tok_embeddings": "embed_tokens",
+    "local_decoder.output.": "lm_head.",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "cross_attn_norm_q": "q_norm",
+    "cross_attn_norm_kv": "k_norm",
+    ".wq": ".q_proj",
+    ".wk": ".k_proj",
+    ".wv": ".v_proj",
+    ".wo": ".o_proj",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, unreadable, or not one that these models can represent exactly."""
+
+
+def transformers_name(name: str) -> str:
+    """What transformers calls a weight of the published name ``name``."""
+    for published, theirs in TRANSFORMERS_NAMES.items():
+        name = name.replace(published, theirs)
+    return name
+
+
+@contextmanager
+def reading(what: str, source: str) -> Iterator[None]:
+    """Say of any error over a checkpoint's files which checkpoint it is about."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:  # its text tells users to load it unsafely
+        raise CheckpointError(
+            f"cannot read the {what} in {source}: consolidated.pth is broken, or holds "
+            "code, which is never run"
+        ) from error
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"cannot read the {what} in {source}: {type(error).__name__}: {error}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a JSON file; empty if there is no such file."""
+    value = json.loads(path.read_text()) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name}: not a JSON object")
+    return value
+
+
+def read_consolidated(directory: Path) -> dict[str, Tensor]:
+    path = directory / "consolidated.pth"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
+
+
+def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """Tensors of all safetensors files whose names start with the first prefix that any has."""
+    paths = sorted(directory.glob("*.safetensors"))
+    if not paths:
+        raise ValueError("no .safetensors file")
+    found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                prefix = next((p for p in prefixes if name.startswith(p)), None)
+                if prefix is not None:
+                    found[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
+    return next((tensors for tensors in found.values() if tensors), {})
+
+
+def build(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
+    """A model with exactly these weights, in their dtype, without a second copy of them.
+
+    Raises:
+        ValueError: weights are missing, unknown, misshaped or not floats; names them.
+    """
+    with torch.device("meta"):
+        model = make()
+    expected = model.state_dict()
+    # A table of rotary angles, where a checkpoint has one, is recomputed, not read.
+    weights = {name: w for name, w in weights.items() if not name.endswith("freqs_cis")}
+    for what, names in (
+        ("lacks", expected.keys() - weights),
+        ("has unknown", weights.keys() - expected),
+    ):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            listed = ", ".join(sorted(names)[:5])
+            raise ValueError(f"the checkpoint {what} weights: {listed}{more}")
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            raise ValueError(
+                f"weight {name} has shape {tuple(weights[name].shape)}, "
+                f"the configuration asks for {tuple(tensor.shape)}"
+            )
+        if not weights[name].is_floating_point():
+            raise ValueError(f"weight {name} has dtype {weights[name].dtype}, not a float")
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+@contextmanager
+def local_directory(what: str, source: str) -> Iterator[Path]:
+    """``source`` (a directory, a URL that fsspec knows, or a hub id) as a local directory."""
+    if "://" in source and not source.startswith("hf://"):
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                filesystem, path = fsspec.core.url_to_fs(source)
+                names = [Path(name).name for name in filesystem.ls(path, detail=False)]
+                wanted = [n for n in names if Path(n).suffix in (".json", ".safetensors", ".pth")]
+                for name in wanted:
+                    filesystem.get_file(f"{path}/{name}", str(Path(temporary, name)))
+            except (OSError, ValueError, ImportError) as error:
+                raise CheckpointError(f"cannot read the {what} in {source}: {error}") from error
+            yield Path(temporary)
+    elif Path(source).is_dir():
+        yield Path(source)
+    elif source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~")):
+        yield Path(download(source.removeprefix("hf://")))
+    else:
+        raise CheckpointError(f"{source}: no such directory, and not a hub id (owner/name)")
+
+
+def download(repository: str) -> str:
+    """The local copy of a hub repository's checkpoint, downloaded as far as it is not there.
+
+    Raises:
+        CheckpointError: it is gated, does not exist, or cannot be reached; says what to do.
+    """
+    try:
+        return huggingface_hub.snapshot_download(repository, allow_patterns=WANTED_FILES)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{repository} is gated: accept its licence on its hub page, then set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{repository}: no such directory, and no such model on the hub "
+            "(a private one needs HF_TOKEN)"
+        ) from error
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{repository}: cannot be downloaded from the hub: {error}"
+        ) from error

@@ -1,0 +1,92 @@
+"""Cross attention between bytes and patches, both ways (arXiv 2412.09871, section 3.2.2 and 3.3.1).
+
+A patch is k vectors. In the encoder they gather from the bytes of their patch; in the decoder a
+byte reads the vectors of the patch that is known when the byte is. Each query sees a handful of
+keys, so that neither way builds a mask of bytes by patches: keys are looked up by index, and the
+cost is O(bytes * k).
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class CrossAttention(nn.Module):
+    """Projections and norms shared by both ways; no rotary positions.
+
+    The published weights were trained with the residual added twice: the result is
+    ``2 * x + wo(attention)``.
+    """
+
+    def __init__(self, dim: int, n_heads: int, n_kv_heads: int, norm_eps: float):
+        super().__init__()
+        self.head_dim = dim // n_heads  # as published: what is left over where heads don't divide
+        self.cross_attn_norm_q = nn.RMSNorm(dim, eps=norm_eps)
+        self.cross_attn_norm_kv = nn.RMSNorm(dim, eps=norm_eps)
+        self.wq = nn.Linear(dim, n_heads * self.head_dim, bias=False)
+        self.wk = nn.Linear(dim, n_kv_heads * self.head_dim, bias=False)
+        self.wv = nn.Linear(dim, n_kv_heads * self.head_dim, bias=False)
+        self.wo = nn.Linear(n_heads * self.head_dim, dim, bias=False)
+        self.groups = n_heads // n_kv_heads
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``[..., dim] -> [..., heads, head_dim]``, scaled."""
+        q = self.wq(self.cross_attn_norm_q(x)).unflatten(-1, (-1, self.head_dim))
+        return q * self.head_dim**-0.5
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[..., dim] ->`` keys and values, each ``[..., heads, head_dim]``."""
+        normed = self.cross_attn_norm_kv(x)
+        k, v = (w(normed).unflatten(-1, (-1, self.head_dim)) for w in (self.wk, self.wv))
+        return k.repeat_interleave(self.groups, -2), v.repeat_interleave(self.groups, -2)
+
+
+class GatherFromBytes(CrossAttention):
+    """The encoder's way: patches gather from bytes."""
+
+    def forward(self, x_NKD: Tensor, bytes_TD: Tensor, patch_TW: Tensor) -> Tensor:
+        """``[patches, k, dim]``; a patch that no byte belongs to gathers nothing.
+
+        Args:
+            x_NKD: the k vectors of each patch.
+            bytes_TD: byte states.
+            patch_TW: the patches that see each byte.
+        """
+        k_THE, v_THE = self.keys_values(bytes_TD)
+        q_TWKHE = self.queries(x_NKD)[patch_TW]
+        score_TWKH = torch.einsum("twkhe,the->twkh", q_TWKHE, k_THE).float()
+        # A softmax over all pairs of byte and patch that share the patch.
+        pair_patch = patch_TW.flatten()
+        score_XKH = score_TWKH.flatten(0, 1)
+        empty_NKH = score_XKH.new_full((len(x_NKD), *score_XKH.shape[1:]), -torch.inf)
+        index_XKH = pair_patch[:, None, None].expand_as(score_XKH)
+        highest_NKH = empty_NKH.scatter_reduce(0, index_XKH, score_XKH.detach(), "amax")
+        weight_XKH = (score_XKH - highest_NKH[pair_patch]).exp()
+        total_NKH = torch.zeros_like(empty_NKH).index_add(0, pair_patch, weight_XKH)
+        weight_TWKH = weight_XKH.view_as(score_TWKH).type_as(v_THE)
+        weighted = weight_TWKH[..., None] * v_THE[:, None, None]
+        sum_NKHE = weighted.new_zeros(len(x_NKD), *weighted.shape[2:])
+        sum_NKHE = sum_NKHE.index_add(0, pair_patch, weighted.flatten(0, 1))
+        # A patch with bytes has a total of at least 1.
+        out_NKHE = sum_NKHE / total_NKH.clamp(min=1)[..., None].type_as(sum_NKHE)
+        return 2 * x_NKD + self.wo(out_NKHE.flatten(-2))
+
+
+class ReadFromPatches(CrossAttention):
+    """The decoder's way: bytes read from patches, of which keys and values are made beforehand."""
+
+    def forward(self, x_TD: Tensor, k_NKHE: Tensor, v_NKHE: Tensor, patch_TW: Tensor) -> Tensor:
+        """``[bytes, dim]``.
+
+        Args:
+            x_TD: byte states.
+            k_NKHE, v_NKHE: keys and values of the k vectors of each patch.
+            patch_TW: the patches that each byte sees; -1 for none.
+        """
+        q_THE = self.queries(x_TD)
+        score_THWK = torch.einsum("the,twkhe->thwk", q_THE, k_NKHE[patch_TW]).float()
+        if patch_TW.shape[1] > 1:
+            score_THWK = score_THWK.masked_fill((patch_TW < 0)[:, None, :, None], -torch.inf)
+        weight_THX = score_THWK.flatten(-2).softmax(-1).type_as(q_THE)
+        weight_THWK = weight_THX.view_as(score_THWK)
+        out_THE = torch.einsum("thwk,twkhe->the", weight_THWK, v_NKHE[patch_TW])
+        return 2 * x_TD + self.wo(out_THE.flatten(-2))

@@ -1,0 +1,34 @@
+"""The latent transformer: most of the weights, run once a patch (arXiv 2412.09871, section 3.1)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from model.attention import Attend, RotaryAngles
+from model.blt_config import BLTConfig
+from model.transformer import run_blocks
+
+
+class LatentTransformer(nn.Module):
+    """A causal transformer over patches; it has no final norm."""
+
+    def __init__(self, config: BLTConfig):
+        super().__init__()
+        incoming = config.dim_local * config.cross_attn_k
+        self.token_embedding_projection = (
+            nn.Linear(incoming, config.dim_global, bias=False)
+            if incoming != config.dim_global
+            else nn.Identity()
+        )
+        self.layers = nn.ModuleList(config.global_block() for _ in range(config.n_layers_global))
+        self.rotary = RotaryAngles(config.dim_global // config.n_heads_global, config.rope_theta)
+
+    def forward(self, patches_NKD: Tensor, position_N: Tensor, attends: Sequence[Attend]) -> Tensor:
+        """``[patches, k, dim_local] -> [patches, dim_global]``.
+
+        Args:
+            position_N: of each patch within its document.
+            attends: attention of each layer.
+        """
+        x_NG = self.token_embedding_projection(patches_NKD.flatten(-2))
+        return run_blocks(self.layers, x_NG, self.rotary(position_N), attends)

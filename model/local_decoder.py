@@ -1,0 +1,65 @@
+"""The local decoder: next-byte logits from byte states and latent patches (arXiv 2412.09871,
+section 3.3)."""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from model.attention import Attend, RotaryAngles
+from model.blt_config import BLTConfig
+from model.cross_attention import ReadFromPatches
+
+PatchKeysValues = Sequence[tuple[Tensor, Tensor]]
+"""Of each cross attention, ``[patches, k, heads, head_dim]`` each."""
+
+
+class LocalDecoder(nn.Module):
+    """A small byte transformer that reads from latent patches before its layers."""
+
+    def __init__(self, config: BLTConfig):
+        super().__init__()
+        dim, layers = config.dim_local, config.n_layers_local_decoder
+        self.k = config.cross_attn_k
+        self.patch_embedding_projection = nn.Linear(config.dim_global, dim * self.k, bias=False)
+        self.layers = nn.ModuleList(config.local_decoder_block() for _ in range(layers))
+        self.cross_attn_layers = nn.ModuleList(
+            ReadFromPatches(
+                dim, config.cross_attn_nheads, config.cross_attn_n_kv_heads_decoder, config.norm_eps
+            )
+            for _ in range(layers if config.cross_attn_all_layers_decoder else 1)
+        )
+        self.norm = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.output = nn.Linear(dim, config.vocab_size, bias=False)
+        self.rotary = RotaryAngles(dim // config.n_heads_local_decoder, config.rope_theta)
+
+    def patch_keys_values(self, latent_NG: Tensor) -> PatchKeysValues:
+        """What bytes will read of each patch."""
+        x_NKD = self.patch_embedding_projection(latent_NG).unflatten(-1, (self.k, -1))
+        layers = cast(Iterable[ReadFromPatches], self.cross_attn_layers)
+        return [layer.keys_values(x_NKD) for layer in layers]
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        position_T: Tensor,
+        attends: Sequence[Attend],
+        patches: PatchKeysValues,
+        patch_TW: Tensor,
+    ) -> Tensor:
+        """Logits of the byte after each, ``[bytes, vocab_size]`` float32.
+
+        Args:
+            x_TD: byte states of the encoder.
+            position_T: within the document.
+            attends: attention of each layer.
+            patches: what there is to read.
+            patch_TW: the patches that each byte reads; -1 for none.
+        """
+        rotary = self.rotary(position_T)
+        reads = dict(enumerate(self.cross_attn_layers))
+        for i, (layer, attend) in enumerate(zip(self.layers, attends, strict=True)):
+            if i in reads:
+                x_TD = reads[i](x_TD, *patches[i], patch_TW)
+            x_TD = layer(x_TD, rotary, attend)
+        return self.output(self.norm(x_TD)).float()

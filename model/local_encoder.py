@@ -1,0 +1,68 @@
+"""The local encoder: byte states, and patches pooled from them (arXiv 2412.09871, section 3.2)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from model.attention import Attend, RotaryAngles
+from model.blt_config import BLTConfig
+from model.cross_attention import GatherFromBytes
+
+
+class LocalEncoder(nn.Module):
+    """A small byte transformer. Patches never flow back into it: both halves stand alone."""
+
+    def __init__(self, config: BLTConfig):
+        super().__init__()
+        dim, layers = config.dim_local, config.n_layers_local_encoder
+        self.k = config.cross_attn_k
+        self.tok_embeddings = nn.Embedding(config.vocab_size, dim)
+        self.layers = nn.ModuleList(config.local_encoder_block() for _ in range(layers))
+        self.patch_embedding_projection = nn.Linear(dim, dim * self.k, bias=False)
+        first = 0 if config.cross_attn_all_layers_encoder else layers - 1
+        self.cross_attended = range(first, layers)
+        """Layers after which patches gather from the byte states."""
+        self.cross_attn_layers = nn.ModuleList(
+            GatherFromBytes(
+                dim, config.cross_attn_nheads, config.cross_attn_n_kv_heads_encoder, config.norm_eps
+            )
+            for _ in self.cross_attended
+        )
+        self.rotary = RotaryAngles(dim // config.n_heads_local_encoder, config.rope_theta)
+
+    def byte_states(
+        self, x_TD: Tensor, position_T: Tensor, attends: Sequence[Attend]
+    ) -> list[Tensor]:
+        """States of bytes after each layer that patches gather from; the last goes on.
+
+        Args:
+            x_TD: embeddings.
+            position_T: within the document.
+            attends: attention of each layer.
+        """
+        rotary = self.rotary(position_T)
+        states = []
+        for i, (layer, attend) in enumerate(zip(self.layers, attends, strict=True)):
+            x_TD = layer(x_TD, rotary, attend)
+            if i in self.cross_attended:
+                states.append(x_TD)
+        return states
+
+    def patches(self, states: Sequence[Tensor], patch_TW: Tensor, patches: int) -> Tensor:
+        """Patches from the byte states of all their bytes, ``[patches, k, dim]``.
+
+        Vectors start from the largest value of each feature over the patch's own bytes.
+
+        Args:
+            states: as :meth:`byte_states` gives them.
+            patch_TW: the patches that see each byte, its own first; an index of ``patches`` stands
+                for none.
+        """
+        own_TD = patch_TW[:, :1].expand_as(states[0])
+        # One patch more takes what belongs to none.
+        pooled_ND = states[0].new_zeros(patches + 1, states[0].shape[1])
+        pooled_ND = pooled_ND.scatter_reduce(0, own_TD, states[0], "amax", include_self=False)
+        x_NKD = self.patch_embedding_projection(pooled_ND).unflatten(-1, (self.k, -1))
+        for state_TD, gather in zip(states, self.cross_attn_layers, strict=True):
+            x_NKD = gather(x_NKD, state_TD, patch_TW)
+        return x_NKD[:patches]

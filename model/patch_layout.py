@@ -1,0 +1,141 @@
+"""Who belongs to whom in a batch: bytes, patches and documents, worked out once for all layers.
+
+Rows are laid end to end. Everything here is made of a few vectorised steps whose shapes depend on
+the batch's shape alone, so that a device is never waited for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.tokenizer import BOE_ID, EOS_ID, PAD_ID
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """T bytes (rows times their width), N patches (rows times the most of a row)."""
+
+    tokens_T: Tensor
+    """int64 ids; BOE where there is padding."""
+    position_T: Tensor
+    """Of each byte within its document."""
+    row_position_T: Tensor
+    """Of each byte within its row."""
+    position_N: Tensor
+    """Of each patch within its document."""
+    gathering_TW: Tensor
+    """The patches that gather from each byte, its own first; N for none."""
+    read_TW: Tensor
+    """The patches that each byte reads from, the latest first; -1 for none."""
+
+    @classmethod
+    def of(
+        cls, tokens_BS: Tensor, patch_lengths_BP: Tensor, window_encoder: int, window_decoder: int
+    ) -> "PatchLayout":
+        """
+        Args:
+            tokens_BS: ids, right-padded with -1.
+            patch_lengths_BP: tokens of each patch, right-padded with 0; see
+                :func:`check_patch_lengths`.
+            window_encoder, window_decoder: patches that gather from a byte, that a byte reads.
+        """
+        (batch, width), patches = tokens_BS.shape, patch_lengths_BP.shape[1]
+        device, total = tokens_BS.device, batch * patches
+        column_S = torch.arange(width, device=device)
+        row_B1 = torch.arange(batch, device=device)[:, None] * patches
+        inside_BS = tokens_BS != PAD_ID
+
+        # Patches are half-open intervals: one more than those that end at or before a slot.
+        ends_BP = patch_lengths_BP.long().cumsum(1)
+        slot_BS = column_S.expand(batch, width).contiguous()
+        own_BS = torch.searchsorted(ends_BP, slot_BS, right=True)
+        next_BS = torch.searchsorted(ends_BP, slot_BS + 1, right=True)
+        # Where lengths leave out the next token, it is taken to belong to the last patch.
+        last_B1 = (patch_lengths_BP > 0).sum(1, keepdim=True) - 1
+        known_BS = (torch.minimum(next_BS, last_B1) - 1).clamp(min=0) + row_B1
+        own_T = torch.where(inside_BS, own_BS + row_B1, total).flatten()
+
+        # A document ends with its EOS; padding is a document of its own, token by token.
+        eos_BS = tokens_BS == EOS_ID
+        starts_BS = ~inside_BS | eos_BS.roll(1, 1)
+        starts_BS[:, :1] = True
+        eos_N = _any_by_patch(eos_BS.flatten(), own_T, total)
+        patch_starts_BP = eos_N.view(batch, patches).roll(1, 1)
+        patch_starts_BP[:, :1] = True
+        document_N = patch_starts_BP.flatten().cumsum(0)
+
+        gathering_TW = _neighbours(own_T, document_N, window_encoder, 1, total)
+        read_TW = _neighbours(known_BS.flatten(), document_N, window_decoder, -1, -1)
+        return cls(
+            tokens_T=tokens_BS.masked_fill(~inside_BS, BOE_ID).long().flatten(),
+            position_T=_since_start(starts_BS),
+            row_position_T=slot_BS.flatten(),
+            position_N=_since_start(patch_starts_BP),
+            gathering_TW=gathering_TW,
+            read_TW=read_TW,
+        )
+
+
+def _any_by_patch(marked_T: Tensor, patch_T: Tensor, patches: int) -> Tensor:
+    found_N = torch.zeros(patches + 1, dtype=torch.int32, device=marked_T.device)
+    return found_N.index_add(0, patch_T, marked_T.int())[:patches] > 0
+
+
+def _since_start(starts_BX: Tensor) -> Tensor:
+    """How far each column is from the last start at or before it; rows end to end."""
+    column_X = torch.arange(starts_BX.shape[1], device=starts_BX.device)
+    start_BX = torch.where(starts_BX, column_X, 0).cummax(1).values
+    return (column_X - start_BX).flatten()
+
+
+def _neighbours(
+    patch_T: Tensor, document_N: Tensor, window: int, direction: int, none: int
+) -> Tensor:
+    """``patch_T`` and the next patches in one direction, as far as the document goes."""
+    if window == 1:
+        return patch_T[:, None]
+    patches = len(document_N)
+    offset_W = torch.arange(window, device=patch_T.device) * direction
+    index_TW = patch_T[:, None] + offset_W
+    exists_TW = (index_TW >= 0) & (index_TW < patches) & (patch_T < patches)[:, None]
+    index_TW = index_TW.where(exists_TW, patch_T.clamp(max=patches - 1)[:, None])
+    own_T = document_N[patch_T.clamp(max=patches - 1)]
+    same_TW = exists_TW & (document_N[index_TW] == own_T[:, None])
+    return index_TW.where(same_TW, none)
+
+
+def check_patch_lengths(tokens_BS: Tensor, patch_lengths_BP: Tensor) -> None:
+    """Check that patches cover each row: its n tokens, or one more for the token after them.
+
+    Raises:
+        ValueError: what is wrong, and in which row.
+    """
+    if tokens_BS.dim() != 2 or patch_lengths_BP.dim() != 2:
+        raise ValueError(
+            f"tokens and patch_lengths: must be [batch, seq] and [batch, patches], got "
+            f"{list(tokens_BS.shape)} and {list(patch_lengths_BP.shape)}"
+        )
+    if len(tokens_BS) != len(patch_lengths_BP):
+        raise ValueError(
+            f"patch_lengths: {len(patch_lengths_BP)} rows for {len(tokens_BS)} rows of tokens"
+        )
+    for name, values in (("tokens", tokens_BS), ("patch_lengths", patch_lengths_BP)):
+        if values.is_floating_point() or values.dtype == torch.bool:
+            raise ValueError(f"{name}: must be integers, got {values.dtype}")
+    inside_BS = tokens_BS != PAD_ID
+    n_B, sum_B = inside_BS.sum(1), patch_lengths_BP.sum(1)
+    used_BP = patch_lengths_BP > 0
+    for wrong_B, what in (
+        ((inside_BS[:, 1:] & ~inside_BS[:, :-1]).any(1), "tokens: padding stands before a token"),
+        ((patch_lengths_BP < 0).any(1), "patch_lengths: one is negative"),
+        (patch_lengths_BP[:, :1].ne(1).any(1) | (sum_B == 0), "patch_lengths: the first is not 1"),
+        ((used_BP[:, 1:] & ~used_BP[:, :-1]).any(1), "patch_lengths: 0 stands before a patch"),
+        ((sum_B != n_B) & (sum_B != n_B + 1), "patch_lengths: do not sum to the row's tokens"),
+    ):
+        if bool(wrong_B.any()):
+            row = int(wrong_B.nonzero()[0])
+            raise ValueError(
+                f"{what} (row {row}: {int(n_B[row])} tokens, lengths "
+                f"{patch_lengths_BP[row].tolist()[:12]}, sum {int(sum_B[row])})"
+            )
