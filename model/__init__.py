@@ -5,6 +5,7 @@ from model.blt_checkpoint import load_blt, save_blt
 from model.blt_config import BLT_SIZES, BLTConfig
 from model.checkpoint import load_entropy_model, save_entropy_model
 from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.generation import generate
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import ByteTokenizer
@@ -18,6 +19,7 @@ __all__ = [
     "EntropyModelConfig",
     "NGramEntropyModel",
     "Patcher",
+    "generate",
     "load_blt",
     "load_entropy_model",
     "save_blt",

@@ -81,6 +81,12 @@ class EntropyModelConfig:
         return Block(self.dim, self.n_heads, self.kv_heads, self.hidden_dim, self.norm_eps)
 
 
+def entropy_of(logits_TV: Tensor) -> Tensor:
+    """Entropy (nats, float32) of each row of logits."""
+    logp_TV = logits_TV.float().log_softmax(-1)
+    return -torch.einsum("tv,tv->t", logp_TV.exp(), logp_TV)
+
+
 class EntropyModel(nn.Module):
     """Byte transformer over segments laid end to end; computes in its weights' dtype."""
 
@@ -162,8 +168,7 @@ class EntropyModel(nn.Module):
 
         Arguments and errors are those of :meth:`logits_packed`.
         """
-        logp_TV = self.logits_packed(tokens_T, lengths_S).float().log_softmax(-1)
-        return -torch.einsum("tv,tv->t", logp_TV.exp(), logp_TV)
+        return entropy_of(self.logits_packed(tokens_T, lengths_S))
 
     def entropies(self, tokens_BS: Tensor, *, reset_at_newline: bool = False) -> Tensor:
         """Entropies of a batch; see :func:`model.entropies.batch_entropies`."""

@@ -157,16 +157,66 @@ class Patcher:
                 ends_before_S = ends_T[(slot_S - 1 - document_S).clamp(min=0)]
             else:
                 ends_before_S = ends_T.roll(1)
-            starts_S = ends_before_S & (position_S >= 2)
-            if self.published and self.rule in ("monotonic", "combined"):
-                starts_S |= position_S == 2
-            if self.published and self.rule == "combined":
-                starts_S &= position_S != 3
-            starts_S |= position_S < 2
+            starts_S = self._after_ends(ends_before_S, position_S)
         if self.max_patch_length is not None:
             last_start_S = torch.where(starts_S, slot_S, 0).cummax(0).values
             starts_S |= (slot_S - last_start_S) % self.max_patch_length == 0
         return starts_S, first_D
+
+    def ends_in_piece(
+        self,
+        entropies_BS: Tensor,
+        tokens_BS: Tensor,
+        position_B: Tensor,
+        patch_start_B: Tensor,
+    ) -> Tensor:
+        """Whether a patch ends with each token, for documents that are read piece by piece.
+
+        Args:
+            entropies_BS: nats; the piece, and before it one column for the token before it (at the
+                start of a document, anything).
+            tokens_BS: token ids of the same.
+            position_B: position in its document of the piece's first token.
+            patch_start_B: where the patch began that is open there.
+
+        Returns:
+            ``[batch, piece]`` bool.
+
+        Raises:
+            ValueError: the rule needs the whole document (top-k).
+        """
+        if self.rule == "top-k":
+            raise ValueError(
+                "rule: top-k chooses among a whole document, there are no pieces of it"
+            )
+        column_S = torch.arange(-1, entropies_BS.shape[1] - 1, device=tokens_BS.device)
+        # The slot after a token starts a patch where the token ends one.
+        slot_BS = position_B[:, None] + column_S + 1
+        if self.rule == "byte":
+            starts_BS = torch.ones_like(slot_BS, dtype=torch.bool)
+        elif self.rule == "static":
+            starts_BS = self._static(slot_BS)
+        else:
+            before_T = (slot_BS - 1).flatten()
+            ends_T = self._ends(
+                entropies_BS.flatten(), before_T, before_T, tokens_BS.flatten(), False
+            )
+            starts_BS = self._after_ends(ends_T.view_as(slot_BS), slot_BS)
+        if self.max_patch_length is not None:
+            natural_BS = torch.where(starts_BS, slot_BS, 0)
+            natural_BS[:, 0] = patch_start_B
+            since_BS = slot_BS - natural_BS.cummax(1).values
+            starts_BS = starts_BS | (since_BS % self.max_patch_length == 0)
+        return starts_BS[:, 1:]
+
+    def _after_ends(self, ends_before_S: Tensor, position_S: Tensor) -> Tensor:
+        """Which slots start a patch, by whether the token before each ends one."""
+        starts_S = ends_before_S & (position_S >= 2)
+        if self.published and self.rule in ("monotonic", "combined"):
+            starts_S |= position_S == 2
+        if self.published and self.rule == "combined":
+            starts_S &= position_S != 3
+        return starts_S | (position_S < 2)
 
     def _ends(
         self,

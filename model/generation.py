@@ -1,0 +1,200 @@
+"""Writing on from prompts with a BLT, everything cached (arXiv 2412.09871; 2605.08044).
+
+The result is that of running the whole text through the model for every byte: the same boundaries,
+the same logits up to rounding. With ``draft_bytes`` the local models write ahead on their own and
+one run of everything checks what they wrote (self-speculation); what comes out is the greedy text
+all the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from model.blt import BLT
+from model.cache import PIECE
+from model.entropy_model import EntropyModel
+from model.incremental_blt import IncrementalBLT
+from model.ngram import NGramEntropyModel
+from model.patcher import Patcher
+from model.sampling import Sampling, allowed
+from model.tokenizer import BOE_ID, BYTE_OFFSET, EOS_ID, ByteTokenizer
+
+
+def generate(
+    model: BLT,
+    entropy_model: EntropyModel | NGramEntropyModel | None,
+    prompts: Sequence[str | bytes],
+    *,
+    patcher: Patcher | None = None,
+    max_new_bytes: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str | bytes] = (),
+    seed: int = 0,
+    draft_bytes: int = 0,
+    reset_at_newline: bool = False,
+) -> list[bytes]:
+    """What the model writes after each prompt, up to EOS, a stop string or the limit.
+
+    Args:
+        entropy_model: places the boundaries; None for a rule that ignores entropies.
+        prompts: any number, of any lengths.
+        patcher: the boundary rule; that of the checkpoint by default.
+        temperature: 0 takes the likeliest byte.
+        top_k, top_p: draw from the k likeliest, or from the likeliest that reach p together.
+        stop: what ends a text; not part of the result.
+        seed: of drawing; a prompt's text doesn't depend on the prompts beside it.
+        draft_bytes: bytes that the local models write ahead; greedy only, where it changes nothing
+            but the speed.
+        reset_at_newline: the entropy model's context starts again after each newline.
+
+    Returns:
+        the new bytes of each, without the prompt.
+
+    Raises:
+        ValueError: an argument makes no sense; names it.
+    """
+    texts = [bytearray() for _ in prompts]
+    pieces = stream(
+        model,
+        entropy_model,
+        prompts,
+        patcher=patcher,
+        max_new_bytes=max_new_bytes,
+        sampling=Sampling(temperature, top_k, top_p),
+        stop=stop,
+        seed=seed,
+        draft_bytes=draft_bytes,
+        reset_at_newline=reset_at_newline,
+    )
+    for piece in pieces:
+        for text, new in zip(texts, piece, strict=True):
+            text += new
+    return [bytes(text) for text in texts]
+
+
+def stream(
+    model: BLT,
+    entropy_model: EntropyModel | NGramEntropyModel | None,
+    prompts: Sequence[str | bytes],
+    *,
+    sampling: Sampling,
+    patcher: Patcher | None,
+    max_new_bytes: int,
+    stop: Sequence[str | bytes],
+    seed: int,
+    draft_bytes: int,
+    reset_at_newline: bool,
+) -> Iterator[list[bytes]]:
+    """:func:`generate`, as it is written: the next bytes of each prompt's text, again and again.
+
+    Bytes that could be the beginning of a stop string are held back until that is known.
+    """
+    patcher = patcher or model.config.patcher
+    if patcher is None:
+        raise ValueError("patcher: the checkpoint names no boundary rule: give one")
+    if draft_bytes and sampling.temperature:
+        raise ValueError(
+            "draft_bytes: drafts are checked against greedy text: temperature must be 0"
+        )
+    if not 0 <= draft_bytes < PIECE:
+        raise ValueError(f"draft_bytes: must be 0 to {PIECE - 1}, got {draft_bytes}")
+    stops = tuple(_as_bytes(text) for text in stop)
+    if not all(stops):
+        raise ValueError("stop: an empty string would end every text")
+    if not prompts or max_new_bytes < 1:
+        return
+    state = IncrementalBLT(
+        model, entropy_model, patcher, len(prompts), reset_at_newline=reset_at_newline
+    )
+    logits_BV = _read_prompts(state, prompts)
+    texts = [_Text(max_new_bytes, stops) for _ in prompts]
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+    next_B = sampling.choose(logits_BV, generators)
+    while True:
+        yield [text.take([token]) for text, token in zip(texts, next_B.tolist(), strict=True)]
+        writing_B = torch.tensor([not text.done for text in texts], device=model.device)
+        if not bool(writing_B.any()):
+            return
+        tokens_BM = _draft(state, next_B, draft_bytes)
+        logits_BMV = state.read(tokens_BM, writing_B * tokens_BM.shape[1])
+        # The first is certain; a drafted token is right if all before it lead to it.
+        right_BM = tokens_BM[:, 1:] == allowed(logits_BMV[:, :-1]).argmax(-1)
+        kept_B = (1 + right_BM.long().cumprod(1).sum(1)) * writing_B
+        state.keep(kept_B)
+        if draft_bytes:
+            kept = zip(texts, tokens_BM.tolist(), kept_B.tolist(), strict=True)
+            yield [text.take(tokens[1:count]) for text, tokens, count in kept]
+        row_B = torch.arange(len(prompts), device=model.device)
+        next_B = sampling.choose(logits_BMV[row_B, (kept_B - 1).clamp(min=0)], generators)
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def _read_prompts(state: IncrementalBLT, prompts: Sequence[str | bytes]) -> Tensor:
+    """Read the prompts; gives the logits after the last token of each."""
+    encoded = [ByteTokenizer().encode(_as_bytes(prompt), eos=False) for prompt in prompts]
+    device = state.model.device
+    lengths_B = torch.tensor([len(tokens) for tokens in encoded], device=device)
+    tokens_BS = torch.full((len(encoded), int(lengths_B.max())), BOE_ID, device=device)
+    for row, tokens in enumerate(encoded):
+        tokens_BS[row, : len(tokens)] = torch.tensor(tokens, device=device)
+    logits_BV = torch.zeros(len(encoded), state.model.config.vocab_size, device=device)
+    for start in range(0, tokens_BS.shape[1], PIECE):
+        piece_BM = tokens_BS[:, start : start + PIECE]
+        counts_B = (lengths_B - start).clamp(0, piece_BM.shape[1])
+        logits_BMV = state.read(piece_BM, counts_B)
+        last_BV = logits_BMV[torch.arange(len(encoded)), (counts_B - 1).clamp(min=0)]
+        logits_BV = torch.where((counts_B > 0)[:, None], last_BV, logits_BV)
+    return logits_BV
+
+
+def _draft(state: IncrementalBLT, next_B: Tensor, ahead: int) -> Tensor:
+    """The next token of each row, which is certain, and what the local models put after it."""
+    tokens = [next_B]
+    for i in range(ahead):
+        tokens.append(allowed(state.draft(tokens[-1], i)).argmax(-1))
+    return torch.stack(tokens, 1)
+
+
+@dataclass
+class _Text:
+    """What was written after one prompt."""
+
+    limit: int
+    stops: tuple[bytes, ...]
+    written: bytearray = field(default_factory=bytearray)
+    told: int = 0
+    """Bytes handed out."""
+    done: bool = False
+
+    def take(self, tokens: Sequence[int]) -> bytes:
+        """Add tokens until the text is done; gives the bytes that are sure to stay."""
+        for token in tokens:
+            if self.done:
+                break
+            if token == EOS_ID:
+                self.done = True
+                break
+            self.written.append(token - BYTE_OFFSET)
+            ended = next((s for s in self.stops if self.written.endswith(s)), None)
+            if ended is not None:
+                del self.written[-len(ended) :]
+            self.done = ended is not None or len(self.written) >= self.limit
+        sure = len(self.written) - (0 if self.done else self._held_back())
+        new = bytes(self.written[self.told : sure])
+        self.told = max(self.told, sure)
+        return new
+
+    def _held_back(self) -> int:
+        """Length of the longest end that a stop string could begin with."""
+        longest = max((len(s) - 1 for s in self.stops), default=0)
+        for size in range(min(longest, len(self.written)), 0, -1):
+            if any(s.startswith(self.written[-size:]) for s in self.stops):
+                return size
+        return 0

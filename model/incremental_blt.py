@@ -1,0 +1,237 @@
+"""BLT read piece by piece: every part keeps what it needs of what was read before.
+
+The same weights and modules as :class:`model.BLT`, run on the new tokens only. A patch goes
+through cross attention and the latent transformer when it ends, which its last byte's entropy
+tells; from then on bytes read from it. One piece may be of any length up to PIECE, so that this
+serves for prompts, for single bytes, and for checking several drafted bytes at once.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.blt import BLT
+from model.cache import PIECE, KeyValueCache
+from model.entropy_model import EntropyModel
+from model.incremental_entropies import incremental_entropies
+from model.ngram import NGramEntropyModel
+from model.patcher import ENTROPY_RULES, Patcher
+from model.tokenizer import BOE_ID
+
+
+class IncrementalBLT:
+    """A batch of documents, each read so far as it is. Rows are independent of one another.
+
+    Memory grows by the encoder's states for each byte, and by latent keys and values for each
+    patch; the entropy model, the encoder's and the decoder's attention keep a window.
+    """
+
+    def __init__(
+        self,
+        model: BLT,
+        entropy_model: EntropyModel | NGramEntropyModel | None,
+        patcher: Patcher,
+        batch: int,
+        *,
+        reset_at_newline: bool = False,
+    ):
+        """
+        Args:
+            entropy_model: may be None for a rule that ignores entropies.
+            reset_at_newline: the entropy model's context starts again after each newline.
+
+        Raises:
+            ValueError: the rule needs an entropy model, or the whole document.
+        """
+        config, device = model.config, model.device
+        if patcher.rule in ENTROPY_RULES and entropy_model is None:
+            raise ValueError(f"entropy_model: the {patcher.rule} rule needs one")
+        if patcher.rule == "top-k":
+            raise ValueError("patcher: the top-k rule chooses among a whole document")
+        self.model, self.patcher = model, patcher
+        self.entropies = (
+            incremental_entropies(entropy_model, reset_at_newline)
+            if entropy_model is not None and patcher.rule in ENTROPY_RULES
+            else None
+        )
+        window = config.local_attention_window_len
+        self._encoder = KeyValueCache(config.n_layers_local_encoder, window)
+        self._latent = KeyValueCache(config.n_layers_global, None)
+        self._decoder = KeyValueCache(config.n_layers_local_decoder, window)
+        # Of every token: its id, and its state after each layer that patches gather from.
+        self._tokens_BS = torch.full((batch, PIECE), BOE_ID, device=device)
+        self._states_BSD: list[Tensor] = []
+        # Of every patch where it starts, and of the last ones what bytes read from them.
+        self._starts_BP = torch.zeros(batch, PIECE, dtype=torch.int64, device=device)
+        self._readable_slots = PIECE + config.cross_attn_window_decoder
+        self._readable: list[tuple[Tensor, Tensor]] = []
+        # How far each row is, before the last piece and after it.
+        self.read_B = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._patches_B = torch.zeros_like(self.read_B)
+        self._before = (self.read_B, self._patches_B)
+        self._kept_B = torch.zeros_like(self.read_B)
+        # Of the token before the last piece and of the piece; of the piece.
+        self._h_BX = torch.zeros(batch, 1, device=device)
+        self._ends_BM = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+
+    @torch.inference_mode()
+    def read(self, tokens_BM: Tensor, counts_B: Tensor) -> Tensor:
+        """Logits after each of the next tokens, ``[batch, piece, vocab_size]`` float32.
+
+        Args:
+            tokens_BM: at most PIECE, right-padded with any id.
+            counts_B: how many of them are each row's.
+        """
+        columns = tokens_BM.shape[1]
+        valid_BM = torch.arange(columns, device=tokens_BM.device) < counts_B[:, None]
+        tokens_BM = tokens_BM.where(valid_BM, BOE_ID)
+        self._before = (self.read_B, self._patches_B)
+        ends_BM = self._patch_ends(tokens_BM) & valid_BM
+        self._ends_BM = ends_BM
+        position_BM, x_TD = self._encode(tokens_BM, self.read_B)
+        if bool(ends_BM.any()):
+            self._finish_patches(ends_BM, position_BM)
+        latest_BM = self._patches_B[:, None] + ends_BM.cumsum(1) - 1
+        logits_BMV = self._decode(x_TD, self.read_B, position_BM, latest_BM)
+        self.keep(counts_B)
+        return logits_BMV
+
+    @torch.inference_mode()
+    def draft(self, token_B: Tensor, ahead: int) -> Tensor:
+        """Logits after a token that may turn out wrong, ``[batch, vocab_size]``, from the local
+        models alone: the patches known now stay the latest, whatever the token is.
+
+        Args:
+            ahead: how many tokens were drafted before since the last :meth:`read`; at most PIECE.
+        """
+        position_BM, x_TD = self._encode(token_B[:, None], self.read_B + ahead)
+        latest_B1 = self._patches_B[:, None] - 1
+        return self._decode(x_TD, self.read_B + ahead, position_BM, latest_B1)[:, 0]
+
+    def keep(self, kept_B: Tensor) -> None:
+        """Take back the last piece but for its first tokens.
+
+        Args:
+            kept_B: how many of each row's tokens stay.
+        """
+        read_B, patches_B = self._before
+        stays_BM = torch.arange(self._ends_BM.shape[1], device=kept_B.device) < kept_B[:, None]
+        self.read_B = read_B + kept_B
+        self._patches_B = patches_B + (self._ends_BM & stays_BM).sum(1)
+        if self.entropies is not None:
+            self.entropies.keep(kept_B)
+        self._kept_B = kept_B
+
+    def _patch_ends(self, tokens_BM: Tensor) -> Tensor:
+        """Whether a patch ends with each token."""
+        before_B1 = self._tokens_BS.gather(1, (self.read_B - 1).clamp(min=0)[:, None])
+        if self.entropies is None:
+            h_BM = torch.zeros(tokens_BM.shape, device=tokens_BM.device)
+        else:
+            h_BM = self.entropies.read(tokens_BM, self.read_B).to(tokens_BM.device)
+        self._h_BX = torch.cat([self._h_BX.gather(1, self._kept_B[:, None]), h_BM], 1)
+        open_B = self._starts_BP.gather(1, self._patches_B[:, None])[:, 0]
+        return self.patcher.ends_in_piece(
+            self._h_BX, torch.cat([before_B1, tokens_BM], 1), self.read_B, open_B
+        )
+
+    def _encode(self, tokens_BM: Tensor, first_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the tokens, and the encoder's states of them, which are kept."""
+        model, (batch, columns) = self.model, tokens_BM.shape
+        position_BM = first_B[:, None] + torch.arange(columns, device=first_B.device)
+        row_B1 = torch.arange(batch, device=first_B.device)[:, None]
+        needed = int(position_BM.max()) + 1
+        self._tokens_BS = _with_room(self._tokens_BS, needed)
+        self._tokens_BS[row_B1, position_BM] = tokens_BM
+        # n-grams reach back before the piece.
+        back = max(model.config.encoder_hash_byte_group_size) - 1
+        place_BX = first_B[:, None] + torch.arange(-back, columns, device=first_B.device)
+        nearby_BX = self._tokens_BS.gather(1, place_BX.clamp(min=0))
+        embeddings = model.embed(nearby_BX.flatten(), place_BX.flatten())
+        embeddings_BMD = embeddings.view(batch, -1, embeddings.shape[-1])[:, back:]
+        states = model.local_encoder.byte_states(
+            embeddings_BMD.flatten(0, 1),
+            position_BM.flatten(),
+            self._encoder.attends(first_B, columns),
+        )
+        if not self._states_BSD:
+            self._states_BSD = [s.new_zeros(batch, PIECE, s.shape[-1]) for s in states]
+        for i, state_TD in enumerate(states):
+            self._states_BSD[i] = _with_room(self._states_BSD[i], needed)
+            self._states_BSD[i][row_B1, position_BM] = state_TD.view(batch, columns, -1)
+        return position_BM, states[-1]
+
+    def _finish_patches(self, ends_BM: Tensor, position_BM: Tensor) -> None:
+        """Run the patches that end in this piece through the latent transformer."""
+        model, device = self.model, ends_BM.device
+        # X patches end, in rows of which one has most of them.
+        row_X, column_X = ends_BM.nonzero(as_tuple=True)
+        place_X = (ends_BM.cumsum(1) - 1)[row_X, column_X]
+        patch_X = self._patches_B[row_X] + place_X
+        end_X = position_BM[row_X, column_X]
+        self._starts_BP = _with_room(self._starts_BP, int(patch_X.max()) + 2)
+        self._starts_BP[row_X, patch_X + 1] = end_X + 1
+        patches_XKD = self._gather(row_X, patch_X, end_X)
+        most = int(place_X.max()) + 1
+        padded = patches_XKD.new_zeros(len(ends_BM), most, *patches_XKD.shape[1:])
+        padded[row_X, place_X] = patches_XKD
+        position_BQ = self._patches_B[:, None] + torch.arange(most, device=device)
+        latent_NG = model.global_transformer(
+            padded.flatten(0, 1),
+            position_BQ.flatten(),
+            self._latent.attends(self._patches_B, most),
+        )
+        latent_XG = latent_NG.view(len(ends_BM), most, -1)[row_X, place_X]
+        readable = model.local_decoder.patch_keys_values(latent_XG)
+        if not self._readable:
+            shape = (len(ends_BM), self._readable_slots)
+            self._readable = [
+                (k.new_zeros(*shape, *k.shape[1:]), v.new_zeros(*shape, *v.shape[1:]))
+                for k, v in readable
+            ]
+        for kept, new in zip(self._readable, readable, strict=True):
+            for all_BR, of_X in zip(kept, new, strict=True):
+                all_BR[row_X, patch_X % self._readable_slots] = of_X
+
+    def _gather(self, row_X: Tensor, patch_X: Tensor, end_X: Tensor) -> Tensor:
+        """Patches from the kept states of their bytes, ``[patches, k, dim]``."""
+        patches, window = len(row_X), self.model.config.cross_attn_window_encoder
+        own_X = self._starts_BP[row_X, patch_X]
+        first_X = self._starts_BP[row_X, (patch_X - window + 1).clamp(min=0)]
+        lengths_X = end_X - first_X + 1
+        patch_T = torch.repeat_interleave(lengths_X)
+        since_T = torch.arange(len(patch_T), device=row_X.device)
+        position_T = since_T - (lengths_X.cumsum(0) - lengths_X - first_X)[patch_T]
+        is_own_T = position_T >= own_X[patch_T]
+        # Bytes of earlier patches, which a window reaches, take no part in the pooling.
+        gathering = [patch_T.where(is_own_T, patches)]
+        if window > 1:
+            gathering.append(patch_T.where(~is_own_T, patches))
+        states = [state_BSD[row_X[patch_T], position_T] for state_BSD in self._states_BSD]
+        return self.model.local_encoder.patches(states, torch.stack(gathering, 1), patches)
+
+    def _decode(
+        self, x_TD: Tensor, first_B: Tensor, position_BM: Tensor, latest_BM: Tensor
+    ) -> Tensor:
+        """Logits of bytes that each read from the patches up to the latest they know."""
+        batch, columns = position_BM.shape
+        offset_W = torch.arange(self.model.config.cross_attn_window_decoder, device=x_TD.device)
+        patch_BMW = latest_BM[:, :, None] - offset_W
+        row_B11 = torch.arange(batch, device=x_TD.device)[:, None, None] * self._readable_slots
+        index_BMW = (patch_BMW % self._readable_slots + row_B11).where(patch_BMW >= 0, -1)
+        logits_TV = self.model.local_decoder(
+            x_TD,
+            position_BM.flatten(),
+            self._decoder.attends(first_B, columns),
+            [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in self._readable],
+            index_BMW.flatten(0, 1),
+        )
+        return logits_TV.view(batch, columns, -1)
+
+
+def _with_room(buffer_BS: Tensor, needed: int) -> Tensor:
+    """The buffer, or a longer one with the same content: twice as long, so that it is rare."""
+    if needed <= buffer_BS.shape[1]:
+        return buffer_BS
+    more = max(needed, 2 * buffer_BS.shape[1]) - buffer_BS.shape[1]
+    return F.pad(buffer_BS, (0, 0) * (buffer_BS.dim() - 2) + (0, more))

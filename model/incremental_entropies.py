@@ -1,0 +1,100 @@
+"""Entropies of documents that are read piece by piece; equal to those of whole documents."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.cache import KeyValueCache
+from model.entropies import batch_entropies
+from model.entropy_model import EntropyModel, entropy_of
+from model.ngram import NGramEntropyModel
+from model.segments import NEWLINE_ID
+from model.tokenizer import PAD_ID
+from model.transformer import run_blocks
+
+
+class IncrementalEntropies(Protocol):
+    """Reads a batch on; the last piece can be taken back in part."""
+
+    def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
+        """Entropy after each token of the next piece, float32, nats.
+
+        Args:
+            tokens_BM: right-padded with any id.
+            read_B: tokens that each row has read before.
+        """
+
+    def keep(self, kept_B: Tensor) -> None:
+        """How many tokens of the last piece count as read."""
+
+
+def incremental_entropies(
+    model: EntropyModel | NGramEntropyModel, reset_at_newline: bool
+) -> IncrementalEntropies:
+    """
+    Args:
+        reset_at_newline: context starts again after each newline.
+    """
+    if isinstance(model, EntropyModel):
+        return _TransformerEntropies(model, reset_at_newline)
+    return _NGramEntropies(model, reset_at_newline)
+
+
+class _TransformerEntropies:
+    def __init__(self, model: EntropyModel, reset_at_newline: bool):
+        self._model, self._reset = model, reset_at_newline
+        self._cache = KeyValueCache(model.config.n_layers, model.config.window)
+        self._segment_start_BX = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        """Where the segment begins that each token of the last piece, and the one after, is in."""
+        self._kept_B = torch.zeros(1, dtype=torch.int64, device=model.device)
+
+    def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
+        model, (batch, columns) = self._model, tokens_BM.shape
+        position_BM = read_B[:, None] + torch.arange(columns, device=read_B.device)
+        before_B1 = self._segment_start_BX.expand(batch, -1).gather(
+            1, self._kept_B.expand(batch)[:, None]
+        )
+        newline_BM = (tokens_BM == NEWLINE_ID) & self._reset
+        after_BM = torch.where(newline_BM, position_BM + 1, 0)
+        self._segment_start_BX = torch.cat([before_B1, after_BM], 1).cummax(1).values
+        # Context and positions also start again after every context_length tokens.
+        place_BM = (position_BM - self._segment_start_BX[:, :-1]) % model.context_length
+        x_TD = run_blocks(
+            model.layers,
+            model.tok_embeddings(tokens_BM.flatten()),
+            model.rotary(place_BM.flatten()),
+            self._cache.attends(read_B, columns, place_BM),
+        )
+        return entropy_of(model.output(model.norm(x_TD))).view(batch, columns)
+
+    def keep(self, kept_B: Tensor) -> None:
+        self._kept_B = kept_B
+
+
+class _NGramEntropies:
+    """Asks again for the last few tokens before each piece: that is all the context there is."""
+
+    def __init__(self, model: NGramEntropyModel, reset_at_newline: bool):
+        self._model, self._reset = model, reset_at_newline
+        self._rows_BX: Tensor | None = None
+        """The context and the last piece; padding on the left where less was read."""
+        self._kept_B = torch.zeros(1, dtype=torch.int64)
+
+    def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
+        tokens_BM, (batch, columns) = tokens_BM.cpu(), tokens_BM.shape
+        order = self._model.order
+        if self._rows_BX is None:
+            self._rows_BX = torch.full((batch, order), PAD_ID)
+        kept_BC = self._kept_B.expand(batch)[:, None] + torch.arange(order)
+        self._rows_BX = torch.cat([self._rows_BX.gather(1, kept_BC), tokens_BM], 1)
+        # The batch form wants padding on the right.
+        missing_B1 = (self._rows_BX == PAD_ID).sum(1, keepdim=True)
+        turned_BX = (torch.arange(order + columns) + missing_B1) % (order + columns)
+        h_BX = batch_entropies(
+            self._model, self._rows_BX.gather(1, turned_BX), reset_at_newline=self._reset
+        )
+        return h_BX.gather(1, torch.arange(order, order + columns) - missing_B1)
+
+    def keep(self, kept_B: Tensor) -> None:
+        self._kept_B = kept_B.cpu()
