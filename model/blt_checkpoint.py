@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from model.blt import BLT
 from model.blt_config import BLTConfig
+from model.checkpoint import load_entropy_model, save_entropy_model
 from model.checkpoint_files import (
     CheckpointError,
     build,
@@ -28,6 +29,7 @@ from model.checkpoint_files import (
     reading,
 )
 from model.entropy_model import EntropyModel
+from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.transformer import default_hidden_dim
 from model.transformers_layout import (
@@ -39,6 +41,10 @@ from model.transformers_layout import (
 
 FORMAT = "blt-titan/blt/1"
 Layout = Literal["own", "transformers"]
+ENTROPY_MODEL = "entropy_model"
+"""Directory of the entropy model, below a BLT of ours or beside a published one."""
+PUBLISHED = ("facebook/blt-1b", "facebook/blt-7b")
+PUBLISHED_ENTROPY_MODEL = "facebook/blt-entropy"
 
 SAME_NAMES = (
     *("dim_global", "n_layers_global", "n_heads_global", "n_kv_heads_global"),
@@ -117,29 +123,71 @@ def save_blt(
     directory: str | Path,
     *,
     layout: Layout = "own",
-    entropy_model: EntropyModel | None = None,
+    entropy_model: EntropyModel | NGramEntropyModel | None = None,
 ) -> None:
     """Write ``model``; ``directory`` is made if need be.
 
     Args:
-        entropy_model: goes into the same files, in transformers' layout.
+        entropy_model: that places the boundaries; goes into the same files in transformers' layout,
+            into a directory below in our own.
 
     Raises:
         CheckpointError: the layout cannot hold the model; says why.
     """
-    if layout == "own" and entropy_model is not None:
-        raise CheckpointError("entropy_model: goes into a directory of its own in this layout")
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     config: dict[str, Any]
     if layout == "own":
         config = {"format": FORMAT, **asdict(model.config)}
     else:
+        if isinstance(entropy_model, NGramEntropyModel):
+            raise CheckpointError("transformers' layout cannot hold an n-gram entropy model")
         config = to_transformers_config(model.config, entropy_model)
         weights = to_transformers_weights(weights, entropy_model)
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if layout == "own" and entropy_model is not None:
+        save_entropy_model(entropy_model, target / ENTROPY_MODEL)
+
+
+def load_entropy_model_of(
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> EntropyModel | NGramEntropyModel:
+    """The entropy model that belongs to the BLT in ``source``: in the same files, in a directory
+    below or beside, or on the hub beside the published BLTs.
+
+    Raises:
+        CheckpointError: there is none in these places, or it cannot be read.
+    """
+    text = str(source).rstrip("/")
+    beside = f"{text.rpartition('/')[0] or '.'}/{ENTROPY_MODEL}"
+    places = [text, f"{text}/{ENTROPY_MODEL}", beside]
+    if text.removeprefix("hf://") in PUBLISHED:
+        places = [PUBLISHED_ENTROPY_MODEL]
+    elif not Path(text).is_dir() and "://" not in text:
+        with local_directory("BLT", text) as downloaded:
+            places = [str(downloaded), f"{downloaded}/{ENTROPY_MODEL}"]
+    for place in places:
+        if place == PUBLISHED_ENTROPY_MODEL or _holds_entropy_model(place):
+            return load_entropy_model(place, device=device, dtype=dtype)
+    raise CheckpointError(f"{text}: holds no entropy model, and there is none beside it")
+
+
+def _holds_entropy_model(place: str) -> bool:
+    try:
+        with local_directory("entropy model", place) as directory:
+            config = read_json(directory / "config.json")
+            params = read_json(directory / "params.json")
+    except (CheckpointError, ValueError):
+        return False
+    if config.get("model_type") == "blt":
+        return config.get("patch_in_forward", True) and "patcher_config" in config
+    is_blt = config.get("format") == FORMAT or "dim_global" in config.get("args", {})
+    return bool(config or "entropy_model" in params) and not is_blt
 
 
 def _load(directory: Path) -> BLT:
@@ -231,9 +279,7 @@ def _published_patcher(args: dict[str, Any], patching: dict[str, Any]) -> Patche
     if mode in ("space", "byte", "bpe"):
         return Patcher(rule=mode, max_patch_length=limit)
     if mode == "static" and patching.get("patch_size"):
-        return Patcher(
-            rule="static", patch_size=patching["patch_size"], max_patch_length=limit, published=True
-        )
+        return Patcher(rule="static", patch_size=patching["patch_size"], max_patch_length=limit)
     if mode != "entropy" or threshold is None:
         return None
     if patching.get("monotonicity"):

@@ -162,14 +162,19 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
         raise CheckpointError(f"{source}: no such directory, and not a hub id (owner/name)")
 
 
-def download(repository: str) -> str:
+def download(repository: str, output: str | Path | None = None) -> str:
     """The local copy of a hub repository's checkpoint, downloaded as far as it is not there.
+
+    Args:
+        output: the directory to put it in; the hub's cache by default.
 
     Raises:
         CheckpointError: it is gated, does not exist, or cannot be reached; says what to do.
     """
     try:
-        return huggingface_hub.snapshot_download(repository, allow_patterns=WANTED_FILES)
+        return huggingface_hub.snapshot_download(
+            repository, allow_patterns=WANTED_FILES, local_dir=output
+        )
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repository} is gated: accept its licence on its hub page, then set HF_TOKEN"

@@ -41,13 +41,15 @@ class IncrementalBLT:
             reset_at_newline: the entropy model's context starts again after each newline.
 
         Raises:
-            ValueError: the rule needs an entropy model, or the whole document.
+            ValueError: the rule needs an entropy model or the whole document, or is not BLT's.
         """
         config, device = model.config, model.device
         if patcher.rule in ENTROPY_RULES and entropy_model is None:
             raise ValueError(f"entropy_model: the {patcher.rule} rule needs one")
         if patcher.rule == "top-k":
             raise ValueError("patcher: the top-k rule chooses among a whole document")
+        if patcher.rule == "static" and patcher.published:
+            raise ValueError("patcher: the static rule as published has no patch at token 1")
         self.model, self.patcher = model, patcher
         self.entropies = (
             incremental_entropies(entropy_model, reset_at_newline)

@@ -25,16 +25,21 @@ def topics() -> list[tuple[str, str]]:
     return sorted(pydoc_data.topics.topics.items())
 
 
+def sharpen(model: torch.nn.Module, factor: float) -> None:
+    """Make random weights larger, so that what is computed from them differs by more."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(factor)
+
+
 @pytest.fixture(scope="session")
 def small_model() -> EntropyModel:
     """Random weights, sharp enough that entropies spread over their whole range."""
     torch.manual_seed(0)
     config = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)
     model = EntropyModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)
+    sharpen(model, 3)
     return model
 
 

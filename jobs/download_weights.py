@@ -1,0 +1,45 @@
+"""Download published weights from the hub, as far as they are not there yet."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# A checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from model.blt_checkpoint import PUBLISHED, PUBLISHED_ENTROPY_MODEL
+from model.checkpoint_files import CheckpointError, download
+
+
+@dataclass(frozen=True)
+class DownloadWeightsConfig:
+    """Download checkpoints from the hub; an interrupted download goes on where it stopped.
+
+    The published ones are gated: accept their licence on the hub, then set HF_TOKEN. Exit status: 0
+    if everything is there, 1 if something cannot be downloaded.
+    """
+
+    model: tuple[str, ...] = (PUBLISHED[0], PUBLISHED_ENTROPY_MODEL)
+    """Hub ids."""
+    output: str | None = None
+    """Directory to put each below, under its name; the hub's cache by default."""
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    config = tyro.cli(DownloadWeightsConfig)
+    status = 0
+    for repository in config.model:
+        target = Path(config.output, repository.split("/")[-1]) if config.output else None
+        try:
+            print(download(repository, target))
+        except CheckpointError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Write on from prompts with a Byte Latent Transformer."""
+
+import codecs
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# A checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from model.blt import BLT
+from model.blt_checkpoint import load_blt, load_entropy_model_of
+from model.checkpoint import load_entropy_model
+from model.checkpoint_files import CheckpointError
+from model.generation import stream
+from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
+from model.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Write on from prompts. The text goes to standard output as it is written.
+
+    Exit status: 0 if everything was written, 2 if a flag is wrong or a model cannot be loaded.
+    """
+
+    model: str
+    """Directory, URL or hub id of a BLT: published, transformers' or our own layout."""
+    prompt: tuple[str, ...] = ()
+    """Texts to write on from, each on its own; standard input, as one text, by default."""
+    entropy_model: str | None = None
+    """Directory, URL or hub id of the entropy model; the one that lies with the BLT by default."""
+    threshold: float | None = None
+    """Nats: where a patch starts, instead of the checkpoint's own."""
+    max_new_bytes: int = 256
+    """The most to write after each prompt."""
+    temperature: float = 0.0
+    """0 always takes the likeliest byte (greedy); higher draws more freely."""
+    top_k: int | None = None
+    """Draw from the k likeliest bytes only."""
+    top_p: float | None = None
+    """Draw from the likeliest bytes that together have this probability only."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the writing; they are not part of the result."""
+    seed: int = 0
+    """Of drawing."""
+    draft_bytes: int = 0
+    """Bytes that the local models write ahead before everything is run to check them; greedy only.
+    Changes the speed, never the text."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    config = tyro.cli(GenerateConfig, config=(tyro.conf.FlagCreatePairsOff,))
+    # Bytes: what was typed need not be UTF-8.
+    prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
+    try:
+        pieces = _pieces(config, prompts)
+        began = time.monotonic()
+        if len(prompts) == 1 and not config.json:
+            texts = [_print_as_written(piece[0] for piece in pieces)]
+        else:
+            texts = [b"".join(parts) for parts in zip(*pieces, strict=True)]
+    except KeyboardInterrupt:
+        return 130
+    except (CheckpointError, ValueError) as error:
+        print(f"error: {_flag_of(str(error))}", file=sys.stderr)
+        return 2
+    seconds = time.monotonic() - began
+    written = sum(map(len, texts))
+    if config.json:
+        print(json.dumps(_result(prompts, texts, written, seconds)))
+        return 0
+    if len(prompts) > 1:
+        for prompt, text in zip(prompts, texts, strict=True):
+            print(f"{(prompt + text).decode(errors='replace')}\n")
+    rate = written / max(seconds, 1e-9)
+    print(f"{written} bytes in {seconds:.1f} s, {rate:.1f} bytes/s", file=sys.stderr)
+    return 0
+
+
+def _pieces(config: GenerateConfig, prompts: Sequence[bytes]) -> Iterator[list[bytes]]:
+    sampling = Sampling(config.temperature, config.top_k, config.top_p)
+    model = load_blt(config.model)
+    patcher = _patcher(config, model)
+    entropy_model = None
+    if patcher.rule in ENTROPY_RULES:
+        source = config.entropy_model
+        entropy_model = load_entropy_model(source) if source else _entropy_model_of(config.model)
+    return stream(
+        model,
+        entropy_model,
+        prompts,
+        sampling=sampling,
+        patcher=patcher,
+        max_new_bytes=config.max_new_bytes,
+        stop=config.stop,
+        seed=config.seed,
+        draft_bytes=config.draft_bytes,
+        reset_at_newline=False,
+    )
+
+
+def _entropy_model_of(source: str):  # type: ignore[no-untyped-def]
+    try:
+        return load_entropy_model_of(source)
+    except CheckpointError as error:
+        raise CheckpointError(f"entropy_model: {error}; give one") from error
+
+
+def _patcher(config: GenerateConfig, model: BLT) -> Patcher:
+    """The checkpoint's rule, with the threshold that was asked for."""
+    patcher = model.config.patcher
+    if config.threshold is None:
+        if patcher is None:
+            raise ValueError("threshold: the checkpoint names no boundary rule: give a threshold")
+        return patcher
+    if patcher is None:
+        return Patcher(config.threshold)
+    if patcher.rule not in THRESHOLD_RULES:
+        raise ValueError(f"threshold: the checkpoint's rule, {patcher.rule}, has none")
+    return replace(patcher, threshold=config.threshold)
+
+
+def _print_as_written(pieces: Iterator[bytes]) -> bytes:
+    """Print bytes as UTF-8 when their characters are complete; what is no UTF-8 as U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    written = bytearray()
+    for piece in pieces:
+        written += piece
+        print(decoder.decode(piece), end="", flush=True)
+    print(decoder.decode(b"", final=True), flush=True)
+    return bytes(written)
+
+
+def _result(
+    prompts: Sequence[bytes], texts: Sequence[bytes], written: int, seconds: float
+) -> dict[str, object]:
+    return {
+        "prompts": [prompt.decode(errors="replace") for prompt in prompts],
+        "texts": [text.decode(errors="replace") for text in texts],
+        "bytes": written,
+        "seconds": seconds,
+        "bytes_per_second": written / max(seconds, 1e-9),
+    }
+
+
+def _flag_of(message: str) -> str:
+    """An error that begins with the name of an argument names the flag instead."""
+    name, colon, rest = message.partition(":")
+    if name in GenerateConfig.__dataclass_fields__:
+        return f"--{name.replace('_', '-')}{colon}{rest}"
+    return message
+
+
+if __name__ == "__main__":
+    sys.exit(main())
