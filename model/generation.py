@@ -110,7 +110,7 @@ def stream(
     state = IncrementalBLT(
         model, entropy_model, patcher, len(prompts), reset_at_newline=reset_at_newline
     )
-    logits_BV = _read_prompts(state, prompts)
+    logits_BV = read_prompts(state, prompts)
     texts = [_Text(max_new_bytes, stops) for _ in prompts]
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
     next_B = sampling.choose(logits_BV, generators)
@@ -136,7 +136,7 @@ def _as_bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
 
 
-def _read_prompts(state: IncrementalBLT, prompts: Sequence[str | bytes]) -> Tensor:
+def read_prompts(state: IncrementalBLT, prompts: Sequence[str | bytes]) -> Tensor:
     """Read the prompts; gives the logits after the last token of each."""
     encoded = [ByteTokenizer().encode(_as_bytes(prompt), eos=False) for prompt in prompts]
     device = state.model.device
