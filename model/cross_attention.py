@@ -62,13 +62,13 @@ class GatherFromBytes(CrossAttention):
         highest_NKH = empty_NKH.scatter_reduce(0, index_XKH, score_XKH.detach(), "amax")
         weight_XKH = (score_XKH - highest_NKH[pair_patch]).exp()
         total_NKH = torch.zeros_like(empty_NKH).index_add(0, pair_patch, weight_XKH)
-        weight_TWKH = weight_XKH.view_as(score_TWKH).type_as(v_THE)
-        weighted = weight_TWKH[..., None] * v_THE[:, None, None]
+        # In float32: a sum over the bytes of a long patch loses too much in bfloat16.
+        weighted = weight_XKH.view_as(score_TWKH)[..., None] * v_THE.float()[:, None, None]
         sum_NKHE = weighted.new_zeros(len(x_NKD), *weighted.shape[2:])
         sum_NKHE = sum_NKHE.index_add(0, pair_patch, weighted.flatten(0, 1))
         # A patch with bytes has a total of at least 1.
-        out_NKHE = sum_NKHE / total_NKH.clamp(min=1)[..., None].type_as(sum_NKHE)
-        return 2 * x_NKD + self.wo(out_NKHE.flatten(-2))
+        out_NKHE = sum_NKHE / total_NKH.clamp(min=1)[..., None]
+        return 2 * x_NKD + self.wo(out_NKHE.flatten(-2).type_as(x_NKD))
 
 
 class ReadFromPatches(CrossAttention):
