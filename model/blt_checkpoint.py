@@ -164,30 +164,18 @@ def load_entropy_model_of(
         CheckpointError: there is none in these places, or it cannot be read.
     """
     text = str(source).rstrip("/")
-    beside = f"{text.rpartition('/')[0] or '.'}/{ENTROPY_MODEL}"
-    places = [text, f"{text}/{ENTROPY_MODEL}", beside]
     if text.removeprefix("hf://") in PUBLISHED:
-        places = [PUBLISHED_ENTROPY_MODEL]
-    elif not Path(text).is_dir() and "://" not in text:
-        with local_directory("BLT", text) as downloaded:
-            places = [str(downloaded), f"{downloaded}/{ENTROPY_MODEL}"]
-    for place in places:
-        if place == PUBLISHED_ENTROPY_MODEL or _holds_entropy_model(place):
-            return load_entropy_model(place, device=device, dtype=dtype)
-    raise CheckpointError(f"{text}: holds no entropy model, and there is none beside it")
-
-
-def _holds_entropy_model(place: str) -> bool:
-    try:
-        with local_directory("entropy model", place) as directory:
+        return load_entropy_model(PUBLISHED_ENTROPY_MODEL, device=device, dtype=dtype)
+    with local_directory("BLT", text) as directory:
+        with reading("BLT", text):
             config = read_json(directory / "config.json")
-            params = read_json(directory / "params.json")
-    except (CheckpointError, ValueError):
-        return False
-    if config.get("model_type") == "blt":
-        return config.get("patch_in_forward", True) and "patcher_config" in config
-    is_blt = config.get("format") == FORMAT or "dim_global" in config.get("args", {})
-    return bool(config or "entropy_model" in params) and not is_blt
+        places = [directory / ENTROPY_MODEL, directory.parent / ENTROPY_MODEL]
+        if config.get("model_type") == "blt" and config.get("patch_in_forward", True):
+            places.insert(0, directory)
+        for place in places:
+            if place.is_dir():
+                return load_entropy_model(place, device=device, dtype=dtype)
+    raise CheckpointError(f"{text}: holds no entropy model, and there is none beside it")
 
 
 def _load(directory: Path) -> BLT:
@@ -205,7 +193,7 @@ def _load(directory: Path) -> BLT:
         shape = _published_config(config["args"], _published_patcher(config["args"], patching))
         return build(lambda: BLT(shape), read_safetensors(directory))
     params = read_json(directory / "params.json")
-    if "model" in params:
+    if "dim_global" in (params.get("model") or {}):
         args, patching = params["model"], params.get("data", {}).get("patcher_args") or {}
         shape = _published_config(args, _published_patcher(args, patching))
         return build(lambda: BLT(shape), read_consolidated(directory))

@@ -128,7 +128,7 @@ def _load(directory: Path) -> EntropyModel | NGramEntropyModel:
         shape = _transformers_config(config.get("patcher_config", config))
         return _transformer(shape, _transformers_weights(directory, shape))
     if params := read_json(directory / "params.json"):
-        if "entropy_model" not in params:
+        if not params.get("entropy_model"):
             raise ValueError("params.json has no key 'entropy_model': not an entropy model")
         shape = _published_config(params["entropy_model"])
         return _transformer(shape, read_consolidated(directory))

@@ -147,10 +147,12 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as temporary:
             try:
                 filesystem, path = fsspec.core.url_to_fs(source)
-                names = [Path(name).name for name in filesystem.ls(path, detail=False)]
-                wanted = [n for n in names if Path(n).suffix in (".json", ".safetensors", ".pth")]
-                for name in wanted:
-                    filesystem.get_file(f"{path}/{name}", str(Path(temporary, name)))
+                # An entropy model may lie in a directory below.
+                for found in filesystem.find(path, maxdepth=2):
+                    target = Path(temporary, found.removeprefix(path).lstrip("/"))
+                    if target.suffix in (".json", ".safetensors", ".pth"):
+                        target.parent.mkdir(exist_ok=True)
+                        filesystem.get_file(found, str(target))
             except (OSError, ValueError, ImportError) as error:
                 raise CheckpointError(f"cannot read the {what} in {source}: {error}") from error
             yield Path(temporary)
