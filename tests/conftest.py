@@ -25,6 +25,17 @@ def topics() -> list[tuple[str, str]]:
     return sorted(pydoc_data.topics.topics.items())
 
 
+def sharpen(model: torch.nn.Module, factor: float, seed: int = 0) -> None:
+    """Spread scores and logits, and tell norms from one another: all are 1 to begin with."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(factor)
+            else:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
 @pytest.fixture(scope="session")
 def small_model() -> EntropyModel:
     """Random weights, sharp enough that entropies spread over their whole range."""
