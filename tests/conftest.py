@@ -70,6 +70,16 @@ def corpus(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "corpus" / "topics.jsonl", topics())
 
 
+class Malicious:
+    """Whoever unpickles it makes a directory."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
 def write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"id": name, "text": text}) for name, text in documents]

@@ -1,7 +1,6 @@
 """Every layout, from every place; what is wrong with a checkpoint is said, and its code not run."""
 
 import json
-import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ import fsspec
 import loopback_hub
 import pytest
 import torch
+from conftest import Malicious
 from loopback_hub import publish, serve
 from safetensors.torch import save_file
 from torch import Tensor
@@ -124,14 +124,6 @@ def test_fingerprint_tells_models_apart(tiny, ngram_model, tmp_path):
     assert fingerprint(changed) != fingerprint(tiny)
     save_entropy_model(ngram_model, tmp_path)
     assert fingerprint(load_entropy_model(tmp_path)) == fingerprint(ngram_model)
-
-
-class Malicious:
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
