@@ -167,6 +167,9 @@ def test_the_smallest_inputs():
         ([[-1, -1], [1, 5]], [[1, 0], [1, 1]]),  # a row of padding
     ):
         agrees_with_the_definition(model, torch.tensor(tokens), torch.tensor(lengths))
+    for empty in ((2, 0), (0, 5)):
+        tokens, lengths = torch.zeros(empty).long(), torch.ones(empty[0], 1).long()
+        assert model(tokens, lengths).shape == (*empty, 260)
     # Types don't matter.
     tokens, lengths = torch.tensor([[1, 70, 71]]), torch.tensor([[1, 2]])
     assert torch.equal(model(tokens.int(), lengths.int()), model(tokens, lengths))
