@@ -85,10 +85,10 @@ def pair(request, tmp_path_factory) -> tuple[BltForCausalLM, BLT]:
     return theirs, load_blt(directory, device="cpu")
 
 
-def oracle_batch(rng: random.Random, rows: int, n: int) -> tuple[Tensor, Tensor]:
+def oracle_batch(rng: random.Random, rows: int, n: int, more: int = 1) -> tuple[Tensor, Tensor]:
     """What transformers can be trusted with: no EOS, no padding, and sums of n + 1."""
     tokens = [[1, *rng.choices(range(4, 260), k=n - 1)] for _ in range(rows)]
-    return torch.tensor(tokens), rows_of([random_lengths(rng, n + 1) for _ in tokens], 0)
+    return torch.tensor(tokens), rows_of([random_lengths(rng, n + more) for _ in tokens], 0)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = DENSE_TOLERANCE) -> None:
@@ -106,6 +106,21 @@ def test_transformers_agrees(pair):
             expected = theirs(tokens, patch_lengths=lengths, use_cache=False).logits
             close(ours(tokens, lengths), expected, TRANSFORMERS_TOLERANCE)
     assert expected.std() > 1  # weights are such that differences would show
+
+
+@torch.no_grad()
+def test_transformers_agrees_where_the_next_token_has_no_patch(pair):
+    """Lengths that sum to n. In rows with zeros behind them, theirs lets the last token read an
+    empty patch, so that the zeros change what it says; it is left out there."""
+    theirs, ours = pair
+    rng = random.Random(6)
+    for n in (2, 3, 9, 60, 129):
+        tokens, lengths = oracle_batch(rng, 6, n, more=0)
+        expected = theirs(tokens, patch_lengths=lengths, use_cache=False).logits
+        logits, full = ours(tokens, lengths), (lengths > 0).all(1)
+        assert full.any()
+        close(logits[:, :-1], expected[:, :-1], TRANSFORMERS_TOLERANCE)
+        close(logits[full], expected[full], TRANSFORMERS_TOLERANCE)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 @torch.no_grad()
 def test_no_token_changes_what_is_said_before_it(small_model: EntropyModel, rule: str, seed: int):
     """Row t of a batch has its token t changed; entropies and patches are made anew."""
@@ -57,7 +57,7 @@ def test_no_token_changes_what_is_said_before_it(small_model: EntropyModel, rule
     logits = model(rows, lengths)
     changed = (logits[:n] - logits[n]).abs().amax(-1)
     row, column = torch.arange(n)[:, None], torch.arange(n)
-    assert changed[column < row].max() < 2e-5
+    assert changed[column < row].max() < 2e-5  # measured: 3e-6
     assert (changed[column == row] > 1e-3).all()
     if rule == "global":
         assert (lengths[:n] != lengths[n]).any(1).sum() > n / 4  # patches moved as well
@@ -181,8 +181,8 @@ def test_bfloat16():
         logits = model.bfloat16()(tokens, lengths)
         assert logits.dtype == torch.float32
         error = (logits - expected)[tokens != -1]
-        # Measured: at most 0.025 of the deviation.
-        assert error.square().mean().sqrt() < 0.06 * expected[tokens != -1].std()
+        # Measured: 0.01 of the deviation.
+        assert error.square().mean().sqrt() < 0.04 * expected[tokens != -1].std()
 
 
 @pytest.mark.parametrize("all_layers", [False, True])
