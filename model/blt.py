@@ -89,7 +89,7 @@ class BLT(nn.Module):
         attends = [attend_bytes] * config.n_layers_local_decoder
         readable = self.local_decoder.patch_keys_values(latent_NG)
         logits_TV = self.local_decoder(states[-1], position_T, attends, readable, layout.read_TW)
-        return logits_TV.view(*tokens_BS.shape, -1)
+        return logits_TV.view(*tokens_BS.shape, config.vocab_size)
 
     def embed(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
         """Token and hash n-gram embeddings, ``[tokens, dim_local]``.

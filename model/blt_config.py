@@ -75,6 +75,13 @@ class BLTConfig:
             self._default(f"hidden_dim_{part}", default_hidden_dim(dim))
             self._check_divides(2 * getattr(self, heads), dim, heads)
             self._check_divides(getattr(self, kv_heads), getattr(self, heads), kv_heads)
+            groups = getattr(self, heads) // getattr(self, kv_heads)
+            if part != "global":
+                self._check_divides(groups, self.cross_attn_nheads, "cross_attn_nheads")
+        if self.cross_attn_nheads > self.dim_local:
+            raise ValueError(
+                f"cross_attn_nheads: {self.cross_attn_nheads} heads for {self.dim_local} features"
+            )
         sizes = self.encoder_hash_byte_group_size
         if not sizes or min(sizes) < 1:
             raise ValueError(f"encoder_hash_byte_group_size: sizes from 1 on, got {list(sizes)}")

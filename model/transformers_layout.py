@@ -80,6 +80,7 @@ def from_transformers_config(config: dict[str, Any]) -> BLTConfig:
         encoder_hash_byte_group_size=tuple(config["encoder_hash_byte_group_size"]),
         encoder_hash_byte_group_vocab=config["encoder_hash_byte_group_vocab"],
         encoder_hash_byte_group_nb_functions=config["encoder_hash_byte_group_nb_functions"],
+        hash_across_documents=config.get("hash_across_documents", False),  # ours alone
         local_attention_window_len=config.get("local_attention_window_len", 512),
         rope_theta=shared["rope_parameters"][0],
         norm_eps=shared["rms_norm_eps"][0],
@@ -146,6 +147,7 @@ def to_transformers_config(config: BLTConfig, entropy_model: EntropyModel | None
         "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
         "encoder_hash_byte_group_vocab": config.encoder_hash_byte_group_vocab,
         "encoder_hash_byte_group_nb_functions": config.encoder_hash_byte_group_nb_functions,
+        "hash_across_documents": config.hash_across_documents,
         "local_attention_window_len": config.local_attention_window_len,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "patch_in_forward": entropy_model is not None,

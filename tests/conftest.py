@@ -25,12 +25,15 @@ def topics() -> list[tuple[str, str]]:
     return sorted(pydoc_data.topics.topics.items())
 
 
-def sharpen(model: torch.nn.Module, factor: float) -> None:
-    """Make random weights larger, so that what is computed from them differs by more."""
+def sharpen(model: torch.nn.Module, factor: float, seed: int = 0) -> None:
+    """Spread scores and logits, and tell norms from one another: all are 1 to begin with."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(factor)
+            else:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +65,16 @@ def ngram_model() -> NGramEntropyModel:
 def corpus(tmp_path: Path) -> Path:
     """The topics as one JSONL file."""
     return write_jsonl(tmp_path / "corpus" / "topics.jsonl", topics())
+
+
+class Malicious:
+    """Whoever unpickles it makes a directory."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
 
 
 def write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:

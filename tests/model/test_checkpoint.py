@@ -1,24 +1,18 @@
 """Every layout, from every place; what is wrong with a checkpoint is said, and its code not run."""
 
-import functools
-import hashlib
 import json
-import os
 import pickle
-import re
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import loopback_hub
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import Malicious
+from loopback_hub import publish, serve
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.blt import configuration_blt as blt
@@ -132,14 +126,6 @@ def test_fingerprint_tells_models_apart(tiny, ngram_model, tmp_path):
     assert fingerprint(load_entropy_model(tmp_path)) == fingerprint(ngram_model)
 
 
-class Malicious:
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
 @pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
 def test_code_in_a_pickle_is_not_run(tiny, tmp_path, save):
     target = tmp_path / "owned"
@@ -233,83 +219,18 @@ def test_missing_directory(tmp_path):
             load_entropy_model(missing)
 
 
-SHA = "0123456789" * 4
-LOAD_ALL = """
-import json, sys
-from model.checkpoint import CheckpointError, fingerprint, load_entropy_model
-for source in sys.argv[1:]:
-    try:
-        print(json.dumps(fingerprint(load_entropy_model(source, device="cpu"))))
-    except CheckpointError as error:
-        print(json.dumps(str(error)))
-"""
-
-
 def load_from_hub(endpoint: str, home: Path, *sources: str) -> list[str]:
-    """In a process of its own: huggingface_hub reads its settings when it is imported."""
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    settings |= {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
-    run = [sys.executable, "-c", LOAD_ALL, *sources]
-    done = subprocess.run(run, env=environment(**settings), capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr.decode()
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-class Hub(SimpleHTTPRequestHandler):
-    """The answers that huggingface_hub asks for lie in files; the rest of the hub is refusals.
-
-    Of ``gated/listed`` the list of files is open, of ``gated/closed`` nothing; ``drops/it`` hangs
-    up.
-    """
-
-    asked: list[str]
-
-    def send_head(self):
-        self.asked.append(self.path)
-        owner, name = re.match(r"(?:/api/models)?/(\w+)/(\w+)/", self.path + "/").groups()
-        listed = name == "listed" and self.path.startswith("/api")
-        if owner == "drops":
-            self.close_connection = True
-        elif owner == "no" or (owner == "gated" and not listed):
-            self.send_response(403 if owner == "gated" else 401)
-            self.send_header("X-Error-Code", "GatedRepo" if owner == "gated" else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        else:
-            return super().send_head()
-
-    def end_headers(self):
-        self.send_header("X-Repo-Commit", SHA)
-        self.send_header("ETag", f'"{hashlib.sha256(self.path.encode()).hexdigest()}"')
-        super().end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def publish(root: Path, name: str, model: EntropyModel) -> None:
-    files, api = root / name / "resolve" / SHA, root / "api" / "models" / name
-    for directory in (files, api / "revision", api / "tree"):
-        directory.mkdir(parents=True)
-    hub_layout(files, PARAMS, model.state_dict())
-    (files / "photo.png").write_bytes(b"never fetched")
-    (api / "revision" / "main").write_text(json.dumps({"id": name, "sha": SHA, "siblings": []}))
-    listing = [(path.name, path.stat().st_size) for path in files.iterdir()]
-    tree = [{"type": "file", "path": n, "size": size, "oid": n} for n, size in listing]
-    (api / "tree" / SHA).write_text(json.dumps(tree))
+    imports = "from model.checkpoint import fingerprint, load_entropy_model"
+    expression = "fingerprint(load_entropy_model(source, device='cpu'))"
+    return loopback_hub.load_from_hub(endpoint, home, list(sources), imports, expression)
 
 
 def test_hub(tiny, tmp_path):
     for name in ("someone/model", "gated/listed"):
-        publish(tmp_path / "hub", name, tiny)
-    asked: list[str] = []
-    handler = functools.partial(type("_", (Hub,), {"asked": asked}), directory=tmp_path / "hub")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        publish(tmp_path / "hub", name, lambda files: hub_layout(files, PARAMS, tiny.state_dict()))
+    with serve(tmp_path / "hub") as (endpoint, asked):
         names = ["someone/model", "gated/listed", "gated/closed", "no/such", "drops/it"]
         answers = load_from_hub(endpoint, tmp_path / "home", "hf://someone/model", *names)
-        server.shutdown()
     loaded, again, listed, closed, missing, dropped = answers
     assert loaded == again == fingerprint(tiny)
     for name, message in (("gated/listed", listed), ("gated/closed", closed)):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import sharpen
 from torch import Tensor
 from transformers.models.blt.configuration_blt import BltPatcherConfig
 from transformers.models.blt.modeling_blt import BltPatcher
@@ -27,17 +28,6 @@ def tokens_of(*sizes: int, seed: int = 0) -> Tensor:
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = ENTROPY_TOLERANCE) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
-
-
-def sharpen(model: torch.nn.Module, factor: float, seed: int = 0) -> None:
-    """Spread entropies, and tell norms from one another: all are 1 to begin with."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(factor)
-            else:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture(scope="module", params=[4, 2], ids=["heads", "grouped"])
