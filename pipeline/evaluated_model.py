@@ -1,5 +1,7 @@
 """The model that is evaluated, and what cuts text into patches for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +36,24 @@ class Patching:
         return patch_stored(self.patcher, h_T, lengths_D, tokens_T)[0]
 
 
-def load_model(source: str, device: str | None = None) -> BLT | EntropyModel:
+@contextmanager
+def fetched(source: str) -> Iterator[str]:
+    """The model's directory on this machine; errors call it what the user called it.
+
+    Raises:
+        ConfigError: it cannot be reached.
+    """
+    try:
+        with local_directory("model", source) as directory:
+            try:
+                yield str(directory)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace(str(directory), source)) from error
+    except CheckpointError as error:
+        raise ConfigError(f"--model: {error}") from error
+
+
+def load_model(directory: str, device: str | None = None) -> BLT | EntropyModel:
     """A model that gives bytes probabilities, whichever kind it is.
 
     Args:
@@ -43,30 +62,22 @@ def load_model(source: str, device: str | None = None) -> BLT | EntropyModel:
     Raises:
         ConfigError: it cannot be loaded, or is an n-gram model.
     """
+    model: BLT | EntropyModel | NGramEntropyModel
     try:
-        with local_directory("model", source) as directory:
-            model = _load(directory, source, device)
+        with reading("model", directory):
+            alone = _holds_entropy_model_alone(Path(directory))
+        if alone:
+            model = load_entropy_model(directory, device=device)
+        else:
+            model = load_blt(directory, device=device)
     except CheckpointError as error:
         raise ConfigError(f"--model: {error}") from error
     if isinstance(model, NGramEntropyModel):
         raise ConfigError(
-            f"--model: {source} is an n-gram model: it stores entropies and no probabilities, so "
-            "it has no bits per byte; give a BLT or a transformer entropy model"
+            f"--model: {directory} is an n-gram model: it stores entropies and no probabilities, "
+            "so it has no bits per byte; give a BLT or a transformer entropy model"
         )
     return model
-
-
-def _load(
-    directory: Path, source: str, device: str | None
-) -> BLT | EntropyModel | NGramEntropyModel:
-    with reading("model", source):
-        alone = _holds_entropy_model_alone(directory)
-    try:
-        if alone:
-            return load_entropy_model(directory, device=device)
-        return load_blt(directory, device=device)
-    except CheckpointError as error:  # the user knows it by the name that was given
-        raise CheckpointError(str(error).replace(str(directory), source)) from error
 
 
 def _holds_entropy_model_alone(directory: Path) -> bool:
@@ -82,7 +93,7 @@ def _holds_entropy_model_alone(directory: Path) -> bool:
 
 def load_patching(
     model: BLT,
-    source: str,
+    directory: str,
     entropy_model: str | None,
     threshold: float | None,
     *,
@@ -91,7 +102,7 @@ def load_patching(
     """What cuts text into patches for ``model``, on the device where that is.
 
     Args:
-        source: where the model is from: its entropy model may lie there as well.
+        directory: where the model is from: its entropy model may lie there as well.
         entropy_model: where to take the entropy model from instead.
         threshold: nats, instead of the checkpoint's.
 
@@ -102,13 +113,13 @@ def load_patching(
     if patcher.rule not in ENTROPY_RULES:
         if entropy_model is not None:
             raise ConfigError(
-                f"--entropy-model: the {patcher.rule} rule of {source} needs none; leave it out"
+                f"--entropy-model: the {patcher.rule} rule of {directory} needs none; leave it out"
             )
         return Patching(patcher, None)
     try:
         if entropy_model is None:
-            entropy_model = _directory_that_holds_both(source)
-        scoring = load_entropy_model(entropy_model, device=model.device)
+            _check_holds_both(directory)
+        scoring = load_entropy_model(entropy_model or directory, device=model.device)
     except CheckpointError as error:
         raise ConfigError(f"--entropy-model: {error}") from error
     return Patching(patcher, Scorer(scoring, patcher, reset_at_newline))
@@ -137,12 +148,14 @@ def with_threshold(patcher: Patcher | None, threshold: float | None) -> Patcher:
     return replace(patcher, threshold=threshold)
 
 
-def _directory_that_holds_both(source: str) -> str:
-    with local_directory("model", source) as directory, reading("model", source):
-        if "patcher_config" in read_json(directory / "config.json"):
-            return source
-    raise ConfigError(
-        f"--entropy-model: {source} holds none; give the directory, URL or hub id of the one whose "
-        "patches the model was trained on (for published weights facebook/blt-entropy), or give "
-        "patched text (--shards)"
-    )
+def _check_holds_both(directory: str) -> None:
+    """
+    Raises:
+        ConfigError: the BLT's directory holds no entropy model.
+    """
+    if "patcher_config" not in read_json(Path(directory, "config.json")):
+        raise ConfigError(
+            f"--entropy-model: {directory} holds none; give the directory, URL or hub id of the "
+            "one whose patches the model was trained on (for published weights "
+            "facebook/blt-entropy), or give patched text (--shards)"
+        )

@@ -14,7 +14,7 @@ from rich.console import Console
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.evaluated_model import Patching, load_model, load_patching
+from pipeline.evaluated_model import Patching, fetched, load_model, load_patching
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.evaluation_data import Batch, Problems, ShardData, TextData
 from pipeline.likelihood import predict
@@ -145,8 +145,9 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     """
     config.check()
     data = ShardData(config) if config.shards else TextData(config)
-    model = load_model(config.model)
-    patching = _patching(config, model)
+    with fetched(config.model) as directory:
+        model = load_model(directory)
+        patching = _patching(config, model, directory)
     if isinstance(data, ShardData) and isinstance(model, BLT):
         trained_with = model.config.patcher
         if trained_with is not None and trained_with != data.patcher:
@@ -180,7 +181,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     return Evaluation(*tally.results(config.confidence, config.seed), problems, seconds)
 
 
-def _patching(config: EvaluateConfig, model: BLT | EntropyModel) -> Patching | None:
+def _patching(config: EvaluateConfig, model: BLT | EntropyModel, directory: str) -> Patching | None:
     """What cuts text for the model; None where there is nothing to cut."""
     if isinstance(model, EntropyModel):
         for name, value in (
@@ -198,7 +199,7 @@ def _patching(config: EvaluateConfig, model: BLT | EntropyModel) -> Patching | N
         return None
     return load_patching(
         model,
-        config.model,
+        directory,
         config.entropy_model,
         config.threshold,
         reset_at_newline=config.reset_at_newline,

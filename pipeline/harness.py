@@ -30,7 +30,7 @@ from rich.console import Console
 from model.blt import BLT
 from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError
-from pipeline.evaluated_model import load_model, load_patching
+from pipeline.evaluated_model import fetched, load_model, load_patching
 from pipeline.evaluation import RESAMPLES
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.likelihood import Predictions, predict
@@ -73,14 +73,15 @@ class HarnessBLT(LM):
             ConfigError: a model cannot be loaded.
         """
         super().__init__()
-        loaded = load_model(model, device if torch.cuda.is_available() else None)
-        if not isinstance(loaded, BLT):
-            raise ConfigError(f"--model: {model} is an entropy model; the harness needs a BLT")
+        with fetched(model) as directory:
+            loaded = load_model(directory, device if torch.cuda.is_available() else None)
+            if not isinstance(loaded, BLT):
+                raise ConfigError(f"--model: {model} is an entropy model; the harness needs a BLT")
+            self.patching = load_patching(
+                loaded, directory, entropy_model, threshold, reset_at_newline=reset_at_newline
+            )
         self.blt, self.context = loaded, context
         self.reset_at_newline = reset_at_newline
-        self.patching = load_patching(
-            loaded, model, entropy_model, threshold, reset_at_newline=reset_at_newline
-        )
         automatic = str(batch_size).startswith("auto")
         self.batch_size = BATCH_SIZE if automatic else int(batch_size)
 

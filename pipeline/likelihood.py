@@ -100,8 +100,9 @@ def predict(
     if isinstance(model, EntropyModel):
         context = min(context or model.context_length, model.context_length - 1)
     windows = cut_windows(lengths_D, context)
+    width = _gpu_width(context) if model.device.type == "cuda" else None
     queued = []
-    for at_T, pack in _packs(windows, _token_budget(model, context)):
+    for at_T, pack in _packs(windows, _token_budget(model, width)):
         # Each window is made a document of its own: BOS, bytes, EOS.
         begin_W = pack.lengths_W.cumsum() - pack.lengths_W
         end_W = begin_W + pack.lengths_W - 1
@@ -113,10 +114,10 @@ def predict(
         new_T[end_W] = False
         (new_N,) = new_T.nonzero()
         next_N = at_T[new_N] + 1
-        said = _ask(model, read_T, opens_T, pack.lengths_W, new_N, tokens_T[next_N], context)
+        said = _ask(model, read_T, opens_T, pack.lengths_W, new_N, tokens_T[next_N], width)
         queued.append((next_N, said))
         report(len(next_N))
-    # Only now is the device waited for.
+    # Fetched last, so that packs queue up on the device.
     result = Predictions(np.zeros(len(tokens_T), np.float32), np.ones(len(tokens_T), bool))
     for next_N, (nats_N, greedy_N) in queued:
         result.nats_T[next_N] = nats_N.cpu().numpy()
@@ -132,16 +133,16 @@ def _packs(windows: Windows, budget: int) -> Iterator[tuple[np.ndarray, Windows]
         yield np.arange(pack.lengths_W.sum()) + np.repeat(shift_W, pack.lengths_W), pack
 
 
-def _token_budget(model: BLT | EntropyModel, context: int | None) -> int:
+def _token_budget(model: BLT | EntropyModel, width: int | None) -> int:
     if isinstance(model, EntropyModel):
         return model.token_budget
     if model.config.hash_across_documents:
         return 1  # a window is to be read as if it were alone: it gets a pack of its own
-    return _gpu_width(context) if model.device.type == "cuda" else CPU_TOKENS
+    return width or CPU_TOKENS
 
 
 def _gpu_width(context: int | None) -> int:
-    """Tokens of every pack on a GPU: some of the longest windows, which then leave no gap."""
+    """Tokens of a BLT's packs on a GPU: some of the longest windows, which then leave no gap."""
     longest = context + 1 if context else BLOCK
     return -(-max(GPU_TOKENS // longest, 1) * longest // BLOCK) * BLOCK
 
@@ -154,7 +155,7 @@ def _ask(
     lengths_W: np.ndarray,
     new_N: np.ndarray,
     next_N: np.ndarray,
-    context: int | None,
+    width: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Nats of the tokens ``next_N`` after the positions ``new_N`` of a pack, and whether each is
     the greedy choice; on the model's device."""
@@ -162,7 +163,7 @@ def _ask(
     if isinstance(model, EntropyModel):
         logits_TV = model.logits_packed(torch.from_numpy(read_T), torch.from_numpy(lengths_W))
     else:
-        logits_TV = _blt_logits(model, read_T, opens_T, context)
+        logits_TV = _blt_logits(model, read_T, opens_T, width)
     logits_NV = logits_TV[torch.from_numpy(new_N).to(device)].float()
     target_N = torch.from_numpy(next_N).to(device, torch.int64)
     nats_N = F.cross_entropy(logits_NV, target_N, reduction="none")
@@ -170,14 +171,17 @@ def _ask(
     return nats_N, possible_V[logits_NV[:, possible_V].argmax(-1)] == target_N
 
 
-def _blt_logits(model: BLT, read_T: np.ndarray, opens_T: np.ndarray, context: int | None) -> Tensor:
-    """``[tokens, vocab_size]`` of one pack, as one row."""
+def _blt_logits(model: BLT, read_T: np.ndarray, opens_T: np.ndarray, width: int | None) -> Tensor:
+    """``[tokens, vocab_size]`` of one pack, as one row.
+
+    Args:
+        width: tokens to pad to, or twice or four times as many...; None for no padding.
+    """
     start_P = opens_T.nonzero()[0]
     patch_lengths_P = torch.from_numpy(np.diff(start_P, append=len(opens_T)))
     tokens, patches = len(read_T), len(start_P)
     row_T = torch.from_numpy(read_T)
-    if model.device.type == "cuda":
-        width = _gpu_width(context)
+    if width is not None:
         while width < tokens:
             width *= 2
         room = next(width >> k for k in reversed(range(PATCH_SHAPES)) if width >> k >= patches)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 import tiny
 from conftest import ROOT, environment, topics, write_jsonl
@@ -187,6 +188,18 @@ def test_an_ngram_model_has_no_bits_per_byte(there, run, tmp_path, ngram_model: 
     flags = ("--entropy-model", tmp_path / "ngram", "--threshold", 2.0)
     done = run("--model", there / "blt", "--input", there / "in", *flags)
     assert done.status == 0
+
+
+def test_a_model_at_a_url_is_called_by_its_url(there, run):
+    store = fsspec.filesystem("memory")
+    for name in ("both", "blt"):
+        store.put(str(there / name), f"/models/{name}", recursive=True)
+    data = ("--input", there / "in", "--json")
+    assert run("--model", "memory://models/both", *data).status == 0
+    done = run("--model", "memory://models/blt", *data)
+    assert done.status == 2 and "--entropy-model: memory://models/blt holds none" in done.error
+    done = run("--model", "memory://models/none", *data)
+    assert done.status == 2 and "--model: cannot read the model in memory://models" in done.error
 
 
 def test_harness_tasks_need_lm_eval(there, run, monkeypatch):

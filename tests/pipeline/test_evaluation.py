@@ -69,6 +69,32 @@ def test_predictions_are_those_of_each_document_alone(monkeypatch, patching, cha
         assert greedy_T[1:].tolist() == (logits.argmax(-1) == torch.tensor(tokens[1:])).tolist()
 
 
+@pytest.mark.parametrize("patch_size", [4, 1])
+def test_the_shape_for_a_gpu_changes_nothing(monkeypatch, patch_size):
+    """Packs are padded to one width, and to one of a few numbers of patches."""
+    shapes = []
+
+    def recorded(tokens, patch_lengths):
+        shapes.append((*tokens.shape, patch_lengths.shape[1]))
+        return forward(tokens, patch_lengths)
+
+    model, rule = tiny.blt(), Patcher(rule="static", patch_size=patch_size)
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", recorded)
+    tokens_T, lengths_D = encode_documents(TEXTS[-1:])
+    lengths_P, _ = rule.patch_lengths_flat(torch.zeros(len(tokens_T)), torch.tensor(lengths_D))
+    starts_T = np.zeros(len(tokens_T), bool)
+    starts_T[lengths_P.cumsum(0) - lengths_P] = True
+    with torch.no_grad():
+        bare, padded, doubled = (
+            likelihood._blt_logits(model, tokens_T, starts_T, width) for width in (None, 2048, 1024)
+        )
+    torch.testing.assert_close(padded, bare, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(doubled, padded)
+    room = {4: 512, 1: 2048}[patch_size]
+    assert shapes == [(1, len(tokens_T), len(lengths_P)), (1, 2048, room), (1, 2048, room)]
+
+
 def test_greedy_looks_at_bytes_and_eos_only(patching):
     model = tiny.blt()
     with torch.no_grad():  # the ids that never come are by far the likeliest, then EOS
