@@ -80,6 +80,11 @@ class HarnessBLT(LM):
             self.patching = load_patching(
                 loaded, directory, entropy_model, threshold, reset_at_newline=reset_at_newline
             )
+        if self.patching.patcher.rule == "top-k":
+            raise ConfigError(
+                f"--model: {model} has the top-k rule, which cuts a text by what comes later in "
+                "it: a continuation has no likelihood given its context alone"
+            )
         self.blt, self.context = loaded, context
         self.reset_at_newline = reset_at_newline
         automatic = str(batch_size).startswith("auto")

@@ -191,6 +191,9 @@ def test_wrong_settings_are_told(directories, tmp_path):
         harness.HarnessBLT(directories["model"])
     with pytest.raises(ConfigError, match=r"--model: .* the harness needs a BLT"):
         harness.HarnessBLT(directories["entropy_model"])
+    save_blt(tiny.blt(patcher=Patcher(rule="top-k", patch_size=4)), tmp_path / "top-k")
+    with pytest.raises(ConfigError, match="which cuts a text by what comes later"):
+        harness.HarnessBLT(str(tmp_path / "top-k"), directories["entropy_model"])
 
 
 def test_it_is_registered_beside_the_harness_models(directories):
