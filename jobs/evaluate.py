@@ -1,0 +1,130 @@
+"""Evaluate a model: text, shards or harness tasks in, bits per byte or the tasks' metrics out."""
+
+import json
+import sys
+from pathlib import Path
+
+# A submitted job, or a checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.evaluation import BitsPerByte, Evaluation, evaluate
+from pipeline.evaluation_config import EvaluateConfig
+
+SHOWN_REJECTS = 10
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    config = tyro.cli(EvaluateConfig, config=(tyro.conf.FlagCreatePairsOff,))
+    # Standard output belongs to the result; progress and errors go beside it.
+    console = Console(stderr=True)
+    try:
+        config.check()
+        if config.harness_tasks:
+            return run_harness(config)
+        result = evaluate(config, console)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+    except PipelineError as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        return 2 if isinstance(error, ConfigError) else 1
+    if config.json:
+        print(json.dumps(as_json(result, config.confidence)))
+    else:
+        print_result(result, config.confidence, Console())
+    return 0 if result.complete else 1
+
+
+def run_harness(config: EvaluateConfig) -> int:
+    """Run tasks of lm-evaluation-harness; returns the exit status."""
+    try:
+        from lm_eval.utils import make_table
+
+        from pipeline.harness import evaluate_tasks
+    except ImportError as error:
+        raise ConfigError(
+            f"--harness-tasks: lm-eval cannot be imported ({error}); install it: "
+            "pip install -c constraints.txt -e '.[harness]'"
+        ) from error
+    result = evaluate_tasks(config)
+    if config.json:
+        names = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
+        print(json.dumps({name: result[name] for name in names if name in result}, default=str))
+    else:
+        print(make_table(result))
+        if "groups" in result:
+            print(make_table(result, "groups"))
+    return 0
+
+
+def as_json(result: Evaluation, confidence: float) -> dict[str, object]:
+    """The result as plain values."""
+    total, problems = result.total, result.problems
+    return {
+        **_values(total),
+        "confidence": confidence,
+        "sources": {name: _values(of_source) for name, of_source in result.sources.items()},
+        "seconds": result.seconds,
+        "bytes_per_second": total.bytes / result.seconds if result.seconds else 0.0,
+        "rejects": problems.rejects,
+        "rejected": problems.listed,
+        "failures": problems.failures,
+        "complete": result.complete,
+    }
+
+
+def _values(of: BitsPerByte) -> dict[str, object]:
+    return {**vars(of), "mean_patch_bytes": of.mean_patch_bytes}
+
+
+def print_result(result: Evaluation, confidence: float, console: Console) -> None:
+    """The result as a table, then what went wrong."""
+    total, problems = result.total, result.problems
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("source")
+    interval = f"{confidence:.4g} interval"
+    for name in ("bits per byte", interval, "documents", "bytes", "bytes a patch"):
+        table.add_column(name, justify="right")
+    if len(result.sources) > 1:
+        for name, of_source in result.sources.items():
+            table.add_row(name, *_cells(of_source))
+        table.add_section()
+    table.add_row("all", *_cells(total))
+    console.print(table)
+    rate = total.bytes / result.seconds if result.seconds else 0.0
+    console.print(f"{rate:,.0f} bytes/s ({result.seconds:.1f} s)", highlight=False)
+    if problems.rejects:
+        console.print(f"rejected documents: {problems.rejects:,}", highlight=False)
+        for reject in problems.listed[:SHOWN_REJECTS]:
+            line = f"  {reject['file']}, position {reject['position']}: {reject['reason']}"
+            console.print(line, highlight=False, markup=False)
+        if problems.rejects > SHOWN_REJECTS:
+            console.print(f"  and {problems.rejects - SHOWN_REJECTS:,} more", highlight=False)
+    if total.bits_per_byte is None:
+        console.print("there was no text to score", style="red")
+    for failure in problems.failures:
+        console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
+
+
+def _cells(of: BitsPerByte) -> list[str]:
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    low, high = of.interval or (None, None)
+    return [
+        number(of.bits_per_byte, 4),
+        f"{number(low, 4)} to {number(high, 4)}",
+        f"{of.documents:,}",
+        f"{of.bytes:,}",
+        number(of.mean_patch_bytes, 3),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

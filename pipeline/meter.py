@@ -1,0 +1,59 @@
+"""Progress of work done in this process: a bar on a terminal, a line now and then in a log."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+LINE_SECONDS = 15.0
+"""Where the output is not a terminal, a line is printed so often."""
+
+
+@contextmanager
+def metered(console: Console, doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show progress while the block runs.
+
+    Args:
+        doing: what is done, as in "scoring".
+        total: bytes that there are to do, about.
+
+    Yields:
+        a function to call with the bytes that were done since the last call.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    began = last_line = time.monotonic()
+    done = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(doing, total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done, last_line
+            done += count
+            bar.update(task, completed=done, total=max(total, done))
+            now = time.monotonic()
+            if not console.is_terminal and now - last_line > LINE_SECONDS:
+                last_line = now
+                rate = done / (now - began)
+                left = max(total - done, 0)
+                console.print(
+                    f"{doing}: {done / 1e6:.1f} of about {(done + left) / 1e6:.1f} MB · "
+                    f"{rate / 1e3:.1f} kB/s · about {left / max(rate, 1) / 60:.0f} min left",
+                    highlight=False,
+                )
+
+        yield advance

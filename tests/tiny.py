@@ -1,0 +1,77 @@
+"""For tests of evaluation: a tiny BLT with its entropy model, and shards made without Ray."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
+from pipeline.config import PatchCorpusConfig
+from pipeline.documents import file_format, plan_file
+from pipeline.scoring import Scorer
+from pipeline.shards import ShardSet, read_entries, shard_schema, write_manifest
+from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.worker import patch_split
+
+THRESHOLD = 4.49
+"""Nats: patches of :func:`entropy_model` are then 2 to 8 bytes long."""
+
+CONFIG = BLTConfig(
+    dim_local=32,
+    n_heads_local_encoder=2,
+    n_layers_local_decoder=2,
+    n_heads_local_decoder=2,
+    dim_global=64,
+    n_layers_global=1,
+    n_heads_global=2,
+    cross_attn_nheads=2,
+    encoder_hash_byte_group_size=(3, 4),
+    encoder_hash_byte_group_vocab=512,
+    local_attention_window_len=64,
+    patcher=Patcher(THRESHOLD),
+)
+
+
+def sharpen(model: torch.nn.Module, factor: float) -> None:
+    """Random weights that say something definite."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(factor)
+
+
+def blt(**changes: object) -> BLT:
+    torch.manual_seed(1)
+    model = BLT(replace(CONFIG, **changes))
+    model.init_weights()
+    sharpen(model, 1.5)
+    return model.eval()
+
+
+def entropy_model() -> EntropyModel:
+    torch.manual_seed(2)
+    config = EntropyModelConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64, context_length=512)
+    model = EntropyModel(config).eval()
+    sharpen(model, 3)
+    return model
+
+
+def make_shards(
+    output: Path,
+    inputs: Path,
+    model: EntropyModel | NGramEntropyModel,
+    patcher: Patcher,
+    **settings: object,
+) -> ShardSet:
+    """What ``patch_corpus.py`` would write."""
+    config = PatchCorpusConfig(input=(str(inputs),), output=str(output), **settings)
+    directory = OutputDirectory(str(output))
+    for i, file in enumerate(list_inputs(config.input, suffixes=(".jsonl",))):
+        for split in plan_file(file, file_format(file, "auto"), 1 << 30).splits:
+            scorer = Scorer(model, patcher)
+            patch_split(split, i, config, scorer, directory, lambda tokens: None)
+    columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names
+    rule = {name: value for name, value in vars(patcher).items() if value is not None}
+    made_with = {"patcher": rule, "columns": columns}
+    write_manifest(directory, made_with, list(read_entries(directory).values()))
+    return ShardSet(str(output))
