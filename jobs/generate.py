@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 # A checkout that is not installed: the packages lie beside this directory.
@@ -15,12 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from model.blt import BLT
-from model.blt_checkpoint import load_blt, load_entropy_model_of
-from model.checkpoint import load_entropy_model
-from model.checkpoint_files import CheckpointError
 from model.generation import stream
-from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
 from model.sampling import Sampling
+from pipeline.errors import ConfigError
+from pipeline.model_loading import fetched, load_model, load_patching
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ class GenerateConfig:
     """Directory, URL or hub id of the entropy model; the one that lies with the BLT by default."""
     threshold: float | None = None
     """Nats: where a patch starts, instead of the checkpoint's own."""
+    reset_at_newline: bool = False
+    """The entropy model's context starts again after each newline."""
     max_new_bytes: int = 256
     """The most to write after each prompt."""
     temperature: float = 0.0
@@ -71,7 +71,7 @@ def main() -> int:
             texts = [b"".join(parts) for parts in zip(*pieces, strict=True)]
     except KeyboardInterrupt:
         return 130
-    except (CheckpointError, ValueError) as error:
+    except (ConfigError, ValueError) as error:
         print(f"error: {_flag_of(str(error))}", file=sys.stderr)
         return 2
     seconds = time.monotonic() - began
@@ -89,45 +89,30 @@ def main() -> int:
 
 def _pieces(config: GenerateConfig, prompts: Sequence[bytes]) -> Iterator[list[bytes]]:
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
-    model = load_blt(config.model)
-    patcher = _patcher(config, model)
-    entropy_model = None
-    if patcher.rule in ENTROPY_RULES:
-        source = config.entropy_model
-        entropy_model = load_entropy_model(source) if source else _entropy_model_of(config.model)
+    with fetched(config.model) as directory:
+        model = load_model(directory)
+        if not isinstance(model, BLT):
+            raise ConfigError(f"--model: {config.model} is an entropy model; give a BLT")
+        patching = load_patching(
+            model,
+            config.model,
+            directory,
+            config.entropy_model,
+            config.threshold,
+            reset_at_newline=config.reset_at_newline,
+        )
     return stream(
         model,
-        entropy_model,
+        patching.entropy_model,
         prompts,
         sampling=sampling,
-        patcher=patcher,
+        patcher=patching.patcher,
         max_new_bytes=config.max_new_bytes,
         stop=config.stop,
         seed=config.seed,
         draft_bytes=config.draft_bytes,
-        reset_at_newline=False,
+        reset_at_newline=patching.reset_at_newline,
     )
-
-
-def _entropy_model_of(source: str):  # type: ignore[no-untyped-def]
-    try:
-        return load_entropy_model_of(source)
-    except CheckpointError as error:
-        raise CheckpointError(f"entropy_model: {error}; give one") from error
-
-
-def _patcher(config: GenerateConfig, model: BLT) -> Patcher:
-    """The checkpoint's rule, with the threshold that was asked for."""
-    patcher = model.config.patcher
-    if config.threshold is None:
-        if patcher is None:
-            raise ValueError("threshold: the checkpoint names no boundary rule: give a threshold")
-        return patcher
-    if patcher is None:
-        return Patcher(config.threshold)
-    if patcher.rule not in THRESHOLD_RULES:
-        raise ValueError(f"threshold: the checkpoint's rule, {patcher.rule}, has none")
-    return replace(patcher, threshold=config.threshold)
 
 
 def _print_as_written(pieces: Iterator[bytes]) -> bytes:

@@ -14,7 +14,7 @@ from model.hash_embedding import HashEmbedding
 from model.latent_transformer import LatentTransformer
 from model.local_decoder import LocalDecoder
 from model.local_encoder import LocalEncoder
-from model.patch_layout import PatchLayout, check_patch_lengths
+from model.patch_layout import PatchLayout, check_batch
 from model.transformer import init_weights
 
 
@@ -63,11 +63,11 @@ class BLT(nn.Module):
             ``[batch, seq, vocab_size]`` float32.
 
         Raises:
-            ValueError: patch lengths don't fit the tokens. (Checked on the CPU only: a GPU would
-                have to be waited for. :func:`model.patch_layout.check_patch_lengths` does it.)
+            ValueError: patch lengths don't fit, or an id is no token's. (Checked on the CPU only: a GPU would
+                have to be waited for. :func:`model.patch_layout.check_batch` does it.)
         """
         if tokens_BS.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_patch_lengths(tokens_BS, patch_lengths_BP)
+            check_batch(tokens_BS, patch_lengths_BP, self.config.vocab_size)
         config = self.config
         layout = PatchLayout.of(
             tokens_BS,

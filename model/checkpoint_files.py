@@ -148,7 +148,10 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
             try:
                 filesystem, path = fsspec.core.url_to_fs(source)
                 # An entropy model may lie in a directory below.
-                for found in filesystem.find(path, maxdepth=2):
+                files = filesystem.find(path, maxdepth=2)
+                if not files:
+                    raise FileNotFoundError("there are no files there")
+                for found in files:
                     target = Path(temporary, found.removeprefix(path).lstrip("/"))
                     if target.suffix in (".json", ".safetensors", ".pth"):
                         target.parent.mkdir(exist_ok=True)

@@ -37,7 +37,7 @@ class PatchLayout:
         Args:
             tokens_BS: ids, right-padded with -1.
             patch_lengths_BP: tokens of each patch, right-padded with 0; see
-                :func:`check_patch_lengths`.
+                :func:`check_batch`.
             window_encoder, window_decoder: patches that gather from a byte, that a byte reads.
         """
         (batch, width), patches = tokens_BS.shape, patch_lengths_BP.shape[1]
@@ -105,8 +105,9 @@ def _neighbours(
     return index_TW.where(same_TW, none)
 
 
-def check_patch_lengths(tokens_BS: Tensor, patch_lengths_BP: Tensor) -> None:
-    """Check that patches cover each row: its n tokens, or one more for the token after them.
+def check_batch(tokens_BS: Tensor, patch_lengths_BP: Tensor, vocab_size: int) -> None:
+    """Check that ids are in the vocabulary, and that patches cover each row: its n tokens, or one
+    more for the token after them.
 
     Raises:
         ValueError: what is wrong, and in which row.
@@ -124,6 +125,13 @@ def check_patch_lengths(tokens_BS: Tensor, patch_lengths_BP: Tensor) -> None:
         if values.is_floating_point() or values.dtype == torch.bool:
             raise ValueError(f"{name}: must be integers, got {values.dtype}")
     inside_BS = tokens_BS != PAD_ID
+    known_BS = (tokens_BS >= PAD_ID) & (tokens_BS < vocab_size)
+    if not bool(known_BS.all()):
+        row, column = (~known_BS).nonzero()[0].tolist()
+        raise ValueError(
+            f"tokens: ids must be -1 (padding) or 0 to {vocab_size - 1}, got "
+            f"{int(tokens_BS[row, column])} (row {row}, column {column})"
+        )
     n_B, sum_B = inside_BS.sum(1), patch_lengths_BP.sum(1)
     used_BP = patch_lengths_BP > 0
     for wrong_B, what in (

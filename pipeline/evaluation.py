@@ -14,11 +14,11 @@ from rich.console import Console
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.evaluated_model import Patching, fetched, load_model, load_patching
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.evaluation_data import Batch, Problems, ShardData, TextData
 from pipeline.likelihood import predict
 from pipeline.meter import metered
+from pipeline.model_loading import Patching, fetched, load_model, load_patching
 from pipeline.scoring import prefetch
 
 RESAMPLES = 2000
@@ -199,6 +199,7 @@ def _patching(config: EvaluateConfig, model: BLT | EntropyModel, directory: str)
         return None
     return load_patching(
         model,
+        config.model,
         directory,
         config.entropy_model,
         config.threshold,

@@ -9,8 +9,8 @@ import pyarrow as pa
 from model.tokenizer import encode_documents
 from pipeline.documents import SUFFIXES, Document, Split, file_format, plan_file, read_split
 from pipeline.errors import BadDocumentError, BadFileError, ConfigError, PipelineError
-from pipeline.evaluated_model import with_threshold
 from pipeline.evaluation_config import EvaluateConfig
+from pipeline.model_loading import with_threshold
 from pipeline.scoring import patch_stored
 from pipeline.shards import ShardSet
 from pipeline.storage import InputFile, list_inputs

@@ -28,13 +28,14 @@ from lm_eval.tasks import TaskManager
 from rich.console import Console
 
 from model.blt import BLT
+from model.generation import generate
 from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError
-from pipeline.evaluated_model import fetched, load_model, load_patching
 from pipeline.evaluation import RESAMPLES
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.likelihood import Predictions, predict
 from pipeline.meter import metered
+from pipeline.model_loading import fetched, load_model, load_patching
 
 BATCH_SIZE = 64
 BYTES_A_TOKEN = 4
@@ -78,7 +79,12 @@ class HarnessBLT(LM):
             if not isinstance(loaded, BLT):
                 raise ConfigError(f"--model: {model} is an entropy model; the harness needs a BLT")
             self.patching = load_patching(
-                loaded, directory, entropy_model, threshold, reset_at_newline=reset_at_newline
+                loaded,
+                model,
+                directory,
+                entropy_model,
+                threshold,
+                reset_at_newline=reset_at_newline,
             )
         if self.patching.patcher.rule == "top-k":
             raise ConfigError(
@@ -86,7 +92,6 @@ class HarnessBLT(LM):
                 "it: a continuation has no likelihood given its context alone"
             )
         self.blt, self.context = loaded, context
-        self.reset_at_newline = reset_at_newline
         automatic = str(batch_size).startswith("auto")
         self.batch_size = BATCH_SIZE if automatic else int(batch_size)
 
@@ -121,9 +126,7 @@ class HarnessBLT(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """What the model writes after each prompt, up to the first stop string."""
-        from model.generation import generate
-
-        scorer, results = self.patching.scorer, []
+        results = []
         for batch in self._batches(requests, "generating"):
             # Requests of a task share their settings: neighbours are generated together.
             for _, alike in groupby(batch, key=lambda request: str(request.args[1])):
@@ -131,7 +134,7 @@ class HarnessBLT(LM):
                 settings = normalize_gen_kwargs(group[0].args[1])
                 texts = generate(
                     self.blt,
-                    None if scorer is None else scorer.model,
+                    self.patching.entropy_model,
                     [request.args[0].encode() for request in group],
                     patcher=self.patching.patcher,
                     max_new_bytes=settings["max_gen_toks"] * BYTES_A_TOKEN,
@@ -139,7 +142,7 @@ class HarnessBLT(LM):
                     top_k=settings.get("top_k") or None,
                     top_p=settings.get("top_p"),
                     stop=[stop for stop in settings["until"] if stop],
-                    reset_at_newline=self.reset_at_newline,
+                    reset_at_newline=self.patching.reset_at_newline,
                 )
                 for request, text in zip(group, texts, strict=True):
                     result = text.decode(errors="replace")

@@ -155,7 +155,7 @@ def test_what_is_lost_is_told(there, run, tmp_path):
     [
         ("--model M/blt", "--input: give one of --input (text), --shards and --harness-tasks"),
         ("--model M/both --input M/in --shards M/shards", "--input and --shards: give one of"),
-        ("--model M/blt --input M/in", "--entropy-model: M/blt holds none; give"),
+        ("--model M/blt --input M/in", "--entropy-model: M/blt: holds no entropy model"),
         ("--model M/no-rule --input M/in --entropy-model M/entropy", "--threshold: the checkpoint"),
         ("--model M/both --input M/none", "--input M/none: no such file"),
         ("--model M/both --input M/in --text-column body", "--text-column: no input file has"),
@@ -197,7 +197,10 @@ def test_a_model_at_a_url_is_called_by_its_url(there, run):
     data = ("--input", there / "in", "--json")
     assert run("--model", "memory://models/both", *data).status == 0
     done = run("--model", "memory://models/blt", *data)
-    assert done.status == 2 and "--entropy-model: memory://models/blt holds none" in done.error
+    assert (
+        done.status == 2
+        and "--entropy-model: memory://models/blt: holds no entropy model" in done.error
+    )
     done = run("--model", "memory://models/none", *data)
     assert done.status == 2 and "--model: cannot read the model in memory://models" in done.error
 

@@ -74,13 +74,13 @@ def test_the_layout_of_transformers_holds_both_models(models, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--model {tmp}/none", "{tmp}/none: no such directory, and not a hub id"),
+        ("--model {tmp}/none", "--model: {tmp}/none: no such directory, and not a hub id"),
         ("--model {tmp}/alone", "--entropy-model: {tmp}/alone: holds no entropy model"),
         (
             "--model {tmp}/space --threshold 1",
-            "--threshold: the checkpoint's rule, space, has",
+            "--threshold: the space rule has none",
         ),
-        ("--model {tmp}/rule", "--threshold: the checkpoint names no boundary rule"),
+        ("--model {tmp}/rule", "--threshold: the checkpoint does not say which rule"),
         ("--model {model} --temperature -1", "--temperature: must be 0 or more"),
         ("--model {model} --draft-bytes 2 --temperature 1", "--draft-bytes: drafts are checked"),
     ],

@@ -21,7 +21,7 @@ from torch._dynamo.testing import CompileCounter
 
 from model import BLT, BLT_SIZES, EntropyModel, Patcher
 from model.attention import BLOCK, Attend, attend_flex, window_block_mask
-from model.patch_layout import PatchLayout, check_patch_lengths
+from model.patch_layout import PatchLayout
 
 RULES = {
     "global": Patcher(4.28),
@@ -79,13 +79,13 @@ def test_no_token_changes_what_is_said_before_it(small_model: EntropyModel, rule
         ([[1, 5]], [[1.0, 1.0]], "patch_lengths: must be integers"),
         ([[1.0, 5.0]], [[1, 1]], "tokens: must be integers"),
         ([[1, 5]], [[]], "patch_lengths: "),
+        ([[1, 5], [1, 260]], [[1, 1], [1, 1]], r"got 260 \(row 1, column 1\)"),
+        ([[-2, 5]], [[1, 1]], r"ids must be -1 \(padding\) or 0 to 259, got -2"),
     ],
 )
-def test_patch_lengths_that_do_not_fit(tokens, lengths, message):
-    tokens, lengths = torch.tensor(tokens), torch.tensor(lengths)
-    for check in (check_patch_lengths, BLT(tiny())):
-        with pytest.raises(ValueError, match=message):
-            check(tokens, lengths)
+def test_batches_that_make_no_sense(tokens, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        BLT(tiny())(torch.tensor(tokens), torch.tensor(lengths))
 
 
 def attention_of_a_gpu(position_T: Tensor, window: int | None) -> Attend:

@@ -17,19 +17,18 @@ from model import ByteTokenizer, Patcher, save_blt, save_entropy_model
 from model.tokenizer import BOS_ID, encode_documents
 from pipeline import evaluation, likelihood, open_shards
 from pipeline.errors import BadDocumentError, PipelineError
-from pipeline.evaluated_model import Patching
 from pipeline.evaluation import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.evaluation_data import Batch
 from pipeline.likelihood import cut_windows, predict
-from pipeline.scoring import Scorer
+from pipeline.model_loading import Patching
 
 TEXTS = [b"", "é".encode(), *(topics()[i][1].encode()[:n] for i, n in enumerate((700, 90, 1500)))]
 
 
 @pytest.fixture(scope="module")
 def patching() -> Patching:
-    return Patching(Patcher(tiny.THRESHOLD), Scorer(tiny.entropy_model(), Patcher(tiny.THRESHOLD)))
+    return Patching(Patcher(tiny.THRESHOLD), tiny.entropy_model())
 
 
 def direct_logits(model, tokens: list[int], patch_lengths: list[int]) -> torch.Tensor:
@@ -45,7 +44,7 @@ def direct_nats(logits: torch.Tensor, tokens: list[int]) -> np.ndarray:
 
 def patches_alone(text: bytes, patching: Patching) -> list[int]:
     tokens = ByteTokenizer().encode(text)
-    h = patching.scorer.model.entropies(torch.tensor([tokens])).half()
+    h = patching.entropy_model.entropies(torch.tensor([tokens])).half()
     return patching.patcher.patch_lengths(h)[0].tolist()
 
 

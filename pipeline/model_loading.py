@@ -1,4 +1,4 @@
-"""The model that is evaluated, and what cuts text into patches for it."""
+"""The model that is evaluated or writes, and what cuts text into patches for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model.blt import BLT
-from model.blt_checkpoint import load_blt
+from model.blt_checkpoint import PUBLISHED, load_blt, load_entropy_model_of
 from model.checkpoint import FORMAT as ENTROPY_MODEL_FORMAT
 from model.checkpoint import CheckpointError, load_entropy_model
 from model.checkpoint_files import local_directory, read_json, reading
@@ -24,15 +24,17 @@ class Patching:
     """A boundary rule, with what it needs to be applied to text."""
 
     patcher: Patcher
-    scorer: Scorer | None
+    entropy_model: EntropyModel | NGramEntropyModel | None
     """None where the rule looks at no entropies."""
+    reset_at_newline: bool = False
 
     def __call__(self, tokens_T: np.ndarray, lengths_D: np.ndarray) -> np.ndarray:
         """Patch lengths of documents laid end to end, by entropies as they would be stored."""
-        if self.scorer is None:
+        if self.entropy_model is None:
             h_T = np.zeros(len(tokens_T), np.float16)
         else:
-            h_T = self.scorer.entropies(tokens_T, lengths_D)
+            scorer = Scorer(self.entropy_model, self.patcher, self.reset_at_newline)
+            h_T = scorer.entropies(tokens_T, lengths_D)
         return patch_stored(self.patcher, h_T, lengths_D, tokens_T)[0]
 
 
@@ -93,6 +95,7 @@ def _holds_entropy_model_alone(directory: Path) -> bool:
 
 def load_patching(
     model: BLT,
+    source: str,
     directory: str,
     entropy_model: str | None,
     threshold: float | None,
@@ -102,7 +105,8 @@ def load_patching(
     """What cuts text into patches for ``model``, on the device where that is.
 
     Args:
-        directory: where the model is from: its entropy model may lie there as well.
+        source: what the user called the model.
+        directory: where it lies on this machine, perhaps with its entropy model.
         entropy_model: where to take the entropy model from instead.
         threshold: nats, instead of the checkpoint's.
 
@@ -117,12 +121,15 @@ def load_patching(
             )
         return Patching(patcher, None)
     try:
-        if entropy_model is None:
-            _check_holds_both(directory)
-        scoring = load_entropy_model(entropy_model or directory, device=model.device)
+        if entropy_model is not None:
+            scoring = load_entropy_model(entropy_model, device=model.device)
+        else:
+            published = source.removeprefix("hf://") in PUBLISHED
+            scoring = load_entropy_model_of(source if published else directory, device=model.device)
     except CheckpointError as error:
-        raise ConfigError(f"--entropy-model: {error}") from error
-    return Patching(patcher, Scorer(scoring, patcher, reset_at_newline))
+        hint = "" if entropy_model else "; give the one whose patches the model was trained on"
+        raise ConfigError(f"--entropy-model: {error}{hint}") from error
+    return Patching(patcher, scoring, reset_at_newline)
 
 
 def with_threshold(patcher: Patcher | None, threshold: float | None) -> Patcher:
@@ -146,16 +153,3 @@ def with_threshold(patcher: Patcher | None, threshold: float | None) -> Patcher:
     if patcher.rule not in THRESHOLD_RULES:
         raise ConfigError(f"--threshold: the {patcher.rule} rule has none; leave it out")
     return replace(patcher, threshold=threshold)
-
-
-def _check_holds_both(directory: str) -> None:
-    """
-    Raises:
-        ConfigError: the BLT's directory holds no entropy model.
-    """
-    if "patcher_config" not in read_json(Path(directory, "config.json")):
-        raise ConfigError(
-            f"--entropy-model: {directory} holds none; give the directory, URL or hub id of the "
-            "one whose patches the model was trained on (for published weights "
-            "facebook/blt-entropy), or give patched text (--shards)"
-        )
