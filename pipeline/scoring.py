@@ -80,13 +80,14 @@ class Scorer:
         for segments, pack in pack_segments(lengths_S, self.model.token_budget):
             h_T[pack] = self.model.entropies_packed(tokens[pack], lengths_S[segments])
             report(pack.stop - pack.start)
-        stored_T = h_T.clamp(min=0).to(torch.float16).cpu().numpy()
-        if not np.isfinite(stored_T).all():
+        stored_T = h_T.clamp(min=0).to(torch.float16).cpu()
+        # The maximum of values among which there is a NaN is NaN.
+        if len(stored_T) and not stored_T.max() < torch.inf:
             raise PipelineError(
                 "--entropy-model: gave an entropy that is not a number; its weights are broken, or "
                 "overflow in the dtype it is run in"
             )
-        return stored_T
+        return stored_T.numpy()
 
     def patch(self, tokens_T: np.ndarray, lengths_D: np.ndarray, entropies_T: np.ndarray) -> Scored:
         """Patch documents laid end to end by their stored entropies; on the CPU."""
