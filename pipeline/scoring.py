@@ -112,7 +112,9 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
     two stages. Errors come out where their item would have.
     """
     end = object()
-    with ThreadPoolExecutor(1) as thread:
+    # A new thread's matrix products would use every core, whatever was set in this one.
+    cores = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(cores,)) as thread:
         upcoming = thread.submit(next, items, end)
         while (item := upcoming.result()) is not end:
             upcoming = thread.submit(next, items, end)
