@@ -134,7 +134,7 @@ def main() -> None:
     ngram = NGramEntropyModel.fit(encode_documents(b) for b in in_batches(fitting, 8 << 20))
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        documents = short_documents(4_500_000, seed=3)
+        documents = short_documents(2_300_000, seed=3)
         of_transformer = compare("transformer", transformer, documents, directory, rounds=2)
         of_ngram = compare("n-gram", ngram, asked, directory, rounds=5)
     print(
