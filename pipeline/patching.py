@@ -26,8 +26,10 @@ from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, list_inputs, refuse_credentials
 from pipeline.worker import bound_memory, patch_split
 
-MOST_BLOCKS = 4096
+LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
 """Blocks that Ray Data keeps account of; beyond that a block is several splits."""
+BLOCK_BYTES = 1 << 20
+"""Text that is worth a block of its own: small files share one."""
 
 
 @dataclass
@@ -167,7 +169,8 @@ def _run_pool(
     # The board must live as long as the driver does: keep it off nodes that may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    blocks = min(len(waiting), MOST_BLOCKS)
+    worth = sum(run.splits[place].size for place in waiting) // BLOCK_BYTES
+    blocks = min(len(waiting), max(worth, LEAST_BLOCKS), MOST_BLOCKS)
     gpus = gpus_per_worker(config, cast(Model, scorer.model))
     outcomes = ray.data.from_items(waiting, override_num_blocks=blocks).map(
         PatchWorker,  # type: ignore[arg-type]  # a class is what makes it an actor pool
