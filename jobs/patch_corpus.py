@@ -22,6 +22,7 @@ def main() -> int:
     # Standard output belongs to the result; progress and errors go beside it.
     console = Console(stderr=True)
     try:
+        refuse_repeated_flags(sys.argv[1:])
         result = patch_corpus(config, console)
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to go on")
@@ -34,6 +35,17 @@ def main() -> int:
     else:
         print_result(result, Console())
     return 0 if result.complete and not result.problems else 1
+
+
+def refuse_repeated_flags(arguments: list[str]) -> None:
+    """
+    Raises:
+        ConfigError: a flag is given twice: the first, and input that it names, would not count.
+    """
+    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    for name in flags:
+        if flags.count(name) > 1:
+            raise ConfigError(f"{name}: is given more than once; put all values after one {name}")
 
 
 def as_json(result: PatchCorpusResult) -> dict[str, object]:

@@ -63,8 +63,8 @@ class BLT(nn.Module):
             ``[batch, seq, vocab_size]`` float32.
 
         Raises:
-            ValueError: patch lengths don't fit, or an id is no token's. (Checked on the CPU only: a GPU would
-                have to be waited for. :func:`model.patch_layout.check_batch` does it.)
+            ValueError: patch lengths don't fit, or an id is no token's. (Checked on the CPU only: a
+                GPU would have to be waited for. :func:`model.patch_layout.check_batch` does it.)
         """
         if tokens_BS.device.type == "cpu" and not torch.compiler.is_compiling():
             check_batch(tokens_BS, patch_lengths_BP, self.config.vocab_size)

@@ -8,9 +8,11 @@ that the published weights were trained with.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from model.segments import cut_long
 from model.tokenizer import BPE_ID, BYTE_OFFSET
 
 Rule = Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte", "bpe"]
@@ -118,50 +120,59 @@ class Patcher:
             ``lengths_P`` of all patches in order, and ``patches_D``, how many each document has;
             both int64.
         """
-        starts_S, first_D = self._starts(entropies_T, lengths_D, tokens_T, include_next_token)
-        start_P = starts_S.nonzero()[:, 0]
+        if int(lengths_D.sum()) != len(entropies_T) or bool((lengths_D < 1).any()):
+            raise ValueError(
+                f"lengths: must be 1 or more and sum to {len(entropies_T)} tokens, "
+                f"got {lengths_D.tolist()}"
+            )
+        lengths_D = lengths_D.to(entropies_T.device)
+        # A document of n tokens has n slots, or n + 1 with the next token.
+        slots_D = lengths_D + int(include_next_token)
+        first_D = slots_D.cumsum(0) - slots_D
+        starts_S = self._starts(entropies_T, lengths_D, tokens_T, slots_D, first_D)
+        start_P = _where(starts_S)
         lengths_P = torch.diff(start_P, append=start_P.new_tensor([len(starts_S)]))
-        patches_until_S = torch.cat([start_P.new_zeros(1), starts_S.cumsum(0)])
-        slots_D = lengths_D + include_next_token
-        patches_D = patches_until_S[first_D + slots_D] - patches_until_S[first_D]
-        return lengths_P, patches_D
+        if self.max_patch_length is not None:
+            lengths_P = cut_long(lengths_P, self.max_patch_length)
+            start_P = lengths_P.cumsum(0) - lengths_P
+        # Every document's first slot starts a patch.
+        first_patch_D = torch.searchsorted(start_P, first_D)
+        return lengths_P, torch.diff(first_patch_D, append=first_D.new_tensor([len(start_P)]))
 
     def _starts(
-        self, h_T: Tensor, lengths_D: Tensor, tokens_T: Tensor | None, next_token: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Which slots start a patch, and the first slot of each document.
-
-        A document of n tokens has n slots, or n + 1 with the next token.
-        """
-        if int(lengths_D.sum()) != len(h_T) or bool((lengths_D < 1).any()):
-            raise ValueError(
-                f"lengths: must be 1 or more and sum to {len(h_T)} tokens, got {lengths_D.tolist()}"
-            )
-        device = h_T.device
-        slots_D = lengths_D.to(device) + int(next_token)
-        first_D = slots_D.cumsum(0) - slots_D
-        slot_S = torch.arange(int(slots_D.sum()), device=device)
-        position_S = slot_S - torch.repeat_interleave(first_D, slots_D)
+        self,
+        h_T: Tensor,
+        lengths_D: Tensor,
+        tokens_T: Tensor | None,
+        slots_D: Tensor,
+        first_D: Tensor,
+    ) -> Tensor:
+        """Which slots start a patch; long patches are not cut here."""
+        slots, next_token = int(slots_D.sum()), len(h_T) < int(slots_D.sum())
         if self.rule == "byte":
-            starts_S = torch.ones_like(slot_S, dtype=torch.bool)
-        elif self.rule == "static":
-            starts_S = self._static(position_S)
+            return torch.ones(slots, dtype=torch.bool, device=h_T.device)
+        starts_S = torch.zeros(slots, dtype=torch.bool, device=h_T.device)
+
+        def put(position: int, value: bool) -> None:
+            starts_S[first_D[slots_D > position] + position] = value
+
+        if self.rule == "static":
+            starts_S[self._static(slots_D, first_D)] = True
         else:
-            lengths_D, position_T = lengths_D.to(device), position_S
+            # The slot after a token that ends a patch starts one.
+            ends_T = self._ends(h_T, lengths_D, tokens_T, next_token)
             if next_token:
-                document_S = torch.repeat_interleave(slots_D)
-                position_T = position_S[position_S < lengths_D[document_S]]
-            ends_T = self._ends(h_T, position_T, lengths_D, tokens_T, next_token)
-            # Slot j starts a patch where token j - 1 ends one; slots 0 and 1 are set below.
-            if next_token:
-                ends_before_S = ends_T[(slot_S - 1 - document_S).clamp(min=0)]
+                after_T = torch.arange(1, len(h_T) + 1, device=h_T.device)
+                starts_S[after_T + torch.repeat_interleave(lengths_D)] = ends_T
             else:
-                ends_before_S = ends_T.roll(1)
-            starts_S = self._after_ends(ends_before_S, position_S)
-        if self.max_patch_length is not None:
-            last_start_S = torch.where(starts_S, slot_S, 0).cummax(0).values
-            starts_S |= (slot_S - last_start_S) % self.max_patch_length == 0
-        return starts_S, first_D
+                starts_S[1:] = ends_T[:-1]
+            put(1, True)
+            if self.published and self.rule in ("monotonic", "combined"):
+                put(2, True)
+            if self.published and self.rule == "combined":
+                put(3, False)
+        put(0, True)
+        return starts_S
 
     def ends_in_piece(
         self,
@@ -186,22 +197,22 @@ class Patcher:
             ValueError: the rule needs the whole document (top-k).
         """
         if self.rule == "top-k":
-            raise ValueError(
-                "rule: top-k chooses among a whole document, there are no pieces of it"
-            )
-        column_S = torch.arange(-1, entropies_BS.shape[1] - 1, device=tokens_BS.device)
+            raise ValueError("rule: top-k chooses among a whole document, not in pieces")
+        rows, columns = tokens_BS.shape
         # The slot after a token starts a patch where the token ends one.
-        slot_BS = position_B[:, None] + column_S + 1
+        slot_BS = position_B[:, None] + torch.arange(columns, device=tokens_BS.device)
         if self.rule == "byte":
             starts_BS = torch.ones_like(slot_BS, dtype=torch.bool)
         elif self.rule == "static":
-            starts_BS = self._static(slot_BS)
+            starts_BS = self._is_static(slot_BS)
         else:
-            before_T = (slot_BS - 1).flatten()
-            ends_T = self._ends(
-                entropies_BS.flatten(), before_T, before_T, tokens_BS.flatten(), False
-            )
-            starts_BS = self._after_ends(ends_T.view_as(slot_BS), slot_BS)
+            lengths_B = torch.full((rows,), columns, device=tokens_BS.device)
+            ends_T = self._ends(entropies_BS.flatten(), lengths_B, tokens_BS.flatten(), False)
+            starts_BS = ends_T.view(rows, columns) | (slot_BS < 2)
+            if self.published and self.rule in ("monotonic", "combined"):
+                starts_BS |= slot_BS == 2
+            if self.published and self.rule == "combined":
+                starts_BS &= slot_BS != 3
         if self.max_patch_length is not None:
             natural_BS = torch.where(starts_BS, slot_BS, 0)
             natural_BS[:, 0] = patch_start_B
@@ -209,19 +220,9 @@ class Patcher:
             starts_BS = starts_BS | (since_BS % self.max_patch_length == 0)
         return starts_BS[:, 1:]
 
-    def _after_ends(self, ends_before_S: Tensor, position_S: Tensor) -> Tensor:
-        """Which slots start a patch, by whether the token before each ends one."""
-        starts_S = ends_before_S & (position_S >= 2)
-        if self.published and self.rule in ("monotonic", "combined"):
-            starts_S |= position_S == 2
-        if self.published and self.rule == "combined":
-            starts_S &= position_S != 3
-        return starts_S | (position_S < 2)
-
     def _ends(
         self,
         h_T: Tensor,
-        position_T: Tensor,
         lengths_D: Tensor,
         tokens_T: Tensor | None,
         next_token: bool,
@@ -230,28 +231,28 @@ class Patcher:
         if self.rule in TOKEN_RULES:
             if tokens_T is None:
                 raise ValueError(f"tokens: the {self.rule} rule needs them")
-            return tokens_T == BPE_ID if self.rule == "bpe" else _space_ends(tokens_T, position_T)
+            return tokens_T == BPE_ID if self.rule == "bpe" else _space_ends(tokens_T, lengths_D)
         h_T = h_T.float()
-        rise_T = torch.diff(h_T, prepend=h_T[:1])
         if self.rule == "top-k":
-            return self._top_k(h_T, position_T, lengths_D, next_token)
+            return self._top_k(h_T, lengths_D, next_token)
         # A 0-d float32 tensor: a Python number would be compared in double precision or rounded
         # to the other side's type, depending on the device and library.
         threshold = torch.tensor(self.threshold, dtype=torch.float32, device=h_T.device)
         if self.rule == "global":
             return h_T > threshold
+        rise_T = torch.diff(h_T, prepend=h_T[:1])
         if self.rule == "monotonic":
             return rise_T > threshold
         threshold_add = torch.tensor(self.threshold_add, dtype=torch.float32, device=h_T.device)
         return (rise_T > threshold_add) & (h_T > threshold)
 
-    def _top_k(
-        self, h_T: Tensor, position_T: Tensor, lengths_D: Tensor, next_token: bool
-    ) -> Tensor:
+    def _top_k(self, h_T: Tensor, lengths_D: Tensor, next_token: bool) -> Tensor:
         """The ``n // patch_size - 2`` highest entropies of each document; ties go to the first."""
         assert self.patch_size is not None
         wanted_D = ((lengths_D / self.patch_size).floor().long() - 2).clamp(min=0)
         document_T = torch.repeat_interleave(lengths_D)
+        first_D = lengths_D.cumsum(0) - lengths_D
+        position_T = torch.arange(len(h_T), device=h_T.device) - first_D[document_T]
         # The last token's entropy decides about the slot after it, which may not exist.
         candidate_T = (position_T > 0) & (position_T < (lengths_D - 1 + next_token)[document_T])
         key_T = torch.where(candidate_T, h_T, -torch.inf)
@@ -263,19 +264,38 @@ class Patcher:
         ends_T[order_T] = position_T < wanted_D[document_T]
         return ends_T & candidate_T
 
-    def _static(self, position_S: Tensor) -> Tensor:
-        """Starts at ``floor(k * patch_size)``, from token 1 (from token 0 as published)."""
+    def _static(self, slots_D: Tensor, first_D: Tensor) -> Tensor:
+        """Slots ``floor(k * patch_size)``, counted from token 1 (from token 0 as published)."""
         assert self.patch_size is not None
-        past_S = position_S if self.published else position_S - 1
-        k_S = (past_S / self.patch_size).double().ceil()
+        origin = 0 if self.published else 1
+        most_D = (slots_D / self.patch_size).long() + 2
+        document_K = torch.repeat_interleave(most_D)
+        k_K = torch.arange(len(document_K), device=slots_D.device)
+        k_K -= (most_D.cumsum(0) - most_D)[document_K]
+        position_K = (k_K.double() * self.patch_size).floor().long() + origin
+        inside_K = position_K < slots_D[document_K]
+        return (first_D[document_K] + position_K)[inside_K]
+
+    def _is_static(self, slot_S: Tensor) -> Tensor:
+        """Whether a slot is one of those that :meth:`_static` gives."""
+        assert self.patch_size is not None
+        past_S = slot_S if self.published else slot_S - 1
+        k_S = (past_S.double() / self.patch_size).ceil()
         # Division may round k to a neighbour: ask for the neighbours too.
-        starts_S = position_S == 0
+        starts_S = slot_S == 0
         for step in (-1, 0, 1):
             starts_S |= ((k_S + step) * self.patch_size).floor() == past_S
         return starts_S
 
 
-def _space_ends(tokens_T: Tensor, position_T: Tensor) -> Tensor:
+def _where(mask_S: Tensor) -> Tensor:
+    """Indices of what is true."""
+    if mask_S.device.type == "cpu":  # numpy finds them several times as fast there
+        return torch.from_numpy(np.flatnonzero(mask_S.numpy()))
+    return mask_S.nonzero()[:, 0]
+
+
+def _space_ends(tokens_T: Tensor, lengths_D: Tensor) -> Tensor:
     """Ends of words: bytes that are neither letters, digits nor the rest of a character.
 
     Of a run of such bytes only the first ends a patch. Special ids count as such bytes and always
@@ -287,5 +307,6 @@ def _space_ends(tokens_T: Tensor, position_T: Tensor) -> Tensor:
         letter_or_digit_T |= (byte_T >= first) & (byte_T <= last)
     continuation_T = (byte_T >= 0x80) & (byte_T < 0xC0)
     space_T = ~(letter_or_digit_T | continuation_T)
-    after_space_T = space_T.roll(1) & (position_T > 0)
+    after_space_T = space_T.roll(1)
+    after_space_T[lengths_D.cumsum(0) - lengths_D] = False
     return (space_T & ~after_space_T) | (byte_T < 0)

@@ -38,11 +38,15 @@ def cut_segments(
         lengths_S = torch.diff(end_S, prepend=end_S.new_zeros(1))
     if context_length is None:
         return lengths_S
-    pieces_S = (lengths_S + context_length - 1) // context_length
+    return cut_long(lengths_S, context_length)
+
+
+def cut_long(lengths_S: Tensor, longest: int) -> Tensor:
+    """Lengths with every one above ``longest`` cut into pieces of that length and a rest."""
+    pieces_S = (lengths_S + longest - 1) // longest
     last_piece_S = pieces_S.cumsum(0) - 1
-    pieces = torch.full((int(pieces_S.sum()),), context_length, dtype=torch.int64)
-    pieces = pieces.to(lengths_S.device)
-    pieces[last_piece_S] = lengths_S - (pieces_S - 1) * context_length
+    pieces = lengths_S.new_full((int(pieces_S.sum()),), longest)
+    pieces[last_piece_S] = lengths_S - (pieces_S - 1) * longest
     return pieces
 
 

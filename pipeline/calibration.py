@@ -70,7 +70,8 @@ def fit_ngram(documents: Sequence[bytes], config: PatchCorpusConfig) -> NGramEnt
     """
     if not any(documents):
         raise PipelineError(
-            "--entropy-model ngram: no text to fit it on: the sample of the corpus is empty"
+            "--entropy-model ngram: no text to fit it on: no document of the sample can be used; "
+            "see --text-column and --format, or name a model"
         )
     return NGramEntropyModel.fit(_token_batches(documents, config.reset_at_newline))
 
@@ -105,7 +106,10 @@ def calibrate(scorer: Scorer, documents: Sequence[bytes], target_patch_size: flo
     """
     text_bytes = sum(map(len, documents))
     if not text_bytes:
-        raise PipelineError("--target-patch-size: no text to calibrate the threshold on")
+        raise PipelineError(
+            "--target-patch-size: no text to calibrate on: no document of the sample can be used; "
+            "see --text-column and --format, or give a --threshold"
+        )
     tokens_T, lengths_D = encode_documents(documents)
     h_T = scorer.entropies(tokens_T, lengths_D)
 

@@ -15,6 +15,7 @@ from model.checkpoint import to_device
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from pipeline.config import PatchCorpusConfig
+from pipeline.errors import ConfigError
 from pipeline.scoring import Scorer
 
 Model = EntropyModel | NGramEntropyModel
@@ -27,19 +28,41 @@ def connect(config: PatchCorpusConfig) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
+    packages = [
+        Path(cast(str, package.__file__)).parent for package in (model_package, pipeline_package)
+    ]
     if os.environ.get("RAY_ADDRESS"):
         # Inside a submitted job the working directory holds the code already.
-        submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        files = [cast(str, package.__file__) for package in (model_package, pipeline_package)]
-        code = {} if submitted else {"py_modules": [str(Path(file).parent) for file in files]}
+        code = {} if _submitted() else {"py_modules": [str(package) for package in packages]}
         ray.init(logging_level=logging.ERROR, runtime_env=code)
     else:
+        # Workers find the same packages, installed or not, wherever the job was called from.
+        path = (str(packages[0].parent), os.environ.get("PYTHONPATH"))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         ray.init(
             address="local",
             # More workers than cores may be asked for; Ray counts cores, it does not bind them.
             num_cpus=max(os.cpu_count() or 1, config.num_workers or 1),
             include_dashboard=False,
             logging_level=logging.ERROR,
+        )
+
+
+def _submitted() -> bool:
+    """Whether this is the driver of a job that was submitted with ``ray job submit``."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_lost_output(output: str) -> None:
+    """
+    Raises:
+        ConfigError: the output would be in the copy of the working directory that Ray makes for a
+            submitted job, and removes.
+    """
+    if _submitted() and "://" not in output and not Path(output).is_absolute():
+        raise ConfigError(
+            f"--output {output}: is relative to a copy of the working directory that Ray removes; "
+            "give a submitted job an absolute path or a URL"
         )
 
 

@@ -1,5 +1,6 @@
 """The configuration of ``jobs/patch_corpus.py``: each field is a flag."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -99,6 +100,9 @@ class PatchCorpusConfig:
             )
         if self.calibrates and self.rule not in THRESHOLD_RULES:
             raise ConfigError(f"--target-patch-size: the {self.rule} rule has no threshold")
+        for name in ("threshold", "threshold_add"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ConfigError(f"{flag(name)}: must be a finite number of nats")
         if self.calibrates and not 0.5 <= float(self.target_patch_size or 0) <= 10_000:
             raise ConfigError(f"--target-patch-size: {self.target_patch_size} bytes is no size")
         self.patcher(0.0 if self.calibrates else self.threshold)

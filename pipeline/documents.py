@@ -9,14 +9,17 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from pipeline.columnar import READ_BYTES, arrow_rows, open_arrow, parquet_rows
 from pipeline.errors import BadFileError
 from pipeline.lines import open_decompressed, read_lines
 from pipeline.storage import InputFile, open_input
@@ -29,8 +32,9 @@ SUFFIXES: dict[str, Format] = {
     **{f".{end}{c}": "jsonl" for end in ("jsonl", "ndjson", "json") for c in COMPRESSIONS},
     **{f".{end}{c}": "text" for end in ("txt", "text", "md", "rst") for c in COMPRESSIONS},
 }
-READ_BYTES = 4 << 20
-"""Columnar files are read in batches of about so many bytes of text."""
+BOM = b"\xef\xbb\xbf"
+FIRST_LINES = 100
+"""Records of a JSONL file that are asked for the names of their fields."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Document(NamedTuple):
     text: bytes
     """Valid UTF-8."""
     metadata: tuple[str | None, ...]
-    """Wanted metadata columns; values other than strings as JSON."""
+    """Wanted metadata columns; numbers, lists and the like as JSON, None where there is none."""
 
 
 class Reject(NamedTuple):
@@ -80,7 +84,7 @@ class Reject(NamedTuple):
 class FilePlan(NamedTuple):
     splits: list[Split]
     columns: list[str] | None
-    """Names that the file offers; None where that is not known before reading it all."""
+    """Names that the file offers; None where it does not tell."""
 
 
 def file_format(file: InputFile, wanted: Format) -> Format | None:
@@ -106,7 +110,7 @@ def plan_file(file: InputFile, file_format: Format, split_bytes: int) -> FilePla
                 sizes = [group.total_byte_size for group in groups]
                 columns = metadata.schema.to_arrow_schema().names
             elif file_format == "arrow":
-                reader = _open_arrow(raw)
+                reader = open_arrow(raw)
                 batches = getattr(reader, "num_record_batches", None)
                 columns = reader.schema.names
                 if batches is None:  # a stream has to be read from its start
@@ -142,13 +146,13 @@ def _group(file: InputFile, file_format: Format, sizes: list[int], limit: int) -
 
 
 def _first_keys(file: io.BufferedIOBase) -> list[str] | None:
-    for _, line in read_lines(file, 0, None, READ_BYTES):
-        try:
-            record = json.loads(line or b"")
-        except ValueError:
-            continue
-        return list(record) if isinstance(record, dict) else None
-    return None
+    """Fields of the first records: not all need to have all of them."""
+    keys: dict[str, None] = {}
+    for offset, line in islice(read_lines(file, 0, None, READ_BYTES), FIRST_LINES):
+        with suppress(ValueError, RecursionError):  # reading it tells what is wrong
+            record = _json_line(offset, line or b"")
+            keys |= dict.fromkeys(record if isinstance(record, dict) else ())
+    return list(keys) or None
 
 
 def read_split(
@@ -161,12 +165,13 @@ def read_split(
             type. What came before stands.
         OSError and others of the filesystem: the file cannot be read now.
     """
+    records: Iterator[Record]
     try:
         with open_input(split.file.url) as raw:
             if split.format == "parquet":
-                records = _parquet_records(raw, split, columns)
+                records = parquet_rows(raw, columns.all, split.start, split.stop)
             elif split.format == "arrow":
-                records = _arrow_records(raw, split, columns)
+                records = arrow_rows(raw, columns.all, split.start, split.stop)
             else:
                 plain = open_decompressed(raw, split.file.name)
                 if split.format == "text":
@@ -184,7 +189,8 @@ def read_split(
 
 def _is_broken_content(error: Exception) -> bool:
     """Whether an error is about what a file holds, not about reaching it."""
-    if isinstance(error, (pa.ArrowInvalid, EOFError, zlib.error, zstandard.ZstdError)):
+    decoding = (EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError)
+    if isinstance(error, (pa.ArrowInvalid, pa.ArrowNotImplementedError, *decoding)):
         return True
     # Decoders report broken content as an OSError without a number of the operating system.
     return type(error) in (OSError, gzip.BadGzipFile) and error.errno is None  # type: ignore[attr-defined]
@@ -199,9 +205,9 @@ def _document(
 ) -> Document | Reject:
     if isinstance(record, str):
         return Reject(position, record)
-    missing = next((column for column in columns.all if column not in record), None)
-    if missing is not None:
-        return Reject(position, f"no field {missing!r}")
+    for needed in (columns.text, columns.id):
+        if needed is not None and needed not in record:
+            return Reject(position, f"no field {needed!r}")
     text = record[columns.text]
     try:
         data = text.encode() if isinstance(text, str) else text
@@ -225,7 +231,7 @@ def _document(
     else:
         sample_id = _as_string(record[columns.id])
     return Document(
-        position, sample_id, data, tuple(_as_string(record[name]) for name in columns.metadata)
+        position, sample_id, data, tuple(_as_string(record.get(name)) for name in columns.metadata)
     )
 
 
@@ -234,7 +240,16 @@ def _as_string(value: Any) -> Any:
         return value
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    except TypeError:  # a date, a decimal number, or something that holds one
+        inside = isinstance(value, (dict, list))
+        return json.dumps(value, ensure_ascii=False, default=str) if inside else str(value)
+
+
+def _json_line(offset: int, line: bytes) -> Any:
+    """The value in the line that begins at ``offset``."""
+    return json.loads((line if offset else line.removeprefix(BOM)).decode())
 
 
 def _jsonl_records(
@@ -249,87 +264,10 @@ def _jsonl_records(
         if not line or line.isspace():
             continue
         try:
-            record = json.loads(line.decode())
+            record = _json_line(offset, line)
         except UnicodeDecodeError as error:
             yield str(offset), f"line is not valid UTF-8: {error.reason} at byte {error.start}"
         except (ValueError, RecursionError) as error:
             yield str(offset), f"line is not valid JSON: {error}"
         else:
             yield str(offset), record if isinstance(record, dict) else "line is not a JSON object"
-
-
-def _parquet_records(raw: io.BufferedIOBase, split: Split, columns: Columns) -> Iterator[Record]:
-    # With a buffer size, column chunks are streamed instead of read whole.
-    parquet = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
-    _check_columns(parquet.schema_arrow, columns)
-    metadata = parquet.metadata
-    stop = metadata.num_row_groups if split.stop is None else split.stop
-    position = sum(metadata.row_group(i).num_rows for i in range(split.start))
-    for i in range(split.start, stop):
-        group = metadata.row_group(i)
-        rows = max(1, READ_BYTES * group.num_rows // max(group.total_byte_size, 1))
-        batches = parquet.iter_batches(
-            min(rows, 8192), row_groups=[i], columns=columns.all, use_threads=False
-        )
-        for batch in batches:
-            for row in _rows(batch):
-                yield str(position), row
-                position += 1
-
-
-def _arrow_records(raw: io.BufferedIOBase, split: Split, columns: Columns) -> Iterator[Record]:
-    reader = _open_arrow(raw)
-    _check_columns(reader.schema, columns)
-    batches: Iterable[pa.RecordBatch] = reader
-    if isinstance(reader, pa.ipc.RecordBatchFileReader):
-        stop = reader.num_record_batches if split.stop is None else split.stop
-        batches = (reader.get_batch(i) for i in range(split.start, stop))
-    for i, batch in enumerate(batches, split.start):
-        for row, values in enumerate(_rows(batch.select(columns.all))):
-            yield f"{i}:{row}", values
-
-
-def _open_arrow(
-    raw: io.BufferedIOBase,
-) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
-    """Either of the IPC formats: the file format begins with its name, the stream does not."""
-    is_file = raw.read(6) == b"ARROW1"
-    raw.seek(0)
-    return pa.ipc.open_file(raw) if is_file else pa.ipc.open_stream(raw)
-
-
-def _check_columns(schema: pa.Schema, columns: Columns) -> None:
-    for name in columns.all:
-        if name not in schema.names:
-            raise BadFileError(f"no column {name!r}; there are {', '.join(schema.names)}")
-    text = schema.field(columns.text).type
-    if pa.types.is_dictionary(text):
-        text = text.value_type
-    if text not in (
-        pa.string(),
-        pa.large_string(),
-        pa.string_view(),
-        pa.binary(),
-        pa.large_binary(),
-    ):
-        raise BadFileError(f"column {columns.text!r} is {text}, not a string")
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows as dicts, a few at a time: Python values take more room than Arrow's."""
-    for start in range(0, batch.num_rows, 1024):
-        piece = batch.slice(start, 1024)
-        columns = {name: _values(piece.column(name)) for name in batch.schema.names}
-        for i in range(piece.num_rows):
-            yield {name: values[i] for name, values in columns.items()}
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """Python values; strings as bytes, because Arrow does not check that they are UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
-        column = column.cast(pa.large_binary())
-    return column.to_pylist()

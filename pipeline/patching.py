@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from model.patcher import Patcher
-from pipeline.cluster import Model, connect, gpus_per_worker, on_device
+from pipeline.cluster import Model, connect, gpus_per_worker, on_device, refuse_lost_output
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES
 from pipeline.errors import ConfigError, PipelineError, UnreachableFileError
@@ -26,8 +26,10 @@ from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, list_inputs, refuse_credentials
 from pipeline.worker import bound_memory, patch_split
 
-MOST_BLOCKS = 4096
+LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
 """Blocks that Ray Data keeps account of; beyond that a block is several splits."""
+BLOCK_BYTES = 1 << 20
+"""Text that is worth a block of its own: small files share one."""
 
 
 @dataclass
@@ -57,13 +59,14 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         PipelineError: the job cannot begin or go on; what is committed stays.
     """
     config.check()
-    files = list_inputs(config.input, suffixes=tuple(SUFFIXES))
     refuse_credentials("--output", config.output)
+    refuse_lost_output(config.output)
     try:
         output = OutputDirectory(config.output)
         run = None if config.overwrite else Run.load(output)
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
+    files = list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
     model = load_model(config)
     output.remove_temporary()
     connect(config)
@@ -80,13 +83,20 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
 class PatchWorker:
     """One actor of the pool: holds the model, patches splits."""
 
-    def __init__(self, shared: Any, config: PatchCorpusConfig, gpus: float, board: Any):
+    def __init__(
+        self,
+        shared: Any,
+        config: PatchCorpusConfig,
+        output: OutputDirectory,
+        gpus: float,
+        board: Any,
+    ):
         bound_memory()
         scorer, run = ray.get(shared)  # a reference: fetched once for each node, not each worker
         self.scorer = on_device(scorer, gpus)
         self.numbers = {file: i for i, file in enumerate(run.files)}
         self.splits, self.config, self.board = run.splits, config, board
-        self.output = OutputDirectory(config.output)
+        self.output = output
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         place = int(row["item"])
@@ -159,11 +169,12 @@ def _run_pool(
     # The board must live as long as the driver does: keep it off nodes that may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    blocks = min(len(waiting), MOST_BLOCKS)
+    worth = sum(run.splits[place].size for place in waiting) // BLOCK_BYTES
+    blocks = min(len(waiting), max(worth, LEAST_BLOCKS), MOST_BLOCKS)
     gpus = gpus_per_worker(config, cast(Model, scorer.model))
     outcomes = ray.data.from_items(waiting, override_num_blocks=blocks).map(
         PatchWorker,  # type: ignore[arg-type]  # a class is what makes it an actor pool
-        fn_constructor_args=(ray.put((scorer, run)), config, gpus, board),
+        fn_constructor_args=(ray.put((scorer, run)), config, output, gpus, board),
         compute=_pool(config, len(waiting)),
         num_cpus=1,
         num_gpus=gpus or None,

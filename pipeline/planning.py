@@ -173,7 +173,11 @@ def plan_splits(files: list[InputFile], config: PatchCorpusConfig) -> list[Split
     parts = [known[i : i + 64] for i in range(0, len(known), 64)]
     pending = [_plan_files.remote(part, config.shard_bytes) for part in parts]
     plans = [plan for part in ray.get(pending) for plan in part]
-    offered = [plan.columns for plan in plans if plan.columns is not None]
+    columns = [
+        [config.text_column] if kind == "text" else plan.columns
+        for plan, (_, kind) in zip(plans, known, strict=True)
+    ]
+    offered = [names for names in columns if names is not None]
     wanted = [("--text-column", config.text_column), ("--id-column", config.id_column)]
     wanted += [("--keep-columns", name) for name in config.keep_columns]
     for flag, name in wanted:

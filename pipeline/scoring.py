@@ -80,13 +80,14 @@ class Scorer:
         for segments, pack in pack_segments(lengths_S, self.model.token_budget):
             h_T[pack] = self.model.entropies_packed(tokens[pack], lengths_S[segments])
             report(pack.stop - pack.start)
-        stored_T = h_T.clamp(min=0).to(torch.float16).cpu().numpy()
-        if not np.isfinite(stored_T).all():
+        stored_T = h_T.clamp(min=0).to(torch.float16).cpu()
+        # The maximum of values among which there is a NaN is NaN.
+        if len(stored_T) and not stored_T.max() < torch.inf:
             raise PipelineError(
                 "--entropy-model: gave an entropy that is not a number; its weights are broken, or "
                 "overflow in the dtype it is run in"
             )
-        return stored_T
+        return stored_T.numpy()
 
     def patch(self, tokens_T: np.ndarray, lengths_D: np.ndarray, entropies_T: np.ndarray) -> Scored:
         """Patch documents laid end to end by their stored entropies; on the CPU."""
@@ -111,7 +112,9 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
     two stages. Errors come out where their item would have.
     """
     end = object()
-    with ThreadPoolExecutor(1) as thread:
+    # A new thread's matrix products would use every core, whatever was set in this one.
+    cores = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(cores,)) as thread:
         upcoming = thread.submit(next, items, end)
         while (item := upcoming.result()) is not end:
             upcoming = thread.submit(next, items, end)

@@ -40,14 +40,24 @@ class InputFile:
     """Changes when the content does: etag or time of modification."""
 
 
-def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[InputFile]:
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL or local path, and the path there; absolute if it is local."""
+    if "://" not in url:  # a plain path means itself, whatever characters are in it
+        return LocalFileSystem(), os.path.normpath(Path(url).expanduser().absolute())
+    return url_to_fs(url)
+
+
+def list_inputs(
+    inputs: Sequence[str], *, suffixes: tuple[str, ...], output: str | None = None
+) -> list[InputFile]:
     """The files that paths, globs, directories and URLs stand for, sorted by URL, each once.
 
     Directories and globs give the files with one of ``suffixes`` that are not hidden; a path to a
-    file gives the file whatever it is called.
+    file gives the file whatever it is called. What is in ``output``, which may lie below an input
+    directory, is not input.
 
     Raises:
-        ConfigError: an input cannot be listed or holds no such file.
+        ConfigError: an input cannot be listed, holds no such file, or is in the output.
     """
     found: dict[str, InputFile] = {}
     for pattern in inputs:
@@ -56,6 +66,13 @@ def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[Inp
             files = list(_list_one(pattern, suffixes))
         except Exception as error:  # each filesystem has its own; all mean the same here
             raise ConfigError(f"--input {pattern}: cannot be listed: {_say(error)}") from error
+        below = _whole_url(output).rstrip("/") + "/" if output is not None else None
+        inside = [file for file in files if below and _whole_url(file.url).startswith(below)]
+        if inside and len(inside) == len(files):
+            raise ConfigError(
+                f"--output {output}: holds the input {inside[0].url}; choose another directory"
+            )
+        files = [file for file in files if file not in inside]
         if not files:
             known = " ".join(suffixes)
             raise ConfigError(f"--input {pattern}: no such file, and no files with {known} below")
@@ -64,6 +81,11 @@ def list_inputs(inputs: Sequence[str], *, suffixes: tuple[str, ...]) -> list[Inp
     # Documents are called after their files: two files of one name go by their whole URLs.
     named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in found.values())
     return sorted(named, key=lambda file: file.url)
+
+
+def _whole_url(url: str) -> str:
+    filesystem, path = filesystem_of(url)
+    return filesystem.unstrip_protocol(path)
 
 
 def refuse_credentials(flag: str, url: str) -> None:
@@ -76,9 +98,9 @@ def refuse_credentials(flag: str, url: str) -> None:
 
 
 def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
-    filesystem, path = url_to_fs(pattern)
+    filesystem, path = filesystem_of(pattern)
     filesystem.invalidate_cache()
-    if any(magic in path for magic in "*?["):
+    if any(magic in path for magic in "*?[") and not filesystem.exists(path):
         root = str(
             PurePosixPath(path[: min(path.find(m) for m in "*?[" if m in path)] + "x").parent
         )
@@ -93,7 +115,7 @@ def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
     for found, info in infos.items():
         name = found.removeprefix(root).lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
-        if info["type"] == "file" and not hidden and name.endswith(suffixes):
+        if info["type"] != "directory" and not hidden and name.endswith(suffixes):
             yield _input_file(filesystem, info, name)
 
 
@@ -107,7 +129,7 @@ def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
 
 def open_input(url: str) -> io.BufferedIOBase:
     """A seekable binary file that reads ahead in large pieces; the caller closes it."""
-    filesystem, path = url_to_fs(url)
+    filesystem, path = filesystem_of(url)
     if isinstance(filesystem, LocalFileSystem):
         return filesystem.open(path, "rb")
     return filesystem.open(path, "rb", block_size=8 << 20)
@@ -126,8 +148,10 @@ class OutputDirectory:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         with self._reaching():
-            self.filesystem, self.path = url_to_fs(self.url)
+            self.filesystem, self.path = filesystem_of(self.url)
         self.local = isinstance(self.filesystem, LocalFileSystem)
+        if self.local:  # workers may have another working directory
+            self.url = self.path
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OutputDirectory, (self.url,)

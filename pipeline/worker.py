@@ -34,22 +34,28 @@ from pipeline.shards import (
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory
 
-MMAP_THRESHOLD = -3
-"""glibc's M_MMAP_THRESHOLD."""
-BATCH_BYTES = 2 << 20
+MALLOC_SETTINGS = {
+    -3: 8 << 20,  # M_MMAP_THRESHOLD: larger blocks go back to the system when they are freed
+    -1: 64 << 20,  # M_TRIM_THRESHOLD: so much is kept to be used again, instead of fetched anew
+    -8: 2,  # M_ARENA_MAX: threads share heaps; each keeps fragments of its own
+}
+"""For glibc's mallopt."""
+BATCH_BYTES = 1 << 20
 """Text that is scored at a time, and goes into one record batch of a shard."""
 MOST_REJECTS = 1 << 16
 """Rejects after which a shard is closed: they are held in memory until then."""
 
 
 def bound_memory() -> None:
-    """Give every large block back to the system when it is freed.
+    """Keep the C library from growing with every split.
 
-    glibc otherwise raises its threshold to the largest block freed so far, and keeps fragments of
-    such sizes: a worker would grow with every split.
+    glibc otherwise raises the size from which blocks go back to the system to that of the largest
+    block freed so far, and keeps fragments of such sizes, in a heap for each thread. Sizes below
+    what a batch needs would make scoring slower: every batch would get its pages anew.
     """
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)
+        for parameter, value in MALLOC_SETTINGS.items():
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 @dataclass

@@ -44,7 +44,7 @@ from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES, plan_file
 from pipeline.scoring import Scorer
 from pipeline.storage import OutputDirectory, list_inputs
-from pipeline.worker import BATCH_BYTES, patch_split
+from pipeline.worker import BATCH_BYTES, bound_memory, patch_split
 
 TARGET = 1.10
 THRESHOLD = 1.5
@@ -127,13 +127,14 @@ def run_command(corpus: Path, output: Path, model: Path) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
+    bound_memory()  # as workers do
     torch.manual_seed(0)
     transformer = EntropyModel(EntropyModelConfig(dim=64, n_layers=2, n_heads=4)).eval()
     fitting, asked = source_documents(0, 30_000_000, 25_000_000)
     ngram = NGramEntropyModel.fit(encode_documents(b) for b in in_batches(fitting, 8 << 20))
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        documents = short_documents(4_500_000, seed=3)
+        documents = short_documents(2_300_000, seed=3)
         of_transformer = compare("transformer", transformer, documents, directory, rounds=2)
         of_ngram = compare("n-gram", ngram, asked, directory, rounds=5)
     print(

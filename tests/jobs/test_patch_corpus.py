@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import command, contents, environment, topics, write_jsonl
+from conftest import JOB, ROOT, RunJob, command, contents, environment, topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards
@@ -235,23 +237,71 @@ WRONG = {
     "--input {tmp}/a.jsonl --rule global": "--threshold: the global rule needs either",
     "--input {tmp}/a.jsonl --rule static": "--patch-size: the static rule needs it",
     "--input {tmp}/a.jsonl --target-patch-size 4.5 --rule space": "--target-patch-size: the space",
+    "--input {tmp}/a.jsonl --input {tmp}/b.jsonl": "--input: is given more than once; put all",
+    "--input {tmp}/a.jsonl --threshold=1 --threshold 2": "--threshold: is given more than once",
+    "--input {tmp}/a.jsonl --rule global --threshold inf": "--threshold: must be a finite number",
+    "--input {tmp}/out/../a.jsonl {tmp}/out": "--input {tmp}/out: no such file, and no files with",
     "--input {tmp}/a.jsonl --num-workers 0": "--num-workers: must be at least 1, got 0",
     "--input {tmp}/a.jsonl --entropy-model {tmp}/empty": "--entropy-model: {tmp}/empty: no entropy",
 }
 
 
+@pytest.fixture
+def run_here(monkeypatch, capsys) -> RunJob:
+    """Run the job in this process, which has loaded its libraries already."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(JOB), run_name="__main__")
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
+
+    return run
+
+
 @pytest.mark.parametrize("flags", WRONG)
-def test_wrong_flags_fail_before_any_work(tmp_path, run_job, flags):
+def test_wrong_flags_fail_before_any_work(tmp_path, run_job, run_here, flags):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.bin").touch()
     write_jsonl(tmp_path / "a.jsonl", topics()[:2])
     rule = () if "rule" in flags or "target" in flags else ("--rule", "byte")
     out = tmp_path / "out"
-    done = run_job(*flags.format(tmp=tmp_path).split(), "--output", out, *rule)
+    # Those that Ray is started for have a process of their own; the others are told faster here.
+    run = run_job if "--text-column" in flags or "a.bin" in flags else run_here
+    done = run(*flags.format(tmp=tmp_path).split(), "--output", out, *rule)
     assert done.returncode == 2, done.stderr
     assert f"error: {WRONG[flags].format(tmp=tmp_path)}" in done.stderr.replace("\n", " ")
     assert "secret" not in done.stderr
     assert not out.exists()
+
+
+def test_an_output_below_its_input_from_another_directory(tmp_path, run_job):
+    """And without an installation: workers are told where the packages are."""
+    write_jsonl(tmp_path / "a.jsonl", topics()[:3])
+    code = tmp_path / "checkout"
+    for name in ("jobs", "model", "pipeline"):
+        shutil.copytree(ROOT / name, code / name)
+    worker = code / "pipeline" / "worker.py"
+    worker.write_text(worker.read_text().replace("BATCH_BYTES = 1 << 20", "BATCH_BYTES = 1"))
+    arguments = ("--input", ".", "--output", "out", "--rule", "byte", "--json")
+    for bytes_patched in (True, False):
+        done = subprocess.run(
+            [sys.executable, str(code / "jobs" / "patch_corpus.py"), *arguments],
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert (result["bytes_patched"] > 0) == bytes_patched
+        assert result["output"] == f"{tmp_path}/out"
+    shards = open_shards(str(tmp_path / "out"))
+    assert [d.text for d in shards] == [t for _, t in topics()[:3]]
+    assert len(list(shards.batches())) == 3
 
 
 def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job):

@@ -1,5 +1,7 @@
 """Readers: every format, split or not, gives the same documents; broken input is told, not lost."""
 
+import datetime
+import decimal
 import gzip
 import json
 from pathlib import Path
@@ -117,6 +119,57 @@ def test_ids_and_metadata(tmp_path):
     assert read(path, columns=Columns("text", None, ("url",)))[1].metadata == ('{"k": [1]}',)
 
 
+def test_marks_and_ends_of_lines_as_other_systems_write_them(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + jsonl().replace(b"\n", b"\r\n"))
+    assert texts(read(tmp_path / "a.jsonl", 3000)) == TEXTS
+    assert plan_file(input_file(tmp_path / "a.jsonl"), "jsonl", 3000).columns == ["text"]
+
+
+def test_a_field_need_not_be_in_every_record(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"other": 1}\nnothing\n[1]\n{"text": "a"}\n{"text": "b", "url": "u"}\n')
+    assert plan_file(input_file(path), "jsonl", 1 << 20).columns == ["other", "text", "url"]
+    records = read(path, columns=Columns(metadata=("url",)))
+    assert [r.reason[:9] for r in records if isinstance(r, Reject)] == [
+        "no field ",
+        "line is n",
+        "line is n",
+    ]
+    assert [r.metadata for r in records if isinstance(r, Document)] == [(None,), ("u",)]
+
+
+def test_values_that_json_does_not_have_are_plain_strings(tmp_path):
+    day, price = datetime.date(2024, 1, 2), decimal.Decimal("1.50")
+    table = pa.table({"text": ["a"], "day": [day], "price": [price], "all": [{"k": [day, None]}]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (record,) = read(tmp_path / "a.parquet", columns=Columns("text", "day", ("price", "all")))
+    assert (record.sample_id, *record.metadata) == (
+        "2024-01-02",
+        "1.50",
+        '{"k": ["2024-01-02", null]}',
+    )
+
+
+STRINGS = {
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "large_string": pa.large_string(),
+    "string_view": pa.string_view(),
+    "binary": pa.binary(),
+    "binary_view": pa.binary_view(),
+}
+
+
+@pytest.mark.parametrize("kind", STRINGS)
+@pytest.mark.parametrize("opened", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_every_kind_of_string_column(tmp_path, kind, opened):
+    # The text is not the first column, and the others are of no interest.
+    table = pa.table({"n": range(300), "text": pa.array(TEXTS).cast(STRINGS[kind])})
+    with opened(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=41)
+    assert texts(read(tmp_path / "a.arrow", 100)) == TEXTS
+    assert read(tmp_path / "a.arrow", columns=Columns("text", "n"))[299].sample_id == "299"
+
+
 BAD_LINES = {
     b'{"text": "a"': "line is not valid JSON",
     b'{"text": "\xff"}': "line is not valid UTF-8: invalid start byte at byte 10",
@@ -182,6 +235,10 @@ def test_wrong_columns_are_told_with_those_there_are(tmp_path):
         read(tmp_path / "a.parquet")
     with pytest.raises(BadFileError, match="column 'n' is int64, not a string"):
         read(tmp_path / "a.parquet", columns=Columns("n"))
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(BadFileError, match="more than one column 'text'"):
+        read(tmp_path / "a.parquet")
 
 
 def test_a_missing_file_is_not_a_bad_one(tmp_path):

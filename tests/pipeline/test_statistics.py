@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.statistics import LONGEST, PatchStatistics
+from pipeline.statistics import ENTROPY_BIN, LONGEST, PatchStatistics
 
 shards = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=6), min_size=1, max_size=4)
 
@@ -31,6 +31,14 @@ def test_known_values():
     assert statistics.mean_patch_bytes == (6 + 8) / 6
     assert [statistics.patch_length_percentile(p) for p in (50, 51, 90, 100)] == [1, 3, 9, 9]
     assert PatchStatistics().mean_patch_bytes == 0
+
+
+def test_entropies_are_counted_by_bin():
+    h = np.array([0, 0.019, 0.02, 0.05, 5.56, 5.56, 1.5], np.float16)
+    entropies = PatchStatistics.of(np.array([7]), np.array([1, 6]), h).entropies
+    expected = np.bincount((h.astype("f4") / np.float32(ENTROPY_BIN)).astype(int))
+    assert entropies.tolist() == expected.tolist()
+    assert entropies[0] == 2 and entropies.dtype == np.int64
 
 
 def test_a_huge_patch_does_not_need_a_huge_histogram():

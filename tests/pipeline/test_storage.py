@@ -1,7 +1,9 @@
+import pickle
+
 import pytest
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.storage import OutputDirectory, list_inputs, open_input
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -69,3 +71,35 @@ def test_inputs_are_listed_once_sorted_and_named(tmp_path):
         list_inputs([f"{tmp_path}/*.zip"], suffixes=suffixes)
     with pytest.raises(ConfigError, match="--input nothing://x: cannot be listed"):
         list_inputs(["nothing://x"], suffixes=suffixes)
+
+
+def test_a_path_means_itself_whatever_is_in_it(tmp_path):
+    name = "a b#1 100% é [x]::?.jsonl"
+    (tmp_path / "[in]").mkdir()
+    (tmp_path / "[in]" / name).write_bytes(b"content")
+    for path in (tmp_path / "[in]", tmp_path / "[in]" / name):
+        (file,) = list_inputs([str(path)], suffixes=(".jsonl",))
+        assert (file.name, file.size) == (name, 7)
+        with open_input(file.url) as opened:
+            assert opened.read() == b"content"
+    # A link to nothing is a file that cannot be read, and told when it is.
+    (tmp_path / "[in]" / name).unlink()
+    (tmp_path / "[in]" / name).symlink_to(tmp_path / "nothing")
+    assert len(list_inputs([str(tmp_path)], suffixes=(".jsonl",))) == 1
+
+
+def test_what_is_in_the_output_is_not_input(tmp_path):
+    for name in ("a.jsonl", "out/rejects/b.jsonl", "out2/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for output in (f"{tmp_path}/out", f"file://{tmp_path}/out/"):
+        listed = list_inputs([str(tmp_path)], suffixes=(".jsonl",), output=output)
+        assert [file.name for file in listed] == ["a.jsonl", "out2/c.jsonl"]
+    with pytest.raises(ConfigError, match=f"--output {tmp_path}: holds the input .*a.jsonl"):
+        list_inputs([f"{tmp_path}/a.jsonl"], suffixes=(".jsonl",), output=str(tmp_path))
+
+
+def test_an_output_is_the_same_wherever_it_is_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = pickle.loads(pickle.dumps(OutputDirectory("out")))
+    assert output.url == f"{tmp_path}/out"

@@ -1,0 +1,109 @@
+"""Rows of Parquet and Arrow files as Python values, a few megabytes at a time."""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import BadFileError
+
+READ_BYTES = 4 << 20
+"""Parquet files are read in batches of about so many bytes of text."""
+TEXT_TYPES = (
+    *(pa.string(), pa.large_string(), pa.string_view()),
+    *(pa.binary(), pa.large_binary(), pa.binary_view()),
+)
+Row = tuple[str, dict[str, Any]]
+"""Position, and values by column; strings as bytes, because Arrow does not check them."""
+
+
+def parquet_rows(
+    raw: io.BufferedIOBase, columns: Sequence[str], start: int, stop: int | None
+) -> Iterator[Row]:
+    """Rows of the row groups from ``start`` to ``stop``; the first column is the text.
+
+    Raises:
+        BadFileError: a column is missing, or the text is none.
+    """
+    # With a buffer size, column chunks are streamed instead of read whole.
+    parquet = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
+    _check_columns(parquet.schema_arrow, columns)
+    metadata = parquet.metadata
+    stop = metadata.num_row_groups if stop is None else stop
+    position = sum(metadata.row_group(i).num_rows for i in range(start))
+    for i in range(start, stop):
+        group = metadata.row_group(i)
+        rows = max(1, READ_BYTES * group.num_rows // max(group.total_byte_size, 1))
+        batches = parquet.iter_batches(
+            min(rows, 8192), row_groups=[i], columns=columns, use_threads=False
+        )
+        for batch in batches:
+            for row in _rows(batch):
+                yield str(position), row
+                position += 1
+
+
+def arrow_rows(
+    raw: io.BufferedIOBase, columns: Sequence[str], start: int, stop: int | None
+) -> Iterator[Row]:
+    """Rows of the record batches from ``start`` to ``stop``; the first column is the text.
+
+    Raises:
+        BadFileError: a column is missing, or the text is none.
+    """
+    schema = open_arrow(raw).schema
+    _check_columns(schema, columns)
+    raw.seek(0)
+    # Only wanted columns are read: record batches come whole otherwise.
+    reader = open_arrow(raw, [schema.get_field_index(name) for name in columns])
+    batches: Iterable[pa.RecordBatch] = reader
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        stop = reader.num_record_batches if stop is None else stop
+        batches = (reader.get_batch(i) for i in range(start, stop))
+    for i, batch in enumerate(batches, start):
+        for row, values in enumerate(_rows(batch)):
+            yield f"{i}:{row}", values
+
+
+def open_arrow(
+    raw: io.BufferedIOBase, fields: list[int] | None = None
+) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
+    """Either of the IPC formats: the file format begins with its name, the stream does not."""
+    is_file = raw.read(6) == b"ARROW1"
+    raw.seek(0)
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    opened = pa.ipc.open_file if is_file else pa.ipc.open_stream
+    return opened(raw, options=options)
+
+
+def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> None:
+    for name in columns:
+        if schema.names.count(name) != 1:
+            many = "more than one" if name in schema.names else "no"
+            raise BadFileError(f"{many} column {name!r}; there are {', '.join(schema.names)}")
+    text = schema.field(columns[0]).type
+    if pa.types.is_dictionary(text):
+        text = text.value_type
+    if text not in TEXT_TYPES:
+        raise BadFileError(f"column {columns[0]!r} is {text}, not a string")
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as dicts, a few at a time: Python values take more room than Arrow's."""
+    for start in range(0, batch.num_rows, 1024):
+        piece = batch.slice(start, 1024)
+        columns = {name: _values(piece.column(name)) for name in batch.schema.names}
+        for i in range(piece.num_rows):
+            yield {name: values[i] for name, values in columns.items()}
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()

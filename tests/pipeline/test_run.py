@@ -1,0 +1,87 @@
+"""The record of a run: what goes on with it, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline.documents import Split
+from pipeline.errors import PipelineError
+from pipeline.run import RECORD, Run, is_complete, remove_run
+from pipeline.shards import ShardEntry, commit_entry
+from pipeline.storage import InputFile, OutputDirectory
+
+FILES = [InputFile(f"/in/{name}", name, 100, "1") for name in ("a.jsonl", "b.jsonl")]
+SPLITS = [Split(file, "jsonl", i, 50 * i, 50 * i + 50, 50) for file in FILES for i in range(2)]
+CONTENT = {"threshold": 1.0, "keep_columns": ["url"]}
+
+
+@pytest.fixture
+def output(tmp_path) -> OutputDirectory:
+    """The output of a run of which the first file is done, and turned out to be broken."""
+    output = OutputDirectory(str(tmp_path))
+    Run(FILES, SPLITS, CONTENT, {"sources": []}).save(output)
+    for name in ("000000-00000-00000", "000000-00001-00000"):
+        error = "truncated" if name[11] == "1" else None
+        commit_entry(output, ShardEntry(name, "a.jsonl", last=True, error=error))
+    commit_entry(output, ShardEntry("000001-00000-00000", "b.jsonl"))
+    return output
+
+
+def test_a_record_is_read_as_it_was_written(output):
+    run = Run.load(output)
+    assert run == Run(FILES, SPLITS, CONTENT, {"sources": []})
+    committed = run.committed(output)
+    assert [[entry.name[7:] for entry in entries] for entries in committed] == [
+        ["00000-00000"],
+        ["00001-00000"],
+        ["00000-00000"],
+        [],
+    ]
+    assert [is_complete(entries) for entries in committed] == [True, True, False, False]
+    assert run.check_same(CONTENT, FILES, output) == []
+
+
+def test_the_record_of_another_release_is_refused(output, tmp_path):
+    record = json.loads((tmp_path / RECORD).read_text())
+    (tmp_path / RECORD).write_text(json.dumps(record | {"format_version": 99}))
+    with pytest.raises(PipelineError, match=r"begun by another release \(format 99\); --overwrite"):
+        Run.load(output)
+
+
+def test_shards_without_a_record_are_refused(output, tmp_path):
+    (tmp_path / RECORD).unlink()
+    with pytest.raises(PipelineError, match=r"holds shards but not .*run.json; --overwrite starts"):
+        Run.load(output)
+    remove_run(output)
+    assert Run.load(output) is None
+
+
+CHANGED = {
+    "was begun with threshold 1.0, now it is 2.0": (CONTENT | {"threshold": 2.0}, FILES),
+    "was begun with keep-columns": (CONTENT | {"keep_columns": []}, FILES),
+    "input file /in/b.jsonl is gone": (CONTENT, FILES[:1]),
+    "input file /in/c.jsonl is new": (
+        CONTENT,
+        [*FILES, InputFile("/in/c.jsonl", "c.jsonl", 1, "1")],
+    ),
+    "input file /in/b.jsonl changed": (CONTENT, [FILES[0], replace(FILES[1], version="2")]),
+}
+
+
+@pytest.mark.parametrize("said", CHANGED)
+def test_another_command_or_input_is_refused(output, said):
+    with pytest.raises(PipelineError, match=f"{said}.*; --overwrite starts anew"):
+        Run.load(output).check_same(*CHANGED[said], output)
+
+
+def test_a_broken_file_that_was_mended_is_done_again(output):
+    mended = [replace(FILES[0], version="2", size=90), FILES[1]]
+    run = Run.load(output)
+    assert run.check_same(CONTENT, mended, output) == mended[:1]
+    whole = Split(mended[0], "jsonl", 0, 0, 90, 90)
+    again = run.with_files(mended[:1], [whole], output)
+    assert again == Run.load(output)
+    assert again.splits == [whole, *SPLITS[2:]]
+    assert [len(entries) for entries in again.committed(output)] == [0, 1, 0]
+    assert again.made_with["sources"][0]["bytes"] == 90

@@ -1,0 +1,149 @@
+"""Shards written and read back, and what verification notices."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from model import Patcher
+from pipeline import open_shards
+from pipeline.documents import Document, Reject
+from pipeline.errors import PipelineError
+from pipeline.scoring import Scorer
+from pipeline.shards import (
+    FORMAT_VERSION,
+    ShardEntry,
+    commit_entry,
+    ipc_options,
+    read_entries,
+    read_entry,
+    record_batch,
+    rejects_json,
+    shard_schema,
+    write_manifest,
+)
+from pipeline.statistics import PatchStatistics
+from pipeline.storage import OutputDirectory
+
+DOCUMENTS = [
+    Document(str(i), f"a#{i}", text.encode(), (None if i else "x",))
+    for i, text in enumerate(["One two three.\n", "", "é ü", "a longer document " * 5])
+]
+PATCHER = Patcher(1.0)
+
+
+def write(url, model, *, entropies=True, change=lambda batch: batch) -> OutputDirectory:
+    """A shard set of one shard, whose rows are changed before they are written."""
+    output = OutputDirectory(str(url))
+    schema = shard_schema(["meta"], entropies=entropies)
+    scored = Scorer(model, PATCHER).score([document.text for document in DOCUMENTS])
+    batch = change(record_batch(DOCUMENTS, scored, schema))
+    statistics = PatchStatistics.of(scored.lengths_D, scored.patch_lengths_P, scored.entropies_T)
+    entry = ShardEntry("000000-00000-00000", "a", records=5, rejects=1, last=True)
+    with (
+        output.committing(entry.path) as path,
+        pa.ipc.new_file(str(path), schema, options=ipc_options()) as writer,
+    ):
+        writer.write_batch(batch)
+    entry.sha256 = hashlib.sha256(output.read(entry.path)).hexdigest()
+    entry.statistics = statistics.to_json()
+    output.write(entry.rejects_path, rejects_json("a", [Reject("7", "broken")], None))
+    commit_entry(output, entry)
+    assert read_entry(output, entry.name) == entry == read_entries(output)[entry.name]
+    made_with = {"patcher": {"threshold": 1.0}, "columns": schema.names}
+    write_manifest(output, made_with, [entry])
+    return output
+
+
+@pytest.mark.parametrize("entropies", [True, False])
+def test_what_is_written_is_read_back(tmp_path, ngram_model, entropies):
+    write(tmp_path, ngram_model, entropies=entropies)
+    shards = open_shards(str(tmp_path))
+    rows = list(shards)
+    assert [row.text.encode() for row in rows] == [document.text for document in DOCUMENTS]
+    assert [row.sample_id for row in rows] == ["a#0", "a#1", "a#2", "a#3"]
+    for row in rows:
+        assert row.patch_lengths.sum() == len(row.text.encode()) + 2
+        assert b"".join(row.patches()) == row.text.encode()
+        assert (row.entropies is None) != entropies
+    (batch,) = shards.batches(["meta"])
+    assert batch.to_pylist() == [{"meta": "x"}, *[{"meta": None}] * 3]
+    assert list(shards.rejects()) == [{"file": "a", "position": "7", "reason": "broken"}]
+    assert shards.patcher == PATCHER and shards.statistics.documents == 4
+    assert list(shards.verify()) == []
+
+
+def set_column(name, values):
+    def change(batch):
+        i = batch.schema.get_field_index(name)
+        return batch.set_column(i, batch.schema.field(i), values(batch.column(i)))
+
+    return change
+
+
+def with_values(column, act):
+    """A list column whose flat values went through ``act``."""
+    values = np.array(column.values)
+    act(values)
+    return pa.ListArray.from_arrays(column.offsets, pa.array(values, column.type.value_type))
+
+
+def merge_two(values):
+    """The first two patches of the last document change their lengths, not their sum."""
+    values[-2:] += np.array([-1, 1], values.dtype)
+
+
+WRONG = {
+    "batch 0 row 0: patch lengths sum to 18, the document has 17 tokens": set_column(
+        "patch_lengths", lambda c: with_values(c, lambda v: v.__setitem__(1, v[1] + 1))
+    ),
+    "batch 0: boundaries are not those of the stored entropies": set_column(
+        "patch_lengths", lambda c: with_values(c, merge_two)
+    ),
+    "batch 0: not one entropy for each token": set_column(
+        "entropies", lambda c: pa.ListArray.from_arrays([0, 1, 2, 3, len(c.values)], c.values)
+    ),
+    "rows do not give the statistics in the manifest": lambda batch: batch.slice(0, 3),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_verification_notices_wrong_rows(tmp_path, ngram_model, said):
+    write(tmp_path, ngram_model, change=WRONG[said])
+    problems = list(open_shards(str(tmp_path)).verify())
+    assert f"{tmp_path}/shards/000000-00000-00000.arrow: {said}" in problems
+
+
+def test_verification_notices_wrong_totals(tmp_path, ngram_model):
+    write(tmp_path, ngram_model)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["statistics"]["documents"] += 1
+    path.write_text(json.dumps(manifest))
+    (problem,) = open_shards(str(tmp_path)).verify()
+    assert problem == f"{path}: statistics are not the sum of the shards'"
+
+
+def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
+    with pytest.raises(PipelineError, match=r"no manifest.json: not a shard set, or its job has"):
+        open_shards(str(tmp_path))
+    write(tmp_path, ngram_model)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(PipelineError, match=f"format version 99 is not {FORMAT_VERSION}"):
+        open_shards(str(tmp_path))
+
+
+def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, ngram_model):
+    write(tmp_path, ngram_model)
+    shard = next((tmp_path / "shards").iterdir())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    (problem,) = open_shards(str(tmp_path)).verify()
+    assert problem.startswith(f"{shard}: sha256 is ")
+    shutil.rmtree(tmp_path / "shards")
+    (problem,) = open_shards(str(tmp_path)).verify()
+    assert problem.startswith(f"{shard}: cannot be read: ")
