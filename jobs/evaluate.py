@@ -11,7 +11,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.command import run_command
+from pipeline.errors import ConfigError
 from pipeline.evaluation import BitsPerByte, Evaluation, evaluate
 from pipeline.evaluation_config import EvaluateConfig
 
@@ -23,17 +24,15 @@ def main() -> int:
     config = tyro.cli(EvaluateConfig, config=(tyro.conf.FlagCreatePairsOff,))
     # Standard output belongs to the result; progress and errors go beside it.
     console = Console(stderr=True)
-    try:
-        config.check()
-        if config.harness_tasks:
-            return run_harness(config)
-        result = evaluate(config, console)
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130
-    except PipelineError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
-        return 2 if isinstance(error, ConfigError) else 1
+    return run_command(lambda: run(config, console), console, interrupted="interrupted")
+
+
+def run(config: EvaluateConfig, console: Console) -> int:
+    """Evaluate, and print the result."""
+    config.check()
+    if config.harness_tasks:
+        return run_harness(config)
+    result = evaluate(config, console)
     if config.json:
         print(json.dumps(as_json(result, config.confidence)))
     else:

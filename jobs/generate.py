@@ -13,10 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
+from rich.console import Console
 
 from model.blt import BLT
 from model.generation import stream
 from model.sampling import Sampling
+from pipeline.command import run_command
 from pipeline.errors import ConfigError
 from pipeline.model_loading import fetched, load_model, load_patching
 
@@ -60,6 +62,13 @@ class GenerateConfig:
 def main() -> int:
     """Run the job; returns the exit status."""
     config = tyro.cli(GenerateConfig, config=(tyro.conf.FlagCreatePairsOff,))
+    # Standard output belongs to the text.
+    console = Console(stderr=True)
+    return run_command(lambda: run(config, console), console, interrupted="")
+
+
+def run(config: GenerateConfig, console: Console) -> int:
+    """Write, and print what is written."""
     # Bytes: what was typed need not be UTF-8.
     prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
     try:
@@ -69,11 +78,8 @@ def main() -> int:
             texts = [_print_as_written(piece[0] for piece in pieces)]
         else:
             texts = [b"".join(parts) for parts in zip(*pieces, strict=True)]
-    except KeyboardInterrupt:
-        return 130
-    except (ConfigError, ValueError) as error:
-        print(f"error: {_flag_of(str(error))}", file=sys.stderr)
-        return 2
+    except ValueError as error:  # an argument that makes no sense to the model: it is named
+        raise ConfigError(_flag_of(str(error))) from error
     seconds = time.monotonic() - began
     written = sum(map(len, texts))
     if config.json:
@@ -83,7 +89,7 @@ def main() -> int:
         for prompt, text in zip(prompts, texts, strict=True):
             print(f"{(prompt + text).decode(errors='replace')}\n")
     rate = written / max(seconds, 1e-9)
-    print(f"{written} bytes in {seconds:.1f} s, {rate:.1f} bytes/s", file=sys.stderr)
+    console.print(f"{written} bytes in {seconds:.1f} s, {rate:.1f} bytes/s", highlight=False)
     return 0
 
 

@@ -11,8 +11,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.command import run_command
 from pipeline.config import PatchCorpusConfig
-from pipeline.errors import ConfigError, PipelineError
 from pipeline.patching import PatchCorpusResult, patch_corpus
 
 
@@ -21,31 +21,18 @@ def main() -> int:
     config = tyro.cli(PatchCorpusConfig, config=(tyro.conf.FlagCreatePairsOff,))
     # Standard output belongs to the result; progress and errors go beside it.
     console = Console(stderr=True)
-    try:
-        refuse_repeated_flags(sys.argv[1:])
-        result = patch_corpus(config, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to go on")
-        return 130
-    except PipelineError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
-        return 2 if isinstance(error, ConfigError) else 1
+    again = "interrupted; run the same command again to go on"
+    return run_command(lambda: run(config, console), console, interrupted=again)
+
+
+def run(config: PatchCorpusConfig, console: Console) -> int:
+    """Patch, and print the result."""
+    result = patch_corpus(config, console)
     if config.json:
         print(json.dumps(as_json(result)))
     else:
         print_result(result, Console())
     return 0 if result.complete and not result.problems else 1
-
-
-def refuse_repeated_flags(arguments: list[str]) -> None:
-    """
-    Raises:
-        ConfigError: a flag is given twice: the first, and input that it names, would not count.
-    """
-    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
-    for name in flags:
-        if flags.count(name) > 1:
-            raise ConfigError(f"{name}: is given more than once; put all values after one {name}")
 
 
 def as_json(result: PatchCorpusResult) -> dict[str, object]:

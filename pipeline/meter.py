@@ -18,6 +18,25 @@ LINE_SECONDS = 15.0
 """Where the output is not a terminal, a line is printed so often."""
 
 
+def progress_bar(console: Console) -> Progress:
+    """A bar for bytes; nothing where the output is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def progress_line(doing: str, done: int, left: int, rate: float) -> str:
+    """For logs: what is done, how fast it goes (bytes a second), and when it will end."""
+    end = f"about {left / rate / 60:.0f} min left" if rate > 0 else "no rate yet"
+    amount = f"{doing}: {done / 1e6:.1f} of about {(done + left) / 1e6:.1f} MB"
+    return f"{amount} · {rate / 1e6:.2f} MB/s · {end}"
+
+
 @contextmanager
 def metered(console: Console, doing: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show progress while the block runs.
@@ -29,16 +48,9 @@ def metered(console: Console, doing: str, total: int) -> Iterator[Callable[[int]
     Yields:
         a function to call with the bytes that were done since the last call.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
     began = last_line = time.monotonic()
     done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(doing, total=total)
 
         def advance(count: int) -> None:
@@ -48,12 +60,7 @@ def metered(console: Console, doing: str, total: int) -> Iterator[Callable[[int]
             now = time.monotonic()
             if not console.is_terminal and now - last_line > LINE_SECONDS:
                 last_line = now
-                rate = done / (now - began)
-                left = max(total - done, 0)
-                console.print(
-                    f"{doing}: {done / 1e6:.1f} of about {(done + left) / 1e6:.1f} MB · "
-                    f"{rate / 1e3:.1f} kB/s · about {left / max(rate, 1) / 60:.0f} min left",
-                    highlight=False,
-                )
+                line = progress_line(doing, done, max(total - done, 0), done / (now - began))
+                console.print(line, highlight=False)
 
         yield advance

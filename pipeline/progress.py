@@ -7,18 +7,10 @@ from contextlib import contextmanager
 
 import ray
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+
+from pipeline.meter import LINE_SECONDS, progress_bar, progress_line
 
 POLL_SECONDS = 0.5
-LINE_SECONDS = 15.0
-"""Where the output is not a terminal, a line is printed so often."""
 
 
 @ray.remote(num_cpus=0)
@@ -68,14 +60,7 @@ def shown(
     """
     actual = dict(done)
     stop = threading.Event()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("patching", completed=sum(done.values()))
 
         def show() -> None:
@@ -90,7 +75,8 @@ def shown(
                 if not console.is_terminal and time.monotonic() - last_line > LINE_SECONDS:
                     last_line = time.monotonic()
                     rate = (completed - sum(done.values())) / (last_line - began)
-                    console.print(progress_line(completed, left, rate), highlight=False)
+                    line = progress_line("patching", completed, left, rate)
+                    console.print(line, highlight=False)
 
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
@@ -99,10 +85,3 @@ def shown(
         finally:
             stop.set()
             thread.join()
-
-
-def progress_line(done: int, left: int, rate: float) -> str:
-    """For logs: what is done, how fast it goes, and when it will end."""
-    end = f"about {left / rate / 60:.0f} min left" if rate > 0 else "no rate yet"
-    amount = f"patched {done / 1e6:.1f} of about {(done + left) / 1e6:.1f} MB"
-    return f"{amount} · {rate / 1e6:.2f} MB/s · {end}"

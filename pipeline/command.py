@@ -1,0 +1,38 @@
+"""What the commands in ``jobs/`` have in common: how errors are told, and the exit status."""
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from pipeline.errors import ConfigError, PipelineError
+
+
+def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -> int:
+    """The exit status of a job: its own, or 2 for a wrong flag, 1 for another error that a user can
+    act on, 130 if it was interrupted.
+
+    Args:
+        console: where errors are told, in one sentence.
+        interrupted: what to say if it was interrupted.
+    """
+    try:
+        _refuse_repeated_flags(sys.argv[1:])
+        return job()
+    except KeyboardInterrupt:
+        console.print(interrupted)
+        return 130
+    except PipelineError as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _refuse_repeated_flags(arguments: list[str]) -> None:
+    """
+    Raises:
+        ConfigError: a flag is given twice: the first, and input that it names, would not count.
+    """
+    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    for name in flags:
+        if flags.count(name) > 1:
+            raise ConfigError(f"{name}: is given more than once; put all values after one {name}")
