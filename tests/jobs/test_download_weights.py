@@ -41,5 +41,5 @@ def test_what_can_be_downloaded_is_and_the_rest_is_told(tmp_path):
     assert "error: no/such: no such directory, and no such model on the hub" in done.stderr
     assert load_blt(tmp_path / "weights" / "blt").config == blt.config
     assert not list((tmp_path / "weights").rglob("photo.png"))
-    assert again.returncode == 0 and 0 < before
+    assert again.returncode == 0 and before > 0
     assert after <= before + 1  # asked whether it has changed, at most; not fetched again

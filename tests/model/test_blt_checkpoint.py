@@ -171,7 +171,7 @@ RULES = [
     ({"patching_mode": "byte", "patch_size": 4.5}, Patcher(rule="byte")),
     (
         {"patching_mode": "static", "patch_size": 4},
-        Patcher(rule="static", patch_size=4, published=True),
+        Patcher(rule="static", patch_size=4),
     ),
     ({"patching_mode": "entropy", "threshold": None}, None),
     ({"patching_mode": "static"}, None),
