@@ -30,8 +30,11 @@ class DownloadWeightsConfig:
 def main() -> int:
     """Run the job; returns the exit status."""
     config = tyro.cli(DownloadWeightsConfig)
+    if not config.model:
+        print("error: --model: name at least one hub id", file=sys.stderr)
+        return 2
     status = 0
-    for repository in config.model:
+    for repository in (name.removeprefix("hf://") for name in config.model):
         target = Path(config.output, repository.split("/")[-1]) if config.output else None
         try:
             print(download(repository, target))

@@ -25,7 +25,8 @@ from pipeline.model_loading import fetched, load_model, load_patching
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Write on from prompts. The text goes to standard output as it is written.
+    """Write on from prompts. What is written goes to standard output, without the prompt: at once
+    for one prompt, in the end, with an empty line between texts, for several.
 
     Exit status: 0 if everything was written, 2 if a flag is wrong or a model cannot be loaded.
     """
@@ -73,21 +74,23 @@ def run(config: GenerateConfig, console: Console) -> int:
     prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
     try:
         pieces = _pieces(config, prompts)
-        began = time.monotonic()
+    except ValueError as error:  # an argument that makes no sense to the model: it is named
+        raise ConfigError(_flag_of(str(error))) from error
+    began = time.monotonic()
+    try:
         if len(prompts) == 1 and not config.json:
             texts = [_print_as_written(piece[0] for piece in pieces)]
         else:
-            texts = [b"".join(parts) for parts in zip(*pieces, strict=True)]
-    except ValueError as error:  # an argument that makes no sense to the model: it is named
-        raise ConfigError(_flag_of(str(error))) from error
-    seconds = time.monotonic() - began
-    written = sum(map(len, texts))
-    if config.json:
-        print(json.dumps(_result(prompts, texts, written, seconds)))
+            texts = [b"".join(parts) for parts in zip(*pieces, strict=True)] or [b""] * len(prompts)
+        seconds = time.monotonic() - began
+        if config.json:
+            _print(json.dumps(_result(prompts, texts, seconds)) + "\n")
+        elif len(prompts) > 1:
+            _print("\n".join(text.decode(errors="replace") + "\n" for text in texts))
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if len(prompts) > 1:
-        for prompt, text in zip(prompts, texts, strict=True):
-            print(f"{(prompt + text).decode(errors='replace')}\n")
+    written = sum(map(len, texts))
     rate = written / max(seconds, 1e-9)
     console.print(f"{written} bytes in {seconds:.1f} s, {rate:.1f} bytes/s", highlight=False)
     return 0
@@ -114,11 +117,17 @@ def _pieces(config: GenerateConfig, prompts: Sequence[bytes]) -> Iterator[list[b
         sampling=sampling,
         patcher=patching.patcher,
         max_new_bytes=config.max_new_bytes,
-        stop=config.stop,
+        stop=[os.fsencode(text) for text in config.stop],
         seed=config.seed,
         draft_bytes=config.draft_bytes,
         reset_at_newline=patching.reset_at_newline,
     )
+
+
+def _print(text: str) -> None:
+    """UTF-8, whatever the locale."""
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
 
 
 def _print_as_written(pieces: Iterator[bytes]) -> bytes:
@@ -127,14 +136,13 @@ def _print_as_written(pieces: Iterator[bytes]) -> bytes:
     written = bytearray()
     for piece in pieces:
         written += piece
-        print(decoder.decode(piece), end="", flush=True)
-    print(decoder.decode(b"", final=True), flush=True)
+        _print(decoder.decode(piece))
+    _print(decoder.decode(b"", final=True) + "\n")
     return bytes(written)
 
 
-def _result(
-    prompts: Sequence[bytes], texts: Sequence[bytes], written: int, seconds: float
-) -> dict[str, object]:
+def _result(prompts: Sequence[bytes], texts: Sequence[bytes], seconds: float) -> dict[str, object]:
+    written = sum(map(len, texts))
     return {
         "prompts": [prompt.decode(errors="replace") for prompt in prompts],
         "texts": [text.decode(errors="replace") for text in texts],

@@ -173,5 +173,6 @@ def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) ->
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    # Not compiled, FlexAttention would write all pairs of tokens to memory.
-    return torch.compile(attend_flex, dynamic=False)
+    # Not compiled, FlexAttention would write all pairs of tokens to memory. One kernel serves one
+    # shape, then any: batches may differ.
+    return torch.compile(attend_flex)

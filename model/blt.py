@@ -68,6 +68,7 @@ class BLT(nn.Module):
         """
         if tokens_BS.device.type == "cpu" and not torch.compiler.is_compiling():
             check_batch(tokens_BS, patch_lengths_BP, self.config.vocab_size)
+        tokens_BS, patch_lengths_BP = (x.to(self.device) for x in (tokens_BS, patch_lengths_BP))
         config = self.config
         layout = PatchLayout.of(
             tokens_BS,

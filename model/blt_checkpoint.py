@@ -11,7 +11,7 @@
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -27,10 +27,12 @@ from model.checkpoint_files import (
     read_json,
     read_safetensors,
     reading,
+    ready,
 )
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
+from model.tokenizer import EOS_ID
 from model.transformer import default_hidden_dim
 from model.transformers_layout import (
     from_transformers_config,
@@ -57,15 +59,23 @@ SAME_NAMES = (
 )
 """Published arguments that :class:`BLTConfig` calls the same."""
 
+UNSEEN = (
+    *("n_heads_global", "n_heads_local_encoder", "n_heads_local_decoder", "cross_attn_nheads"),
+)
+"""Of these, arguments that the weights' shapes don't tell and that no two models need share."""
+MAY_BE_NONE = ("local_attention_window_len", "n_kv_heads_global")
+
 FIXED_ARGS: dict[str, tuple[Any, ...]] = {
     "architecture": ("vanilla",),
     "cross_attn_decoder": (True,),
     "cross_attn_encoder": (True,),
     "cross_attn_init_by_pooling": (True,),
     "downsampling_by_pooling": ("max", "", None),
+    "eos_id": (EOS_ID, None),
     "non_linearity": ("swiglu",),
     "norm_affine": (True,),
     "norm_type": ("rmsnorm",),
+    "pm_size": (0, None),
     "pre_norm": (True,),
     "use_local_encoder_transformer": (True,),
     "use_rope": (True,),
@@ -79,9 +89,9 @@ IGNORED_ARGS = {
     # How it was trained and run.
     *("alpha_depth", "attn_bias_type", "attn_impl", "attn_to_keep", "block_attention"),
     *("cross_attn_use_flex_attention", "custom_bwd", "data_loader_patching", "efficient_attn"),
-    *("eos_id", "full_logging_n_layers", "full_logging_n_heads", "fuse_sequence_parallel"),
+    *("full_logging_n_layers", "full_logging_n_heads", "fuse_sequence_parallel"),
     *("init_base_std", "init_std_factor", "init_use_depth", "init_use_gaussian", "layer_ckpt"),
-    *("log_patch_lengths", "loss_parallel", "pad_to_max_length", "pm_size", "recompute_attn"),
+    *("log_patch_lengths", "loss_parallel", "pad_to_max_length", "recompute_attn"),
     *("recompute_fc1_out", "recompute_fc3_out", "rope_use_fp32_in_outer_product", "seed"),
     *("sequence_parallel", "share_encoder_decoder_emb", "sliding_window", "use_fsdp"),
     # Patching, which is done outside of the model; the rule is read by _published_patcher.
@@ -112,10 +122,8 @@ def load_blt(
     Raises:
         CheckpointError: what is wrong, with the file, argument or weight it is wrong with.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    default = torch.bfloat16 if device.type == "cuda" else torch.float32
     with local_directory("BLT", str(source)) as directory, reading("BLT", str(source)):
-        return _load(directory).to(device, dtype or default).eval()
+        return ready(_load(directory), device, dtype)
 
 
 def save_blt(
@@ -134,7 +142,13 @@ def save_blt(
     Raises:
         CheckpointError: the layout cannot hold the model; says why.
     """
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if layout not in get_args(Layout):
+        raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
+    # Copies: tensors that share memory could not be written.
+    weights = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     config: dict[str, Any]
     if layout == "own":
         config = {"format": FORMAT, **asdict(model.config)}
@@ -158,7 +172,7 @@ def load_entropy_model_of(
     dtype: torch.dtype | None = None,
 ) -> EntropyModel | NGramEntropyModel:
     """The entropy model that belongs to the BLT in ``source``: in the same files, in a directory
-    below or beside, or on the hub beside the published BLTs.
+    below or (of a local one) beside it, or on the hub beside the published BLTs.
 
     Raises:
         CheckpointError: there is none in these places, or it cannot be read.
@@ -169,7 +183,9 @@ def load_entropy_model_of(
     with local_directory("BLT", text) as directory:
         with reading("BLT", text):
             config = read_json(directory / "config.json")
-        places = [directory / ENTROPY_MODEL, directory.parent / ENTROPY_MODEL]
+        beside = directory.resolve().parent
+        places = [directory / ENTROPY_MODEL]
+        places += [beside / name for name in (ENTROPY_MODEL, PUBLISHED_ENTROPY_MODEL.split("/")[1])]
         if config.get("model_type") == "blt" and config.get("patch_in_forward", True):
             places.insert(0, directory)
         for place in places:
@@ -239,7 +255,11 @@ def _published_config(args: dict[str, Any], patcher: Patcher | None) -> BLTConfi
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
     sizes = tuple(args.pop("encoder_hash_byte_group_size"))
+    for name in UNSEEN:
+        if not args.get(name):
+            raise ValueError(f"argument {name} is missing")
     used = {name: args.pop(name) for name in SAME_NAMES if name in args}
+    used = {name: v for name, v in used.items() if v is not None or name in MAY_BE_NONE}
     # What is left is unknown here; only a value that switches nothing on is safe to ignore.
     refused = next((name for name, value in args.items() if value), None)
     if refused:

@@ -82,7 +82,8 @@ class BLTConfig:
             raise ValueError(
                 f"cross_attn_nheads: {self.cross_attn_nheads} heads for {self.dim_local} features"
             )
-        sizes = self.encoder_hash_byte_group_size
+        sizes = tuple(self.encoder_hash_byte_group_size)
+        object.__setattr__(self, "encoder_hash_byte_group_size", sizes)
         if not sizes or min(sizes) < 1:
             raise ValueError(f"encoder_hash_byte_group_size: sizes from 1 on, got {list(sizes)}")
         for name, value in asdict(self).items():

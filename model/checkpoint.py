@@ -27,6 +27,7 @@ from model.checkpoint_files import (
     read_json,
     read_safetensors,
     reading,
+    ready,
     transformers_name,
 )
 from model.entropy_model import EntropyModel, EntropyModelConfig
@@ -84,10 +85,7 @@ def to_device(
     """Move a transformer where it computes fastest; the n-gram model stays on the CPU."""
     if isinstance(model, NGramEntropyModel):
         return model
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    # bfloat16 is what the matrix units want, and hundreds of times slower on most CPUs.
-    default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return model.to(device, dtype or default).eval()
+    return ready(model, device, dtype)
 
 
 def save_entropy_model(model: EntropyModel | NGramEntropyModel, directory: str | Path) -> None:

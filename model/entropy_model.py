@@ -8,6 +8,7 @@ Reading checkpoints is :mod:`model.checkpoint`'s job; the hot loop over document
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,10 @@ class EntropyModel(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.rotary = RotaryAngles(config.head_dim, config.rope_theta)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was compiled is bound to this object: a copy makes its own.
+        return {name: v for name, v in self.__dict__.items() if name != "_compiled_trunk"}
 
     @property
     def device(self) -> torch.device:

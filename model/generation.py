@@ -1,7 +1,8 @@
 """Writing on from prompts with a BLT, everything cached (arXiv 2412.09871; 2605.08044).
 
-The result is that of running the whole text through the model for every byte: the same boundaries,
-the same logits up to rounding. With ``draft_bytes`` the local models write ahead on their own and
+The result is that of running the whole text through the model for every byte: the same boundaries
+(by entropies as they are computed, in float32; shards hold them rounded to float16), and the same
+logits up to rounding. With ``draft_bytes`` the local models write ahead on their own and
 one run of everything checks what they wrote (self-speculation); what comes out is the greedy text
 all the same.
 """
@@ -46,7 +47,8 @@ def generate(
         temperature: 0 takes the likeliest byte.
         top_k, top_p: draw from the k likeliest, or from the likeliest that reach p together.
         stop: what ends a text; not part of the result.
-        seed: of drawing; a prompt's text doesn't depend on the prompts beside it.
+        seed: of drawing; that of each prompt is one more than that of the prompt before it, so
+            that a text doesn't depend on the other prompts.
         draft_bytes: bytes that the local models write ahead; greedy only, where it changes nothing
             but the speed.
         reset_at_newline: the entropy model's context starts again after each newline.
@@ -93,30 +95,48 @@ def stream(
 
     Bytes that could be the beginning of a stop string are held back until that is known.
     """
+    for name, given in (("prompts", prompts), ("stop", stop)):
+        if isinstance(given, str | bytes):
+            raise ValueError(f"{name}: must be a list of texts, got one text")
     patcher = patcher or model.config.patcher
     if patcher is None:
         raise ValueError("patcher: the checkpoint names no boundary rule: give one")
     if draft_bytes and sampling.temperature:
-        raise ValueError(
-            "draft_bytes: drafts are checked against greedy text: temperature must be 0"
-        )
+        raise ValueError("draft_bytes: drafts are checked against greedy text: temperature 0 only")
     if not 0 <= draft_bytes < PIECE:
         raise ValueError(f"draft_bytes: must be 0 to {PIECE - 1}, got {draft_bytes}")
-    stops = tuple(_as_bytes(text) for text in stop)
+    if max_new_bytes < 0:
+        raise ValueError(f"max_new_bytes: must be 0 or more, got {max_new_bytes}")
+    if not 0 <= seed < 1 << 62:
+        raise ValueError(f"seed: must be 0 or more and below 2**62, got {seed}")
+    stops = tuple(map(_as_bytes, stop))
     if not all(stops):
         raise ValueError("stop: an empty string would end every text")
-    if not prompts or max_new_bytes < 1:
-        return
     state = IncrementalBLT(
         model, entropy_model, patcher, len(prompts), reset_at_newline=reset_at_newline
     )
-    logits_BV = read_prompts(state, prompts)
+    if not prompts or not max_new_bytes:
+        return iter(())
     texts = [_Text(max_new_bytes, stops) for _ in prompts]
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
-    next_B = sampling.choose(logits_BV, generators)
+    encoded = [ByteTokenizer().encode(_as_bytes(prompt), eos=False) for prompt in prompts]
+    return _write(state, encoded, texts, sampling, generators, draft_bytes)
+
+
+def _write(
+    state: IncrementalBLT,
+    prompts: Sequence[list[int]],
+    texts: Sequence["_Text"],
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    draft_bytes: int,
+) -> Iterator[list[bytes]]:
+    device = state.model.device
+    row_B = torch.arange(len(prompts), device=device)
+    next_B = sampling.choose(read_prompts(state, prompts), generators)
     while True:
         yield [text.take([token]) for text, token in zip(texts, next_B.tolist(), strict=True)]
-        writing_B = torch.tensor([not text.done for text in texts], device=model.device)
+        writing_B = torch.tensor([not text.done for text in texts], device=device)
         if not bool(writing_B.any()):
             return
         tokens_BM = _draft(state, next_B, draft_bytes)
@@ -128,7 +148,6 @@ def stream(
         if draft_bytes:
             kept = zip(texts, tokens_BM.tolist(), kept_B.tolist(), strict=True)
             yield [text.take(tokens[1:count]) for text, tokens, count in kept]
-        row_B = torch.arange(len(prompts), device=model.device)
         next_B = sampling.choose(logits_BMV[row_B, (kept_B - 1).clamp(min=0)], generators)
 
 
@@ -136,20 +155,20 @@ def _as_bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
 
 
-def read_prompts(state: IncrementalBLT, prompts: Sequence[str | bytes]) -> Tensor:
-    """Read the prompts; gives the logits after the last token of each."""
-    encoded = [ByteTokenizer().encode(_as_bytes(prompt), eos=False) for prompt in prompts]
+def read_prompts(state: IncrementalBLT, prompts: Sequence[list[int]]) -> Tensor:
+    """Read tokens of prompts; gives the logits after the last token of each."""
     device = state.model.device
-    lengths_B = torch.tensor([len(tokens) for tokens in encoded], device=device)
-    tokens_BS = torch.full((len(encoded), int(lengths_B.max())), BOE_ID, device=device)
-    for row, tokens in enumerate(encoded):
+    lengths_B = torch.tensor([len(tokens) for tokens in prompts], device=device)
+    tokens_BS = torch.full((len(prompts), int(lengths_B.max())), BOE_ID, device=device)
+    for row, tokens in enumerate(prompts):
         tokens_BS[row, : len(tokens)] = torch.tensor(tokens, device=device)
-    logits_BV = torch.zeros(len(encoded), state.model.config.vocab_size, device=device)
+    row_B = torch.arange(len(prompts), device=device)
+    logits_BV = torch.zeros(len(prompts), state.model.config.vocab_size, device=device)
     for start in range(0, tokens_BS.shape[1], PIECE):
         piece_BM = tokens_BS[:, start : start + PIECE]
         counts_B = (lengths_B - start).clamp(0, piece_BM.shape[1])
         logits_BMV = state.read(piece_BM, counts_B)
-        last_BV = logits_BMV[torch.arange(len(encoded)), (counts_B - 1).clamp(min=0)]
+        last_BV = logits_BMV[row_B, (counts_B - 1).clamp(min=0)]
         logits_BV = torch.where((counts_B > 0)[:, None], last_BV, logits_BV)
     return logits_BV
 

@@ -51,6 +51,7 @@ class _TransformerEntropies:
 
     def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
         model, (batch, columns) = self._model, tokens_BM.shape
+        tokens_BM, read_B = tokens_BM.to(model.device), read_B.to(model.device)
         position_BM = read_B[:, None] + torch.arange(columns, device=read_B.device)
         before_B1 = self._segment_start_BX.expand(batch, -1).gather(
             1, self._kept_B.expand(batch)[:, None]
@@ -69,7 +70,7 @@ class _TransformerEntropies:
         return entropy_of(model.output(model.norm(x_TD))).view(batch, columns)
 
     def keep(self, kept_B: Tensor) -> None:
-        self._kept_B = kept_B
+        self._kept_B = kept_B.to(self._model.device)
 
 
 class _NGramEntropies:

@@ -124,6 +124,7 @@ def check_batch(tokens_BS: Tensor, patch_lengths_BP: Tensor, vocab_size: int) ->
     for name, values in (("tokens", tokens_BS), ("patch_lengths", patch_lengths_BP)):
         if values.is_floating_point() or values.dtype == torch.bool:
             raise ValueError(f"{name}: must be integers, got {values.dtype}")
+    tokens_BS, patch_lengths_BP = tokens_BS.long(), patch_lengths_BP.long()
     inside_BS = tokens_BS != PAD_ID
     known_BS = (tokens_BS >= PAD_ID) & (tokens_BS < vocab_size)
     if not bool(known_BS.all()):

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.tokenizer import BOE_ID, BOS_ID, BPE_ID
-
-NEVER_NEXT = (BOE_ID, BOS_ID, BPE_ID)
-"""Ids that never follow another token in text."""
+from model.tokenizer import NEXT_IDS
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,10 @@ class Sampling:
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """What is drawn from (temperature above 0); rows sum to 1."""
-        ordered_BV, token_BV = (logits_BV.float() / self.temperature).sort(-1, descending=True)
-        p_BV = ordered_BV.softmax(-1)
+        # Differences, in double precision: the smallest temperature must not overflow.
+        behind_BV = logits_BV.double() - logits_BV.double().amax(-1, keepdim=True)
+        ordered_BV, token_BV = (behind_BV / self.temperature).sort(-1, descending=True)
+        p_BV = ordered_BV.softmax(-1).float()
         if self.top_k is not None:
             p_BV[:, self.top_k :] = 0
         if self.top_p is not None:
@@ -65,7 +64,7 @@ class Sampling:
 
 
 def allowed(logits: Tensor) -> Tensor:
-    """Logits with those of ids that never follow at minus infinity."""
-    logits = logits.clone()
-    logits[..., list(NEVER_NEXT)] = -torch.inf
-    return logits
+    """Logits with those of ids that never follow in text at minus infinity."""
+    masked = torch.full_like(logits, -torch.inf)
+    masked[..., list(NEXT_IDS)] = logits[..., list(NEXT_IDS)]
+    return masked

@@ -16,6 +16,8 @@ PAD_ID = -1
 """Marks positions of a batch that hold no token; a model never reads it."""
 BYTE_OFFSET = 4
 VOCAB_SIZE = 256 + BYTE_OFFSET
+NEXT_IDS = (EOS_ID, *range(BYTE_OFFSET, VOCAB_SIZE))
+"""What may follow a token in text: BOE, BOS and the BPE delimiter never do."""
 
 
 class ByteTokenizer:

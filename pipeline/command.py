@@ -23,7 +23,8 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
         console.print(interrupted)
         return 130
     except PipelineError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        text = f"error: {error}"
+        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
         return 2 if isinstance(error, ConfigError) else 1
 
 

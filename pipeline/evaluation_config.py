@@ -36,7 +36,7 @@ class EvaluateConfig:
 
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model that places the patches in text; by default the
-    one in the model's own directory, where that holds one (transformers' layout)."""
+    one that lies with the model, or belongs to it on the hub."""
     threshold: float | None = None
     """Nats above which a patch starts, instead of the checkpoint's (of the shards', which are then
     cut anew by their stored entropies)."""
@@ -61,7 +61,7 @@ class EvaluateConfig:
     confidence: float = 0.95
     """Of the intervals."""
     seed: int = 0
-    """Chooses the documents of the bootstrap."""
+    """Chooses the documents of the bootstrap, and what harness tasks sample."""
     json: bool = False
     """Print the result as JSON."""
 

@@ -56,12 +56,13 @@ class HarnessBLT(LM):
         context: int = 8192,
         batch_size: int | str = BATCH_SIZE,
         device: str | None = None,
+        seed: int = 0,
     ):
         """
         Args:
             model: directory, URL or hub id of a BLT.
             entropy_model: the same of the entropy model that places its patches; by default the one
-                in the BLT's own directory.
+                that lies with the BLT.
             threshold: nats above which a patch starts, instead of the checkpoint's.
             reset_at_newline: the entropy model's context starts again after each newline.
             context: bytes of a window of ``loglikelihood_rolling``; ``loglikelihood`` always reads
@@ -69,11 +70,14 @@ class HarnessBLT(LM):
             batch_size: requests that are handled together; "auto" for a usual number.
             device: where to compute; a GPU if there is one, by default. (The harness's command
                 says cuda where there is none, too.)
+            seed: of drawing, for tasks that sample; every request has its own.
 
         Raises:
-            ConfigError: a model cannot be loaded.
+            ConfigError: a model cannot be loaded, or ``context`` is too small.
         """
         super().__init__()
+        if context < 2:
+            raise ConfigError(f"--context: must be at least 2 bytes, got {context}")
         with fetched(model) as directory:
             loaded = load_model(directory, device if torch.cuda.is_available() else None)
             if not isinstance(loaded, BLT):
@@ -92,6 +96,7 @@ class HarnessBLT(LM):
                 "it: a continuation has no likelihood given its context alone"
             )
         self.blt, self.context = loaded, context
+        self._next_seed = seed
         automatic = str(batch_size).startswith("auto")
         self.batch_size = BATCH_SIZE if automatic else int(batch_size)
 
@@ -142,8 +147,10 @@ class HarnessBLT(LM):
                     top_k=settings.get("top_k") or None,
                     top_p=settings.get("top_p"),
                     stop=[stop for stop in settings["until"] if stop],
+                    seed=self._next_seed,
                     reset_at_newline=self.patching.reset_at_newline,
                 )
+                self._next_seed += len(group)
                 for request, text in zip(group, texts, strict=True):
                     result = text.decode(errors="replace")
                     self.cache_hook.add_partial("generate_until", request.args, result)
@@ -181,6 +188,7 @@ def evaluate_tasks(config: EvaluateConfig) -> dict[str, Any]:
         config.threshold,
         config.reset_at_newline,
         config.context,
+        seed=config.seed,
     )
     return lm_eval.simple_evaluate(
         model,

@@ -17,7 +17,7 @@ from model.attention import BLOCK
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.segments import pack_segments
-from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID, VOCAB_SIZE
+from model.tokenizer import BOS_ID, EOS_ID, NEXT_IDS, PAD_ID
 
 CPU_TOKENS = 4096
 """Tokens in a pack of a BLT on a CPU, about."""
@@ -25,8 +25,6 @@ GPU_TOKENS = 32768
 """Tokens in a pack of a BLT on a GPU, about."""
 PATCH_SHAPES = 4
 """A pack of T tokens is given room for T, T/2, T/4 or T/8 patches on a GPU: so many shapes."""
-POSSIBLE_IDS = (EOS_ID, *range(BYTE_OFFSET, VOCAB_SIZE))
-"""Ids that may come next: BOE, BOS and the BPE delimiter never do."""
 
 
 class Predictions(NamedTuple):
@@ -167,7 +165,7 @@ def _ask(
     logits_NV = logits_TV[torch.from_numpy(new_N).to(device)].float()
     target_N = torch.from_numpy(next_N).to(device, torch.int64)
     nats_N = F.cross_entropy(logits_NV, target_N, reduction="none")
-    possible_V = torch.tensor(POSSIBLE_IDS, device=device)
+    possible_V = torch.tensor(NEXT_IDS, device=device)
     return nats_N, possible_V[logits_NV[:, possible_V].argmax(-1)] == target_N
 
 

@@ -50,7 +50,10 @@ def fetched(source: str) -> Iterator[str]:
             try:
                 yield str(directory)
             except ConfigError as error:
-                raise ConfigError(str(error).replace(str(directory), source)) from error
+                said = str(error)
+                if directory.is_absolute():  # else it is what the user called it
+                    said = said.replace(str(directory), source.rstrip("/"))
+                raise ConfigError(said) from error
     except CheckpointError as error:
         raise ConfigError(f"--model: {error}") from error
 

@@ -7,7 +7,7 @@ fast. Also printed: the share of the rate of a 2048x2048 float32 product that th
 :func:`model.blt_config.flops_per_byte` make.
 
 With a GPU, instead: the share of a bfloat16 product's rate, eager and compiled, of BLT and of the
-entropy model (see ``--gpu``).
+entropy model.
 """
 
 import sys

@@ -43,7 +43,7 @@ def main() -> None:
 
     def writing(context: int):  # type: ignore[no-untyped-def]
         state = IncrementalBLT(model, entropy_model, patcher, 1)
-        read_prompts(state, [text[: context - 1]])
+        read_prompts(state, [tokens[0, :context].tolist()])
         sampling = Sampling()
 
         def write() -> None:

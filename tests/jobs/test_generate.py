@@ -32,7 +32,8 @@ def models(tmp_path_factory) -> tuple[Path, BLT, EntropyModel]:
 def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, str(ROOT / "jobs" / "generate.py"), *map(str, arguments)],
-        env=environment(OMP_NUM_THREADS="1"),
+        # What is printed is UTF-8 all the same.
+        env=environment(OMP_NUM_THREADS="1", PYTHONIOENCODING="ascii"),
         input=stdin,
         capture_output=True,
         timeout=120,

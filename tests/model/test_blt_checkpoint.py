@@ -16,8 +16,9 @@ from conftest import Malicious
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import BLT, Patcher, load_blt, save_blt
-from model.blt_checkpoint import FIXED_ARGS, IGNORED_ARGS
+from model import BLT, Patcher, load_blt, save_blt, save_entropy_model
+from model.blt_checkpoint import FIXED_ARGS, IGNORED_ARGS, UNSEEN, load_entropy_model_of
+from model.checkpoint import fingerprint
 from model.checkpoint_files import CheckpointError
 
 SHAPE = tiny(
@@ -147,6 +148,8 @@ def test_published_arguments_that_may_be_ignored(blt, tmp_path):
         ({"encoder_hash_byte_group_size": []}, "encoder_hash_byte_group_size"),
         ({"encoder_hash_byte_group_nb_functions": 12}, "at most 11 hash functions"),
         ({"dim_global": "32"}, "cannot read the BLT"),
+        ({"eos_id": 7}, "argument eos_id=7 is not supported"),
+        *(({name: None}, f"argument {name} is missing") for name in UNSEEN),
     ],
 )
 def test_published_arguments_that_are_refused(blt, tmp_path, more, message):
@@ -186,6 +189,25 @@ def test_boundary_rule(blt, tmp_path, patching, patcher):
     train = {"data": {"patcher_args": {**patching, "realtime_patching": False}}, "steps": 9}
     (tmp_path / "train_args.json").write_text(json.dumps(train))
     assert load_blt(tmp_path).config == replace(SHAPE, patcher=patcher)
+
+
+def test_arguments_without_a_value_are_those_of_every_published_model(blt, tmp_path):
+    unset = {"rope_theta": None, "norm_eps": None, "cross_attn_window_decoder": None}
+    hub_layout(tmp_path, {**ARGS, **unset}, blt.state_dict())
+    config = load_blt(tmp_path).config
+    assert (config.rope_theta, config.norm_eps) == (500_000.0, 1e-5)
+
+
+@pytest.mark.parametrize("place", ["blt/entropy_model", "entropy_model", "blt-entropy"])
+def test_entropy_model_below_or_beside(blt, small_model, tmp_path, monkeypatch, place):
+    save_blt(blt, tmp_path / "blt")
+    with pytest.raises(CheckpointError, match="holds no entropy model, and there is none beside"):
+        load_entropy_model_of(tmp_path / "blt")
+    save_entropy_model(small_model, tmp_path / place)
+    monkeypatch.chdir(tmp_path / "blt")
+    for source in (tmp_path / "blt", f"{tmp_path}/blt/", "."):
+        found = load_entropy_model_of(source, device="cpu")
+        assert fingerprint(found) == fingerprint(small_model)
 
 
 def test_boundary_rule_of_the_models_own_arguments(blt, tmp_path):

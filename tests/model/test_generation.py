@@ -10,8 +10,8 @@ from conftest import sharpen
 
 from model import BLT, BLT_SIZES, ByteTokenizer, EntropyModel, EntropyModelConfig, Patcher, generate
 from model.generation import stream
-from model.sampling import NEVER_NEXT, Sampling, allowed
-from model.tokenizer import BYTE_OFFSET, EOS_ID
+from model.sampling import Sampling, allowed
+from model.tokenizer import BYTE_OFFSET, EOS_ID, NEXT_IDS
 
 PROMPTS = ["", "Hello world, this is", b"\xff" * 300 + b" and on", "für"]
 RULES = [Patcher(3.3), Patcher(0.2, "monotonic"), Patcher(3.3, max_patch_length=4)]
@@ -93,16 +93,18 @@ def test_probabilities_by_hand():
         (Sampling(1.0, top_p=1.0), [0.5, 0.25, 0.15, 0.1]),
         (Sampling(1.0, top_k=2, top_p=0.6), [1, 0, 0, 0]),
         (Sampling(0.5), [x**2 / 0.345 for x in (0.5, 0.25, 0.15, 0.1)]),
+        (Sampling(1e-300), [1, 0, 0, 0]),
     ):
         torch.testing.assert_close(sampling.probabilities(logits), torch.tensor([expected]).float())
 
 
 def test_draws_follow_the_probabilities_and_never_give_a_special_id():
-    logits = torch.zeros(1, 260)
-    logits[0, 100], logits[0, list(NEVER_NEXT)] = math.log(256), 50.0
+    logits = torch.full((1, 300), 50.0)  # a vocabulary may be larger than there are bytes
+    logits[0, list(NEXT_IDS)] = 0
+    logits[0, 100] = math.log(256)
     generator = [torch.Generator().manual_seed(0)]
     drawn = [int(Sampling(1.0).choose(logits, generator)) for _ in range(2000)]
-    assert not set(drawn) & set(NEVER_NEXT)
+    assert set(drawn) <= set(NEXT_IDS) and len(NEXT_IDS) == 257
     assert abs(drawn.count(100) / 2000 - 0.5) < 0.05
     assert int(Sampling().choose(logits, generator)) == 100
 
@@ -160,6 +162,9 @@ def test_eos_ends_a_text(models):
         ({"top_k": 0}, "top_k: must be at least 1"),
         ({"top_p": 1.5}, "top_p: must be more than 0"),
         ({"stop": [""]}, "stop: an empty string"),
+        ({"stop": "."}, "stop: must be a list of texts"),
+        ({"max_new_bytes": -1}, "max_new_bytes: must be 0 or more"),
+        ({"seed": -1}, "seed: must be 0 or more"),
         ({"draft_bytes": 300}, "draft_bytes: must be 0 to 255"),
         ({"draft_bytes": 2, "temperature": 1.0}, "draft_bytes: drafts are checked"),
         ({"patcher": None}, "patcher: the checkpoint names no boundary rule"),
@@ -168,6 +173,8 @@ def test_eos_ends_a_text(models):
 def test_arguments_that_make_no_sense(models, options, message):
     with pytest.raises(ValueError, match=message):
         generate(*models, ["a"], **{"patcher": RULES[0], **options})
+    with pytest.raises(ValueError, match="prompts: must be a list of texts"):
+        generate(*models, "a", patcher=RULES[0])
 
 
 def test_nothing_to_write(models):

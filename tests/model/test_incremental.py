@@ -154,6 +154,7 @@ def test_logits(blt, entropy_model, patcher):
         h = entropy_model.entropies(one, reset_at_newline=reset)
         expected = blt(one, patcher.patch_lengths(h, one, include_next_token=True))
         torch.testing.assert_close(logits[row : row + 1, :n], expected, rtol=0, atol=TOLERANCE)
+        assert (logits[row, :n].argmax(-1) == expected[0].argmax(-1)).all()  # the greedy bytes
 
 
 @torch.no_grad()

@@ -144,9 +144,12 @@ def test_models_that_it_cannot_hold(change, message, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_entropy_model_has_its_own_directory_in_our_layout(entropy_model, tmp_path):
-    with pytest.raises(CheckpointError, match="entropy_model"):
-        save_blt(BLT(tiny()), tmp_path, entropy_model=entropy_model)
+def test_layouts_and_models_that_cannot_be_written(ngram_model, tmp_path):
+    with pytest.raises(CheckpointError, match="cannot hold an n-gram entropy model"):
+        save_blt(BLT(tiny()), tmp_path, layout="transformers", entropy_model=ngram_model)
+    with pytest.raises(CheckpointError, match="layout: 'hf' is not one of own, transformers"):
+        save_blt(BLT(tiny()), tmp_path, layout="hf")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
