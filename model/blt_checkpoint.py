@@ -9,7 +9,7 @@
 """
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,11 +23,13 @@ from model.checkpoint_files import (
     CheckpointError,
     build,
     local_directory,
+    own_arguments,
     read_consolidated,
     read_json,
     read_safetensors,
     reading,
     ready,
+    refuse_unknown,
 )
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
@@ -220,10 +222,7 @@ def _load(directory: Path) -> BLT:
 
 
 def _load_own(config: dict[str, Any], directory: Path) -> BLT:
-    values = {name: value for name, value in config.items() if name != "format"}
-    unknown = values.keys() - {field.name for field in fields(BLTConfig)}
-    if unknown:
-        raise ValueError(f"config.json: unknown argument {min(unknown)!r}")
+    values = own_arguments(config, BLTConfig)
     if values.get("patcher"):
         values["patcher"] = Patcher(**values["patcher"])
     values["encoder_hash_byte_group_size"] = tuple(values["encoder_hash_byte_group_size"])
@@ -260,10 +259,7 @@ def _published_config(args: dict[str, Any], patcher: Patcher | None) -> BLTConfi
             raise ValueError(f"argument {name} is missing")
     used = {name: args.pop(name) for name in SAME_NAMES if name in args}
     used = {name: v for name, v in used.items() if v is not None or name in MAY_BE_NONE}
-    # What is left is unknown here; only a value that switches nothing on is safe to ignore.
-    refused = next((name for name, value in args.items() if value), None)
-    if refused:
-        raise ValueError(f"argument {refused}={args[refused]!r} is not supported")
+    refuse_unknown(args)
     return BLTConfig(
         dim_local=dim_local,
         encoder_hash_byte_group_size=sizes,

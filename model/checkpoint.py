@@ -11,7 +11,7 @@ No code of a checkpoint is ever run: pickles are read with ``weights_only``. Lay
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from model.checkpoint_files import (
     CheckpointError,
     build,
     local_directory,
+    own_arguments,
     read_consolidated,
     read_json,
     read_safetensors,
     reading,
     ready,
+    refuse_unknown,
     transformers_name,
+    transformers_rope_theta,
 )
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.ngram import NGramEntropyModel
@@ -142,11 +145,8 @@ def _load_own(config: dict[str, Any], directory: Path) -> EntropyModel | NGramEn
         tables = {name: tensor.numpy() for name, tensor in weights.items()}
         direct = tables.pop("direct")
         return NGramEntropyModel(direct, {int(k.removeprefix("order_")): tables[k] for k in tables})
-    known = {field.name for field in fields(EntropyModelConfig)}
-    unknown = set(config) - known - {"format", "kind"}
-    if unknown:
-        raise ValueError(f"config.json: unknown argument {min(unknown)!r}")
-    return _transformer(EntropyModelConfig(**{k: config[k] for k in known & set(config)}), weights)
+    shape = EntropyModelConfig(**own_arguments(config, EntropyModelConfig))
+    return _transformer(shape, weights)
 
 
 def _published_config(args: dict[str, Any]) -> EntropyModelConfig:
@@ -171,19 +171,11 @@ def _published_config(args: dict[str, Any]) -> EntropyModelConfig:
         norm_eps=args.pop("norm_eps", 1e-5),
         vocab_size=args.pop("vocab_size", 260),
     )
-    # What is left is unknown here; only a value that switches nothing on is safe to ignore.
-    refused = next((name for name, value in args.items() if value), None)
-    if refused:
-        raise ValueError(f"argument {refused}={args[refused]!r} is not supported")
+    refuse_unknown(args)
     return config
 
 
 def _transformers_config(config: dict[str, Any]) -> EntropyModelConfig:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"argument rope_type={rope['rope_type']!r} is not supported")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"argument hidden_act={config['hidden_act']!r} is not supported")
     dim, n_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if config.get("head_dim", dim // n_heads) * n_heads != dim:
         raise ValueError(f"argument head_dim={config['head_dim']} is not supported")
@@ -195,7 +187,7 @@ def _transformers_config(config: dict[str, Any]) -> EntropyModelConfig:
         hidden_dim=config.get("intermediate_size", 2048),
         context_length=config.get("max_position_embeddings", 8192),
         window=config.get("sliding_window") or 512,
-        rope_theta=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+        rope_theta=transformers_rope_theta(config, 10_000.0),
         norm_eps=config.get("rms_norm_eps", 1e-5),
         vocab_size=config.get("vocab_size", 260),
     )

@@ -9,6 +9,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +88,46 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path.name}: not a JSON object")
     return value
+
+
+def refuse_unknown(args: Mapping[str, Any]) -> None:
+    """Published arguments that are not known: only a value that switches nothing on is harmless.
+
+    Raises:
+        ValueError: one has another value; names it.
+    """
+    refused = next((name for name, value in args.items() if value), None)
+    if refused:
+        raise ValueError(f"argument {refused}={args[refused]!r} is not supported")
+
+
+def own_arguments(config: Mapping[str, Any], shape: type) -> dict[str, Any]:
+    """What our own ``config.json`` says of a model whose configuration is the dataclass ``shape``.
+
+    Raises:
+        ValueError: it says something else as well; names it.
+    """
+    values = {name: value for name, value in config.items() if name not in ("format", "kind")}
+    unknown = values.keys() - {field.name for field in fields(shape)}
+    if unknown:
+        raise ValueError(f"config.json: unknown argument {min(unknown)!r}")
+    return values
+
+
+def transformers_rope_theta(part: Mapping[str, Any], default: float) -> float:
+    """Of a part of a transformers configuration that has rotary positions and SwiGLU layers.
+
+    Raises:
+        ValueError: it has others; names the argument.
+    """
+    rope = part.get("rope_parameters") or part.get("rope_scaling") or {}
+    for name, value, known in (
+        ("rope_type", rope.get("rope_type", "default"), "default"),
+        ("hidden_act", part.get("hidden_act", "silu"), "silu"),
+    ):
+        if value != known:
+            raise ValueError(f"argument {name}={value!r} is not supported")
+    return rope.get("rope_theta", part.get("rope_theta", default))
 
 
 def read_consolidated(directory: Path) -> dict[str, Tensor]:

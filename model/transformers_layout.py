@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.blt import BLT
 from model.blt_config import BLTConfig
-from model.checkpoint_files import CheckpointError, transformers_name
+from model.checkpoint_files import CheckpointError, transformers_name, transformers_rope_theta
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 
@@ -52,8 +52,6 @@ def from_transformers_config(config: dict[str, Any]) -> BLTConfig:
     k = config.get("cross_attn_k", 2)
     shapes: dict[str, Any] = {}
     for name, part in parts.items():
-        if part.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"argument hidden_act={part['hidden_act']!r} is not supported")
         shapes |= {
             f"n_layers_{name}": part["num_hidden_layers"],
             f"n_heads_{name}": part["num_attention_heads"],
@@ -65,7 +63,9 @@ def from_transformers_config(config: dict[str, Any]) -> BLTConfig:
         "cross_attn_k": tuple(part.get("cross_attn_k", k) for part in (encoder, decoder)),
         "num_attention_heads": (encoder["num_attention_heads"], decoder["num_attention_heads"]),
         "rms_norm_eps": tuple(part.get("rms_norm_eps", 1e-5) for part in parts.values()),
-        "rope_parameters": tuple(_rope_theta(part) for part in parts.values()),
+        "rope_parameters": tuple(
+            transformers_rope_theta(part, 500_000.0) for part in parts.values()
+        ),
     }
     for name, values in shared.items():
         if len(set(values)) > 1:
@@ -88,13 +88,6 @@ def from_transformers_config(config: dict[str, Any]) -> BLTConfig:
         patcher=_transformers_patcher(config),
         **shapes,
     )
-
-
-def _rope_theta(part: dict[str, Any]) -> float:
-    rope = part.get("rope_parameters") or part.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"argument rope_type={rope['rope_type']!r} is not supported")
-    return rope.get("rope_theta", part.get("rope_theta", 500_000.0))
 
 
 def _transformers_patcher(config: dict[str, Any]) -> Patcher | None:
