@@ -61,11 +61,10 @@ SAME_NAMES = (
 )
 """Published arguments that :class:`BLTConfig` calls the same."""
 
-UNSEEN = (
-    *("n_heads_global", "n_heads_local_encoder", "n_heads_local_decoder", "cross_attn_nheads"),
-)
+UNSEEN = ("n_heads_global", "n_heads_local_encoder", "n_heads_local_decoder", "cross_attn_nheads")
 """Of these, arguments that the weights' shapes don't tell and that no two models need share."""
 MAY_BE_NONE = ("local_attention_window_len", "n_kv_heads_global")
+"""Of these, arguments to which None is a value; elsewhere it means the usual one."""
 
 FIXED_ARGS: dict[str, tuple[Any, ...]] = {
     "architecture": ("vanilla",),
@@ -225,7 +224,6 @@ def _load_own(config: dict[str, Any], directory: Path) -> BLT:
     values = own_arguments(config, BLTConfig)
     if values.get("patcher"):
         values["patcher"] = Patcher(**values["patcher"])
-    values["encoder_hash_byte_group_size"] = tuple(values["encoder_hash_byte_group_size"])
     shape = BLTConfig(**values)
     return build(lambda: BLT(shape), read_safetensors(directory))
 
@@ -253,7 +251,7 @@ def _published_config(args: dict[str, Any], patcher: Patcher | None) -> BLTConfi
         name: args.pop(name, None) or 1
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
-    sizes = tuple(args.pop("encoder_hash_byte_group_size"))
+    sizes = args.pop("encoder_hash_byte_group_size")
     for name in UNSEEN:
         if not args.get(name):
             raise ValueError(f"argument {name} is missing")

@@ -83,8 +83,13 @@ class IncrementalBLT:
         Args:
             tokens_BM: at most PIECE, right-padded with any id.
             counts_B: how many of them are each row's.
+
+        Raises:
+            ValueError: the piece is longer: the caches would lose what it still sees.
         """
         columns = tokens_BM.shape[1]
+        if columns > PIECE:
+            raise ValueError(f"tokens: a piece has at most {PIECE}, got {columns}")
         valid_BM = torch.arange(columns, device=tokens_BM.device) < counts_B[:, None]
         tokens_BM = tokens_BM.where(valid_BM, BOE_ID)
         self._before = (self.read_B, self._patches_B)

@@ -77,7 +77,7 @@ def from_transformers_config(config: dict[str, Any]) -> BLTConfig:
         cross_attn_nheads=encoder["num_attention_heads"],
         cross_attn_all_layers_encoder=bool(encoder.get("cross_attn_all_layers", False)),
         cross_attn_all_layers_decoder=bool(decoder.get("cross_attn_all_layers", True)),
-        encoder_hash_byte_group_size=tuple(config["encoder_hash_byte_group_size"]),
+        encoder_hash_byte_group_size=config["encoder_hash_byte_group_size"],
         encoder_hash_byte_group_vocab=config["encoder_hash_byte_group_vocab"],
         encoder_hash_byte_group_nb_functions=config["encoder_hash_byte_group_nb_functions"],
         hash_across_documents=config.get("hash_across_documents", False),  # ours alone
@@ -118,7 +118,9 @@ def to_transformers_config(config: BLTConfig, entropy_model: EntropyModel | None
         if wrong:
             raise CheckpointError(f"transformers' layout cannot hold this model; {what}")
 
-    def part(name: str, dim: int, theta: float = config.rope_theta) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+
+    def part(name: str, dim: int) -> dict[str, Any]:
         return {
             "hidden_size": dim,
             "num_hidden_layers": getattr(config, f"n_layers_{name}"),
@@ -126,7 +128,7 @@ def to_transformers_config(config: BLTConfig, entropy_model: EntropyModel | None
             "num_key_value_heads": getattr(config, f"n_kv_heads_{name}"),
             "intermediate_size": getattr(config, f"hidden_dim_{name}"),
             "rms_norm_eps": config.norm_eps,
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+            "rope_parameters": rope,
             "vocab_size": config.vocab_size,
         }
 
@@ -142,7 +144,7 @@ def to_transformers_config(config: BLTConfig, entropy_model: EntropyModel | None
         "encoder_hash_byte_group_nb_functions": config.encoder_hash_byte_group_nb_functions,
         "hash_across_documents": config.hash_across_documents,
         "local_attention_window_len": config.local_attention_window_len,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": rope,
         "patch_in_forward": entropy_model is not None,
         "patching_mode": "entropy",
         "patching_threshold": patcher.threshold if patcher else None,

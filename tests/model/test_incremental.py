@@ -170,6 +170,11 @@ def test_patches_matter(blt):
 
 
 def test_what_cannot_be_read_in_pieces(entropy_model):
+    one_too_many = torch.zeros(1, PIECE + 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"at most {PIECE}, got {PIECE + 1}"):
+        IncrementalBLT(BLT(PLAIN), None, Patcher(rule="byte"), 1).read(
+            one_too_many, torch.tensor([PIECE + 1])
+        )
     model = BLT(BLTConfig(**{**vars(PLAIN), "patcher": None}))
     with pytest.raises(ValueError, match="entropy_model: the global rule needs one"):
         IncrementalBLT(model, None, Patcher(1.0), 1)
