@@ -8,14 +8,14 @@ checkpoints is :mod:`model.blt_checkpoint`'s job, writing text :mod:`model.gener
 import torch
 from torch import Tensor, nn
 
-from model.attention import RotaryAngles, segment_attention
+from model.attention import segment_attention
 from model.blt_config import BLTConfig
 from model.hash_embedding import HashEmbedding
 from model.latent_transformer import LatentTransformer
 from model.local_decoder import LocalDecoder
 from model.local_encoder import LocalEncoder
 from model.patch_layout import PatchLayout, check_batch
-from model.transformer import init_weights
+from model.transformer import Initializer, init_weights, initializers, normal
 
 
 class BLT(nn.Module):
@@ -34,17 +34,24 @@ class BLT(nn.Module):
         self.global_transformer = LatentTransformer(config)
         self.local_decoder = LocalDecoder(config)
 
+    def initializers(self) -> dict[str, Initializer]:
+        """What each parameter begins with, by name."""
+        found: dict[str, Initializer] = {}
+        for prefix, part in self.named_children():
+            if not isinstance(part, HashEmbedding):
+                depth = sum(1 for _ in part.get_submodule("layers").children())
+                of_part = initializers(part, depth)
+                found |= {f"{prefix}.{name}": initial for name, initial in of_part.items()}
+        # A byte is the sum of one token row and one row of each table.
+        table = normal((1 + len(self.encoder_hash_tok_embedding)) ** -0.5)
+        found["local_encoder.tok_embeddings.weight"] = table
+        for name, _ in self.encoder_hash_tok_embedding.named_parameters():
+            found[f"encoder_hash_tok_embedding.{name}"] = table
+        return found
+
     def init_weights(self) -> None:
         """Weights to begin training with."""
-        for part in (self.local_encoder, self.global_transformer, self.local_decoder):
-            init_weights(part, len(part.layers))
-        # A byte is the sum of one token row and one row of each table.
-        tables = 1 + len(self.encoder_hash_tok_embedding)
-        for table in (self.local_encoder.tok_embeddings, *self.encoder_hash_tok_embedding):
-            nn.init.normal_(table.weight, std=tables**-0.5)
-        for module in self.modules():
-            if isinstance(module, RotaryAngles):
-                module.reset_parameters()
+        init_weights(self, self.initializers())
 
     @property
     def device(self) -> torch.device:

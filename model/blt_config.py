@@ -194,10 +194,9 @@ def _cross_attention(layers: int, dim: int, context: float, keys_per_query: floa
     return _attention(layers, dim, context) + _qkvo(layers, dim, keys_per_query)
 
 
-def flops_per_byte(
-    config: BLTConfig, *, patch_size: float, context: int, training: bool = False
-) -> float:
-    """FLOPs for each byte by the paper's formulas (appendix on FLOPs, equation for BLT).
+def flops_by_part(config: BLTConfig, *, patch_size: float, context: int) -> dict[str, float]:
+    """Forward FLOPs for each byte by the paper's formulas (appendix on FLOPs, equation for BLT):
+    of the ``latent`` transformer, the local ``encoder`` and ``decoder``, and ``cross_attention``.
 
     Hash embeddings and norms cost nothing there, feed-forward layers are taken as 8 ``dim**2``
     multiplications each, and the entropy model is left out (add :func:`transformer_flops`).
@@ -205,16 +204,29 @@ def flops_per_byte(
     Args:
         patch_size: mean bytes a patch.
         context: bytes of a sequence.
-        training: forward and backward, three times the forward pass.
     """
     window = config.local_attention_window_len or context
     k, dim = config.cross_attn_k, config.dim_local
     encoder_crossings = config.n_layers_local_encoder if config.cross_attn_all_layers_encoder else 1
     decoder_crossings = config.n_layers_local_decoder if config.cross_attn_all_layers_decoder else 1
     latent = transformer_flops(config.n_layers_global, config.dim_global, context / patch_size)
-    encoder = transformer_flops(config.n_layers_local_encoder, dim, window)
-    decoder = transformer_flops(config.n_layers_local_decoder, dim, window, config.vocab_size)
     gather = _cross_attention(encoder_crossings, dim, patch_size, patch_size / k) * k / patch_size
     read = _cross_attention(decoder_crossings, dim, k, k / patch_size)
-    forward = latent / patch_size + encoder + decoder + gather + read
+    return {
+        "latent": latent / patch_size,
+        "encoder": transformer_flops(config.n_layers_local_encoder, dim, window),
+        "decoder": transformer_flops(config.n_layers_local_decoder, dim, window, config.vocab_size),
+        "cross_attention": gather + read,
+    }
+
+
+def flops_per_byte(
+    config: BLTConfig, *, patch_size: float, context: int, training: bool = False
+) -> float:
+    """The sum of :func:`flops_by_part`.
+
+    Args:
+        training: forward and backward, three times the forward pass.
+    """
+    forward = sum(flops_by_part(config, patch_size=patch_size, context=context).values())
     return forward * (3 if training else 1)

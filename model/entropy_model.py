@@ -21,12 +21,21 @@ from model.attention import (
     BlockedAttention,
     RotaryAngles,
     attend_flex,
+    segment_attention,
     token_positions,
     window_block_mask,
 )
 from model.entropies import batch_entropies
-from model.tokenizer import BOE_ID, VOCAB_SIZE
-from model.transformer import Block, default_hidden_dim, run_blocks
+from model.segments import document_starts, since_start
+from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
+from model.transformer import (
+    Block,
+    Initializer,
+    default_hidden_dim,
+    init_weights,
+    initializers,
+    run_blocks,
+)
 
 CPU_TOKENS = 4096
 """Tokens in a pack on a CPU: activations of a layer then stay near the cache."""
@@ -117,6 +126,33 @@ class EntropyModel(nn.Module):
     def token_budget(self) -> int:
         """Tokens that a pack should hold on the device where the model is."""
         return max(GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS, self.context_length)
+
+    def init_weights(self) -> None:
+        """Weights to begin training with."""
+        init_weights(self, self.initializers())
+
+    def initializers(self) -> dict[str, Initializer]:
+        """What each parameter begins with, by name."""
+        return initializers(self, len(self.layers))
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """Logits of the token after each, as training asks for them: with fixed shapes, so that a
+        GPU is never waited for.
+
+        A document ends with its EOS; rows and documents don't see one another, and context starts
+        again after every ``context_length`` tokens.
+
+        Args:
+            tokens_BS: token ids, right-padded with -1 (what is said at padding has no meaning).
+
+        Returns:
+            ``[batch, seq, vocab_size]`` float32.
+        """
+        position_T = since_start(document_starts(tokens_BS)).remainder(self.context_length)
+        attend = segment_attention(position_T, self.config.window)
+        tokens_T = tokens_BS.masked_fill(tokens_BS == PAD_ID, BOE_ID).flatten()
+        logits_TV = self._trunk(tokens_T, self.rotary(position_T), attend)
+        return logits_TV.float().view(*tokens_BS.shape, -1)
 
     def logits_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
         """Next-byte logits of one pack.

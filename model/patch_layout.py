@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, EOS_ID, PAD_ID
 
 
@@ -56,11 +57,7 @@ class PatchLayout:
         known_BS = (torch.minimum(next_BS, last_B1) - 1).clamp(min=0) + row_B1
         own_T = torch.where(inside_BS, own_BS + row_B1, total).flatten()
 
-        # A document ends with its EOS; padding is a document of its own, token by token.
-        eos_BS = tokens_BS == EOS_ID
-        starts_BS = ~inside_BS | eos_BS.roll(1, 1)
-        starts_BS[:, :1] = True
-        eos_N = _any_by_patch(eos_BS.flatten(), own_T, total)
+        eos_N = _any_by_patch((tokens_BS == EOS_ID).flatten(), own_T, total)
         patch_starts_BP = eos_N.view(batch, patches).roll(1, 1)
         patch_starts_BP[:, :1] = True
         document_N = patch_starts_BP.flatten().cumsum(0)
@@ -69,9 +66,9 @@ class PatchLayout:
         read_TW = _neighbours(known_BS.flatten(), document_N, window_decoder, -1, -1)
         return cls(
             tokens_T=tokens_BS.masked_fill(~inside_BS, BOE_ID).long().flatten(),
-            position_T=_since_start(starts_BS),
+            position_T=since_start(document_starts(tokens_BS)),
             row_position_T=slot_BS.flatten(),
-            position_N=_since_start(patch_starts_BP),
+            position_N=since_start(patch_starts_BP),
             gathering_TW=gathering_TW,
             read_TW=read_TW,
         )
@@ -80,13 +77,6 @@ class PatchLayout:
 def _any_by_patch(marked_T: Tensor, patch_T: Tensor, patches: int) -> Tensor:
     found_N = torch.zeros(patches + 1, dtype=torch.int32, device=marked_T.device)
     return found_N.index_add(0, patch_T, marked_T.int())[:patches] > 0
-
-
-def _since_start(starts_BX: Tensor) -> Tensor:
-    """How far each column is from the last start at or before it; rows end to end."""
-    column_X = torch.arange(starts_BX.shape[1], device=starts_BX.device)
-    start_BX = torch.where(starts_BX, column_X, 0).cummax(1).values
-    return (column_X - start_BX).flatten()
 
 
 def _neighbours(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.tokenizer import BYTE_OFFSET
+from model.tokenizer import BYTE_OFFSET, EOS_ID, PAD_ID
 
 NEWLINE_ID = ord("\n") + BYTE_OFFSET
 
@@ -64,3 +64,21 @@ def pack_segments(lengths_S: Tensor, token_budget: int) -> Iterator[tuple[slice,
         next_token = int(end_S[next_segment - 1])
         yield slice(segment, next_segment), slice(token, next_token)
         segment, token = next_segment, next_token
+
+
+def document_starts(tokens_BS: Tensor) -> Tensor:
+    """Where the documents of packed rows begin (bool, as the tokens).
+
+    A document ends with its EOS or with the row; padding (-1) is a document of its own, token by
+    token, so that it costs attention least.
+    """
+    starts_BS = (tokens_BS == PAD_ID) | (tokens_BS == EOS_ID).roll(1, 1)
+    starts_BS[:, :1] = True
+    return starts_BS
+
+
+def since_start(starts_BX: Tensor) -> Tensor:
+    """How far each column is from the last start at or before it; rows end to end."""
+    column_X = torch.arange(starts_BX.shape[1], device=starts_BX.device)
+    start_BX = torch.where(starts_BX, column_X, 0).cummax(1).values
+    return (column_X - start_BX).flatten()

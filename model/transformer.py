@@ -5,13 +5,13 @@ the published weights. Blocks read tokens laid end to end; who may see whom is d
 ``attend`` function that they are given (:mod:`model.attention`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Attend, apply_rotary
+from model.attention import Attend, RotaryAngles, apply_rotary
 
 
 def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: int = 256) -> int:
@@ -81,14 +81,49 @@ def run_blocks(
     return x_TD
 
 
-def init_weights(module: nn.Module, depth: int) -> None:
-    """Normal weights of deviation ``1 / sqrt(inputs)``, those that write to the residual stream
-    (``wo``, ``w2``) smaller by ``sqrt(2 * depth)``; norms are 1."""
+Initializer = Callable[[Tensor, torch.Generator | None], object]
+"""Fills a parameter in place, with random numbers of the generator (None: torch's own)."""
+
+
+def normal(deviation: float) -> Initializer:
+    """Normal weights, cut off at three deviations."""
+
+    def fill(parameter: Tensor, generator: torch.Generator | None) -> None:
+        a, b = -3 * deviation, 3 * deviation
+        nn.init.trunc_normal_(parameter, std=deviation, a=a, b=b, generator=generator)
+
+    return fill
+
+
+def ones(parameter: Tensor, generator: torch.Generator | None) -> None:
+    """What norms begin with."""
+    nn.init.ones_(parameter)
+
+
+def initializers(module: nn.Module, depth: int) -> dict[str, Initializer]:
+    """What the parameters of a transformer begin with, by name: normal weights of deviation
+    ``1 / sqrt(inputs)``, those that write to the residual stream (``wo``, ``w2``) smaller by
+    ``sqrt(2 * depth)``; norms are 1."""
+    found: dict[str, Initializer] = {}
     for name, parameter in module.named_parameters():
         if parameter.dim() == 1:
-            torch.nn.init.ones_(parameter)
+            found[name] = ones
             continue
-        deviation = parameter.shape[-1] ** -0.5
-        if name.endswith(("wo.weight", "w2.weight")):
-            deviation /= (2 * depth) ** 0.5
-        torch.nn.init.trunc_normal_(parameter, std=deviation, a=-3 * deviation, b=3 * deviation)
+        smaller = (2 * depth) ** 0.5 if name.endswith(("wo.weight", "w2.weight")) else 1
+        found[name] = normal(parameter.shape[-1] ** -0.5 / smaller)
+    return found
+
+
+def init_weights(module: nn.Module, initial: Mapping[str, Initializer]) -> None:
+    """Weights to begin training with, and the constants that ``to_empty`` loses."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            initial[name](parameter, None)
+    reset_constants(module)
+
+
+def reset_constants(module: nn.Module) -> None:
+    """Compute what is neither trained nor stored again: after ``to_empty`` it is lost."""
+    for part in module.modules():
+        if isinstance(part, RotaryAngles):
+            part.reset_parameters()

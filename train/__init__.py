@@ -1,0 +1,1 @@
+"""torchtitan's extension points for BLT and the entropy model: ``--module train``."""

@@ -1,0 +1,130 @@
+"""What torchtitan's metrics lack for bytes: bits per byte, bytes and patches per second, and FLOPs
+by BLT's own formula.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.tools.logging import logger
+
+from model.tokenizer import EOS_ID
+from train.flops import training_flops
+
+
+@dataclass
+class Counts:
+    """What was in some batches of one rank."""
+
+    positions: int = 0
+    """Places for tokens, padding included."""
+    padding: int = 0
+    labels: int = 0
+    """Tokens that entered the loss: bytes, and the EOS of each document."""
+    bytes: int = 0
+    patches: int = 0
+
+    def add(self, inputs: dict[str, Tensor], labels_BS: Tensor) -> None:
+        """Count a batch as the dataloader gives it."""
+        known = int((labels_BS != IGNORE_INDEX).sum())
+        self.positions += labels_BS.numel()
+        self.padding += int((inputs["input"] < 0).sum())
+        self.labels += known
+        self.bytes += known - int((labels_BS == EOS_ID).sum())
+        if "patch_lengths" in inputs:
+            self.patches += int((inputs["patch_lengths"] > 0).sum())
+
+
+class ByteMetrics(MetricsProcessor):
+    """torchtitan's metrics, and those of bytes and patches, to console, TensorBoard and W&B."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(MetricsProcessor.Config):
+        pass
+
+    def __init__(self, config: Config, *, config_dict: dict[str, Any], **kwargs: Any):
+        super().__init__(config, config_dict=config_dict, **kwargs)
+        self.context: int = config_dict["training"]["seq_len"]
+        self.of_step = Counts()
+        """Since the step began: what the loss that is logged is a mean of."""
+        self.since_log = Counts()
+        self.of_validation = Counts()
+
+    def count(self, inputs: dict[str, Tensor], labels_BS: Tensor) -> None:
+        """A batch of the running step."""
+        self.of_step.add(inputs, labels_BS)
+        self.since_log.add(inputs, labels_BS)
+
+    def _bits_per_byte(self, loss: float, counts: Counts) -> float:
+        """Of a mean loss (nats a label) over what all ranks counted."""
+        total = torch.tensor(
+            [counts.labels, counts.bytes], device=self.device_memory_monitor.device
+        )
+        mesh = self.parallel_dims.get_optional_mesh("loss")
+        if mesh is not None:
+            torch.distributed.all_reduce(total, group=mesh.get_group())
+        labels, of_bytes = total.tolist()
+        return loss * labels / max(of_bytes, 1) / math.log(2)
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        """Log a step; the arguments are torchtitan's, losses in nats a label."""
+        assert self.model_parts is not None
+        counts, self.since_log = self.since_log, Counts()
+        seconds = self.elapsed() * self.parallel_dims.non_data_parallel_size
+        patch_size = counts.bytes / counts.patches if counts.patches else 1.0
+        flops = training_flops(
+            self.model_parts[0].config, patch_size=patch_size, context=self.context
+        )
+        # torchtitan multiplies it by positions, of which padding costs time but is no work done.
+        self.num_flops_per_token = sum(flops.values()) * counts.bytes / counts.positions
+        metrics = {
+            "bits_per_byte": self._bits_per_byte(global_avg_loss, self.of_step),
+            "throughput(bytes/s)": counts.bytes / seconds,
+            "padding(%)": 100 * counts.padding / counts.positions,
+            **{f"flops_per_byte/{part}": value for part, value in flops.items()},
+        }
+        if counts.patches:
+            metrics["throughput(patches/s)"] = counts.patches / seconds
+            metrics["patch_length(bytes)"] = patch_size
+        waited = 100 * sum(self.data_loading_times) / self.elapsed()
+        super().log(
+            step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | metrics
+        )
+        patches = (
+            f"{metrics['throughput(patches/s)']:,.0f} patches/s, {patch_size:.2f} bytes a patch, "
+            if counts.patches
+            else ""
+        )
+        logger.info(
+            f"{self.color.green}{metrics['bits_per_byte']:.4f} bits per byte{self.color.reset}, "
+            f"{metrics['throughput(bytes/s)']:,.0f} bytes/s, {patches}"
+            f"{metrics['padding(%)']:.2f}% padding, {waited:.2f}% of the time waiting for data"
+        )
+
+    def log_validation(
+        self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
+    ) -> None:
+        """Log a validation; ``loss`` in nats a label."""
+        counts, self.of_validation = self.of_validation, Counts()
+        bits = self._bits_per_byte(loss, counts)
+        bits_metric = {"validation_metrics/bits_per_byte": bits}
+        super().log_validation(loss, step, (extra_metrics or {}) | bits_metric)
+        # The time since the last log starts again here, and what it is compared with has to, too.
+        self.since_log = Counts()
+        logger.info(f"validation: {self.color.green}{bits:.4f} bits per byte{self.color.reset}")
+
+    def elapsed(self) -> float:
+        """Seconds since the last log."""
+        return time.perf_counter() - self.time_last_log

@@ -1,0 +1,155 @@
+"""How the models are spread and compiled: tensor parallelism, activation checkpointing,
+``torch.compile``, FSDP2 and HSDP, in that order, with torchtitan's own parts.
+
+Tensor parallelism splits the latent transformer, where most of the weights are; everything else is
+computed by all ranks of a tensor-parallel group alike.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torchtitan.config import TORCH_DTYPE_MAP, CompileConfig, ParallelismConfig, TrainingConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.activation_checkpoint import ActivationCheckpointing
+from torchtitan.distributed.compile import apply_compile
+from torchtitan.distributed.fsdp import (
+    disable_fsdp_gradient_division,
+    get_fsdp_reshard_after_forward_policy,
+)
+from torchtitan.distributed.tensor_parallel import NoParallel
+
+from model import BLT
+from model.hash_embedding import HashEmbedding
+from model.transformer import Block
+
+
+def parallelize_blt(model: BLT, *, float8: bool, **how: Any) -> nn.Module:
+    """Spread a BLT; see :func:`_parallelize`."""
+    if float8:
+        _multiply_in_float8(model.global_transformer)
+    stacks = [model.local_encoder, model.global_transformer, model.local_decoder]
+    return _parallelize(model, stacks, latent=model.global_transformer, **how)
+
+
+def parallelize_entropy_model(model: nn.Module, **how: Any) -> nn.Module:
+    """Spread an entropy model; see :func:`_parallelize`."""
+    return _parallelize(model, [model], latent=None, **how)
+
+
+def _parallelize(
+    model: nn.Module,
+    stacks: list[nn.Module],
+    *,
+    latent: nn.Module | None,
+    parallel_dims: ParallelDims,
+    training: TrainingConfig,
+    parallelism: ParallelismConfig,
+    compile_config: CompileConfig,
+    ac_config: ActivationCheckpointing.Config | None,
+    dump_folder: str,
+) -> nn.Module:
+    """
+    Args:
+        model: on the meta device.
+        stacks: the modules with ``layers`` of transformer blocks.
+        latent: where tensor parallelism applies.
+
+    The rest is what torchtitan hands to every model's ``parallelize_fn``.
+    """
+    if parallel_dims.tp_enabled:
+        _split_over_tensor_parallel_ranks(model, latent, parallel_dims.get_mesh("tp"))
+    for stack in stacks:
+        if ac_config is not None:
+            ac_config.build(dump_folder=dump_folder).apply(stack)
+        if compile_config.enable and "model" in compile_config.components:
+            apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
+    names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
+    _shard(model, stacks, parallel_dims.get_mesh(names), training, parallelism)
+    return model
+
+
+def _split_over_tensor_parallel_ranks(
+    model: nn.Module, latent: nn.Module | None, mesh: DeviceMesh
+) -> None:
+    split: dict[str, ParallelStyle] = {}
+    if latent is not None:
+        for prefix, block in latent.named_modules():
+            if isinstance(block, Block):
+                names = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
+                for name in (*names, "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"):
+                    writes = name.endswith(("wo", "w2"))
+                    style = RowwiseParallel() if writes else ColwiseParallel()
+                    split[f"{prefix}.{name}"] = style
+        parallelize_module(latent, mesh, split)
+    # All parameters have to be on one mesh, for the norm of the gradient and the fused optimizer.
+    done = {latent.get_submodule(name) for name in split} if latent is not None else set()
+    for module in list(model.modules()):
+        if module not in done and any(True for _ in module.parameters(recurse=False)):
+            parallelize_module(module, mesh, NoParallel(use_local_output=True))
+
+
+def _multiply_in_float8(latent: nn.Module) -> None:
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise ImportError("float8 needs torchao: pip install torchao") from error
+    emulate = not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
+    convert_to_float8_training(
+        latent,
+        # Float8 matrix units take widths in multiples of 16.
+        module_filter_fn=lambda module, _: (
+            isinstance(module, nn.Linear)
+            and not (module.in_features % 16 or module.out_features % 16)
+        ),
+        config=Float8LinearConfig(emulate=emulate),
+    )
+
+
+def _shard(
+    model: nn.Module,
+    stacks: list[nn.Module],
+    mesh: DeviceMesh,
+    training: TrainingConfig,
+    parallelism: ParallelismConfig,
+) -> None:
+    """FSDP2, also on one rank: it is what computes in the dtype of mixed precision."""
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=TORCH_DTYPE_MAP[training.mixed_precision_param],
+            reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
+            cast_forward_inputs=False,
+        ),
+        "reshard_after_forward": get_fsdp_reshard_after_forward_policy(
+            parallelism.fsdp_reshard_after_forward, pp_enabled=False
+        ),
+    }
+    if training.enable_cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy()
+    # Hash tables hold most of a small model's weights: gathered one at a time.
+    tables = [
+        table for part in model.children() if isinstance(part, HashEmbedding) for table in part
+    ]
+    blocks = [block for stack in stacks for block in stack.get_submodule("layers").children()]
+    for module in (*tables, *blocks):
+        fully_shard(module, **options)
+    # What is left is used all along, from outside its modules' forward: gathered once.
+    fully_shard(model, **options)
+    disable_fsdp_gradient_division(model)
+    if mesh.device_type == "cpu":
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                # gloo can't multiply while it sums.
+                module.set_force_sum_reduction_for_comms(True)
+    # Nobody writes into the logits.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")

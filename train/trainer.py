@@ -1,0 +1,74 @@
+"""torchtitan's trainer, told how to count bytes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchtitan.tools import filesystem
+from torchtitan.trainer import Trainer
+
+from train.metrics import Counts
+from train.model_description import write_model_description
+
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+class ByteTrainer(Trainer):
+    """The same loop; batches are counted, and checkpoints say what model they are of."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Trainer.Config):
+        def __post_init__(self) -> None:
+            Trainer.Config.__post_init__(self)
+            _refuse_what_does_not_work(self)
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        if config.checkpoint.enable and torch.distributed.get_rank() == 0:
+            folder = filesystem.join(config.dump_folder, config.checkpoint.folder)
+            write_model_description(folder, self.model_config.shape)
+
+    def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches, counted on their way."""
+        for inputs, labels in super().batch_generator(data_iterable):
+            self.metrics_processor.count(inputs, labels)
+            yield inputs, labels
+
+    def train_step(self, data_iterator: Iterator[Batch]) -> Any:
+        """One step; the loss that is logged is a mean over what it counts."""
+        self.metrics_processor.of_step = Counts()
+        return super().train_step(data_iterator)
+
+
+def _refuse_what_does_not_work(config: ByteTrainer.Config) -> None:
+    """
+    Raises:
+        ValueError: a way of training that BLT can't use; the message names the flag.
+    """
+    parallelism = config.parallelism
+    for flag, why in (
+        ("pipeline_parallel_degree", "bytes skip from the encoder to the decoder past all stages"),
+        ("context_parallel_degree", "patches of one document would lie on several ranks"),
+        ("expert_parallel_degree", "there are no experts"),
+    ):
+        if getattr(parallelism, flag) != 1:
+            raise ValueError(f"--parallelism.{flag}: not supported: {why}. Leave it at 1")
+    if parallelism.spmd_backend != "partial_dtensor":
+        raise ValueError(
+            f"--parallelism.spmd_backend: {parallelism.spmd_backend} needs torchtitan's own "
+            "modules; BLT is plain PyTorch. Leave it at partial_dtensor"
+        )
+    if not torch.cuda.is_available():
+        if config.compile.enable and "model" in config.compile.components:
+            raise ValueError(
+                "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "
+                "documents. Leave it out, or compile the loss alone: --compile.components loss"
+            )
+        if not config.training.disable_cuda_graphs:
+            raise ValueError("--training.disable-cuda-graphs: there is no GPU; leave it on")
+        if config.training.mixed_precision_param != "float32":
+            raise ValueError(
+                "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
+            )
