@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import ray
@@ -21,15 +22,22 @@ from pipeline.scoring import Scorer
 Model = EntropyModel | NGramEntropyModel
 
 
-def connect(config: PatchCorpusConfig) -> None:
-    """Join the cluster of ``RAY_ADDRESS`` (a submitted job has one), or start a local Ray."""
+def connect(num_workers: int | None, *more: ModuleType, dashboard: bool = False) -> None:
+    """Join the cluster of ``RAY_ADDRESS`` (a submitted job has one), or start a local Ray.
+
+    Args:
+        num_workers: that a local Ray should have room for, one CPU each.
+        more: packages that workers need, beside ``model`` and ``pipeline``.
+        dashboard: a local Ray has one: Ray Train asks it for the state of actors.
+    """
     # What goes wrong in Ray comes as an exception; its warnings are about Ray's own affairs.
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     packages = [
-        Path(cast(str, package.__file__)).parent for package in (model_package, pipeline_package)
+        Path(cast(str, package.__file__)).parent
+        for package in (model_package, pipeline_package, *more)
     ]
     if os.environ.get("RAY_ADDRESS"):
         # Inside a submitted job the working directory holds the code already.
@@ -42,8 +50,8 @@ def connect(config: PatchCorpusConfig) -> None:
         ray.init(
             address="local",
             # More workers than cores may be asked for; Ray counts cores, it does not bind them.
-            num_cpus=max(os.cpu_count() or 1, config.num_workers or 1),
-            include_dashboard=False,
+            num_cpus=max(os.cpu_count() or 1, num_workers or 1),
+            include_dashboard=dashboard,
             logging_level=logging.ERROR,
         )
 

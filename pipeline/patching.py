@@ -69,7 +69,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     files = list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
     model = load_model(config)
     output.remove_temporary()
-    connect(config)
+    connect(config.num_workers)
     if run is None:
         run, model = begin_run(config, files, model, output, console)
     else:

@@ -52,7 +52,7 @@ def _config(
     patches = model_spec.name == "blt"
     return ByteTrainer.Config(
         model_spec=model_spec,
-        hf_assets_path="",
+        hf_assets_path=".",  # There are none.
         tokenizer=ByteTokenizer.Config(),
         loss=CrossEntropyLoss.Config(global_vocab_size=VOCAB_SIZE),
         optimizer=default_adamw(lr=lr),

@@ -19,7 +19,7 @@ from train.state_dict_adapter import BLTStateDictAdapter, EntropyModelStateDictA
 
 ENTROPY_SIZES = {
     "100m": EntropyModelConfig(),
-    "1m": EntropyModelConfig(dim=128, n_layers=4, n_heads=4, hidden_dim=512),
+    "1m": EntropyModelConfig(dim=128, n_layers=4, n_heads=4, window=256),
     # For tests and for trying things out.
     "debug": EntropyModelConfig(dim=64, n_layers=2, n_heads=4, hidden_dim=128),
 }
