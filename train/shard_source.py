@@ -1,0 +1,209 @@
+"""One shard set, read in a seeded order of its shards, epoch after epoch, from any place on.
+
+What is read is checked as far as training depends on it: every error names the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from model.patcher import Patcher
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.scoring import patch_stored
+from pipeline.shards import ShardEntry, ShardSet
+from train.row_packing import Documents
+
+
+class Position(NamedTuple):
+    """A place in a shard set: before a record batch."""
+
+    epoch: int = 0
+    shard: int = 0
+    """Of the epoch's order."""
+    batch: int = 0
+    tokens: int = 0
+    """Read before, in all epochs."""
+
+
+class ShardSource:
+    """A shard set and how it is read."""
+
+    def __init__(
+        self, shards: ShardSet, seed: tuple[int, ...], threshold: float | None, patches: bool
+    ):
+        """
+        Args:
+            seed: of the orders of the shards.
+            threshold: nats; the patches are made anew with it.
+            patches: whether they are wanted at all.
+
+        Raises:
+            ConfigError: the shards cannot be patched with another threshold.
+            PipelineError: there is no document.
+        """
+        self.shards, self.seed, self.wants_patches = shards, seed, patches
+        self.entries = [entry for entry in shards.entries if entry.sha256 is not None]
+        statistics = shards.statistics
+        self.tokens, self.stored_patches = statistics.tokens, statistics.patches
+        if not statistics.documents:
+            raise PipelineError(f"{shards.output.url}: holds no documents; nothing to train on")
+        self.patcher = None if threshold is None else self._patcher(threshold)
+
+    def _patcher(self, threshold: float) -> Patcher:
+        what = f"dataloader.threshold: {self.shards.output.url}"
+        if "entropies" not in self.shards.manifest["columns"]:
+            raise ConfigError(
+                f"{what} was made without entropies; make it with them, or leave the threshold out"
+            )
+        try:
+            return replace(self.shards.patcher, threshold=threshold)
+        except ValueError as error:
+            raise ConfigError(
+                f"{what} cannot be patched with one: {error}; leave the threshold out"
+            ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the content of all shards, wherever they lie."""
+        content = [(entry.name, entry.sha256) for entry in self.entries]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def patches_per_token(self, sample_tokens: int) -> float:
+        """Of the whole set; with another threshold of about so many tokens from its beginning."""
+        if self.patcher is None:
+            return self.stored_patches / self.tokens
+        tokens = patches = 0
+        for entry in self.entries:
+            for documents, _ in self._batches(entry, 0):
+                assert documents.patches_D is not None
+                tokens += int(documents.lengths_D.sum())
+                patches += int(documents.patches_D.sum())
+                if tokens >= sample_tokens:
+                    return patches / tokens
+        return patches / tokens
+
+    def read(self, position: Position, tokens: int) -> Iterator[tuple[Documents, Position]]:
+        """Record batches, each with the position after it, until ``tokens`` tokens have been read,
+        those before ``position`` included.
+
+        Raises:
+            PipelineError: a shard cannot be read, or is not what its manifest says.
+        """
+        epoch, shard, batch, read = position
+        while read < tokens:
+            order = _order(len(self.entries), self.seed, epoch)
+            if shard == len(order):
+                epoch, shard = epoch + 1, 0
+                continue
+            entry = self.entries[order[shard]]
+            for documents, is_last in self._batches(entry, batch):
+                batch += 1
+                read += int(documents.lengths_D.sum())
+                if is_last:
+                    self._check_read(read, epoch, order[: shard + 1])
+                    shard, batch = shard + 1, 0
+                yield documents, Position(epoch, shard, batch, read)
+                if read >= tokens:
+                    return
+
+    def _check_read(self, read: int, epoch: int, order: np.ndarray) -> None:
+        """Check what was read up to the end of a shard, the last one of ``order``."""
+        expected = epoch * self.tokens + sum(self.entries[i].statistics["tokens"] for i in order)
+        if read != expected:
+            where = self.shards.output.locate(self.entries[order[-1]].path)
+            raise PipelineError(
+                f"{where}: holds {read - expected:+} tokens more than its manifest says; restore "
+                "it, or make the shards again"
+            )
+
+    def _batches(self, entry: ShardEntry, first: int) -> Iterator[tuple[Documents, bool]]:
+        """The record batches of a shard from number ``first`` on, and whether each is the last."""
+        output, number = self.shards.output, first
+        where = output.locate(entry.path)
+        columns = ["text", "patch_lengths"] if self.wants_patches else ["text"]
+        if self.patcher is not None:
+            columns[-1] = "entropies"
+        try:
+            with pa.OSFile(where) if output.local else output.open(entry.path) as file:
+                schema = pa.ipc.open_file(file).schema
+                options = pa.ipc.IpcReadOptions(
+                    included_fields=[schema.get_field_index(name) for name in columns],
+                    use_threads=False,
+                )
+                reader = pa.ipc.open_file(file, options=options)
+                count = reader.num_record_batches
+                for number in range(first, count):
+                    yield self._documents(reader.get_batch(number)), number + 1 == count
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise PipelineError(
+                f"{where}: cannot be read (record batch {number}): {error}; restore it, or make "
+                "the shards again"
+            ) from error
+
+    def _documents(self, batch: pa.RecordBatch) -> Documents:
+        """
+        Raises:
+            ValueError: the columns do not fit together.
+        """
+        text, lengths_D = _text(batch["text"])
+        if not self.wants_patches:
+            return Documents(text, lengths_D, None, None)
+        if self.patcher is None:
+            lengths_P, patches_D = _lists(batch["patch_lengths"])
+        else:
+            h_T, counts_D = _lists(batch["entropies"])
+            if not np.array_equal(counts_D, lengths_D):
+                raise ValueError("there is not one entropy for each token")
+            # Rules that have a threshold do not look at the tokens.
+            lengths_P, patches_D = patch_stored(self.patcher, h_T, lengths_D, np.zeros(0, np.int32))
+            lengths_P = lengths_P.astype(np.int32)
+        _check_patches(lengths_P, patches_D, lengths_D)
+        return Documents(text, lengths_D, lengths_P, patches_D)
+
+
+def _text(column: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of all documents, and the tokens of each."""
+    _, offsets, data = column.buffers()
+    offsets_D = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    data = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+    lengths_D = np.diff(offsets_D).astype(np.int64) + 2
+    if offsets_D[-1] > len(data) or (lengths_D < 2).any():
+        raise ValueError("texts do not lie within the column")
+    return data[offsets_D[0] : offsets_D[-1]], lengths_D
+
+
+def _lists(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of all lists, and the length of each."""
+    offsets_D = column.offsets.to_numpy()
+    return column.values.to_numpy()[offsets_D[0] : offsets_D[-1]], np.diff(offsets_D).astype(int)
+
+
+def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.ndarray) -> None:
+    stops_D = patches_D.cumsum()
+    if patches_D.min(initial=2) < 2 or stops_D[-1] != len(lengths_P) or lengths_P.min() < 1:
+        raise ValueError("patch lengths: a document has fewer than 2, or a patch has no token")
+    ends_P = lengths_P.cumsum(dtype=np.int64)
+    if not np.array_equal(ends_P[stops_D - 1], lengths_D.cumsum()):
+        row = int(np.argmax(ends_P[stops_D - 1] != lengths_D.cumsum()))
+        raise ValueError(
+            f"patch lengths of row {row} do not sum to the {lengths_D[row]} tokens of its text"
+        )
+    if (lengths_P[stops_D - patches_D] != 1).any():
+        raise ValueError(
+            "patch lengths: a document's first patch has more than the one token BOS, which no BLT "
+            "reads; patch the corpus anew without the published variant of the static rule"
+        )
+
+
+def _order(count: int, seed: tuple[int, ...], epoch: int) -> np.ndarray:
+    return permutation(np.random.PCG64(np.random.SeedSequence([*seed, epoch])), count)
+
+
+def permutation(draws: np.random.BitGenerator, count: int) -> np.ndarray:
+    """Made of raw draws, which unlike numpy's own permutations never change with its version."""
+    return np.argsort(draws.random_raw(count), kind="stable")
