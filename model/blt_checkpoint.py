@@ -22,6 +22,7 @@ from model.blt_config import BLTConfig
 from model.checkpoint import Layout, load_entropy_model, save_entropy_model
 from model.checkpoint_files import (
     CheckpointError,
+    Dtype,
     build,
     local_directory,
     own_arguments,
@@ -53,14 +54,15 @@ def load_blt(
     source: str | Path,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
 ) -> BLT:
     """A BLT, ready to run.
 
     Args:
         source: a directory, a URL that fsspec knows, or a hub id (``owner/name``).
         device: a GPU if there is one, by default.
-        dtype: of weights and computation; bfloat16 on a GPU and float32 on a CPU by default.
+        dtype: of weights and computation; bfloat16 on a GPU and float32 on a CPU by default; as the
+            checkpoint has them with ``"stored"``.
 
     Raises:
         CheckpointError: what is wrong, with the file, argument or weight it is wrong with.

@@ -22,6 +22,7 @@ from torch import Tensor
 from model import entropy_layouts
 from model.checkpoint_files import (
     CheckpointError,
+    Dtype,
     build,
     local_directory,
     own_arguments,
@@ -54,14 +55,15 @@ def load_entropy_model(
     source: str | Path,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
 ) -> EntropyModel | NGramEntropyModel:
     """An entropy model, ready to score.
 
     Args:
         source: a directory, a URL that fsspec knows, or a hub id (``owner/name``).
         device: a GPU if there is one, by default.
-        dtype: of weights and computation; bfloat16 on a GPU and float32 on a CPU by default.
+        dtype: of weights and computation; bfloat16 on a GPU and float32 on a CPU by default; as the
+            checkpoint has them with ``"stored"``.
 
     Raises:
         CheckpointError: what is wrong, with the file, argument or weight it is wrong with.
@@ -102,7 +104,7 @@ def holds_entropy_model_alone(directory: Path) -> bool:
 def to_device(
     model: EntropyModel | NGramEntropyModel,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
 ) -> EntropyModel | NGramEntropyModel:
     """Move a transformer where it computes fastest; the n-gram model stays on the CPU."""
     if isinstance(model, NGramEntropyModel):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import fsspec
 import httpx
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
 M = TypeVar("M", bound=nn.Module)
+Dtype = torch.dtype | Literal["stored"] | None
 
 UNREADABLE = (
     *(SafetensorError, json.JSONDecodeError, OSError, EOFError),
@@ -200,11 +201,11 @@ def differences(
     return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
-def ready(
-    model: M, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> M:
+def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = None) -> M:
     """The model where and in what it computes fastest, unless it is said; for use, not training."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype == "stored":
+        return model.to(device).eval()
     # bfloat16 is what the matrix units want, and hundreds of times slower on most CPUs.
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     return model.to(device, dtype or default).eval()

@@ -1,0 +1,1 @@
+"""Training on torchtitan: its extension points, filled in for BLT and entropy models."""
