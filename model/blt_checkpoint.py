@@ -102,11 +102,7 @@ def save_blt(
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
     if layout != "own" and isinstance(entropy_model, NGramEntropyModel):
         raise CheckpointError(f"the {layout} layout cannot hold an n-gram entropy model")
-    # Copies: tensors that share memory could not be written.
-    weights = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
+    weights = {name: _alone(tensor) for name, tensor in model.state_dict().items()}
     config: dict[str, Any]
     if layout == "own":
         config = own_config(model.config)
@@ -122,6 +118,12 @@ def save_blt(
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Tensors that share memory could not be written; others need no copy."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def own_config(shape: BLTConfig) -> dict[str, Any]:

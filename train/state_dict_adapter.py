@@ -37,7 +37,7 @@ class WeightsAdapter(BaseStateDictAdapter):
     """For BLT and entropy models alike.
 
     Reads every layout that :func:`model.load_blt` and :func:`model.load_entropy_model` read; writes
-    one safetensors file, which ``train.model_description.complete_safetensors`` completes.
+    one safetensors file, which :class:`train.checkpointer.Checkpointer` completes.
 
     Args:
         model_config: its ``shape`` is a :class:`model.BLTConfig` or a

@@ -85,7 +85,9 @@ def read_step(step: str) -> BLT | EntropyModel:
                 dcp.load(model.state_dict(), storage_reader=reader, no_dist=True)
         except CheckpointException as error:  # of one rank; it holds what went wrong there
             cause = next(iter(error.failures.values()))[0]
-            raise ValueError(f"{type(cause).__name__}: {cause}") from error
+            raise ValueError(
+                f"the weights cannot be read: {type(cause).__name__}: {cause}"
+            ) from error
         return model
 
 

@@ -1,4 +1,4 @@
-"""torchtitan's own checkpoint manager on a CPU, around models that are not built by it."""
+"""torchtitan's checkpoint manager on a CPU, around models that are not built by it."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,6 @@ from conftest import sharpen
 torchtitan.tools.utils.device_type = "cpu"
 torchtitan.tools.utils.device_module = torch.cpu
 
-from torchtitan.components.checkpointer.dcp import CheckpointManager
-
 from model import (
     BLT,
     BLTConfig,
@@ -25,6 +23,7 @@ from model import (
 )
 from model.entropy_layouts import to_published_args as entropy_model_args
 from model.published_layout import to_published_args
+from train.checkpointer import Checkpointer
 from train.state_dict_adapter import WeightsAdapter
 
 SHAPES = {
@@ -85,10 +84,10 @@ def write(model: Model, directory: Path, layout: str) -> None:
     torch.save({"model": model.state_dict()}, directory / "consolidated.pth")
 
 
-def manager(model: Any, shape: Any, outputs: Path, **config: Any) -> CheckpointManager:
+def manager(model: Any, shape: Any, outputs: Path, **config: Any) -> Checkpointer:
     """Of a run that saves below ``outputs``."""
-    return CheckpointManager(
-        CheckpointManager.Config(enable=True, keep_latest_k=0, **config),
+    return Checkpointer(
+        Checkpointer.Config(enable=True, keep_latest_k=0, **config),
         dataloader=None,
         model_parts=[model],
         optimizers=None,
