@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import fsspec
 import httpx
@@ -21,8 +21,12 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
 M = TypeVar("M", bound=nn.Module)
+Dtype = torch.dtype | Literal["stored"] | None
 
 UNREADABLE = (
     *(SafetensorError, json.JSONDecodeError, OSError, EOFError),
@@ -150,15 +154,12 @@ def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict
     return next((tensors for tensors in found.values() if tensors), {})
 
 
-def build(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
-    """A model with exactly these weights, in their dtype, without a second copy of them.
+def fitting(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model whose state is ``expected``, of which only shapes are looked at.
 
     Raises:
         ValueError: weights are missing, unknown, misshaped or not floats; names them.
     """
-    with torch.device("meta"):
-        model = make()
-    expected = model.state_dict()
     # A table of rotary angles, where a checkpoint has one, is recomputed, not read.
     weights = {name: w for name, w in weights.items() if not name.endswith("freqs_cis")}
     for what, names in (
@@ -177,15 +178,34 @@ def build(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
             )
         if not weights[name].is_floating_point():
             raise ValueError(f"weight {name} has dtype {weights[name].dtype}, not a float")
-    model.load_state_dict(weights, assign=True)
+    return weights
+
+
+def build(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
+    """A model with exactly these weights, in their dtype, without a second copy of them.
+
+    Raises:
+        ValueError: weights are missing, unknown, misshaped or not floats; names them.
+    """
+    with torch.device("meta"):
+        model = make()
+    model.load_state_dict(fitting(model.state_dict(), weights), assign=True)
     return model
 
 
-def ready(
-    model: M, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> M:
+def differences(
+    shape: "DataclassInstance", other: "DataclassInstance"
+) -> dict[str, tuple[Any, Any]]:
+    """Arguments in which two configurations of one kind differ, with the value in each."""
+    pairs = {f.name: (getattr(shape, f.name), getattr(other, f.name)) for f in fields(shape)}
+    return {name: values for name, values in pairs.items() if values[0] != values[1]}
+
+
+def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = None) -> M:
     """The model where and in what it computes fastest, unless it is said; for use, not training."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype == "stored":
+        return model.to(device).eval()
     # bfloat16 is what the matrix units want, and hundreds of times slower on most CPUs.
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     return model.to(device, dtype or default).eval()

@@ -5,6 +5,7 @@ the published weights. Blocks read tokens laid end to end; who may see whom is d
 ``attend`` function that they are given (:mod:`model.attention`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -20,6 +21,24 @@ def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: i
     if multiplier is not None:
         hidden = int(hidden * multiplier)
     return -(-hidden // multiple_of) * multiple_of
+
+
+def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float | None, int]:
+    """Arguments with which :func:`default_hidden_dim` gives these widths, if there are any.
+
+    Args:
+        widths: pairs of ``dim`` and hidden width.
+
+    Returns:
+        multiplier and ``multiple_of``. No others give all widths where these do not.
+    """
+    if all(hidden == default_hidden_dim(dim) for dim, hidden in widths):
+        return None, 256
+    multiple_of = math.gcd(*(hidden for _, hidden in widths))
+    # What is rounded up to `hidden` lies within one multiple below it.
+    low = max((hidden - multiple_of + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
+    high = min((hidden + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
+    return (low + high) / 2, multiple_of
 
 
 class SelfAttention(nn.Module):

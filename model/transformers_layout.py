@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model import entropy_layouts
 from model.blt import BLT
 from model.blt_config import BLTConfig
 from model.checkpoint_files import CheckpointError, transformers_name, transformers_rope_theta
@@ -159,23 +160,11 @@ def to_transformers_config(config: BLTConfig, entropy_model: EntropyModel | None
             "hidden_size_global": config.dim_global,
         },
         "global_config": part("global", config.dim_global),
-        **({"patcher_config": _patcher_config(entropy_model)} if entropy_model else {}),
-    }
-
-
-def _patcher_config(entropy_model: EntropyModel) -> dict[str, Any]:
-    config = entropy_model.config
-    return {
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "intermediate_size": config.hidden_dim,
-        "max_position_embeddings": config.context_length,
-        "sliding_window": config.window,
-        "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "vocab_size": config.vocab_size,
+        **(
+            {"patcher_config": entropy_layouts.to_transformers_config(entropy_model.config)}
+            if entropy_model
+            else {}
+        ),
     }
 
 
@@ -192,9 +181,8 @@ def to_transformers_weights(
     stacked = torch.cat([weights[name] for name in sorted(tables, key=_table_number)])
     theirs["model.encoder_hash_tok_embedding.weight"] = stacked
     if entropy_model is not None:
-        for name, tensor in entropy_model.state_dict().items():
-            known = transformers_name(name).replace("output", "lm_head")
-            theirs[f"model.patcher.{known}"] = tensor.detach().cpu()
+        patcher = entropy_layouts.to_transformers_weights(entropy_model.state_dict())
+        theirs |= {f"model.patcher.{name}": w.detach().cpu() for name, w in patcher.items()}
     return theirs
 
 

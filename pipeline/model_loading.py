@@ -9,9 +9,8 @@ import numpy as np
 
 from model.blt import BLT
 from model.blt_checkpoint import PUBLISHED, load_blt, load_entropy_model_of
-from model.checkpoint import FORMAT as ENTROPY_MODEL_FORMAT
-from model.checkpoint import CheckpointError, load_entropy_model
-from model.checkpoint_files import local_directory, read_json, reading
+from model.checkpoint import CheckpointError, holds_entropy_model_alone, load_entropy_model
+from model.checkpoint_files import local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
@@ -70,7 +69,7 @@ def load_model(directory: str, device: str | None = None) -> BLT | EntropyModel:
     model: BLT | EntropyModel | NGramEntropyModel
     try:
         with reading("model", directory):
-            alone = _holds_entropy_model_alone(Path(directory))
+            alone = holds_entropy_model_alone(Path(directory))
         if alone:
             model = load_entropy_model(directory, device=device)
         else:
@@ -83,17 +82,6 @@ def load_model(directory: str, device: str | None = None) -> BLT | EntropyModel:
             "so it has no bits per byte; give a BLT or a transformer entropy model"
         )
     return model
-
-
-def _holds_entropy_model_alone(directory: Path) -> bool:
-    """By the checkpoint's configuration; what is neither is left to the BLT's reader to refuse."""
-    config, params = (read_json(directory / name) for name in ("config.json", "params.json"))
-    return (
-        config.get("format") == ENTROPY_MODEL_FORMAT
-        or config.get("model_type") == "blt_patcher"
-        or ("args" in config and "dim_global" not in config["args"])
-        or ("entropy_model" in params and "model" not in params)
-    )
 
 
 def load_patching(

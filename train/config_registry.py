@@ -11,7 +11,6 @@ from train.shim import prepare
 
 prepare()  # Before the rest of torchtitan is imported.
 
-from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.config import CompileConfig, DebugConfig, ParallelismConfig, TrainingConfig
@@ -19,6 +18,7 @@ from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model.tokenizer import VOCAB_SIZE
+from train.checkpointer import Checkpointer
 from train.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
@@ -75,7 +75,7 @@ def _config(
         ),
         metrics=ByteMetrics.Config(log_freq=log_freq),
         # A run that is started again goes on.
-        checkpoint=CheckpointManager.Config(
+        checkpoint=Checkpointer.Config(
             enable=True, interval=checkpoint_interval, last_save_model_only=False
         ),
         debug=DebugConfig(seed=0, enable_structured_logging=False),

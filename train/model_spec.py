@@ -15,7 +15,7 @@ from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
 from model.transformer import reset_constants
 from train.flops import training_flops
 from train.parallelize import parallelize_blt, parallelize_entropy_model
-from train.state_dict_adapter import BLTStateDictAdapter, EntropyModelStateDictAdapter
+from train.state_dict_adapter import WeightsAdapter
 
 ENTROPY_SIZES = {
     "100m": EntropyModelConfig(),
@@ -118,7 +118,7 @@ def blt_spec(size: str, *, float8: bool = False) -> ModelSpec:
         parallelize_fn=functools.partial(parallelize_blt, float8=float8),
         pipelining_fn=None,
         post_optimizer_build_fn=None,
-        state_dict_adapter=BLTStateDictAdapter,
+        state_dict_adapter=WeightsAdapter,
     )
 
 
@@ -131,5 +131,5 @@ def entropy_spec(size: str) -> ModelSpec:
         parallelize_fn=parallelize_entropy_model,
         pipelining_fn=None,
         post_optimizer_build_fn=None,
-        state_dict_adapter=EntropyModelStateDictAdapter,
+        state_dict_adapter=WeightsAdapter,
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchtitan.tools import filesystem
 from torchtitan.trainer import Trainer
 
 from train.metrics import Counts
@@ -27,8 +26,7 @@ class ByteTrainer(Trainer):
     def __init__(self, config: Config):
         super().__init__(config)
         if config.checkpoint.enable and torch.distributed.get_rank() == 0:
-            folder = filesystem.join(config.dump_folder, config.checkpoint.folder)
-            write_model_description(folder, self.model_config.shape)
+            write_model_description(self.checkpointer.folder, self.model_config.shape)
 
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """Batches, counted on their way."""

@@ -1,0 +1,177 @@
+"""Turn what the trainer saved, or other weights, into a checkpoint in the layout that is wanted."""
+
+import json
+import shutil
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+# A checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+from rich.console import Console
+from safetensors import SafetensorError
+
+from model.blt import BLT
+from model.blt_checkpoint import load_blt, own_entropy_model, save_blt
+from model.checkpoint import (
+    Layout,
+    holds_entropy_model_alone,
+    load_entropy_model,
+    save_entropy_model,
+)
+from model.checkpoint_files import CheckpointError, local_directory, reading
+from model.entropy_model import EntropyModel
+from model.ngram import NGramEntropyModel
+from pipeline.command import run_command
+from pipeline.errors import ConfigError, PipelineError
+from train.model_description import steps_in
+from train.steps import is_step, read_step
+
+Model = BLT | EntropyModel | NGramEntropyModel
+AnyEntropyModel = EntropyModel | NGramEntropyModel
+
+
+@dataclass(frozen=True)
+class ConvertCheckpointConfig:
+    """Write a checkpoint anew, in the dtype that it has: a step of the trainer, or weights in any
+    layout that can be loaded.
+
+    Exit status: 0 if it was written, 1 if it could not be, 2 if a flag is wrong or the checkpoint
+    cannot be read.
+    """
+
+    checkpoint: str
+    """A step of the trainer (such as outputs/checkpoint/step-1000), or directory, URL or hub id of
+    weights."""
+    output: str
+    """Directory to make."""
+    layout: Layout = "own"
+    """own; transformers: for its BltForCausalLM; published: names and arguments of the published
+    weights."""
+    entropy_model: str | None = None
+    """Directory, URL or hub id of the entropy model to put with a BLT; the one that the checkpoint
+    holds, if it holds one, by default."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    config = tyro.cli(ConvertCheckpointConfig, config=(tyro.conf.FlagCreatePairsOff,))
+    # Standard output belongs to the result.
+    console = Console(stderr=True)
+    said = "interrupted: nothing was written"
+    return run_command(lambda: run(config), console, interrupted=said)
+
+
+def run(config: ConvertCheckpointConfig) -> int:
+    """Convert, and print what was written."""
+    output = _output(config.output)
+    if is_step(config.checkpoint):
+        try:
+            model: Model = read_step(config.checkpoint)
+        except CheckpointError as error:
+            raise ConfigError(f"--checkpoint: {error}") from error
+        write(output, model, _entropy_model(config, model, None), config.layout)
+    else:
+        model = _convert_weights(config, output)
+    kind = "BLT" if isinstance(model, BLT) else "entropy model"
+    files = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
+    if config.json:
+        result = {"output": config.output, "layout": config.layout, "model": kind, "files": files}
+        print(json.dumps(result))
+    else:
+        print(f"{kind} written to {config.output} ({config.layout} layout): {', '.join(files)}")
+    return 0
+
+
+def write(
+    output: Path, model: Model, entropy_model: AnyEntropyModel | None, layout: Layout
+) -> None:
+    """Write all of it or nothing.
+
+    Raises:
+        ConfigError: the layout cannot hold the model.
+        PipelineError: it cannot be written.
+    """
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        if isinstance(model, BLT):
+            save_blt(model, temporary, layout=layout, entropy_model=entropy_model)
+        else:
+            save_entropy_model(model, temporary, layout=layout)
+        temporary.replace(output)
+    except CheckpointError as error:
+        raise ConfigError(f"--layout: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(f"--output: {output} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _output(given: str) -> Path:
+    if "://" in given:
+        raise ConfigError(f"--output: {given} is a URL; give a directory, and copy it from there")
+    output = Path(given).absolute()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"--output: {given} exists; give another directory, or remove it")
+    return output
+
+
+def _convert_weights(config: ConvertCheckpointConfig, output: Path) -> Model:
+    """Weights are mapped from their files, which have to be there until all is written."""
+    source = config.checkpoint
+    try:
+        with local_directory("checkpoint", source) as directory:
+            try:
+                model = _load(directory)
+                entropy_model = _entropy_model(config, model, directory)
+            except CheckpointError as error:  # call it what the user called it
+                said = str(error)
+                if directory.is_absolute():  # else it is that already
+                    said = said.replace(str(directory), source.rstrip("/"))
+                raise CheckpointError(said) from error
+            write(output, model, entropy_model, config.layout)
+            return model
+    except CheckpointError as error:
+        steps = steps_in(source) if Path(source).is_dir() else []
+        hint = f"; it holds steps: give one of them, such as {steps[0]}" if steps else ""
+        raise ConfigError(f"--checkpoint: {error}{hint}") from error
+
+
+def _load(directory: Path) -> Model:
+    with reading("checkpoint", str(directory)):
+        alone = holds_entropy_model_alone(directory)
+    if alone:
+        return load_entropy_model(directory, device="cpu", dtype="stored")
+    return load_blt(directory, device="cpu", dtype="stored")
+
+
+def _entropy_model(
+    config: ConvertCheckpointConfig, model: Model, directory: Path | None
+) -> AnyEntropyModel | None:
+    """The one to write with a BLT, if there is one.
+
+    Args:
+        directory: of the checkpoint, if that can hold one.
+    """
+    if not isinstance(model, BLT):
+        if config.entropy_model is not None:
+            raise ConfigError("--entropy-model: the checkpoint is an entropy model; leave it out")
+        return None
+    if config.entropy_model is not None:
+        try:
+            return load_entropy_model(config.entropy_model, device="cpu", dtype="stored")
+        except CheckpointError as error:
+            raise ConfigError(f"--entropy-model: {error}") from error
+    place = own_entropy_model(directory) if directory is not None else None
+    if place is None:
+        return None
+    return load_entropy_model(place, device="cpu", dtype="stored")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

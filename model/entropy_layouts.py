@@ -1,0 +1,139 @@
+"""Entropy models as they were published and as transformers lays them out: arguments and names.
+
+:mod:`model.checkpoint` reads and writes the files.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint_files import (
+    CheckpointError,
+    differences,
+    refuse_unknown,
+    transformers_name,
+    transformers_rope_theta,
+)
+from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.transformer import default_hidden_dim, hidden_dim_arguments
+
+IGNORED_ARGS = {
+    *("attn_impl", "attn_bias_type", "sliding_window", "eos_id", "seed"),
+    *("init_base_std", "init_std_factor", "rope_use_fp32_in_outer_product"),
+}
+"""Published arguments that don't describe the computation: how weights were initialised, and
+attention settings, which the published model was not run with (it is always causal, within one
+document, window 512)."""
+
+
+def from_published_args(args: dict[str, Any]) -> EntropyModelConfig:
+    """The published arguments, each either used, known to be harmless, or refused by name.
+
+    Raises:
+        ValueError: an argument's value is not supported; names it.
+    """
+    args = {name: value for name, value in args.items() if name not in IGNORED_ARGS}
+    dim, n_heads = args.pop("dim", 512), args.pop("n_heads", None)
+    head_dim = args.pop("head_dim", None)
+    if n_heads is None:
+        n_heads = dim // head_dim if head_dim else 8
+    if head_dim and head_dim * n_heads != dim:
+        raise ValueError(f"argument head_dim: {head_dim} times {n_heads} heads is not dim {dim}")
+    config = EntropyModelConfig(
+        dim=dim,
+        n_layers=args.pop("n_layers", 8),
+        n_heads=n_heads,
+        n_kv_heads=args.pop("n_kv_heads", None),
+        hidden_dim=default_hidden_dim(
+            dim, args.pop("ffn_dim_multiplier", None), args.pop("multiple_of", 256)
+        ),
+        context_length=args.pop("max_seqlen", 8192),
+        rope_theta=args.pop("rope_theta", 10_000.0),
+        norm_eps=args.pop("norm_eps", 1e-5),
+        vocab_size=args.pop("vocab_size", 260),
+    )
+    refuse_unknown(args)
+    return config
+
+
+def to_published_args(config: EntropyModelConfig) -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: the published arguments cannot say what the model is; says why.
+    """
+    assert config.hidden_dim is not None
+    multiplier, multiple_of = hidden_dim_arguments({(config.dim, config.hidden_dim)})
+    args = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "ffn_dim_multiplier": multiplier,
+        "multiple_of": multiple_of,
+        "max_seqlen": config.context_length,
+        "rope_theta": config.rope_theta,
+        "norm_eps": config.norm_eps,
+        "vocab_size": config.vocab_size,
+    }
+    for name, (value, read) in differences(config, from_published_args(args)).items():
+        raise CheckpointError(
+            f"the published layout cannot hold this model; {name}: {value} would be read as {read}"
+        )
+    return args
+
+
+def from_transformers_config(config: dict[str, Any]) -> EntropyModelConfig:
+    """
+    Raises:
+        ValueError: an argument's value is not supported; names it.
+    """
+    dim, n_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
+    if config.get("head_dim", dim // n_heads) * n_heads != dim:
+        raise ValueError(f"argument head_dim={config['head_dim']} is not supported")
+    return EntropyModelConfig(
+        dim=dim,
+        n_layers=config.get("num_hidden_layers", 14),
+        n_heads=n_heads,
+        n_kv_heads=config.get("num_key_value_heads"),
+        hidden_dim=config.get("intermediate_size", 2048),
+        context_length=config.get("max_position_embeddings", 8192),
+        window=config.get("sliding_window") or 512,
+        rope_theta=transformers_rope_theta(config, 10_000.0),
+        norm_eps=config.get("rms_norm_eps", 1e-5),
+        vocab_size=config.get("vocab_size", 260),
+    )
+
+
+def to_transformers_config(config: EntropyModelConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "intermediate_size": config.hidden_dim,
+        "max_position_embeddings": config.context_length,
+        "sliding_window": config.window,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "vocab_size": config.vocab_size,
+    }
+
+
+def from_transformers_weights(
+    shape: EntropyModelConfig, theirs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights under the published names; what has none keeps its name."""
+    with torch.device("meta"):
+        names = {_transformers_name(name): name for name in EntropyModel(shape).state_dict()}
+    return {names.get(name, name): tensor for name, tensor in theirs.items()}
+
+
+def to_transformers_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that transformers gives them below its patcher."""
+    return {_transformers_name(name): tensor for name, tensor in weights.items()}
+
+
+def _transformers_name(name: str) -> str:
+    # What they call lm_head here is the entropy model's own.
+    return transformers_name(name).replace("output.", "lm_head.")

@@ -1,0 +1,310 @@
+"""Converting what the trainer saved, and other weights; nothing is written by halves."""
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from conftest import ROOT, Malicious, environment, sharpen
+from transformers.models.blt.modeling_blt import BltForCausalLM, BltPatcher
+
+from model import (
+    BLT,
+    BLT_SIZES,
+    EntropyModel,
+    EntropyModelConfig,
+    Patcher,
+    load_blt,
+    load_entropy_model,
+    save_blt,
+    save_entropy_model,
+)
+from model.checkpoint import fingerprint
+from train.model_description import write_model_description
+
+JOB = ROOT / "jobs" / "convert_checkpoint.py"
+SHAPE = replace(BLT_SIZES["debug"], encoder_hash_byte_group_vocab=61, patcher=Patcher(1.5))
+TOKENS = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))
+LENGTHS = torch.tensor([[1, 3, 7, 1, 20, 9], [1, 40, 0, 0, 0, 0]])
+LAYOUTS = ("own", "transformers", "published")
+
+spec = importlib.util.spec_from_file_location("convert_checkpoint", JOB)
+job: Any = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = job
+spec.loader.exec_module(job)
+
+
+@pytest.fixture(scope="module")
+def blt() -> BLT:
+    torch.manual_seed(0)
+    model = BLT(SHAPE).eval()
+    sharpen(model, 2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def entropy_model() -> EntropyModel:
+    torch.manual_seed(0)
+    model = EntropyModel(EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)).eval()
+    sharpen(model, 2)
+    return model
+
+
+def save_step(model: BLT | EntropyModel, folder: Path, step: int = 7) -> Path:
+    """As the trainer does, with what it keeps beside the weights."""
+    write_model_description(str(folder), model.config)
+    moments = {f"state.{name}.exp_avg": w.detach() for name, w in model.named_parameters()}
+    state = {
+        **model.state_dict(),
+        "optimizer": {**moments, "lr": 0.1},
+        "lr_scheduler": {"last_epoch": step},
+        "dataloader": {"rank0": b"bytes"},
+        "train_state": {"step": torch.tensor(step)},
+    }
+    target = folder / f"step-{step}"
+    dcp.save(state, checkpoint_id=str(target), no_dist=True)
+    return target
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """The job's exit status, output and errors."""
+
+    def run(checkpoint: object, output: object, *flags: object) -> tuple[int, str, str]:
+        given = ["--checkpoint", checkpoint, "--output", output, *flags]
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, given)])
+        capsys.readouterr()
+        return job.main(), *capsys.readouterr()
+
+    return run
+
+
+@torch.no_grad()
+def logits(model: BLT) -> torch.Tensor:
+    return model(TOKENS, LENGTHS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_a_step_of_a_blt(blt, entropy_model, layout, convert, tmp_path):
+    step, output = save_step(blt, tmp_path / "checkpoint"), tmp_path / "converted"
+    save_entropy_model(entropy_model, tmp_path / "entropy")
+    flags = ("--layout", layout, "--entropy-model", tmp_path / "entropy")
+    status, out, err = convert(step, output, *flags)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"BLT written to {output} ({layout} layout): config.json, ")
+    loaded = load_blt(output, device="cpu")
+    assert loaded.config == SHAPE
+    assert torch.equal(logits(loaded), logits(blt))
+    place = output if layout == "transformers" else output / "entropy_model"
+    assert fingerprint(load_entropy_model(place, device="cpu")) == fingerprint(entropy_model)
+    if layout == "transformers":
+        theirs, loading = BltForCausalLM.from_pretrained(output, output_loading_info=True)
+        assert not any(loading[what] for what in ("missing_keys", "unexpected_keys"))
+        found = theirs.eval()(TOKENS, patch_lengths=LENGTHS, use_cache=False).logits
+        torch.testing.assert_close(found, logits(blt), rtol=0, atol=2e-4)
+    assert output.stat().st_mode == (tmp_path / "entropy").stat().st_mode
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_of_an_entropy_model(entropy_model, layout, convert, tmp_path):
+    step, output = save_step(entropy_model, tmp_path / "checkpoint"), tmp_path / "converted"
+    (tmp_path / "converted").mkdir()  # may be there, if it is empty
+    status, out, _ = convert(step, output, "--layout", layout, "--json")
+    assert status == 0
+    assert json.loads(out) == {
+        "output": str(output),
+        "layout": layout,
+        "model": "entropy model",
+        "files": ["config.json", "model.safetensors"],
+    }
+    assert fingerprint(load_entropy_model(output, device="cpu")) == fingerprint(entropy_model)
+    if layout == "transformers":
+        h, _, _ = BltPatcher.from_pretrained(output).eval()(TOKENS, use_cache=False)
+        torch.testing.assert_close(h, entropy_model.entropies(TOKENS), rtol=0, atol=2e-4)
+
+
+def test_as_a_user_does_it(blt, tmp_path):
+    step = save_step(blt, tmp_path / "outputs" / "checkpoint")
+    done = subprocess.run(
+        [sys.executable, str(JOB), "--checkpoint", step.relative_to(tmp_path), "--output", "new"],
+        env=environment(OMP_NUM_THREADS="1"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert torch.equal(logits(load_blt(tmp_path / "new", device="cpu")), logits(blt))
+
+
+def test_dtypes_are_kept(blt, entropy_model, convert, tmp_path):
+    halved = BLT(SHAPE)
+    halved.load_state_dict(blt.state_dict())
+    halved.to(torch.bfloat16)
+    step = save_step(halved, tmp_path / "checkpoint")
+    save_blt(halved, tmp_path / "weights", entropy_model=entropy_model)
+    for source in (step, tmp_path / "weights"):
+        output = tmp_path / f"of-{source.name}"
+        assert convert(source, output, "--layout", "transformers")[0] == 0
+        loaded = load_blt(output, device="cpu", dtype="stored")
+        assert {w.dtype for w in loaded.parameters()} == {torch.bfloat16}
+        assert all(torch.equal(loaded.state_dict()[k], w) for k, w in halved.state_dict().items())
+    kept = load_entropy_model(output, device="cpu", dtype="stored")
+    assert fingerprint(kept) == fingerprint(entropy_model)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_of_any_layout(blt, entropy_model, layout, convert, tmp_path):
+    save_blt(blt, tmp_path / "start", entropy_model=entropy_model)
+    assert convert(tmp_path / "start", tmp_path / "between", "--layout", layout)[0] == 0
+    assert convert(tmp_path / "between", tmp_path / "end")[0] == 0
+    for name in ("model.safetensors", "config.json", "entropy_model/model.safetensors"):
+        kept = [(tmp_path / place / name).read_bytes() for place in ("start", "end")]
+        assert kept[0] == kept[1], name
+    fsspec.filesystem("memory").put(str(tmp_path / "between"), "/bucket/any", recursive=True)
+    status, _, err = convert("memory://bucket/any", tmp_path / f"{layout}-of-url")
+    assert status == 0, err
+    expected = (tmp_path / "end" / "model.safetensors").read_bytes()
+    assert (tmp_path / f"{layout}-of-url" / "model.safetensors").read_bytes() == expected
+
+
+def test_an_ngram_entropy_model_stays_below(blt, ngram_model, convert, tmp_path):
+    save_blt(blt, tmp_path / "start", entropy_model=ngram_model)
+    assert convert(tmp_path / "start", tmp_path / "end")[0] == 0
+    below = load_entropy_model(tmp_path / "end" / "entropy_model")
+    assert fingerprint(below) == fingerprint(ngram_model)
+    status, _, err = convert(tmp_path / "start", tmp_path / "new", "--layout", "transformers")
+    assert status == 2
+    assert err.startswith("error: --layout: the transformers layout cannot hold an n-gram")
+
+
+def test_steps_at_urls_and_steps_of_safetensors(blt, convert, tmp_path):
+    folder = tmp_path / "checkpoint"
+    save_step(blt, folder)
+    (folder / "step-8").mkdir()
+    save_blt(blt, folder / "step-8")
+    (folder / "step-8" / "config.json").unlink()  # as torchtitan leaves it
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/run/checkpoint", recursive=True)
+    for step in ("step-7", "step-8"):
+        for i, source in enumerate((folder / step, f"memory://run/checkpoint/{step}")):
+            output = tmp_path / f"{step}-{i}"
+            status, _, err = convert(source, output)
+            assert status == 0, err
+            assert torch.equal(logits(load_blt(output, device="cpu")), logits(blt))
+
+
+def test_what_is_wrong_is_said(blt, entropy_model, convert, tmp_path):
+    def refused(checkpoint: object, message: str, *flags: object, output: object = "new") -> None:
+        status, out, err = convert(checkpoint, tmp_path / output, *flags)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"error: {message}"), err
+        assert err.count("\n") == 1
+        assert {path.name for path in tmp_path.iterdir()} <= known
+
+    folder = tmp_path / "checkpoint"
+    step = save_step(blt, folder)
+    save_entropy_model(entropy_model, tmp_path / "entropy")
+    (tmp_path / "empty").mkdir()
+    known = {"checkpoint", "entropy", "empty", "taken", "file"}
+    (tmp_path / "taken").mkdir()
+    for taken in (tmp_path / "taken" / "x", tmp_path / "file"):
+        taken.write_text("x")
+    for name in ("taken", "file"):
+        refused(step, f"--output: {tmp_path}/{name} exists; give another", output=name)
+    status, _, err = convert(step, "memory://x/y")
+    assert status == 2 and err.startswith("error: --output: memory://x/y is a URL")
+    refused(tmp_path / "none", f"--checkpoint: {tmp_path}/none: no such directory")
+    refused(tmp_path / "empty", f"--checkpoint: {tmp_path}/empty: no BLT in a known layout")
+    missing = "memory://nowhere/step-1"
+    refused(missing, f"--checkpoint: cannot read the checkpoint in {missing}")
+    refused(
+        tmp_path / "entropy",
+        "--entropy-model: the checkpoint is an entropy model; leave it out",
+        *("--entropy-model", tmp_path / "entropy"),
+    )
+    refused(step, f"--entropy-model: {tmp_path}/no: no such", "--entropy-model", tmp_path / "no")
+
+    save_step(blt, folder, 12)
+    status, _, err = convert(folder, tmp_path / "new")
+    assert status == 2
+    assert err.endswith(f"; it holds steps: give one of them, such as {folder}/step-12\n")
+
+    index = step / ".metadata"
+    whole = index.read_bytes()
+    index.unlink()
+    refused(step, f"--checkpoint: {step}: has no .metadata: it was not written to its end")
+    for broken in (whole[: len(whole) // 2], b"", b"no pickle"):
+        index.write_bytes(broken)
+        refused(step, f"--checkpoint: {step}: .metadata is broken, or holds code")
+    index.write_bytes(whole)
+
+    (data,) = step.glob("*.distcp")
+    content = data.read_bytes()
+    for kept in (len(content) // 2, 0):
+        data.write_bytes(content[:kept])
+        refused(step, f"--checkpoint: {step}: the weights cannot be read: ")
+    data.unlink()
+    refused(step, f"--checkpoint: {step}: the weights cannot be read: FileNotFoundError: ")
+    data.write_bytes(content)
+
+    description = folder / "model.json"
+    told = json.loads(description.read_text())
+    name = "global_transformer.layers.2"
+    for change, message in (
+        ({"n_layers_global": 3}, f"{step}: the checkpoint lacks weights: {name}.attention.wk"),
+        ({"n_layers_global": 1}, f"{step}: the checkpoint has unknown weights: global_transf"),
+        ({"encoder_hash_byte_group_vocab": 60}, f"{step}: weight encoder_hash_tok_embedding.0"),
+        ({"experts": 3}, f"{description}: config.json: unknown argument 'experts'"),
+        ({"format": "other"}, f"{description}: format: 'other' is not known"),
+    ):
+        description.write_text(json.dumps({**told, **change}))
+        refused(step, f"--checkpoint: {message}")
+    description.write_text("{")
+    refused(step, f"--checkpoint: cannot read the model description in {description}")
+    description.unlink()
+    refused(step, f"--checkpoint: {step}: there is no model.json, in it or in the directory above")
+    (step / "model.json").write_text(json.dumps(told))
+    assert convert(step, tmp_path / "new")[0] == 0
+
+
+def test_layouts_that_cannot_hold_the_model(convert, tmp_path):
+    model = BLT(replace(SHAPE, patcher=Patcher(rule="top-k", patch_size=4)))
+    step = save_step(model, tmp_path / "checkpoint")
+    for layout in ("transformers", "published"):
+        status, _, err = convert(step, tmp_path / "new", "--layout", layout)
+        assert status == 2
+        assert err.startswith(f"error: --layout: {layout}") or "published layout cannot" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_nothing_is_written_by_halves(blt, convert, tmp_path, monkeypatch):
+    step = save_step(blt, tmp_path / "checkpoint")
+
+    def fails(model: BLT, directory: Path, **flags: object) -> None:
+        save_blt(model, directory)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(job, "save_blt", fails)
+    status, out, err = convert(step, tmp_path / "new")
+    assert (status, out) == (1, "")
+    assert "new cannot be written: No space left on device" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_code_in_a_step_is_not_run(blt, convert, tmp_path):
+    step, target = save_step(blt, tmp_path / "checkpoint"), tmp_path / "owned"
+    (step / ".metadata").write_bytes(pickle.dumps(Malicious(target)))
+    status, _, err = convert(step, tmp_path / "new")
+    assert status == 2 and "never run" in err
+    assert not target.exists()

@@ -1,0 +1,154 @@
+"""Weights in and out of torchtitan: ``--checkpoint.initial_load_in_hf`` and ``.last_save_in_hf``.
+
+Names in torchtitan are those of :mod:`model`, which are the published ones, so nothing is renamed
+here: the reader shows a checkpoint of any layout under these names. Weights are mapped into memory,
+and each rank reads the slices that it holds, of transformers' one table of all hashes too.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.futures import Future
+from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
+from torchtitan.tools.logging import logger
+
+from model.blt import BLT
+from model.blt_checkpoint import read_blt
+from model.blt_config import BLTConfig
+from model.checkpoint import read_entropy_model
+from model.checkpoint_files import CheckpointError, fitting, read_json, reading
+from model.entropy_model import EntropyModel
+from train.model_description import Shape, argument_differences
+
+
+class WeightsAdapter(BaseStateDictAdapter):
+    """For BLT and entropy models alike.
+
+    Reads every layout that :func:`model.load_blt` and :func:`model.load_entropy_model` read; writes
+    one safetensors file, which :class:`train.checkpointer.Checkpointer` completes.
+
+    Args:
+        model_config: its ``shape`` is a :class:`model.BLTConfig` or a
+            :class:`model.EntropyModelConfig`.
+        hf_assets_path: where torchtitan looks if no ``--checkpoint.initial_load_path`` is given.
+    """
+
+    def __init__(self, model_config: Any, hf_assets_path: str | None):
+        self.shape: Shape = model_config.shape
+        self.hf_assets_path = hf_assets_path
+        self.fqn_to_index_mapping = None  # all weights go into one file
+
+    def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The same: the reader, not the state, is adapted."""
+        return dict(state_dict)
+
+    def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The same."""
+        return dict(hf_state_dict)
+
+    def get_hf_storage_reader(self, path: str, from_quantized: bool = False) -> "WeightsReader":
+        """A reader of the checkpoint in the directory ``path``.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another model than the one that is trained;
+                names the file, argument or weight.
+        """
+        if from_quantized:
+            raise CheckpointError(
+                "--checkpoint.initial_load_in_hf_quantized: no layout of these models is "
+                "quantized; leave it out"
+            )
+        return WeightsReader(path, read_weights(Path(path), self.shape))
+
+
+class WeightsReader(HuggingFaceStorageReader):
+    """Weights that are in memory, or mapped into it, as a checkpoint that DCP reads."""
+
+    def __init__(self, path: str, weights: Mapping[str, Tensor]):
+        super().__init__(path)
+        self.weights = weights
+
+    def read_metadata(self) -> Metadata:
+        """Each weight in one piece."""
+        return Metadata(
+            state_dict_metadata={
+                name: TensorStorageMetadata(
+                    TensorProperties(dtype=weight.dtype),
+                    weight.shape,
+                    [ChunkStorageMetadata(torch.Size([0] * weight.dim()), weight.shape)],
+                )
+                for name, weight in self.weights.items()
+            },
+            storage_data={},
+            storage_meta=StorageMeta(load_id=self.load_id),
+        )
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Copy what this rank holds, into its dtype."""
+        for item in plan.items:
+            weight = self.weights[item.storage_index.fqn]
+            for dim, (start, length) in enumerate(
+                zip(item.storage_offsets, item.lengths, strict=True)
+            ):
+                weight = weight.narrow(dim, start, length)
+            target = planner.resolve_tensor(item).detach()
+            target.copy_(weight)
+            planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
+    """Mapped weights of a checkpoint that has to be of a model of this shape.
+
+    Raises:
+        CheckpointError: it cannot be read or is of another model; names the file, argument or
+            weight.
+    """
+    theirs: Shape
+    if isinstance(shape, BLTConfig):
+        theirs, weights = read_blt(directory)
+    else:
+        theirs, weights = read_entropy_model(directory)
+    differing = argument_differences(theirs, shape, ignore=_untold(directory))
+    if differing:
+        raise CheckpointError(
+            f"{directory}: is of another model than the one that is trained: {differing}; "
+            "train the model of the checkpoint"
+        )
+    _tell_of_other_rule(theirs, shape)
+    with torch.device("meta"):
+        model = BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
+    with reading("checkpoint", str(directory)):
+        return fitting(model.state_dict(), weights)
+
+
+def _untold(directory: Path) -> tuple[str, ...]:
+    """Arguments that change the computation and that a checkpoint of others doesn't tell: any
+    value is right then."""
+    config = read_json(directory / "config.json")
+    name = "hash_across_documents"
+    return () if name in config.get("args", config) else (name,)
+
+
+def _tell_of_other_rule(theirs: Shape, ours: Shape) -> None:
+    if isinstance(theirs, BLTConfig) and isinstance(ours, BLTConfig):
+        patchers = theirs.patcher, ours.patcher
+        if None not in patchers and patchers[0] != patchers[1]:
+            logger.warning(
+                "The weights were trained with another boundary rule than that of the data: "
+                f"{patchers[0]} there, {patchers[1]} here."
+            )
