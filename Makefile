@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint benchmark entropy-model clean
 
 demo: .venv/installed  ## patch real text and draw the result (demo/report.png)
 	$(BIN)/python jobs/demo.py
@@ -16,6 +16,9 @@ lint: .venv/installed
 
 benchmark: .venv/installed  ## timed comparisons; see tests/benchmarks/RESULTS.md
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+entropy-model: .venv/installed  ## train the default entropy model anew (an hour)
+	$(BIN)/python jobs/train_entropy_model.py
 
 # One environment for everything: the constraints name the versions that are tested together.
 .venv/installed: pyproject.toml constraints.txt

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+BUILT_IN = "entropy-1m"
+"""The entropy model that comes with this package; see its README.md in model/weights."""
 WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
 M = TypeVar("M", bound=nn.Module)
 Dtype = torch.dtype | Literal["stored"] | None
@@ -213,7 +215,8 @@ def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = Non
 
 @contextmanager
 def local_directory(what: str, source: str) -> Iterator[Path]:
-    """``source`` (a directory, a URL that fsspec knows, or a hub id) as a local directory."""
+    """``source`` as a local directory: a directory, a URL that fsspec knows, a hub id, or the name of
+    the model that comes with this package."""
     if "://" in source and not source.startswith("hf://"):
         with tempfile.TemporaryDirectory() as temporary:
             try:
@@ -232,6 +235,8 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
             yield Path(temporary)
     elif Path(source).is_dir():
         yield Path(source)
+    elif source == BUILT_IN:
+        yield Path(__file__).parent / "weights" / BUILT_IN
     elif source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~")):
         yield Path(download(source.removeprefix("hf://")))
     else:

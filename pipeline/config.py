@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from model.patcher import THRESHOLD_RULES, Patcher
+from model.checkpoint_files import BUILT_IN
+from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
 from pipeline.documents import Columns, Format
 from pipeline.errors import ConfigError
 
@@ -25,9 +26,10 @@ class PatchCorpusConfig:
     """Files, directories, globs or URLs (s3://, hf://, ...) of Parquet, JSONL, Arrow or text."""
     output: str
     """Directory or URL for shards, manifest and rejects."""
-    entropy_model: str = NGRAM
-    """Directory, URL or hub id of an entropy model; "ngram" fits a byte n-gram model on a sample of
-    the corpus."""
+    entropy_model: str | None = None
+    """Directory, URL or hub id of an entropy model; "entropy-1m" comes with blt-titan; "ngram" fits
+    a byte n-gram model on a sample of the corpus, far cheaper. By default entropy-1m, or ngram if
+    the rule does not look at entropies."""
     format: Format = "auto"
     """What the input files hold; auto goes by their names."""
     text_column: str = "text"
@@ -79,6 +81,11 @@ class PatchCorpusConfig:
     """When done, read everything back and check it."""
     json: bool = False
     """Print the result as JSON."""
+
+    @property
+    def scored_with(self) -> str:
+        """The entropy model that is used: the one asked for, or the default."""
+        return self.entropy_model or (BUILT_IN if self.rule in ENTROPY_RULES else NGRAM)
 
     @property
     def columns(self) -> Columns:
@@ -152,7 +159,10 @@ class PatchCorpusConfig:
             "keep_entropies",
         )
         values = {name: getattr(self, name) for name in names}
-        return values | {"keep_columns": list(self.keep_columns)}
+        return values | {
+            "entropy_model": self.scored_with,
+            "keep_columns": list(self.keep_columns),
+        }
 
 
 def flag(name: str) -> str:

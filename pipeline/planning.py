@@ -37,7 +37,7 @@ def load_model(config: PatchCorpusConfig) -> Model | None:
     Raises:
         ConfigError: it cannot be loaded.
     """
-    return None if config.entropy_model == NGRAM else _load(config.entropy_model)
+    return None if config.scored_with == NGRAM else _load(config.scored_with)
 
 
 def _load(source: str) -> Model:
@@ -128,7 +128,7 @@ def _content(config: PatchCorpusConfig, model: Model) -> dict[str, Any]:
 
 def _describe(model: Model, config: PatchCorpusConfig) -> dict[str, Any]:
     return {
-        "source": config.entropy_model,
+        "source": config.scored_with,
         "fingerprint": fingerprint(model),
         "computed_in": "cuda bfloat16" if gpus_per_worker(config, model) else "cpu float32",
         "reset_at_newline": config.reset_at_newline,
