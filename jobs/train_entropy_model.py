@@ -181,7 +181,8 @@ def export(config: TrainEntropyModelConfig, console: Console) -> int:
         xz=8 * len(lzma.compress(text, preset=9)) / len(text),
         held_out=len(text) / 1e6,
         by_kind="\n".join(
-            f"| `{kind}` | {part['bits_per_byte']:.3f} |" for kind, part in result["by"].items()
+            f"| `{kind}` | {of_kind['bits_per_byte']:.3f} |"
+            for kind, of_kind in result["sources"].items()
         ),
     )
     config.output.mkdir(parents=True, exist_ok=True)

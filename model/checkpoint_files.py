@@ -215,7 +215,7 @@ def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = Non
 
 @contextmanager
 def local_directory(what: str, source: str) -> Iterator[Path]:
-    """``source`` as a local directory: a directory, a URL that fsspec knows, a hub id, or the name of
+    """``source`` as a local directory: it is one, a URL that fsspec knows, a hub id, or the name of
     the model that comes with this package."""
     if "://" in source and not source.startswith("hf://"):
         with tempfile.TemporaryDirectory() as temporary:
