@@ -1,6 +1,6 @@
 """Patch the documentation and sources that ship with Python, and draw what came out.
 
-Needs no network and no model: the n-gram entropy model is fitted on the text itself. Writes
+Needs no network: the entropy model comes with this repository. Writes
 ``demo/corpus.jsonl``, ``demo/shards`` (an output directory of ``jobs/patch_corpus.py``) and
 ``demo/report.png``. A second run finds its shards committed and only draws.
 """
@@ -20,7 +20,7 @@ from pipeline import open_shards
 from pipeline.plots import draw_patches
 
 DEMO = ROOT / "demo"
-SOURCE_BYTES = 4_000_000
+SOURCE_BYTES = 2_000_000
 """Sources of the standard library beside the documentation, about."""
 EXAMPLE = ("truth", "objects", "strings")
 """Topics to look for an example sentence in."""
@@ -52,8 +52,8 @@ def main() -> int:
     corpus, output, report = DEMO / "corpus.jsonl", DEMO / "shards", DEMO / "report.png"
     write_corpus(corpus)
     job = [sys.executable, str(ROOT / "jobs" / "patch_corpus.py")]
-    flags = ["--entropy-model", "ngram", "--target-patch-size", "4.5", "--id-column", "id"]
-    split = ["--shard-bytes", "1000000"]  # several shards, so that all cores have work
+    flags = ["--target-patch-size", "4.5", "--calibration-bytes", "300000", "--id-column", "id"]
+    split = ["--shard-bytes", "500000"]  # several shards, so that all cores have work
     done = subprocess.run(
         [*job, "--input", corpus, "--output", output, *flags, *split], check=False
     )

@@ -1,15 +1,16 @@
 """torchtitan's trainer, told how to count bytes."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchtitan.trainer import Trainer
 
+from model import BLTConfig
 from train.metrics import Counts
-from train.model_description import write_model_description
+from train.model_description import Shape, write_model_description
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
@@ -26,7 +27,15 @@ class ByteTrainer(Trainer):
     def __init__(self, config: Config):
         super().__init__(config)
         if config.checkpoint.enable and torch.distributed.get_rank() == 0:
-            write_model_description(self.checkpointer.folder, self.model_config.shape)
+            write_model_description(self.checkpointer.folder, self._described())
+
+    def _described(self) -> Shape:
+        """The shape, with the boundary rule of the shards if they share one."""
+        shape = self.model_config.shape
+        rules = self.dataloader.stream.patchers
+        if isinstance(shape, BLTConfig) and all(rule == rules[0] for rule in rules):
+            return replace(shape, patcher=rules[0])
+        return shape
 
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """Batches, counted on their way."""

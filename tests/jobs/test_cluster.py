@@ -105,6 +105,7 @@ def test_ray_job_submit(corpus, tmp_path, head_node):
     out = tmp_path / "out"
     submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/patch_corpus.py")
     flags = ("--input", corpus, "--output", out, "--target-patch-size", 4.5, *SMALL)
+    flags += ("--entropy-model", "ngram")
     done = ray_cli(*submit, *flags, "--num-workers", 2, "--verify", env=head_node)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean bytes a patch" in done.stdout and "succeeded" in done.stdout
@@ -168,7 +169,7 @@ def test_input_and_output_on_s3(s3, tmp_path, run_job):
     source = write_jsonl(tmp_path / "in" / "a.jsonl", topics()[:30])
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
     filesystem.put_file(str(source), "corpus/in/a.jsonl")
-    flags = ("--target-patch-size", 4.5, *SMALL, "--verify", "--json")
+    flags = ("--entropy-model", "ngram", "--target-patch-size", 4.5, *SMALL, "--verify", "--json")
     local = run_job("--input", source.parent, "--output", tmp_path / "out", *flags)
     assert local.returncode == 0, local.stderr
     env = environment(**s3)

@@ -334,6 +334,15 @@ def test_an_unwritable_output_is_named(tmp_path, run_job):
     assert f"error: --output: {tmp_path}/file/out: cannot be used: " in said
 
 
+def test_the_entropy_model_that_comes_with_the_package_is_the_default(tmp_path, run_job):
+    source = write_jsonl(tmp_path / "a.jsonl", topics()[:2])
+    done = run_job("--input", source, "--output", tmp_path / "out", "--threshold", 1.5, "--verify")
+    assert done.returncode == 0, done.stderr
+    shards = open_shards(str(tmp_path / "out"))
+    assert shards.manifest["entropy_model"]["source"] == "entropy-1m"
+    assert 2 < shards.statistics.mean_patch_bytes < 9
+
+
 def test_help_explains_itself(run_job):
     done = run_job("--help")
     assert done.returncode == 0
