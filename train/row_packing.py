@@ -66,115 +66,113 @@ class Rows(NamedTuple):
         return len(self.first_R) - 1
 
 
-class _Head(NamedTuple):
-    """What is left of a document: it begins with the patch before what is to be predicted."""
+class RowSize(NamedTuple):
+    """What there is room for in a row."""
 
-    document: int
-    patch: int
-    stop: int
+    tokens: int
+    patches: int
 
 
-class _Packer:
-    """Fills rows with the heads of two queues, one of dense documents and one of the others."""
+class _Lines:
+    """Two lines of documents, dense and sparse, from whose heads rows are cut.
 
-    def __init__(
-        self,
-        ends_P: Sequence[int],
-        dense: list[_Head],
-        sparse: list[_Head],
-        tokens: int,
-        patches: int,
-    ):
+    Places are counted in patches, all of the dense line before all of the sparse one. A run of a
+    line is what lies between two places; a run that begins within a document has one more token and
+    patch, its context.
+    """
+
+    def __init__(self, ends_P: Sequence[int], starts_D: list[int], split: int, row: RowSize):
         """
         Args:
             ends_P: tokens up to the end of each patch.
-            dense, sparse: the queues; what comes first is at their ends.
-            tokens, patches: what a row has room for.
+            starts_D: places where documents begin, in rising order.
+            split: the place where the sparse line begins.
         """
-        self.ends = ends_P
-        self.dense, self.sparse = dense, sparse
-        self.tokens, self.patches = tokens, patches
-        self.pieces: list[tuple[int, int, int]] = []
-        """Document, leading patch, number of patches."""
-        self.first_pieces = [0]
+        self.ends, self.starts, self.split = ends_P, starts_D, split
+        self.is_start = set(starts_D)
+        self.row = row
+        self.small = max(row.tokens // SMALL, 1)
+        self.tolerance = row.patches // (2 * SMALL)
+        self.share = row.tokens / 2
+        """Tokens of the dense line in the last row: the next one will be much the same."""
+        self.slope = 0.1
+        """Patches more for each token more of the dense line and less of the sparse one."""
 
-    def pack(self) -> None:
-        while self.dense or self.sparse:
-            self._fill_row()
-            self.first_pieces.append(len(self.pieces))
+    def cut(self) -> tuple[list[int], list[int]]:
+        """Where the rows' runs of the dense and of the sparse line begin, and their ends."""
+        dense, sparse, end = 0, self.split, len(self.ends)
+        cuts: tuple[list[int], list[int]] = ([dense], [sparse])
+        while dense < self.split or sparse < end:
+            dense, sparse = self._cut_row(dense, sparse, end)
+            cuts[0].append(dense)
+            cuts[1].append(sparse)
+        return cuts
 
-    def _fill_row(self) -> None:
-        tokens, patches = self.tokens, self.patches
-        small_tokens, small_patches = tokens // SMALL, patches // SMALL
-        while tokens > max(small_tokens, 1) and patches > max(small_patches, 1):
-            if self.dense and self.sparse:
-                taken = self._balance(self.dense[-1], self.sparse[-1], tokens, patches)
-            elif self.dense or self.sparse:
-                queue = self.dense or self.sparse
-                taken = [(queue, self._most(queue[-1], tokens, patches))]
-            else:
-                return
-            whole = [(queue, n) for queue, n in taken if n == queue[-1].stop - queue[-1].patch]
-            for queue, n in whole or taken:
-                if n:
-                    tokens -= self._take(queue, n)
-                    patches -= n
-            if not whole:
-                return
+    def _cut_row(self, dense: int, sparse: int, end: int) -> tuple[int, int]:
+        """Where the next row ends in both lines."""
+        is_start = self.is_start
+        context = (dense < self.split and dense not in is_start) + (
+            sparse < end and sparse not in is_start
+        )
+        tokens, patches = self.row.tokens - context, self.row.patches - context
+        stop = self._balance(dense, sparse, tokens, patches) if dense < self.split else dense
+        if sparse < end:
+            stop = self._unless_small(dense, stop)
+        if stop > dense:
+            tokens -= self._tokens(dense, stop)
+        patches -= stop - dense
+        if sparse == end:
+            return stop, sparse
+        reach = min(self._reach(sparse, tokens, end), sparse + patches)
+        return stop, self._unless_small(sparse, reach) if stop > dense else reach
 
-    def _take(self, queue: list[_Head], patches: int) -> int:
-        """Put the first ``patches`` patches of a queue's head into the row; gives its tokens."""
-        document, patch, stop = queue.pop()
-        last = patch + patches - 1
-        self.pieces.append((document, patch, patches))
-        if last + 1 < stop:
-            queue.append(_Head(document, last, stop))
-        return self.ends[last] - self.ends[patch] + 1
+    def _tokens(self, place: int, stop: int) -> int:
+        return self.ends[stop - 1] - (self.ends[place - 1] if place else 0)
 
-    def _most(self, head: _Head, tokens: int, patches: int) -> int:
-        """The most patches of a head that there is room for; 0 if there is for none."""
-        _, patch, stop = head
-        reach = bisect_right(self.ends, self.ends[patch] + tokens - 1, patch, stop) - patch
-        most = min(reach, patches)
-        return most if most > 1 else 0
+    def _reach(self, place: int, tokens: int, end: int) -> int:
+        """How far so many tokens go from a place."""
+        before = self.ends[place - 1] if place else 0
+        return bisect_right(self.ends, before + tokens, place, end)
 
-    def _size(self, head: _Head, patches: int) -> int:
-        """Tokens of the first ``patches`` patches of a head."""
-        return self.ends[head.patch + patches - 1] - self.ends[head.patch] + 1 if patches else 0
-
-    def _balance(
-        self, dense: _Head, sparse: _Head, tokens: int, patches: int
-    ) -> list[tuple[list[_Head], int]]:
-        """How many patches of each head fill what is left of a row, both positions and patches."""
-        ends, (_, first, stop) = self.ends, dense
-        whole = stop - first
-        # The more of the dense one, the fewer patches are left over when positions run out: look
-        # for the number that leaves none, by secants, and by halves where these are slow.
-        low, high, n = 0, self._most(dense, tokens, patches), 0
-        slope = max(self._rate(dense) - self._rate(sparse), 1e-3)
-        guess = (patches - tokens * self._rate(sparse)) / slope
-        for attempt in range(20):
-            at = ends[first] + int(guess) - 1
-            n = min(max(bisect_right(ends, at, first, stop) - first, low), high)
-            size = ends[first + n - 1] - ends[first] + 1 if n else 0
-            left = patches - n - self._most(sparse, tokens - size, tokens)
-            if abs(left) <= self.patches // (2 * SMALL) or low == high:
+    def _balance(self, dense: int, sparse: int, tokens: int, patches: int) -> int:
+        """How far the dense line goes in a row that fills both its positions and its patches."""
+        ends, end, split = self.ends, len(self.ends), self.split
+        before = ends[dense - 1] if dense else 0
+        before_sparse = ends[sparse - 1] if sparse else 0
+        most = min(self._reach(dense, tokens, split), dense + patches)
+        # The more of the dense line, the fewer patches are left when positions run out. Look for
+        # the place where none is: by secants from the last row's, by halves when these are slow.
+        low, high, guess = dense, most, self.share
+        last_size = last_left = 0
+        for attempt in range(40):
+            stop = bisect_right(ends, before + int(guess), low, high)
+            size = ends[stop - 1] - before if stop > dense else 0
+            reach = bisect_right(ends, before_sparse + tokens - size, sparse, end)
+            left = patches - (stop - dense) - (reach - sparse)
+            if abs(left) <= self.tolerance:
                 break
-            low, high = (n, high) if left > 0 else (low, n - 1)
-            halves = self._size(dense, (low + high + 1) // 2)
-            guess = size + left / slope if attempt < 4 else halves
-        if n < whole and (n < 2 or self._size(dense, n) <= self.tokens // SMALL):
-            n = 0
-        rest = self._most(sparse, tokens - self._size(dense, n), patches - n)
-        return [(self.dense, n), (self.sparse, rest)]
+            low, high = (stop, high) if left > 0 else (low, stop - 1)
+            if low >= high:
+                stop = low
+                break
+            if (left - last_left) * (last_size - size) > 0:
+                self.slope = (left - last_left) / (last_size - size)
+            last_size, last_left = size, left
+            guess = size + left / self.slope if attempt < 6 else ends[(low + high) // 2] - before
+        self.share = ends[stop - 1] - before if stop > dense else 0
+        return stop
 
-    def _rate(self, head: _Head) -> float:
-        """Patches a token, of what is left of a document."""
-        patches = head.stop - head.patch
-        return patches / self._size(head, patches)
+    def _unless_small(self, place: int, stop: int) -> int:
+        """An earlier stop, if nothing but a scrap of the last document is lost by it."""
+        if stop == len(self.ends) or stop == self.split or stop in self.is_start or stop == place:
+            return stop
+        start = max(self.starts[bisect_right(self.starts, stop - 1) - 1], place)
+        return start if self._tokens(start, stop) <= self.small else stop
 
 
-def pack_rows(documents: Documents, order_D: np.ndarray, tokens: int, patches: int | None) -> Rows:
+def pack_rows(
+    documents: Documents, order_D: np.ndarray, tokens: int, patches: int | None
+) -> tuple[Documents, Rows]:
     """Rows that hold every document once.
 
     Args:
@@ -182,46 +180,87 @@ def pack_rows(documents: Documents, order_D: np.ndarray, tokens: int, patches: i
         tokens: positions of a row.
         patches: the most patches of a row; None where documents have no patches.
 
+    Returns:
+        The documents with their patches in another order, which is that of the rows' numbers.
+
     Raises:
-        ValueError: a patch has more tokens than a row has room for; see :func:`cut_patches`.
+        ValueError: a patch has more than ``tokens - 2`` tokens; see :func:`cut_patches`.
     """
+    lengths_P, patches_D = documents.patch_lengths_P, documents.patches_D
     ends_P: Sequence[int]
-    if documents.patch_lengths_P is None or documents.patches_D is None:
-        # A patch for every token: cut anywhere.
-        patches_D, patches = documents.lengths_D, tokens
-        ends_P = range(1, int(documents.lengths_D.sum()) + 1)
+    if lengths_P is None or patches_D is None or patches is None:
+        # As if each token were a patch, and no document dense: cut anywhere.
+        patches_D, row = documents.lengths_D, RowSize(tokens, tokens)
     else:
-        assert patches is not None
-        patches_D = documents.patches_D
-        if documents.patch_lengths_P.max(initial=0) >= tokens:
-            raise ValueError(f"patch_lengths: one does not fit in a row of {tokens} tokens")
-        ends_P = documents.patch_lengths_P.cumsum(dtype=np.int64).data
-    stop_D = patches_D.cumsum()
-    dense_D = patches_D * tokens > documents.lengths_D * patches
-    first = (stop_D - patches_D).tolist()
-    stop = stop_D.tolist()
-    # What comes first is taken from the end.
-    queues = [
-        [_Head(d, first[d], stop[d]) for d in order_D[dense_D[order_D] == dense][::-1].tolist()]
-        for dense in (True, False)
-    ]
-    packer = _Packer(ends_P, queues[0], queues[1], tokens, patches)
-    packer.pack()
-    document_N, patch_N, patches_N = np.array(packer.pieces, np.int64).reshape(-1, 3).T
-    last_N = patch_N + patches_N - 1
+        row = RowSize(tokens, patches)
+        if lengths_P.max(initial=0) > tokens - 2:
+            raise ValueError(f"patch_lengths: one is too long for a row of {tokens} tokens")
+    # A row begins two documents in the middle more often than not.
+    dense_D = (patches_D * (tokens - 2) > documents.lengths_D * (row.patches - 2))[order_D]
+    line_D = np.concatenate([order_D[dense_D], order_D[~dense_D]])
+    stop_D = patches_D[line_D].cumsum()
+    start_D = stop_D - patches_D[line_D]
+    total = int(stop_D[-1]) if len(stop_D) else 0
+    if lengths_P is None:
+        ends_P = range(1, total + 1)
+    else:
+        first_D = patches_D.cumsum() - patches_D
+        spans = zip(first_D[line_D].tolist(), (first_D + patches_D)[line_D].tolist(), strict=True)
+        lengths_P = np.concatenate([lengths_P[:0], *(lengths_P[a:b] for a, b in spans)])
+        # Half the memory if it suffices: fetching it takes longer than the sums.
+        dtype = np.int32 if documents.lengths_D.sum() < 2**31 else np.int64
+        ends_P = lengths_P.cumsum(dtype=dtype).data
+        documents = documents._replace(patch_lengths_P=lengths_P)
+    split = int(patches_D[order_D[dense_D]].sum())
+    cuts = _Lines(ends_P, start_D.tolist(), split, row).cut()
+    return documents, _rows(documents, line_D, start_D, ends_P, cuts, split)
+
+
+def _rows(
+    documents: Documents,
+    line_D: np.ndarray,
+    start_D: np.ndarray,
+    ends_P: Sequence[int],
+    cuts: tuple[list[int], list[int]],
+    split: int,
+) -> Rows:
+    """Cut the runs at the documents' ends.
+
+    Args:
+        line_D: the documents in the order of the lines.
+        start_D: their first patches.
+        cuts: where each row's run begins, in both lines, and the ends of these.
+    """
+    total = len(ends_P)
+    where_R = np.array(cuts)
+    piece_N = np.unique(np.concatenate([where_R.ravel(), start_D]))
+    piece_N = piece_N[piece_N < total]
+    stop_N = np.append(piece_N[1:], total)
+    row_N = np.where(
+        piece_N < split,
+        np.searchsorted(where_R[0], piece_N, side="right"),
+        np.searchsorted(where_R[1], piece_N, side="right"),
+    )
+    order_N = np.argsort(row_N, kind="stable")
+    piece_N, stop_N, row_N = piece_N[order_N], stop_N[order_N], row_N[order_N] - 1
+    document_N = np.searchsorted(start_D, piece_N, side="right") - 1
+    opens_N = piece_N == start_D[document_N]
+    patch_N = piece_N - ~opens_N
     if isinstance(ends_P, range):
-        token_N, tokens_N = patch_N, patches_N
+        end_N, context_N, before_N = stop_N, patch_N, start_D[document_N]
     else:
         ends = np.asarray(ends_P)
-        token_N, tokens_N = ends[patch_N] - 1, ends[last_N] - ends[patch_N] + 1
+        end_N, context_N = ends[stop_N - 1], ends[patch_N] - 1
+        before_N = ends[start_D[document_N]] - 1
+    text_D = (documents.lengths_D - 2).cumsum() - (documents.lengths_D - 2)
     return Rows(
-        first_R=np.array(packer.first_pieces),
-        byte_N=token_N - 2 * document_N,  # two tokens of each document have no byte
-        tokens_N=tokens_N,
-        opens_N=patch_N == (stop_D - patches_D)[document_N],
-        closes_N=last_N + 1 == stop_D[document_N],
+        first_R=np.searchsorted(row_N, np.arange(where_R.shape[1])),
+        byte_N=text_D[line_D][document_N] + context_N - before_N,
+        tokens_N=end_N - context_N,
+        opens_N=opens_N,
+        closes_N=np.isin(stop_N, start_D) | (stop_N == total),
         patch_N=patch_N,
-        patches_N=patches_N,
+        patches_N=stop_N - patch_N,
     )
 
 

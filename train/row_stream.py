@@ -132,10 +132,10 @@ class RowStream:
                 parts.append(documents)
                 position = after
             positions.append(position)
-        documents = cut_patches(join(parts), self.settings.seq_len - 1)
+        documents = cut_patches(join(parts), self.settings.seq_len - 2)
         draws = np.random.PCG64(np.random.SeedSequence([self.settings.seed, cursor.window]))
         order_D = permutation(draws, len(documents.lengths_D))
-        rows = pack_rows(documents, order_D, self.settings.seq_len, self.patches_per_row)
+        documents, rows = pack_rows(documents, order_D, self.settings.seq_len, self.patches_per_row)
         return Window(documents, rows, permutation(draws, len(rows))), tuple(positions)
 
     def _until(self, source: int, window: int) -> int:
