@@ -116,15 +116,14 @@ class _Lines:
         )
         tokens, patches = self.row.tokens - context, self.row.patches - context
         stop = self._balance(dense, sparse, tokens, patches) if dense < self.split else dense
-        if sparse < end:
-            stop = self._unless_small(dense, stop)
+        stop = self._without_scrap(dense, stop, move=sparse == end)
         if stop > dense:
             tokens -= self._tokens(dense, stop)
-        patches -= stop - dense
+            patches -= stop - dense
         if sparse == end:
             return stop, sparse
         reach = min(self._reach(sparse, tokens, end), sparse + patches)
-        return stop, self._unless_small(sparse, reach) if stop > dense else reach
+        return stop, self._without_scrap(sparse, reach, move=stop == dense)
 
     def _tokens(self, place: int, stop: int) -> int:
         return self.ends[stop - 1] - (self.ends[place - 1] if place else 0)
@@ -162,12 +161,18 @@ class _Lines:
         self.share = ends[stop - 1] - before if stop > dense else 0
         return stop
 
-    def _unless_small(self, place: int, stop: int) -> int:
-        """An earlier stop, if nothing but a scrap of the last document is lost by it."""
+    def _without_scrap(self, place: int, stop: int, *, move: bool) -> int:
+        """An earlier stop, if only a scrap of the last document would be cut off by this one.
+
+        Args:
+            move: the run must not be empty.
+        """
         if stop == len(self.ends) or stop == self.split or stop in self.is_start or stop == place:
             return stop
         start = max(self.starts[bisect_right(self.starts, stop - 1) - 1], place)
-        return start if self._tokens(start, stop) <= self.small else stop
+        if self._tokens(start, stop) > self.small or (move and start == place):
+            return stop
+        return start
 
 
 def pack_rows(

@@ -160,7 +160,8 @@ class ShardSource:
             if not np.array_equal(counts_D, lengths_D):
                 raise ValueError("there is not one entropy for each token")
             # Rules that have a threshold do not look at the tokens.
-            lengths_P, patches_D = patch_stored(self.patcher, h_T, lengths_D, np.zeros(0, np.int32))
+            no_tokens = np.zeros(0, np.int32)
+            lengths_P, patches_D = patch_stored(self.patcher, h_T.copy(), lengths_D, no_tokens)
             lengths_P = lengths_P.astype(np.int32)
         _check_patches(lengths_P, patches_D, lengths_D)
         return Documents(text, lengths_D, lengths_P, patches_D)

@@ -94,8 +94,8 @@ def plain_batches(urls: list[str], seq_len: int, patches: int) -> Iterator[tuple
                     patch += 1
                 if count > 1:
                     stop = position + taken - 1
-                    row[0].extend(tokens[position:stop] + [2])
-                    row[1].extend(tokens[position + 1 : stop + 1] + [-100])
+                    row[0].extend([*tokens[position:stop], 2])
+                    row[1].extend([*tokens[position + 1 : stop + 1], -100])
                     row[2].extend([1, *lengths[patch - count + 1 : patch]])
                     position = stop
                 if patch < len(lengths):
