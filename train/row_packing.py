@@ -1,4 +1,4 @@
-"""Documents of a shuffle window → rows of a batch. Plain numpy; no files, no torch.
+"""Documents of a shuffle window → rows: which part of which document stands where. Plain numpy.
 
 A row is a sequence of *pieces*. A piece is a run of whole patches of one document: it predicts the
 tokens ``a+1 .. b`` of the document (BOS, bytes, EOS) and takes ``b - a + 1`` positions of the row::
@@ -23,10 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
-
-IGNORE_LABEL = -100
-"""What torchtitan's losses leave out."""
 SMALL = 128
 """Of a row, 1 / SMALL is not worth cutting a document for."""
 
@@ -39,7 +35,7 @@ class Documents(NamedTuple):
     lengths_D: np.ndarray
     """int64: tokens of each document; all at least 2."""
     patch_lengths_P: np.ndarray | None
-    """int32, tokens; the first patch of each document has one token. None: cut anywhere."""
+    """Tokens; the first patch of each document has one token. None: cut anywhere."""
     patches_D: np.ndarray | None
     """int64: patches of each document."""
 
@@ -49,6 +45,8 @@ class Rows(NamedTuple):
 
     first_R: np.ndarray
     """R + 1 values: the first piece of each row, and N."""
+    row_N: np.ndarray
+    """The row of each piece."""
     byte_N: np.ndarray
     """Where ``x[a]`` stands in :attr:`Documents.text`; some other byte if it is BOS."""
     tokens_N: np.ndarray
@@ -122,7 +120,7 @@ class _Lines:
             patches -= stop - dense
         if sparse == end:
             return stop, sparse
-        reach = min(self._reach(sparse, tokens, end), sparse + patches)
+        reach = self._reach(sparse, tokens, min(sparse + patches, end))
         return stop, self._without_scrap(sparse, reach, move=stop == dense)
 
     def _tokens(self, place: int, stop: int) -> int:
@@ -135,10 +133,12 @@ class _Lines:
 
     def _balance(self, dense: int, sparse: int, tokens: int, patches: int) -> int:
         """How far the dense line goes in a row that fills both its positions and its patches."""
-        ends, end, split = self.ends, len(self.ends), self.split
+        ends, split = self.ends, self.split
+        # One more patch than there is room for says that there are too many.
+        end = min(sparse + patches + 1, len(ends))
         before = ends[dense - 1] if dense else 0
         before_sparse = ends[sparse - 1] if sparse else 0
-        most = min(self._reach(dense, tokens, split), dense + patches)
+        most = self._reach(dense, tokens, min(dense + patches, split))
         # The more of the dense line, the fewer patches are left when positions run out. Look for
         # the place where none is: by secants from the last row's, by halves when these are slow.
         low, high, guess = dense, most, self.share
@@ -154,7 +154,7 @@ class _Lines:
             if low >= high:
                 stop = low
                 break
-            if (left - last_left) * (last_size - size) > 0:
+            if attempt and (left - last_left) * (last_size - size) > 0:
                 self.slope = (left - last_left) / (last_size - size)
             last_size, last_left = size, left
             guess = size + left / self.slope if attempt < 6 else ends[(low + high) // 2] - before
@@ -176,12 +176,12 @@ class _Lines:
 
 
 def pack_rows(
-    documents: Documents, order_D: np.ndarray, tokens: int, patches: int | None
+    documents: Documents, draws: np.random.BitGenerator, tokens: int, patches: int | None
 ) -> tuple[Documents, Rows]:
     """Rows that hold every document once.
 
     Args:
-        order_D: a permutation of the documents; those that come first go to the first rows.
+        draws: what shuffles the documents, and then the rows.
         tokens: positions of a row.
         patches: the most patches of a row; None where documents have no patches.
 
@@ -200,6 +200,7 @@ def pack_rows(
         row = RowSize(tokens, patches)
         if lengths_P.max(initial=0) > tokens - 2:
             raise ValueError(f"patch_lengths: one is too long for a row of {tokens} tokens")
+    order_D = permutation(draws, len(documents.lengths_D))
     # A row begins two documents in the middle more often than not.
     dense_D = (patches_D * (tokens - 2) > documents.lengths_D * (row.patches - 2))[order_D]
     line_D = np.concatenate([order_D[dense_D], order_D[~dense_D]])
@@ -218,7 +219,8 @@ def pack_rows(
         documents = documents._replace(patch_lengths_P=lengths_P)
     split = int(patches_D[order_D[dense_D]].sum())
     cuts = _Lines(ends_P, start_D.tolist(), split, row).cut()
-    return documents, _rows(documents, line_D, start_D, ends_P, cuts, split)
+    place_R = permutation(draws, len(cuts[0]) - 1)
+    return documents, _rows(documents, line_D, start_D, ends_P, np.array(cuts), split, place_R)
 
 
 def _rows(
@@ -226,28 +228,30 @@ def _rows(
     line_D: np.ndarray,
     start_D: np.ndarray,
     ends_P: Sequence[int],
-    cuts: tuple[list[int], list[int]],
+    cuts_R: np.ndarray,
     split: int,
+    place_R: np.ndarray,
 ) -> Rows:
     """Cut the runs at the documents' ends.
 
     Args:
         line_D: the documents in the order of the lines.
         start_D: their first patches.
-        cuts: where each row's run begins, in both lines, and the ends of these.
+        cuts_R: where each row's run begins, in both lines, and the ends of these.
+        place_R: where each row goes.
     """
     total = len(ends_P)
-    where_R = np.array(cuts)
-    piece_N = np.unique(np.concatenate([where_R.ravel(), start_D]))
+    piece_N = np.unique(np.concatenate([cuts_R.ravel(), start_D]))
     piece_N = piece_N[piece_N < total]
     stop_N = np.append(piece_N[1:], total)
     row_N = np.where(
         piece_N < split,
-        np.searchsorted(where_R[0], piece_N, side="right"),
-        np.searchsorted(where_R[1], piece_N, side="right"),
+        np.searchsorted(cuts_R[0], piece_N, side="right"),
+        np.searchsorted(cuts_R[1], piece_N, side="right"),
     )
+    row_N = place_R[row_N - 1]
     order_N = np.argsort(row_N, kind="stable")
-    piece_N, stop_N, row_N = piece_N[order_N], stop_N[order_N], row_N[order_N] - 1
+    piece_N, stop_N, row_N = piece_N[order_N], stop_N[order_N], row_N[order_N]
     document_N = np.searchsorted(start_D, piece_N, side="right") - 1
     opens_N = piece_N == start_D[document_N]
     patch_N = piece_N - ~opens_N
@@ -259,7 +263,8 @@ def _rows(
         before_N = ends[start_D[document_N]] - 1
     text_D = (documents.lengths_D - 2).cumsum() - (documents.lengths_D - 2)
     return Rows(
-        first_R=np.searchsorted(row_N, np.arange(where_R.shape[1])),
+        first_R=np.searchsorted(row_N, np.arange(len(place_R) + 1)),
+        row_N=row_N,
         byte_N=text_D[line_D][document_N] + context_N - before_N,
         tokens_N=end_N - context_N,
         opens_N=opens_N,
@@ -269,20 +274,60 @@ def _rows(
     )
 
 
-def join(parts: Sequence[Documents]) -> Documents:
-    """Parts whose text has no bytes around it → documents laid end to end."""
-    text = np.concatenate([np.zeros(1, np.uint8), *(p.text for p in parts), np.zeros(2, np.uint8)])
-    lengths_D = np.concatenate([np.zeros(0, np.int64), *(part.lengths_D for part in parts)])
-    lengths_P = [part.patch_lengths_P for part in parts if part.patch_lengths_P is not None]
-    patches_D = [part.patches_D for part in parts if part.patches_D is not None]
-    if parts and not lengths_P:
-        return Documents(text, lengths_D, None, None)
-    return Documents(
-        text,
-        lengths_D,
-        np.concatenate([np.zeros(0, np.int32), *lengths_P]),
-        np.concatenate([np.zeros(0, np.int64), *patches_D]),
-    )
+class Collector:
+    """Lays record batches end to end, copying each as it comes: its memory serves the next one."""
+
+    def __init__(self, tokens: int, longest: int, *, patches: bool):
+        """
+        Args:
+            tokens: about how many will come.
+            longest: patches above so many tokens are cut.
+            patches: whether there are any.
+        """
+        self.longest = longest
+        self.text = _Growing(tokens + 3, np.uint8)
+        self.text.add(np.zeros(1, np.uint8))
+        self.lengths_P = _Growing(tokens // 4, np.uint16 if longest < 2**16 else np.int32)
+        self.lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
+        self.patches = [np.zeros(0, np.int64)] if patches else None
+
+    def add(self, part: Documents) -> None:
+        """Documents whose text has no bytes around it."""
+        self.text.add(part.text)
+        self.lengths.append(part.lengths_D)
+        if self.patches is not None:
+            part = cut_patches(part, self.longest)
+            assert part.patch_lengths_P is not None and part.patches_D is not None
+            self.lengths_P.add(part.patch_lengths_P)
+            self.patches.append(part.patches_D)
+
+    def documents(self) -> Documents:
+        self.text.add(np.zeros(2, np.uint8))
+        lengths_D = np.concatenate(self.lengths)
+        if self.patches is None:
+            return Documents(self.text.values(), lengths_D, None, None)
+        patches_D = np.concatenate(self.patches)
+        return Documents(self.text.values(), lengths_D, self.lengths_P.values(), patches_D)
+
+
+class _Growing:
+    """An array that is added to."""
+
+    def __init__(self, capacity: int, dtype: type):
+        self.array = np.empty(capacity, dtype)
+        self.used = 0
+
+    def add(self, values: np.ndarray) -> None:
+        stop = self.used + len(values)
+        if stop > len(self.array):
+            more = np.empty(2 * stop, self.array.dtype)
+            more[: self.used] = self.values()
+            self.array = more
+        self.array[self.used : stop] = values
+        self.used = stop
+
+    def values(self) -> np.ndarray:
+        return self.array[: self.used]
 
 
 def cut_patches(documents: Documents, longest: int) -> Documents:
@@ -298,75 +343,6 @@ def cut_patches(documents: Documents, longest: int) -> Documents:
     return documents._replace(patch_lengths_P=cut, patches_D=patches_D)
 
 
-def fill_rows(
-    documents: Documents,
-    rows: Rows,
-    which: np.ndarray,
-    input_BS: np.ndarray,
-    labels_BS: np.ndarray,
-    patch_lengths_BP: np.ndarray | None,
-) -> None:
-    """Write the rows ``which`` (B of them) into arrays of int64; padded with -1, -100 and 0."""
-    first_B, last_B = rows.first_R[which], rows.first_R[which + 1]
-    pieces_M = np.concatenate([np.arange(*ends) for ends in zip(first_B, last_B, strict=True)])
-    row_M = np.repeat(np.arange(len(which)), last_B - first_B)
-    byte_M, tokens_M = rows.byte_N[pieces_M], rows.tokens_N[pieces_M]
-    end_M, used_B = _lay(documents.text, byte_M, tokens_M, row_M, input_BS)
-    _lay(documents.text, byte_M + 1, tokens_M, row_M, labels_BS)
-    input_BS += BYTE_OFFSET
-    labels_BS += BYTE_OFFSET
-    input_T, labels_T = input_BS.reshape(-1), labels_BS.reshape(-1)
-    input_T[(end_M - tokens_M)[rows.opens_N[pieces_M]]] = BOS_ID
-    input_T[end_M - 1] = EOS_ID
-    labels_T[end_M[rows.closes_N[pieces_M]] - 2] = EOS_ID
-    labels_T[end_M - 1] = IGNORE_LABEL
-    for row, used in enumerate(used_B):
-        input_BS[row, used:] = PAD_ID
-        labels_BS[row, used:] = IGNORE_LABEL
-    if patch_lengths_BP is not None:
-        assert documents.patch_lengths_P is not None
-        patch_M, patches_M = rows.patch_N[pieces_M], rows.patches_N[pieces_M]
-        end_M, _ = _lay(documents.patch_lengths_P, patch_M, patches_M, row_M, patch_lengths_BP)
-        patch_lengths_BP.reshape(-1)[end_M - patches_M] = 1
-
-
-def _lay(
-    source: np.ndarray,
-    start_M: np.ndarray,
-    length_M: np.ndarray,
-    row_M: np.ndarray,
-    out_BX: np.ndarray,
-) -> tuple[np.ndarray, list[int]]:
-    """Copy stretches of ``source`` into rows, one after another, and zeros after them.
-
-    Returns:
-        Where each stretch ends, rows laid end to end, and how much of each row is used.
-    """
-    rows, width = out_BX.shape
-    used_B = np.bincount(row_M, length_M, rows).astype(np.int64)
-    before_B = used_B.cumsum() - used_B
-    end_M = length_M.cumsum() + (np.arange(rows) * width - before_B)[row_M]
-    blank = np.zeros(width, source.dtype)
-    stretches: list[np.ndarray] = []
-    row, used = 0, used_B.tolist()
-    stop_M = start_M + length_M
-    for owner, start, stop in zip(row_M.tolist(), start_M.tolist(), stop_M.tolist(), strict=True):
-        if owner != row:
-            stretches.append(blank[used[row] :])
-            row = owner
-        stretches.append(source[start:stop])
-    stretches.append(blank[used[row] :])
-    np.concatenate(stretches, out=out_BX.reshape(-1))
-    return end_M, used
-
-
-def empty_rows(
-    input_BS: np.ndarray, labels_BS: np.ndarray, patch_lengths_BP: np.ndarray | None
-) -> None:
-    """Write rows that teach nothing: one EOS without label; models read no row without token."""
-    input_BS[:] = PAD_ID
-    input_BS[:, 0] = EOS_ID
-    labels_BS[:] = IGNORE_LABEL
-    if patch_lengths_BP is not None:
-        patch_lengths_BP[:] = 0
-        patch_lengths_BP[:, 0] = 1
+def permutation(draws: np.random.BitGenerator, count: int) -> np.ndarray:
+    """Made of raw draws, which unlike numpy's own permutations never change with its version."""
+    return np.argsort(draws.random_raw(count), kind="stable")

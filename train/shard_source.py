@@ -16,7 +16,7 @@ from model.patcher import Patcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.scoring import patch_stored
 from pipeline.shards import ShardEntry, ShardSet
-from train.row_packing import Documents
+from train.row_packing import Documents, permutation
 
 
 class Position(NamedTuple):
@@ -203,8 +203,3 @@ def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.n
 
 def _order(count: int, seed: tuple[int, ...], epoch: int) -> np.ndarray:
     return permutation(np.random.PCG64(np.random.SeedSequence([*seed, epoch])), count)
-
-
-def permutation(draws: np.random.BitGenerator, count: int) -> np.ndarray:
-    """Made of raw draws, which unlike numpy's own permutations never change with its version."""
-    return np.argsort(draws.random_raw(count), kind="stable")

@@ -8,15 +8,8 @@ from hypothesis import strategies as st
 
 from model.patch_layout import check_batch
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
-from train.row_packing import (
-    IGNORE_LABEL,
-    Documents,
-    cut_patches,
-    empty_rows,
-    fill_rows,
-    join,
-    pack_rows,
-)
+from train.row_filling import IGNORE_LABEL, empty_rows, fill_rows
+from train.row_packing import Collector, Documents, cut_patches, pack_rows
 
 FIRST = 1000
 """Texts of these tests are numbers from here on, each once: a byte says where it is from."""
@@ -36,12 +29,10 @@ def numbered(patch_lengths: list[list[int]] | list[int], *, patches: bool = True
 
 def filled(documents: Documents, tokens: int, patches: int | None, seed: int = 0) -> tuple:
     """All rows of some documents."""
-    order = np.random.default_rng(seed).permutation(len(documents.lengths_D))
-    documents, rows = pack_rows(documents, order, tokens, patches)
+    documents, rows = pack_rows(documents, np.random.PCG64(seed), tokens, patches)
     shapes = [(len(rows), tokens), (len(rows), tokens), (len(rows), patches or 0)]
     arrays = [np.full(shape, -7, np.int64) for shape in shapes]
-    which = np.random.default_rng(seed).permutation(len(rows))
-    fill_rows(documents, rows, which, *arrays[:2], arrays[2] if patches else None)
+    fill_rows(documents, rows, 0, *arrays[:2], arrays[2] if patches else None)
     return tuple(arrays)
 
 
@@ -125,9 +116,8 @@ def test_rows_without_patches(lengths, tokens):
 def test_a_row_by_hand():
     # "a", "bcdefgh" in patches of 1 2 2 3; rows of 8 tokens.
     documents = numbered([[1, 1], [1, 2, 2, 3]])
-    documents, rows = pack_rows(documents, np.array([0, 1]), 8, 6)
-    arrays = [np.zeros((len(rows), width), np.int64) for width in (8, 8, 6)]
-    fill_rows(documents, rows, np.arange(len(rows)), *arrays)
+    # Documents and rows stay in order with this seed.
+    arrays = filled(documents, 8, 6, seed=1)
     a, b = FIRST, FIRST + 1
     no, pad, eos, bos = IGNORE_LABEL, PAD_ID, EOS_ID, BOS_ID
     assert arrays[0].tolist() == [
@@ -177,10 +167,11 @@ def test_long_patches_are_cut():
     assert documents.patch_lengths_P.tolist() == [1, 3, 10, 10, 5, 1, 1, 10, 1, 10, 1]
     assert documents.patches_D.tolist() == [6, 2, 3]
     with pytest.raises(ValueError, match="too long for a row of 11 tokens"):
-        pack_rows(documents, np.arange(3), 11, 6)
+        pack_rows(documents, np.random.PCG64(0), 11, 6)
 
 
-def test_parts_are_joined():
+@pytest.mark.parametrize("expected", [0, 100])
+def test_parts_are_laid_end_to_end(expected):
     parts = [
         Documents(np.frombuffer(text, np.uint8), np.array(lengths), np.array(patches), np.array(n))
         for text, lengths, patches, n in (
@@ -188,12 +179,17 @@ def test_parts_are_joined():
             (b"c", [2, 3], [1, 1, 1, 2], [2, 2]),
         )
     ]
-    joined = join(parts)
+    collector = Collector(expected, 2, patches=True)
+    without = Collector(expected, 2, patches=False)
+    for part in parts:
+        collector.add(part)
+        without.add(part)
+    joined = collector.documents()
     assert bytes(joined.text) == b"\0abc\0\0" and joined.lengths_D.tolist() == [4, 2, 3]
-    assert joined.patch_lengths_P.tolist() == [1, 3, 1, 1, 1, 2]
-    assert joined.patches_D.tolist() == [2, 2, 2]
-    without = join([part._replace(patch_lengths_P=None, patches_D=None) for part in parts])
-    assert without.patch_lengths_P is None and without.patches_D is None
+    assert joined.patch_lengths_P.tolist() == [1, 2, 1, 1, 1, 1, 2]
+    assert joined.patches_D.tolist() == [3, 2, 2]
+    joined = without.documents()
+    assert joined.patch_lengths_P is None and joined.patches_D is None
 
 
 def test_empty_rows_are_accepted_and_teach_nothing():
@@ -203,8 +199,8 @@ def test_empty_rows_are_accepted_and_teach_nothing():
     assert (arrays[1] == IGNORE_LABEL).all() and (arrays[0] != PAD_ID).sum() == 2
 
 
-def test_no_documents_give_no_rows():
-    for parts in ([], [Documents(np.zeros(0, np.uint8), np.zeros(0, int), None, None)]):
-        documents = join(parts)
-        _, rows = pack_rows(documents, np.zeros(0, int), 16, 4)
-        assert len(rows) == 0
+@pytest.mark.parametrize("patches", [True, False])
+def test_no_documents_give_no_rows(patches):
+    documents = Collector(0, 14, patches=patches).documents()
+    _, rows = pack_rows(documents, np.random.PCG64(0), 16, 4)
+    assert len(rows) == 0
