@@ -189,7 +189,8 @@ class _BatchBuilder:
         begin = max(self.filled, rank * batch)
         end = min(self.filled + passed, (rank + 1) * batch)
         if begin < end:
-            fill_rows(*window, row + begin - self.filled, *self._arrays(begin, end))
+            at = row + begin - self.filled
+            fill_rows(window.documents, window.rows, at, *self._arrays(begin, end))
         self.filled += passed
         return passed
 

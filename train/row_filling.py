@@ -7,7 +7,8 @@ of text is put in afterwards.
 import numpy as np
 
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
-from train.row_packing import Documents, Rows
+from train.documents import Documents
+from train.row_packing import Rows
 
 IGNORE_LABEL = -100
 """What torchtitan's losses leave out."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.shards import ShardSet
-from train.row_packing import Collector, Documents, Rows, pack_rows
+from train.documents import Collector, Documents
+from train.row_packing import Rows, pack_rows
 from train.shard_source import Position, ShardSource
 
 PACKING_VERSION = 1

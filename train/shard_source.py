@@ -16,7 +16,8 @@ from model.patcher import Patcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.scoring import patch_stored
 from pipeline.shards import ShardEntry, ShardSet
-from train.row_packing import Documents, permutation
+from train.documents import Documents
+from train.row_packing import permutation
 
 
 class Position(NamedTuple):

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from model.patch_layout import check_batch
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
+from train.documents import Collector, Documents, cut_patches
 from train.row_filling import IGNORE_LABEL, empty_rows, fill_rows
-from train.row_packing import Collector, Documents, cut_patches, pack_rows
+from train.row_packing import pack_rows
 
 FIRST = 1000
 """Texts of these tests are numbers from here on, each once: a byte says where it is from."""
