@@ -4,6 +4,8 @@ A row's pieces are stretches of the window's text: all are copied in one call, a
 of text is put in afterwards.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
@@ -28,9 +30,12 @@ def fill_rows(
     first_B = [n - pieces.start for n in first_B]
     row_M = rows.row_N[pieces] - first
     byte_M, tokens_M = rows.byte_N[pieces], rows.tokens_N[pieces]
-    text, pad, no_label = documents.text, PAD_ID - BYTE_OFFSET, IGNORE_LABEL - BYTE_OFFSET
-    end_M = _lay(text, byte_M, tokens_M, row_M, first_B, pad, input_BS)
-    _lay(text, byte_M + 1, tokens_M, row_M, first_B, no_label, labels_BS)
+    end_M, used_B = _places(tokens_M, row_M, first_B, input_BS.shape[1])
+    text, starts = documents.text, byte_M.tolist()
+    stops = (byte_M + tokens_M).tolist()
+    _lay(text, starts, stops, first_B, used_B, PAD_ID - BYTE_OFFSET, input_BS)
+    starts, stops = [n + 1 for n in starts], [n + 1 for n in stops]
+    _lay(text, starts, stops, first_B, used_B, IGNORE_LABEL - BYTE_OFFSET, labels_BS)
     input_BS += BYTE_OFFSET
     labels_BS += BYTE_OFFSET
     input_T, labels_T = input_BS.reshape(-1), labels_BS.reshape(-1)
@@ -40,38 +45,39 @@ def fill_rows(
     labels_T[end_M - 1] = IGNORE_LABEL
     if patch_lengths_BP is not None:
         assert documents.patch_lengths_P is not None
-        lengths_P, patches_M = documents.patch_lengths_P, rows.patches_N[pieces]
-        patch_M = rows.patch_N[pieces]
-        end_M = _lay(lengths_P, patch_M, patches_M, row_M, first_B, 0, patch_lengths_BP)
+        patch_M, patches_M = rows.patch_N[pieces], rows.patches_N[pieces]
+        end_M, used_B = _places(patches_M, row_M, first_B, patch_lengths_BP.shape[1])
+        starts, stops = patch_M.tolist(), (patch_M + patches_M).tolist()
+        _lay(documents.patch_lengths_P, starts, stops, first_B, used_B, 0, patch_lengths_BP)
         patch_lengths_BP.reshape(-1)[end_M - patches_M] = 1
+
+
+def _places(
+    length_M: np.ndarray, row_M: np.ndarray, first_B: list[int], width: int
+) -> tuple[np.ndarray, list[int]]:
+    """Where each piece ends, rows of ``width`` laid end to end, and how much of each is used."""
+    end_M = length_M.cumsum()
+    before_B = [0, *end_M[[n - 1 for n in first_B[1:]]].tolist()]
+    shift_B = [row * width - before for row, before in enumerate(before_B[:-1])]
+    return end_M + np.array(shift_B)[row_M], [b - a for a, b in pairwise(before_B)]
 
 
 def _lay(
     source: np.ndarray,
-    start_M: np.ndarray,
-    length_M: np.ndarray,
-    row_M: np.ndarray,
+    starts: list[int],
+    stops: list[int],
     first_B: list[int],
+    used_B: list[int],
     padding: int,
     out_BX: np.ndarray,
-) -> np.ndarray:
-    """Copy stretches of ``source`` into rows, one after another, and padding after them.
-
-    Returns:
-        Where each stretch ends, rows laid end to end.
-    """
-    width = out_BX.shape[1]
-    end_M = length_M.cumsum()
-    before_B = [0, *end_M[[n - 1 for n in first_B[1:]]].tolist()]
-    blank = np.full(width, padding)
-    starts, stops = start_M.tolist(), (start_M + length_M).tolist()
+) -> None:
+    """Copy stretches of ``source`` into rows, one after another, and padding after them."""
+    blank = np.full(out_BX.shape[1], padding)
     stretches: list[np.ndarray] = []
-    for row in range(len(out_BX)):
-        own = slice(first_B[row], first_B[row + 1])
-        stretches += [source[a:b] for a, b in zip(starts[own], stops[own], strict=True)]
-        stretches.append(blank[before_B[row + 1] - before_B[row] :])
+    for (first, last), used in zip(pairwise(first_B), used_B, strict=True):
+        stretches += [source[starts[n] : stops[n]] for n in range(first, last)]
+        stretches.append(blank[used:])
     np.concatenate(stretches, out=out_BX.reshape(-1))
-    return end_M + (np.arange(len(out_BX)) * width - before_B[:-1])[row_M]
 
 
 def empty_rows(

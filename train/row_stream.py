@@ -89,11 +89,12 @@ class RowStream:
         _check(urls, settings)
         self.settings = settings
         self.sources = [
-            ShardSource(ShardSet(url), (settings.seed, i), settings.threshold, settings.patches)
+            ShardSource(ShardSet(url), (settings.seed, 2, i), settings.threshold, settings.patches)
             for i, url in enumerate(urls)
         ]
         tokens = np.array([source.tokens for source in self.sources], float)
-        self.share = np.array(settings.weights or tokens) / sum(settings.weights or tokens)
+        parts = np.array(settings.weights) if settings.weights else tokens
+        self.share = parts / parts.sum()
         self.windows_per_epoch = math.ceil(tokens.sum() / settings.shuffle_bytes)
         self.patches_per_row = self._patches_per_row() if settings.patches else None
 
@@ -146,7 +147,7 @@ class RowStream:
                 collector.add(documents)
                 position = after
             positions.append(position)
-        draws = np.random.PCG64(np.random.SeedSequence([self.settings.seed, cursor.window]))
+        draws = np.random.PCG64(np.random.SeedSequence([self.settings.seed, 1, cursor.window]))
         window = Window(
             *pack_rows(collector.documents(), draws, self.settings.seq_len, self.patches_per_row)
         )
