@@ -118,8 +118,8 @@ class ShardSource:
         if read != expected:
             where = self.shards.output.locate(self.entries[order[-1]].path)
             raise PipelineError(
-                f"{where}: holds {read - expected:+} tokens more than its manifest says; restore "
-                "it, or make the shards again"
+                f"{where}: holds other text than its manifest says ({read - expected:+} tokens); "
+                "restore it, or make the shards again"
             )
 
     def _batches(self, entry: ShardEntry, first: int) -> Iterator[tuple[Documents, bool]]:
@@ -138,9 +138,11 @@ class ShardSource:
                 )
                 reader = pa.ipc.open_file(file, options=options)
                 count = reader.num_record_batches
+                if first >= count:
+                    raise ValueError(f"there are only {count} record batches")
                 for number in range(first, count):
                     yield self._documents(reader.get_batch(number)), number + 1 == count
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except Exception as error:  # each filesystem has its own; all mean the same here
             raise PipelineError(
                 f"{where}: cannot be read (record batch {number}): {error}; restore it, or make "
                 "the shards again"

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -201,7 +202,7 @@ def shard_files(directory) -> list:
     return sorted(directory.glob("shards/*.arrow"))
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut short", "overwritten", "another"])
+@pytest.mark.parametrize("damage", ["gone", "cut short", "overwritten", "another", "empty"])
 def test_a_damaged_shard_is_named(sets, tmp_path, damage):
     """In the middle of the run, and in the thread that trains."""
     directory = tmp_path / "set"
@@ -216,9 +217,12 @@ def test_a_damaged_shard_is_named(sets, tmp_path, damage):
         victim.write_bytes(victim.read_bytes()[:-200])
     elif damage == "overwritten":
         victim.write_bytes(b"\x55" * victim.stat().st_size)
+    elif damage == "empty":
+        with pa.ipc.open_file(other) as whole, pa.ipc.new_file(victim, whole.schema):
+            pass
     else:
         shutil.copy(other, victim)
-    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|holds)"):
+    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|holds other text)"):
         for _ in range(1000):
             next(batches)
     with pytest.raises(StopIteration):
