@@ -21,9 +21,8 @@ from torchtitan.components.dataloader import BaseDataLoader
 
 from pipeline.errors import ConfigError
 from pipeline.scoring import prefetch
-from train.row_packing import empty_rows, fill_rows
+from train.row_filling import empty_rows, fill_rows
 from train.row_stream import Cursor, RowSettings, RowStream, Window
-from train.shard_source import Position
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
@@ -135,8 +134,7 @@ class ShardDataLoader(BaseDataLoader):
                 "was made with, or leave the dataloader's state out (--checkpoint."
                 "exclude_from_loading dataloader) to start the data anew"
             )
-        window, positions, row, rows = state["cursor"]
-        self._next = Cursor(window, tuple(Position(*at) for at in positions), row, rows)
+        self._next = Cursor.of_json(state["cursor"])
         self._resumed = True
 
 
@@ -191,8 +189,8 @@ class _BatchBuilder:
         begin = max(self.filled, rank * batch)
         end = min(self.filled + passed, (rank + 1) * batch)
         if begin < end:
-            which = window.order_R[row + begin - self.filled : row + end - self.filled]
-            fill_rows(window.documents, window.rows, which, *self._arrays(begin, end))
+            at = row + begin - self.filled
+            fill_rows(window.documents, window.rows, at, *self._arrays(begin, end))
         self.filled += passed
         return passed
 

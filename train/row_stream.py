@@ -18,8 +18,9 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.shards import ShardSet
-from train.row_packing import Documents, Rows, cut_patches, join, pack_rows
-from train.shard_source import Position, ShardSource, permutation
+from train.documents import Collector, Documents
+from train.row_packing import Rows, pack_rows
+from train.shard_source import Position, ShardSource
 
 PACKING_VERSION = 1
 """Changes when the same shards, seed and settings give other rows than before."""
@@ -27,6 +28,8 @@ SLACK = 1.005
 """Patches of a row beyond what text needs on average: so much can be lost without losing text."""
 LEAST_TOKENS = 8
 LEAST_PATCHES = 4
+READ_AHEAD = 4 << 20
+"""Tokens by which a window may become larger than was asked for: record batches are not cut."""
 SAMPLE_TOKENS = 4 << 20
 """Of each set, to see how many patches another threshold gives."""
 
@@ -62,12 +65,16 @@ class Cursor(NamedTuple):
     rows: int
     """Rows before this one, of all windows."""
 
+    @classmethod
+    def of_json(cls, values: Sequence[Any]) -> "Cursor":
+        """The cursor that was written as JSON."""
+        window, positions, row, rows = values
+        return cls(window, tuple(Position(*position) for position in positions), row, rows)
+
 
 class Window(NamedTuple):
     documents: Documents
     rows: Rows
-    order_R: np.ndarray
-    """Which of ``rows`` is read first, second, ..."""
 
 
 class RowStream:
@@ -82,11 +89,12 @@ class RowStream:
         _check(urls, settings)
         self.settings = settings
         self.sources = [
-            ShardSource(ShardSet(url), (settings.seed, i), settings.threshold, settings.patches)
+            ShardSource(ShardSet(url), (settings.seed, 2, i), settings.threshold, settings.patches)
             for i, url in enumerate(urls)
         ]
         tokens = np.array([source.tokens for source in self.sources], float)
-        self.share = np.array(settings.weights or tokens) / sum(settings.weights or tokens)
+        parts = np.array(settings.weights) if settings.weights else tokens
+        self.share = parts / parts.sum()
         self.windows_per_epoch = math.ceil(tokens.sum() / settings.shuffle_bytes)
         self.patches_per_row = self._patches_per_row() if settings.patches else None
 
@@ -126,17 +134,24 @@ class RowStream:
             cursor = Cursor(cursor.window + 1, positions, 0, rows)
 
     def _load(self, cursor: Cursor) -> tuple[Window, tuple[Position, ...]]:
-        positions, parts = [], []
-        for i, (source, position) in enumerate(zip(self.sources, cursor.positions, strict=True)):
-            for documents, after in source.read(position, self._until(i, cursor.window)):
-                parts.append(documents)
+        until = [self._until(i, cursor.window) for i in range(len(self.sources))]
+        expected = sum(until) - sum(position.tokens for position in cursor.positions)
+        collector = Collector(
+            max(expected, 0) + READ_AHEAD,
+            self.settings.seq_len - 2,
+            patches=self.settings.patches,
+        )
+        positions = []
+        for source, position, stop in zip(self.sources, cursor.positions, until, strict=True):
+            for documents, after in source.read(position, stop):
+                collector.add(documents)
                 position = after
             positions.append(position)
-        documents = cut_patches(join(parts), self.settings.seq_len - 1)
-        draws = np.random.PCG64(np.random.SeedSequence([self.settings.seed, cursor.window]))
-        order_D = permutation(draws, len(documents.lengths_D))
-        rows = pack_rows(documents, order_D, self.settings.seq_len, self.patches_per_row)
-        return Window(documents, rows, permutation(draws, len(rows))), tuple(positions)
+        draws = np.random.PCG64(np.random.SeedSequence([self.settings.seed, 1, cursor.window]))
+        window = Window(
+            *pack_rows(collector.documents(), draws, self.settings.seq_len, self.patches_per_row)
+        )
+        return window, tuple(positions)
 
     def _until(self, source: int, window: int) -> int:
         """How many tokens of a source are read by the end of a window, from the very first on."""

@@ -16,7 +16,8 @@ from model.patcher import Patcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.scoring import patch_stored
 from pipeline.shards import ShardEntry, ShardSet
-from train.row_packing import Documents
+from train.documents import Documents
+from train.row_packing import permutation
 
 
 class Position(NamedTuple):
@@ -117,8 +118,8 @@ class ShardSource:
         if read != expected:
             where = self.shards.output.locate(self.entries[order[-1]].path)
             raise PipelineError(
-                f"{where}: holds {read - expected:+} tokens more than its manifest says; restore "
-                "it, or make the shards again"
+                f"{where}: holds other text than its manifest says ({read - expected:+} tokens); "
+                "restore it, or make the shards again"
             )
 
     def _batches(self, entry: ShardEntry, first: int) -> Iterator[tuple[Documents, bool]]:
@@ -137,9 +138,11 @@ class ShardSource:
                 )
                 reader = pa.ipc.open_file(file, options=options)
                 count = reader.num_record_batches
+                if first >= count:
+                    raise ValueError(f"there are only {count} record batches")
                 for number in range(first, count):
                     yield self._documents(reader.get_batch(number)), number + 1 == count
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except Exception as error:  # each filesystem has its own; all mean the same here
             raise PipelineError(
                 f"{where}: cannot be read (record batch {number}): {error}; restore it, or make "
                 "the shards again"
@@ -160,7 +163,8 @@ class ShardSource:
             if not np.array_equal(counts_D, lengths_D):
                 raise ValueError("there is not one entropy for each token")
             # Rules that have a threshold do not look at the tokens.
-            lengths_P, patches_D = patch_stored(self.patcher, h_T, lengths_D, np.zeros(0, np.int32))
+            no_tokens = np.zeros(0, np.int32)
+            lengths_P, patches_D = patch_stored(self.patcher, h_T.copy(), lengths_D, no_tokens)
             lengths_P = lengths_P.astype(np.int32)
         _check_patches(lengths_P, patches_D, lengths_D)
         return Documents(text, lengths_D, lengths_P, patches_D)
@@ -202,8 +206,3 @@ def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.n
 
 def _order(count: int, seed: tuple[int, ...], epoch: int) -> np.ndarray:
     return permutation(np.random.PCG64(np.random.SeedSequence([*seed, epoch])), count)
-
-
-def permutation(draws: np.random.BitGenerator, count: int) -> np.ndarray:
-    """Made of raw draws, which unlike numpy's own permutations never change with its version."""
-    return np.argsort(draws.random_raw(count), kind="stable")
