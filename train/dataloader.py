@@ -30,7 +30,7 @@ Batch = tuple[dict[str, Tensor], Tensor]
 class ShardDataLoader(BaseDataLoader):
     """Batches of packed rows; see :mod:`train.row_packing` for what is in a row.
 
-    Yields ``({"input": [B, S], "patch_lengths": [B, P]}, labels [B, S])``, all int64; padding is
+    Yields ``({"input": [B, S], "patch_lengths": [B, P]}, labels [B, S])``, all int32; padding is
     -1, 0 and -100.
     """
 
@@ -208,7 +208,7 @@ class _BatchBuilder:
 
     def _allocate(self) -> None:
         def rows(width: int) -> Tensor:
-            return torch.empty(self.share.batch, width, dtype=torch.int64)
+            return torch.empty(self.share.batch, width, dtype=torch.int32)
 
         self.input_BS, self.labels_BS = rows(self.seq_len), rows(self.seq_len)
         self.patch_lengths_BP = None if self.patches is None else rows(self.patches)

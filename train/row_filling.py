@@ -24,20 +24,21 @@ def fill_rows(
     labels_BS: np.ndarray,
     patch_lengths_BP: np.ndarray | None,
 ) -> None:
-    """Write B rows from ``first`` on into arrays of int64; padded with -1, -100 and 0."""
+    """Write B rows from ``first`` on into arrays of int32; padded with -1, -100 and 0."""
     first_B = rows.first_R[first : first + len(input_BS) + 1].tolist()
     pieces = slice(first_B[0], first_B[-1])
     first_B = [n - pieces.start for n in first_B]
     row_M = rows.row_N[pieces] - first
     byte_M, tokens_M = rows.byte_N[pieces], rows.tokens_N[pieces]
     end_M, used_B = _places(tokens_M, row_M, first_B, input_BS.shape[1])
-    text, starts = documents.text, byte_M.tolist()
-    stops = (byte_M + tokens_M).tolist()
-    _lay(text, starts, stops, first_B, used_B, PAD_ID - BYTE_OFFSET, input_BS)
-    starts, stops = [n + 1 for n in starts], [n + 1 for n in stops]
-    _lay(text, starts, stops, first_B, used_B, IGNORE_LABEL - BYTE_OFFSET, labels_BS)
+    starts, stops = byte_M.tolist(), (byte_M + tokens_M).tolist()
+    input_BS[:] = _laid(documents.text, starts, stops, first_B, used_B, input_BS.shape)
     input_BS += BYTE_OFFSET
-    labels_BS += BYTE_OFFSET
+    # A label is the next token: also the last of a piece, which a closing EOS replaces below.
+    labels_BS[:, :-1] = input_BS[:, 1:]
+    for row, used in enumerate(used_B):
+        input_BS[row, used:] = PAD_ID
+        labels_BS[row, used:] = IGNORE_LABEL
     input_T, labels_T = input_BS.reshape(-1), labels_BS.reshape(-1)
     input_T[(end_M - tokens_M)[rows.opens_N[pieces]]] = BOS_ID
     input_T[end_M - 1] = EOS_ID
@@ -48,7 +49,8 @@ def fill_rows(
         patch_M, patches_M = rows.patch_N[pieces], rows.patches_N[pieces]
         end_M, used_B = _places(patches_M, row_M, first_B, patch_lengths_BP.shape[1])
         starts, stops = patch_M.tolist(), (patch_M + patches_M).tolist()
-        _lay(documents.patch_lengths_P, starts, stops, first_B, used_B, 0, patch_lengths_BP)
+        lengths_P, shape = documents.patch_lengths_P, patch_lengths_BP.shape
+        patch_lengths_BP[:] = _laid(lengths_P, starts, stops, first_B, used_B, shape)
         patch_lengths_BP.reshape(-1)[end_M - patches_M] = 1
 
 
@@ -62,22 +64,21 @@ def _places(
     return end_M + np.array(shift_B)[row_M], [b - a for a, b in pairwise(before_B)]
 
 
-def _lay(
+def _laid(
     source: np.ndarray,
     starts: list[int],
     stops: list[int],
     first_B: list[int],
     used_B: list[int],
-    padding: int,
-    out_BX: np.ndarray,
-) -> None:
-    """Copy stretches of ``source`` into rows, one after another, and padding after them."""
-    blank = np.full(out_BX.shape[1], padding)
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Stretches of ``source`` in rows, one after another, and zeros after them."""
+    blank = np.zeros(shape[1], source.dtype)
     stretches: list[np.ndarray] = []
     for (first, last), used in zip(pairwise(first_B), used_B, strict=True):
         stretches += [source[starts[n] : stops[n]] for n in range(first, last)]
         stretches.append(blank[used:])
-    np.concatenate(stretches, out=out_BX.reshape(-1))
+    return np.concatenate(stretches).reshape(shape)
 
 
 def empty_rows(

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from model.patcher import Patcher
 from pipeline.errors import ConfigError
 from pipeline.shards import ShardSet
 from train.documents import Collector, Documents
 from train.row_packing import Rows, pack_rows
 from train.shard_source import Position, ShardSource
 
-PACKING_VERSION = 1
+PACKING_VERSION = 2
 """Changes when the same shards, seed and settings give other rows than before."""
 SLACK = 1.005
 """Patches of a row beyond what text needs on average: so much can be lost without losing text."""
@@ -97,6 +98,11 @@ class RowStream:
         self.share = parts / parts.sum()
         self.windows_per_epoch = math.ceil(tokens.sum() / settings.shuffle_bytes)
         self.patches_per_row = self._patches_per_row() if settings.patches else None
+
+    @property
+    def patchers(self) -> list[Patcher]:
+        """The rule of each shard set's patches, with the threshold that is used."""
+        return [source.patcher or source.shards.patcher for source in self.sources]
 
     def _patches_per_row(self) -> int:
         if self.settings.patches_per_row is not None:

@@ -43,6 +43,12 @@ class ByteTrainer(Trainer):
             self.metrics_processor.count(inputs, labels)
             yield inputs, labels
 
+    def post_dataloading_process(
+        self, input_dict: dict[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """On their way to the model, on its device: int64 labels, as losses want them."""
+        return super().post_dataloading_process(input_dict, labels.long())
+
     def train_step(self, data_iterator: Iterator[Batch]) -> Any:
         """One step; the loss that is logged is a mean over what it counts."""
         self.metrics_processor.of_step = Counts()

@@ -25,9 +25,9 @@ class ShardValidator(Validator):
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Count the batch on its way to the model."""
+        """Count the batch on its way to the model; labels in int64, as losses want them."""
         self.metrics_processor.of_validation.add(input_dict, labels)
-        return super().post_dataloading_process(input_dict, labels, model_parts)
+        return super().post_dataloading_process(input_dict, labels.long(), model_parts)
 
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         """One pass; the result goes to the metrics."""

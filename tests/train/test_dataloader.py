@@ -60,7 +60,7 @@ def rows_of(batch) -> list[bytes]:
 
 
 def is_empty(row: bytes) -> bool:
-    return row.split(b"|", 1)[0].startswith(np.int64(EOS_ID).tobytes() + np.int64(-1).tobytes())
+    return row.split(b"|", 1)[0].startswith(np.int32(EOS_ID).tobytes() + np.int32(-1).tobytes())
 
 
 def interleaved(loaders, count=None) -> list[bytes]:
@@ -82,7 +82,7 @@ def test_an_epoch_holds_every_token_and_the_model_accepts_it(sets):
     found = Counter()
     for inputs, labels in build(sets, batch=3):
         tokens, lengths = inputs["input"], inputs["patch_lengths"]
-        assert tokens.dtype == labels.dtype == lengths.dtype == torch.int64
+        assert tokens.dtype == labels.dtype == lengths.dtype == torch.int32
         assert tokens.shape == labels.shape == (3, SEQ_LEN)
         check_batch(tokens, lengths, 260)
         assert (lengths.sum(1) == (tokens != PAD_ID).sum(1)).all()

@@ -32,7 +32,7 @@ def filled(documents: Documents, tokens: int, patches: int | None, seed: int = 0
     """All rows of some documents."""
     documents, rows = pack_rows(documents, np.random.PCG64(seed), tokens, patches)
     shapes = [(len(rows), tokens), (len(rows), tokens), (len(rows), patches or 0)]
-    arrays = [np.full(shape, -7, np.int64) for shape in shapes]
+    arrays = [np.full(shape, -7, np.int32) for shape in shapes]
     fill_rows(documents, rows, 0, *arrays[:2], arrays[2] if patches else None)
     return tuple(arrays)
 
@@ -194,7 +194,7 @@ def test_parts_are_laid_end_to_end(expected):
 
 
 def test_empty_rows_are_accepted_and_teach_nothing():
-    arrays = [np.ones((2, width), np.int64) for width in (8, 8, 5)]
+    arrays = [np.ones((2, width), np.int32) for width in (8, 8, 5)]
     empty_rows(*arrays)
     check_batch(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[2]), 260)
     assert (arrays[1] == IGNORE_LABEL).all() and (arrays[0] != PAD_ID).sum() == 2

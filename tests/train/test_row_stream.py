@@ -54,7 +54,7 @@ def test_every_token_once_an_epoch(sets, shuffle_bytes, patches):
         # Bytes that say where they are from instead of the text's.
         text = np.arange(len(documents.text)) + FIRST - BYTE_OFFSET - 1
         widths = (512, 512, stream.patches_per_row or 0)
-        arrays = [np.zeros((len(rows), width), np.int64) for width in widths]
+        arrays = [np.zeros((len(rows), width), np.int32) for width in widths]
         lengths = arrays[2] if patches else None
         fill_rows(documents._replace(text=text), rows, 0, *arrays[:2], lengths)
         # The documents' patches are in another order there; each one's own are checked above.
