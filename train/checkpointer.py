@@ -53,8 +53,8 @@ class Checkpointer(CheckpointManager):
             last = self._find_load_step() if step == -1 else step
             told = initial if last == -1 else self._create_checkpoint_id(last)
             raise CheckpointError(
-                f"{told}: cannot be loaded: {type(cause).__name__}: {cause}; to go on from the step "
-                "before it, remove it"
+                f"{told}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to go on "
+                "from the step before"
             ) from error
 
     def _find_load_step(self, folder: str = "") -> int:

@@ -41,14 +41,28 @@ class ByteTrainer(Trainer):
         except AssertionError as error:  # it lists all degrees
             raise ConfigError(f"--parallelism: {error}; --parallelism.*-degree") from error
         training = self.config.training
-        rows = training.local_batch_size * dims.dp_replicate * dims.dp_shard
+        ranks = dims.dp_replicate * dims.dp_shard
+        rows = training.local_batch_size * ranks
         if training.global_batch_size % rows and training.global_batch_size > 0:
             raise ConfigError(
-                f"--training.global-batch-size: {training.global_batch_size} rows cannot be divided "
-                f"into microbatches of {rows} (--training.local-batch-size of "
-                f"{training.local_batch_size} on {rows // training.local_batch_size} ranks)"
+                f"--training.global-batch-size: {training.global_batch_size} is no multiple of "
+                f"{rows}, the rows that all ranks take at once (--training.local-batch-size "
+                f"{training.local_batch_size} on {ranks} ranks)"
             )
         return dims
+
+    def state_dict(self) -> dict[str, Any]:
+        """torchtitan's, with the tokens of all ranks: the next run may have more or fewer."""
+        return super().state_dict() | {"ntokens_seen": self.ntokens_seen * self._data_ranks()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        of_rank = round(state_dict["ntokens_seen"] / self._data_ranks())
+        super().load_state_dict(state_dict | {"ntokens_seen": of_rank})
+
+    def _data_ranks(self) -> int:
+        """Ranks that read different rows."""
+        return self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
 
     def train(self) -> None:
         """Train to the end, if that was not done before."""

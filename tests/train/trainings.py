@@ -22,13 +22,10 @@ from typing import Any
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["torch", "train.config_registry", "torchtitan.train"])
 
+SHUFFLE_BYTES = 50_000
 PEAK_FLOPS = 1e10
 """Instead of a measurement at every start."""
-TINY = (
-    *("--training.seq-len", "128", "--training.global-batch-size", "4", "--training.steps", "4"),
-    *("--lr-scheduler.warmup-steps", "2", "--metrics.log-freq", "1"),
-    *("--metrics.disable-color-printing", "--dataloader.shuffle-bytes", "50000"),
-)
+SEQ_LEN, ROWS, STEPS = 128, 12, 4
 LOSS = "loss_metrics/global_avg_loss"
 
 
@@ -108,8 +105,9 @@ class Training:
 
 
 def start(folder: Path, *arguments: object, ranks: int = 1) -> Training:
-    """Begin to train: torchtitan's arguments."""
-    given = [*map(str, arguments), "--dump-folder", str(folder)]
+    """Begin to train: torchtitan's arguments; the last one may choose a kind of activation
+    checkpointing, as its parser wants it."""
+    given = ["--dump-folder", str(folder), *map(str, arguments)]
     training = Training(folder, given)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -121,6 +119,25 @@ def start(folder: Path, *arguments: object, ranks: int = 1) -> Training:
         process.start()
         training.ranks.append(process)
     return training
+
+
+def tiny(
+    config: str, shards: Path, *, rows: int, steps: int = STEPS, checkpoint_interval: int = 100
+) -> tuple[object, ...]:
+    """Arguments of a training that takes a second.
+
+    Args:
+        rows: of a microbatch of a rank; those of a step are always ROWS.
+        steps: before this many, the same losses.
+    """
+    return (
+        *("--config", config, "--dataloader.shards", shards, "--training.seq-len", SEQ_LEN),
+        *("--training.local-batch-size", rows, "--training.global-batch-size", ROWS),
+        *("--training.steps", steps, "--lr-scheduler.total-steps", 100),
+        *("--lr-scheduler.warmup-steps", 2, "--dataloader.shuffle-bytes", SHUFFLE_BYTES),
+        *("--metrics.log-freq", 1, "--metrics.disable-color-printing"),
+        *("--checkpoint.interval", checkpoint_interval),
+    )
 
 
 def train(folder: Path, *arguments: object, ranks: int = 1) -> Training:
@@ -146,10 +163,10 @@ def _rank(arguments: list[str], environment: dict[str, Any], records: Path) -> N
     os.dup2(file, 1)
     os.dup2(file, 2)
     _write_down(records / f"{rank}.jsonl", rank)
-    from train.__main__ import main
+    from train.__main__ import command
 
     sys.argv = ["train", *arguments]
-    main()
+    sys.exit(command())
 
 
 def _write_down(path: Path, rank: int) -> None:
