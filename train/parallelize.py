@@ -73,10 +73,22 @@ def _parallelize(
         if ac_config is not None:
             ac_config.build(dump_folder=dump_folder).apply(stack)
         if compile_config.enable and "model" in compile_config.components:
-            apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
+            compile_blocks(stack, compile_config, parallel_dims)
     names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
     _shard(model, stacks, parallel_dims.get_mesh(names), training, parallelism)
     return model
+
+
+def compile_blocks(
+    stack: nn.Module, compile_config: CompileConfig, parallel_dims: ParallelDims
+) -> None:
+    """Compile each block of a stack, once for each shape: rows have one, and stacks differ.
+
+    (PyTorch would take what differs between stacks for what may differ between batches, and compile
+    the second stack's blocks for any number of patches.)
+    """
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
 
 
 def _split_over_tensor_parallel_ranks(
