@@ -13,7 +13,6 @@ from shard_sets import real_texts, write_shards
 from trainings import ROWS, SEQ_LEN, Training, start, tiny, train, wait_for
 
 from model import load_entropy_model
-from train.model_description import steps_in
 from train.steps import read_step
 
 STEPS = 7
@@ -29,8 +28,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return url
 
 
-def arguments(shards: Path, rows: int, steps: int = STEPS) -> tuple[object, ...]:
-    return tiny("entropy_debug", shards, rows=rows, steps=steps, checkpoint_interval=EVERY)
+def arguments(
+    shards: Path, rows: int, steps: int = STEPS, config: str = "entropy_debug"
+) -> tuple[object, ...]:
+    return tiny(config, shards, rows=rows, steps=steps, checkpoint_interval=EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -61,41 +62,42 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in found}
 
 
-def test_killed_and_resumed_on_other_ranks(whole, shards, tmp_path):
-    killed = start(tmp_path, *arguments(shards, ROWS // 2), ranks=2)
+def test_killed_and_resumed_on_other_ranks(shards, tmp_path):
+    def begin(folder: str, rows: int, steps: int = STEPS, ranks: int = 1) -> Training:
+        return start(tmp_path / folder, *arguments(shards, rows, steps, "blt_debug"), ranks=ranks)
+
+    whole, killed = begin("whole", ROWS), begin("killed", ROWS // 2, ranks=2)
     # Step 5 is being computed, or its metrics being told, and step 4 is complete.
     wait_for(lambda: any(record.get("step") == 5 for record in killed.written))
     killed.kill()
     assert killed.exit_codes == [-9, -9]
-    assert 7 not in killed.losses
+    assert whole.wait().exit_codes == [0] and STEPS not in killed.losses
     # A rank that was killed while it wrote a step leaves files without an index.
-    steps = steps_in(str(tmp_path / "checkpoint"))
-    half = tmp_path / "checkpoint" / "step-6"
-    if str(half) not in steps:
-        half.mkdir()
+    half = killed.folder / "checkpoint" / "step-6"
+    half.mkdir(exist_ok=True)
     (half / ".metadata").unlink(missing_ok=True)
     (half / "__0_0.distcp").write_bytes(b"half of it")
-    resumed = train(tmp_path, *arguments(shards, ROWS // 3), ranks=3)
-    assert sorted(resumed.losses) == [5, 6, 7]
-    again = train(tmp_path, *arguments(shards, 2, steps=STEPS + 1))  # on one rank, accumulating
-    assert sorted(again.losses) == [STEPS + 1]
+    resumed = begin("killed", ROWS // 3, ranks=3).wait()
+    assert sorted(resumed.losses) == [5, 6, 7], resumed.output
+    # On one rank, with accumulation.
+    longer = begin("killed", ROWS // 6, steps=8).wait()
+    assert sorted(longer.losses) == [8], longer.output
     for run in (killed, resumed):
-        assert run.rows == {step: whole.rows[step] for step in run.rows}
         of_whole = {step: whole.losses[step] for step in run.losses}
         assert run.losses == pytest.approx(of_whole, rel=5e-6)
         for step in run.losses:
+            assert run.rows[step] == whole.rows[step]
             assert run.metrics[step]["n_tokens_seen"] == step * ROWS * SEQ_LEN
     for step in (2, 4, 6, 7):
-        ours, theirs = (
-            state(f"{folder}/checkpoint/step-{step}") for folder in (tmp_path, whole.folder)
-        )
+        ours, theirs = (state(f"{run.folder}/checkpoint/step-{step}") for run in (killed, whole))
         assert ours == theirs
         assert ours["train_state.step"] == step
         assert ours["train_state.ntokens_seen"] == step * ROWS * SEQ_LEN
         assert ours["dataloader.rows"]["cursor"][-1] == step * ROWS
-    last = "checkpoint/step-7"
-    for name, weight in weights(f"{whole.folder}/{last}").items():
-        torch.testing.assert_close(weights(f"{tmp_path}/{last}")[name], weight, rtol=0, atol=2e-3)
+    ours, theirs = (weights(f"{run.folder}/checkpoint/step-7") for run in (killed, whole))
+    for name, weight in theirs.items():
+        # Adam divides tiny gradients by their own size.
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=2e-3)
 
 
 def test_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
@@ -103,6 +105,14 @@ def test_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
     before = files(folder)
     again = train(folder, *arguments(shards, ROWS // 2), ranks=2)
     assert not again.losses and files(folder) == before
+    # A step that lost a part of it is told, not passed over.
+    (file,) = folder.glob("checkpoint/step-7/*.distcp")
+    file.write_bytes(file.read_bytes()[:-50_000])
+    refused = start(folder, *arguments(shards, ROWS)).wait()
+    assert refused.exit_codes == [1]
+    assert_said(refused, "checkpoint/step-7: cannot be loaded: .*; remove it to go on")
+    shutil.rmtree(file.parent)
+    assert train(folder, *arguments(shards, ROWS)).losses == {7: whole.losses[7]}
 
 
 @pytest.mark.parametrize("kind", ["last-save-model-only", "last-save-in-hf"])

@@ -107,7 +107,9 @@ class Training:
 def start(folder: Path, *arguments: object, ranks: int = 1) -> Training:
     """Begin to train: torchtitan's arguments; the last one may choose a kind of activation
     checkpointing, as its parser wants it."""
-    given = ["--dump-folder", str(folder), *map(str, arguments)]
+    given = [*map(str, arguments)]
+    if len(given) > 1 and "--dump-folder" not in given:
+        given[:0] = ["--dump-folder", str(folder)]
     training = Training(folder, given)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
