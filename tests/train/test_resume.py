@@ -62,6 +62,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in found}
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # for reading a step here
 def test_killed_and_resumed_on_other_ranks(shards, tmp_path):
     def begin(folder: str, rows: int, steps: int = STEPS, ranks: int = 1) -> Training:
         return start(tmp_path / folder, *arguments(shards, rows, steps, "blt_debug"), ranks=ranks)
