@@ -2,15 +2,47 @@
 configurations, on one process without a launcher, or on each of ``torchrun -m train``.
 """
 
+import inspect
 import os
 import socket
 import sys
 
+from rich.console import Console
+
+from model.checkpoint_files import CheckpointError
+from pipeline.command import run_command
+from pipeline.errors import ConfigError, PipelineError
 from train.shim import prepare
+
+USAGE = """\
+python -m train --config NAME --dataloader.shards DIR_OR_URL[,DIR_OR_URL...] [FLAGS]
+
+Pretrains a BLT or an entropy model from shards that jobs/patch_corpus.py wrote. A run that was
+stopped goes on when the same command is given again. On several processes:
+torchrun --nproc-per-node 8 -m train --config NAME ...
+
+Configurations:
+{configurations}
+
+Often used:
+  --dump-folder DIR_OR_URL      checkpoints and metrics (outputs)
+  --training.steps 1000         how long
+  --validator.enable --validator.dataloader.shards DIR_OR_URL
+                                bits per byte of text that is held out
+  --metrics.enable-tensorboard, --metrics.enable-wandb
+
+All flags, with their values: python -m train --config NAME --help"""
 
 
 def main() -> None:
-    """Run torchtitan with the command line's arguments."""
+    """Run torchtitan with the command line's arguments.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        PipelineError: shards cannot be used.
+        CheckpointError: a checkpoint cannot be used.
+        SystemExit: torchtitan's parser found an argument wrong, and said so.
+    """
     prepare()
     from torchtitan.train import main as train
 
@@ -18,6 +50,59 @@ def main() -> None:
         _be_alone()
     sys.argv[1:1] = ["--module", "train"]
     train()
+
+
+def command() -> int:
+    """What ``python -m train`` does; the exit status."""
+    arguments = sys.argv[1:]
+    console = Console(stderr=True)
+    name = _config_name(arguments)
+    if name is None and (not arguments or {"-h", "--help"} & set(arguments)):
+        listed = "\n".join(f"  {name:16}{says}" for name, says in configurations().items())
+        print(USAGE.format(configurations=listed))
+        return 0
+    # What torchtitan's parser calls the command.
+    sys.argv[0] = "train"
+    again = "interrupted; run the same command again to go on from the last checkpoint"
+    return run_command(lambda: _train(name), console, interrupted=again)
+
+
+def configurations() -> dict[str, str]:
+    """What each configuration is, by its name."""
+    from train import config_registry
+
+    return {
+        name: (inspect.getdoc(value) or "").split("\n")[0]
+        for name, value in vars(config_registry).items()
+        if inspect.isfunction(value)
+        and value.__module__ == config_registry.__name__
+        and not name.startswith("_")
+    }
+
+
+def _train(name: str | None) -> int:
+    """
+    Raises:
+        ConfigError: an argument is wrong.
+        PipelineError: shards or a checkpoint cannot be used.
+    """
+    if name not in configurations():
+        told = "is not given" if name is None else f"{name} is not known"
+        raise ConfigError(f"--config: {told}; choose one of {', '.join(configurations())}")
+    try:
+        main()
+    except CheckpointError as error:
+        raise PipelineError(str(error)) from error
+    return 0
+
+
+def _config_name(arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
 
 
 def _be_alone() -> None:
@@ -30,4 +115,4 @@ def _be_alone() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command())

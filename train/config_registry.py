@@ -66,7 +66,10 @@ def _config(
             mixed_precision_param=PRECISION,
             disable_cuda_graphs=True,
         ),
-        parallelism=ParallelismConfig(spmd_backend="partial_dtensor"),
+        # Tensor parallelism splits no sequences here, whose lengths may be any then.
+        parallelism=ParallelismConfig(
+            spmd_backend="partial_dtensor", enable_sequence_parallel=False
+        ),
         compile=CompileConfig(enable=large and torch.cuda.is_available()),
         activation_checkpoint=SelectiveAC.Config() if large else None,
         dataloader=ShardDataLoader.Config(patches=patches),

@@ -123,6 +123,7 @@ class ByteMetrics(MetricsProcessor):
         super().log_validation(loss, step, (extra_metrics or {}) | bits_metric)
         # The time since the last log starts again here, and what it is compared with has to, too.
         self.since_log = Counts()
+        self.data_loading_times.clear()
         logger.info(f"validation: {self.color.green}{bits:.4f} bits per byte{self.color.reset}")
 
     def elapsed(self) -> float:

@@ -31,6 +31,7 @@ from torchtitan.distributed.tensor_parallel import NoParallel
 from model import BLT
 from model.hash_embedding import HashEmbedding
 from model.transformer import Block
+from pipeline.errors import ConfigError
 
 
 def parallelize_blt(model: BLT, *, float8: bool, **how: Any) -> nn.Module:
@@ -72,19 +73,41 @@ def _parallelize(
         if ac_config is not None:
             ac_config.build(dump_folder=dump_folder).apply(stack)
         if compile_config.enable and "model" in compile_config.components:
-            apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
+            compile_blocks(stack, compile_config, parallel_dims)
     names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
     _shard(model, stacks, parallel_dims.get_mesh(names), training, parallelism)
     return model
 
 
+def compile_blocks(
+    stack: nn.Module, compile_config: CompileConfig, parallel_dims: ParallelDims
+) -> None:
+    """Compile each block of a stack, once for each shape: rows have one, and stacks differ.
+
+    (PyTorch would take what differs between stacks for what may differ between batches, and compile
+    the second stack's blocks for any number of patches.)
+    """
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
+
+
 def _split_over_tensor_parallel_ranks(
     model: nn.Module, latent: nn.Module | None, mesh: DeviceMesh
 ) -> None:
+    """
+    Raises:
+        ConfigError: there are more ranks than can share the attention heads.
+    """
     split: dict[str, ParallelStyle] = {}
     if latent is not None:
         for prefix, block in latent.named_modules():
             if isinstance(block, Block):
+                heads = block.attention.wk.out_features // block.attention.head_dim
+                if heads % mesh.size():
+                    raise ConfigError(
+                        f"--parallelism.tensor-parallel-degree: {mesh.size()} ranks cannot share "
+                        f"the {heads} attention heads of the latent transformer evenly"
+                    )
                 names = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
                 for name in (*names, "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"):
                     writes = name.endswith(("wo", "w2"))

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from model import BLTConfig
+from pipeline.errors import ConfigError
 from train.metrics import Counts
 from train.model_description import Shape, write_model_description
 
@@ -37,6 +40,48 @@ class ByteTrainer(Trainer):
             return replace(shape, patcher=rules[0])
         return shape
 
+    def init_distributed(self) -> ParallelDims:
+        """
+        Raises:
+            ConfigError: the ranks or the batch cannot be divided like this.
+        """
+        try:
+            dims = super().init_distributed()
+        except AssertionError as error:  # it lists all degrees
+            raise ConfigError(f"--parallelism: {error}; --parallelism.*-degree") from error
+        training = self.config.training
+        ranks = dims.dp_replicate * dims.dp_shard
+        rows = training.local_batch_size * ranks
+        if training.global_batch_size % rows and training.global_batch_size > 0:
+            raise ConfigError(
+                f"--training.global-batch-size: {training.global_batch_size} is no multiple of "
+                f"{rows}, the rows that all ranks take at once (--training.local-batch-size "
+                f"{training.local_batch_size} on {ranks} ranks)"
+            )
+        return dims
+
+    def state_dict(self) -> dict[str, Any]:
+        """torchtitan's, with the tokens of all ranks: the next run may have more or fewer."""
+        return super().state_dict() | {"ntokens_seen": self.ntokens_seen * self._data_ranks()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        of_rank = round(state_dict["ntokens_seen"] / self._data_ranks())
+        super().load_state_dict(state_dict | {"ntokens_seen": of_rank})
+
+    def _data_ranks(self) -> int:
+        """Ranks that read different rows."""
+        return self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
+
+    def train(self) -> None:
+        """Train to the end, if that was not done before."""
+        steps, checkpoint = self.config.training.steps, self.config.checkpoint
+        any_step = checkpoint.enable and checkpoint.load_step == -1
+        if any_step and self.checkpointer.holds_weights_of(steps):
+            logger.info(f"All {steps} steps were done before.")
+            return
+        super().train()
+
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """Batches, counted on their way."""
         for inputs, labels in super().batch_generator(data_iterable):
@@ -58,7 +103,7 @@ class ByteTrainer(Trainer):
 def _refuse_what_does_not_work(config: ByteTrainer.Config) -> None:
     """
     Raises:
-        ValueError: a way of training that BLT can't use; the message names the flag.
+        ConfigError: a way of training that BLT can't use; the message names the flag.
     """
     parallelism = config.parallelism
     for flag, why in (
@@ -67,21 +112,22 @@ def _refuse_what_does_not_work(config: ByteTrainer.Config) -> None:
         ("expert_parallel_degree", "there are no experts"),
     ):
         if getattr(parallelism, flag) != 1:
-            raise ValueError(f"--parallelism.{flag}: not supported: {why}. Leave it at 1")
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--parallelism.{name}: not supported: {why}; leave it at 1")
     if parallelism.spmd_backend != "partial_dtensor":
-        raise ValueError(
-            f"--parallelism.spmd_backend: {parallelism.spmd_backend} needs torchtitan's own "
-            "modules; BLT is plain PyTorch. Leave it at partial_dtensor"
+        raise ConfigError(
+            f"--parallelism.spmd-backend: {parallelism.spmd_backend} needs torchtitan's own "
+            "modules, and BLT is plain PyTorch; leave it at partial_dtensor"
         )
     if not torch.cuda.is_available():
         if config.compile.enable and "model" in config.compile.components:
-            raise ValueError(
+            raise ConfigError(
                 "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "
-                "documents. Leave it out, or compile the loss alone: --compile.components loss"
+                "documents; leave it out, or compile the loss alone: --compile.components loss"
             )
         if not config.training.disable_cuda_graphs:
-            raise ValueError("--training.disable-cuda-graphs: there is no GPU; leave it on")
+            raise ConfigError("--training.disable-cuda-graphs: there is no GPU; leave it on")
         if config.training.mixed_precision_param != "float32":
-            raise ValueError(
+            raise ConfigError(
                 "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
             )

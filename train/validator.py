@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchtitan.components.validate import Validator
 
+from pipeline.errors import ConfigError
 from train.dataloader import ShardDataLoader
 from train.metrics import Counts
 
@@ -21,6 +22,19 @@ class ShardValidator(Validator):
     class Config(Validator.Config):
         dataloader: ShardDataLoader.Config = field(default_factory=ShardDataLoader.Config)
         """Shards that are held out: --validator.dataloader.shards."""
+
+    def __init__(self, config: Config, **kwargs: Any):
+        """
+        Raises:
+            ConfigError: a setting of the shards is wrong; names it.
+            PipelineError: the shards cannot be used.
+        """
+        super().__init__(config, **kwargs)
+        reading = ("dp_world_size", "dp_rank", "seq_len", "local_batch_size")
+        try:  # Now, rather than after the first steps.
+            self.dl_config.build(**{name: kwargs[name] for name in reading})
+        except ConfigError as error:
+            raise ConfigError(f"--validator.{str(error).removeprefix('--')}") from error
 
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]

@@ -1,0 +1,170 @@
+"""Configurations, and what is refused: in one sentence that names the flag, before any work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, environment
+from shard_sets import real_texts, write_shards
+from torchtitan.config import ConfigManager
+from trainings import ROWS, start, tiny
+
+from model import BLT_SIZES
+from pipeline.errors import ConfigError
+from train.__main__ import configurations
+from train.model_spec import ENTROPY_SIZES
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    url = tmp_path_factory.mktemp("shards")
+    write_shards(str(url), real_texts(20))
+    return url
+
+
+def parse(*arguments: str):
+    return ConfigManager().parse_args(["--module", "train", *arguments])
+
+
+def test_every_size_has_a_configuration():
+    names = configurations()
+    assert {f"blt_{size}" for size in BLT_SIZES} <= set(names)
+    assert {f"entropy_{size}" for size in ENTROPY_SIZES} <= set(names)
+    for name, says in names.items():
+        config = parse("--config", name, "--dataloader.shards", "a,b", "--training.steps", "7")
+        assert says and config.dataloader.shards == ["a", "b"] and config.training.steps == 7
+        is_blt = name.startswith("blt")
+        assert config.dataloader.patches == config.validator.dataloader.patches == is_blt
+        # A run that is started again goes on.
+        assert config.checkpoint.enable and not config.checkpoint.last_save_model_only
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--parallelism.pipeline-parallel-degree 2", "--parallelism.pipeline-parallel-degree: not"),
+        ("--parallelism.context-parallel-degree 2", "--parallelism.context-parallel-degree: not"),
+        ("--parallelism.expert-parallel-degree 2", "--parallelism.expert-parallel-degree: not"),
+        ("--parallelism.spmd-backend full_dtensor", "--parallelism.spmd-backend: full_dtensor"),
+        *(
+            pytest.param(*given, marks=CPU_ONLY)
+            for given in (
+                ("--compile.enable", "--compile.enable: needs a GPU"),
+                ("--training.mixed-precision-param bfloat16", "--training.mixed-precision-param: "),
+                ("--training.no-disable-cuda-graphs", "--training.disable-cuda-graphs: there is"),
+            )
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(arguments, said):
+    with pytest.raises(ConfigError) as raised:
+        parse("--config", "blt_debug", *arguments.split())
+    assert str(raised.value).startswith(said)
+
+
+@CPU_ONLY
+def test_the_loss_alone_can_be_compiled_on_a_cpu():
+    parse("--config", "blt_debug", "--compile.enable", "--compile.components", "loss")
+
+
+def test_one_process_needs_no_launcher(shards, tmp_path):
+    """And Weights & Biases works."""
+    given = (*tiny("entropy_debug", shards, rows=ROWS, steps=1), "--metrics.enable-wandb")
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *map(str, given), "--dump-folder", str(tmp_path)],
+        env=environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", WANDB_MODE="offline"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step:  1  loss: " in done.stdout and " bits per byte, " in done.stdout
+    assert (tmp_path / "checkpoint" / "step-1" / ".metadata").exists()
+    (history,) = tmp_path.glob("tb/*/wandb/offline-run-*/*.wandb")
+    assert b"bits_per_byte" in history.read_bytes()
+
+
+def refusals(shards: Path, other: Path, used: Path) -> list[tuple[list[object], int, int, str]]:
+    """Arguments, ranks, exit status, and what is said."""
+    blt = list(tiny("blt_debug", shards, rows=ROWS))
+    entropy = list(tiny("entropy_debug", shards, rows=ROWS))
+    nothing = str(shards / "nothing")
+
+    def where(place: object) -> list[object]:
+        return [place if value == shards else value for value in blt]
+
+    validating = [*blt, "--validator.enable"]
+    return [
+        ([], 1, 0, "python -m train --config NAME --dataloader.shards"),
+        (["--help"], 1, 0, "  blt_8b_float8   blt_8b with the latent transformer's"),
+        (blt[2:], 1, 2, "--config: is not given; choose one of blt_debug, "),
+        (["--config", "blt_9b"], 1, 2, "--config: blt_9b is not known; choose one of blt_debug, "),
+        (["--config", "blt_debug"], 1, 2, "dataloader.shards: name at least one"),
+        (where(nothing), 1, 1, f"{nothing}: no manifest.json"),
+        ([*blt, "--dataloader.weights", 1, 2], 1, 2, "dataloader.weights: 2 for 1"),
+        (validating, 1, 2, "validator.dataloader.shards: name at least one"),
+        (
+            [*validating, "--validator.dataloader.shards", nothing],
+            *(1, 1, f"{nothing}: no manifest.json"),
+        ),
+        ([*blt, "--debug.seed", 1, "--debug.seed", 2], 1, 2, "--debug.seed: is given more than"),
+        (
+            [5 if value == ROWS else value for value in blt[:8]] + [*blt[8:]],
+            *(1, 2, "--training.global-batch-size: 12 is no multiple of 5"),
+        ),
+        (
+            [*blt, "--parallelism.data-parallel-replicate-degree", 2],
+            *(1, 2, "--parallelism: "),
+        ),
+        (
+            [*blt, "--parallelism.tensor-parallel-degree", 3],
+            *(3, 2, "--parallelism.tensor-parallel-degree: 3 ranks cannot share the 4"),
+        ),
+        (
+            [*blt, "--checkpoint.initial-load-path", nothing, "--checkpoint.initial-load-in-hf"],
+            *(1, 1, f"--checkpoint.initial-load-path: {nothing}: is no directory"),
+        ),
+        (
+            [*blt, "--checkpoint.initial-load-path", shards, "--checkpoint.initial-load-in-hf"],
+            *(1, 1, f"{shards}: no BLT in a known layout"),
+        ),
+        (
+            [*entropy, "--dump-folder", used],
+            1,
+            1,
+            "holds steps of another model: it is a BLT there",
+        ),
+        (
+            [*where(other), "--dump-folder", used],
+            *(1, 2, "dataloader: the checkpoint was made with other rows: shards"),
+        ),
+        (["--config", "blt_debug", "--nothing"], 1, 2, "Unrecognized options: --nothing"),
+        (["--config", "blt_debug", "--checkpoint.interval", 0], 1, 2, "interval needs to be at"),
+    ]
+
+
+def test_refusals(shards, tmp_path):
+    """In one sentence, and without a traceback."""
+    other = tmp_path / "other"
+    write_shards(str(other), real_texts(20, seed=5))
+    used = start(tmp_path / "used", *tiny("blt_debug", shards, rows=ROWS, steps=1)).wait().folder
+    cases = refusals(shards, other, used)
+    begun = []
+    for i, (arguments, ranks, _, _) in enumerate(cases):
+        begun.append(start(tmp_path / str(i), *arguments, ranks=ranks))
+        if i % 2:  # So many at a time.
+            for run in begun:
+                run.wait()
+    for run, (arguments, ranks, status, said) in zip(begun, cases, strict=True):
+        run.wait()
+        assert said in run.output, (arguments, run.output)
+        assert "Traceback" not in run.output, run.output
+        assert run.exit_codes == [status] * ranks, (arguments, run.output)
+        assert not run.metrics
+        if status and "Unrecognized" not in said and "interval" not in said:
+            (line,) = {s for s in run.output.splitlines() if s.startswith("error: ")}
+            assert said in line

@@ -1,0 +1,154 @@
+"""A run that was killed, on other ranks than before, is the run that was not; a finished one stays
+as it is."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from shard_sets import real_texts, write_shards
+from trainings import ROWS, SEQ_LEN, Training, start, tiny, train, wait_for
+
+from model import load_entropy_model
+from train.steps import read_step
+
+STEPS = 7
+EVERY = 2
+"""Steps between checkpoints."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs and more are read: windows end within microbatches."""
+    url = tmp_path_factory.mktemp("shards")
+    write_shards(str(url), real_texts(8), rates=(0.15, 0.3))
+    return url
+
+
+def arguments(
+    shards: Path, rows: int, steps: int = STEPS, config: str = "entropy_debug"
+) -> tuple[object, ...]:
+    return tiny(config, shards, rows=rows, steps=steps, checkpoint_interval=EVERY)
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory) -> Training:
+    """Uninterrupted, on one rank."""
+    return train(tmp_path_factory.mktemp("whole"), *arguments(shards, ROWS))
+
+
+def copy(run: Training, folder: Path) -> Path:
+    shutil.copytree(run.folder, folder)
+    return folder
+
+
+def state(step: str) -> dict:
+    """What a checkpoint holds beside weights and optimizer."""
+    held = {"dataloader.rows": "", "train_state.step": 0, "train_state.ntokens_seen": 0}
+    dcp.load(held, checkpoint_id=step, no_dist=True)
+    return held | {"dataloader.rows": json.loads(held["dataloader.rows"])}
+
+
+def weights(step: str) -> dict[str, torch.Tensor]:
+    return read_step(step).state_dict()
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All steps, and when they were written."""
+    found = (file for file in sorted(folder.glob("checkpoint/step-*/**/*")) if file.is_file())
+    return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in found}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # for reading a step here
+def test_killed_and_resumed_on_other_ranks(shards, tmp_path):
+    def begin(folder: str, rows: int, steps: int = STEPS, ranks: int = 1) -> Training:
+        return start(tmp_path / folder, *arguments(shards, rows, steps, "blt_debug"), ranks=ranks)
+
+    whole, killed = begin("whole", ROWS), begin("killed", ROWS // 2, ranks=2)
+    # Step 5 is being computed, or its metrics being told, and step 4 is complete.
+    wait_for(lambda: any(record.get("step") == 5 for record in killed.written))
+    killed.kill()
+    assert killed.exit_codes == [-9, -9]
+    assert whole.wait().exit_codes == [0] and STEPS not in killed.losses
+    # A rank that was killed while it wrote a step leaves files without an index.
+    half = killed.folder / "checkpoint" / "step-6"
+    half.mkdir(exist_ok=True)
+    (half / ".metadata").unlink(missing_ok=True)
+    (half / "__0_0.distcp").write_bytes(b"half of it")
+    resumed = begin("killed", ROWS // 3, ranks=3).wait()
+    assert sorted(resumed.losses) == [5, 6, 7], resumed.output
+    # On one rank, with accumulation.
+    longer = begin("killed", ROWS // 6, steps=8).wait()
+    assert sorted(longer.losses) == [8], longer.output
+    for run in (killed, resumed):
+        of_whole = {step: whole.losses[step] for step in run.losses}
+        assert run.losses == pytest.approx(of_whole, rel=5e-6)
+        for step in run.losses:
+            assert run.rows[step] == whole.rows[step]
+            assert run.metrics[step]["n_tokens_seen"] == step * ROWS * SEQ_LEN
+    for step in (2, 4, 6, 7):
+        ours, theirs = (state(f"{run.folder}/checkpoint/step-{step}") for run in (killed, whole))
+        assert ours == theirs
+        assert ours["train_state.step"] == step
+        assert ours["train_state.ntokens_seen"] == step * ROWS * SEQ_LEN
+        assert ours["dataloader.rows"]["cursor"][-1] == step * ROWS
+    ours, theirs = (weights(f"{run.folder}/checkpoint/step-7") for run in (killed, whole))
+    for name, weight in theirs.items():
+        # Adam divides tiny gradients by their own size.
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=2e-3)
+
+
+def test_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
+    folder = copy(whole, tmp_path / "run")
+    before = files(folder)
+    again = train(folder, *arguments(shards, ROWS // 2), ranks=2)
+    assert not again.losses and files(folder) == before
+    # A step that lost a part of it is told, not passed over.
+    (file,) = folder.glob("checkpoint/step-7/*.distcp")
+    file.write_bytes(file.read_bytes()[:-50_000])
+    refused = start(folder, *arguments(shards, ROWS)).wait()
+    assert refused.exit_codes == [1]
+    assert_said(refused, "checkpoint/step-7: cannot be loaded: .*; remove it to go on")
+    shutil.rmtree(file.parent)
+    assert train(folder, *arguments(shards, ROWS)).losses == {7: whole.losses[7]}
+
+
+@pytest.mark.parametrize("kind", ["last-save-model-only", "last-save-in-hf"])
+def test_a_last_step_of_weights(whole, shards, kind, tmp_path):
+    """It cannot be gone on from; the step before can."""
+    folder = copy(whole, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoint" / "step-7")
+    saving = ["--checkpoint.last-save-model-only"]
+    saving += ["--checkpoint.last-save-in-hf"] if kind == "last-save-in-hf" else []
+    last = train(folder, *arguments(shards, ROWS), *saving)
+    assert last.losses == {7: whole.losses[7]}
+    if kind == "last-save-in-hf":
+        saved = load_entropy_model(folder / "checkpoint" / "step-7", device="cpu").state_dict()
+    else:
+        saved = weights(f"{folder}/checkpoint/step-7")
+    for name, weight in weights(f"{whole.folder}/checkpoint/step-7").items():
+        assert torch.equal(saved[name], weight)
+    before = files(folder)
+    again = train(folder, *arguments(shards, ROWS), *saving)
+    assert not again.losses and files(folder) == before
+    assert "All 7 steps were done before" in again.output
+    longer = train(folder, *arguments(shards, ROWS, steps=8), *saving)
+    assert longer.losses[7] == whole.losses[7] and sorted(longer.losses) == [7, 8]
+    assert "step-7: holds weights alone" in longer.output
+    for step in (2, 4, 6, 8):
+        shutil.rmtree(folder / "checkpoint" / f"step-{step}")
+    for more, said in (
+        ((), "step-7: holds weights alone, which training cannot go on from, and there is no"),
+        (("--checkpoint.load-step", 7), "--checkpoint.load-step: .*step-7: holds weights alone"),
+        (("--checkpoint.load-step", 6), "--checkpoint.load-step: .*step-6: there is no such step"),
+    ):
+        refused = start(folder, *arguments(shards, ROWS, steps=9), *more).wait()
+        assert refused.exit_codes == [1]
+        assert_said(refused, said)
+
+
+def assert_said(run: Training, text: str) -> None:
+    assert re.search(f"error: .*{text}", run.output), run.output

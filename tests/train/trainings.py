@@ -1,0 +1,216 @@
+"""Trainings as torchrun starts them, but quickly: their ranks are forked from a process that has
+imported everything. They are processes of their own all the same, and can be killed.
+
+What a training does is written down as it goes on, exactly: weights before the first step, rows and
+metrics of every step.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(["torch", "train.config_registry", "torchtitan.train"])
+
+SHUFFLE_BYTES = 50_000
+PEAK_FLOPS = 1e10
+"""Instead of a measurement at every start."""
+SEQ_LEN, ROWS, STEPS = 128, 12, 4
+LOSS = "loss_metrics/global_avg_loss"
+
+
+@dataclass
+class Training:
+    """A training that was started."""
+
+    folder: Path
+    """--dump-folder."""
+    arguments: list[str]
+    ranks: list[Any] = field(default_factory=list)
+    """Its processes."""
+
+    def __post_init__(self) -> None:
+        self.records = self.folder / f"records-{time.monotonic_ns()}"
+        self.records.mkdir(parents=True)
+
+    def wait(self) -> "Training":
+        """Until all ranks have ended."""
+        for rank in self.ranks:
+            rank.join(120)
+            assert rank.exitcode is not None, self.output
+        return self
+
+    def kill(self) -> None:
+        """All ranks, without warning."""
+        for rank in self.ranks:
+            os.kill(rank.pid, signal.SIGKILL)
+        self.wait()
+
+    @property
+    def exit_codes(self) -> list[int]:
+        return [rank.exitcode for rank in self.ranks]
+
+    @property
+    def output(self) -> str:
+        """What the ranks printed, one after another."""
+        return "\n".join(file.read_text() for file in sorted(self.records.glob("*.txt")))
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        """Records of all ranks."""
+        files = sorted(self.records.glob("*.jsonl"))
+        # The last line of a rank that was killed may be half a line.
+        lines = [line for file in files for line in file.read_text().split("\n")[:-1]]
+        return [json.loads(line) for line in lines]
+
+    @cached_property
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """By step, as the first rank knows them; those of a validation are among them."""
+        found: dict[int, dict[str, float]] = {}
+        for record in self.written:
+            if record["rank"] == 0 and "metrics" in record:
+                found.setdefault(record["step"], {}).update(record["metrics"])
+        return found
+
+    @cached_property
+    def losses(self) -> dict[int, float]:
+        """By step, nats a label."""
+        return {step: of_step[LOSS] for step, of_step in self.metrics.items() if LOSS in of_step}
+
+    @cached_property
+    def rows(self) -> dict[int, list[str]]:
+        """Digests of the rows of all ranks, by step, sorted."""
+        found: dict[int, list[str]] = {}
+        for record in self.written:
+            if "rows" in record and record["data rank"] == record["rank"]:
+                found.setdefault(record["step"], []).extend(record["rows"])
+        return {step: sorted(rows) for step, rows in found.items()}
+
+    @cached_property
+    def first_weights(self) -> dict[str, str]:
+        """Digest of each whole weight before the first step."""
+        found = [record["weights"] for record in self.written if "weights" in record]
+        assert all(weights == found[0] for weights in found), "ranks have different weights"
+        return found[0]
+
+
+def start(folder: Path, *arguments: object, ranks: int = 1) -> Training:
+    """Begin to train: torchtitan's arguments; the last one may choose a kind of activation
+    checkpointing, as its parser wants it."""
+    given = [*map(str, arguments)]
+    if len(given) > 1 and "--dump-folder" not in given:
+        given[:0] = ["--dump-folder", str(folder)]
+    training = Training(folder, given)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for rank in range(ranks):
+        who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        process = forks.Process(target=_rank, args=(given, who | where, training.records))
+        process.start()
+        training.ranks.append(process)
+    return training
+
+
+def tiny(
+    config: str, shards: Path, *, rows: int, steps: int = STEPS, checkpoint_interval: int = 100
+) -> tuple[object, ...]:
+    """Arguments of a training that takes a second.
+
+    Args:
+        rows: of a microbatch of a rank; those of a step are always ROWS.
+        steps: before this many, the same losses.
+    """
+    return (
+        *("--config", config, "--dataloader.shards", shards, "--training.seq-len", SEQ_LEN),
+        *("--training.local-batch-size", rows, "--training.global-batch-size", ROWS),
+        *("--training.steps", steps, "--lr-scheduler.total-steps", 100),
+        *("--lr-scheduler.warmup-steps", 2, "--dataloader.shuffle-bytes", SHUFFLE_BYTES),
+        *("--metrics.log-freq", 1, "--metrics.disable-color-printing"),
+        *("--checkpoint.interval", checkpoint_interval),
+    )
+
+
+def train(folder: Path, *arguments: object, ranks: int = 1) -> Training:
+    """Train to the end."""
+    training = start(folder, *arguments, ranks=ranks).wait()
+    assert training.exit_codes == [0] * ranks, training.output
+    return training
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def _rank(arguments: list[str], environment: dict[str, Any], records: Path) -> None:
+    """What one of the processes does."""
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    rank = environment["RANK"]
+    file = os.open(records / f"{rank}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    _write_down(records / f"{rank}.jsonl", rank)
+    from train.__main__ import command
+
+    sys.argv = ["train", *arguments]
+    sys.exit(command())
+
+
+def _write_down(path: Path, rank: int) -> None:
+    """Let the training leave records of what it does."""
+    import torch
+    import torchtitan.trainer
+    from torchtitan.components.metrics import BaseLogger
+
+    import train.shim
+    from train.trainer import ByteTrainer
+
+    torch.set_num_threads(1)
+    train.shim.matrix_product_rate = lambda name: PEAK_FLOPS
+    # It sleeps for two seconds at the end.
+    torchtitan.trainer.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda _: None)
+    file = path.open("a", buffering=1)
+
+    def write(**record: Any) -> None:
+        file.write(json.dumps({"rank": rank} | record) + "\n")
+
+    def log(self: object, metrics: dict[str, Any], step: int) -> None:
+        write(step=step, metrics=metrics)
+
+    def batch_generator(self: ByteTrainer, data: Any) -> Any:
+        mesh = self.parallel_dims.get_optional_mesh("tp")
+        first = rank if mesh is None else rank - mesh.get_local_rank()
+        write(weights=digests(self.model_parts[0].state_dict()))
+        for inputs, labels in original_batches(self, data):
+            rows = zip(*inputs.values(), labels, strict=True)
+            told = ["".join(digest(part) for part in row) for row in rows]
+            write(step=self.step, rows=told, **{"data rank": first})
+            yield inputs, labels
+
+    original_batches = ByteTrainer.batch_generator
+    BaseLogger.log, ByteTrainer.batch_generator = log, batch_generator
+
+
+def digests(weights: dict[str, Any]) -> dict[str, str]:
+    """Of whole weights, however they are spread."""
+    whole = {n: w.full_tensor() if hasattr(w, "full_tensor") else w for n, w in weights.items()}
+    return {name: digest(weight) for name, weight in whole.items()}
+
+
+def digest(tensor: Any) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()[:16]
