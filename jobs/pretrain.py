@@ -97,9 +97,9 @@ def main() -> int:
 def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> int:
     """Train, and print where the result is."""
     check_flags(flags)
-    arguments = ["--config", flags.config, *absolute(arguments)]
-    if not console.is_terminal:
-        arguments.append("--metrics.disable-color-printing")
+    # Before the user's, which may end in a subcommand (activation-checkpoint:none).
+    plain = [] if console.is_terminal else ["--metrics.disable-color-printing"]
+    arguments = ["--config", flags.config, *plain, *absolute(arguments)]
     local = not os.environ.get("RAY_ADDRESS")
     if flags.gpus_per_worker == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
