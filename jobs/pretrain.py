@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torchtitan.trainer import Trainer
 
     from train.dataloader import ShardDataLoader
-    from train.launch import Workers
 
 DESCRIPTION = """\
 Pretrain a BLT or an entropy model from shards.
@@ -114,7 +113,11 @@ def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> in
     all_gpus = gpus_of_cluster()
     gpus = min(all_gpus, 1) if flags.gpus_per_worker is None else flags.gpus_per_worker
     workers = Workers(flags.num_workers or all_gpus * gpus or 1, flags.cpus_per_worker, gpus)
-    check_room(workers, workers.room(), local, console)
+    if local and workers.room() < workers.number:
+        raise ConfigError(
+            f"--num-workers: {workers} of {workers.each()} are asked for, but this machine has "
+            f"room for {workers.room()}"
+        )
     if not local:
         # What is allowed depends on whether there is a GPU, and the driver may have none.
         elsewhere = gpus and not torch.cuda.is_available()
@@ -148,24 +151,6 @@ def check_flags(flags: argparse.Namespace) -> None:
         if value is not None and value < least:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag}: must be at least {least}, got {value}")
-
-
-def check_room(workers: "Workers", room: int, local: bool, console: Console) -> None:
-    """
-    Raises:
-        ConfigError: so many workers will never fit.
-    """
-    if room >= workers.number:
-        return
-    what = f"{workers} of {workers.cpus} CPU(s)" + (" and a GPU" if workers.gpus else "")
-    if local:
-        raise ConfigError(f"--num-workers: {what} each; this machine has room for {room}")
-    console.print(
-        f"waiting: {what} each are asked for, and the cluster has room for {room}; it has to grow, "
-        "or give fewer --num-workers",
-        style="yellow",
-        soft_wrap=True,
-    )
 
 
 def absolute(arguments: list[str]) -> list[str]:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import s3fs
 from conftest import ROOT, environment
 
@@ -63,7 +64,10 @@ def a_head_node(directory: Path) -> Iterator[dict[str, str]]:
         assert listed.returncode == 0, listed.stderr
         yield env | {"RAY_ADDRESS": address}
     finally:
-        head.terminate()
+        # It would take half a minute to end by itself.
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(60)
 
 

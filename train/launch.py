@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -37,6 +37,12 @@ from pipeline.errors import ConfigError, PipelineError
 OF_COMMUNICATION = ("gloo", "nccl", "connection", "closed by peer", "timed out", "socket")
 """Words in errors of ranks whose only fault is that another one is gone."""
 
+HOPELESS = (ConfigError, ValueError, TypeError, AssertionError)
+"""Errors that are raised of settings. CheckpointError is a ValueError."""
+
+PATIENCE_S = 30
+"""After so long without a word from the workers, whether there is room for them is looked at."""
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -49,14 +55,17 @@ class Workers:
     def __str__(self) -> str:
         return f"{self.number} {'GPU' if self.gpus else 'CPU'} worker{'s'[: self.number - 1]}"
 
+    def each(self) -> str:
+        """What each of them has, in words."""
+        return f"{self.cpus} CPU{'s'[: self.cpus - 1]}" + (" and a GPU" if self.gpus else "")
+
     def room(self) -> int:
         """How many such workers fit into the cluster as it is, if nothing else runs there."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        wanted = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
         return sum(
-            int(min(node.get("CPU", 0) // self.cpus, node.get("GPU", 0) / self.gpus))
-            if self.gpus
-            else int(node.get("CPU", 0) // self.cpus)
-            for node in nodes
+            int(min(node["Resources"].get(name, 0) // count for name, count in wanted.items()))
+            for node in ray.nodes()
+            if node["Alive"]
         )
 
 
@@ -76,8 +85,8 @@ def train_on_ray(
         say: is given each line that rank 0 prints, and what happens to workers.
 
     Raises:
-        PipelineError: workers failed more often than that; in one sentence.
-        ConfigError, CheckpointError: what the workers were started with cannot be used.
+        PipelineError: workers failed more often than that, or cannot begin; in one sentence.
+        ConfigError: a setting is wrong that only workers can see.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -98,11 +107,19 @@ def train_on_ray(
             ),
             torch_config=_Rendezvous(),
         )
-        fit = _Fit(trainer)
-        listener = _Listener(say)
+        fit, listener, quiet = _Fit(trainer), _Listener(say), 0
         while (running := fit.is_alive()) or not told.empty():
-            with contextlib.suppress(Empty):
+            try:
                 listener.hear(*told.get(timeout=1 if running else 0))
+                quiet = 0
+            except Empty:
+                # Ray Train waits without a word.
+                if quiet % PATIENCE_S == 0 and (room := workers.room()) < workers.number:
+                    say(
+                        f"waiting for room: {workers} of {workers.each()} are asked for, and the "
+                        f"cluster, as it is, has room for {room}; fewer --num-workers would do, too"
+                    )
+                quiet += 1
         if fit.error is not None:
             raise _as_one_sentence(fit.error) from fit.error
     return listener.result
@@ -141,57 +158,65 @@ class _Listener:
     def __init__(self, say: Callable[[str], None]):
         self.say = say
         self.starts = 0
-        self.failures: dict[int, Exception] = {}
-        """Of each rank, since the workers were started."""
+        self.failures: list[tuple[int, str]] = []
+        """Since the workers were started; see :func:`_weigh`."""
         self.result: dict[str, float] = {}
 
-    def hear(self, kind: str, rank: int, value: Any) -> None:
+    def hear(self, kind: str, value: Any) -> None:
         """
         Raises:
-            ConfigError, CheckpointError: the workers can't begin, however often they are started.
+            ConfigError, PipelineError: they can't begin, however often they are started.
         """
         if kind == "line":
             self.say(value)
         elif kind == "result":
             self.result = value
         elif kind == "failure":
-            self.failures[rank] = value
-            if self.starts == 1 and isinstance(value, ConfigError | CheckpointError):
-                raise value
+            rank, error, hopeless = value
+            self.failures.append(_weigh(rank, error))
+            if self.starts <= 1 and hopeless:
+                of_user = isinstance(error, ConfigError | CheckpointError)
+                text = _weigh(rank, error)[1]
+                raise ConfigError(text) if of_user else PipelineError(f"cannot begin: {text}")
         elif kind == "start":
             if self.starts:
-                why = _cause(self.failures) if self.failures else "a worker's process died"
-                self.say(f"workers are started again, from the last checkpoint: {why}")
+                why = min(self.failures, default=(2, "a worker's process died"))[1]
+                self.say(f"workers were started again, to go on from the last checkpoint: {why}")
             self.starts += 1
-            self.failures = {}
+            self.failures = []
 
 
 def _as_one_sentence(error: Exception) -> PipelineError:
     """What ``fit`` raised, for users: why, and not where in Ray."""
     failures = getattr(error, "worker_failures", None)
-    why = _cause(failures) if failures else _first_line(getattr(error, "controller_failure", error))
-    return PipelineError(f"training failed: {why}; the same command goes on from the last step")
+    if failures:
+        why = min(_weigh(rank, failure) for rank, failure in failures.items())[1]
+    else:
+        why = _first_line(getattr(error, "controller_failure", error))
+    return PipelineError(
+        f"training failed: {why}; the same command goes on from the last checkpoint"
+    )
 
 
-def _cause(failures: Mapping[int, Exception]) -> str:
-    """What began it: when one rank fails the others do, too, for want of it."""
+def _weigh(rank: int, error: Exception) -> tuple[int, str]:
+    """How far an error of a rank is from what began it, and what to say of it.
 
-    def importance(rank: int) -> tuple[int, int]:
-        error = failures[rank]
-        text = f"{type(error).__name__} {error}".lower()
-        if isinstance(error, PipelineError | CheckpointError):
-            return 0, rank
-        if _is_rays(error):
-            return 2, rank
-        return 3 if any(word in text for word in OF_COMMUNICATION) else 1, rank
-
-    rank = min(failures, key=importance)
-    error = failures[rank]
+    When one rank fails the others do, too, for want of it.
+    """
     if isinstance(error, PipelineError | CheckpointError):
-        return str(error)
+        return 0, str(error)
     if _is_rays(error):
-        return f"the process of rank {rank} died ({_first_line(error)})"
-    return f"rank {rank}: {type(error).__name__}: {_first_line(error)}"
+        return 2, f"the process of rank {rank} died ({_first_line(error)})"
+    text = _first_line(error)
+    if not isinstance(error, _OtherError):
+        text = f"{type(error).__name__}: {text}"
+    if any(word in text.lower() for word in OF_COMMUNICATION):
+        return 3, f"rank {rank} lost another one ({text})"
+    return 1, f"rank {rank}: {text}"
+
+
+class _OtherError(Exception):
+    """Text of an error that is not ours, and that the driver might not be able to read."""
 
 
 def _is_rays(error: Exception) -> bool:
@@ -251,13 +276,15 @@ def _worker(config: dict[str, Any]) -> None:
             logging.disable(logging.INFO)  # All ranks would say the same.
             main()
         else:
-            told.put(("start", rank, None))
+            told.put(("start", None))
             with contextlib.redirect_stdout(_SentOn(told, sys.stdout)):
                 main()
-            told.put(("result", rank, dict(latest)))
+            told.put(("result", dict(latest)))
     except Exception as error:
         with contextlib.suppress(RayError):
-            told.put(("failure", rank, _portable(error)))
+            # Before the first step, so that it would be so again.
+            hopeless = not latest and isinstance(error, HOPELESS)
+            told.put(("failure", (rank, _portable(error), hopeless)))
         raise
 
 
@@ -265,7 +292,7 @@ def _portable(error: Exception) -> Exception:
     """An error that the driver can read: with ours what they are, others as text."""
     if isinstance(error, PipelineError | CheckpointError):
         return type(error)(str(error))
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    return _OtherError(f"{type(error).__name__}: {_first_line(error)}")
 
 
 class _SentOn(io.TextIOBase):
@@ -280,7 +307,7 @@ class _SentOn(io.TextIOBase):
         for line in lines:
             # Training goes on where nobody listens, or not for long.
             with contextlib.suppress(RayError, queue.Full):
-                self.told.put(("line", 0, line))
+                self.told.put(("line", line))
         return len(text)
 
     def flush(self) -> None:

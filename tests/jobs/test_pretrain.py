@@ -6,16 +6,17 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
+import ray
 import s3fs
 import tiny
 import torch
@@ -32,7 +33,7 @@ SMALL = (
     *("--metrics.log-freq", "1", "--checkpoint.interval", "2"),
     "--metrics.disable-color-printing",
 )
-STEPS = 8
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -102,72 +103,99 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory) -> dict[str, str]:
+def in_slurm(directory: Path, **more: str) -> dict[str, str]:
     """The environment of a SLURM job on one node, with commands that stand in for SLURM's."""
-    directory = tmp_path_factory.mktemp("slurm")
+    directory.mkdir()
     for name, script in (
-        ("srun", 'while [[ $1 == -* ]]; do shift; done\nexec "$@"'),
-        (
-            "scontrol",
-            f'if [[ $1 == show ]]; then echo localhost; fi\necho "$@" >> {directory}/said',
-        ),
+        ("srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"'),
+        ("scontrol", f'[[ $1 != show ]] || echo localhost; echo "$@" >> {directory}/said'),
     ):
-        (directory / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
-        (directory / name).chmod(0o755)
+        write_script(directory / name, script)
     path = os.pathsep.join([str(directory), str(Path(sys.executable).parent), os.environ["PATH"]])
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1]"}
-    job |= {"SLURM_JOB_NUM_NODES": "1", "NPROC_PER_NODE": "2", "MAX_RESTARTS": "0"}
-    return variables(PATH=path, SAID=str(directory / "said"), **job)
+    return variables(PATH=path, SLURM_JOB_NUM_NODES="1", **job, **more)
+
+
+def write_script(path: Path, script: str) -> None:
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shards, slurm, tmp_path_factory) -> tuple[Run, Path]:
-    """A run of two processes, without Ray, and where its checkpoints are."""
-    dump = tmp_path_factory.mktemp("undisturbed")
-    run = Run([SLURM, *arguments(shards, dump)], slurm)
+def undisturbed(shards, tmp_path_factory) -> tuple[Run, Path]:
+    """A run of two processes on SLURM, without Ray, and where its checkpoints are."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    env = in_slurm(directory / "bin", NPROC_PER_NODE="2")
+    run = Run([SLURM, *arguments(shards, directory)], env)
     assert run.end() == 0, run.output
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
-    return run, dump / "checkpoint"
+    return run, directory / "checkpoint"
 
 
-def test_slurm_requeues_before_its_time_is_up(shards, slurm, undisturbed, tmp_path):
-    run = Run([SLURM, *arguments(shards, tmp_path)], slurm)
-    run.until("step:  3")
+def test_slurm_requeues_before_its_time_is_up(tmp_path):
+    env = in_slurm(tmp_path / "bin", SLURM_GPUS_ON_NODE="3", SLURM_RESTART_COUNT="4")
+    said = tmp_path / "bin" / "said"
+    write_script(tmp_path / "bin" / "python", f'echo "$@" >> {said}; echo begun; exec sleep 60')
+    run = Run([SLURM, "--config", "a b"], env)
+    run.until("begun")
     run.process.send_signal(signal.SIGUSR1)
-    assert run.end() != 0
-    assert f"requeue {slurm['SLURM_JOB_ID']}\n" in Path(slurm["SAID"]).read_text()
-    again = Run([SLURM, *arguments(shards, tmp_path)], slurm | {"SLURM_RESTART_COUNT": "1"})
-    assert again.end() == 0, again.output
-    reference, checkpoints = undisturbed
-    # The last step before the signal may have been saved, or not.
-    assert again.losses()[0][0] in (3, 5)
-    assert set(run.losses() + again.losses()) == set(reference.losses())
-    assert equal(weights(tmp_path / "checkpoint/step-8"), weights(checkpoints / "step-8"))
+    assert run.end() == 128 + signal.SIGTERM
+    number = env["SLURM_JOB_ID"]
+    nodes, training, requeue = said.read_text().splitlines()
+    assert (nodes, requeue) == ("show hostnames n[1]", f"requeue {number}")
+    assert "--nnodes 1 --nproc-per-node 3 --max-restarts 3" in training
+    assert f"--rdzv-endpoint localhost:{20000 + int(number) % 10000}" in training
+    assert f"--rdzv-id {number}-4" in training and training.endswith("-m train --config a b")
+    write_script(tmp_path / "bin" / "python", "exit 3")
+    assert Run([SLURM], env).end() == 3
 
 
 def workers_of(run: Run) -> list[psutil.Process]:
-    children = psutil.Process(run.process.pid).children(recursive=True)
-    return [p for p in children if "ray::" in p.name() and "Worker" in " ".join(p.cmdline())]
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
-def test_a_killed_worker_changes_nothing(shards, undisturbed, tmp_path):
+def test_killed_workers_and_drivers_change_nothing(shards, undisturbed, tmp_path):
     """On a local Ray, called from elsewhere with relative paths."""
     (tmp_path / "here").symlink_to(shards)
     flags = arguments("here", "run", "--num-workers", 2)
     run = Run([sys.executable, JOB, *flags], variables(), tmp_path)
     run.until("step:  5")
-    killed = [p for p in workers_of(run) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert len(killed) == 2
-    killed[1].kill()
-    assert run.end() == 0, run.output
-    assert "workers are started again, from the last checkpoint" in run.output
-    assert "pid=" not in run.output and "Traceback" not in run.output
-    assert run.output.endswith(f"checkpoint: {tmp_path}/run/checkpoint/step-8\n")
+    (_, killed) = workers_of(run)
+    killed.kill()
+    run.until("workers were started again, to go on from the last checkpoint: ")
+    run.until("step:  7")
+    workers = workers_of(run)
+    run.process.kill()
+    # They would end by themselves, but a few steps later.
+    for worker in workers:
+        worker.kill()
+    run.end()
+    again = Run([sys.executable, JOB, *flags, "--json"], variables(), tmp_path)
+    assert again.end() == 0, again.output
+    result = json.loads(again.output.splitlines()[-1])
     reference, checkpoints = undisturbed
-    assert len(run.losses()) > STEPS
-    assert set(run.losses()) == set(reference.losses())
-    assert equal(weights(tmp_path / "run/checkpoint/step-8"), weights(checkpoints / "step-8"))
+    assert result["steps"] == STEPS and result["workers"] == 2
+    assert result["checkpoint"] == f"{tmp_path}/run/checkpoint/step-10"
+    assert f"{result['loss']:.5f}" == reference.losses()[-1][1]
+    assert len(run.losses() + again.losses()) > STEPS
+    assert set(run.losses() + again.losses()) == set(reference.losses())
+    assert equal(weights(result["checkpoint"]), weights(checkpoints / "step-10"))
+    for output in (run.output, again.output):
+        assert "pid=" not in output and "Traceback" not in output
+
+
+def test_a_damaged_shard(shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    (damaged,) = (copy / "shards").iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    run = pretrain(*arguments(copy, tmp_path / "run", "--max-failures", 0))
+    assert run.end() == 1
+    last = run.output.splitlines()[-1]
+    assert last.startswith(f"error: training failed: {damaged}: cannot be read")
+    assert last.endswith("; the same command goes on from the last checkpoint")
+    assert "Traceback" not in run.output
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +208,7 @@ def cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
         yield variables() | env
 
 
-def test_on_s3_with_other_numbers_of_workers(shards, cluster, undisturbed):
+def test_on_s3_with_other_numbers_of_workers(shards, cluster):
     s3fs.S3FileSystem(skip_instance_cache=True).put(str(shards), "corpus/shards", recursive=True)
     s3 = ("s3://corpus/shards", "s3://corpus/run")
     submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/pretrain.py")
@@ -191,4 +219,78 @@ def test_on_s3_with_other_numbers_of_workers(shards, cluster, undisturbed):
     relative = ray_cli(*submit, *arguments("shards", "s3://corpus/run"), env=cluster)
     assert relative.returncode != 0
     assert "--dataloader.shards shards: is relative to a copy" in relative.stdout
-    del undisturbed
+    # The same batch, but from one rank.
+    again = ray_cli(
+        *submit,
+        *arguments(*s3, "--num-workers", 1, "--training.global-batch-size", 4, steps=5),
+        env=cluster,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Loading the checkpoint from s3://corpus/run/checkpoint/step-3" in again.stdout
+    assert "5 steps done" in again.stdout
+    assert "checkpoint: s3://corpus/run/checkpoint/step-5" in again.stdout
+    assert "test-secret" not in done.stdout + again.stdout
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pretrain", JOB)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "blt_9b"], r"--config: there is no blt_9b; there are blt_debug, blt_400m, "),
+        (["--training.step", "3"], "Unrecognized options: --training.step, 3"),
+        (["--training.steps", "x"], "--training.steps: invalid literal"),
+        (["--parallelism.pipeline-parallel-degree", "2"], "--parallelism.pipeline_parallel_degree"),
+        (["--dataloader.shards", "none"], r"--dataloader.shards: /.*/none: no manifest.json"),
+        (["--dataloader.weights", "0"], r"--dataloader.weights: must be positive"),
+        (["--training.seq-len", "4"], "--training.seq_len: must be at least 8"),
+        (["--validator.enable"], "--validator.dataloader.shards: name at least one"),
+        (["--checkpoint.initial-load-path=x"], "--checkpoint.initial-load-path /.*/x: there is no"),
+        (["--dump-folder", "s4://x"], "--dump-folder s4://x: cannot be read: Protocol not known"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(job, shards, tmp_path, flags, message):
+    given = {"--config": "blt_debug", "--dataloader.shards": str(shards)}
+    given |= {"--dump-folder": str(tmp_path)}
+    for flag, value in zip(flags[::2], flags[1::2], strict=False):
+        given[flag] = value
+    rest = flags if len(flags) == 1 else []
+    name = given.pop("--config")
+    told = [part for pair in given.items() for part in pair]
+    with pytest.raises(ConfigError, match=message):
+        job.check(["--config", name, *job.absolute([*told, *rest])])
+
+
+def test_paths_are_made_whole(job, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataloader.shards", "a,s3://b,/c", "--checkpoint.initial_load_path=d", "x:none"]
+    made = [
+        "--dump-folder",
+        f"{tmp_path}/outputs",
+        "--dataloader.shards",
+        f"{tmp_path}/a,s3://b,/c",
+    ]
+    made += [f"--checkpoint.initial_load_path={tmp_path}/d", "x:none"]
+    assert job.absolute(flags) == made
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for flag in ("--dataloader.shards", "--validator.dataloader.shards", "--dump_folder"):
+        with pytest.raises(ConfigError, match=f"{flag} e: is relative to a copy"):
+            job.absolute([flag, "e"])
+
+
+def test_too_many_workers(job, shards, tmp_path, monkeypatch, capsys):
+    for flags, message in (
+        (("--num-workers", 0), "--num-workers: must be at least 1, got 0"),
+        (("--gpus-per-worker", 1, "--num-workers", 1000), "this machine has room for"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["job", *arguments(shards, tmp_path, *flags)])
+        assert job.main() == 2
+        assert message in capsys.readouterr().err
+    ray.shutdown()
