@@ -213,8 +213,9 @@ def check(arguments: list[str]) -> Plan:
             check_data("--validator.dataloader", config.validator.dataloader, config.training)
         checkpoints = filesystem.join(config.dump_folder, config.checkpoint.folder)
         start = config.checkpoint.initial_load_path
-        # Where a run goes on, nothing else is read.
-        if start and not steps_in(checkpoints) and not filesystem.isdir(start):
+        # Where there are steps the run goes on with the last one, and nothing else is read.
+        there = steps_in(checkpoints)
+        if start and not there and not filesystem.isdir(start):
             raise ConfigError(f"--checkpoint.initial-load-path {start}: there is no such directory")
     except ConfigError:
         raise
@@ -280,8 +281,9 @@ def describe(plan: Plan, logged: dict[str, float]) -> dict[str, object]:
     Args:
         logged: last by rank 0; empty if there was nothing left to do.
     """
-    from train.model_description import steps_in
+    from train.model_description import filesystem_of, steps_in
 
+    filesystem_of(plan.checkpoints)[0].invalidate_cache()  # It remembers what was there before.
     found = steps_in(plan.checkpoints) if plan.saves else []
     steps = int(found[0].rsplit("-", 1)[1]) if found else int(logged.get("step", 0))
     result: dict[str, object] = {"steps": steps, "checkpoint": found[0] if found else None}
