@@ -22,13 +22,13 @@ from pipeline.scoring import Scorer
 Model = EntropyModel | NGramEntropyModel
 
 
-def connect(num_workers: int | None, *more: ModuleType, dashboard: bool = False) -> None:
+def connect(num_cpus: int | None, *more: ModuleType, worker_output: bool = True) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (a submitted job has one), or start a local Ray.
 
     Args:
-        num_workers: that a local Ray should have room for, one CPU each.
+        num_cpus: that a local Ray should have room for.
         more: packages that workers need, beside ``model`` and ``pipeline``.
-        dashboard: a local Ray has one: Ray Train asks it for the state of actors.
+        worker_output: show what workers print.
     """
     # What goes wrong in Ray comes as an exception; its warnings are about Ray's own affairs.
     for name in ("ray", "ray.data"):
@@ -42,7 +42,7 @@ def connect(num_workers: int | None, *more: ModuleType, dashboard: bool = False)
     if os.environ.get("RAY_ADDRESS"):
         # Inside a submitted job the working directory holds the code already.
         code = {} if _submitted() else {"py_modules": [str(package) for package in packages]}
-        ray.init(logging_level=logging.ERROR, runtime_env=code)
+        ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=worker_output)
     else:
         # Workers find the same packages, installed or not, wherever the job was called from.
         path = (str(packages[0].parent), os.environ.get("PYTHONPATH"))
@@ -50,9 +50,10 @@ def connect(num_workers: int | None, *more: ModuleType, dashboard: bool = False)
         ray.init(
             address="local",
             # More workers than cores may be asked for; Ray counts cores, it does not bind them.
-            num_cpus=max(os.cpu_count() or 1, num_workers or 1),
-            include_dashboard=dashboard,
+            num_cpus=max(os.cpu_count() or 1, num_cpus or 1),
+            include_dashboard=False,
             logging_level=logging.ERROR,
+            log_to_driver=worker_output,
         )
 
 
@@ -61,7 +62,7 @@ def _submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def refuse_lost_output(output: str) -> None:
+def refuse_lost_output(output: str, flag: str = "--output") -> None:
     """
     Raises:
         ConfigError: the output would be in the copy of the working directory that Ray makes for a
@@ -69,7 +70,7 @@ def refuse_lost_output(output: str) -> None:
     """
     if _submitted() and "://" not in output and not Path(output).is_absolute():
         raise ConfigError(
-            f"--output {output}: is relative to a copy of the working directory that Ray removes; "
+            f"{flag} {output}: is relative to a copy of the working directory that Ray removes; "
             "give a submitted job an absolute path or a URL"
         )
 

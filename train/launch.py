@@ -1,41 +1,72 @@
 """Training on a Ray cluster: Ray Train places the workers, and starts them again from the last
-checkpoint when a node dies; torchtitan does the rest, as it does under torchrun.
+checkpoint when one dies; torchtitan does the rest, as it does under torchrun.
+
+Nothing is stored in Ray: checkpoints are torchtitan's. What rank 0 says comes to the driver
+through a queue, because Ray's own forwarding prefixes, repeats and delays it.
 """
 
+import contextlib
+import io
 import logging
 import os
+import queue
+import socket
 import sys
-from typing import Any
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+# The releases of Ray that have both take the older Ray Train otherwise.
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+# `print` goes to standard output, from where it is sent on.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from model.checkpoint_files import CheckpointError
+from pipeline.errors import ConfigError, PipelineError
+
+OF_COMMUNICATION = ("gloo", "nccl", "connection", "closed by peer", "timed out", "socket")
+"""Words in errors of ranks whose only fault is that another one is gone."""
+
+HOPELESS = (ConfigError, ValueError, TypeError, AssertionError)
+"""Errors that are raised of settings. CheckpointError is a ValueError."""
+
+PATIENCE_S = 30
+"""After so long without a word from the workers, whether there is room for them is looked at."""
 
 
-def train_on_ray(
-    arguments: list[str], *, num_workers: int, gpus: bool, max_failures: int, storage: str
-) -> None:
-    """Train until the end; Ray is running.
+@dataclass(frozen=True)
+class Workers:
+    """How many processes train, and what each of them has."""
 
-    Args:
-        arguments: torchtitan's, as :mod:`train` takes them.
-        num_workers: processes, one GPU or CPU each.
-        max_failures: how often workers are started again.
-        storage: a directory or URL that all nodes reach, for what Ray Train remembers of the run.
+    number: int
+    cpus: int = 1
+    gpus: int = 0
 
-    Raises:
-        ray.train.TrainingFailedError: workers failed more often than that.
-    """
-    TorchTrainer(
-        _worker,
-        train_loop_config={"arguments": arguments},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=gpus),
-        run_config=RunConfig(
-            storage_path=storage, failure_config=FailureConfig(max_failures=max_failures)
-        ),
-        # The process group that Ray Train makes is the one that torchtitan finds.
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-    ).fit()
+    def __str__(self) -> str:
+        return f"{self.number} {'GPU' if self.gpus else 'CPU'} worker{'s'[: self.number - 1]}"
+
+    def each(self) -> str:
+        """What each of them has, in words."""
+        return f"{self.cpus} CPU{'s'[: self.cpus - 1]}" + (" and a GPU" if self.gpus else "")
+
+    def room(self) -> int:
+        """How many such workers fit into the cluster as it is, if nothing else runs there."""
+        wanted = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return sum(
+            int(min(node["Resources"].get(name, 0) // count for name, count in wanted.items()))
+            for node in ray.nodes()
+            if node["Alive"]
+        )
 
 
 def gpus_of_cluster() -> int:
@@ -43,11 +74,241 @@ def gpus_of_cluster() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def train_on_ray(
+    arguments: list[str], workers: Workers, *, max_failures: int, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Train until the end; Ray is running. What was logged last of the last step.
+
+    Args:
+        arguments: torchtitan's, as :mod:`train` takes them; paths are absolute.
+        max_failures: how often workers are started again; -1: without end.
+        say: is given each line that rank 0 prints, and what happens to workers.
+
+    Raises:
+        PipelineError: workers failed more often than that, or cannot begin; in one sentence.
+        ConfigError: a setting is wrong that only workers can see.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    with tempfile.TemporaryDirectory(prefix="blt-titan-", ignore_cleanup_errors=True) as storage:
+        trainer = _Trainer(
+            _worker,
+            train_loop_config={"arguments": arguments, "told": told},
+            scaling_config=ScalingConfig(
+                num_workers=workers.number,
+                use_gpu=bool(workers.gpus),
+                resources_per_worker={"CPU": workers.cpus}
+                | ({"GPU": workers.gpus} if workers.gpus else {}),
+            ),
+            run_config=RunConfig(
+                # Ray Train wants a place for checkpoints that are given to it; none are.
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=max_failures),
+            ),
+            torch_config=_Rendezvous(),
+        )
+        fit, listener, quiet = _Fit(trainer), _Listener(say), 0
+        while (running := fit.is_alive()) or not told.empty():
+            try:
+                listener.hear(*told.get(timeout=1 if running else 0))
+                quiet = 0
+            except Empty:
+                # Ray Train waits without a word.
+                if quiet % PATIENCE_S == 0 and (room := workers.room()) < workers.number:
+                    say(
+                        f"waiting for room: {workers} of {workers.each()} are asked for, and the "
+                        f"cluster, as it is, has room for {room}; fewer --num-workers would do, too"
+                    )
+                quiet += 1
+        if fit.error is not None:
+            raise _as_one_sentence(fit.error) from fit.error
+    return listener.result
+
+
+class _Trainer(TorchTrainer):
+    """Without the actor that removes placement groups after a controller that died. It is for
+    drivers that live on: ours ends, and Ray removes what is its. And it asks whichever cluster was
+    last started on this machine whether the controller is alive, which need not be this one.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
+class _Fit(threading.Thread):
+    """``trainer.fit()`` beside the main thread, which has to stay free for Ctrl-C."""
+
+    def __init__(self, trainer: TorchTrainer):
+        super().__init__(name="fit", daemon=True)
+        self.trainer = trainer
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except Exception as error:  # told in the main thread
+            self.error = error
+
+
+class _Listener:
+    """What workers tell, on the driver."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.starts = 0
+        self.failures: list[tuple[int, str]] = []
+        """Since the workers were started; see :func:`_weigh`."""
+        self.result: dict[str, float] = {}
+
+    def hear(self, kind: str, value: Any) -> None:
+        """
+        Raises:
+            ConfigError, PipelineError: they can't begin, however often they are started.
+        """
+        if kind == "line":
+            self.say(value)
+        elif kind == "result":
+            self.result = value
+        elif kind == "failure":
+            rank, error, hopeless = value
+            self.failures.append(_weigh(rank, error))
+            if self.starts <= 1 and hopeless:
+                of_user = isinstance(error, ConfigError | CheckpointError)
+                text = _weigh(rank, error)[1]
+                raise ConfigError(text) if of_user else PipelineError(f"cannot begin: {text}")
+        elif kind == "start":
+            if self.starts:
+                why = min(self.failures, default=(2, "a worker's process died"))[1]
+                self.say(f"workers were started again, to go on from the last checkpoint: {why}")
+            self.starts += 1
+            self.failures = []
+
+
+def _as_one_sentence(error: Exception) -> PipelineError:
+    """What ``fit`` raised, for users: why, and not where in Ray."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        why = min(_weigh(rank, failure) for rank, failure in failures.items())[1]
+    else:
+        why = _first_line(getattr(error, "controller_failure", error))
+    return PipelineError(
+        f"training failed: {why}; the same command goes on from the last checkpoint"
+    )
+
+
+def _weigh(rank: int, error: Exception) -> tuple[int, str]:
+    """How far an error of a rank is from what began it, and what to say of it.
+
+    When one rank fails the others do, too, for want of it.
+    """
+    if isinstance(error, PipelineError | CheckpointError):
+        return 0, str(error)
+    if _is_rays(error):
+        return 2, f"the process of rank {rank} died ({_first_line(error)})"
+    text = _first_line(error)
+    if not isinstance(error, _OtherError):
+        text = f"{type(error).__name__}: {text}"
+    if any(word in text.lower() for word in OF_COMMUNICATION):
+        return 3, f"rank {rank} lost another one ({text})"
+    return 1, f"rank {rank}: {text}"
+
+
+class _OtherError(Exception):
+    """Text of an error that is not ours, and that the driver might not be able to read."""
+
+
+def _is_rays(error: Exception) -> bool:
+    return type(error).__module__.startswith("ray.")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+@dataclass
+class _Rendezvous(TorchConfig):
+    """Says where rank 0 is, and leaves the process group to torchtitan, as torchrun does."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _RendezvousBackend
+
+
+class _RendezvousBackend(Backend):
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        address = worker_group.execute_single(0, _free_address)
+        worker_group.execute(_set_environment, *address)
+
+
+def _free_address() -> tuple[str, int]:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+
+def _set_environment(address: str, port: int) -> None:
+    """What torchrun would."""
+    context = ray.train.get_context()
+    os.environ |= {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+    }
+
+
 def _worker(config: dict[str, Any]) -> None:
     """What each worker does: torchtitan's command."""
     from train.__main__ import main
+    from train.metrics import latest
 
-    if os.environ["RANK"] != "0":
-        logging.disable(logging.INFO)  # All ranks would say the same.
+    rank, told = int(os.environ["RANK"]), config["told"]
     sys.argv = ["train", *config["arguments"]]
-    main()
+    try:
+        if rank:
+            logging.disable(logging.INFO)  # All ranks would say the same.
+            main()
+        else:
+            told.put(("start", None))
+            with contextlib.redirect_stdout(_SentOn(told, sys.stdout)):
+                main()
+            told.put(("result", dict(latest)))
+    except Exception as error:
+        with contextlib.suppress(RayError):
+            # Before the first step, so that it would be so again.
+            hopeless = not latest and isinstance(error, HOPELESS)
+            told.put(("failure", (rank, _portable(error), hopeless)))
+        raise
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that the driver can read: with ours what they are, others as text."""
+    if isinstance(error, PipelineError | CheckpointError):
+        return type(error)(str(error))
+    return _OtherError(f"{type(error).__name__}: {_first_line(error)}")
+
+
+class _SentOn(io.TextIOBase):
+    """Standard output whose lines the driver gets, too. Ray's own logs keep them."""
+
+    def __init__(self, told: Queue, stream: TextIO):
+        self.told, self.stream, self.begun = told, stream, ""
+
+    def write(self, text: str) -> int:
+        self.stream.write(text)
+        *lines, self.begun = (self.begun + text).split("\n")
+        for line in lines:
+            # Training goes on where nobody listens, or not for long.
+            with contextlib.suppress(RayError, queue.Full):
+                self.told.put(("line", line))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()

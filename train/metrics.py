@@ -16,6 +16,9 @@ from torchtitan.tools.logging import logger
 from model.tokenizer import EOS_ID
 from train.flops import training_flops
 
+latest: dict[str, float] = {}
+"""What was logged last in this process, for whoever started the training in it."""
+
 
 @dataclass
 class Counts:
@@ -98,6 +101,7 @@ class ByteMetrics(MetricsProcessor):
         if counts.patches:
             metrics["throughput(patches/s)"] = counts.patches / seconds
             metrics["patch_length(bytes)"] = patch_size
+        latest.update(step=step, loss=global_avg_loss, bits_per_byte=metrics["bits_per_byte"])
         waited = 100 * sum(self.data_loading_times) / self.elapsed()
         super().log(
             step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | metrics
@@ -119,6 +123,7 @@ class ByteMetrics(MetricsProcessor):
         """Log a validation; ``loss`` in nats a label."""
         counts, self.of_validation = self.of_validation, Counts()
         bits = self._bits_per_byte(loss, counts)
+        latest["validation_bits_per_byte"] = bits
         bits_metric = {"validation_metrics/bits_per_byte": bits}
         super().log_validation(loss, step, (extra_metrics or {}) | bits_metric)
         # The time since the last log starts again here, and what it is compared with has to, too.

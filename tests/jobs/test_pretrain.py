@@ -1,0 +1,296 @@
+"""Pretraining on Ray and SLURM: undisturbed, with a worker or a driver that is killed, on S3; and
+what is refused.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+import ray
+import s3fs
+import tiny
+import torch
+from clusters import a_head_node, an_s3_server, ray_cli
+from conftest import ROOT, environment, topics, write_jsonl
+
+from model import Patcher
+from pipeline.errors import ConfigError
+from train.steps import read_step
+
+JOB, SLURM = ROOT / "jobs" / "pretrain.py", ROOT / "train" / "slurm.sh"
+SMALL = (
+    *("--config", "blt_debug", "--training.seq-len", "128", "--training.local-batch-size", "2"),
+    *("--metrics.log-freq", "1", "--checkpoint.interval", "2"),
+    "--metrics.disable-color-printing",
+)
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    text = [(name, text[:3000]) for name, text in topics()[:40]]
+    corpus = write_jsonl(directory / "in" / "topics.jsonl", text)
+    tiny.make_shards(
+        directory / "shards", corpus.parent, tiny.entropy_model(), Patcher(tiny.THRESHOLD)
+    )
+    return directory / "shards"
+
+
+def arguments(shards: object, dump: object, *more: object, steps: int = STEPS) -> list[str]:
+    flags = ("--dataloader.shards", shards, "--dump-folder", dump, "--training.steps", steps)
+    return [*SMALL, *map(str, flags), *map(str, more)]
+
+
+def variables(**more: str) -> dict[str, str]:
+    # Deaths of workers are seen at once.
+    return environment(OMP_NUM_THREADS="1", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5", **more)
+
+
+class Run:
+    """A command that is watched, and may be disturbed, while it runs."""
+
+    def __init__(self, command: list[object], env: dict[str, str], cwd: Path = ROOT):
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            env=env,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.output = ""
+
+    def until(self, text: str) -> None:
+        """Go on until it says so."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if text in line:
+                return
+        pytest.fail(f"{text!r} was never said:\n{self.output}")
+
+    def end(self) -> int:
+        assert self.process.stdout is not None
+        self.output += self.process.stdout.read()
+        return self.process.wait(120)
+
+    def losses(self) -> list[tuple[int, str]]:
+        return [
+            (int(n), loss) for n, loss in re.findall(r"step: +(\d+) +loss: +(\S+)", self.output)
+        ]
+
+
+def pretrain(*flags: str, env: dict[str, str] | None = None) -> Run:
+    return Run([sys.executable, JOB, *flags], env or variables())
+
+
+def weights(step: object) -> dict[str, torch.Tensor]:
+    return read_step(str(step)).state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def in_slurm(directory: Path, **more: str) -> dict[str, str]:
+    """The environment of a SLURM job on one node, with commands that stand in for SLURM's."""
+    directory.mkdir()
+    for name, script in (
+        ("srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"'),
+        ("scontrol", f'[[ $1 != show ]] || echo localhost; echo "$@" >> {directory}/said'),
+    ):
+        write_script(directory / name, script)
+    path = os.pathsep.join([str(directory), str(Path(sys.executable).parent), os.environ["PATH"]])
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1]"}
+    return variables(PATH=path, SLURM_JOB_NUM_NODES="1", **job, **more)
+
+
+def write_script(path: Path, script: str) -> None:
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory) -> tuple[Run, Path]:
+    """A run of two processes on SLURM, without Ray, and where its checkpoints are."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    env = in_slurm(directory / "bin", NPROC_PER_NODE="2")
+    run = Run([SLURM, *arguments(shards, directory)], env)
+    assert run.end() == 0, run.output
+    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
+    return run, directory / "checkpoint"
+
+
+def test_slurm_requeues_before_its_time_is_up(tmp_path):
+    env = in_slurm(tmp_path / "bin", SLURM_GPUS_ON_NODE="3", SLURM_RESTART_COUNT="4")
+    said = tmp_path / "bin" / "said"
+    write_script(tmp_path / "bin" / "python", f'echo "$@" >> {said}; echo begun; exec sleep 60')
+    run = Run([SLURM, "--config", "a b"], env)
+    run.until("begun")
+    run.process.send_signal(signal.SIGUSR1)
+    assert run.end() == 128 + signal.SIGTERM
+    number = env["SLURM_JOB_ID"]
+    nodes, training, requeue = said.read_text().splitlines()
+    assert (nodes, requeue) == ("show hostnames n[1]", f"requeue {number}")
+    assert "--nnodes 1 --nproc-per-node 3 --max-restarts 3" in training
+    assert f"--rdzv-endpoint localhost:{20000 + int(number) % 10000}" in training
+    assert f"--rdzv-id {number}-4" in training and training.endswith("-m train --config a b")
+    write_script(tmp_path / "bin" / "python", "exit 3")
+    assert Run([SLURM], env).end() == 3
+
+
+def workers_of(run: Run) -> list[psutil.Process]:
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def test_killed_workers_and_drivers_change_nothing(shards, undisturbed, tmp_path):
+    """On a local Ray, called from elsewhere with relative paths."""
+    (tmp_path / "here").symlink_to(shards)
+    flags = arguments("here", "run", "--num-workers", 2)
+    run = Run([sys.executable, JOB, *flags], variables(), tmp_path)
+    run.until("step:  5")
+    (_, killed) = workers_of(run)
+    killed.kill()
+    run.until("workers were started again, to go on from the last checkpoint: ")
+    run.until("step:  7")
+    workers = workers_of(run)
+    run.process.kill()
+    # They would end by themselves, but a few steps later.
+    for worker in workers:
+        worker.kill()
+    run.end()
+    again = Run([sys.executable, JOB, *flags, "--json"], variables(), tmp_path)
+    assert again.end() == 0, again.output
+    result = json.loads(again.output.splitlines()[-1])
+    reference, checkpoints = undisturbed
+    assert result["steps"] == STEPS and result["workers"] == 2
+    assert result["checkpoint"] == f"{tmp_path}/run/checkpoint/step-10"
+    assert f"{result['loss']:.5f}" == reference.losses()[-1][1]
+    assert len(run.losses() + again.losses()) > STEPS
+    assert set(run.losses() + again.losses()) == set(reference.losses())
+    assert equal(weights(result["checkpoint"]), weights(checkpoints / "step-10"))
+    for output in (run.output, again.output):
+        assert "pid=" not in output and "Traceback" not in output
+
+
+def test_a_damaged_shard(shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    (damaged,) = (copy / "shards").iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    run = pretrain(*arguments(copy, tmp_path / "run", "--max-failures", 0))
+    assert run.end() == 1
+    last = run.output.splitlines()[-1]
+    assert last.startswith(f"error: training failed: {damaged}: cannot be read")
+    assert last.endswith("; the same command goes on from the last checkpoint")
+    assert "Traceback" not in run.output
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A Ray cluster whose nodes can use an S3 server; gives the environment of who submits."""
+    with (
+        an_s3_server(tmp_path_factory.mktemp("s3")),
+        a_head_node(tmp_path_factory.mktemp("ray")) as env,
+    ):
+        yield variables() | env
+
+
+def test_on_s3_with_other_numbers_of_workers(shards, cluster):
+    s3fs.S3FileSystem(skip_instance_cache=True).put(str(shards), "corpus/shards", recursive=True)
+    s3 = ("s3://corpus/shards", "s3://corpus/run")
+    submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/pretrain.py")
+    done = ray_cli(*submit, *arguments(*s3, "--num-workers", 2, steps=3), env=cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checkpoint: s3://corpus/run/checkpoint/step-3" in done.stdout
+    assert "Traceback" not in done.stdout
+    relative = ray_cli(*submit, *arguments("shards", "s3://corpus/run"), env=cluster)
+    assert relative.returncode != 0
+    assert "--dataloader.shards shards: is relative to a copy" in relative.stdout
+    # The same batch, but from one rank.
+    again = ray_cli(
+        *submit,
+        *arguments(*s3, "--num-workers", 1, "--training.global-batch-size", 4, steps=5),
+        env=cluster,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Loading the checkpoint from s3://corpus/run/checkpoint/step-3" in again.stdout
+    assert "5 steps done" in again.stdout
+    assert "checkpoint: s3://corpus/run/checkpoint/step-5" in again.stdout
+    assert "test-secret" not in done.stdout + again.stdout
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pretrain", JOB)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "blt_9b"], r"--config: there is no blt_9b; there are blt_debug, blt_400m, "),
+        (["--training.step", "3"], "Unrecognized options: --training.step, 3"),
+        (["--training.steps", "x"], "--training.steps: invalid literal"),
+        (["--parallelism.pipeline-parallel-degree", "2"], "--parallelism.pipeline_parallel_degree"),
+        (["--dataloader.shards", "none"], r"--dataloader.shards: /.*/none: no manifest.json"),
+        (["--dataloader.weights", "0"], r"--dataloader.weights: must be positive"),
+        (["--training.seq-len", "4"], "--training.seq_len: must be at least 8"),
+        (["--validator.enable"], "--validator.dataloader.shards: name at least one"),
+        (["--checkpoint.initial-load-path=x"], "--checkpoint.initial-load-path /.*/x: there is no"),
+        (["--dump-folder", "s4://x"], "--dump-folder s4://x: cannot be read: Protocol not known"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(job, shards, tmp_path, flags, message):
+    given = {"--config": "blt_debug", "--dataloader.shards": str(shards)}
+    given |= {"--dump-folder": str(tmp_path)}
+    for flag, value in zip(flags[::2], flags[1::2], strict=False):
+        given[flag] = value
+    rest = flags if len(flags) == 1 else []
+    name = given.pop("--config")
+    told = [part for pair in given.items() for part in pair]
+    with pytest.raises(ConfigError, match=message):
+        job.check(["--config", name, *job.absolute([*told, *rest])])
+
+
+def test_paths_are_made_whole(job, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataloader.shards", "a,s3://b,/c", "--checkpoint.initial_load_path=d", "x:none"]
+    made = [
+        "--dump-folder",
+        f"{tmp_path}/outputs",
+        "--dataloader.shards",
+        f"{tmp_path}/a,s3://b,/c",
+    ]
+    made += [f"--checkpoint.initial_load_path={tmp_path}/d", "x:none"]
+    assert job.absolute(flags) == made
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for flag in ("--dataloader.shards", "--validator.dataloader.shards", "--dump_folder"):
+        with pytest.raises(ConfigError, match=f"{flag} e: is relative to a copy"):
+            job.absolute([flag, "e"])
+
+
+def test_too_many_workers(job, shards, tmp_path, monkeypatch, capsys):
+    for flags, message in (
+        (("--num-workers", 0), "--num-workers: must be at least 1, got 0"),
+        (("--gpus-per-worker", 1, "--num-workers", 1000), "this machine has room for"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["job", *arguments(shards, tmp_path, *flags)])
+        assert job.main() == 2
+        assert message in capsys.readouterr().err
+    ray.shutdown()
