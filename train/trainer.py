@@ -39,8 +39,12 @@ class ByteTrainer(Trainer):
         try:
             dims = super().init_distributed()
         except AssertionError as error:  # it lists all degrees
-            raise ConfigError(f"--parallelism: {error}; --parallelism.*-degree") from error
+            raise ConfigError(f"--parallelism.*-degree: {error}") from error
         training = self.config.training
+        if training.local_batch_size < 1:
+            raise ConfigError(
+                f"--training.local-batch-size: at least 1, got {training.local_batch_size}"
+            )
         ranks = dims.dp_replicate * dims.dp_shard
         rows = training.local_batch_size * ranks
         if training.global_batch_size % rows and training.global_batch_size > 0:
