@@ -47,9 +47,19 @@ class ByteTrainer(Trainer):
         """
         try:
             dims = super().init_distributed()
-        except AssertionError as error:  # it lists all degrees
-            raise ConfigError(f"--parallelism: {error}; --parallelism.*-degree") from error
+        except AssertionError as error:
+            degrees = ("data_parallel_replicate", "data_parallel_shard", "tensor_parallel")
+            given = {name: getattr(self.config.parallelism, f"{name}_degree") for name in degrees}
+            told = ", ".join(f"{name} {degree}" for name, degree in given.items())
+            raise ConfigError(
+                f"--parallelism.*-degree: {told}: their product has to be the number of processes, "
+                f"{torch.distributed.get_world_size()} (-1 stands for what is left)"
+            ) from error
         training = self.config.training
+        if training.local_batch_size < 1:
+            raise ConfigError(
+                f"--training.local-batch-size: at least 1, got {training.local_batch_size}"
+            )
         ranks = dims.dp_replicate * dims.dp_shard
         rows = training.local_batch_size * ranks
         if training.global_batch_size % rows and training.global_batch_size > 0:

@@ -118,7 +118,7 @@ def refusals(shards: Path, other: Path, used: Path) -> list[tuple[list[object], 
         ),
         (
             [*blt, "--parallelism.data-parallel-replicate-degree", 2],
-            *(1, 2, "--parallelism: "),
+            *(1, 2, "--parallelism.*-degree: data_parallel_replicate 2, "),
         ),
         (
             [*blt, "--parallelism.tensor-parallel-degree", 3],
