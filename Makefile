@@ -7,7 +7,7 @@ demo: .venv/installed  ## patch real text and draw the result (demo/report.png)
 	$(BIN)/python jobs/demo.py
 
 test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -20,6 +20,15 @@ JOB = ROOT / "jobs" / "patch_corpus.py"
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (pytest-xdist), a file's tests share one, for their fixtures; so do
+    the files that start a Ray head node, whose agents have ports of their own."""
+    for item in items:
+        name = item.path.stem
+        group = "head nodes" if name in ("test_cluster", "test_pretrain") else name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def topics() -> list[tuple[str, str]]:
     """Real text that every Python has: ``(id, text)`` of its documentation's topics, 0.7 MB."""
     return sorted(pydoc_data.topics.topics.items())
