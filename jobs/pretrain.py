@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import inspect
 import io
 import json
 import logging
@@ -194,18 +193,12 @@ def check(arguments: list[str]) -> Plan:
     prepare()
     from torchtitan.tools import filesystem
 
-    from train import config_registry
+    from train.__main__ import configurations
     from train.model_description import steps_in
 
     name = arguments[1]
-    made = vars(config_registry).get(name)
-    if name.startswith("_") or getattr(made, "__module__", "") != config_registry.__name__:
-        own = [
-            n
-            for n, f in vars(config_registry).items()
-            if inspect.isfunction(f) and f.__module__ == config_registry.__name__ and n[0] != "_"
-        ]
-        raise ConfigError(f"--config: there is no {name}; there are {', '.join(own)}")
+    if name not in configurations():
+        raise ConfigError(f"--config: there is no {name}; there are {', '.join(configurations())}")
     config = parse(arguments)
     try:
         check_data("--dataloader", config.dataloader, config.training)
