@@ -129,6 +129,7 @@ def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> in
         max_failures=flags.max_failures,
         say=lambda line: console.print(Text.from_ansi(line), soft_wrap=True),
     )
+    ray.shutdown()
     result = describe(plan, logged) | {
         "workers": workers.number,
         "seconds": round(time.monotonic() - start, 1),
@@ -298,4 +299,9 @@ def print_result(result: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Not sys.exit: Ray would abort the process if a thread still waited for it. What Ray started
+    # ends with this process.
+    os._exit(status)

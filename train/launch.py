@@ -87,6 +87,9 @@ def train_on_ray(
     Raises:
         PipelineError: workers failed more often than that, or cannot begin; in one sentence.
         ConfigError: a setting is wrong that only workers can see.
+
+    If this is left before the end (by Ctrl-C, or as there is no use in going on), a thread still
+    waits for Ray, and the process has to leave with ``os._exit``: Ray's own end would abort it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -211,7 +214,7 @@ def _weigh(rank: int, error: Exception) -> tuple[int, str]:
     if not isinstance(error, _OtherError):
         text = f"{type(error).__name__}: {text}"
     if any(word in text.lower() for word in OF_COMMUNICATION):
-        return 3, f"rank {rank} lost another one ({text})"
+        return 3, f"rank {rank} lost the connection to another one"
     return 1, f"rank {rank}: {text}"
 
 

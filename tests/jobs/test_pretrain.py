@@ -185,6 +185,19 @@ def test_killed_workers_and_drivers_change_nothing(shards, undisturbed, tmp_path
         assert "pid=" not in output and "Traceback" not in output
 
 
+def test_an_interrupted_run_and_a_folder_of_another_model(shards, tmp_path):
+    run = pretrain(*arguments(shards, tmp_path, steps=1000))
+    run.until("step:  3")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130
+    assert "interrupted; the same command goes on from the last checkpoint" in run.output
+    flags = [part.replace("blt_debug", "entropy_debug") for part in arguments(shards, tmp_path)]
+    other = pretrain(*flags, "--dataloader.no-patches")
+    assert other.end() == 2
+    assert "it is a BLT there and an entropy model here" in other.output.splitlines()[-1]
+    assert "started again" not in other.output
+
+
 def test_a_damaged_shard(shards, tmp_path):
     copy = tmp_path / "shards"
     shutil.copytree(shards, copy)
