@@ -80,7 +80,7 @@ class TrainEntropyModelConfig:
     """Directory for the weights."""
     processes: int = 2
     """Training processes, one core each."""
-    steps: int = 2000
+    steps: int = 1500
     """Training steps of 16,384 tokens."""
 
 

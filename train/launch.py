@@ -1,22 +1,19 @@
 """Training on a Ray cluster: Ray Train places the workers, and starts them again from the last
 checkpoint when one dies; torchtitan does the rest, as it does under torchrun.
 
-Nothing is stored in Ray: checkpoints are torchtitan's. What rank 0 says comes to the driver
-through a queue, because Ray's own forwarding prefixes, repeats and delays it.
+Nothing is stored in Ray: checkpoints are torchtitan's.
 """
 
 import contextlib
-import io
 import logging
 import os
-import queue
 import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 # The releases of Ray that have both take the older Ray Train otherwise.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -31,11 +28,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from model.checkpoint_files import CheckpointError
-from pipeline.errors import ConfigError, PipelineError
-
-OF_COMMUNICATION = ("gloo", "nccl", "connection", "closed by peer", "timed out", "socket")
-"""Words in errors of ranks whose only fault is that another one is gone."""
+from pipeline.errors import ConfigError
+from train.telling import Listener, SentOn, as_one_sentence, portable
 
 HOPELESS = (ConfigError, ValueError, TypeError, AssertionError)
 """Errors that are raised of settings. CheckpointError is a ValueError."""
@@ -110,7 +104,7 @@ def train_on_ray(
             ),
             torch_config=_Rendezvous(),
         )
-        fit, listener, quiet = _Fit(trainer), _Listener(say), 0
+        fit, listener, quiet = _Fit(trainer), Listener(say), 0
         while (running := fit.is_alive()) or not told.empty():
             try:
                 listener.hear(*told.get(timeout=1 if running else 0))
@@ -124,7 +118,7 @@ def train_on_ray(
                     )
                 quiet += 1
         if fit.error is not None:
-            raise _as_one_sentence(fit.error) from fit.error
+            raise as_one_sentence(fit.error) from fit.error
     return listener.result
 
 
@@ -153,82 +147,6 @@ class _Fit(threading.Thread):
             self.trainer.fit()
         except Exception as error:  # told in the main thread
             self.error = error
-
-
-class _Listener:
-    """What workers tell, on the driver."""
-
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
-        self.starts = 0
-        self.failures: list[tuple[int, str]] = []
-        """Since the workers were started; see :func:`_weigh`."""
-        self.result: dict[str, float] = {}
-
-    def hear(self, kind: str, value: Any) -> None:
-        """
-        Raises:
-            ConfigError, PipelineError: they can't begin, however often they are started.
-        """
-        if kind == "line":
-            self.say(value)
-        elif kind == "result":
-            self.result = value
-        elif kind == "failure":
-            rank, error, hopeless = value
-            self.failures.append(_weigh(rank, error))
-            if self.starts <= 1 and hopeless:
-                of_user = isinstance(error, ConfigError | CheckpointError)
-                text = _weigh(rank, error)[1]
-                raise ConfigError(text) if of_user else PipelineError(f"cannot begin: {text}")
-        elif kind == "start":
-            if self.starts:
-                why = min(self.failures, default=(2, "a worker's process died"))[1]
-                self.say(f"workers were started again, to go on from the last checkpoint: {why}")
-            self.starts += 1
-            self.failures = []
-
-
-def _as_one_sentence(error: Exception) -> PipelineError:
-    """What ``fit`` raised, for users: why, and not where in Ray."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        why = min(_weigh(rank, failure) for rank, failure in failures.items())[1]
-    else:
-        why = _first_line(getattr(error, "controller_failure", error))
-    return PipelineError(
-        f"training failed: {why}; the same command goes on from the last checkpoint"
-    )
-
-
-def _weigh(rank: int, error: Exception) -> tuple[int, str]:
-    """How far an error of a rank is from what began it, and what to say of it.
-
-    When one rank fails the others do, too, for want of it.
-    """
-    if isinstance(error, PipelineError | CheckpointError):
-        return 0, str(error)
-    if _is_rays(error):
-        return 2, f"the process of rank {rank} died ({_first_line(error)})"
-    text = _first_line(error)
-    if not isinstance(error, _OtherError):
-        text = f"{type(error).__name__}: {text}"
-    if any(word in text.lower() for word in OF_COMMUNICATION):
-        return 3, f"rank {rank} lost the connection to another one"
-    return 1, f"rank {rank}: {text}"
-
-
-class _OtherError(Exception):
-    """Text of an error that is not ours, and that the driver might not be able to read."""
-
-
-def _is_rays(error: Exception) -> bool:
-    return type(error).__module__.startswith("ray.")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
 @dataclass
@@ -280,38 +198,12 @@ def _worker(config: dict[str, Any]) -> None:
             main()
         else:
             told.put(("start", None))
-            with contextlib.redirect_stdout(_SentOn(told, sys.stdout)):
+            with contextlib.redirect_stdout(SentOn(told, sys.stdout)):
                 main()
             told.put(("result", dict(latest)))
     except Exception as error:
         with contextlib.suppress(RayError):
             # Before the first step, so that it would be so again.
             hopeless = not latest and isinstance(error, HOPELESS)
-            told.put(("failure", (rank, _portable(error), hopeless)))
+            told.put(("failure", (rank, portable(error), hopeless)))
         raise
-
-
-def _portable(error: Exception) -> Exception:
-    """An error that the driver can read: with ours what they are, others as text."""
-    if isinstance(error, PipelineError | CheckpointError):
-        return type(error)(str(error))
-    return _OtherError(f"{type(error).__name__}: {_first_line(error)}")
-
-
-class _SentOn(io.TextIOBase):
-    """Standard output whose lines the driver gets, too. Ray's own logs keep them."""
-
-    def __init__(self, told: Queue, stream: TextIO):
-        self.told, self.stream, self.begun = told, stream, ""
-
-    def write(self, text: str) -> int:
-        self.stream.write(text)
-        *lines, self.begun = (self.begun + text).split("\n")
-        for line in lines:
-            # Training goes on where nobody listens, or not for long.
-            with contextlib.suppress(RayError, queue.Full):
-                self.told.put(("line", line))
-        return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
