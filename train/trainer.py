@@ -1,5 +1,6 @@
 """torchtitan's trainer, told how to count bytes."""
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchtitan.distributed import ParallelDims
+from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
@@ -45,6 +47,9 @@ class ByteTrainer(Trainer):
         Raises:
             ConfigError: the ranks or the batch cannot be divided like this.
         """
+        if filesystem.is_remote(self.config.dump_folder):
+            # torchtitan would make a local directory that is called like the URL.
+            self.config.comm.save_traces_folder = f"{tempfile.gettempdir()}/comm_traces"
         try:
             dims = super().init_distributed()
         except AssertionError as error:
