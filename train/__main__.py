@@ -3,7 +3,6 @@ configurations, on one process without a launcher, or on each of ``torchrun -m t
 """
 
 import inspect
-import logging
 import os
 import socket
 import sys
@@ -47,7 +46,6 @@ def main() -> None:
     prepare()
     from torchtitan.train import main as train
 
-    _be_brief()
     if "RANK" not in os.environ:
         _be_alone()
     sys.argv[1:1] = ["--module", "train"]
@@ -105,15 +103,6 @@ def _config_name(arguments: list[str]) -> str | None:
         if argument == "--config" and i + 1 < len(arguments):
             return arguments[i + 1]
     return None
-
-
-def _be_brief() -> None:
-    """Leave out what is said of every run and tells nothing."""
-    # torchtitan warns four times of one of its own defaults.
-    no_news = "initial_load_model_only=True has no effect"
-    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith(no_news))
-    for name in ("aiobotocore", "botocore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _be_alone() -> None:

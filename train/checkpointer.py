@@ -80,6 +80,23 @@ class Checkpointer(CheckpointManager):
             )
         return -1
 
+    def _save(self, curr_step: int, last_step: bool = False) -> bool:
+        """
+        Raises:
+            CheckpointError: the step, or the one before, cannot be written.
+        """
+        try:
+            return super()._save(curr_step, last_step)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            cause: BaseException = error
+            if isinstance(error, CheckpointException):
+                cause = next(iter(error.failures.values()))[0]
+            lines = str(cause).splitlines() or [""]
+            raise CheckpointError(
+                f"{self._create_checkpoint_id(curr_step)}: cannot be written (is there room?): "
+                f"{type(cause).__name__}: {lines[0]}; the same command goes on from the step before"
+            ) from error
+
     def _save_last_step(self, curr_step: int) -> None:
         super()._save_last_step(curr_step)
         if self.last_save_in_hf and (not dist.is_initialized() or dist.get_rank() == 0):

@@ -86,12 +86,13 @@ class ByteMetrics(MetricsProcessor):
         assert self.model_parts is not None
         counts, self.since_log = self.since_log, Counts()
         seconds = self.elapsed() * self.parallel_dims.non_data_parallel_size
-        patch_size = counts.bytes / counts.patches if counts.patches else 1.0
+        # A rank may have had nothing but the rows that fill up the end.
+        patch_size = max(counts.bytes, 1) / counts.patches if counts.patches else 1.0
         flops = training_flops(
             self.model_parts[0].config, patch_size=patch_size, context=self.context
         )
         # torchtitan multiplies it by positions, of which padding costs time but is no work done.
-        self.num_flops_per_token = sum(flops.values()) * counts.bytes / counts.positions
+        self.num_flops_per_token = sum(flops.values()) * max(counts.bytes, 1) / counts.positions
         metrics = {
             "bits_per_byte": self._bits_per_byte(global_avg_loss, self.of_step),
             "throughput(bytes/s)": counts.bytes / seconds,

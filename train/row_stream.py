@@ -27,6 +27,8 @@ PACKING_VERSION = 2
 """Changes when the same shards, seed and settings give other rows than before."""
 SLACK = 1.005
 """Patches of a row beyond what text needs on average: so much can be lost without losing text."""
+MOST_REPEATS = 100
+"""Of a weighted set in one window."""
 LEAST_TOKENS = 8
 LEAST_PATCHES = 4
 READ_AHEAD = 4 << 20
@@ -96,6 +98,7 @@ class RowStream:
         tokens = np.array([source.tokens for source in self.sources], float)
         parts = np.array(settings.weights) if settings.weights else tokens
         self.share = parts / parts.sum()
+        _check_repeats(urls, self.share * settings.shuffle_bytes, tokens, settings)
         self.windows_per_epoch = math.ceil(tokens.sum() / settings.shuffle_bytes)
         self.patches_per_row = self._patches_per_row() if settings.patches else None
 
@@ -164,6 +167,22 @@ class RowStream:
         if self.settings.weights:
             return int(self.share[source] * self.settings.shuffle_bytes * (window + 1))
         return self.sources[source].tokens * (window + 1) // self.windows_per_epoch
+
+
+def _check_repeats(
+    urls: Sequence[str], in_window: np.ndarray, tokens: np.ndarray, settings: RowSettings
+) -> None:
+    """
+    Raises:
+        ConfigError: a window would hold a set too often.
+    """
+    for url, wanted, there in zip(urls, in_window, tokens, strict=True):
+        if settings.weights and wanted > MOST_REPEATS * there:
+            raise ConfigError(
+                f"dataloader.weights: {url} would be in each shuffle window {wanted / there:,.0f} "
+                f"times, all of its {there:,.0f} tokens; lower its weight or "
+                "dataloader.shuffle_bytes"
+            )
 
 
 def _check(urls: Sequence[str], settings: RowSettings) -> None:

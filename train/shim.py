@@ -6,6 +6,7 @@ come with later releases of PyTorch than the installed one are filled in where t
 """
 
 import functools
+import logging
 import os
 import platform
 import resource
@@ -74,6 +75,22 @@ def prepare() -> None:
             setattr(module, name, instead)
     if not torch.accelerator.is_available():
         _use_cpu()
+    logging.getLogger().addFilter(_tells_something)
+    for name in ("aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+NO_NEWS = (
+    # Of one of torchtitan's own defaults, four times.
+    "initial_load_model_only=True has no effect",
+    # Ranks have as many validation batches as one another: train.validator.
+    "Setting validation steps to -1 might cause hangs",
+)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Leaves out what torchtitan says of every run."""
+    return not str(record.msg).startswith(NO_NEWS)
 
 
 def _use_cpu() -> None:

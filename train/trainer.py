@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,6 +135,19 @@ def _refuse_what_does_not_work(config: ByteTrainer.Config) -> None:
             f"--parallelism.spmd-backend: {parallelism.spmd_backend} needs torchtitan's own "
             "modules, and BLT is plain PyTorch; leave it at partial_dtensor"
         )
+    if not config.dataloader.infinite:
+        raise ConfigError(
+            "--dataloader.no-infinite: is for validation, where torchtitan keeps what was done "
+            "before the end; say with --training.steps how long to train"
+        )
+    metrics = config.metrics
+    if filesystem.is_remote(config.dump_folder):
+        for name in ("enable_tensorboard", "enable_wandb"):
+            if getattr(metrics, name) and not Path(metrics.save_tb_folder).is_absolute():
+                raise ConfigError(
+                    f"--metrics.{name}: writes local files, and --dump-folder is a URL; give "
+                    "--metrics.save-tb-folder an absolute path"
+                )
     if not torch.cuda.is_available():
         if config.compile.enable and "model" in config.compile.components:
             raise ConfigError(

@@ -58,6 +58,11 @@ def test_every_size_has_a_configuration():
                 ("--training.no-disable-cuda-graphs", "--training.disable-cuda-graphs: there is"),
             )
         ),
+        ("--dataloader.no-infinite", "--dataloader.no-infinite: is for validation"),
+        (
+            "--dump-folder s3://bucket/run --metrics.enable-tensorboard",
+            "--metrics.enable_tensorboard: writes local files",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(arguments, said):

@@ -157,6 +157,11 @@ def test_settings_that_are_refused(sets, tmp_path):
     for urls, changes, message in (
         ([], {}, "dataloader.shards: name at least one"),
         (sets, {"weights": (1.0,)}, "dataloader.weights: 1 for 2 shard sets"),
+        (
+            sets,
+            {"weights": (1.0, 1.0), "shuffle_bytes": 1 << 30},
+            r"dataloader.weights: .* would be in each shuffle window [\d,]+ times",
+        ),
         (sets, {"weights": (1.0, 0.0)}, "dataloader.weights: must be positive"),
         (sets, {"weights": (1.0, float("nan"))}, "dataloader.weights: must be positive"),
         (sets, {"seq_len": 7}, "training.seq_len: must be at least 8"),
