@@ -85,10 +85,9 @@ def _config(
     )
 
 
-def blt_debug() -> ByteTrainer.Config:
-    """A BLT of 2 million parameters, for a laptop."""
+def _debug(model_spec: ModelSpec) -> ByteTrainer.Config:
     return _config(
-        blt_spec("debug"),
+        model_spec,
         lr=3e-3,
         seq_len=1024,
         local_batch_size=8,
@@ -97,6 +96,11 @@ def blt_debug() -> ByteTrainer.Config:
         checkpoint_interval=100,
         large=False,
     )
+
+
+def blt_debug() -> ByteTrainer.Config:
+    """A BLT of 2 million parameters, for a laptop."""
+    return _debug(blt_spec("debug"))
 
 
 def _blt(size: str, *, lr: float, local_batch_size: int, **more: Any) -> ByteTrainer.Config:
@@ -148,16 +152,7 @@ def blt_8b_float8() -> ByteTrainer.Config:
 
 def entropy_debug() -> ByteTrainer.Config:
     """A tiny entropy model, for tests and for trying things out."""
-    return _config(
-        entropy_spec("debug"),
-        lr=3e-3,
-        seq_len=1024,
-        local_batch_size=8,
-        steps=200,
-        warmup_steps=20,
-        checkpoint_interval=100,
-        large=False,
-    )
+    return _debug(entropy_spec("debug"))
 
 
 def entropy_1m() -> ByteTrainer.Config:
