@@ -37,7 +37,7 @@ def ray_cli(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProc
 @contextmanager
 def a_head_node(directory: Path) -> Iterator[dict[str, str]]:
     """A head node with its job server; gives the environment of someone who submits to it."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     # The cluster has a token of its own: whether Ray asks for one by default depends on what else
     # was run on the machine.
     token = secrets.token_hex(32)
@@ -49,6 +49,8 @@ def a_head_node(directory: Path) -> Iterator[dict[str, str]]:
             *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
             *("--port", str(port), "--num-cpus", "3", "--include-dashboard", "true"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+            # Another Ray on this machine has the usual one.
+            *("--dashboard-agent-listen-port", str(agent)),
         ],
         env=env,
         stdout=(directory / "head.log").open("w"),

@@ -279,7 +279,7 @@ def test_wrong_flags_fail_before_any_work(tmp_path, run_job, run_here, flags):
 
 def test_an_output_below_its_input_from_another_directory(tmp_path, run_job):
     """And without an installation: workers are told where the packages are."""
-    write_jsonl(tmp_path / "a.jsonl", topics()[:3])
+    write_jsonl(tmp_path / "text" / "a.jsonl", topics()[:3])
     code = tmp_path / "checkout"
     for name in ("jobs", "model", "pipeline"):
         shutil.copytree(ROOT / name, code / name)
@@ -290,7 +290,7 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_job):
         done = subprocess.run(
             [sys.executable, str(code / "jobs" / "patch_corpus.py"), *arguments],
             env=environment(),
-            cwd=tmp_path,
+            cwd=tmp_path / "text",
             capture_output=True,
             text=True,
             check=False,
@@ -298,8 +298,8 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_job):
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         assert (result["bytes_patched"] > 0) == bytes_patched
-        assert result["output"] == f"{tmp_path}/out"
-    shards = open_shards(str(tmp_path / "out"))
+        assert result["output"] == f"{tmp_path}/text/out"
+    shards = open_shards(str(tmp_path / "text" / "out"))
     assert [d.text for d in shards] == [t for _, t in topics()[:3]]
     assert len(list(shards.batches())) == 3
 

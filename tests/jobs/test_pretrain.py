@@ -68,6 +68,8 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # Where tests run in the background, they are deaf to Ctrl-C, and what they start is.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.output = ""
 
@@ -257,7 +259,7 @@ def job() -> ModuleType:
         (["--config", "blt_9b"], r"--config: there is no blt_9b; there are blt_debug, blt_400m, "),
         (["--training.step", "3"], "Unrecognized options: --training.step, 3"),
         (["--training.steps", "x"], "--training.steps: invalid literal"),
-        (["--parallelism.pipeline-parallel-degree", "2"], "--parallelism.pipeline_parallel_degree"),
+        (["--parallelism.pipeline-parallel-degree", "2"], "--parallelism.pipeline-parallel-degree"),
         (["--dataloader.shards", "none"], r"--dataloader.shards: /.*/none: no manifest.json"),
         (["--dataloader.weights", "0"], r"--dataloader.weights: must be positive"),
         (["--training.seq-len", "4"], "--training.seq_len: must be at least 8"),

@@ -216,7 +216,7 @@ def test_training_begins_with_weights(layout, shards, tmp_path):
     assert run.first_weights == digests(model.state_dict())
     [(inputs, labels)] = batches(shards, 1)
     logits = load_blt(tmp_path / "weights", device="cpu")(inputs["input"], inputs["patch_lengths"])
-    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.long().flatten(), ignore_index=-100)
     assert run.losses[1] == pytest.approx(float(expected), **CLOSE)
 
 
