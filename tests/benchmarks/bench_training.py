@@ -98,9 +98,11 @@ def against_transformers(rounds: int) -> None:
             inputs, labels = next(more)
             optimizer.zero_grad(set_to_none=True)
             logits = theirs(
-                inputs["input"].clamp(min=0), patch_lengths=inputs["patch_lengths"], use_cache=False
+                inputs["input"].long().clamp(min=0),
+                patch_lengths=inputs["patch_lengths"].long(),
+                use_cache=False,
             ).logits
-            F.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+            F.cross_entropy(logits.flatten(0, 1), labels.long().flatten()).backward()
             torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0, foreach=True)
             optimizer.step()
 
