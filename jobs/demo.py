@@ -52,7 +52,7 @@ def main() -> int:
     corpus, output, report = DEMO / "corpus.jsonl", DEMO / "shards", DEMO / "report.png"
     write_corpus(corpus)
     job = [sys.executable, str(ROOT / "jobs" / "patch_corpus.py")]
-    flags = ["--target-patch-size", "4.5", "--calibration-bytes", "300000", "--id-column", "id"]
+    flags = ["--target-patch-size", "4.5", "--calibration-bytes", "600000", "--id-column", "id"]
     split = ["--shard-bytes", "500000"]  # several shards, so that all cores have work
     done = subprocess.run(
         [*job, "--input", corpus, "--output", output, *flags, *split], check=False
