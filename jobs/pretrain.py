@@ -18,7 +18,6 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-import train as train_package
 from pipeline.cluster import connect, in_ray, refuse_lost_output
 from pipeline.command import run_command
 from pipeline.errors import ConfigError, PipelineError
@@ -104,7 +103,7 @@ def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> in
     if local:
         plan = check(arguments)
     cpus = (flags.num_workers or 1) * flags.cpus_per_worker
-    connect(cpus, train_package, worker_output=False)
+    connect(cpus, "train", worker_output=False)
     import ray
 
     from train.launch import Workers, gpus_of_cluster, train_on_ray

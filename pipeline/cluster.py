@@ -1,28 +1,17 @@
-"""Joining Ray, and what a worker is given there."""
+"""Joining Ray."""
 
 import logging
 import os
-from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import ray
-import torch
 
-import model as model_package
-import pipeline as pipeline_package
-from model.checkpoint import to_device
-from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
-from pipeline.config import PatchCorpusConfig
 from pipeline.errors import ConfigError
-from pipeline.scoring import Scorer
-
-Model = EntropyModel | NGramEntropyModel
 
 
-def connect(num_cpus: int | None, *more: ModuleType, worker_output: bool = True) -> None:
+def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (a submitted job has one), or start a local Ray.
 
     Args:
@@ -35,10 +24,7 @@ def connect(num_cpus: int | None, *more: ModuleType, worker_output: bool = True)
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    packages = [
-        Path(cast(str, package.__file__)).parent
-        for package in (model_package, pipeline_package, *more)
-    ]
+    packages = [_directory(package) for package in ("model", "pipeline", *more)]
     if os.environ.get("RAY_ADDRESS"):
         # Inside a submitted job the working directory holds the code already.
         code = {} if _submitted() else {"py_modules": [str(package) for package in packages]}
@@ -57,6 +43,13 @@ def connect(num_cpus: int | None, *more: ModuleType, worker_output: bool = True)
         )
 
 
+def _directory(package: str) -> Path:
+    """Where a package lies; without importing it: not all that workers need, drivers do."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
 def _submitted() -> bool:
     """Whether this is the driver of a job that was submitted with ``ray job submit``."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -73,26 +66,6 @@ def refuse_lost_output(output: str, flag: str = "--output") -> None:
             f"{flag} {output}: is relative to a copy of the working directory that Ray removes; "
             "give a submitted job an absolute path or a URL"
         )
-
-
-def gpus_per_worker(config: PatchCorpusConfig, model: Model) -> float:
-    """GPUs that each worker gets: none for an n-gram model or where there are none."""
-    if isinstance(model, NGramEntropyModel):
-        return 0
-    if config.gpus_per_worker is not None:
-        return config.gpus_per_worker
-    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-
-
-def on_device(scorer: Scorer, gpus: float) -> Scorer:
-    """The scorer with its model where a worker computes.
-
-    On a CPU in one thread: each worker has one core, and results must not depend on how many there
-    are.
-    """
-    torch.set_num_threads(1)
-    device = "cuda" if gpus else "cpu"
-    return replace(scorer, model=to_device(cast(Model, scorer.model), device))
 
 
 def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:

@@ -1,7 +1,7 @@
 """The Ray stage: a corpus → committed patch shards, on all devices of a cluster.
 
-Ray Data runs an actor pool over the splits; it schedules, scales the pool and repeats what a lost
-node had not committed. The driver plans, shows progress, and writes the manifest.
+Ray Data runs an actor pool over the splits (see pipeline/pool.py). The driver plans, shows
+progress, and writes the manifest.
 """
 
 import time
@@ -9,27 +9,23 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from model.patcher import Patcher
-from pipeline.cluster import Model, connect, gpus_per_worker, on_device, refuse_lost_output
+from pipeline.cluster import connect, refuse_lost_output
 from pipeline.config import PatchCorpusConfig
+from pipeline.devices import Model, gpus_per_worker, on_device
 from pipeline.documents import SUFFIXES
-from pipeline.errors import ConfigError, PipelineError, UnreachableFileError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.planning import begin_run, load_model, resume_run
-from pipeline.progress import Board, Reporter, shown
+from pipeline.pool import attempt, new_board, work_off
+from pipeline.progress import Reporter
 from pipeline.run import Run, is_complete
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, list_inputs, refuse_credentials
 from pipeline.worker import bound_memory, patch_split
-
-LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
-"""Blocks that Ray Data keeps account of; beyond that a block is several splits."""
-BLOCK_BYTES = 1 << 20
-"""Text that is worth a block of its own: small files share one."""
 
 
 @dataclass
@@ -99,18 +95,12 @@ class PatchWorker:
         self.output = output
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        place = int(row["item"])
+        return attempt(row, self.board, self.patch)
+
+    def patch(self, place: int, report: Reporter) -> None:
         split = self.splits[place]
-        report = Reporter(self.board, place)
-        outcome = {"split": place, "unreachable": "", "fatal": ""}
-        try:
-            number = self.numbers[split.file]
-            patch_split(split, number, self.config, self.scorer, self.output, report)
-        except UnreachableFileError as error:
-            outcome["unreachable"] = str(error)
-        except PipelineError as error:
-            outcome["fatal"] = str(error)
-        return outcome | {"bytes": report.done}
+        number = self.numbers[split.file]
+        patch_split(split, number, self.config, self.scorer, self.output, report)
 
 
 def _patch(
@@ -163,32 +153,19 @@ def _run_pool(
     console: Console,
 ) -> list[str]:
     """Patch the waiting splits on an actor pool; returns what is said of unreachable files."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # The board must live as long as the driver does: keep it off nodes that may be lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    worth = sum(run.splits[place].size for place in waiting) // BLOCK_BYTES
-    blocks = min(len(waiting), max(worth, LEAST_BLOCKS), MOST_BLOCKS)
+    board = new_board()
     gpus = gpus_per_worker(config, cast(Model, scorer.model))
-    outcomes = ray.data.from_items(waiting, override_num_blocks=blocks).map(
-        PatchWorker,  # type: ignore[arg-type]  # a class is what makes it an actor pool
+    return work_off(
+        {place: run.splits[place].size for place in waiting},
+        done,
+        console,
+        "patching",
+        board,
+        PatchWorker,
         fn_constructor_args=(ray.put((scorer, run)), config, output, gpus, board),
         compute=_pool(config, len(waiting)),
-        num_cpus=1,
         num_gpus=gpus or None,
     )
-    unreachable = []
-    estimates = {place: split.size for place, split in enumerate(run.splits)}
-    with shown(console, estimates, done, board) as finished:
-        for outcome in outcomes.iter_rows():
-            if outcome["fatal"]:
-                raise PipelineError(outcome["fatal"])
-            if outcome["unreachable"]:
-                unreachable.append(outcome["unreachable"])
-            finished(outcome["split"], outcome["bytes"])
-    return unreachable
 
 
 def _pool(config: PatchCorpusConfig, splits: int) -> ray.data.ActorPoolStrategy:

@@ -21,8 +21,9 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.calibration import calibrate, fit_ngram, sample_documents
-from pipeline.cluster import Model, gpus_per_worker, in_ray, on_device
+from pipeline.cluster import in_ray
 from pipeline.config import NGRAM, PatchCorpusConfig
+from pipeline.devices import Model, gpus_per_worker, on_device
 from pipeline.documents import FilePlan, Split, file_format, plan_file
 from pipeline.errors import ConfigError
 from pipeline.run import MODEL_DIRECTORY, Run, remove_run, source_records

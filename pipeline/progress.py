@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -15,7 +15,7 @@ POLL_SECONDS = 0.5
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Bytes of text scored in each split; absolute, so that repeated work is not counted twice."""
+    """Bytes of text done in each split; absolute, so that repeated work is not counted twice."""
 
     def __init__(self) -> None:
         self._bytes: dict[int, int] = {}
@@ -45,23 +45,25 @@ class Reporter:
 @contextmanager
 def shown(
     console: Console,
-    estimates: dict[int, int],
-    done: dict[int, int],
+    doing: str,
+    estimates: Mapping[int, int],
+    done: Mapping[int, int],
     board: "ray.actor.ActorHandle",
 ) -> Iterator[Callable[[int, int], None]]:
     """Show progress while the block runs.
 
     Args:
-        estimates: bytes of text of each split, about.
+        doing: what is done, as in "patching".
+        estimates: bytes of text of each split to do, about.
         done: bytes of splits that an earlier run finished; they don't count for the rate.
 
     Yields:
         a function to call with a split and its actual bytes when it is finished.
     """
-    actual = dict(done)
+    actual = {**done}
     stop = threading.Event()
     with progress_bar(console) as bar:
-        task = bar.add_task("patching", completed=sum(done.values()))
+        task = bar.add_task(doing, completed=sum(done.values()))
 
         def show() -> None:
             began = last_line = time.monotonic()
@@ -75,7 +77,7 @@ def shown(
                 if not console.is_terminal and time.monotonic() - last_line > LINE_SECONDS:
                     last_line = time.monotonic()
                     rate = (completed - sum(done.values())) / (last_line - began)
-                    line = progress_line("patching", completed, left, rate)
+                    line = progress_line(doing, completed, left, rate)
                     console.print(line, highlight=False)
 
         thread = threading.Thread(target=show, daemon=True)

@@ -1,0 +1,92 @@
+"""Work in pieces on a cluster: Ray Data spreads it, the driver shows how far it is.
+
+Ray schedules, scales the pool and repeats what a lost node had not committed. A piece of work is
+known by its number; what is needed for it, and what comes of it, is in storage.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+
+from pipeline.errors import PipelineError, UnreachableFileError
+from pipeline.progress import Board, Reporter, shown
+
+LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
+"""Blocks that Ray Data keeps account of; beyond that a block is several pieces."""
+BLOCK_BYTES = 1 << 20
+"""Text that is worth a block of its own: small pieces share one."""
+
+
+def attempt(
+    row: Mapping[str, Any],
+    board: "ray.actor.ActorHandle",
+    work: Callable[[int, Reporter], None],
+) -> dict[str, Any]:
+    """What a worker does with a row of :func:`work_off`: ``work`` on its piece of work.
+
+    Returns:
+        what the driver has to know of it. Errors that a user can act on are among that: Ray would
+        wrap and repeat them.
+    """
+    piece = int(row["item"])
+    report = Reporter(board, piece)
+    outcome = {"piece": piece, "unreachable": "", "fatal": ""}
+    try:
+        work(piece, report)
+    except UnreachableFileError as error:
+        outcome["unreachable"] = str(error)
+    except PipelineError as error:
+        outcome["fatal"] = str(error)
+    return outcome | {"bytes": report.done}
+
+
+def new_board() -> "ray.actor.ActorHandle":
+    """Where workers tell how far they are."""
+    # It must live as long as the driver does: keep it off nodes that may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+def work_off(
+    pieces: Mapping[int, int],
+    done: Mapping[int, int],
+    console: Console,
+    doing: str,
+    board: "ray.actor.ActorHandle",
+    worker: Any,
+    **options: Any,
+) -> list[str]:
+    """Have all pieces of work done.
+
+    Args:
+        pieces: by number, the bytes of text in each, about.
+        done: bytes of pieces that an earlier run finished, for the progress.
+        doing: what is done, as in "patching".
+        worker: a class or function for Ray Data's ``map`` that returns what :func:`attempt` does.
+        options: of Ray Data's ``map``.
+
+    Returns:
+        what is said of files that could not be reached; the pieces that need them are left.
+
+    Raises:
+        PipelineError: the work cannot go on.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    worth = sum(pieces.values()) // BLOCK_BYTES
+    blocks = min(len(pieces), max(worth, LEAST_BLOCKS), MOST_BLOCKS)
+    items = ray.data.from_items(sorted(pieces), override_num_blocks=blocks)
+    outcomes = items.map(worker, num_cpus=1, **options)
+    unreachable = []
+    with shown(console, doing, pieces, done, board) as finished:
+        for outcome in outcomes.iter_rows():
+            if outcome["fatal"]:
+                raise PipelineError(outcome["fatal"])
+            if outcome["unreachable"]:
+                unreachable.append(outcome["unreachable"])
+            finished(outcome["piece"], outcome["bytes"])
+    return unreachable
