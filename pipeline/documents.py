@@ -9,18 +9,24 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
 from pipeline.columnar import READ_BYTES, arrow_rows, open_arrow, parquet_rows
-from pipeline.errors import BadFileError
+from pipeline.errors import (
+    BadDocumentError,
+    BadFileError,
+    PipelineError,
+    UnreachableFileError,
+)
 from pipeline.lines import open_decompressed, read_lines
 from pipeline.storage import InputFile, open_input
 
@@ -178,13 +184,46 @@ def read_split(
                     # One byte more tells a text that is too long without reading all of it.
                     records = iter([("0", {columns.text: plain.read(max_document_bytes + 1)})])
                 else:
-                    records = _jsonl_records(plain, split, max_document_bytes)
+                    records = _jsonl_records(plain, split, columns, max_document_bytes)
             for position, record in records:
                 yield _document(split.file.name, position, record, columns, max_document_bytes)
     except Exception as error:
         if not _is_broken_content(error):
             raise
         raise BadFileError(f"truncated or corrupt: {error}") from error
+
+
+def read_records(
+    split: Split, columns: Columns, max_document_bytes: int
+) -> Iterator[Document | Reject]:
+    """The same, where whatever a filesystem raises is one error.
+
+    Raises:
+        BadFileError: as above.
+        UnreachableFileError: the file cannot be read now.
+    """
+    try:
+        yield from read_split(split, columns, max_document_bytes)
+    except PipelineError:
+        raise
+    except Exception as error:  # each filesystem has its own; all mean the same here
+        raise UnreachableFileError(f"{split.file.url}: cannot be read: {error}") from error
+
+
+def bad_document(url: str, reject: Reject) -> BadDocumentError:
+    """What is raised where a document cannot be used and the job is to stop at such."""
+    return BadDocumentError(
+        f"{url}, position {reject.position}: {reject.reason} "
+        "(--on-bad-document reject goes on without such documents)"
+    )
+
+
+def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> bytes:
+    """Lines of a rejects file: bad documents, then the file itself if it could not be read on."""
+    lines = [{"file": source, "position": r.position, "reason": r.reason} for r in rejects]
+    if error:
+        lines.append({"file": source, "position": "whole file", "reason": error})
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
 def _is_broken_content(error: Exception) -> bool:
@@ -247,13 +286,21 @@ def _as_string(value: Any) -> Any:
         return json.dumps(value, ensure_ascii=False, default=str) if inside else str(value)
 
 
-def _json_line(offset: int, line: bytes) -> Any:
-    """The value in the line that begins at ``offset``."""
-    return json.loads((line if offset else line.removeprefix(BOM)).decode())
+def _json_line(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
+    """The value in the line that begins at ``offset``, of which these fields are wanted."""
+    if not offset:
+        line = line.removeprefix(BOM)
+    with suppress(orjson.JSONDecodeError):
+        record = orjson.loads(line)
+        wanted = [record.get(name) for name in columns] if isinstance(record, dict) else []
+        if all(value is None or isinstance(value, str) for value in wanted):
+            return record
+    # Slower, but it knows large integers, NaN and lone surrogates, and says where a line is wrong.
+    return json.loads(line.decode())
 
 
 def _jsonl_records(
-    file: io.BufferedIOBase, split: Split, max_document_bytes: int
+    file: io.BufferedIOBase, split: Split, columns: Columns, max_document_bytes: int
 ) -> Iterator[Record]:
     # JSON may need 6 bytes (\u0041) for one byte of text, and other fields their own.
     longest = 6 * max_document_bytes + READ_BYTES
@@ -264,7 +311,7 @@ def _jsonl_records(
         if not line or line.isspace():
             continue
         try:
-            record = _json_line(offset, line)
+            record = _json_line(offset, line, columns.all)
         except UnicodeDecodeError as error:
             yield str(offset), f"line is not valid UTF-8: {error.reason} at byte {error.start}"
         except (ValueError, RecursionError) as error:

@@ -16,9 +16,8 @@ from pipeline.shards import (
     ShardEntry,
     read_entries,
     shard_name,
-    to_json,
 )
-from pipeline.storage import InputFile, OutputDirectory
+from pipeline.storage import InputFile, OutputDirectory, to_json
 
 RECORD = "run.json"
 MODEL_DIRECTORY = "entropy-model"

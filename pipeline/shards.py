@@ -25,11 +25,11 @@ import pyarrow as pa
 
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
-from pipeline.documents import Document, Reject
+from pipeline.documents import Document
 from pipeline.errors import PipelineError
 from pipeline.scoring import Scored, patch_stored
 from pipeline.statistics import PatchStatistics
-from pipeline.storage import OutputDirectory
+from pipeline.storage import OutputDirectory, to_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -126,19 +126,6 @@ def read_entries(output: OutputDirectory) -> dict[str, ShardEntry]:
     """All committed entries, by name."""
     entries = (ShardEntry(**values) for values in output.read_all_json("entries").values())
     return {entry.name: entry for entry in entries}
-
-
-def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> bytes:
-    """Lines of a rejects file: bad documents, then the file itself if it could not be read on."""
-    lines = [{"file": source, "position": r.position, "reason": r.reason} for r in rejects]
-    if error:
-        lines.append({"file": source, "position": "whole file", "reason": error})
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-
-
-def to_json(value: Any) -> bytes:
-    """JSON with sorted keys: equal values give equal bytes."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def write_manifest(

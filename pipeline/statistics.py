@@ -1,14 +1,20 @@
-"""Patch statistics that can be added up: of a shard, of a file, of a corpus."""
+"""Statistics that can be added up: of a shard, of a file, of a corpus."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import xxhash
 
 ENTROPY_BIN = 0.02
 """Nats; bin k of the entropy histogram counts ``k * ENTROPY_BIN <= h < (k + 1) * ENTROPY_BIN``."""
 
 LONGEST = 4096
+LENGTH_BINS = 8
+"""Bins of document lengths for each doubling: they are 9 % wide."""
+DIGEST_BITS = 128
 
 
 @dataclass
@@ -77,6 +83,83 @@ class PatchStatistics:
     def from_json(cls, values: dict[str, Any]) -> "PatchStatistics":
         histograms = {name: _dense(values[name]) for name in ("patch_lengths", "entropies")}
         return cls(**{**values, **histograms})
+
+
+@dataclass
+class DocumentStatistics:
+    """Counts over documents, before anything is known of patches; all of them add up exactly."""
+
+    documents: int = 0
+    bytes: int = 0
+    """UTF-8 bytes of text."""
+    digest: int = 0
+    """Sum of the XXH3-128 of all texts modulo 2**128: two collections that hold each text equally
+    often, in whatever order, have the same."""
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Entry k: documents whose ``LENGTH_BINS * log2(bytes + 1)``, rounded down, is k."""
+    longest: int = 0
+    """Bytes of the longest text."""
+
+    @classmethod
+    def of(cls, texts_D: pa.LargeBinaryArray) -> "DocumentStatistics":
+        """Statistics of texts without nulls."""
+        if not len(texts_D):
+            return cls()
+        _, offsets, data = texts_D.buffers()
+        offsets_D = np.frombuffer(offsets, np.int64)[texts_D.offset :][: len(texts_D) + 1]
+        lengths_D = np.diff(offsets_D)
+        view = memoryview(data if data is not None else b"")
+        edges = offsets_D.tolist()
+        digests = (xxhash.xxh3_128_intdigest(view[a:b]) for a, b in pairwise(edges))
+        return cls(
+            documents=len(texts_D),
+            bytes=int(lengths_D.sum()),
+            digest=sum(digests) % (1 << DIGEST_BITS),
+            lengths=np.bincount((LENGTH_BINS * np.log2(lengths_D + 1)).astype(int)),
+            longest=int(lengths_D.max()),
+        )
+
+    def __add__(self, other: "DocumentStatistics") -> "DocumentStatistics":
+        return DocumentStatistics(
+            self.documents + other.documents,
+            self.bytes + other.bytes,
+            (self.digest + other.digest) % (1 << DIGEST_BITS),
+            _add_padded(self.lengths, other.lengths),
+            max(self.longest, other.longest),
+        )
+
+    def same_texts(self, other: "DocumentStatistics") -> bool:
+        """Whether both count the same texts, each equally often."""
+        mine, theirs = ((s.documents, s.bytes, s.digest) for s in (self, other))
+        return mine == theirs
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes of a document, on average."""
+        return self.bytes / self.documents if self.documents else 0.0
+
+    def length_percentile(self, percent: float) -> int:
+        """Bytes that at least ``percent`` % of documents do not exceed; up to 9 % too many."""
+        if not self.documents:
+            return 0
+        reached = np.cumsum(self.lengths) >= self.documents * percent / 100
+        return min(int(2 ** ((np.argmax(reached) + 1) / LENGTH_BINS) - 1), self.longest)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the histogram as ``{bin: count}``, the digest in hexadecimal digits."""
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "digest": f"{self.digest:032x}",
+            "lengths": _sparse(self.lengths),
+            "longest": self.longest,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "DocumentStatistics":
+        return cls(
+            **values | {"digest": int(values["digest"], 16), "lengths": _dense(values["lengths"])}
+        )
 
 
 def _entropy_histogram(h_T: np.ndarray) -> np.ndarray:

@@ -139,6 +139,11 @@ def _say(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def to_json(value: Any) -> bytes:
+    """JSON with sorted keys: equal values give equal bytes."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
 class OutputDirectory:
     """A directory, local or remote, in which files appear whole or not at all.
 
@@ -190,6 +195,16 @@ class OutputDirectory:
         """
         with self._reaching():
             return self.filesystem.cat_file(f"{self.path}/{name}")
+
+    def read_ranges(self, names: list[str], starts: list[int], stops: list[int]) -> list[bytes]:
+        """A range of bytes of each file; remotely many at a time."""
+        paths = [f"{self.path}/{name}" for name in names]
+        with self._reaching():
+            # A range that is empty some object stores refuse.
+            wanted = [i for i in range(len(paths)) if stops[i] > starts[i]]
+            arguments = ([values[i] for i in wanted] for values in (paths, starts, stops))
+            found = dict(zip(wanted, self.filesystem.cat_ranges(*arguments), strict=True))
+        return [found.get(i, b"") for i in range(len(paths))]
 
     def read_json(self, name: str) -> Any:
         """The value in a JSON file."""

@@ -17,8 +17,15 @@ import pyarrow as pa
 
 from model.tokenizer import encode_documents
 from pipeline.config import PatchCorpusConfig
-from pipeline.documents import Document, Reject, Split, read_split
-from pipeline.errors import BadDocumentError, BadFileError, PipelineError, UnreachableFileError
+from pipeline.documents import (
+    Document,
+    Reject,
+    Split,
+    bad_document,
+    read_records,
+    rejects_json,
+)
+from pipeline.errors import BadFileError
 from pipeline.scoring import Scorer, prefetch
 from pipeline.shards import (
     ShardEntry,
@@ -27,7 +34,6 @@ from pipeline.shards import (
     ipc_options,
     read_entry,
     record_batch,
-    rejects_json,
     shard_name,
     shard_schema,
 )
@@ -111,13 +117,8 @@ def patch_split(
 
 
 def _records(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[Document | Reject]:
-    records = read_split(split, config.columns, config.max_document_bytes)
-    try:
-        yield from islice(records, skip, None)
-    except PipelineError:
-        raise
-    except Exception as error:  # each filesystem has its own; all mean the same here
-        raise UnreachableFileError(f"{split.file.url}: cannot be read: {error}") from error
+    records = read_records(split, config.columns, config.max_document_bytes)
+    return islice(records, skip, None)
 
 
 def _read_batches(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[_Batch]:
@@ -137,10 +138,7 @@ def _read_batches(split: Split, config: PatchCorpusConfig, skip: int) -> Iterato
                 batch_bytes += len(record.text)
                 shard_bytes += len(record.text)
             elif config.on_bad_document == "fail":
-                raise BadDocumentError(
-                    f"{split.file.url}, position {record.position}: {record.reason} "
-                    "(--on-bad-document reject goes on without such documents)"
-                )
+                raise bad_document(split.file.url, record)
             else:
                 batch.rejects.append(record)
                 shard_rejects += 1
