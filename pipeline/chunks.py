@@ -13,14 +13,11 @@ or the same with ``.jsonl``, named as the published recipe does.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from pipeline.errors import ConfigError
-from pipeline.storage import OutputDirectory
 
 ChunkFormat = Literal["parquet", "jsonl"]
 MANIFEST = "manifest.json"
@@ -102,24 +99,3 @@ def _jsonl_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
                 file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
 
         yield write
-
-
-def read_prepared(url: str) -> dict[str, Any] | None:
-    """The manifest of the prepared corpus in a directory; None if there is none.
-
-    Raises:
-        ConfigError: it is not finished.
-    """
-    directory = OutputDirectory(url)
-    for name in (MANIFEST, RECORD):
-        if directory.exists(name):
-            found = directory.read_json(name)
-            if not isinstance(found, dict) or found.get("stage") != STAGE:
-                return None
-            if name == RECORD:
-                raise ConfigError(
-                    f"--input {url}: this corpus is not prepared to its end; run the same "
-                    "prepare_corpus.py command again"
-                )
-            return found
-    return None

@@ -39,6 +39,8 @@ SUFFIXES: dict[str, Format] = {
     **{f".{end}{c}": "text" for end in ("txt", "text", "md", "rst") for c in COMPRESSIONS},
 }
 BOM = b"\xef\xbb\xbf"
+EXPANSION = 3
+"""Text is about so many times as large as what it was compressed to."""
 FIRST_LINES = 100
 """Records of a JSONL file that are asked for the names of their fields."""
 
@@ -100,12 +102,18 @@ def file_format(file: InputFile, wanted: Format) -> Format | None:
     return next((f for end, f in SUFFIXES.items() if file.name.endswith(end)), None)
 
 
+def whole_file(file: InputFile, file_format: Format) -> Split:
+    """A file as one split."""
+    compressed = file_format == "parquet" or file.name.endswith(COMPRESSIONS[1:])
+    return Split(file, file_format, 0, 0, None, file.size * (EXPANSION if compressed else 1))
+
+
 def plan_file(file: InputFile, file_format: Format, split_bytes: int) -> FilePlan:
     """Cut a file into splits of about ``split_bytes``, by its content alone.
 
     A file that cannot be read gets one split; reading that then tells what is wrong.
     """
-    whole = FilePlan([Split(file, file_format, 0, 0, None, file.size)], None)
+    whole = FilePlan([whole_file(file, file_format)], None)
     if file_format == "text":
         return whole
     try:

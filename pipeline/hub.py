@@ -134,6 +134,11 @@ def check_open(repository: Repository, file: InputFile) -> None:
         _ask(lambda: get_hf_file_metadata(resolve_url(file.url), timeout=timeout))
 
 
+def is_hub_file(file: InputFile) -> bool:
+    """Whether a file comes from :func:`list_repository`."""
+    return _URL.fullmatch(file.url) is not None and file.version.startswith(("sha256:", "git:"))
+
+
 def resolve_url(url: str) -> str:
     """Where the hub answers with the content of a file that :func:`list_repository` gave."""
     part = _URL.fullmatch(url)

@@ -5,7 +5,8 @@ progress, and writes the manifest.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, cast
 
 import ray
@@ -17,15 +18,17 @@ from pipeline.config import PatchCorpusConfig
 from pipeline.devices import Model, gpus_per_worker, on_device
 from pipeline.documents import SUFFIXES
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.memory import bound_memory
 from pipeline.planning import begin_run, load_model, resume_run
 from pipeline.pool import attempt, new_board, work_off
+from pipeline.prepared import ID_COLUMN, prepared_chunks
 from pipeline.progress import Reporter
 from pipeline.run import Run, is_complete
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, list_inputs, refuse_credentials
-from pipeline.worker import bound_memory, patch_split
+from pipeline.worker import patch_split
 
 
 @dataclass
@@ -62,6 +65,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         run = None if config.overwrite else Run.load(output)
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
+    config = _with_prepared(config)
     files = list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
     model = load_model(config)
     output.remove_temporary()
@@ -74,6 +78,18 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     result = _patch(run, config, scorer, output, console)
     output.remove_temporary()
     return result
+
+
+def _with_prepared(config: PatchCorpusConfig) -> PatchCorpusConfig:
+    """The configuration with prepared corpora as their chunks, which have ids."""
+    for url in config.input:
+        refuse_credentials("--input", url)
+    chunks = [prepared_chunks(url) for url in config.input]
+    if not any(chunks):
+        return config
+    inputs = [found or [url] for url, found in zip(config.input, chunks, strict=True)]
+    id_column = config.id_column or (ID_COLUMN if all(chunks) else None)
+    return replace(config, input=tuple(chain.from_iterable(inputs)), id_column=id_column)
 
 
 class PatchWorker:

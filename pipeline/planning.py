@@ -24,11 +24,12 @@ from pipeline.calibration import calibrate, fit_ngram, sample_documents
 from pipeline.cluster import in_ray
 from pipeline.config import NGRAM, PatchCorpusConfig
 from pipeline.devices import Model, gpus_per_worker, on_device
-from pipeline.documents import FilePlan, Split, file_format, plan_file
+from pipeline.documents import Split
 from pipeline.errors import ConfigError
 from pipeline.run import MODEL_DIRECTORY, Run, remove_run, source_records
 from pipeline.scoring import Scorer
 from pipeline.shards import shard_schema
+from pipeline.splits import plan_splits
 from pipeline.storage import InputFile, OutputDirectory
 
 
@@ -56,7 +57,7 @@ def begin_run(
     console: Console,
 ) -> tuple[Run, Model]:
     """Plan a new run, fit and calibrate what it needs, and record it."""
-    splits = plan_splits(files, config)
+    splits = plan_splits(files, config.format, config.columns, config.shard_bytes)
     output.check_writable()
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         remove_run(output)
@@ -106,7 +107,8 @@ def resume_run(
     if mended:
         for file in mended:
             console.print(f"{file.url} was broken and has changed: reading it again")
-        run = run.with_files(mended, plan_splits(mended, config), output)
+        splits = plan_splits(mended, config.format, config.columns, config.shard_bytes)
+        run = run.with_files(mended, splits, output)
     _print_threshold(config, run, console)
     return run, model
 
@@ -144,11 +146,6 @@ def _save(model: Model, output: OutputDirectory) -> None:
 
 
 @ray.remote(num_cpus=1)
-def _plan_files(files: list[tuple[InputFile, Any]], split_bytes: int) -> list[FilePlan]:
-    return [plan_file(file, kind, split_bytes) for file, kind in files]
-
-
-@ray.remote(num_cpus=1)
 def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
     return fit_ngram(sample_documents(splits, config, config.ngram_bytes), config)
 
@@ -159,30 +156,3 @@ def _calibrate(
 ) -> Patcher:
     documents = sample_documents(splits, config, config.calibration_bytes)
     return calibrate(on_device(scorer, gpus), documents, cast(float, config.target_patch_size))
-
-
-def plan_splits(files: list[InputFile], config: PatchCorpusConfig) -> list[Split]:
-    """Splits of all files, in order.
-
-    Raises:
-        ConfigError: a file's format is not known, or a column is missing in every file.
-    """
-    known = [(file, file_format(file, config.format)) for file in files]
-    unknown = next((file for file, kind in known if kind is None), None)
-    if unknown is not None:
-        raise ConfigError(f"--format: cannot tell what {unknown.url} holds from its name")
-    parts = [known[i : i + 64] for i in range(0, len(known), 64)]
-    pending = [_plan_files.remote(part, config.shard_bytes) for part in parts]
-    plans = [plan for part in ray.get(pending) for plan in part]
-    columns = [
-        [config.text_column] if kind == "text" else plan.columns
-        for plan, (_, kind) in zip(plans, known, strict=True)
-    ]
-    offered = [names for names in columns if names is not None]
-    wanted = [("--text-column", config.text_column), ("--id-column", config.id_column)]
-    wanted += [("--keep-columns", name) for name in config.keep_columns]
-    for flag, name in wanted:
-        if name and len(offered) == len(plans) and not any(name in names for names in offered):
-            there = ", ".join(dict.fromkeys(name for names in offered for name in names))
-            raise ConfigError(f"{flag}: no input file has a column {name!r}; there are: {there}")
-    return [split for plan in plans for split in plan.splits]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.documents import Split
 from pipeline.errors import PipelineError
+from pipeline.resuming import changed, changed_files, check_command
 from pipeline.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -61,6 +62,8 @@ class Run:
                 )
             return None
         record = output.read_json(RECORD)
+        if "stage" in record:
+            raise PipelineError(f"{output.url}: holds a prepared corpus; choose another directory")
         if record["format_version"] != FORMAT_VERSION:
             raise PipelineError(
                 f"{output.url}: was begun by another release "
@@ -81,28 +84,15 @@ class Run:
         Raises:
             PipelineError: the command or its input differs; says in what.
         """
-        anew = "; --overwrite starts anew"
         where = f"--output {output.url}"
-        for name, value in content.items():
-            if self.content.get(name) != value:
-                raise PipelineError(
-                    f"{where}: was begun with {name.replace('_', '-')} "
-                    f"{self.content.get(name)!r}, now it is {value!r}{anew}"
-                )
-        before = {file.url: file for file in self.files}
-        now = {file.url: file for file in files}
-        for url in sorted(before.keys() ^ now.keys()):
-            what = "is gone" if url in before else "is new"
-            raise PipelineError(f"{where}: input file {url} {what} since it was begun{anew}")
-        changed = [file for url, file in now.items() if file != before[url]]
-        if changed:
+        check_command(where, self.content, content)
+        mended = changed_files(where, self.files, files)
+        if mended:
             broken = {e.source for entries in self.committed(output) for e in entries if e.error}
-            for file in changed:
+            for file in mended:
                 if file.name not in broken:
-                    raise PipelineError(
-                        f"{where}: input file {file.url} changed since it was begun{anew}"
-                    )
-        return changed
+                    raise changed(where, file)
+        return mended
 
     def with_files(
         self, files: list[InputFile], splits: list[Split], output: OutputDirectory

@@ -35,8 +35,9 @@ from pipeline.documents import (
     read_records,
     rejects_json,
 )
-from pipeline.download import fetched, is_hub_file
+from pipeline.download import fetched
 from pipeline.errors import BadFileError
+from pipeline.hub import is_hub_file
 from pipeline.sorted_runs import (
     Grid,
     SortedRows,
@@ -265,11 +266,21 @@ def _batches(split: Split, shuffle: Shuffle) -> Iterator[tuple[list[Document], l
 
 
 def merge_runs(
-    name: str, runs: Sequence[SortedRun], cell: int, shuffle: Shuffle, output: OutputDirectory
+    name: str,
+    runs: Sequence[SortedRun],
+    cell: int,
+    shuffle: Shuffle,
+    output: OutputDirectory,
+    report: Callable[[int], None],
 ) -> Sorted:
-    """Commit what runs hold in one cell as one run on the fine grid of that cell."""
+    """Commit what runs hold in one cell as one run on the fine grid of that cell.
+
+    Raises:
+        PipelineError: a run cannot be read or written.
+    """
     (batches,) = read_cells(output, runs, range(cell, cell + 1), shuffle.schema)
     rows, duplicates = _distinct(sort_rows(batches, shuffle.schema), shuffle)
+    report(rows.table["text"].nbytes)
     return Sorted([write_run(output, name, shuffle.fine_grid(cell), rows)], duplicates)
 
 

@@ -4,10 +4,9 @@ Reading, scoring and writing overlap, each in its own thread. A split is written
 shards; each is committed on its own, and a rerun skips the records of those that are.
 """
 
-import ctypes
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -40,28 +39,10 @@ from pipeline.shards import (
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory
 
-MALLOC_SETTINGS = {
-    -3: 8 << 20,  # M_MMAP_THRESHOLD: larger blocks go back to the system when they are freed
-    -1: 64 << 20,  # M_TRIM_THRESHOLD: so much is kept to be used again, instead of fetched anew
-    -8: 2,  # M_ARENA_MAX: threads share heaps; each keeps fragments of its own
-}
-"""For glibc's mallopt."""
 BATCH_BYTES = 1 << 20
 """Text that is scored at a time, and goes into one record batch of a shard."""
 MOST_REJECTS = 1 << 16
 """Rejects after which a shard is closed: they are held in memory until then."""
-
-
-def bound_memory() -> None:
-    """Keep the C library from growing with every split.
-
-    glibc otherwise raises the size from which blocks go back to the system to that of the largest
-    block freed so far, and keeps fragments of such sizes, in a heap for each thread. Sizes below
-    what a batch needs would make scoring slower: every batch would get its pages anew.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        for parameter, value in MALLOC_SETTINGS.items():
-            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 @dataclass

@@ -42,9 +42,10 @@ from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES, plan_file
+from pipeline.memory import bound_memory
 from pipeline.scoring import Scorer
 from pipeline.storage import OutputDirectory, list_inputs
-from pipeline.worker import BATCH_BYTES, bound_memory, patch_split
+from pipeline.worker import BATCH_BYTES, patch_split
 
 TARGET = 1.10
 THRESHOLD = 1.5

@@ -45,9 +45,10 @@ def patch(model: str, corpus: str, output: str) -> None:
     from model.patcher import Patcher
     from pipeline.config import PatchCorpusConfig
     from pipeline.documents import SUFFIXES, plan_file
+    from pipeline.memory import bound_memory
     from pipeline.scoring import Scorer
     from pipeline.storage import OutputDirectory, list_inputs
-    from pipeline.worker import bound_memory, patch_split
+    from pipeline.worker import patch_split
 
     torch.set_num_threads(1)
     bound_memory()

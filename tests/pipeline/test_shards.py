@@ -10,7 +10,7 @@ import pytest
 
 from model import Patcher
 from pipeline import open_shards
-from pipeline.documents import Document, Reject
+from pipeline.documents import Document, Reject, rejects_json
 from pipeline.errors import PipelineError
 from pipeline.scoring import Scorer
 from pipeline.shards import (
@@ -21,7 +21,6 @@ from pipeline.shards import (
     read_entries,
     read_entry,
     record_batch,
-    rejects_json,
     shard_schema,
     write_manifest,
 )
