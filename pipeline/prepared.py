@@ -87,7 +87,7 @@ def prepared_chunks(url: str) -> list[str] | None:
         )
     except PipelineError as error:
         raise ConfigError(f"--input {error}") from error
-    if _is_of_prepared(manifest):
+    if manifest is not None and _is_of_prepared(manifest):
         return [directory.locate(chunk["name"]) for chunk in manifest["chunks"]]
     if _is_of_prepared(record):
         raise ConfigError(
