@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -41,7 +42,7 @@ class Fault:
 class Request:
     method: str
     path: str
-    headers: Mapping[str, str]
+    headers: Message
     status: int = 0
     sent: int = 0
     """Bytes of the body."""
@@ -75,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         hub = self.server.hub
-        self.request_line = Request(self.command, unquote(self.path), dict(self.headers))
+        self.request_line = Request(self.command, unquote(self.path), self.headers)
         hub.requests.append(self.request_line)
         form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.fault = hub.fault(f"{self.command} {unquote(self.path)}") or Fault()

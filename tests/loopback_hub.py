@@ -94,7 +94,8 @@ class Hub:
         with self._lock:
             for pattern, faults in self.plans:
                 if re.search(pattern, line):
-                    return next(faults, None)
+                    for fault in faults:
+                        return fault
         return None
 
     def asked(self, pattern: str) -> list[Request]:
