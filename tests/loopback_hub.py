@@ -1,20 +1,26 @@
-"""A model hub on loopback, with open, gated and missing repositories."""
+"""A hub on loopback, for the genuine client: repositories, gated or not, and faults.
 
-import functools
+Clients may be other processes: :func:`serve` runs the server in a thread of the test, which sees
+all requests and plans faults.
+"""
+
 import hashlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 
 from conftest import ROOT, environment
+from loopback_answers import Fault, Handler, Request
 
-SHA = "0123456789" * 4
 LOAD_ALL = """
 import json, sys
 from model.checkpoint_files import CheckpointError
@@ -27,73 +33,101 @@ for source in sys.argv[1:]:
 """
 
 
-def load_from_hub(
-    endpoint: str, home: Path, sources: list[str], imports: str, expression: str
-) -> list[str]:
-    """``expression`` of each ``source``, or what is wrong with it.
-
-    In a process of its own: huggingface_hub reads its settings when it is imported.
-    """
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    settings |= {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
-    program = LOAD_ALL.format(imports=imports, expression=expression)
-    run = [sys.executable, "-c", program, *sources]
-    done = subprocess.run(run, env=environment(**settings), capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr.decode()
-    return [json.loads(line) for line in done.stdout.splitlines()]
+@dataclass
+class Repository:
+    commits: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
+    head: str = ""
+    gated: Literal["no", "files", "all"] = "no"
 
 
-class Hub(SimpleHTTPRequestHandler):
-    """The answers that huggingface_hub asks for lie in files; the rest of the hub is refusals.
+class Hub:
+    """What is published, what was asked, and what is to go wrong."""
 
-    Of ``gated/listed`` the list of files is open, of ``gated/closed`` nothing; ``drops/it`` hangs
-    up.
-    """
+    def __init__(self, port: int):
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.cdn = f"http://localhost:{port}/cdn"  # another host, to which tokens must not go
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[Request] = []
+        self.plans: list[tuple[str, Iterator[Fault | None]]] = []
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
 
-    asked: list[str]
+    def publish(
+        self,
+        name: str,
+        files: Mapping[str, bytes],
+        *,
+        kind: Literal["dataset", "model"] = "dataset",
+        gated: Literal["no", "files", "all"] = "no",
+        commit: str | None = None,
+    ) -> str:
+        """Commit these files to a repository's ``main``; gives the commit.
 
-    def send_head(self):
-        self.asked.append(self.path)
-        owner, name = re.match(r"(?:/api/models)?/(\w+)/(\w+)/", self.path + "/").groups()
-        listed = name == "listed" and self.path.startswith("/api")
-        if owner == "drops":
-            self.close_connection = True
-        elif owner == "no" or (owner == "gated" and not listed):
-            self.send_response(403 if owner == "gated" else 401)
-            self.send_header("X-Error-Code", "GatedRepo" if owner == "gated" else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        else:
-            return super().send_head()
+        Args:
+            gated: "files" can be listed by anybody, as with most gated repositories.
+        """
+        content = repr(sorted(files.items())).encode()
+        commit = commit or hashlib.sha1(content).hexdigest()
+        repository = self.repositories.setdefault(f"{kind}s/{name}", Repository())
+        repository.commits[commit] = dict(files)
+        repository.head, repository.gated = commit, gated
+        return commit
 
-    def end_headers(self):
-        self.send_header("X-Repo-Commit", SHA)
-        self.send_header("ETag", f'"{hashlib.sha256(self.path.encode()).hexdigest()}"')
-        super().end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def publish(root: Path, name: str, write: Callable[[Path], None]) -> None:
-    """Put what ``write`` writes into a repository."""
-    files, api = root / name / "resolve" / SHA, root / "api" / "models" / name
-    for directory in (files, api / "revision", api / "tree"):
+    def publish_models(self, directory: Path, write: Callable[[Path], None]) -> None:
+        """What ``write`` writes, and a photo that nobody wants, as ``someone/model``, as
+        ``gated/listed`` and ``gated/closed``, and as ``drops/it``, where connections end."""
         directory.mkdir(parents=True)
-    write(files)
-    (files / "photo.png").write_bytes(b"never fetched")
-    (api / "revision" / "main").write_text(json.dumps({"id": name, "sha": SHA, "siblings": []}))
-    listing = [(path.name, path.stat().st_size) for path in files.iterdir()]
-    tree = [{"type": "file", "path": n, "size": size, "oid": n} for n, size in listing]
-    (api / "tree" / SHA).write_text(json.dumps(tree))
+        write(directory)
+        files = {path.name: path.read_bytes() for path in directory.iterdir()}
+        files["photo.png"] = b"never fetched"
+        for name, gated in (("someone/model", "no"), ("gated/listed", "files")):
+            self.publish(name, files, kind="model", gated=gated)
+        self.publish("gated/closed", files, kind="model", gated="all")
+        self.faults("drops/it", itertools.repeat(Fault(hang_up=True)))
+
+    def faults(self, pattern: str, faults: Iterable[Fault | None]) -> None:
+        """The next answers to requests like ``GET /cdn/…`` in which ``pattern`` is found get these
+        faults, one each; ``itertools.repeat(…)`` for all of them."""
+        self.plans.append((pattern, iter(faults)))
+
+    def fault(self, line: str) -> Fault | None:
+        with self._lock:
+            for pattern, faults in self.plans:
+                if re.search(pattern, line):
+                    for fault in faults:
+                        return fault
+        return None
+
+    def asked(self, pattern: str) -> list[Request]:
+        """Requests like ``GET /cdn/…`` in which ``pattern`` is found."""
+        return [r for r in self.requests if re.search(pattern, f"{r.method} {r.path}")]
+
+    def settings(self, home: Path, token: str | None = None) -> dict[str, str]:
+        """Environment of a client: huggingface_hub reads it when it is imported."""
+        settings = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        settings |= {"no_proxy": "127.0.0.1,localhost", "PYTHONPATH": str(ROOT)}
+        return environment(**settings, **({"HF_TOKEN": token} if token else {}))
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """The endpoint, and the paths that were asked of it."""
-    asked: list[str] = []
-    handler = functools.partial(type("_", (Hub,), {"asked": asked}), directory=root)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+def serve() -> Iterator[Hub]:
+    """A hub with nothing in it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        hub = server.hub = Hub(server.server_address[1])
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        server.shutdown()
+        try:
+            yield hub
+        finally:
+            hub.closing.set()
+            server.shutdown()
+
+
+def load_from_hub(
+    hub: Hub, home: Path, sources: list[str], imports: str, expression: str
+) -> list[str]:
+    """``expression`` of each ``source``, or what is wrong with it, in a process of its own."""
+    program = LOAD_ALL.format(imports=imports, expression=expression)
+    run = [sys.executable, "-c", program, *sources]
+    done = subprocess.run(run, env=hub.settings(home), capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]

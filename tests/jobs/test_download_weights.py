@@ -5,41 +5,39 @@ import sys
 
 import loopback_hub
 import tiny
-from conftest import ROOT, environment
+from conftest import ROOT
 
 from model import load_blt, save_blt
 
 
 def test_what_can_be_downloaded_is_and_the_rest_is_told(tmp_path):
     blt = tiny.blt()
-    loopback_hub.publish(tmp_path / "hub", "lab/blt", lambda directory: save_blt(blt, directory))
     job = [sys.executable, str(ROOT / "jobs" / "download_weights.py")]
-    with loopback_hub.serve(tmp_path / "hub") as (endpoint, asked):
-        settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
-        settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "no_proxy": "127.0.0.1"}
+    with loopback_hub.serve() as hub:
+        hub.publish_models(tmp_path / "files", lambda directory: save_blt(blt, directory))
 
         def download(*models: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
                 [*job, "--model", *models, "--output", str(tmp_path / "weights")],
-                env=environment(**settings),
+                env=hub.settings(tmp_path / "home"),
                 capture_output=True,
                 text=True,
                 timeout=60,
                 check=False,
             )
 
-        done = download("gated/closed", "lab/blt", "no/such")
-        before = sum("safetensors" in path for path in asked)
-        again = download("lab/blt")
-        after = sum("safetensors" in path for path in asked)
+        done = download("gated/closed", "someone/model", "no/such")
+        before = len(hub.asked("safetensors"))
+        again = download("someone/model")
+        after = len(hub.asked("safetensors"))
     assert done.returncode == 1
-    assert done.stdout.splitlines() == [str(tmp_path / "weights" / "blt")]
+    assert done.stdout.splitlines() == [str(tmp_path / "weights" / "model")]
     assert (
         "error: gated/closed is gated: accept its licence on its hub page, then set HF_TOKEN"
         in done.stderr
     )
     assert "error: no/such: no such directory, and no such model on the hub" in done.stderr
-    assert load_blt(tmp_path / "weights" / "blt").config == blt.config
+    assert load_blt(tmp_path / "weights" / "model").config == blt.config
     assert not list((tmp_path / "weights").rglob("photo.png"))
     assert again.returncode == 0 and before > 0
     assert after <= before + 1  # asked whether it has changed, at most; not fetched again

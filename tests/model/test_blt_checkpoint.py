@@ -306,20 +306,19 @@ def test_hub(blt, tmp_path):
         train = {"data": {"patcher_args": {"patching_mode": "entropy", "threshold": 1.25}}}
         (directory / "train_args.json").write_text(json.dumps(train))
 
-    for name in ("someone/blt", "gated/listed"):
-        loopback_hub.publish(tmp_path / "hub", name, write)
     names = [
-        "someone/blt",
-        "hf://someone/blt",
+        "someone/model",
+        "hf://someone/model",
         "gated/listed",
         "gated/closed",
         "no/such",
         "drops/it",
     ]
     summary = "(lambda m: [m.config.patcher.threshold, m.local_decoder.output.weight.sum().item()])"
-    with loopback_hub.serve(tmp_path / "hub") as (endpoint, asked):
+    with loopback_hub.serve() as hub:
+        hub.publish_models(tmp_path / "files", write)
         loaded, again, *refusals = loopback_hub.load_from_hub(
-            endpoint,
+            hub,
             tmp_path / "home",
             names,
             "from model import load_blt",
@@ -330,4 +329,4 @@ def test_hub(blt, tmp_path):
         assert message.startswith(f"{name} is gated: accept its licence")
     assert refusals[2].startswith("no/such: no such directory, and no such model on the hub")
     assert refusals[3].startswith("drops/it: cannot be downloaded from the hub")
-    assert not any("photo" in path for path in asked)
+    assert not hub.asked("photo")

@@ -12,7 +12,7 @@ import loopback_hub
 import pytest
 import torch
 from conftest import Malicious
-from loopback_hub import publish, serve
+from loopback_hub import load_from_hub
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.blt import configuration_blt as blt
@@ -219,18 +219,16 @@ def test_missing_directory(tmp_path):
             load_entropy_model(missing)
 
 
-def load_from_hub(endpoint: str, home: Path, *sources: str) -> list[str]:
+def test_hub(tiny, tmp_path):
     imports = "from model.checkpoint import fingerprint, load_entropy_model"
     expression = "fingerprint(load_entropy_model(source, device='cpu'))"
-    return loopback_hub.load_from_hub(endpoint, home, list(sources), imports, expression)
-
-
-def test_hub(tiny, tmp_path):
-    for name in ("someone/model", "gated/listed"):
-        publish(tmp_path / "hub", name, lambda files: hub_layout(files, PARAMS, tiny.state_dict()))
-    with serve(tmp_path / "hub") as (endpoint, asked):
+    with loopback_hub.serve() as hub:
+        hub.publish_models(
+            tmp_path / "files", lambda files: hub_layout(files, PARAMS, tiny.state_dict())
+        )
         names = ["someone/model", "gated/listed", "gated/closed", "no/such", "drops/it"]
-        answers = load_from_hub(endpoint, tmp_path / "home", "hf://someone/model", *names)
+        sources = ["hf://someone/model", *names]
+        answers = load_from_hub(hub, tmp_path / "home", sources, imports, expression)
     loaded, again, listed, closed, missing, dropped = answers
     assert loaded == again == fingerprint(tiny)
     for name, message in (("gated/listed", listed), ("gated/closed", closed)):
@@ -238,9 +236,9 @@ def test_hub(tiny, tmp_path):
         assert "HF_TOKEN" in message
     assert missing.startswith("no/such: no such directory, and no such model on the hub")
     assert dropped.startswith("drops/it: cannot be downloaded from the hub")
-    assert any("model.safetensors" in path for path in asked)
-    assert not any("photo" in path for path in asked)
+    assert hub.asked("model.safetensors") and not hub.asked("photo")
     # Nobody listens there any more. What was fetched before is still there.
-    away, kept = load_from_hub(endpoint, tmp_path / "home", "other/model", "someone/model")
+    sources = ["other/model", "someone/model"]
+    away, kept = load_from_hub(hub, tmp_path / "home", sources, imports, expression)
     assert away.startswith("other/model: cannot be downloaded from the hub")
     assert kept == fingerprint(tiny)

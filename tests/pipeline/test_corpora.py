@@ -1,0 +1,48 @@
+"""Named corpora, and any data set of the hub."""
+
+import re
+from fnmatch import fnmatchcase
+
+import pytest
+
+from pipeline.corpora import CORPORA, Corpus, find_corpus
+from pipeline.errors import ConfigError
+
+
+def matches(corpus: Corpus, path: str) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in corpus.files)
+
+
+def test_named_corpora_are_pinned_parts_of_repositories():
+    assert all(re.fullmatch("[0-9a-f]{40}", corpus.revision) for corpus in CORPORA.values())
+    assert all(find_corpus(name) == CORPORA[name] for name in CORPORA)
+    fineweb, sample = CORPORA["fineweb_edu"], CORPORA["fineweb_edu_10bt"]
+    assert matches(fineweb, "data/CC-MAIN-2024-10/train-00000-of-00020.parquet")
+    assert not matches(fineweb, "sample/10BT/000_00000.parquet")
+    assert matches(sample, "sample/10BT/000_00000.parquet")
+    assert not matches(sample, "sample/100BT/000_00000.parquet")
+    dclm, tenth = CORPORA["dclm_baseline_1.0"], CORPORA["dclm_baseline_1.0_10prct"]
+    for shard, is_in_tenth in (("01", True), ("10", False)):
+        path = f"global-shard_{shard}_of_10/local-shard_0_of_10/shard_00000000.jsonl.zst"
+        assert matches(dclm, path) and matches(tenth, path) == is_in_tenth
+
+
+def test_any_dataset_of_the_hub_is_a_corpus():
+    for name, revision in (("some.one/data_1", "main"), ("a/b@v1.0", "v1.0"), ("a/b@x/y", "x/y")):
+        corpus = find_corpus(name)
+        assert (corpus.name, corpus.repository) == (name, name.partition("@")[0])
+        assert (corpus.format, corpus.text_column, corpus.id_column) == ("auto", "text", None)
+        assert corpus.revision == revision
+    for path in ("a.parquet", "deep/er/b.jsonl.zst", "c.json.gz", "d.ndjson", "e.arrow"):
+        assert matches(corpus, path)
+    for path in ("README.md", "LICENSE.txt", "a.csv", "script.py"):
+        assert not matches(corpus, path)
+
+
+@pytest.mark.parametrize("name", ["fineweb", "./a/b", "a/b/c", "a/*.jsonl", "s3://a/b", "a/b@", ""])
+def test_what_else_a_corpus_may_be_is_told(name):
+    with pytest.raises(
+        ConfigError, match=rf"^--corpus {re.escape(name)}: no such corpus.*"
+    ) as told:
+        find_corpus(name)
+    assert all(known in str(told.value) for known in [*CORPORA, "owner/name@revision"])
