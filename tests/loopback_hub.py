@@ -106,7 +106,7 @@ class Hub:
         """Environment of a client: huggingface_hub reads it when it is imported."""
         settings = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
         settings |= {"no_proxy": "127.0.0.1,localhost", "PYTHONPATH": str(ROOT)}
-        return environment(**settings, **({"HF_TOKEN": token} if token else {}))
+        return environment(**settings, HF_TOKEN=token or "")  # and not the developer's own
 
 
 @contextmanager
