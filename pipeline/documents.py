@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -300,8 +301,9 @@ def _json_line(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
         line = line.removeprefix(BOM)
     with suppress(orjson.JSONDecodeError):
         record = orjson.loads(line)
-        wanted = [record.get(name) for name in columns] if isinstance(record, dict) else []
-        if all(value is None or isinstance(value, str) for value in wanted):
+        if isinstance(record, dict) and all(
+            isinstance(record.get(name, ""), (str, NoneType)) for name in columns
+        ):
             return record
     # Slower, but it knows large integers, NaN and lone surrogates, and says where a line is wrong.
     return json.loads(line.decode())
@@ -312,6 +314,7 @@ def _jsonl_records(
 ) -> Iterator[Record]:
     # JSON may need 6 bytes (\u0041) for one byte of text, and other fields their own.
     longest = 6 * max_document_bytes + READ_BYTES
+    wanted = columns.all
     for offset, line in read_lines(file, split.start, split.stop, longest):
         if line is None:
             yield str(offset), f"line of more than {longest} bytes (--max-document-bytes)"
@@ -319,7 +322,7 @@ def _jsonl_records(
         if not line or line.isspace():
             continue
         try:
-            record = _json_line(offset, line, columns.all)
+            record = _json_line(offset, line, wanted)
         except UnicodeDecodeError as error:
             yield str(offset), f"line is not valid UTF-8: {error.reason} at byte {error.start}"
         except (ValueError, RecursionError) as error:

@@ -90,4 +90,5 @@ def work_off(
             if outcome["unreachable"]:
                 unreachable.append(outcome["unreachable"])
             finished(outcome["piece"], outcome["bytes"])
+    ray.kill(board)  # or its process would stay for the stages to come
     return unreachable

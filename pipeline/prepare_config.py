@@ -40,7 +40,8 @@ class PrepareCorpusConfig:
     text_column: str | None = None
     """Column or JSON field with the text; by default that of the named corpus, or text."""
     id_column: str | None = None
-    """Column or JSON field with the id; documents are called file#position without one."""
+    """Column or JSON field with the id; by default that of the named corpus; documents are called
+    file#position without one."""
     keep_columns: tuple[str, ...] = ()
     """Further columns to copy into the chunks, as strings."""
 
@@ -62,7 +63,7 @@ class PrepareCorpusConfig:
     """Directory or URL to keep downloaded files in; otherwise each is removed when it was read."""
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for by default."""
-    sort_bytes: int = 128 << 20
+    sort_bytes: int = 64 << 20
     """Text that a worker holds in memory and sorts at a time."""
     max_document_bytes: int = 256 << 20
     """Longer documents are rejected: one has to fit into memory."""

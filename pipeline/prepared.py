@@ -73,6 +73,17 @@ def _sources(preparation: Preparation, units: dict[int, Sorted]) -> dict[str, So
     return sources
 
 
+def check_there(manifest: dict[str, Any], output: OutputDirectory) -> None:
+    """
+    Raises:
+        PipelineError: a chunk that the manifest tells of is gone.
+    """
+    names = [chunk["name"] for chunk in [manifest["validation"], *manifest["chunks"]] if chunk]
+    gone = sorted(set(names) - set(output.names(".")))
+    if gone:
+        raise PipelineError(f"{output.locate(gone[0])}: is gone; --overwrite starts anew")
+
+
 def prepared_chunks(url: str) -> list[str] | None:
     """URLs of the chunks of the prepared corpus in a directory; None if there is none.
 

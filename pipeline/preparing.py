@@ -37,7 +37,7 @@ from pipeline.preparation import (
     units_done,
 )
 from pipeline.prepare_config import PrepareCorpusConfig
-from pipeline.prepared import manifest_of
+from pipeline.prepared import check_there, manifest_of
 from pipeline.progress import Reporter
 from pipeline.ranges import key_ranges, merge_groups, slices_of
 from pipeline.resuming import changed, changed_files, check_command
@@ -61,9 +61,9 @@ class PrepareCorpusResult:
     """None if files could not be reached: then there are no chunks yet."""
     failures: list[str]
     """Files that could not be read (to their end), and why."""
-    seconds: float
+    seconds: float = 0.0
     """Spent on sorting and writing."""
-    bytes_sorted: int
+    bytes_sorted: int = 0
     """Text sorted by this run; what an earlier one did is not counted."""
 
 
@@ -85,31 +85,34 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
     files = _files(preparation, corpus, config, output)
+    if preparation is not None:
+        _check_same(preparation, files, config, output)
+        if output.exists(MANIFEST):
+            return _finished(output, output.read_json(MANIFEST))
+        console.print(f"going on with the run in {output.url}", highlight=False)
     connect(config.num_workers)
     output.remove_temporary()
     work = _Work(config, output, console)
-    if preparation is not None:
-        _check_same(preparation, files, config, output)
-        console.print(f"going on with the run in {output.url}", highlight=False)
-    else:
+    if preparation is None:
         output.check_writable()
         if config.downloads:
             files, unreachable = work.download(files, OutputDirectory(config.downloads))
             if unreachable:
-                return PrepareCorpusResult(output.url, None, unreachable, 0.0, 0)
+                return PrepareCorpusResult(output.url, None, unreachable)
         preparation = _begin(files, corpus, config, output)
-    if config.tokenizer and not output.names("tokenizer"):
+    if config.tokenizer:
         download_tokenizer(config.tokenizer, output)
-    if output.exists(MANIFEST):
-        result = PrepareCorpusResult(output.url, output.read_json(MANIFEST), [], 0.0, 0)
-    else:
-        result = work.shuffle(preparation)
-    if result.manifest is not None:
-        output.remove(EXCHANGE)
-        broken = [source for source in result.manifest["sources"] if source["error"]]
-        result.failures = [f"{source['name']}: {source['error']}" for source in broken]
+    return work.shuffle(preparation)
+
+
+def _finished(output: OutputDirectory, manifest: dict[str, Any]) -> PrepareCorpusResult:
+    """The result where all is done."""
+    check_there(manifest, output)
+    output.remove(EXCHANGE)
     output.remove_temporary()
-    return result
+    broken = [source for source in manifest["sources"] if source["error"]]
+    failures = [f"{source['name']}: {source['error']}" for source in broken]
+    return PrepareCorpusResult(output.url, manifest, failures)
 
 
 def _files(
@@ -202,20 +205,21 @@ class _Work:
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
         """Sort, merge, write chunks and manifest."""
         began = time.monotonic()
-        before = sum(_text_bytes(unit) for unit in units_done(self._output).values())
+        before = sum(map(_text_bytes, units_done(self._output).values()))
         unreachable = self._sort(preparation)
         units = units_done(self._output)
-        sorted_now = sum(map(_text_bytes, units.values())) - before
-        manifest = None
-        if not unreachable:
-            self._check_seen(units, preparation.units)
-            slices = self._merge(units, preparation.shuffle)
-            self._write(units, slices, preparation)
-            merges, chunks = merges_done(self._output), chunks_done(self._output)
-            manifest = manifest_of(preparation, units, merges, chunks)
-            self._output.write(MANIFEST, to_json(manifest))
-        seconds = time.monotonic() - began
-        return PrepareCorpusResult(self._output.url, manifest, unreachable, seconds, sorted_now)
+        if unreachable:
+            return PrepareCorpusResult(self._output.url, None, unreachable)
+        self._check_seen(units, preparation.units)
+        slices = self._merge(units, preparation.shuffle)
+        self._write(units, slices, preparation)
+        merges, chunks = merges_done(self._output), chunks_done(self._output)
+        manifest = manifest_of(preparation, units, merges, chunks)
+        self._output.write(MANIFEST, to_json(manifest))
+        result = _finished(self._output, manifest)
+        result.seconds = time.monotonic() - began
+        result.bytes_sorted = sum(map(_text_bytes, units.values())) - before
+        return result
 
     def _sort(self, preparation: Preparation) -> list[str]:
         done = units_done(self._output)

@@ -24,7 +24,7 @@ from pipeline.storage import OutputDirectory
 KEY_BITS = 64
 COMPRESSION = "lz4"
 """Runs are written once and read once: a codec that costs little both ways."""
-WINDOW_BYTES = 32 << 20
+WINDOW_BYTES = 16 << 20
 """Of runs, compressed, that are fetched at a time."""
 
 
