@@ -12,16 +12,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zstandard
 
-from pipeline.columnar import READ_BYTES, arrow_rows, open_arrow, parquet_rows
+from pipeline.columnar import READ_BYTES, arrow_rows, parquet_rows
 from pipeline.errors import (
     BadDocumentError,
     BadFileError,
@@ -40,10 +38,6 @@ SUFFIXES: dict[str, Format] = {
     **{f".{end}{c}": "text" for end in ("txt", "text", "md", "rst") for c in COMPRESSIONS},
 }
 BOM = b"\xef\xbb\xbf"
-EXPANSION = 3
-"""Text is about so many times as large as what it was compressed to."""
-FIRST_LINES = 100
-"""Records of a JSONL file that are asked for the names of their fields."""
 
 
 @dataclass(frozen=True)
@@ -90,84 +84,11 @@ class Reject(NamedTuple):
     reason: str
 
 
-class FilePlan(NamedTuple):
-    splits: list[Split]
-    columns: list[str] | None
-    """Names that the file offers; None where it does not tell."""
-
-
 def file_format(file: InputFile, wanted: Format) -> Format | None:
     """The format asked for, or the one that the name tells; None if it does not tell."""
     if wanted != "auto":
         return wanted
     return next((f for end, f in SUFFIXES.items() if file.name.endswith(end)), None)
-
-
-def whole_file(file: InputFile, file_format: Format) -> Split:
-    """A file as one split."""
-    compressed = file_format == "parquet" or file.name.endswith(COMPRESSIONS[1:])
-    return Split(file, file_format, 0, 0, None, file.size * (EXPANSION if compressed else 1))
-
-
-def plan_file(file: InputFile, file_format: Format, split_bytes: int) -> FilePlan:
-    """Cut a file into splits of about ``split_bytes``, by its content alone.
-
-    A file that cannot be read gets one split; reading that then tells what is wrong.
-    """
-    whole = FilePlan([whole_file(file, file_format)], None)
-    if file_format == "text":
-        return whole
-    try:
-        with open_input(file.url) as raw:
-            if file_format == "parquet":
-                metadata = pq.ParquetFile(raw).metadata
-                groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-                sizes = [group.total_byte_size for group in groups]
-                columns = metadata.schema.to_arrow_schema().names
-            elif file_format == "arrow":
-                reader = open_arrow(raw)
-                batches = getattr(reader, "num_record_batches", None)
-                columns = reader.schema.names
-                if batches is None:  # a stream has to be read from its start
-                    return FilePlan(whole.splits, columns)
-                sizes = [file.size // batches] * batches
-            else:
-                columns = _first_keys(open_decompressed(raw, file.name))
-                if file.name.endswith(COMPRESSIONS[1:]):
-                    return FilePlan(whole.splits, columns)
-                cuts = range(0, max(file.size, 1), split_bytes)
-                pieces = [(cut, min(cut + split_bytes, file.size)) for cut in cuts]
-                return FilePlan(
-                    [Split(file, file_format, i, a, b, b - a) for i, (a, b) in enumerate(pieces)],
-                    columns,
-                )
-    except Exception:  # reading the split meets the same error, and reports it
-        return whole
-    return FilePlan(_group(file, file_format, sizes, split_bytes) or whole.splits, columns)
-
-
-def _group(file: InputFile, file_format: Format, sizes: list[int], limit: int) -> list[Split]:
-    """Neighbouring row groups or record batches, together at most ``limit`` bytes."""
-    splits: list[Split] = []
-    start, total = 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > limit:
-            splits.append(Split(file, file_format, len(splits), start, i, total))
-            start, total = i, 0
-        total += size
-    if sizes:
-        splits.append(Split(file, file_format, len(splits), start, len(sizes), total))
-    return splits
-
-
-def _first_keys(file: io.BufferedIOBase) -> list[str] | None:
-    """Fields of the first records: not all need to have all of them."""
-    keys: dict[str, None] = {}
-    for offset, line in islice(read_lines(file, 0, None, READ_BYTES), FIRST_LINES):
-        with suppress(ValueError, RecursionError):  # reading it tells what is wrong
-            record = _json_line(offset, line or b"")
-            keys |= dict.fromkeys(record if isinstance(record, dict) else ())
-    return list(keys) or None
 
 
 def read_split(
@@ -295,7 +216,7 @@ def _as_string(value: Any) -> Any:
         return json.dumps(value, ensure_ascii=False, default=str) if inside else str(value)
 
 
-def _json_line(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
+def json_line(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
     """The value in the line that begins at ``offset``, of which these fields are wanted."""
     if not offset:
         line = line.removeprefix(BOM)
@@ -322,7 +243,7 @@ def _jsonl_records(
         if not line or line.isspace():
             continue
         try:
-            record = _json_line(offset, line, wanted)
+            record = json_line(offset, line, wanted)
         except UnicodeDecodeError as error:
             yield str(offset), f"line is not valid UTF-8: {error.reason} at byte {error.start}"
         except (ValueError, RecursionError) as error:

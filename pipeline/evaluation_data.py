@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from model.tokenizer import encode_documents
-from pipeline.documents import SUFFIXES, Document, Split, file_format, plan_file, read_split
+from pipeline.documents import SUFFIXES, Document, Split, file_format, read_split
 from pipeline.errors import BadDocumentError, BadFileError, ConfigError, PipelineError
 from pipeline.evaluation_config import EvaluateConfig
+from pipeline.file_plans import plan_file
 from pipeline.model_loading import with_threshold
 from pipeline.scoring import patch_stored
 from pipeline.shards import ShardSet

@@ -5,32 +5,30 @@ on a piece of work and commit an entry for it; what has an entry is not done aga
 """
 
 import hashlib
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
+from pipeline import prepare_tasks as tasks
 from pipeline.chunks import MANIFEST
 from pipeline.cluster import connect, refuse_lost_output
 from pipeline.corpora import Corpus
-from pipeline.documents import SUFFIXES, whole_file
-from pipeline.download import download_tokenizer, fetched
+from pipeline.documents import SUFFIXES
+from pipeline.download import download_tokenizer
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.file_plans import whole_file
 from pipeline.hub import is_hub_file, list_files
-from pipeline.memory import bound_memory
-from pipeline.pool import attempt, new_board, work_off
+from pipeline.pool import new_board, work_off
 from pipeline.preparation import (
     EXCHANGE,
     Preparation,
     chunks_done,
-    commit_entry,
     merges_done,
     plan,
     remove_preparation,
@@ -38,10 +36,9 @@ from pipeline.preparation import (
 )
 from pipeline.prepare_config import PrepareCorpusConfig
 from pipeline.prepared import check_there, manifest_of
-from pipeline.progress import Reporter
 from pipeline.ranges import key_ranges, merge_groups, slices_of
 from pipeline.resuming import changed, changed_files, check_command
-from pipeline.shuffle import Shuffle, Slice, Sorted, merge_runs, sort_unit, write_chunk
+from pipeline.shuffle import Shuffle, Slice, Sorted
 from pipeline.splits import known_format, plan_splits
 from pipeline.storage import (
     InputFile,
@@ -176,7 +173,7 @@ class _Work:
         done: Mapping[int, int],
         **arguments: Any,
     ) -> list[str]:
-        """Have pieces done by a function of this module; what is said of unreachable files."""
+        """Have pieces done by one of the tasks; what is said of unreachable files."""
         if not pieces:
             return []
         board = new_board()
@@ -199,7 +196,7 @@ class _Work:
         there = {n: f.size for n, f in enumerate(files) if downloads.exists(f.name)}
         waiting = {n: f.size for n, f in enumerate(files) if n not in there}
         shared = ray.put((files, downloads, _scratch(downloads)))
-        unreachable = self._done("downloading", _download, waiting, there, shared=shared)
+        unreachable = self._done("downloading", tasks.download, waiting, there, shared=shared)
         return [replace(f, url=downloads.locate(f.name)) for f in files], unreachable
 
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
@@ -232,7 +229,7 @@ class _Work:
         doing = "downloading and sorting" if is_hub_file(preparation.files[0]) else "sorting"
         there = {n: _text_bytes(unit) for n, unit in done.items()}
         shared = ray.put((units, preparation.shuffle, _scratch(self._output)))
-        return self._done(doing, _sort, waiting, there, shared=shared)
+        return self._done(doing, tasks.sort, waiting, there, shared=shared)
 
     def _check_seen(self, done: Mapping[int, Any], pieces: list[Any]) -> None:
         if len(done) < len(pieces):
@@ -252,7 +249,7 @@ class _Work:
         done = merges_done(self._output)
         waiting = {n: size for n in range(len(pieces)) if n not in done}
         shared = ray.put((pieces, shuffle))
-        self._done("merging", _merge, waiting, dict.fromkeys(done, size), shared=shared)
+        self._done("merging", tasks.merge, waiting, dict.fromkeys(done, size), shared=shared)
         done = merges_done(self._output)
         self._check_seen(done, pieces)
         self._output.remove(f"{EXCHANGE}/runs")
@@ -270,7 +267,7 @@ class _Work:
         each = text_bytes // len(ranges)
         waiting = {n: each for n in ranges if n not in done}
         shared = ray.put((ranges, slices, preparation.shuffle, preparation.content["format"]))
-        self._done("writing chunks", _write, waiting, there, shared=shared)
+        self._done("writing chunks", tasks.write, waiting, there, shared=shared)
         self._check_seen(chunks_done(self._output), list(ranges))
 
 
@@ -284,61 +281,3 @@ def _scratch(directory: OutputDirectory) -> Path:
         return Path(directory.path, EXCHANGE, "downloads")
     unique = hashlib.sha256(directory.url.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir(), f"blt-titan-{unique}")
-
-
-@lru_cache(maxsize=1)
-def _get(shared: Any) -> Any:
-    """What all pieces of a stage need: fetched once by each worker process."""
-    bound_memory()
-    return ray.get(shared)
-
-
-def _download(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        files, downloads, scratch = _get(shared)
-        file = files[piece]
-        with (
-            fetched(file, scratch, report) as copy,
-            downloads.committing(file.name) as target,
-        ):
-            shutil.move(copy, target)
-
-    return attempt(row, board, work)
-
-
-def _sort(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        units, shuffle, scratch = _get(shared)
-        made = sort_unit(piece, units[piece], shuffle, output, scratch, report)
-        commit_entry(output, "units", piece, made)
-
-    return attempt(row, board, work)
-
-
-def _merge(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        pieces, shuffle = _get(shared)
-        runs, cell = pieces[piece]
-        name = f"{EXCHANGE}/merged/{piece:06d}.run"
-        made = merge_runs(name, runs, cell, shuffle, output, report)
-        commit_entry(output, "merges", piece, made)
-
-    return attempt(row, board, work)
-
-
-def _write(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        ranges, slices, shuffle, chunk_format = _get(shared)
-        name, keys = ranges[piece]
-        made = write_chunk(name, keys, slices, shuffle, chunk_format, output, report)
-        commit_entry(output, "chunks", piece, made)
-
-    return attempt(row, board, work)

@@ -2,8 +2,9 @@
 
 import ray
 
-from pipeline.documents import Columns, FilePlan, Format, Split, file_format, plan_file
+from pipeline.documents import Columns, Format, Split, file_format
 from pipeline.errors import ConfigError
+from pipeline.file_plans import FilePlan, plan_file
 from pipeline.storage import InputFile
 
 

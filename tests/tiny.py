@@ -7,7 +7,8 @@ import torch
 
 from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
 from pipeline.config import PatchCorpusConfig
-from pipeline.documents import file_format, plan_file
+from pipeline.documents import file_format
+from pipeline.file_plans import plan_file
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardSet, read_entries, shard_schema, write_manifest
 from pipeline.storage import OutputDirectory, list_inputs

@@ -41,7 +41,8 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.config import PatchCorpusConfig
-from pipeline.documents import SUFFIXES, plan_file
+from pipeline.documents import SUFFIXES
+from pipeline.file_plans import plan_file
 from pipeline.memory import bound_memory
 from pipeline.scoring import Scorer
 from pipeline.storage import OutputDirectory, list_inputs

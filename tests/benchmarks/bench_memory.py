@@ -44,7 +44,8 @@ def patch(model: str, corpus: str, output: str) -> None:
     from model.checkpoint import load_entropy_model
     from model.patcher import Patcher
     from pipeline.config import PatchCorpusConfig
-    from pipeline.documents import SUFFIXES, plan_file
+    from pipeline.documents import SUFFIXES
+    from pipeline.file_plans import plan_file
     from pipeline.memory import bound_memory
     from pipeline.scoring import Scorer
     from pipeline.storage import OutputDirectory, list_inputs

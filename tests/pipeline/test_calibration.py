@@ -9,8 +9,9 @@ from conftest import topics
 from model import Patcher
 from pipeline.calibration import calibrate, fit_ngram, sample_documents
 from pipeline.config import PatchCorpusConfig
-from pipeline.documents import SUFFIXES, plan_file
+from pipeline.documents import SUFFIXES
 from pipeline.errors import PipelineError
+from pipeline.file_plans import plan_file
 from pipeline.scoring import Scorer
 from pipeline.storage import list_inputs
 

@@ -9,8 +9,9 @@ from conftest import contents
 from model import Patcher
 from pipeline import worker
 from pipeline.config import PatchCorpusConfig
-from pipeline.documents import SUFFIXES, plan_file
+from pipeline.documents import SUFFIXES
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
+from pipeline.file_plans import plan_file
 from pipeline.scoring import Scorer
 from pipeline.shards import read_entries
 from pipeline.storage import OutputDirectory, list_inputs
