@@ -7,7 +7,7 @@ import pytest
 from conftest import contents
 
 from model import Patcher
-from pipeline import worker
+from pipeline import documents, worker
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
@@ -85,8 +85,8 @@ def test_of_a_file_that_breaks_off_the_beginning_is_kept(tmp_path, ngram_model, 
     patching = Patching(tmp_path, ngram_model)
 
     def records(error):
-        real = list(worker.read_split(patching.split, patching.config.columns, 1 << 20))
-        monkeypatch.setattr(worker, "read_split", lambda *_: iter_then(real[:30], error))
+        real = list(documents.read_split(patching.split, patching.config.columns, 1 << 20))
+        monkeypatch.setattr(documents, "read_split", lambda *_: iter_then(real[:30], error))
 
     def iter_then(items, error):
         yield from items
