@@ -205,10 +205,16 @@ def _document(
 
 
 def _as_string(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
+    """An id or metadata as a string that can be stored: what is not Unicode text is replaced."""
+    if value is None:
+        return None
     if isinstance(value, bytes):
         return value.decode(errors="replace")
+    text = value if isinstance(value, str) else _as_json(value)
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _as_json(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, sort_keys=True)
     except TypeError:  # a date, a decimal number, or something that holds one

@@ -151,6 +151,26 @@ def test_values_that_json_does_not_have_are_plain_strings(tmp_path):
     )
 
 
+def test_ids_and_metadata_that_are_not_unicode_can_be_stored(tmp_path):
+    """JSON can escape half of a surrogate pair, which no string of UTF-8 can hold."""
+    path = tmp_path / "a.jsonl"
+    lines = [
+        {"text": "a", "id": "\ud800", "url": "é"},
+        {"text": "b", "id": "b", "url": "x\udfff"},
+        {"text": "c", "id": "c", "url": ["\ud800"]},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    records = read(path, columns=Columns("text", "id", ("url",)))
+    assert [(record.sample_id, record.metadata) for record in records] == [
+        ("?", ("é",)),
+        ("b", ("x?",)),
+        ("c", ('["?"]',)),
+    ]
+    binary = pa.table({"text": ["a"], "id": [b"\xff"]})
+    pq.write_table(binary, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", columns=Columns("text", "id"))[0].sample_id == "\ufffd"
+
+
 STRINGS = {
     "dictionary": pa.dictionary(pa.int32(), pa.string()),
     "large_string": pa.large_string(),

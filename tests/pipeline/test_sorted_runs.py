@@ -1,0 +1,165 @@
+"""Sorted runs: what is written comes back, cell by cell, and the lowest keys without the rest."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import sorted_runs
+from pipeline.errors import PipelineError
+from pipeline.sorted_runs import (
+    Grid,
+    SortedRun,
+    lowest_keys,
+    read_cells,
+    run_schema,
+    sort_rows,
+    without_duplicates,
+    write_run,
+)
+from pipeline.storage import OutputDirectory
+
+SCHEMA = run_schema(("url",))
+LAST = 2**64 - 1
+Row = tuple[int, int, bytes]
+"""Key, place, text."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def not_to_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda file: None)
+        yield
+
+
+def batch(rows: list[Row]) -> pa.RecordBatch:
+    keys, places, texts = ([row[i] for row in rows] for i in range(3))
+    ids, urls = [f"id {place}" for place in places], [None for _ in rows]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(values, kind) for values, kind in zip((keys, places, texts, ids, urls), SCHEMA.types)],
+        schema=SCHEMA,
+    )
+
+
+def write(directory: Path, name: str, grid: Grid, rows: list[Row]) -> SortedRun:
+    output = OutputDirectory(str(directory))
+    return write_run(output, name, grid, sort_rows([batch(rows)], SCHEMA))
+
+
+def rows_of(batches: list[pa.RecordBatch]) -> list[Row]:
+    table = pa.Table.from_batches(batches, SCHEMA)
+    assert table["sample_id"].to_pylist() == [f"id {place}" for place in table["place"].to_pylist()]
+    return list(zip(*(table[name].to_pylist() for name in ("key", "place", "text")), strict=True))
+
+
+grids = st.builds(
+    lambda bits, cells, low: Grid.over((low >> bits) << bits, bits, 1 << min(cells, bits)),
+    *(st.integers(4, 64), st.integers(0, 5), st.integers(0, LAST)),
+)
+
+
+def keys_on(grid: Grid) -> st.SearchStrategy[int]:
+    """Keys on a grid, edges of cells above all."""
+    inner = st.builds(
+        lambda cell, offset: grid.start(cell) + offset % (1 << grid.width_bits),
+        *(st.integers(0, grid.cells - 1), st.sampled_from([0, 1, -1]) | st.integers(0, LAST)),
+    )
+    return inner
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), grid=grids, window=st.sampled_from([1, 2000, 1 << 25]))
+def test_each_cell_holds_the_rows_with_its_keys(tmp_path_factory, data, grid, window):
+    directory = tmp_path_factory.mktemp("runs")
+    row = st.tuples(keys_on(grid), st.integers(0, 99), st.binary(max_size=20))
+    per_run = data.draw(st.lists(st.lists(row, max_size=9), min_size=1, max_size=4))
+    runs = [write(directory, f"{i}.run", grid, rows) for i, rows in enumerate(per_run)]
+    assert [run.rows for run in runs] == list(map(len, per_run))
+    first = data.draw(st.integers(0, grid.cells - 1))
+    cells = range(first, data.draw(st.integers(first, grid.cells - 1)) + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorted_runs, "WINDOW_BYTES", window)
+        found = list(read_cells(OutputDirectory(str(directory)), runs, cells, SCHEMA))
+    assert len(found) == len(cells)
+    for cell, batches in zip(cells, found, strict=True):
+        keys = range(grid.start(cell), grid.start(cell) + (1 << grid.width_bits))
+        expected = [
+            sorted((row for row in rows if row[0] in keys), key=lambda row: row[:2])
+            for rows in per_run
+        ]
+        flat = [row for rows in expected for row in rows]
+        # Rows of the same key and place, which documents never have, may come in either order.
+        assert sorted(rows_of(batches)) == sorted(flat)
+        assert [row[:2] for row in rows_of(batches)] == [row[:2] for row in flat]
+        assert all(grid.cell_of(row[0]) == cell for row in flat)
+
+
+def test_a_run_is_an_arrow_stream_with_its_keys_behind(tmp_path):
+    rows = [(LAST, 0, b"z"), (0, 1, b"a"), (1 << 63, 2, b"m"), (0, 0, b"before a")]
+    run = write(tmp_path, "a.run", Grid.over(0, 64, 4), rows)
+    data = (tmp_path / "a.run").read_bytes()
+    assert np.frombuffer(data[run.keys_offset :], "<u8").tolist() == [0, 0, 1 << 63, LAST]
+    whole = rows_of(list(pa.ipc.open_stream(data[: run.keys_offset])))
+    assert whole == [rows[3], rows[1], rows[2], rows[0]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    per_run=st.lists(
+        st.lists(st.integers(0, 50) | st.just(LAST), max_size=9), min_size=1, max_size=20
+    ),
+    count=st.integers(0, 12),
+)
+def test_the_lowest_keys_are_those_of_all_runs(tmp_path_factory, per_run, count):
+    directory = tmp_path_factory.mktemp("keys")
+    grid = Grid.over(0, 64, 2)
+    runs = [
+        write(directory, f"{i}.run", grid, [(key, 0, b"") for key in keys])
+        for i, keys in enumerate(per_run)
+    ]
+    lowest = lowest_keys(OutputDirectory(str(directory)), runs, count)
+    assert lowest.tolist() == sorted({key for keys in per_run for key in keys})[:count]
+    assert lowest.dtype == np.uint64
+
+
+# Few keys and texts: keys collide, and texts under different keys are no duplicates.
+crowded = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([b"", b"a", b"b"])), max_size=12)
+
+
+@settings(deadline=None)
+@given(pairs=crowded, split=st.integers(0, 12))
+def test_only_the_first_of_equal_texts_with_equal_keys_stays(pairs, split):
+    rows = [(key, place, text) for place, (key, text) in enumerate(pairs)]
+    parts = [batch(rows[split:]), batch(rows[:split])]  # batches come in any order
+    left, dropped = without_duplicates(sort_rows(parts, SCHEMA))
+    seen: set[tuple[int, bytes]] = set()
+    expected = []
+    for key, place, text in sorted(rows):
+        if (key, text) not in seen:
+            expected.append((key, place, text))
+        seen.add((key, text))
+    assert rows_of([left.part(0, len(left.keys_D))]) == expected
+    assert left.keys_D.tolist() == [key for key, _, _ in expected]
+    assert dropped.documents == len(rows) - len(expected)
+    kept = sum(len(text) for _, _, text in expected)
+    assert dropped.bytes == sum(len(text) for _, _, text in rows) - kept
+
+
+def test_a_missing_or_damaged_run_is_an_error_of_the_storage(tmp_path):
+    output, grid = OutputDirectory(str(tmp_path)), Grid.over(0, 64, 4)
+    runs = [write(tmp_path, f"{i}.run", grid, [(i << 60, 0, b"text")]) for i in range(3)]
+    whole = (tmp_path / "1.run").read_bytes()
+    for damaged in (None, b"", whole[: runs[1].offsets[1] - 9], bytes(len(whole))):
+        (tmp_path / "1.run").unlink()
+        if damaged is not None:
+            (tmp_path / "1.run").write_bytes(damaged)
+        with pytest.raises(PipelineError, match=str(tmp_path)):
+            list(read_cells(output, runs, range(4), SCHEMA))
+        if damaged is not None:
+            continue
+        with pytest.raises(PipelineError, match=str(tmp_path)):
+            lowest_keys(output, runs, 5)
