@@ -75,10 +75,12 @@ def _parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
     ):
 
         def flush() -> None:
+            if not any(map(len, pending)):  # a group without rows is more than some readers bear
+                return
             table = pa.Table.from_batches(pending, schema)
             pending.clear()
             groups = -(-table.nbytes // ROW_GROUP_BYTES)
-            writer.write_table(table, row_group_size=-(-len(table) // max(groups, 1)) or 1)
+            writer.write_table(table, row_group_size=-(-len(table) // max(groups, 1)))
 
         def write(batch: pa.RecordBatch) -> None:
             pending.append(batch)

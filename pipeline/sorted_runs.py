@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import PipelineError
 from pipeline.statistics import DocumentStatistics
 from pipeline.storage import OutputDirectory
 
@@ -159,14 +160,22 @@ def read_cells(
         starts_R, stops_R = offsets_RC[:, first], offsets_RC[:, stop]
         pieces = output.read_ranges(names, starts_R.tolist(), stops_R.tolist())
         for cell in range(first, stop):
+            begins, ends = (offsets_RC[:, cell + i] - starts_R for i in (0, 1))
             yield [
-                pa.ipc.read_record_batch(pa.py_buffer(piece)[a - start : b - start], schema)
-                for piece, start, a, b in zip(
-                    pieces, starts_R, offsets_RC[:, cell], offsets_RC[:, cell + 1], strict=True
-                )
+                _batch(piece, a, b, schema, output.locate(name))
+                for name, piece, a, b in zip(names, pieces, begins, ends, strict=True)
                 if b > a
             ]
         first = stop
+
+
+def _batch(piece: bytes, start: int, stop: int, schema: pa.Schema, where: str) -> pa.RecordBatch:
+    try:
+        if len(piece) < stop:
+            raise EOFError("it is cut off")
+        return pa.ipc.read_record_batch(pa.py_buffer(piece)[start:stop], schema)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise PipelineError(f"{where}: is damaged: {error}; --overwrite starts anew") from error
 
 
 def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) -> np.ndarray:

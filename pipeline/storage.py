@@ -197,13 +197,22 @@ class OutputDirectory:
             return self.filesystem.cat_file(f"{self.path}/{name}")
 
     def read_ranges(self, names: list[str], starts: list[int], stops: list[int]) -> list[bytes]:
-        """A range of bytes of each file; remotely many at a time."""
+        """A range of bytes of each file; remotely many at a time.
+
+        Raises:
+            PipelineError: one cannot be read; names it.
+        """
         paths = [f"{self.path}/{name}" for name in names]
         with self._reaching():
             # A range that is empty some object stores refuse.
             wanted = [i for i in range(len(paths)) if stops[i] > starts[i]]
             arguments = ([values[i] for i in wanted] for values in (paths, starts, stops))
-            found = dict(zip(wanted, self.filesystem.cat_ranges(*arguments), strict=True))
+            ranges = self.filesystem.cat_ranges(*arguments, on_error="return")
+        for i, data in zip(wanted, ranges, strict=True):
+            if isinstance(data, Exception):
+                where = self.locate(names[i])
+                raise PipelineError(f"{where}: cannot be read: {_say(data)}") from data
+        found = dict(zip(wanted, ranges, strict=True))
         return [found.get(i, b"") for i in range(len(paths))]
 
     def read_json(self, name: str) -> Any:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.documents import Columns, plan_file
+from pipeline.documents import Columns
+from pipeline.file_plans import plan_file
 from pipeline.ranges import key_ranges, slices_of
-from pipeline.shuffle import Shuffle, Slice, merge_runs, sort_unit, write_chunk
+from pipeline.shuffle import Shuffle, Slice, merge_runs, write_chunk
 from pipeline.statistics import DocumentStatistics
 from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.unit_sorting import sort_unit
 
 Texts = dict[str, list[str]]
 """By file name, the texts of its documents."""
@@ -94,7 +96,9 @@ def shuffle_files(
         number: write_chunk(name, keys, slices, shuffle, "parquet", directory, _ignore)
         for number, (name, keys) in ranges.items()
     }
-    duplicates = sum((step.duplicates for step in [*steps, *written.values()]), DocumentStatistics())
+    duplicates = sum(
+        (step.duplicates for step in [*steps, *written.values()]), DocumentStatistics()
+    )
     kept = sum((chunk.documents for chunk in written.values()), DocumentStatistics())
     assert read.same_texts(kept + duplicates)
     found = {number: read_parquet(output / chunk.name) for number, chunk in written.items()}
@@ -134,7 +138,7 @@ def expected_shuffle(
 
 
 def key_of(name: str, offset: int, text: str, *, seed: int, by_text: bool) -> int:
-    """A document's key: a hash of its text, or of its position, seeded by one of its file's name."""
+    """A document's key: a hash of its text, or of its position, seeded by its file's."""
     if by_text:
         return xxhash.xxh3_64_intdigest(text.encode(), seed)
     return xxhash.xxh3_64_intdigest(

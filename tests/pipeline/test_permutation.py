@@ -55,7 +55,8 @@ class Order:
         large_P = np.bincount(self.files_P)[self.files_P] >= 5 * CHUNKS
         table = np.zeros((self.files_P.max() + 1, CHUNKS))
         np.add.at(table, (self.files_P[large_P], self.chunks_P[large_P]), 1)
-        yield "files in chunks", stats.chi2_contingency(table[table.sum(1) > 0]).pvalue
+        table = table[table.sum(1) > 0][:, table.sum(0) > 0]
+        yield "files in chunks", stats.chi2_contingency(table).pvalue
         yield "chunks", stats.chisquare(np.bincount(self.chunks_P, minlength=CHUNKS)).pvalue
 
     def same_file_score(self) -> float:

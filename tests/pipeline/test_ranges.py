@@ -90,9 +90,14 @@ def test_names_have_as_many_digits_as_they_need(tmp_path):
 
 def test_the_last_document_cannot_be_taken_for_validation(tmp_path):
     keys = random_keys(6)
-    assert len([k for k in keys if k in ranges_of(tmp_path, keys, validation_documents=5)[0].keys]) == 5
+    assert (
+        len([k for k in keys if k in ranges_of(tmp_path, keys, validation_documents=5)[0].keys])
+        == 5
+    )
     for asked in (6, 7, 10**9):
-        with pytest.raises(PipelineError, match=f"--validation-documents: {asked} would leave none"):
+        with pytest.raises(
+            PipelineError, match=f"--validation-documents: {asked} would leave none"
+        ):
             ranges_of(tmp_path, keys, validation_documents=asked)
 
 
@@ -108,12 +113,6 @@ def test_a_tenth_of_a_small_corpus_is_held_out_unless_asked_for(tmp_path, monkey
     assert held_out(tmp_path, random_keys(119)) == 11
     assert held_out(tmp_path, random_keys(130)) == 12
     assert held_out(tmp_path, random_keys(200)) == 12
-
-
-def test_duplicates_do_not_count_for_the_tenth(tmp_path, monkeypatch):
-    monkeypatch.setattr(ranges, "VALIDATION_DOCUMENTS", 12)
-    for read in (20, 100, 119, 10**6):
-        assert held_out(tmp_path, random_keys(20), documents=read) == 2
 
 
 def test_chunks_are_as_large_as_said_by_default(tmp_path, monkeypatch):
@@ -148,6 +147,8 @@ def test_merges_are_put_together_as_they_were_taken_apart(runs, cells):
     }
     found = slices_of(dict(reversed(merges.items())), shuffle)
     for cell, part in enumerate(found):
-        assert [run.name for run in part.runs] == [f"{group} {cell}" for group in range(len(groups))]
+        assert [run.name for run in part.runs] == [
+            f"{group} {cell}" for group in range(len(groups))
+        ]
         assert part.grid.low == cell * KEYS // cells
         assert part.grid.cells << part.grid.width_bits == KEYS // cells

@@ -22,12 +22,12 @@ from shuffles import (
     write_files,
 )
 
-import pipeline.shuffle
-from pipeline.documents import Columns, plan_file
+import pipeline.unit_sorting
+from pipeline.documents import Columns
 from pipeline.errors import BadDocumentError, PipelineError
-from pipeline.shuffle import sort_unit
+from pipeline.file_plans import plan_file
 from pipeline.storage import OutputDirectory, list_inputs
-
+from pipeline.unit_sorting import sort_unit
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +81,9 @@ def test_the_order_is_the_rule_s_however_the_work_is_cut(
 def keys_are(monkeypatch: pytest.MonkeyPatch, key_of_text) -> None:
     """Have keys made by another function, of texts."""
     monkeypatch.setattr(
-        pipeline.shuffle._Keys, "__call__", lambda self, file, document: key_of_text(document.text)
+        pipeline.unit_sorting._Keys,
+        "__call__",
+        lambda self, file, document: key_of_text(document.text),
     )
 
 
@@ -102,7 +104,13 @@ def test_of_different_texts_with_one_key_none_is_a_duplicate(tmp_path, monkeypat
     assert [text for _, text in every.chunks[0]] == [*texts["a.jsonl"], *texts["b.jsonl"]]
 
 
-EDGES = {b"lowest": 0, b"next": 1, b"middle": 1 << 63, b"last but one": 2**64 - 2, b"last": 2**64 - 1}
+EDGES = {
+    b"lowest": 0,
+    b"next": 1,
+    b"middle": 1 << 63,
+    b"last but one": 2**64 - 2,
+    b"last": 2**64 - 1,
+}
 
 
 @pytest.mark.parametrize("validation", range(5))

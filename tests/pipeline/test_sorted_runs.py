@@ -40,7 +40,10 @@ def batch(rows: list[Row]) -> pa.RecordBatch:
     keys, places, texts = ([row[i] for row in rows] for i in range(3))
     ids, urls = [f"id {place}" for place in places], [None for _ in rows]
     return pa.RecordBatch.from_arrays(
-        [pa.array(values, kind) for values, kind in zip((keys, places, texts, ids, urls), SCHEMA.types)],
+        [
+            pa.array(values, kind)
+            for values, kind in zip((keys, places, texts, ids, urls), SCHEMA.types, strict=True)
+        ],
         schema=SCHEMA,
     )
 
@@ -154,7 +157,7 @@ def test_a_missing_or_damaged_run_is_an_error_of_the_storage(tmp_path):
     runs = [write(tmp_path, f"{i}.run", grid, [(i << 60, 0, b"text")]) for i in range(3)]
     whole = (tmp_path / "1.run").read_bytes()
     for damaged in (None, b"", whole[: runs[1].offsets[1] - 9], bytes(len(whole))):
-        (tmp_path / "1.run").unlink()
+        (tmp_path / "1.run").unlink(missing_ok=True)
         if damaged is not None:
             (tmp_path / "1.run").write_bytes(damaged)
         with pytest.raises(PipelineError, match=str(tmp_path)):
