@@ -21,9 +21,9 @@ from pipeline.chunks import MANIFEST
 from pipeline.cluster import connect, refuse_lost_output
 from pipeline.corpora import Corpus
 from pipeline.documents import SUFFIXES, whole_file
-from pipeline.download import download_tokenizer, fetched
+from pipeline.download import download_tokenizer, fetched, find_tokenizer, tokenizer_there
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.hub import is_hub_file, list_files
+from pipeline.hub import is_hub_file, list_files, place
 from pipeline.memory import bound_memory
 from pipeline.pool import attempt, new_board, work_off
 from pipeline.preparation import (
@@ -34,6 +34,8 @@ from pipeline.preparation import (
     merges_done,
     plan,
     remove_preparation,
+    save_files,
+    saved_files,
     units_done,
 )
 from pipeline.prepare_config import PrepareCorpusConfig
@@ -85,6 +87,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
     files = _files(preparation, corpus, config, output)
+    tokenizer = _tokenizer(config, output)
     connect(config.num_workers)
     output.remove_temporary()
     work = _Work(config, output, console)
@@ -94,12 +97,13 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     else:
         output.check_writable()
         if config.downloads:
+            save_files(files, config.content(), output)
             files, unreachable = work.download(files, OutputDirectory(config.downloads))
             if unreachable:
                 return PrepareCorpusResult(output.url, None, unreachable, 0.0, 0)
         preparation = _begin(files, corpus, config, output)
-    if config.tokenizer and not output.names("tokenizer"):
-        download_tokenizer(config.tokenizer, output)
+    if config.tokenizer and tokenizer:
+        download_tokenizer(config.tokenizer, tokenizer, output)
     if output.exists(MANIFEST):
         result = PrepareCorpusResult(output.url, output.read_json(MANIFEST), [], 0.0, 0)
     else:
@@ -122,7 +126,17 @@ def _files(
         return list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
     if preparation is not None:  # at the commit that it began with
         return preparation.files
-    return list_files(corpus)
+    begun = None if config.overwrite else saved_files(config.content(), output)
+    return begun or list_files(corpus)
+
+
+def _tokenizer(config: PrepareCorpusConfig, output: OutputDirectory) -> list[InputFile]:
+    """The files of the tokenizer that is asked for, unless they are there."""
+    if config.tokenizer is None:
+        return []
+    if not config.overwrite and tokenizer_there(output) == config.tokenizer:
+        return []
+    return find_tokenizer(config.tokenizer)
 
 
 def _check_same(
@@ -193,11 +207,14 @@ class _Work:
         self, files: list[InputFile], downloads: OutputDirectory
     ) -> tuple[list[InputFile], list[str]]:
         """The files where they are kept, and what is said of those that could not be reached."""
-        there = {n: f.size for n, f in enumerate(files) if downloads.exists(f.name)}
+        kept = downloads.sizes(place(files[0].url))
+        there = {n: f.size for n, f in enumerate(files) if kept.get(f.name) == f.size}
         waiting = {n: f.size for n, f in enumerate(files) if n not in there}
         shared = ray.put((files, downloads, _scratch(downloads)))
         unreachable = self._done("downloading", _download, waiting, there, shared=shared)
-        return [replace(f, url=downloads.locate(f.name)) for f in files], unreachable
+        if not unreachable:
+            downloads.remove(EXCHANGE)
+        return [replace(f, url=downloads.locate(_kept(f))) for f in files], unreachable
 
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
         """Sort, merge, write chunks and manifest."""
@@ -274,6 +291,11 @@ def _text_bytes(unit: Sorted) -> int:
     return sum(source.documents.bytes for source in unit.sources.values())
 
 
+def _kept(file: InputFile) -> str:
+    """Where a file of the hub is kept, below the directory of downloads."""
+    return f"{place(file.url)}/{file.name}"
+
+
 def _scratch(directory: OutputDirectory) -> Path:
     """Where a node keeps files of the hub while they are read; the same in every run."""
     if directory.local:
@@ -297,7 +319,7 @@ def _download(
         file = files[piece]
         with (
             fetched(file, scratch, report) as copy,
-            downloads.committing(file.name) as target,
+            downloads.committing(_kept(file)) as target,
         ):
             shutil.move(copy, target)
 

@@ -188,6 +188,14 @@ class OutputDirectory:
             return []
         return sorted(PurePosixPath(path).name for path in found)
 
+    def sizes(self, directory: str) -> dict[str, int]:
+        """Bytes of the files anywhere below a directory, by path there."""
+        self.filesystem.invalidate_cache()
+        root = f"{self.path}/{directory}"
+        with self._reaching():
+            found = self.filesystem.find(root, detail=True)
+        return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items()}
+
     def read(self, name: str) -> bytes:
         """
         Raises:
@@ -204,6 +212,9 @@ class OutputDirectory:
             wanted = [i for i in range(len(paths)) if stops[i] > starts[i]]
             arguments = ([values[i] for i in wanted] for values in (paths, starts, stops))
             found = dict(zip(wanted, self.filesystem.cat_ranges(*arguments), strict=True))
+            for error in found.values():
+                if isinstance(error, Exception):  # remotely they are among the results
+                    raise error
         return [found.get(i, b"") for i in range(len(paths))]
 
     def read_json(self, name: str) -> Any:
