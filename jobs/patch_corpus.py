@@ -66,10 +66,9 @@ def print_result(result: PatchCorpusResult, console: Console) -> None:
     console.print(table)
     if result.rejects:
         console.print(f"rejected documents, with reasons: {result.output}/rejects")
-    for failure in result.failures:
-        console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
-    for problem in result.problems:
-        console.print(f"verify: {problem}", style="red", highlight=False, markup=False)
+    problems = [f"failed: {failure}" for failure in result.failures]
+    for problem in [*problems, *(f"verify: {problem}" for problem in result.problems)]:
+        console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

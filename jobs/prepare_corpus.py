@@ -44,7 +44,8 @@ def print_result(result: PrepareCorpusResult, console: Console) -> None:
         if manifest["counts"]["rejects"]:
             console.print(f"rejected documents, with reasons: {result.output}/rejects")
     for failure in result.failures:
-        console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
+        text = f"failed: {failure}"
+        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
     if manifest is None:
         console.print("no chunks were written yet; run the same command again to go on")
 

@@ -22,9 +22,10 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_st
 from pipeline import hub
 from pipeline.corpora import HUB_ID
 from pipeline.errors import ConfigError, PipelineError, UnreachableFileError
-from pipeline.storage import InputFile, OutputDirectory
+from pipeline.storage import InputFile, OutputDirectory, to_json
 
 READ_BYTES = 1 << 20
+TOKENIZER_RECORD = "tokenizer/source.json"
 TOKENIZERS = {
     "llama3": "meta-llama/Meta-Llama-3-8B",
     "llama2": "meta-llama/Llama-2-7b-hf",
@@ -178,16 +179,14 @@ def _unreachable(file: InputFile, problem: str) -> UnreachableFileError:
     )
 
 
-def download_tokenizer(name: str, output: OutputDirectory) -> list[str]:
-    """Commit the files of a tokenizer below ``tokenizer/``; gives their names.
+def find_tokenizer(name: str) -> list[InputFile]:
+    """The files of a tokenizer.
 
     Args:
         name: one of TOKENIZERS, or any hub id, as ``owner/name`` or ``owner/name@revision``.
 
     Raises:
         ConfigError: it is gated, missing, cannot be reached, or holds no tokenizer.
-        UnreachableFileError: a file cannot be downloaded now.
-        PipelineError: the output cannot be written.
     """
     asked = f"--tokenizer {name}"
     model = HUB_ID.fullmatch(TOKENIZERS.get(name, name))
@@ -206,9 +205,30 @@ def download_tokenizer(name: str, output: OutputDirectory) -> list[str]:
             " nor vocab.json with merges.txt"
         )
     hub.check_open(repository, files[0])
+    return files
+
+
+def download_tokenizer(name: str, files: list[InputFile], output: OutputDirectory) -> list[str]:
+    """Commit the files of a tokenizer below ``tokenizer/``; gives their names.
+
+    Raises:
+        UnreachableFileError: one cannot be downloaded now.
+        PipelineError: the output cannot be written.
+    """
+    output.remove("tokenizer")
     with tempfile.TemporaryDirectory() as temporary:
         for file in files:
             copy = fetch(file, Path(temporary), report=lambda count: None)
             with output.committing(f"tokenizer/{file.name}") as target:
                 shutil.copyfile(copy, target)
+    # Last, so that it tells that they are all there.
+    output.write(TOKENIZER_RECORD, to_json({"name": name, "files": [f.url for f in files]}))
     return [f"tokenizer/{file.name}" for file in files]
+
+
+def tokenizer_there(output: OutputDirectory) -> str | None:
+    """The name of the tokenizer that was downloaded, all of it."""
+    if not output.exists(TOKENIZER_RECORD):
+        return None
+    name: str = output.read_json(TOKENIZER_RECORD)["name"]
+    return name

@@ -139,13 +139,29 @@ def is_hub_file(file: InputFile) -> bool:
     return _URL.fullmatch(file.url) is not None and file.version.startswith(("sha256:", "git:"))
 
 
+def _parts(url: str) -> re.Match[str]:
+    parts = _URL.fullmatch(url)
+    if parts is None:
+        raise ValueError(f"{url}: not the URL of a file on the hub at a commit")
+    return parts
+
+
 def resolve_url(url: str) -> str:
     """Where the hub answers with the content of a file that :func:`list_repository` gave."""
-    part = _URL.fullmatch(url)
-    if part is None:
-        raise ValueError(f"{url}: not the URL of a file on the hub at a commit")
+    part = _parts(url)
     kind = "dataset" if part["kind"] else "model"
     return hf_hub_url(part["id"], part["path"], repo_type=kind, revision=part["commit"])
+
+
+def kept_directory(file: InputFile) -> str:
+    """Where files of a repository at a commit are kept, beside those of others."""
+    part = _parts(file.url)
+    return f"{part['id']}/{part['commit']}"
+
+
+def kept_path(file: InputFile) -> str:
+    """Where a file is kept, below the directory of downloads."""
+    return f"{kept_directory(file)}/{file.name}"
 
 
 def page(url: str) -> str:

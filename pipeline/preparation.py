@@ -13,6 +13,7 @@ from pipeline.chunks import MANIFEST, RECORD, STAGE
 from pipeline.documents import Columns, Split
 from pipeline.errors import PipelineError
 from pipeline.prepare_config import PrepareCorpusConfig
+from pipeline.resuming import check_command
 from pipeline.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.sorted_runs import SortedRun
 from pipeline.statistics import DocumentStatistics
@@ -20,6 +21,7 @@ from pipeline.storage import InputFile, OutputDirectory, to_json
 
 FORMAT_VERSION = 1
 EXCHANGE = "exchange"
+FILES_RECORD = f"{EXCHANGE}/files.json"
 CHUNK_BYTES = 256 * 10**6
 """Text in a chunk, by default."""
 MOST_SPLITS = 256
@@ -80,6 +82,25 @@ class Preparation:
         columns = Columns(columns["text"], columns["id"], tuple(columns["metadata"]))
         shuffle = Shuffle(**record["shuffle"] | {"columns": columns})
         return cls(files, units, record["content"], shuffle)
+
+
+def save_files(files: list[InputFile], content: dict[str, Any], output: OutputDirectory) -> None:
+    """Record what is to be downloaded, and kept, before a preparation can be planned."""
+    record = {"files": [asdict(file) for file in files], "content": content}
+    output.write(FILES_RECORD, to_json(record))
+
+
+def saved_files(content: dict[str, Any], output: OutputDirectory) -> list[InputFile] | None:
+    """What an earlier run began to download; None if there was none.
+
+    Raises:
+        PipelineError: its settings were different.
+    """
+    if not output.exists(FILES_RECORD):
+        return None
+    record = output.read_json(FILES_RECORD)
+    check_command(f"--output {output.url}", record["content"], content)
+    return [InputFile(**file) for file in record["files"]]
 
 
 def plan(

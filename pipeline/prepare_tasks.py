@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from pipeline.download import fetched
+from pipeline.hub import kept_path
 from pipeline.memory import bound_memory
 from pipeline.pool import attempt
 from pipeline.preparation import EXCHANGE, commit_entry
@@ -35,7 +36,7 @@ def download(
         file = files[piece]
         with (
             fetched(file, scratch, report) as copy,
-            downloads.committing(file.name) as target,
+            downloads.committing(kept_path(file)) as target,
         ):
             shutil.move(copy, target)
 

@@ -20,10 +20,10 @@ from pipeline.chunks import MANIFEST
 from pipeline.cluster import connect, refuse_lost_output
 from pipeline.corpora import Corpus
 from pipeline.documents import SUFFIXES
-from pipeline.download import download_tokenizer
+from pipeline.download import download_tokenizer, find_tokenizer, tokenizer_there
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.file_plans import whole_file
-from pipeline.hub import is_hub_file, list_files
+from pipeline.hub import is_hub_file, kept_directory, kept_path, list_files
 from pipeline.pool import new_board, work_off
 from pipeline.preparation import (
     EXCHANGE,
@@ -32,6 +32,8 @@ from pipeline.preparation import (
     merges_done,
     plan,
     remove_preparation,
+    save_files,
+    saved_files,
     units_done,
 )
 from pipeline.prepare_config import PrepareCorpusConfig
@@ -82,9 +84,12 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
     files = _files(preparation, corpus, config, output)
+    tokenizer = _tokenizer(config, output)
     if preparation is not None:
         _check_same(preparation, files, config, output)
         if output.exists(MANIFEST):
+            if tokenizer:
+                download_tokenizer(str(config.tokenizer), tokenizer, output)
             return _finished(output, output.read_json(MANIFEST))
         console.print(f"going on with the run in {output.url}", highlight=False)
     connect(config.num_workers)
@@ -93,12 +98,13 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     if preparation is None:
         output.check_writable()
         if config.downloads:
+            save_files(files, config.content(), output)
             files, unreachable = work.download(files, OutputDirectory(config.downloads))
             if unreachable:
                 return PrepareCorpusResult(output.url, None, unreachable)
         preparation = _begin(files, corpus, config, output)
-    if config.tokenizer:
-        download_tokenizer(config.tokenizer, output)
+    if tokenizer:
+        download_tokenizer(str(config.tokenizer), tokenizer, output)
     return work.shuffle(preparation)
 
 
@@ -122,7 +128,17 @@ def _files(
         return list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
     if preparation is not None:  # at the commit that it began with
         return preparation.files
-    return list_files(corpus)
+    begun = None if config.overwrite else saved_files(config.content(), output)
+    return begun or list_files(corpus)
+
+
+def _tokenizer(config: PrepareCorpusConfig, output: OutputDirectory) -> list[InputFile]:
+    """The files of the tokenizer that is asked for, unless they are there."""
+    if config.tokenizer is None:
+        return []
+    if not config.overwrite and tokenizer_there(output) == config.tokenizer:
+        return []
+    return find_tokenizer(config.tokenizer)
 
 
 def _check_same(
@@ -193,11 +209,14 @@ class _Work:
         self, files: list[InputFile], downloads: OutputDirectory
     ) -> tuple[list[InputFile], list[str]]:
         """The files where they are kept, and what is said of those that could not be reached."""
-        there = {n: f.size for n, f in enumerate(files) if downloads.exists(f.name)}
+        kept = downloads.sizes(kept_directory(files[0]))
+        there = {n: f.size for n, f in enumerate(files) if kept.get(f.name) == f.size}
         waiting = {n: f.size for n, f in enumerate(files) if n not in there}
         shared = ray.put((files, downloads, _scratch(downloads)))
         unreachable = self._done("downloading", tasks.download, waiting, there, shared=shared)
-        return [replace(f, url=downloads.locate(f.name)) for f in files], unreachable
+        if not unreachable:
+            downloads.remove(EXCHANGE)
+        return [replace(f, url=downloads.locate(kept_path(f))) for f in files], unreachable
 
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
         """Sort, merge, write chunks and manifest."""

@@ -188,6 +188,14 @@ class OutputDirectory:
             return []
         return sorted(PurePosixPath(path).name for path in found)
 
+    def sizes(self, directory: str) -> dict[str, int]:
+        """Bytes of the files anywhere below a directory, by path there."""
+        self.filesystem.invalidate_cache()
+        root = f"{self.path}/{directory}"
+        with self._reaching():
+            found = self.filesystem.find(root, detail=True)
+        return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items()}
+
     def read(self, name: str) -> bytes:
         """
         Raises:

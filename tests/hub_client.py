@@ -36,7 +36,8 @@ def list_files(name, directory):
     return {f.name: [f.url, f.size, f.version] for f in hub.list_files(find_corpus(name))}
 
 def tokenizer(name, directory):
-    return download.download_tokenizer(name, OutputDirectory(f"{directory}/{name}"))
+    files = download.find_tokenizer(name)
+    return download.download_tokenizer(name, files, OutputDirectory(f"{directory}/{name}"))
 
 for kind, name, directory, token in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)

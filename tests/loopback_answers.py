@@ -56,10 +56,14 @@ def git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def tree_entry(path: str, data: bytes) -> dict[str, object]:
     if path.endswith(SMALL_FILES):
         return {"type": "file", "oid": git_oid(data), "size": len(data), "path": path}
-    sha = hashlib.sha256(data).hexdigest()
+    sha = sha256(data)
     lfs = {"oid": sha, "size": len(data), "pointerSize": 134}
     pointer = git_oid(sha.encode())  # an identity of its own: not the content's
     return {"type": "file", "oid": pointer, "size": len(data), "lfs": lfs, "path": path}
