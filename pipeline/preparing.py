@@ -216,6 +216,7 @@ class _Work:
         unreachable = self._done("downloading", tasks.download, waiting, there, shared=shared)
         if not unreachable:
             downloads.remove(EXCHANGE)
+            downloads.remove_temporary()
         return [replace(f, url=downloads.locate(kept_path(f))) for f in files], unreachable
 
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
