@@ -3,16 +3,25 @@
 import json
 import os
 import pydoc_data.topics
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import ray
 import torch
 
 from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, save_entropy_model
 from model.tokenizer import encode_documents
+from pipeline.cluster import connect
+
+# Of every process that tests start, too: there are as many tests at a time as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = ROOT / "jobs" / "patch_corpus.py"
@@ -119,6 +128,38 @@ def run_job() -> RunJob:
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@contextmanager
+def a_local_ray(num_cpus: int, *packages: ModuleType, worker_output: bool = True) -> Iterator[None]:
+    """A Ray that jobs of this process find started: to start one takes longer than most of them."""
+    with pytest.MonkeyPatch.context() as kept:
+        # Joining prepends to it; what tests start should find the packages by itself.
+        kept.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        connect(num_cpus, *packages, worker_output=worker_output)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with a_local_ray(4):
+        yield
+
+
+@pytest.fixture
+def run_here(local_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
+    """Run the job in this process, which has loaded its libraries and started Ray already."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(JOB), run_name="__main__")
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
 
     return run
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import JOB, ROOT, RunJob, command, contents, environment, topics, write_jsonl
+from conftest import ROOT, command, contents, environment, topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards
@@ -137,13 +136,15 @@ def run_and_kill(arguments: list[str], out: Path, moment: float, *, first: bool)
         process.wait()
 
 
-def test_workers_kills_and_resumes_change_nothing(corpus, tmp_path, run_job, small_model_directory):
+def test_workers_kills_and_resumes_change_nothing(
+    corpus, tmp_path, run_here, small_model_directory
+):
     """1 worker, 4 workers, and a run killed at random moments: the same bytes."""
     flags = ("--input", corpus, "--entropy-model", small_model_directory, *SMALL)
     flags += ("--target-patch-size", 4.5, "--seed", 3)
     one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
     for out, workers in ((one, 1), (four, 4)):
-        done = run_job(*flags, "--output", out, "--num-workers", workers)
+        done = run_here(*flags, "--output", out, "--num-workers", workers)
         assert done.returncode == 0, done.stderr
     random_ = random.Random()
     arguments = command(*flags, "--output", killed, "--num-workers", 2)
@@ -154,36 +155,36 @@ def test_workers_kills_and_resumes_change_nothing(corpus, tmp_path, run_job, sma
         for path in killed.glob("entries/*.json"):
             json.loads(path.read_text())
     assert any(kills)
-    done = run_job(*flags, "--output", killed, "--num-workers", 2, "--verify")
+    done = run_here(*flags, "--output", killed, "--num-workers", 2, "--verify")
     assert done.returncode == 0, done.stderr
     assert entries(one) >= 9
     assert contents(one) == contents(four)
     assert contents(one) == contents(killed)
     assert [d.text for d in open_shards(str(killed))] == [text for _, text in topics()]
-    again = run_job(*flags, "--output", killed, "--json")
+    again = run_here(*flags, "--output", killed, "--json")
     assert json.loads(again.stdout)["bytes_patched"] == 0
     assert contents(one) == contents(killed)
 
 
-def test_a_changed_command_is_refused_until_overwritten(tmp_path, run_job):
+def test_a_changed_command_is_refused_until_overwritten(tmp_path, run_here):
     source = write_jsonl(tmp_path / "a.jsonl", topics()[:3])
     out = tmp_path / "out"
     base = ("--input", source, "--output", out, "--rule", "space")
-    assert run_job(*base).returncode == 0
+    assert run_here(*base).returncode == 0
     before = contents(out)
-    refused = run_job(*base, "--max-patch-length", 4)
+    refused = run_here(*base, "--max-patch-length", 4)
     assert refused.returncode == 1
     assert "was begun with max-patch-length None, now it is 4; --overwrite" in refused.stderr
     write_jsonl(source, topics()[:4])
-    refused = run_job(*base)
+    refused = run_here(*base)
     assert f"input file {source} changed since it was begun" in refused.stderr
-    wrong = run_job(*base, "--overwrite", "--text-column", "body")
+    wrong = run_here(*base, "--overwrite", "--text-column", "body")
     assert wrong.returncode == 2 and contents(out) == before
-    assert run_job(*base, "--overwrite").returncode == 0
+    assert run_here(*base, "--overwrite").returncode == 0
     assert len(list(open_shards(str(out)))) == 4
 
 
-def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_job):
+def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_here):
     corpus = tmp_path / "corpus"
     write_jsonl(corpus / "good.jsonl", topics()[:5])
     (corpus / "bad.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\nnothing\n{"text": ""}\n')
@@ -195,7 +196,7 @@ def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_job
     (corpus / "empty.jsonl").touch()
     out = tmp_path / "out"
     flags = ("--input", corpus, "--output", out, "--rule", "byte")
-    done = run_job(*flags)
+    done = run_here(*flags)
     assert done.returncode == 1
     for message in (
         "failed: dtype.parquet: column 'text' is int64, not a string",
@@ -214,13 +215,13 @@ def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_job
     assert rejects[1][:2] == ("bad.jsonl", "29")
     assert [r[0] for r in rejects[2:]] == ["column.parquet", "cut.parquet", "dtype.parquet"]
 
-    stopped = run_job(*flags[:3], tmp_path / "strict", *flags[4:], "--on-bad-document", "fail")
+    stopped = run_here(*flags[:3], tmp_path / "strict", *flags[4:], "--on-bad-document", "fail")
     assert stopped.returncode == 1
     assert f"error: {corpus}/bad.jsonl, position 15: line is not valid UTF-8" in stopped.stderr
 
     # A file that was broken may be mended; the rest is not done again.
     (corpus / "cut.parquet").write_bytes(whole)
-    again = run_job(*flags, "--json")
+    again = run_here(*flags, "--json")
     result = json.loads(again.stdout)
     assert result["bytes_patched"] == 1000
     assert [f.split(":")[0] for f in result["failures"]] == ["column.parquet", "dtype.parquet"]
@@ -246,38 +247,21 @@ WRONG = {
 }
 
 
-@pytest.fixture
-def run_here(monkeypatch, capsys) -> RunJob:
-    """Run the job in this process, which has loaded its libraries already."""
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(JOB), run_name="__main__")
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
-
-    return run
-
-
 @pytest.mark.parametrize("flags", WRONG)
-def test_wrong_flags_fail_before_any_work(tmp_path, run_job, run_here, flags):
+def test_wrong_flags_fail_before_any_work(tmp_path, run_here, flags):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.bin").touch()
     write_jsonl(tmp_path / "a.jsonl", topics()[:2])
     rule = () if "rule" in flags or "target" in flags else ("--rule", "byte")
     out = tmp_path / "out"
-    # Those that Ray is started for have a process of their own; the others are told faster here.
-    run = run_job if "--text-column" in flags or "a.bin" in flags else run_here
-    done = run(*flags.format(tmp=tmp_path).split(), "--output", out, *rule)
+    done = run_here(*flags.format(tmp=tmp_path).split(), "--output", out, *rule)
     assert done.returncode == 2, done.stderr
     assert f"error: {WRONG[flags].format(tmp=tmp_path)}" in done.stderr.replace("\n", " ")
     assert "secret" not in done.stderr
     assert not out.exists()
 
 
-def test_an_output_below_its_input_from_another_directory(tmp_path, run_job):
+def test_an_output_below_its_input_from_another_directory(tmp_path, run_here, monkeypatch):
     """And without an installation: workers are told where the packages are."""
     write_jsonl(tmp_path / "text" / "a.jsonl", topics()[:3])
     code = tmp_path / "checkout"
@@ -286,25 +270,26 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_job):
     worker = code / "pipeline" / "worker.py"
     worker.write_text(worker.read_text().replace("BATCH_BYTES = 1 << 20", "BATCH_BYTES = 1"))
     arguments = ("--input", ".", "--output", "out", "--rule", "byte", "--json")
-    for bytes_patched in (True, False):
-        done = subprocess.run(
-            [sys.executable, str(code / "jobs" / "patch_corpus.py"), *arguments],
-            env=environment(),
-            cwd=tmp_path / "text",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    monkeypatch.chdir(tmp_path / "text")
+    done = subprocess.run(
+        [sys.executable, str(code / "jobs" / "patch_corpus.py"), *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for again in (False, True):
+        done = run_here(*arguments) if again else done
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
-        assert (result["bytes_patched"] > 0) == bytes_patched
+        assert (result["bytes_patched"] == 0) == again
         assert result["output"] == f"{tmp_path}/text/out"
     shards = open_shards(str(tmp_path / "text" / "out"))
     assert [d.text for d in shards] == [t for _, t in topics()[:3]]
     assert len(list(shards.batches())) == 3
 
 
-def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job):
+def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job, run_here):
     source = write_jsonl(tmp_path / "a.jsonl", topics()[:60])
     out = tmp_path / "out"
     flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4, *SMALL)
@@ -322,29 +307,29 @@ def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job):
     assert "File too large" in done.stderr
     assert not (out / "manifest.json").exists()
     assert not list((out / "shards").glob("*")) if (out / "shards").exists() else True
-    assert run_job(*flags, "--verify").returncode == 0
+    assert run_here(*flags, "--verify").returncode == 0
 
 
-def test_an_unwritable_output_is_named(tmp_path, run_job):
+def test_an_unwritable_output_is_named(tmp_path, run_here):
     source = write_jsonl(tmp_path / "a.jsonl", topics()[:2])
     (tmp_path / "file").touch()
-    done = run_job("--input", source, "--output", tmp_path / "file" / "out", "--rule", "byte")
+    done = run_here("--input", source, "--output", tmp_path / "file" / "out", "--rule", "byte")
     assert done.returncode == 2
     said = done.stderr.replace("\n", " ")
     assert f"error: --output: {tmp_path}/file/out: cannot be used: " in said
 
 
-def test_the_entropy_model_that_comes_with_the_package_is_the_default(tmp_path, run_job):
+def test_the_entropy_model_that_comes_with_the_package_is_the_default(tmp_path, run_here):
     source = write_jsonl(tmp_path / "a.jsonl", topics()[:2])
-    done = run_job("--input", source, "--output", tmp_path / "out", "--threshold", 1.5, "--verify")
+    done = run_here("--input", source, "--output", tmp_path / "out", "--threshold", 1.5, "--verify")
     assert done.returncode == 0, done.stderr
     shards = open_shards(str(tmp_path / "out"))
     assert shards.manifest["entropy_model"]["source"] == "entropy-1m"
     assert 2 < shards.statistics.mean_patch_bytes < 9
 
 
-def test_help_explains_itself(run_job):
-    done = run_job("--help")
+def test_help_explains_itself(run_here):
+    done = run_here("--help")
     assert done.returncode == 0
     for word in ("--input", "--target-patch-size", "Exit status", "calibrated on a sample"):
         assert word in done.stdout

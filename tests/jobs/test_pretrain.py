@@ -10,19 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
-import ray
 import s3fs
 import tiny
 import torch
 from clusters import a_head_node, an_s3_server, ray_cli
-from conftest import ROOT, environment, topics, write_jsonl
+from conftest import ROOT, a_local_ray, environment, topics, write_jsonl
 
+import train
 from model import Patcher
 from pipeline.errors import ConfigError
 from train.steps import read_step
@@ -95,6 +95,34 @@ class Run:
 
 def pretrain(*flags: str, env: dict[str, str] | None = None) -> Run:
     return Run([sys.executable, JOB, *flags], env or variables())
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pretrain", JOB)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with a_local_ray(2, train, worker_output=False):
+        yield
+
+
+@pytest.fixture
+def pretrain_here(job, local_ray, monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
+    """Run the job in this process, which has loaded its libraries and started Ray already; gives
+    the exit status and what was said."""
+
+    def run(*flags: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, flags)])
+        monkeypatch.setenv("COLUMNS", "200")
+        return job.main(), "".join(capfd.readouterr())
+
+    return run
 
 
 def weights(step: object) -> dict[str, torch.Tensor]:
@@ -187,30 +215,30 @@ def test_killed_workers_and_drivers_change_nothing(shards, undisturbed, tmp_path
         assert "pid=" not in output and "Traceback" not in output
 
 
-def test_an_interrupted_run_and_a_folder_of_another_model(shards, tmp_path):
+def test_an_interrupted_run_and_a_folder_of_another_model(shards, pretrain_here, tmp_path):
     run = pretrain(*arguments(shards, tmp_path, steps=1000))
     run.until("step:  3")
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 130
     assert "interrupted; the same command goes on from the last checkpoint" in run.output
     flags = [part.replace("blt_debug", "entropy_debug") for part in arguments(shards, tmp_path)]
-    other = pretrain(*flags, "--dataloader.no-patches")
-    assert other.end() == 2
-    assert "it is a BLT there and an entropy model here" in other.output.splitlines()[-1]
-    assert "started again" not in other.output
+    status, said = pretrain_here(*flags, "--dataloader.no-patches")
+    assert status == 2
+    assert "it is a BLT there and an entropy model here" in said.splitlines()[-1]
+    assert "started again" not in said
 
 
-def test_a_damaged_shard(shards, tmp_path):
+def test_a_damaged_shard(shards, pretrain_here, tmp_path):
     copy = tmp_path / "shards"
     shutil.copytree(shards, copy)
     (damaged,) = (copy / "shards").iterdir()
     damaged.write_bytes(damaged.read_bytes()[:-1000])
-    run = pretrain(*arguments(copy, tmp_path / "run", "--max-failures", 0))
-    assert run.end() == 1
-    last = run.output.splitlines()[-1]
+    status, said = pretrain_here(*arguments(copy, tmp_path / "run", "--max-failures", 0))
+    assert status == 1
+    last = said.splitlines()[-1]
     assert last.startswith(f"error: training failed: {damaged}: cannot be read")
     assert last.endswith("; the same command goes on from the last checkpoint")
-    assert "Traceback" not in run.output
+    assert "Traceback" not in said
 
 
 @pytest.fixture(scope="module")
@@ -242,15 +270,6 @@ def test_on_s3_with_other_numbers_of_workers(shards, cluster):
     assert "5 steps done" in again.stdout
     assert "checkpoint: s3://corpus/run/checkpoint/step-5" in again.stdout
     assert "test-secret" not in done.stdout + again.stdout
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain", JOB)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -297,12 +316,10 @@ def test_paths_are_made_whole(job, monkeypatch, tmp_path):
             job.absolute([flag, "e"])
 
 
-def test_too_many_workers(job, shards, tmp_path, monkeypatch, capsys):
+def test_too_many_workers(pretrain_here, shards, tmp_path):
     for flags, message in (
         (("--num-workers", 0), "--num-workers: must be at least 1, got 0"),
         (("--gpus-per-worker", 1, "--num-workers", 1000), "this machine has room for"),
     ):
-        monkeypatch.setattr(sys, "argv", ["job", *arguments(shards, tmp_path, *flags)])
-        assert job.main() == 2
-        assert message in capsys.readouterr().err
-    ray.shutdown()
+        status, said = pretrain_here(*arguments(shards, tmp_path, *flags))
+        assert status == 2 and message in said
