@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -133,7 +132,7 @@ def run_job() -> RunJob:
 
 
 @contextmanager
-def a_local_ray(num_cpus: int, *packages: ModuleType, worker_output: bool = True) -> Iterator[None]:
+def a_local_ray(num_cpus: int, *packages: str, worker_output: bool = True) -> Iterator[None]:
     """A Ray that jobs of this process find started: to start one takes longer than most of them."""
     with pytest.MonkeyPatch.context() as kept:
         # Joining prepends to it; what tests start should find the packages by itself.
@@ -151,13 +150,17 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def run_here(local_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
-    """Run the job in this process, which has loaded its libraries and started Ray already."""
+    return job_here(JOB, monkeypatch, capsys)
+
+
+def job_here(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
+    """A job in this process, which has loaded its libraries and started Ray already."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [str(job), *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(JOB), run_name="__main__")
+            runpy.run_path(str(job), run_name="__main__")
         said = capsys.readouterr()
         return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
 

@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import ROOT, RunJob, environment, topics, write_jsonl
+from conftest import ROOT, RunJob, environment, job_here, topics, write_jsonl
 
 from pipeline import open_shards
 
@@ -48,18 +47,9 @@ def prepare() -> RunJob:
 
 
 @pytest.fixture
-def prepare_here(monkeypatch, capsys) -> RunJob:
-    """Run the job in this process, which has loaded its libraries already."""
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", command(*arguments)[1:])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(JOB), run_name="__main__")
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
-
-    return run
+def prepare_here(local_ray, monkeypatch, capsys) -> RunJob:
+    """Run the job in this process, which has loaded its libraries and started Ray already."""
+    return job_here(JOB, monkeypatch, capsys)
 
 
 def write_parts(directory: Path) -> Path:
@@ -115,7 +105,7 @@ def kill_when(reached: Callable[[], bool], arguments: list[str], victim: str) ->
     process.wait()
 
 
-def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare):
+def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
     """With merges: 1 worker, 4 workers that sort less at a time, and runs that are killed."""
     source = write_parts(tmp_path / "corpus")
     flags = ("--input", source, "--id-column", "id", "--seed", 3, *MANY)
@@ -124,14 +114,16 @@ def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare):
         (one, "--num-workers", 1),
         (four, "--num-workers", 4, "--sort-bytes", 20_000),
     ):
-        done = prepare(*flags, *more, "--output", out)
+        done = prepare_here(*flags, *more, "--output", out)
         assert done.returncode == 0, done.stderr
     arguments = command(*flags, "--output", killed, "--num-workers", 2, "--sort-bytes", 20_000)
     for stage, least in (("units", 3), ("merges", 20), ("chunks", 10)):
         found = killed / "exchange" / stage
         kill_when(lambda: len(list(found.glob("*.json"))) >= least, arguments, "all")  # noqa: B023
         assert not (killed / "manifest.json").exists()
-    assert json.loads(prepare(*flags, "--output", killed, "--json").stdout)["bytes_sorted"] == 0
+    assert (
+        json.loads(prepare_here(*flags, "--output", killed, "--json").stdout)["bytes_sorted"] == 0
+    )
     arguments = command(*flags, "--output", wounded, "--num-workers", 2)
     kill_when(lambda: any(wounded.glob("exchange/merges/*.json")), arguments, "worker")
     expected = contents(one)
@@ -146,15 +138,17 @@ def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare):
     )
 
 
-def test_a_prepared_corpus_is_patched_as_it_is(tmp_path, prepare, run_job):
+def test_a_prepared_corpus_is_patched_as_it_is(tmp_path, prepare_here, run_here):
     source = write_parts(tmp_path / "corpus")
     prepared, patched = tmp_path / "prepared", tmp_path / "patched"
     flags = ("--id-column", "id", "--num-chunks", 3, "--format", "jsonl", "--name", "topics")
-    done = prepare("--input", source, "--output", prepared, *flags, "--validation-documents", 10)
+    done = prepare_here(
+        "--input", source, "--output", prepared, *flags, "--validation-documents", 10
+    )
     assert done.returncode == 0, done.stderr
     names = [f"topics.chunk.0{i}.jsonl" for i in range(3)]
     assert sorted(p.name for p in prepared.glob("topics.*")) == [*names, "topics.val.jsonl"]
-    done = run_job("--input", prepared, "--output", patched, "--rule", "static", "--patch-size", 4)
+    done = run_here("--input", prepared, "--output", patched, "--rule", "static", "--patch-size", 4)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(x) for name in names for x in (prepared / name).read_text().splitlines()]
     expected = [(line["sample_id"], line["text"]) for line in lines]
@@ -162,12 +156,12 @@ def test_a_prepared_corpus_is_patched_as_it_is(tmp_path, prepare, run_job):
     held_out = (prepared / "topics.val.jsonl").read_text().splitlines()
     assert len(expected) + len(held_out) == len(topics())
     # Neither is taken for the output of the other, and half a corpus is not patched.
-    refused = run_job("--input", source, "--output", prepared, "--rule", "byte")
+    refused = run_here("--input", source, "--output", prepared, "--rule", "byte")
     assert refused.returncode == 2 and "holds a prepared corpus" in refused.stderr
-    refused = prepare("--input", source, "--output", patched)
+    refused = prepare_here("--input", source, "--output", patched)
     assert refused.returncode == 2 and "holds patch shards" in refused.stderr
     (prepared / "manifest.json").unlink()
-    refused = run_job("--input", prepared, "--output", tmp_path / "other", "--rule", "byte")
+    refused = run_here("--input", prepared, "--output", tmp_path / "other", "--rule", "byte")
     assert refused.returncode == 2 and "not prepared to its end" in refused.stderr
 
 
@@ -213,12 +207,12 @@ def write_odd_corpus(directory: Path) -> tuple[Counter, dict[str, int]]:
     return expected, {"a.jsonl": len(bad), "d.parquet": 1}
 
 
-def test_nothing_of_an_odd_corpus_is_lost(tmp_path, prepare):
+def test_nothing_of_an_odd_corpus_is_lost(tmp_path, prepare_here):
     expected, rejects = write_odd_corpus(tmp_path / "odd")
     for name, more in (("all", ()), ("distinct", ("--deduplicate",))):
         out = tmp_path / name
         flags = ("--num-chunks", 3, "--validation-documents", 2, "--id-column", "id", "--json")
-        done = prepare("--input", tmp_path / "odd", "--output", out, *flags, *more)
+        done = prepare_here("--input", tmp_path / "odd", "--output", out, *flags, *more)
         assert done.returncode == 1, done.stderr
         result = json.loads(done.stdout)
         failed = {failure.partition(":")[0]: failure for failure in result["failures"]}
@@ -251,10 +245,10 @@ def test_nothing_of_an_odd_corpus_is_lost(tmp_path, prepare):
     assert not (out / "exchange").exists() and not (out / "_tmp").exists()
 
 
-def test_a_changed_command_or_input_is_refused_until_overwritten(tmp_path, prepare, prepare_here):
+def test_a_changed_command_or_input_is_refused_until_overwritten(tmp_path, prepare_here):
     source, out = write_parts(tmp_path / "corpus"), tmp_path / "out"
     flags = ("--input", source, "--output", out, "--num-chunks", 2)
-    assert prepare(*flags).returncode == 0
+    assert prepare_here(*flags).returncode == 0
     before = contents(out)
     for more, said in (
         (("--seed", 1), "was begun with seed 0, now it is 1; --overwrite starts anew"),
@@ -268,7 +262,7 @@ def test_a_changed_command_or_input_is_refused_until_overwritten(tmp_path, prepa
     refused = prepare_here(*flags)
     assert refused.returncode == 1 and "5.jsonl is new since it was begun" in refused.stderr
     assert contents(out) == before
-    done = prepare(*flags[:-1], 1, "--overwrite", "--name", "other")
+    done = prepare_here(*flags[:-1], 1, "--overwrite", "--name", "other")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in out.glob("*.parquet")} == {
         "other.chunk.00.parquet",
@@ -279,7 +273,7 @@ def test_a_changed_command_or_input_is_refused_until_overwritten(tmp_path, prepa
     assert refused.returncode == 1 and "other.chunk.00.parquet: is gone" in refused.stderr
 
 
-def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, prepare):
+def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, prepare, prepare_here):
     source, out = write_jsonl(tmp_path / "a.jsonl", topics()[:60]), tmp_path / "out"
     flags = ("--input", source, "--output", out, "--num-workers", 1, "--num-chunks", 1)
     # Ray writes large files of its own: limit only the workers.
@@ -293,7 +287,7 @@ def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, prepare):
     assert f"error: cannot write {out}/exchange/runs/" in done.stderr
     assert "File too large" in done.stderr
     assert not list(out.glob("*.parquet")) and not list(out.glob("exchange/runs/*"))
-    assert prepare(*flags).returncode == 0
+    assert prepare_here(*flags).returncode == 0
     assert Counter(text for _, text in documents(out)) == Counter(t for _, t in topics()[:60])
 
 
@@ -326,13 +320,13 @@ def test_wrong_flags_fail_before_any_work(tmp_path, prepare_here, flags):
     assert not out.exists()
 
 
-def test_input_without_documents_is_told(tmp_path, prepare):
+def test_input_without_documents_is_told(tmp_path, prepare_here):
     (tmp_path / "a.jsonl").write_text("broken\n")
-    done = prepare("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out")
+    done = prepare_here("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out")
     assert done.returncode == 1
     assert "the input holds no document; see rejects/ there" in done.stderr.replace("\n", " ")
     (tmp_path / "b.jsonl").write_text('{"text": "only"}\n')
     flags = ("--validation-documents", 1)
-    done = prepare("--input", tmp_path / "b.jsonl", "--output", tmp_path / "more", *flags)
+    done = prepare_here("--input", tmp_path / "b.jsonl", "--output", tmp_path / "more", *flags)
     assert done.returncode == 1
     assert "--validation-documents: 1 would leave none" in done.stderr.replace("\n", " ")

@@ -22,7 +22,6 @@ import torch
 from clusters import a_head_node, an_s3_server, ray_cli
 from conftest import ROOT, a_local_ray, environment, topics, write_jsonl
 
-import train
 from model import Patcher
 from pipeline.errors import ConfigError
 from train.steps import read_step
@@ -108,7 +107,7 @@ def job() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    with a_local_ray(2, train, worker_output=False):
+    with a_local_ray(2, "train", worker_output=False):
         yield
 
 
