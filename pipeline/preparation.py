@@ -203,6 +203,6 @@ def remove_preparation(output: OutputDirectory) -> None:
     name = output.read_json(RECORD)["content"]["name"] if output.exists(RECORD) else None
     for ours in (MANIFEST, RECORD, EXCHANGE, "rejects", "tokenizer"):
         output.remove(ours)
-    for found in output.names("."):
+    for found in output.names():
         if name is not None and found.startswith((f"{name}.chunk.", f"{name}.val.")):
             output.remove(found)

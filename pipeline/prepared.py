@@ -79,7 +79,7 @@ def check_there(manifest: dict[str, Any], output: OutputDirectory) -> None:
         PipelineError: a chunk that the manifest tells of is gone.
     """
     names = [chunk["name"] for chunk in [manifest["validation"], *manifest["chunks"]] if chunk]
-    gone = sorted(set(names) - set(output.names(".")))
+    gone = sorted(set(names) - set(output.names()))
     if gone:
         raise PipelineError(f"{output.locate(gone[0])}: is gone; --overwrite starts anew")
 
@@ -88,13 +88,16 @@ def prepared_chunks(url: str) -> list[str] | None:
     """URLs of the chunks of the prepared corpus in a directory; None if there is none.
 
     Raises:
-        ConfigError: it is there, but not finished, or it cannot be told.
+        ConfigError: it is there, but not finished, or damaged.
     """
     try:
         directory = OutputDirectory(url)
+        there = [name for name in (MANIFEST, RECORD) if directory.exists(name)]
+    except PipelineError:
+        return None  # whoever lists the input says what is wrong with it
+    try:
         manifest, record = (
-            directory.read_json(name) if directory.exists(name) else None
-            for name in (MANIFEST, RECORD)
+            directory.read_json(name) if name in there else None for name in (MANIFEST, RECORD)
         )
     except PipelineError as error:
         raise ConfigError(f"--input {error}") from error

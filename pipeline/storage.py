@@ -178,12 +178,12 @@ class OutputDirectory:
         with self._reaching():
             return self.filesystem.exists(f"{self.path}/{name}")
 
-    def names(self, directory: str) -> list[str]:
-        """Names of the files in a directory below this one; none if there is no such directory."""
+    def names(self, directory: str = "") -> list[str]:
+        """Names of the files in this directory, or in one below; none if there is no such one."""
         self.filesystem.invalidate_cache()
         try:
             with self._reaching():
-                found = self.filesystem.ls(f"{self.path}/{directory}", detail=False)
+                found = self.filesystem.ls(f"{self.path}/{directory}".rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
         return sorted(PurePosixPath(path).name for path in found)
@@ -322,6 +322,7 @@ class OutputDirectory:
 
     def remove(self, name: str) -> None:
         """Remove a file or directory below this one, if it is there."""
+        self.filesystem.invalidate_cache()  # others may have written since it was listed
         if self.exists(name):
             with self._reaching():
                 self.filesystem.rm(f"{self.path}/{name}", recursive=True)

@@ -17,12 +17,12 @@ from pipeline import open_shards
 SMALL = ("--shard-bytes", 60_000)
 
 
-def test_a_lost_node_costs_nothing(corpus, tmp_path, run_here, small_model_directory):
+def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_directory):
     """Two nodes of two CPUs; one is lost while all four workers are busy."""
     flags = ("--input", corpus, "--entropy-model", small_model_directory, "--threshold", 2.5)
     flags += SMALL
     plain, out = tmp_path / "plain", tmp_path / "out"
-    assert run_here(*flags, "--output", plain, "--num-workers", 1).returncode == 0
+    assert run_job(*flags, "--output", plain, "--num-workers", 1).returncode == 0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         lost = cluster.add_node(num_cpus=2)
@@ -73,12 +73,12 @@ def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
         yield variables
 
 
-def test_input_and_output_on_s3(s3, tmp_path, run_job, run_here):
+def test_input_and_output_on_s3(s3, tmp_path, run_job):
     source = write_jsonl(tmp_path / "in" / "a.jsonl", topics()[:30])
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
     filesystem.put_file(str(source), "corpus/in/a.jsonl")
     flags = ("--entropy-model", "ngram", "--target-patch-size", 4.5, *SMALL, "--verify", "--json")
-    local = run_here("--input", source.parent, "--output", tmp_path / "out", *flags)
+    local = run_job("--input", source.parent, "--output", tmp_path / "out", *flags)
     assert local.returncode == 0, local.stderr
     env = environment(**s3)
     remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/out")
