@@ -197,6 +197,12 @@ def _statistics(values: dict[str, Any]) -> DocumentStatistics:
     return DocumentStatistics.from_json(values)
 
 
+def remove_entries(output: OutputDirectory) -> None:
+    """Remove what tells that pieces of work are done."""
+    for kind in ("units", "merges", "chunks"):
+        output.remove(f"{EXCHANGE}/{kind}")
+
+
 def remove_preparation(output: OutputDirectory) -> None:
     """Remove everything that a preparation wrote, the manifest and the record first, so that half
     of it never looks whole."""

@@ -31,6 +31,7 @@ from pipeline.preparation import (
     chunks_done,
     merges_done,
     plan,
+    remove_entries,
     remove_preparation,
     save_files,
     saved_files,
@@ -169,6 +170,7 @@ def _begin(
     preparation = plan(files, splits, columns, config)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         remove_preparation(output)
+    remove_entries(output)  # of a run whose record somebody removed
     preparation.save(output)
     return preparation
 

@@ -112,7 +112,7 @@ def ray_child(corpus: str, output: str) -> None:
     import ray
     import ray.data
 
-    ray.init(object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+    ray.init("local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
     ray.data.read_json(corpus).random_shuffle(seed=0).write_json(output)
 
 
