@@ -51,7 +51,7 @@ class PrepareCorpusConfig:
     """Chunks; by default as many as give each about 256 MB of text."""
     validation_documents: int | None = None
     """Documents held out for validation, the same whatever the number of chunks; by default 10,000,
-    or a tenth of a corpus that has fewer than 100,000."""
+    or a tenth of a corpus that has fewer than 20,000."""
     deduplicate: bool = False
     """Keep only the first of documents with exactly the same text."""
     format: ChunkFormat = "parquet"

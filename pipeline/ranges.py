@@ -15,7 +15,7 @@ from pipeline.sorted_runs import KEY_BITS, SortedRun, lowest_keys
 from pipeline.storage import OutputDirectory
 
 DEFAULT_SHARE = 10
-"""The validation set has at most one of so many documents, unless it is asked for."""
+"""Of a corpus that has not twice VALIDATION_DOCUMENTS one of so many is held out, by default."""
 
 
 class Range(NamedTuple):
@@ -82,7 +82,8 @@ def _validation(
     asked = content["validation_documents"]
     wanted = asked
     if wanted is None:
-        wanted = min(VALIDATION_DOCUMENTS, documents // DEFAULT_SHARE)
+        enough = documents >= 2 * VALIDATION_DOCUMENTS
+        wanted = VALIDATION_DOCUMENTS if enough else documents // DEFAULT_SHARE
     if not wanted:
         return 0, 0
     lowest = np.zeros(0, np.uint64)

@@ -110,8 +110,8 @@ def test_a_tenth_of_a_small_corpus_is_held_out_unless_asked_for(tmp_path, monkey
     monkeypatch.setattr(ranges, "VALIDATION_DOCUMENTS", 12)
     assert held_out(tmp_path, random_keys(9)) == 0
     assert held_out(tmp_path, random_keys(10)) == 1
-    assert held_out(tmp_path, random_keys(119)) == 11
-    assert held_out(tmp_path, random_keys(130)) == 12
+    assert held_out(tmp_path, random_keys(23)) == 2
+    assert held_out(tmp_path, random_keys(24)) == 12
     assert held_out(tmp_path, random_keys(200)) == 12
 
 
