@@ -5,7 +5,7 @@ or with ``deduplicate`` of its text, so that equal texts meet. The shuffled corp
 sorted by key; that is a pure function of corpus and seed, whoever does the work. The lowest keys
 are the validation set, a chunk is one of equal ranges of the other keys.
 
-1. ``sort_unit``: neighbouring pieces of input → sorted runs.
+1. ``sort_unit`` (:mod:`pipeline.unit_sorting`): neighbouring pieces of input → sorted runs.
 2. ``merge_runs``: a slice of the keys in a group of runs → one run. Only in large corpora: there a
    chunk would otherwise be a few bytes of each of very many runs.
 3. ``write_chunk``: a range of keys in all runs → a chunk.
@@ -21,9 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.chunks import ChunkFormat, chunk_writer
-from pipeline.documents import (
-    Columns,
-)
+from pipeline.documents import Columns
 from pipeline.sorted_runs import (
     Grid,
     SortedRows,
