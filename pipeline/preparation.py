@@ -28,8 +28,8 @@ MOST_SPLITS = 256
 """Of small files, in a unit."""
 LEAST_CELLS, MOST_CELLS = 64, 2048
 CELLS_PER_CHUNK = 16
-"""So that a chunk, which may begin and end inside a cell, reads little that is not its own; a worker
-holds the texts of one cell at a time."""
+"""So that a chunk, which may begin and end inside a cell, reads little that is not its own, and a
+worker, which holds the texts of a cell at a time, little at all."""
 MANY_CHUNKS = 128
 """Above this runs are merged first: a chunk would be very small parts of very many runs."""
 MERGED_CELLS = 256
