@@ -1,6 +1,7 @@
 """Downloading from a hub on loopback, with the hub's genuine client, whatever goes wrong."""
 
 import errno
+import json
 import random
 import re
 import signal
@@ -195,6 +196,9 @@ def test_tokenizers(told, directory):
         assert told[name, token] == [f"tokenizer/{path}" for path in names]
         root = directory / name / "tokenizer"
         found = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        record = json.loads(found.pop("source.json"))
+        assert record["name"] == name
+        assert [url.partition("@")[0] for url in record["files"]] == [f"hf://{repository}"] * 2
         assert found == {path: content(path, 100) for path in names}
 
 
