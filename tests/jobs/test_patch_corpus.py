@@ -141,7 +141,7 @@ def test_workers_kills_and_resumes_change_nothing(
 ):
     """1 worker, 4 workers, and a run killed at random moments: the same bytes."""
     flags = ("--input", corpus, "--entropy-model", small_model_directory, *SMALL)
-    flags += ("--target-patch-size", 4.5, "--seed", 3)
+    flags += ("--target-patch-size", 4.5, "--seed", 3, "--calibration-bytes", 100_000)
     one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
     for out, workers in ((one, 1), (four, 4)):
         done = run_here(*flags, "--output", out, "--num-workers", workers)
