@@ -6,7 +6,7 @@ BIN := .venv/bin
 demo: .venv/installed  ## patch real text and draw the result (demo/report.png)
 	$(BIN)/python jobs/demo.py
 
-test: .venv/installed  ## all tests
+test: .venv/installed .venv/browser  ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: .venv/installed
@@ -24,6 +24,11 @@ entropy-model: .venv/installed  ## train the default entropy model anew (an hour
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# The tests look at pages in a real browser.
+.venv/browser: .venv/installed
+	$(BIN)/python tests/browser.py
 	touch $@
 
 clean:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import ray
 import torch
+from browser import open_browser
+from playwright.sync_api import Browser
 
 from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, save_entropy_model
 from model.tokenizer import encode_documents
@@ -173,3 +175,9 @@ def contents(output: Path) -> dict[str, bytes]:
     paths = [path for path in sorted(output.rglob("*")) if path.is_file()]
     names = {path: path.relative_to(output) for path in paths}
     return {str(n): p.read_bytes() for p, n in names.items() if n.parts[0] in kept}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as running:
+        yield running
