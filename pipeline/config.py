@@ -10,6 +10,7 @@ from model.checkpoint_files import BUILT_IN
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
 from pipeline.documents import Columns, Format
 from pipeline.errors import ConfigError
+from pipeline.shards import OWN_COLUMNS
 
 NGRAM = "ngram"
 
@@ -125,9 +126,8 @@ class PatchCorpusConfig:
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ConfigError(f"--gpus-per-worker: must not be negative: {self.gpus_per_worker}")
         columns = [self.text_column, *self.keep_columns]
-        written = ["sample_id", "text", "entropies", "patch_lengths"]
         for name in self.keep_columns:
-            if name in written or columns.count(name) > 1:
+            if name in OWN_COLUMNS or columns.count(name) > 1:
                 raise ConfigError(f"--keep-columns: {name!r} is in the shards already")
 
     def patcher(self, threshold: float | None) -> Patcher:

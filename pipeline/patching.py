@@ -23,7 +23,7 @@ from pipeline.planning import begin_run, load_model, resume_run
 from pipeline.pool import attempt, new_board, work_off
 from pipeline.prepared import ID_COLUMN, prepared_chunks
 from pipeline.progress import Reporter
-from pipeline.run import Run, is_complete
+from pipeline.run import Run, is_complete, log_run
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics import PatchStatistics
@@ -141,6 +141,8 @@ def _patch(
         write_manifest(output, run.made_with, entries)
     failures = unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
     statistics = sum((entry.patch_statistics for entry in entries), PatchStatistics())
+    if statistics.bytes > bytes_before:
+        log_run(output, statistics.bytes - bytes_before, seconds, ray.cluster_resources())
     return PatchCorpusResult(
         output=output.url,
         complete=not failures,

@@ -11,12 +11,14 @@ import ray
 import torch
 from rich.console import Console
 
+from model.blt_config import transformer_flops
 from model.checkpoint import (
     CheckpointError,
     fingerprint,
     load_entropy_model,
     save_entropy_model,
 )
+from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
@@ -135,7 +137,16 @@ def _describe(model: Model, config: PatchCorpusConfig) -> dict[str, Any]:
         "fingerprint": fingerprint(model),
         "computed_in": "cuda bfloat16" if gpus_per_worker(config, model) else "cpu float32",
         "reset_at_newline": config.reset_at_newline,
+        "flops_per_byte": _forward_flops(model),
     }
+
+
+def _forward_flops(model: Model) -> float:
+    """What a byte costs; tables of an n-gram model are looked up, which is next to nothing."""
+    if not isinstance(model, EntropyModel):
+        return 0.0
+    shape = model.config
+    return transformer_flops(shape.n_layers, shape.dim, shape.window, shape.vocab_size)
 
 
 def _save(model: Model, output: OutputDirectory) -> None:

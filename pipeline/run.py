@@ -4,7 +4,9 @@
 besides, what tells whether the same command is being run on the same input.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import count, takewhile
 from typing import Any
 
@@ -23,7 +25,11 @@ from pipeline.storage import InputFile, OutputDirectory, to_json
 RECORD = "run.json"
 MODEL_DIRECTORY = "entropy-model"
 """Where an n-gram model fitted for the run is kept."""
-WRITTEN = ("shards", "rejects", "entries", MANIFEST, RECORD, MODEL_DIRECTORY)
+OF_SHARDS = ("entries", "summaries", "shards", "rejects")
+"""Directories with a file for each shard."""
+LOG = "runs"
+"""How long runs took: the one directory whose content no rerun repeats."""
+WRITTEN = (*OF_SHARDS, MANIFEST, RECORD, MODEL_DIRECTORY, LOG)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Run:
         output.remove(MANIFEST)
         for i, file in enumerate(self.files):
             if file.url in new:
-                for directory in ("entries", "shards", "rejects"):
+                for directory in OF_SHARDS:
                     for name in output.names(directory):
                         if name.startswith(shard_name(i, 0, 0).partition("-")[0] + "-"):
                             output.remove(f"{directory}/{name}")
@@ -133,6 +139,16 @@ class Run:
 def source_records(files: list[InputFile]) -> list[dict[str, Any]]:
     """What the manifest says of the input: nothing that changes when a file is only copied."""
     return [{"name": file.name, "url": file.url, "bytes": file.size} for file in files]
+
+
+def log_run(
+    output: OutputDirectory, bytes_done: int, seconds: float, resources: Mapping[str, float]
+) -> None:
+    """Keep how long a run took for what it did; one that is killed leaves nothing to tell."""
+    ended = datetime.now(UTC).isoformat(timespec="milliseconds")
+    took = {"ended": ended, "seconds": round(seconds, 3), "bytes": bytes_done}
+    had = {"cpus": resources.get("CPU", 0.0), "gpus": resources.get("GPU", 0.0)}
+    output.write(f"{LOG}/{ended.replace(':', '')}.json", to_json(took | had))
 
 
 def remove_run(output: OutputDirectory) -> None:

@@ -4,7 +4,8 @@ An output directory holds::
 
     shards/NAME.arrow     Arrow IPC file, one row a document, in the order of the input
     rejects/NAME.jsonl    records that could not be used: file, position, reason
-    entries/NAME.json     commits the two above: a shard exists once its entry does
+    summaries/NAME.json   what a report tells of the shard, see pipeline/summary.py
+    entries/NAME.json     commits those above: a shard exists once its entry does
     manifest.json         written last: every entry, and what the shards were made from and with
 
 NAME is ``file-split-piece``: the number of the input file, of the split of it, and of the shard of
@@ -30,10 +31,15 @@ from pipeline.errors import PipelineError
 from pipeline.scoring import Scored, patch_stored
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, to_json
+from pipeline.summary import Summary, scored_rows
 
 FORMAT_VERSION = 1
+OWN_COLUMNS = ("sample_id", "text", "entropies", "patch_lengths")
+"""Columns of every shard; others are metadata."""
 MANIFEST = "manifest.json"
 COMPRESSION = "zstd"
+SUMMARIES_AT_ONCE = 256
+"""Read at a time: each is some tens of kilobytes."""
 
 
 def shard_schema(metadata: Sequence[str] = (), *, entropies: bool = True) -> pa.Schema:
@@ -101,6 +107,10 @@ class ShardEntry:
         return f"rejects/{self.name}.jsonl"
 
     @property
+    def summary_path(self) -> str:
+        return f"summaries/{self.name}.json"
+
+    @property
     def patch_statistics(self) -> PatchStatistics:
         return PatchStatistics.from_json(self.statistics)
 
@@ -133,13 +143,28 @@ def write_manifest(
 ) -> None:
     """Close the shard set. ``made_with``: tokenizer, model, rule, sources, configuration."""
     total = sum((entry.patch_statistics for entry in entries), PatchStatistics())
+    summary = read_summary(output, entries)
     manifest = {
         "format_version": FORMAT_VERSION,
         **made_with,
         "statistics": total.to_json(),
+        "summary": None if summary is None else summary.to_json(),
         "shards": [asdict(entry) for entry in entries],
     }
     output.write(MANIFEST, to_json(manifest))
+
+
+def read_summary(output: OutputDirectory, entries: Sequence[ShardEntry]) -> Summary | None:
+    """The sum of the shards' summaries; None if one has none, as earlier releases wrote them."""
+    names = [f"{entry.name}.json" for entry in entries]
+    if not set(names) <= set(output.names("summaries")):
+        return None
+    total = Summary()
+    for start in range(0, len(names), SUMMARIES_AT_ONCE):
+        part = names[start : start + SUMMARIES_AT_ONCE]
+        for values in output.read_all_json("summaries", part).values():
+            total += Summary.from_json(values)
+    return total
 
 
 class PatchedDocument(NamedTuple):
@@ -185,6 +210,12 @@ class ShardSet:
     @property
     def statistics(self) -> PatchStatistics:
         return PatchStatistics.from_json(self.manifest["statistics"])
+
+    @property
+    def summary(self) -> Summary | None:
+        """What a report tells beyond the statistics; None if an earlier release patched."""
+        kept = self.manifest.get("summary")
+        return Summary.from_json(kept) if kept else None
 
     @property
     def patcher(self) -> Patcher:
@@ -249,35 +280,36 @@ class ShardSet:
             yield f"{self.output.locate(MANIFEST)}: statistics are not the sum of the shards'"
 
     def _verify_rows(self, entry: ShardEntry) -> Iterator[str]:
-        found = PatchStatistics()
+        found, summary = PatchStatistics(), Summary()
+        metadata = [name for name in self.manifest["columns"] if name not in OWN_COLUMNS]
         for number, batch in enumerate(self._shard_batches(entry)):
             texts = batch["text"].cast(pa.binary()).to_pylist()
             tokens_T, lengths_D = encode_documents(texts)
-            patch_lengths_P = batch["patch_lengths"].values.to_numpy().astype(np.int64)
-            patches_D = np.diff(batch["patch_lengths"].offsets.to_numpy())
-            owner_P = np.repeat(np.arange(len(patches_D)), patches_D)
-            sums_D = np.bincount(owner_P, patch_lengths_P, minlength=len(patches_D))
-            for row in np.flatnonzero(sums_D != lengths_D)[:1]:
+            scored = scored_rows(batch)
+            for row in np.flatnonzero(scored.lengths_D != lengths_D)[:1]:
                 yield (
-                    f"batch {number} row {row}: patch lengths sum to {sums_D[row]:.0f}, "
+                    f"batch {number} row {row}: patch lengths sum to {scored.lengths_D[row]}, "
                     f"the document has {lengths_D[row]} tokens"
                 )
                 return
-            h_T = np.zeros(0, np.float16)
             if "entropies" in batch.schema.names:
-                h_T = np.array(batch["entropies"].values)
                 if not np.array_equal(np.diff(batch["entropies"].offsets.to_numpy()), lengths_D):
                     yield f"batch {number}: not one entropy for each token"
                     return
-                expected_P, _ = patch_stored(self.patcher, h_T, lengths_D, tokens_T)
-                if not np.array_equal(expected_P, patch_lengths_P):
+                expected_P, _ = patch_stored(self.patcher, scored.entropies_T, lengths_D, tokens_T)
+                if not np.array_equal(expected_P, scored.patch_lengths_P):
                     yield f"batch {number}: boundaries are not those of the stored entropies"
-            found += PatchStatistics.of(lengths_D, patch_lengths_P, h_T)
+                summary += Summary.of(batch, scored, self.patcher, metadata)
+            found += PatchStatistics.of(lengths_D, scored.patch_lengths_P, scored.entropies_T)
         recorded = entry.patch_statistics
         if "entropies" not in self.manifest["columns"]:
             recorded.entropies = np.zeros(0, np.int64)
         if found.to_json() != recorded.to_json():
             yield "rows do not give the statistics in the manifest"
+        elif "entropies" in self.manifest["columns"] and self.manifest.get("summary"):
+            kept = self.output.read_json(entry.summary_path)
+            if summary.to_json() | {"reasons": kept["reasons"]} != kept:
+                yield f"rows do not give what {entry.summary_path} says"
 
 
 def open_shards(url: str) -> ShardSet:

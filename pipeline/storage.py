@@ -236,17 +236,16 @@ class OutputDirectory:
                 "--overwrite"
             ) from error
 
-    def read_all_json(self, directory: str) -> dict[str, Any]:
-        """The values in all JSON files of a directory, by name; remotely many at a time."""
-        paths = [f"{self.path}/{directory}/{name}" for name in self.names(directory)]
+    def read_all_json(self, directory: str, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The values in JSON files of a directory, all or these; remotely many at a time."""
+        names = self.names(directory) if names is None else names
+        paths = [f"{self.path}/{directory}/{name}" for name in names]
         if not paths:
             return {}
         with self._reaching():
             found = self.filesystem.cat(paths)
-        names = {path: PurePosixPath(path).name for path in found}
-        return {
-            name: self._parse(f"{directory}/{name}", found[path]) for path, name in names.items()
-        }
+        by_name = {PurePosixPath(path).name: data for path, data in found.items()}
+        return {name: self._parse(f"{directory}/{name}", by_name[name]) for name in names}
 
     def open(self, name: str) -> io.BufferedIOBase:
         return open_input(self.locate(name))

@@ -37,7 +37,8 @@ from pipeline.shards import (
     shard_schema,
 )
 from pipeline.statistics import PatchStatistics
-from pipeline.storage import OutputDirectory
+from pipeline.storage import OutputDirectory, to_json
+from pipeline.summary import Summary
 
 BATCH_BYTES = 1 << 20
 """Text that is scored at a time, and goes into one record batch of a shard."""
@@ -149,7 +150,7 @@ def _write_shard(
 ) -> ShardEntry:
     """Patch and write batches up to the end of a shard, and commit it."""
     schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
-    statistics = PatchStatistics()
+    statistics, summary = PatchStatistics(), Summary()
     rejects: list[Reject] = []
     entry = ShardEntry(name=name, source=source)
     with ExitStack() as stack:
@@ -162,7 +163,9 @@ def _write_shard(
                     file = stack.enter_context(pa.OSFile(str(path), "wb"))
                     writer = pa.ipc.new_file(file, schema, options=ipc_options())
                 scored = scorer.patch(*scored_tokens)
-                writer.write_batch(record_batch(batch.documents, scored, schema))
+                rows = record_batch(batch.documents, scored, schema)
+                writer.write_batch(rows)
+                summary += Summary.of(rows, scored, scorer.patcher, config.keep_columns)
                 statistics += PatchStatistics.of(
                     scored.lengths_D, scored.patch_lengths_P, scored.entropies_T
                 )
@@ -175,6 +178,8 @@ def _write_shard(
             with path.open("rb") as written:
                 entry.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
             entry.shard_bytes = path.stat().st_size
+    summary.reject(reject.reason for reject in rejects)
+    output.write(entry.summary_path, to_json(summary.to_json()))
     entry.rejects = len(rejects)
     entry.records = statistics.documents + len(rejects)
     entry.statistics = statistics.to_json()

@@ -171,7 +171,7 @@ def job_here(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
 
 def contents(output: Path) -> dict[str, bytes]:
     """Everything that a run promises to make the same each time."""
-    kept = ("shards", "rejects", "entries", "manifest.json")
+    kept = ("shards", "rejects", "summaries", "entries", "manifest.json")
     paths = [path for path in sorted(output.rglob("*")) if path.is_file()]
     names = {path: path.relative_to(output) for path in paths}
     return {str(n): p.read_bytes() for p, n in names.items() if n.parts[0] in kept}

@@ -1,0 +1,111 @@
+"""Examples for people to look at: where the longest patches are, and the shortest."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+MOST_EXCERPTS = 5
+LEAST_BYTES = 64
+"""Documents with less text are no example of short patches."""
+SHOWN_BYTES = 160
+BEFORE_BYTES = 48
+"""Text shown before the longest patch, at least where there is some."""
+LONGEST_ID = 200
+"""Characters of an id that are kept."""
+
+
+@dataclass
+class Excerpt:
+    """Some text of a document with its patches."""
+
+    sample_id: str
+    position: int
+    """Byte of the document's text that the excerpt begins at."""
+    text: str
+    patch_bytes: list[int]
+    """Bytes of each patch within the excerpt; sums to those of ``text``."""
+    measure: float
+    """What it is an example of: bytes of the document's longest patch, or its bytes a patch."""
+
+    def patches(self) -> list[bytes]:
+        """The text in patches."""
+        cuts = np.concatenate([[0], np.cumsum(self.patch_bytes)]).astype(int).tolist()
+        data = self.text.encode()
+        return [data[a:b] for a, b in pairwise(cuts)]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Laid:
+    """Documents laid end to end, and where in them text and patches are."""
+
+    def __init__(
+        self,
+        texts: Sequence[bytes],
+        ids: Sequence[str],
+        lengths_D: np.ndarray,
+        patch_lengths_P: np.ndarray,
+        patches_D: np.ndarray,
+    ):
+        self.texts, self.ids = texts, ids
+        self.bytes_D = lengths_D - 2
+        self.patches_D = patches_D
+        self.first_patch_D = patches_D.cumsum() - patches_D
+        # In bytes: a document's first patch begins with BOS, its last one ends with EOS.
+        self.patch_bytes_P = patch_lengths_P.copy()
+        if len(lengths_D):
+            self.patch_bytes_P[self.first_patch_D] -= 1
+            self.patch_bytes_P[self.first_patch_D + patches_D - 1] -= 1
+
+    def longest(self) -> list[Excerpt]:
+        """From the documents with the longest patches, one each."""
+        if not len(self.texts):
+            return []
+        longest_D = np.maximum.reduceat(self.patch_bytes_P, self.first_patch_D)
+        chosen = [d for d in _first(-longest_D) if longest_D[d]]
+        return [self._around_longest(d, float(longest_D[d])) for d in chosen]
+
+    def shortest(self) -> list[Excerpt]:
+        """From the documents with the shortest patches on average: their beginnings."""
+        mean_D = self.bytes_D / np.maximum(self.patches_D, 1)
+        mean_D[self.bytes_D < LEAST_BYTES] = np.inf
+        chosen = [d for d in _first(mean_D) if np.isfinite(mean_D[d])]
+        return [self._excerpt(d, 0, float(mean_D[d])) for d in chosen]
+
+    def _around_longest(self, d: int, length: float) -> Excerpt:
+        first = self.first_patch_D[d]
+        sizes = self.patch_bytes_P[first : first + self.patches_D[d]]
+        begin = int(sizes[: sizes.argmax()].sum())
+        return self._excerpt(d, max(begin - BEFORE_BYTES, 0), length)
+
+    def _excerpt(self, d: int, begin: int, measure: float) -> Excerpt:
+        data = self.texts[d]
+        begin, end = _character(data, begin), _character(data, begin + SHOWN_BYTES)
+        first = self.first_patch_D[d]
+        sizes = self.patch_bytes_P[first : first + self.patches_D[d]]
+        edges = np.clip(np.concatenate([[0], sizes.cumsum()]), begin, end)
+        shown = np.diff(edges)
+        text = data[begin:end].decode()
+        return Excerpt(self.ids[d][:LONGEST_ID], begin, text, shown[shown > 0].tolist(), measure)
+
+
+def _first(key_D: np.ndarray) -> list[int]:
+    """Places of the lowest keys, lowest first; of equal ones the first."""
+    return np.argsort(key_D, kind="stable")[:MOST_EXCERPTS].tolist()
+
+
+def _character(data: bytes, position: int) -> int:
+    """Where the character begins that this byte belongs to."""
+    position = min(position, len(data))
+    while 0 < position < len(data) and data[position] & 0xC0 == 0x80:
+        position -= 1
+    return position
+
+
+def merged(a: list[Excerpt], b: list[Excerpt], *, sign: int) -> list[Excerpt]:
+    """The first of both by ``sign * measure``; of equal ones those of ``a``."""
+    return sorted([*a, *b], key=lambda excerpt: sign * excerpt.measure)[:MOST_EXCERPTS]
