@@ -148,11 +148,15 @@ def bad_document(url: str, reject: Reject) -> BadDocumentError:
     )
 
 
+WHOLE_FILE = "whole file"
+"""Position of a file among its own rejects."""
+
+
 def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> bytes:
     """Lines of a rejects file: bad documents, then the file itself if it could not be read on."""
     lines = [{"file": source, "position": r.position, "reason": r.reason} for r in rejects]
     if error:
-        lines.append({"file": source, "position": "whole file", "reason": error})
+        lines.append({"file": source, "position": WHOLE_FILE, "reason": error})
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 

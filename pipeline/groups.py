@@ -29,7 +29,12 @@ class GroupCounts:
     """Sum over all tokens, in units of ENTROPY_UNIT nats."""
 
     def __add__(self, other: "GroupCounts") -> "GroupCounts":
-        return GroupCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return GroupCounts(
+            self.documents + other.documents,
+            self.bytes + other.bytes,
+            self.patches + other.patches,
+            self.entropy + other.entropy,
+        )
 
     @property
     def mean_patch_bytes(self) -> float:

@@ -20,7 +20,7 @@ from pipeline.documents import SUFFIXES
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.memory import bound_memory
 from pipeline.planning import begin_run, load_model, resume_run
-from pipeline.pool import attempt, new_board, work_off
+from pipeline.pool import actor_pool, attempt, new_board, work_off
 from pipeline.prepared import ID_COLUMN, prepared_chunks
 from pipeline.progress import Reporter
 from pipeline.run import Run, is_complete, log_run
@@ -181,12 +181,6 @@ def _run_pool(
         board,
         PatchWorker,
         fn_constructor_args=(ray.put((scorer, run)), config, output, gpus, board),
-        compute=_pool(config, len(waiting)),
+        compute=actor_pool(config.num_workers, len(waiting)),
         num_gpus=gpus or None,
     )
-
-
-def _pool(config: PatchCorpusConfig, splits: int) -> ray.data.ActorPoolStrategy:
-    if config.num_workers is not None:
-        return ray.data.ActorPoolStrategy(size=min(config.num_workers, splits))
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=splits)

@@ -24,9 +24,12 @@ BLOCK_BYTES = 1 << 20
 def attempt(
     row: Mapping[str, Any],
     board: "ray.actor.ActorHandle",
-    work: Callable[[int, Reporter], None],
+    work: Callable[[int, Reporter], str | None],
 ) -> dict[str, Any]:
     """What a worker does with a row of :func:`work_off`: ``work`` on its piece of work.
+
+    Args:
+        work: what it returns, if anything, is for the driver; what is large belongs into storage.
 
     Returns:
         what the driver has to know of it. Errors that a user can act on are among that: Ray would
@@ -34,9 +37,9 @@ def attempt(
     """
     piece = int(row["item"])
     report = Reporter(board, piece)
-    outcome = {"piece": piece, "unreachable": "", "fatal": ""}
+    outcome = {"piece": piece, "unreachable": "", "fatal": "", "result": ""}
     try:
-        work(piece, report)
+        outcome["result"] = work(piece, report) or ""
     except UnreachableFileError as error:
         outcome["unreachable"] = str(error)
     except PipelineError as error:
@@ -51,6 +54,13 @@ def new_board() -> "ray.actor.ActorHandle":
     return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
+def actor_pool(num_workers: int | None, pieces: int) -> ray.data.ActorPoolStrategy:
+    """As many actors as were asked for; without a number, as many as the cluster has room for."""
+    if num_workers is not None:
+        return ray.data.ActorPoolStrategy(size=min(num_workers, pieces))
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=pieces)
+
+
 def work_off(
     pieces: Mapping[int, int],
     done: Mapping[int, int],
@@ -58,6 +68,7 @@ def work_off(
     doing: str,
     board: "ray.actor.ActorHandle",
     worker: Any,
+    receive: Callable[[int, str], None] = lambda piece, result: None,
     **options: Any,
 ) -> list[str]:
     """Have all pieces of work done.
@@ -67,6 +78,7 @@ def work_off(
         done: bytes of pieces that an earlier run finished, for the progress.
         doing: what is done, as in "patching".
         worker: a class or function for Ray Data's ``map`` that returns what :func:`attempt` does.
+        receive: called with each piece that is done and what the work on it returned.
         options: of Ray Data's ``map``.
 
     Returns:
@@ -89,6 +101,8 @@ def work_off(
                 raise PipelineError(outcome["fatal"])
             if outcome["unreachable"]:
                 unreachable.append(outcome["unreachable"])
+            else:
+                receive(outcome["piece"], outcome["result"])
             finished(outcome["piece"], outcome["bytes"])
     ray.kill(board)  # or its process would stay for the stages to come
     return unreachable

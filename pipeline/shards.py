@@ -226,11 +226,12 @@ class ShardSet:
         """All rows in order, as Arrow record batches."""
         for entry in self.entries:
             if entry.sha256 is not None:
-                yield from self._shard_batches(entry, columns)
+                yield from self.shard_batches(entry, columns)
 
-    def _shard_batches(
+    def shard_batches(
         self, entry: ShardEntry, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
+        """The rows of one shard; its file has to exist (``entry.sha256``)."""
         with self.output.open(entry.path) as file:
             reader = pa.ipc.open_file(file)
             for i in range(reader.num_record_batches):
@@ -282,7 +283,7 @@ class ShardSet:
     def _verify_rows(self, entry: ShardEntry) -> Iterator[str]:
         found, summary = PatchStatistics(), Summary()
         metadata = [name for name in self.manifest["columns"] if name not in OWN_COLUMNS]
-        for number, batch in enumerate(self._shard_batches(entry)):
+        for number, batch in enumerate(self.shard_batches(entry)):
             texts = batch["text"].cast(pa.binary()).to_pylist()
             tokens_T, lengths_D = encode_documents(texts)
             scored = scored_rows(batch)

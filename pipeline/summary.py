@@ -64,9 +64,11 @@ class Summary:
         laid = Laid(
             texts, batch["sample_id"].to_pylist(), lengths_D, scored.patch_lengths_P, patches_D
         )
-        counted = (lengths_D - 2, patches_D, sums_by_document(h_T, lengths_D))
+        known = len(h_T) > 0  # rows that are read again may have no entropies
+        entropy_D = sums_by_document(h_T, lengths_D) if known else np.zeros_like(lengths_D)
+        counted = (lengths_D - 2, patches_D, entropy_D)
         return cls(
-            thresholds=ThresholdCounts.of(patcher, h_T, lengths_D),
+            thresholds=ThresholdCounts.of(patcher, h_T, lengths_D) if known else ThresholdCounts(),
             scripts=count_groups([script_of(text) for text in texts], *counted),
             columns={name: count_groups(batch[name].to_pylist(), *counted) for name in metadata},
             longest=laid.longest(),

@@ -5,16 +5,60 @@ answers for every threshold how many patches there would be, without reading a d
 """
 
 import base64
-import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+import zstandard
 
 from model.patcher import THRESHOLD_RULES, Patcher
 
 VALUES = 1 << 16
 """Values of a float16."""
+CUT_THRESHOLDS = np.arange(-16, 90).astype(np.float32) / 16
+"""Nats: from where every token starts a patch to where none does, but for large drops."""
+
+
+@dataclass
+class ThresholdCurve:
+    """Patches at some thresholds, exact at each of them."""
+
+    bytes: int
+    """UTF-8 bytes of text."""
+    thresholds_K: np.ndarray
+    """float32, nats, rising."""
+    patches_K: np.ndarray
+    """int64."""
+
+    def __add__(self, other: "ThresholdCurve") -> "ThresholdCurve":
+        """At the same thresholds, of more text."""
+        assert np.array_equal(self.thresholds_K, other.thresholds_K)
+        return ThresholdCurve(
+            self.bytes + other.bytes, self.thresholds_K, self.patches_K + other.patches_K
+        )
+
+    @property
+    def mean_patch_bytes(self) -> np.ndarray:
+        """Bytes of text for each patch; 0 where there is no text."""
+        return self.bytes / np.maximum(self.patches_K, 1)
+
+    def closest(self, patch_size: float) -> tuple[float, float] | None:
+        """The threshold whose mean patch comes closest to ``patch_size`` bytes (the lower of two),
+        and that mean; None if there is nothing to choose from."""
+        if not len(self.thresholds_K):
+            return None
+        best = int(np.abs(self.mean_patch_bytes - patch_size).argmin())
+        return float(self.thresholds_K[best]), float(self.mean_patch_bytes[best])
+
+    def thinned(self, points: int) -> "ThresholdCurve":
+        """At about so many thresholds, evenly spaced; the first and the last are among them."""
+        thresholds = self.thresholds_K
+        if not len(thresholds):
+            return self
+        wanted = np.linspace(thresholds[0], thresholds[-1], points)
+        kept = np.unique(np.searchsorted(thresholds, wanted).clip(max=len(thresholds) - 1))
+        return ThresholdCurve(self.bytes, thresholds[kept], self.patches_K[kept])
 
 
 @dataclass
@@ -83,38 +127,35 @@ class ThresholdCounts:
         total_V = np.concatenate([[0], self.counts_V[occurring].cumsum()])
         return self.always + total_V[-1] - total_V[above_K]
 
-    def mean_patch_bytes(self, thresholds_K: np.ndarray) -> np.ndarray:
-        """Bytes of text for each patch at each of these thresholds; 0 where there is no text."""
-        return self.bytes / np.maximum(self.patches(thresholds_K), 1)
-
-    def threshold_for(self, patch_size: float) -> float | None:
-        """The threshold whose mean patch comes closest to ``patch_size`` bytes; the lower of two.
-
-        None if there is nothing to choose from.
-        """
+    def curve(self) -> "ThresholdCurve":
+        """At every threshold that makes a difference."""
         values = self.values
-        if not len(values):
-            return None
-        # Below the lowest value every token that is asked starts a patch.
-        candidates = np.concatenate([[np.nextafter(np.float16(values[0]), -np.inf)], values])
-        distance = np.abs(self.mean_patch_bytes(candidates) - patch_size)
-        return float(candidates[distance.argmin()])
+        if len(values):
+            # Below the lowest value every token that is asked starts a patch.
+            lowest = np.nextafter(np.float16(values[0]), np.float16(-np.inf))
+            values = np.concatenate([[np.float32(lowest)], values])
+        return ThresholdCurve(self.bytes, values, self.patches(values))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the counts as base64 of zlib of little-endian int64 from ``first`` on."""
+        """Plain values; the counts as base64 of zstd of little-endian integers from ``first`` on,
+        of 4 bytes each or, where that is not enough, 8."""
         occurring = np.flatnonzero(self.counts_V)
         first, stop = (int(occurring[0]), int(occurring[-1]) + 1) if len(occurring) else (0, 0)
-        packed = zlib.compress(self.counts_V[first:stop].astype("<i8").tobytes(), 6)
+        counts = self.counts_V[first:stop]
+        size = 4 if counts.max(initial=0) < 1 << 32 else 8
+        packed = zstandard.compress(counts.astype(f"<u{size}").tobytes(), 9)
         return {
             "bytes": self.bytes,
             "always": self.always,
             "first": first,
+            "size": size,
             "counts": base64.b64encode(packed).decode(),
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ThresholdCounts":
-        counts = np.frombuffer(zlib.decompress(base64.b64decode(values["counts"])), "<i8")
+        packed = zstandard.decompress(base64.b64decode(values["counts"]))
+        counts = np.frombuffer(packed, f"<u{values['size']}")
         counts_V = np.zeros(VALUES, np.int64)
         counts_V[values["first"] : values["first"] + len(counts)] = counts
         return cls(values["bytes"], values["always"], counts_V)
@@ -132,6 +173,14 @@ def _compared(patcher: Patcher, h_T: np.ndarray) -> tuple[np.ndarray, np.ndarray
     low_T = rounded_T < rise_T
     rounded_T[low_T] = np.nextafter(rounded_T[low_T], np.float16(np.inf))
     return rounded_T, None
+
+
+def cut_patches(patcher: Patcher, h_T: np.ndarray, lengths_D: np.ndarray) -> np.ndarray:
+    """int64: patches at each of CUT_THRESHOLDS where ``max_patch_length`` cuts some: by cutting
+    anew at each, which takes a hundred times as long as counting."""
+    h, lengths = torch.from_numpy(h_T), torch.from_numpy(lengths_D)
+    rules = (replace(patcher, threshold=float(threshold)) for threshold in CUT_THRESHOLDS)
+    return np.array([len(rule.patch_lengths_flat(h, lengths)[0]) for rule in rules], np.int64)
 
 
 _MINUS_ZERO = 0x8000

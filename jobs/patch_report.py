@@ -1,0 +1,52 @@
+"""Look at patches: shard sets in, an HTML page with plots, PNG files and JSON out."""
+
+import json
+import sys
+from pathlib import Path
+
+# A submitted job, or a checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.command import run_command
+from pipeline.report_config import PatchReportConfig
+from pipeline.reporting import PatchReport, patch_report
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    config = tyro.cli(PatchReportConfig, config=(tyro.conf.FlagCreatePairsOff,))
+    # Standard output belongs to the result; progress and errors go beside it.
+    console = Console(stderr=True)
+    return run_command(lambda: run(config, console), console, interrupted="interrupted")
+
+
+def run(config: PatchReportConfig, console: Console) -> int:
+    """Make the report, and print what it says in brief."""
+    report = patch_report(config, console)
+    if config.json:
+        print(json.dumps(report.figures))
+    else:
+        print_report(report, Console())
+    return 1 if report.problems else 0
+
+
+def print_report(report: PatchReport, console: Console) -> None:
+    """The sets beside one another, then where the page is, then what is damaged."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for figures in report.figures["sets"]:
+        table.add_column(figures["name"], justify="right")
+    for label, cells in report.overview:
+        table.add_row(label, *cells)
+    console.print(table, markup=False)
+    console.print(f"page: {report.page}", highlight=False, markup=False, soft_wrap=True)
+    for problem in report.problems:
+        console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Patches as HTML: text in colours that change where a patch ends.
+
+Whatever the text holds shows as text: markup is escaped, and characters that cannot be seen, or
+that turn the direction of writing, are named instead.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from html import escape
+
+COLOURS = 4
+"""Neighbours never share one."""
+_HIDDEN = re.compile(
+    "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)  # not the joiners: letters of Persian and families of emoji need them
+    "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
+_DOTTED_CIRCLE = "\u25cc"
+
+PATCHES_CSS = """
+.patches { font: .92em/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+.patch { unicode-bidi: isolate; border-radius: 3px; padding: 2px 0; }
+.patch.p0 { background: #cfe0fb; } .patch.p1 { background: #fbdfc6; }
+.patch.p2 { background: #cdeed9; } .patch.p3 { background: #e8d6f7; }
+.patches .chip { font-size: .72em; border: 1px solid currentColor; border-radius: 3px;
+  padding: 0 2px; margin: 0 1px; opacity: .75; }
+.patches .mark { opacity: .45; }
+@media (prefers-color-scheme: dark) {
+  .patch.p0 { background: #24447a; } .patch.p1 { background: #6d431d; }
+  .patch.p2 { background: #1c573a; } .patch.p3 { background: #533272; }
+}
+"""
+"""Styles of :func:`patches_html`, for light and dark pages."""
+
+
+def patches_html(patches: Sequence[bytes], titles: Sequence[str] | None = None) -> str:
+    """Consecutive patches of a text as one element.
+
+    Bytes of a character that lies in more than one patch show as hexadecimal digits.
+
+    Args:
+        patches: UTF-8; empty ones show nothing, but count for the colours.
+        titles: what to say of each when it is pointed at.
+    """
+    spans = []
+    for number, patch in enumerate(patches):
+        title = f' title="{escape(titles[number])}"' if titles else ""
+        spans.append(f'<span class="patch p{number % COLOURS}"{title}>{_shown(patch)}</span>')
+    return f'<div class="patches">{"".join(spans)}</div>'
+
+
+def _shown(patch: bytes) -> str:
+    parts = []
+    while patch:
+        try:
+            parts.append(_visible(patch.decode()))
+            break
+        except UnicodeDecodeError as error:
+            parts.append(_visible(patch[: error.start].decode()))
+            parts += [_chip(f"{byte:02X}") for byte in patch[error.start : error.end]]
+            patch = patch[error.end :]
+    return "".join(parts)
+
+
+def _visible(text: str) -> str:
+    if text and unicodedata.combining(text[0]):  # it would move onto the patch before
+        text = _DOTTED_CIRCLE + text
+    parts = _HIDDEN.split(escape(text))
+    hidden = _HIDDEN.findall(text)
+    named = (_name(character) for character in hidden)
+    return parts[0] + "".join(mark + part for mark, part in zip(named, parts[1:], strict=True))
+
+
+def _name(character: str) -> str:
+    if character == "\n":
+        return '<span class="mark">↵</span>\n'
+    if character == "\t":
+        return '<span class="mark">⇥</span>\t'
+    return _chip(f"{ord(character):02X}" if ord(character) < 0x20 else f"U+{ord(character):04X}")
+
+
+def _chip(text: str) -> str:
+    return f'<span class="chip">{text}</span>'

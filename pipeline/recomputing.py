@@ -1,0 +1,151 @@
+"""Statistics of shard sets counted again, on Ray: from the shards, not from what manifests say."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from rich.console import Console
+
+from model.patcher import THRESHOLD_RULES
+from pipeline.cluster import connect
+from pipeline.documents import WHOLE_FILE
+from pipeline.memory import bound_memory
+from pipeline.pool import actor_pool, attempt, new_board, work_off
+from pipeline.progress import Reporter
+from pipeline.report_data import Counted, described
+from pipeline.shards import OWN_COLUMNS, ShardEntry, ShardSet
+from pipeline.statistics import PatchStatistics
+from pipeline.summary import Summary, scored_rows
+from pipeline.threshold_counts import CUT_THRESHOLDS, ThresholdCurve, cut_patches
+
+
+class DamagedShardError(Exception):
+    """A shard is not what its manifest says; tells where and how."""
+
+
+def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
+    """Count all shards of a set again; those that are damaged are named and left out."""
+    connect(num_workers)
+    filled = [i for i, entry in enumerate(shards.entries) if entry.sha256 is not None]
+    found: dict[int, dict[str, Any]] = {}
+    board = new_board()
+    work_off(
+        {i: shards.entries[i].statistics["bytes"] for i in filled},
+        {},
+        console,
+        "counting",
+        board,
+        CountWorker,
+        receive=lambda i, result: found.__setitem__(i, json.loads(result)),
+        fn_constructor_args=(ray.put(shards), board),
+        compute=actor_pool(num_workers, len(filled)),
+    )
+    total, entries, problems = ShardCounts(), [], []
+    for i, entry in enumerate(shards.entries):
+        result = found.get(i, {})
+        if "problem" in result:
+            problems.append(result["problem"])
+            continue
+        if result:
+            counts = ShardCounts.from_json(result)
+            total += counts
+            entry = replace(entry, statistics=counts.statistics.to_json())
+        entries.append(entry)
+    rejects = (reject for reject in shards.rejects() if reject["position"] != WHOLE_FILE)
+    total.summary.reject(reject["reason"] for reject in rejects)
+    found_all = described(name, shards, total.statistics, total.summary, entries)
+    return replace(found_all, curve=total.curve, problems=problems)
+
+
+@dataclass
+class ShardCounts:
+    """What is counted of a shard; ``+`` appends those of another."""
+
+    statistics: PatchStatistics = field(default_factory=PatchStatistics)
+    summary: Summary = field(default_factory=Summary)
+    cut_K: np.ndarray | None = None
+    """Patches at CUT_THRESHOLDS, where ``max_patch_length`` cuts some."""
+
+    def __add__(self, other: "ShardCounts") -> "ShardCounts":
+        known = [cut_K for cut_K in (self.cut_K, other.cut_K) if cut_K is not None]
+        cut_K = np.sum(known, axis=0) if known else None
+        return ShardCounts(self.statistics + other.statistics, self.summary + other.summary, cut_K)
+
+    @property
+    def curve(self) -> ThresholdCurve | None:
+        """With the cuts of ``max_patch_length``, if there are such."""
+        if self.cut_K is None:
+            return None
+        return ThresholdCurve(self.statistics.bytes, CUT_THRESHOLDS, self.cut_K)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "statistics": self.statistics.to_json(),
+            "summary": self.summary.to_json(),
+            "cut": None if self.cut_K is None else self.cut_K.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ShardCounts":
+        return cls(
+            PatchStatistics.from_json(values["statistics"]),
+            Summary.from_json(values["summary"]),
+            None if values["cut"] is None else np.array(values["cut"], np.int64),
+        )
+
+
+class CountWorker:
+    """One actor of the pool: holds the manifest, counts shards."""
+
+    def __init__(self, shared: Any, board: Any):
+        bound_memory()
+        self.shards: ShardSet = ray.get(shared)  # a reference: the manifest may be large
+        self.board = board
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return attempt(row, self.board, self.count)
+
+    def count(self, number: int, report: Reporter) -> str:
+        """What was counted, or what is wrong with the shard, as JSON."""
+        try:
+            counts = count_shard(self.shards, self.shards.entries[number], report)
+        except DamagedShardError as error:
+            return json.dumps({"problem": str(error)})
+        return json.dumps(counts.to_json())
+
+
+def count_shard(
+    shards: ShardSet, entry: ShardEntry, report: Any = lambda count: None
+) -> ShardCounts:
+    """Count one shard.
+
+    Raises:
+        DamagedShardError: it is missing, not the file that was written, or cannot be read.
+    """
+    where = shards.output.locate(entry.path)
+    metadata = [name for name in shards.manifest["columns"] if name not in OWN_COLUMNS]
+    patcher, total = shards.patcher, ShardCounts()
+    cuts = patcher.rule in THRESHOLD_RULES and patcher.max_patch_length is not None
+    try:
+        with shards.output.open(entry.path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry.sha256:
+            raise DamagedShardError(
+                f"{where}: is damaged: sha256 is {digest}, the manifest says {entry.sha256}"
+            )
+        for batch in shards.shard_batches(entry):
+            scored = scored_rows(batch)
+            h_T, lengths_D = scored.entropies_T, scored.lengths_D
+            total += ShardCounts(
+                PatchStatistics.of(lengths_D, scored.patch_lengths_P, h_T),
+                Summary.of(batch, scored, patcher, metadata),
+                cut_patches(patcher, h_T, lengths_D) if cuts and len(h_T) else None,
+            )
+            report(int(scored.lengths_D.sum()))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DamagedShardError(f"{where}: cannot be read: {error}") from error
+    return total

@@ -1,0 +1,287 @@
+"""Shard sets → the figures of a report, as plain values: what report.json holds.
+
+Reads the manifests only (and, for a tokenizer, a sample of the text).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import mul
+from typing import Any
+
+import numpy as np
+
+from model.blt_config import BLT_SIZES, flops_by_part, transformer_flops
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.excerpts import Excerpt
+from pipeline.groups import ENTROPY_UNIT, OTHERS, GroupCounts, Groups
+from pipeline.run import LOG
+from pipeline.shards import ShardEntry, ShardSet
+from pipeline.statistics import ENTROPY_BIN, PatchStatistics
+from pipeline.summary import Summary
+from pipeline.threshold_counts import ThresholdCurve
+
+CURVE_POINTS = 400
+PERCENTILES = (1, 10, 50, 90, 99)
+MOST_SHOWN = 50
+"""Groups that a report tells of."""
+SIZES = ("400m", "1b", "2b", "4b", "8b")
+"""The paper's, of BLT_SIZES."""
+MADE = ("patcher", "entropy_model", "configuration")
+"""What manifests say of how a set was made."""
+TRAINING = 3
+"""Forward and backward passes cost three times the forward pass."""
+
+
+@dataclass(frozen=True)
+class TokenizerFigures:
+    """A BPE tokenizer on a sample of text."""
+
+    name: str
+    vocabulary: int
+    bytes_per_token: float
+    sample_bytes: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a report tells of: a shard set, or several as one."""
+
+    name: str
+    url: str
+    made: dict[str, Any]
+    """How it was made: ``patcher``, ``entropy_model``, ``configuration``, as manifests say it."""
+    statistics: PatchStatistics
+    summary: Summary
+    entries: Sequence[ShardEntry]
+    runs: Sequence[dict[str, Any]]
+    """How long runs took, see :func:`pipeline.run.log_run`."""
+    sources: Groups
+    """By input file, or by set."""
+    curve: ThresholdCurve | None = None
+    """Where it is more than the summary's: with the cuts of ``max_patch_length``."""
+    problems: Sequence[str] = ()
+    """Damaged shards, which are left out."""
+
+
+def counted_before(name: str, shards: ShardSet) -> Counted:
+    """What the manifest says.
+
+    Raises:
+        PipelineError: an earlier release wrote it.
+    """
+    summary = shards.summary
+    if summary is None:
+        raise PipelineError(
+            f"{shards.output.url}: its manifest has no summary, because an earlier release patched "
+            "it; --recompute reads the shards themselves"
+        )
+    return described(name, shards, shards.statistics, summary, shards.entries)
+
+
+def described(
+    name: str,
+    shards: ShardSet,
+    statistics: PatchStatistics,
+    summary: Summary,
+    entries: Sequence[ShardEntry],
+) -> Counted:
+    """Counts with what else is told of a set."""
+    made = {key: shards.manifest.get(key, {}) for key in MADE}
+    runs = list(shards.output.read_all_json(LOG).values())
+    url = shards.output.url
+    return Counted(name, url, made, statistics, summary, entries, runs, _by_file(entries))
+
+
+def merge(sets: Iterable[Counted]) -> Counted:
+    """Several sets as one; its sources are the sets. Holds one of them at a time.
+
+    Raises:
+        ConfigError: their boundary rules differ in more than the threshold.
+    """
+    total: Counted | None = None
+    sources: Groups = {}
+    entries: list[ShardEntry] = []
+    for counted in sets:
+        sources[counted.name] = sum(counted.sources.values(), GroupCounts())
+        entries += counted.entries
+        total = counted if total is None else _joined(total, counted)
+    assert total is not None
+    name, url = f"{len(sources):,} sets", f"{total.url}, …"
+    return replace(total, name=name, url=url, sources=sources, entries=entries)
+
+
+def _joined(a: Counted, b: Counted) -> Counted:
+    """Two sets as one, but for name, sources and entries."""
+    rules = [{**counted.made["patcher"], "threshold": None} for counted in (a, b)]
+    if rules[0] != rules[1]:
+        raise ConfigError(
+            f"--merge: {a.url} and {b.url} were cut by different rules; without it they are "
+            "compared"
+        )
+    return replace(
+        a,
+        made={key: _same(a.made[key], b.made[key]) for key in MADE},
+        statistics=a.statistics + b.statistics,
+        summary=a.summary + b.summary,
+        runs=[*a.runs, *b.runs],
+        curve=None if a.curve is None or b.curve is None else a.curve + b.curve,
+        problems=[*a.problems, *b.problems],
+    )
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """What both agree on."""
+    return {key: value for key, value in a.items() if b.get(key) == value}
+
+
+def set_figures(
+    counted: Counted,
+    *,
+    targets: Sequence[float],
+    context_bytes: int,
+    tokenizer: TokenizerFigures | None = None,
+) -> dict[str, Any]:
+    """Everything that is told of a set.
+
+    Args:
+        targets: mean bytes a patch to suggest thresholds for.
+        context_bytes: of a sequence, for the FLOPs of attention.
+    """
+    statistics, summary, entries = counted.statistics, counted.summary, counted.entries
+    patcher, model = counted.made["patcher"], counted.made["entropy_model"]
+    curve = counted.curve or summary.thresholds.curve()
+    entropy_flops = float(model.get("flops_per_byte", 0.0))
+    return {
+        "name": counted.name,
+        "url": counted.url,
+        "documents": statistics.documents,
+        "bytes": statistics.bytes,
+        "patches": statistics.patches,
+        "shards": sum(entry.sha256 is not None for entry in entries),
+        "shard_bytes": sum(entry.shard_bytes for entry in entries),
+        "mean_patch_bytes": statistics.mean_patch_bytes,
+        "mean_entropy": _mean_entropy(statistics),
+        "rule": patcher.get("rule", "global"),
+        "threshold": patcher.get("threshold"),
+        "max_patch_length": patcher.get("max_patch_length"),
+        "made": counted.made,
+        "patch_lengths": {
+            "counts": statistics.to_json()["patch_lengths"],
+            "percentiles": {str(p): statistics.patch_length_percentile(p) for p in PERCENTILES},
+        },
+        "entropies": {"bin": ENTROPY_BIN, "counts": statistics.entropies.tolist()},
+        "curve": _curve(curve),
+        "curve_has_cuts": counted.curve is not None,
+        "suggested": [_suggestion(curve, target) for target in targets],
+        "scripts": _rows(summary.scripts),
+        "columns": {column: _rows(groups) for column, groups in summary.columns.items()},
+        "sources": _rows(counted.sources),
+        "drift": [_drift(entry) for entry in entries if entry.sha256 is not None],
+        "longest": _excerpts(summary.longest),
+        "shortest": _excerpts(summary.shortest),
+        "rejects": {
+            "count": sum(entry.rejects for entry in entries),
+            "reasons": dict(summary.reasons),
+            "failures": [f"{entry.source}: {entry.error}" for entry in entries if entry.error],
+        },
+        "problems": list(counted.problems),
+        "runs": list(counted.runs),
+        "flops": list(flops(statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)),
+    }
+
+
+def _curve(curve: ThresholdCurve) -> dict[str, list[float]]:
+    thinned = curve.thinned(CURVE_POINTS)
+    return {
+        "thresholds": thinned.thresholds_K.tolist(),
+        "mean_patch_bytes": thinned.mean_patch_bytes.tolist(),
+    }
+
+
+def _suggestion(curve: ThresholdCurve, target: float) -> dict[str, float | None]:
+    threshold, reached = curve.closest(target) or (None, None)
+    return {"target": target, "threshold": threshold, "mean_patch_bytes": reached}
+
+
+def flops(
+    patch_size: float, entropy_model: float, context: int, tokenizer: TokenizerFigures | None
+) -> Iterator[dict[str, Any]]:
+    """FLOPs a byte by the paper's formulas (appendix on FLOPs), for each of its sizes.
+
+    ``inference`` is a forward pass with the entropy model's; ``training`` takes patches as given.
+    ``bpe``: a transformer of the latent one's shape that runs once a token of ``tokenizer``.
+    """
+    if not patch_size:
+        return
+    for size in SIZES:
+        shape = BLT_SIZES[size]
+        parts = flops_by_part(shape, patch_size=patch_size, context=context)
+        forward = sum(parts.values())
+        row: dict[str, Any] = {
+            "size": size,
+            "parts": parts,
+            "entropy_model": entropy_model,
+            "inference": forward + entropy_model,
+            "training": TRAINING * forward,
+        }
+        if tokenizer is not None:
+            tokens = context / tokenizer.bytes_per_token
+            layers, dim = shape.n_layers_global, shape.dim_global
+            token = transformer_flops(layers, dim, tokens, tokenizer.vocabulary)
+            bpe = token / tokenizer.bytes_per_token
+            row["bpe"] = {"inference": bpe, "training": TRAINING * bpe}
+        yield row
+
+
+def _mean_entropy(statistics: PatchStatistics) -> float:
+    """Nats; from the histogram, each entropy at the middle of its bin."""
+    counts = statistics.entropies
+    middles = (np.arange(len(counts)) + 0.5) * ENTROPY_BIN
+    return float(counts @ middles / max(counts.sum(), 1))
+
+
+def _rows(groups: Groups) -> list[dict[str, Any]]:
+    """Groups as they are shown: those with the most text first, what is left of others last."""
+    named = {name: counts for name, counts in groups.items() if name != OTHERS}
+    shown = dict(sorted(named.items(), key=lambda item: -item[1].bytes)[:MOST_SHOWN])
+    others = [counts for name, counts in groups.items() if name not in shown]
+    if others:
+        shown[OTHERS] = sum(others, GroupCounts())
+    return [
+        {
+            "name": name,
+            "documents": counts.documents,
+            "bytes": counts.bytes,
+            "patches": counts.patches,
+            "mean_patch_bytes": counts.mean_patch_bytes,
+            "mean_entropy": counts.mean_entropy,
+        }
+        for name, counts in shown.items()
+    ]
+
+
+def _by_file(entries: Sequence[ShardEntry]) -> Groups:
+    """By input file."""
+    groups: Groups = {}
+    for entry in entries:
+        counts = groups.get(entry.source, GroupCounts())
+        groups[entry.source] = counts + _entry_counts(entry)
+    return groups
+
+
+def _drift(entry: ShardEntry) -> dict[str, Any]:
+    size, patches = entry.statistics["bytes"], entry.statistics["patches"]
+    return {"shard": entry.name, "bytes": size, "mean_patch_bytes": size / max(patches, 1)}
+
+
+def _entry_counts(entry: ShardEntry) -> GroupCounts:
+    """Counts of a shard; its entropies at the middles of their bins."""
+    statistics = entry.statistics
+    counts = statistics["entropies"]
+    whole = sum(map(mul, map(int, counts), counts.values()))
+    units = round((whole + sum(counts.values()) / 2) * ENTROPY_BIN / ENTROPY_UNIT)
+    return GroupCounts(statistics["documents"], statistics["bytes"], statistics["patches"], units)
+
+
+def _excerpts(excerpts: Sequence[Excerpt]) -> list[dict[str, Any]]:
+    return [excerpt.to_json() for excerpt in excerpts]
