@@ -14,8 +14,6 @@ COLOURS = 4
 _HIDDEN = re.compile(
     "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 )  # not the joiners: letters of Persian and families of emoji need them
-    "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-)
 _DOTTED_CIRCLE = "\u25cc"
 
 PATCHES_CSS = """
