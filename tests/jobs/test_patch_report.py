@@ -1,0 +1,128 @@
+"""The report's job as a user runs it: files, output, exit statuses, messages."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT, job_here, topics, write_jsonl
+
+from model import NGramEntropyModel, Patcher
+from pipeline.report_plots import PLOTS
+from pipeline.storage import OutputDirectory
+
+JOB = ROOT / "jobs" / "patch_report.py"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return job_here(JOB, monkeypatch, capsys)
+
+
+@pytest.fixture
+def sets(tmp_path, ngram_model: NGramEntropyModel) -> Path:
+    """Two sets with several shards each."""
+    for i, part in enumerate((topics()[:6], topics()[6:9], topics()[9:12])):
+        write_jsonl(tmp_path / "in" / f"{i}.jsonl", [(k, text[:2000]) for k, text in part])
+    for name, rule in (("a", Patcher(1.0)), ("b", Patcher(1.5, max_patch_length=6))):
+        settings = {"id_column": "id", "keep_columns": ("id",)}
+        tiny.make_shards(tmp_path / name, tmp_path / "in", ngram_model, rule, **settings)
+    return tmp_path
+
+
+def figures(output: Path) -> list[dict]:
+    return json.loads((output / "report.json").read_text())["sets"]
+
+
+def test_a_page_plots_and_figures(run, sets):
+    done = run("--shards", sets / "a", sets / "b", "--output", sets / "out")
+    assert done.returncode == 0, done.stderr
+    names = {"index.html", "report.json", *(f"{name}.png" for name in PLOTS)}
+    assert {path.name for path in (sets / "out").iterdir()} == names
+    assert f"page: {sets / 'out' / 'index.html'}" in done.stdout
+    rows = [line.split("  ") for line in done.stdout.splitlines()]
+    assert ["mean bytes a patch", f"{figures(sets / 'out')[0]['mean_patch_bytes']:.3f}"] in [
+        [cell.strip() for cell in row if cell.strip()][:2] for row in rows
+    ]
+
+
+def test_json_is_what_the_file_holds(run, sets):
+    out = sets / "out"
+    done = run("--shards", sets / "a", "--output", out, "--target-patch-size", 3, "--json")
+    assert json.loads(done.stdout) == json.loads((out / "report.json").read_text())
+    assert [s["target"] for s in json.loads(done.stdout)["sets"][0]["suggested"]] == [3.0]
+
+
+def test_sets_in_other_storage(run, sets):
+    memory = OutputDirectory("memory://report-test")
+    for path in (sets / "a").rglob("*"):
+        if path.is_file():
+            with memory.filesystem.open(
+                f"/report-test/a/{path.relative_to(sets / 'a')}", "wb"
+            ) as f:
+                f.write(path.read_bytes())
+    done = run("--shards", "memory://report-test/a", "--output", "memory://report-test/out")
+    assert done.returncode == 0, done.stderr
+    assert b"<svg" in memory.read("out/index.html") and memory.exists("out/threshold.png")
+
+
+def test_counting_again_gives_the_same(local_ray, run, sets):
+    plain, again = sets / "plain", sets / "again"
+    assert run("--shards", sets / "a", sets / "b", "--output", plain).returncode == 0
+    done = run("--shards", sets / "a", sets / "b", "--output", again, "--recompute")
+    assert done.returncode == 0, done.stderr
+    (a, b), (a2, b2) = figures(plain), figures(again)
+    assert a2 == a
+    changed = {"curve", "curve_has_cuts", "suggested"}
+    assert {k: v for k, v in b2.items() if k not in changed} == {
+        k: v for k, v in b.items() if k not in changed
+    }
+    # With its cuts, the curve runs through where the set is.
+    thresholds, means = (b2["curve"][key] for key in ("thresholds", "mean_patch_bytes"))
+    assert means[thresholds.index(1.5)] == pytest.approx(b["mean_patch_bytes"])
+    assert b["curve"]["mean_patch_bytes"][-1] > means[-1] > 5
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_named_and_left_out(local_ray, run, sets, damage):
+    shard = sorted((sets / "a" / "shards").iterdir())[1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    {"flip": lambda: shard.write_bytes(data), "cut": lambda: shard.write_bytes(data[:500])}.get(
+        damage, shard.unlink
+    )()
+    done = run("--shards", sets / "a", "--output", sets / "out", "--recompute")
+    assert done.returncode == 1
+    assert str(shard) in done.stdout
+    (found,) = figures(sets / "out")
+    assert found["shards"] == 2 and str(shard) in found["problems"][0]
+    assert found["documents"] == 9
+    assert str(shard) in (sets / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--shards", "nowhere"], "--shards"),
+        (["--shards", "{a}", "{a}"], "--shards: {a} is named 2 times"),
+        (["--shards", "{a}", "--output", "{a}"], "--output {a}: is a shard set"),
+        (["--shards", "{a}", "--target-patch-size", "0"], "--target-patch-size"),
+        (["--shards", "{a}", "--context-bytes", "0"], "--context-bytes"),
+        (["--shards", "{a}", "--tokenizer", "{a}"], "--tokenizer {a}: holds no tokenizer.json"),
+        (["--shards", "{a}", "{b}", "--merge"], "--merge"),
+        (["--shards", "s3://user:pass@bucket/x"], "no credentials in URLs"),
+    ],
+)
+def test_a_wrong_flag_is_named(run, sets, flags, said):
+    names = {"a": sets / "a", "b": sets / "b"}
+    output = [] if "--output" in flags else ["--output", sets / "out"]
+    done = run(*(flag.format(**names) for flag in flags), *output)
+    assert done.returncode == 2
+    assert said.format(**names) in done.stderr
+    assert not (sets / "out" / "index.html").exists()
+
+
+def test_an_output_that_cannot_be_written_is_named(run, sets):
+    (sets / "file").write_text("")
+    done = run("--shards", sets / "a", "--output", sets / "file" / "out")
+    assert done.returncode == 1 and str(sets / "file" / "out") in done.stderr

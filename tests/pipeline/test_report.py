@@ -1,0 +1,258 @@
+"""Reports: figures against counting by hand, and the page in a real browser."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from browser import PHONE, Watched
+from conftest import topics, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from model import NGramEntropyModel, Patcher
+from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
+from model.tokenizer import encode_documents
+from pipeline.bpe import tokenizer_figures
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.report import Report
+from pipeline.report_data import Counted, counted_before, merge, set_figures
+from pipeline.report_plots import PLOTS, png
+from pipeline.shards import ShardSet
+from pipeline.storage import OutputDirectory, to_json
+
+HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
+TARGETS = (2.0, 4.5)
+
+
+def figures_of(counted: Counted) -> dict:
+    return set_figures(counted, targets=TARGETS, context_bytes=8192)
+
+
+def shard_set(directory: Path, model: NGramEntropyModel, rule: Patcher, parts: list) -> ShardSet:
+    """Several input files, so several shards; with a metadata column."""
+    for i, part in enumerate(parts):
+        path = write_jsonl(directory / "in" / f"{i}.jsonl", part)
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+        tagged = [{**line, "language": ("en", None)[j % 2]} for j, line in enumerate(lines)]
+        bad = ['{"id": "x"}', "{broken 17"] if i == 0 else []
+        path.write_text("\n".join([*map(json.dumps, tagged), *bad]) + "\n")
+    settings = {"id_column": "id", "keep_columns": ("language",)}
+    return tiny.make_shards(directory / "set", directory / "in", model, rule, **settings)
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[list[tuple[str, str]]]:
+    texts = [(name, text[:3000]) for name, text in topics()[:20]]
+    other = [("рус", "Привет, мир! " * 40), (HOSTILE, HOSTILE * 3), ("none", ""), ("é", "é" * 99)]
+    return [texts[:8], texts[8:12] + other, texts[12:]]
+
+
+@pytest.fixture(scope="module")
+def model(parts) -> NGramEntropyModel:
+    return NGramEntropyModel.fit([encode_documents([t.encode() for p in parts for _, t in p])])
+
+
+@pytest.fixture(scope="module")
+def shards(parts, model, tmp_path_factory) -> ShardSet:
+    return shard_set(tmp_path_factory.mktemp("report"), model, Patcher(1.0), parts)
+
+
+@pytest.fixture(scope="module")
+def figures(shards) -> dict:
+    return figures_of(counted_before("set", shards))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Patcher(1.0),
+        Patcher(0.4, rule="monotonic"),
+        Patcher(0.5, rule="combined", threshold_add=0.1),
+    ],
+)
+def test_the_curve_is_that_of_cutting_everything_anew(parts, model, rule, tmp_path):
+    shards = shard_set(tmp_path, model, rule, parts[:2])
+    found = figures_of(counted_before("set", shards))
+    documents = list(shards)
+    h = torch.from_numpy(np.concatenate([document.entropies for document in documents]))
+    lengths = torch.tensor([len(document.entropies) for document in documents])
+    size = sum(len(document.text.encode()) for document in documents)
+
+    def mean(threshold: float) -> float:
+        cut = replace(rule, threshold=threshold)
+        return size / len(cut.patch_lengths_flat(h, lengths)[0])
+
+    curve = found["curve"]
+    assert len(curve["thresholds"]) > 100
+    assert curve["mean_patch_bytes"] == list(map(mean, curve["thresholds"]))
+    assert found["mean_patch_bytes"] == pytest.approx(mean(rule.threshold))
+    for suggested in found["suggested"]:
+        assert suggested["mean_patch_bytes"] == mean(suggested["threshold"])
+
+
+def test_figures_are_those_of_a_loop_over_the_documents(shards, figures, parts):
+    documents = list(shards)
+    lengths = np.concatenate([document.patch_lengths for document in documents])
+    assert figures["documents"] == len(documents) == sum(map(len, parts))
+    assert figures["patches"] == len(lengths)
+    counts = {str(k): int(n) for k, n in zip(*np.unique(lengths, return_counts=True), strict=True)}
+    assert figures["patch_lengths"]["counts"] == counts
+    median = np.sort(lengths)[(len(lengths) - 1) // 2]
+    assert figures["patch_lengths"]["percentiles"]["50"] == median
+    exact = np.concatenate([document.entropies for document in documents]).astype(float).mean()
+    assert figures["mean_entropy"] == pytest.approx(exact, abs=0.01)
+    scripts = {row["name"]: row["documents"] for row in figures["scripts"]}
+    assert scripts == {"Latin": len(documents) - 2, "Cyrillic": 1, "(no letters)": 1}
+    language = {row["name"]: row["documents"] for row in figures["columns"]["language"]}
+    assert language == {"en": 12, "(none)": 12}
+    sources = {row["name"]: row["bytes"] for row in figures["sources"]}
+    sizes = [sum(len(text.encode()) for _, text in part) for part in parts]
+    assert sources == {f"{i}.jsonl": size for i, size in enumerate(sizes)}
+    assert len(figures["drift"]) == figures["shards"] == 3
+    assert figures["rejects"]["count"] == 2
+    assert sorted(figures["rejects"]["reasons"].values()) == [1, 1]
+    assert figures["longest"][0]["measure"] == max(
+        len(patch) for document in documents for patch in document.patches()
+    )
+
+
+def test_merged_sets_are_the_set_of_all_their_documents(shards, figures, parts, model, tmp_path):
+    apart = [shard_set(tmp_path / str(i), model, Patcher(1.0), [p]) for i, p in enumerate(parts)]
+    merged = figures_of(merge(counted_before(str(i), one) for i, one in enumerate(apart)))
+    alike = figures.keys() - {"name", "url", "sources", "drift", "rejects", "runs", "shard_bytes"}
+    assert {key: merged[key] for key in alike} == {key: figures[key] for key in alike}
+    assert sorted(row["name"] for row in merged["sources"]) == ["0", "1", "2"]
+    assert merged["rejects"]["count"] == 6 and merged["name"] == "3 sets"
+
+
+def test_sets_of_different_rules_are_not_merged(shards, parts, model, tmp_path):
+    other = shard_set(tmp_path, model, Patcher(rule="space"), parts[:1])
+    with pytest.raises(ConfigError, match="cut by different rules"):
+        merge([counted_before("a", shards), counted_before("b", other)])
+
+
+def test_flops_are_those_of_the_papers_formulas(shards, figures):
+    size = figures["mean_patch_bytes"]
+    for row in figures["flops"]:
+        expected = flops_per_byte(BLT_SIZES[row["size"]], patch_size=size, context=8192)
+        assert row["inference"] == pytest.approx(expected)  # an n-gram model costs nothing
+        assert row["training"] == pytest.approx(3 * expected)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(parts, tmp_path_factory) -> Path:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([text for part in parts for _, text in part], trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    bpe.save(str(path))
+    return path
+
+
+def test_a_bpe_tokenizer_is_run_on_the_same_text(shards, tokenizer):
+    found = tokenizer_figures(str(tokenizer.parent), shards)
+    bpe = Tokenizer.from_file(str(tokenizer))
+    texts = [document.text for document in shards]
+    tokens = sum(len(bpe.encode(text, add_special_tokens=False).ids) for text in texts)
+    size = sum(len(text.encode()) for text in texts)
+    assert (found.vocabulary, found.sample_bytes) == (600, size)
+    assert found.bytes_per_token == size / tokens
+    counted = counted_before("set", shards)
+    row = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=found)["flops"][1]
+    shape = BLT_SIZES[row["size"]]
+    context = 8192 * tokens / size
+    token = transformer_flops(shape.n_layers_global, shape.dim_global, context, 600)
+    assert row["bpe"]["inference"] == pytest.approx(token * tokens / size)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])
+def test_a_tokenizer_that_cannot_be_read_is_named(shards, tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"--tokenizer {tmp_path}"):
+        tokenizer_figures(str(tmp_path), shards)
+
+
+def test_a_set_of_an_earlier_release_is_told_how_to_go_on(shards, tmp_path):
+    manifest = {k: v for k, v in shards.manifest.items() if k != "summary"}
+    OutputDirectory(str(tmp_path)).write("manifest.json", to_json(manifest))
+    with pytest.raises(PipelineError, match="--recompute"):
+        counted_before("old", ShardSet(str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def pages(shards, parts, model, tokenizer, tmp_path_factory) -> dict[str, Path]:
+    """Reports of one set, of two, and of one with nothing in it; all with hostile names."""
+    directory = tmp_path_factory.mktemp("pages")
+    other = shard_set(directory / "other", model, Patcher(1.6), parts[:2])
+    empty = shard_set(directory / "empty", model, Patcher(1.6), [[]])
+    bpe = replace(tokenizer_figures(str(tokenizer), shards), name=HOSTILE)
+    found = {}
+    for name, sets in {"one": [shards], "two": [shards, other], "empty": [empty]}.items():
+        all_figures = []
+        for number, of_set in enumerate(sets):
+            counted = replace(counted_before(f"{HOSTILE} {number}", of_set), problems=[HOSTILE])
+            with_bpe = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=bpe)
+            all_figures.append(with_bpe)
+        report = Report(all_figures, bpe, 8192, recomputed=False)
+        report.write(OutputDirectory(str(directory / name)))
+        found[name] = directory / name / "index.html"
+    return found
+
+
+@pytest.mark.parametrize("name", ["one", "two", "empty"])
+@pytest.mark.parametrize("kind", ["desktop", "phone", "dark"])
+def test_pages_in_a_browser(browser, pages, name, kind):
+    settings = {"phone": {"viewport": PHONE}, "dark": {"color_scheme": "dark"}}.get(kind, {})
+    watched = Watched(browser, **settings)
+    page = watched.page
+    page.goto(pages[name].as_uri())
+    assert watched.problems == [] and watched.hosts == {""}
+    assert watched.overflow() == 0
+    # Nothing of a document became part of the page.
+    assert page.title() != "run" and page.locator("script, img, iframe").count() == 0
+    assert HOSTILE in page.inner_text("body")
+    boxes = [plot.bounding_box() for plot in page.locator("section svg").all()]
+    assert len(boxes) == len(PLOTS)
+    assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
+    dark = [channel < 80 for channel in colour(page, "background-color")]
+    assert all(dark) == (kind == "dark") and any(dark) == (kind == "dark")
+    contrast = np.subtract(colour(page, "color"), colour(page, "background-color"))
+    assert np.abs(contrast).min() > 150
+    page.close()
+
+
+def colour(page, of: str) -> list[int]:
+    script = "name => getComputedStyle(document.body).getPropertyValue(name).match(/\\d+/g)"
+    return list(map(int, page.evaluate(script, of)[:3]))
+
+
+def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
+    watched = Watched(browser)
+    watched.page.goto(pages["one"].as_uri())
+    excerpts = watched.page.locator(".patches").all()
+    assert len(excerpts) == len(figures["longest"]) + len(figures["shortest"])
+    longest = excerpts[0].locator(".patch").all()
+    assert len(longest) == len(figures["longest"][0]["patch_bytes"])
+    painted = {patch.evaluate("e => getComputedStyle(e).backgroundColor") for patch in longest}
+    assert len(painted) == min(len(longest), 4)
+    text = watched.page.inner_text("body")
+    for suggested in figures["suggested"]:
+        assert str(suggested["threshold"]) in text
+    # Curves take the page's colours: there is one painted, and lines at both kinds of threshold.
+    plot = watched.page.locator("svg").first
+    strokes = plot.evaluate(
+        "e => [...e.querySelectorAll('path')].map(p => getComputedStyle(p).stroke)"
+    )
+    assert "rgb(47, 111, 222)" in strokes
+    watched.page.close()
+
+
+def test_plots_are_pictures(figures):
+    for name in PLOTS:
+        assert png(name, [figures])[:8] == b"\x89PNG\r\n\x1a\n"
