@@ -19,3 +19,7 @@ class UnreachableFileError(PipelineError):
 
 class BadDocumentError(PipelineError):
     """A document cannot be used, and the job was asked to stop at such."""
+
+
+class DamagedShardError(PipelineError):
+    """A shard is not what its manifest says; tells where and how."""

@@ -1,18 +1,17 @@
 """Statistics of shard sets counted again, on Ray: from the shards, not from what manifests say."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from rich.console import Console
 
 from model.patcher import THRESHOLD_RULES
 from pipeline.cluster import connect
 from pipeline.documents import WHOLE_FILE
+from pipeline.errors import DamagedShardError
 from pipeline.memory import bound_memory
 from pipeline.pool import actor_pool, attempt, new_board, work_off
 from pipeline.progress import Reporter
@@ -21,10 +20,6 @@ from pipeline.shards import OWN_COLUMNS, ShardEntry, ShardSet
 from pipeline.statistics import PatchStatistics
 from pipeline.summary import Summary, scored_rows
 from pipeline.threshold_counts import CUT_THRESHOLDS, ThresholdCurve, cut_patches
-
-
-class DamagedShardError(Exception):
-    """A shard is not what its manifest says; tells where and how."""
 
 
 def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
@@ -126,26 +121,16 @@ def count_shard(
     Raises:
         DamagedShardError: it is missing, not the file that was written, or cannot be read.
     """
-    where = shards.output.locate(entry.path)
     metadata = [name for name in shards.manifest["columns"] if name not in OWN_COLUMNS]
     patcher, total = shards.patcher, ShardCounts()
     cuts = patcher.rule in THRESHOLD_RULES and patcher.max_patch_length is not None
-    try:
-        with shards.output.open(entry.path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != entry.sha256:
-            raise DamagedShardError(
-                f"{where}: is damaged: sha256 is {digest}, the manifest says {entry.sha256}"
-            )
-        for batch in shards.shard_batches(entry):
-            scored = scored_rows(batch)
-            h_T, lengths_D = scored.entropies_T, scored.lengths_D
-            total += ShardCounts(
-                PatchStatistics.of(lengths_D, scored.patch_lengths_P, h_T),
-                Summary.of(batch, scored, patcher, metadata),
-                cut_patches(patcher, h_T, lengths_D) if cuts and len(h_T) else None,
-            )
-            report(int(scored.lengths_D.sum()))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DamagedShardError(f"{where}: cannot be read: {error}") from error
+    for batch in shards.checked_batches(entry):
+        scored = scored_rows(batch)
+        h_T, lengths_D = scored.entropies_T, scored.lengths_D
+        total += ShardCounts(
+            PatchStatistics.of(lengths_D, scored.patch_lengths_P, h_T),
+            Summary.of(batch, scored, patcher, metadata),
+            cut_patches(patcher, h_T, lengths_D) if cuts and len(h_T) else None,
+        )
+        report(int(scored.lengths_D.sum()))
     return total

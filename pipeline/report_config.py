@@ -8,6 +8,9 @@ import tyro
 
 from pipeline.errors import ConfigError
 
+TARGETS = (4.5, 6.0, 8.0)
+CONTEXT_BYTES = 8192
+
 
 @dataclass(frozen=True)
 class PatchReportConfig:
@@ -23,12 +26,12 @@ class PatchReportConfig:
     """Tell of all sets as one, such as the parts of a corpus; without it they are compared."""
     output: str = "patch-report"
     """Directory or URL for index.html, report.json and the plots as PNG files."""
-    target_patch_size: tuple[float, ...] = (4.5, 6.0, 8.0)
+    target_patch_size: tuple[float, ...] = TARGETS
     """Mean bytes a patch to suggest thresholds for."""
     tokenizer: str | None = None
     """A BPE tokenizer to compare FLOPs with: a tokenizer.json, a directory that holds one (such as
     prepare_corpus.py --tokenizer writes), or a hub id. It is run on a sample of the first set."""
-    context_bytes: int = 8192
+    context_bytes: int = CONTEXT_BYTES
     """Bytes of a sequence, for the FLOPs of attention."""
     recompute: bool = False
     """Read all shards again, on Ray, instead of the manifests' statistics: for sets of earlier

@@ -27,7 +27,7 @@ import pyarrow as pa
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.documents import Document
-from pipeline.errors import PipelineError
+from pipeline.errors import DamagedShardError, PipelineError
 from pipeline.scoring import Scored, patch_stored
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, to_json
@@ -237,6 +237,25 @@ class ShardSet:
             for i in range(reader.num_record_batches):
                 batch = reader.get_batch(i)
                 yield batch if columns is None else batch.select(list(columns))
+
+    def checked_batches(self, entry: ShardEntry) -> Iterator[pa.RecordBatch]:
+        """The rows of one shard, once its file is known to be the one that was written.
+
+        Raises:
+            DamagedShardError: it is missing, another file, or cannot be read; names it.
+        """
+        where = self.output.locate(entry.path)
+        try:
+            with self.output.open(entry.path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest == entry.sha256:
+                yield from self.shard_batches(entry)
+        except Exception as error:  # each filesystem has its own; all mean the same here
+            raise DamagedShardError(f"{where}: cannot be read: {error}") from error
+        if digest != entry.sha256:
+            raise DamagedShardError(
+                f"{where}: is damaged: sha256 is {digest}, the manifest says {entry.sha256}"
+            )
 
     def __iter__(self) -> Iterator[PatchedDocument]:
         for batch in self.batches():

@@ -50,6 +50,9 @@ class Hub:
         self.requests: list[Request] = []
         self.plans: list[tuple[str, Iterator[Fault | None]]] = []
         self.closing = threading.Event()
+        self.objects: dict[str, bytes] = {}
+        """What was uploaded, by SHA-256, committed or not."""
+        self.private: dict[str, bool | None] = {}
         self._lock = threading.Lock()
 
     def publish(
@@ -110,9 +113,9 @@ class Hub:
 
 
 @contextmanager
-def serve() -> Iterator[Hub]:
+def serve(handler: type[Handler] = Handler) -> Iterator[Hub]:
     """A hub with nothing in it."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         hub = server.hub = Hub(server.server_address[1])
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:

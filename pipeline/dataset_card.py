@@ -1,0 +1,101 @@
+"""The card of an exported dataset: what it is, its figures, how to load it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from datasets import Features
+from pyarrow import Schema
+
+from pipeline.statistics import PatchStatistics
+
+COLUMNS = {
+    "sample_id": "the document's id",
+    "text": "its text",
+    "entropies": "nats, one a token (BOS, bytes, EOS): the entropy of the prediction after it",
+    "patch_lengths": "tokens of each patch; they sum to the bytes of the text and 2",
+}
+
+
+def dataset_card(
+    name: str,
+    schema: Schema | None,
+    made: dict[str, Any],
+    statistics: PatchStatistics,
+    rejects: int,
+    file_bytes: int,
+    pictures: Mapping[str, str],
+) -> str:
+    """The text of README.md, with the metadata that ``datasets`` and the hub read.
+
+    Args:
+        name: of the dataset.
+        schema: of its files; None if there are none.
+        made: ``patcher``, ``entropy_model`` and ``sources``, as the manifest says.
+        file_bytes: size of all files.
+        pictures: files beside the card, by title.
+    """
+    metadata: dict[str, Any] = {"pretty_name": name, "tags": ["byte-latent-transformer"]}
+    if schema is not None:
+        metadata["configs"] = [
+            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}
+        ]
+        split = {
+            "name": "train",
+            "num_bytes": file_bytes,
+            "num_examples": statistics.documents,
+        }
+        metadata["dataset_info"] = {
+            "features": Features.from_arrow_schema(schema)._to_yaml_list(),
+            "splits": [split],
+            "download_size": file_bytes,
+            "dataset_size": file_bytes,
+        }
+    names = schema.names if schema is not None else []
+    sections = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
+        f"# {plain(name)}",
+        "Documents cut into entropy patches for Byte Latent Transformers (arXiv 2412.09871), by "
+        "blt-titan.",
+        _table(_figures(made, statistics, rejects)),
+        *(f"![{plain(title)}]({file})" for title, file in pictures.items()),
+        "## Columns",
+        _table([(plain(n), COLUMNS.get(n, "metadata of the document")) for n in names]),
+        "## Sources",
+        "\n".join(f"- {plain(source['name'])}" for source in made["sources"][:100]),
+    ]
+    if len(made["sources"]) > 100:
+        sections.append(f"and {len(made['sources']) - 100:,} more")
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _figures(
+    made: dict[str, Any], statistics: PatchStatistics, rejects: int
+) -> list[tuple[str, str]]:
+    model = made["entropy_model"]
+    percentiles = (f"{statistics.patch_length_percentile(p)} ({p} %)" for p in (10, 50, 90, 99))
+    rule = ", ".join(f"{key} {value}" for key, value in made["patcher"].items())
+    return [
+        ("documents", f"{statistics.documents:,}"),
+        ("bytes of text", f"{statistics.bytes:,}"),
+        ("patches", f"{statistics.patches:,}"),
+        ("mean bytes a patch", f"{statistics.mean_patch_bytes:.3f}"),
+        ("patch lengths (tokens)", ", ".join(percentiles)),
+        ("documents left out", f"{rejects:,}"),
+        ("boundary rule (nats)", plain(rule)),
+        ("entropy model", plain(str(model.get("source", "unknown")))),
+        ("its fingerprint", plain(str(model.get("fingerprint", "unknown")))),
+    ]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    return "| | |\n|---|---|\n" + "\n".join(f"| {a} | {b} |" for a, b in rows)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line: no markup, no links, no cells."""
+    shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", " ".join(shown.split()))
