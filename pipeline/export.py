@@ -42,6 +42,9 @@ class Piece(NamedTuple):
     """A shard, and the file that it becomes."""
 
     entry: ShardEntry
+    """Without its statistics, which are long: workers get all pieces."""
+    bytes: int
+    """Of text."""
     path: str
     """Below the output."""
 
@@ -72,7 +75,10 @@ def plan_export(shards: ShardSet, config: ExportShardsConfig) -> list[Piece]:
     else:
         last = len(entries)
         paths = [f"data/train-{i:05d}-of-{last:05d}.parquet" for i in range(last)]
-    return [Piece(entry, path) for entry, path in zip(entries, paths, strict=True)]
+    return [
+        Piece(replace(entry, statistics={}), entry.statistics["bytes"], path)
+        for entry, path in zip(entries, paths, strict=True)
+    ]
 
 
 def corpus_name(shards: ShardSet, config: ExportShardsConfig) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,9 +25,9 @@ from pipeline.export import (
     verify_file,
 )
 from pipeline.export_config import ExportShardsConfig
-from pipeline.hub_upload import push
+from pipeline.hub_upload import open_repository, push
 from pipeline.memory import bound_memory
-from pipeline.pool import actor_pool, attempt, new_board, work_off
+from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
 from pipeline.report_config import CONTEXT_BYTES, TARGETS
 from pipeline.report_data import Counted, set_figures
@@ -87,6 +87,8 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     if f"{output.url}/".startswith(f"{shards.output.url}/"):
         raise ConfigError(f"{flag} {config.directory}: lies in the shard set; choose another place")
     pieces = plan_export(shards, config)
+    if config.on_hub:  # first of all, so that a wrong token costs no work
+        open_repository(config)
     _begin(pieces, shards, config, output, flag)
     began = time.monotonic()
     done = _committed(output)
@@ -166,30 +168,6 @@ def _in_order(pieces: list[Piece], done: Mapping[str, ExportedFile]) -> list[Exp
     return [done[piece.entry.name] for piece in pieces if piece.entry.name in done]
 
 
-class ExportWorker:
-    """One actor of the pool: holds the manifest, exports shards."""
-
-    def __init__(
-        self, shared: Any, config: ExportShardsConfig, output: OutputDirectory, board: Any
-    ):
-        bound_memory()
-        self.shards, self.pieces = ray.get(shared)  # a reference: the manifest may be large
-        self.config, self.output, self.board = config, output, board
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return attempt(row, self.board, self.export)
-
-    def export(self, number: int, report: Reporter) -> str:
-        """What is wrong with the shard, if anything."""
-        piece = self.pieces[number]
-        try:
-            export_shard(self.shards, piece, self.config, self.output)
-        except DamagedShardError as error:
-            return str(error)
-        report(piece.entry.statistics["bytes"])
-        return ""
-
-
 def _run_pool(
     waiting: list[int],
     pieces: list[Piece],
@@ -200,20 +178,41 @@ def _run_pool(
 ) -> list[str]:
     """Export the waiting shards; returns what is said of damaged ones."""
     board = new_board()
-    sizes = {i: piece.entry.statistics["bytes"] for i, piece in enumerate(pieces)}
     said: dict[int, str] = {}
     work_off(
-        {i: sizes[i] for i in waiting},
-        {i: size for i, size in sizes.items() if i not in set(waiting)},
+        {i: pieces[i].bytes for i in waiting},
+        {i: pieces[i].bytes for i in set(range(len(pieces))).difference(waiting)},
         console,
         "exporting",
         board,
-        ExportWorker,
+        _export_piece,
         receive=said.__setitem__,
-        fn_constructor_args=(ray.put((shards, pieces)), config, output, board),
-        compute=actor_pool(config.num_workers, len(waiting)),
+        fn_args=(ray.put((shards.light(), pieces)), config, output, board),
+        concurrency=config.num_workers,
     )
     return [said[i] for i in sorted(said) if said[i]]
+
+
+def _export_piece(
+    row: dict[str, Any],
+    shared: Any,
+    config: ExportShardsConfig,
+    output: OutputDirectory,
+    board: Any,
+) -> dict[str, Any]:
+    bound_memory()
+
+    def export(number: int, report: Reporter) -> str:
+        """What is wrong with the shard, if anything."""
+        shards, pieces = ray.get(shared)
+        try:
+            export_shard(shards, pieces[number], config, output)
+        except DamagedShardError as error:
+            return str(error)
+        report(pieces[number].bytes)
+        return ""
+
+    return attempt(row, board, export)
 
 
 def _verify(
@@ -225,14 +224,14 @@ def _verify(
     board = new_board()
     said: dict[int, str] = {}
     work_off(
-        {i: file.statistics["bytes"] for i, file in enumerate(files)},
+        {i: file.bytes for i, file in enumerate(files)},
         {},
         console,
         "verifying",
         board,
         _verify_file,
         receive=said.__setitem__,
-        fn_args=(ray.put(files), output, board),
+        fn_args=(ray.put([replace(file, statistics={}) for file in files]), output, board),
         concurrency=config.num_workers,
     )
     wrong = [i for i in sorted(said) if said[i]]
@@ -249,7 +248,7 @@ def _verify_file(
     def verify(number: int, report: Reporter) -> str:
         file = ray.get(shared)[number]
         problem = verify_file(file, output)
-        report(file.statistics["bytes"])
+        report(file.bytes)
         return problem or ""
 
     return attempt(row, board, verify)

@@ -4,10 +4,12 @@ Files are found in the repository by their SHA-256, so that a rerun uploads what
 """
 
 import base64
+import logging
 import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,27 @@ from pipeline.errors import PipelineError
 from pipeline.export import ExportedFile
 from pipeline.export_config import ExportShardsConfig
 from pipeline.memory import bound_memory
-from pipeline.pool import actor_pool, attempt, new_board, work_off
+from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
 from pipeline.storage import OutputDirectory
 
 KIND = "dataset"
 COMMIT_FILES = 50
 """Files that one commit adds: the hub limits commits an hour, and what one can hold."""
+
+
+def open_repository(config: ExportShardsConfig) -> None:
+    """Make the repository unless it is there.
+
+    Raises:
+        PipelineError: the hub refuses or cannot be reached.
+    """
+    disable_progress_bars()  # there is one for all workers
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with _saying(config.output):
+        HfApi().create_repo(
+            config.output, repo_type=KIND, private=config.private or None, exist_ok=True
+        )
 
 
 def push(
@@ -52,7 +68,6 @@ def push(
     repository = config.output
     api = HfApi()
     with _saying(repository):
-        api.create_repo(repository, repo_type=KIND, private=config.private, exist_ok=True)
         tree = api.list_repo_tree(repository, repo_type=KIND, recursive=True)
         there = {
             item.path: item.lfs.sha256 if item.lfs else ""
@@ -93,6 +108,7 @@ def _upload(
         if len(uploaded) >= COMMIT_FILES:
             commit()
 
+    light = [replace(file, statistics={}) for file in files]
     board = new_board()
     work_off(
         {i: files[i].bytes for i in waiting},
@@ -100,10 +116,10 @@ def _upload(
         console,
         "uploading",
         board,
-        UploadWorker,
+        _upload_file,
         receive=receive,
-        fn_constructor_args=(ray.put(files), repository, output, board),
-        compute=actor_pool(config.num_workers, len(waiting)),
+        fn_args=(ray.put(light), repository, output, board),
+        concurrency=config.num_workers,
     )
     commit()
 
@@ -112,32 +128,28 @@ def _commit(api: HfApi, repository: str, operations: list[Any], message: str) ->
     api.create_commit(repository, operations, commit_message=message, repo_type=KIND)
 
 
-class UploadWorker:
-    """One actor of the pool: uploads files; the token is that of its node's environment."""
+def _upload_file(
+    row: dict[str, Any], shared: Any, repository: str, output: OutputDirectory, board: Any
+) -> dict[str, Any]:
+    bound_memory()
+    disable_progress_bars()
 
-    def __init__(self, shared: Any, repository: str, output: OutputDirectory, board: Any):
-        bound_memory()
-        disable_progress_bars()  # the driver shows one for all
-        self.files: list[ExportedFile] = ray.get(shared)
-        self.repository, self.output, self.board = repository, output, board
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return attempt(row, self.board, self.upload)
-
-    def upload(self, number: int, report: Reporter) -> str:
-        """The operation that the driver has to commit, pickled."""
-        file = self.files[number]
-        with tempfile.TemporaryDirectory() as directory, _saying(self.repository):
-            path = Path(self.output.locate(file.path))
-            if not self.output.local:
+    def upload(number: int, report: Reporter) -> str:
+        """The operation that the driver has to commit, pickled. The token is that of the node."""
+        file: ExportedFile = ray.get(shared)[number]
+        with tempfile.TemporaryDirectory() as directory, _saying(repository):
+            path = Path(output.locate(file.path))
+            if not output.local:
                 path = Path(directory, "file")
-                self.output.filesystem.get_file(f"{self.output.path}/{file.path}", str(path))
+                output.filesystem.get_file(f"{output.path}/{file.path}", str(path))
             operation = CommitOperationAdd(file.path, str(path))
-            HfApi().preupload_lfs_files(self.repository, [operation], repo_type=KIND)
+            HfApi().preupload_lfs_files(repository, [operation], repo_type=KIND)
             if not operation._is_uploaded:  # so small that the hub takes it with the commit
                 operation = CommitOperationAdd(file.path, path.read_bytes())
-        report(file.statistics["bytes"])
+        report(file.bytes)
         return base64.b64encode(pickle.dumps(operation)).decode()
+
+    return attempt(row, board, upload)
 
 
 @contextmanager

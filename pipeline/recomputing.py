@@ -13,7 +13,7 @@ from pipeline.cluster import connect
 from pipeline.documents import WHOLE_FILE
 from pipeline.errors import DamagedShardError
 from pipeline.memory import bound_memory
-from pipeline.pool import actor_pool, attempt, new_board, work_off
+from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
 from pipeline.report_data import Counted, described
 from pipeline.shards import OWN_COLUMNS, ShardEntry, ShardSet
@@ -27,6 +27,7 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
     connect(num_workers)
     filled = [i for i, entry in enumerate(shards.entries) if entry.sha256 is not None]
     found: dict[int, dict[str, Any]] = {}
+    light = [replace(entry, statistics={}) for entry in shards.entries]
     board = new_board()
     work_off(
         {i: shards.entries[i].statistics["bytes"] for i in filled},
@@ -34,10 +35,10 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
         console,
         "counting",
         board,
-        CountWorker,
+        _count_shard,
         receive=lambda i, result: found.__setitem__(i, json.loads(result)),
-        fn_constructor_args=(ray.put(shards), board),
-        compute=actor_pool(num_workers, len(filled)),
+        fn_args=(ray.put((shards.light(), light)), board),
+        concurrency=num_workers,
     )
     total, entries, problems = ShardCounts(), [], []
     for i, entry in enumerate(shards.entries):
@@ -93,24 +94,18 @@ class ShardCounts:
         )
 
 
-class CountWorker:
-    """One actor of the pool: holds the manifest, counts shards."""
+def _count_shard(row: dict[str, Any], shared: Any, board: Any) -> dict[str, Any]:
+    bound_memory()
 
-    def __init__(self, shared: Any, board: Any):
-        bound_memory()
-        self.shards: ShardSet = ray.get(shared)  # a reference: the manifest may be large
-        self.board = board
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return attempt(row, self.board, self.count)
-
-    def count(self, number: int, report: Reporter) -> str:
+    def count(number: int, report: Reporter) -> str:
         """What was counted, or what is wrong with the shard, as JSON."""
+        shards, entries = ray.get(shared)
         try:
-            counts = count_shard(self.shards, self.shards.entries[number], report)
+            return json.dumps(count_shard(shards, entries[number], report).to_json())
         except DamagedShardError as error:
             return json.dumps({"problem": str(error)})
-        return json.dumps(counts.to_json())
+
+    return attempt(row, board, count)
 
 
 def count_shard(

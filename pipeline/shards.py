@@ -17,6 +17,7 @@ as strings.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -206,6 +207,14 @@ class ShardSet:
                 "the one that this release reads"
             )
         self.entries = [ShardEntry(**entry) for entry in self.manifest["shards"]]
+
+    def light(self) -> "ShardSet":
+        """The same without what grows with the number of shards: for workers, which get the entry
+        of each shard that they read."""
+        kept = copy(self)
+        kept.entries = []
+        kept.manifest = {name: self.manifest[name] for name in ("patcher", "columns")}
+        return kept
 
     @property
     def statistics(self) -> PatchStatistics:

@@ -52,7 +52,7 @@ class Hub:
         self.closing = threading.Event()
         self.objects: dict[str, bytes] = {}
         """What was uploaded, by SHA-256, committed or not."""
-        self.private: dict[str, bool | None] = {}
+        self.visibility: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
     def publish(

@@ -32,7 +32,7 @@ class UploadHandler(Handler):
         self.fault = hub.fault(f"PUT {unquote(self.path)}")
         oid = self.path.rpartition("/")[2]
         if self.fault is not None:
-            self.close_connection = True
+            self.answer(self.fault.status, b"", {})
         elif sha256(data) == oid:
             hub.objects[oid] = data
             self.fault = Fault()
@@ -77,7 +77,7 @@ class UploadHandler(Handler):
             self.answer(409, json.dumps(taken).encode(), {})
             return
         self.server.hub.publish(name, {".gitattributes": b"*.parquet filter=lfs\n"})
-        self.server.hub.private[name] = asked.get("private")
+        self.server.hub.visibility[name] = asked.get("visibility")
         self.answer_json({"url": url, "name": name})
 
     def mode(self, name: str, file: dict) -> dict:

@@ -73,6 +73,8 @@ def make_shards(
             patch_split(split, i, config, scorer, directory, lambda tokens: None)
     columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names
     rule = {name: value for name, value in vars(patcher).items() if value is not None}
-    made_with = {"patcher": rule, "columns": columns}
+    model_of = {"source": "tiny", "fingerprint": "0" * 64}
+    sources = [{"name": Path(url).name, "url": url} for url in config.input]
+    made_with = {"patcher": rule, "columns": columns, "entropy_model": model_of, "sources": sources}
     write_manifest(directory, made_with, list(read_entries(directory).values()))
     return ShardSet(str(output))

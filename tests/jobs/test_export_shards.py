@@ -1,0 +1,345 @@
+"""Exports as a user makes them: read back by others, resumed, verified, refused, pushed."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from conftest import ROOT, job_here, topics
+from huggingface_hub import DatasetCard
+from loopback_answers import TOKEN, Fault
+from loopback_hub import serve
+from loopback_uploads import READER, UploadHandler
+
+from model import NGramEntropyModel, Patcher
+from pipeline.shards import ShardSet
+from pipeline.storage import OutputDirectory
+
+JOB = ROOT / "jobs" / "export_shards.py"
+RULE = Patcher(1.0)
+HOSTILE = "<script>|x|</script>[a](javascript:b)`"
+
+
+@pytest.fixture
+def run(local_ray, monkeypatch, capsys):
+    return job_here(JOB, monkeypatch, capsys)
+
+
+def write_inputs(directory: Path) -> None:
+    """Two chunks, the first of several shards, with a column that may be null."""
+    texts = [(name, text[:2500]) for name, text in topics()[:24]]
+    odd = [("empty", ""), ("é", "é日本語😀" * 50), (HOSTILE, HOSTILE)]
+    directory.mkdir(parents=True)
+    for i, part in enumerate((texts[:15] + odd, texts[15:])):
+        rows = [
+            {"id": name, "text": text, "site": None if j % 3 else f"site {j} é"}
+            for j, (name, text) in enumerate(part)
+        ]
+        path = directory / f"web.chunk.{i:02d}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("export")
+    write_inputs(directory / "in")
+    texts = [text[:2500].encode() for _, text in topics()[:24]]
+    from model.tokenizer import encode_documents
+
+    model = NGramEntropyModel.fit([encode_documents(texts)])
+    settings = {"id_column": "id", "keep_columns": ("site",)}
+    small = {**settings, "shard_bytes": 12_000}
+    tiny.make_shards(directory / "set", directory / "in", model, RULE, **small)
+    tiny.make_shards(
+        directory / "thin", directory / "in", model, RULE, keep_entropies=False, **small
+    )
+    tiny.make_shards(directory / "space", directory / "in", model, Patcher(rule="space"), **small)
+    (directory / "none").mkdir()
+    (directory / "none" / "a.jsonl").write_text("")
+    tiny.make_shards(directory / "bare", directory / "none", model, RULE, **small)
+    return directory
+
+
+@pytest.fixture
+def shards(made, tmp_path) -> Path:
+    """A set of one's own, to damage."""
+    shutil.copytree(made / "set", tmp_path / "set")
+    return tmp_path / "set"
+
+
+def rows_of(shards: Path) -> list[dict]:
+    return [row for batch in ShardSet(str(shards)).batches() for row in batch.to_pylist()]
+
+
+def files(output: Path) -> dict[str, bytes]:
+    kept = (path for path in sorted(output.rglob("*")) if path.is_file())
+    return {str(path.relative_to(output)): path.read_bytes() for path in kept}
+
+
+def test_parquet_is_read_by_pyarrow(run, made, tmp_path):
+    done = run("--shards", made / "set", "--output", tmp_path, "--format", "parquet", "--verify")
+    assert done.returncode == 0, done.stderr
+    paths = sorted((tmp_path / "data").iterdir())
+    assert len(paths) > 3
+    names = [entry.name for entry in ShardSet(str(made / "set")).entries]
+    assert [path.stem for path in paths] == names
+    table = pa.concat_tables(pq.read_table(path) for path in paths)
+    assert table.schema.field("entropies").type == pa.list_(pa.float16())
+    assert table.to_pylist() == rows_of(made / "set")
+
+
+def test_datasets_loads_it(run, made, tmp_path):
+    out = tmp_path / "out"
+    done = run("--shards", made / "set", "--output", out, "--format", "datasets", "--json")
+    result = json.loads(done.stdout)
+    assert result["complete"] and result["files"] == result["exported"] > 3
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded.features["entropies"].feature.dtype == "float16"
+    assert loaded.to_list() == rows_of(made / "set")
+    card = DatasetCard.load(out / "README.md")
+    assert card.data.to_dict()["dataset_info"]["splits"][0]["num_examples"] == len(loaded)
+    statistics = ShardSet(str(made / "set")).statistics
+    assert f"| mean bytes a patch | {statistics.mean_patch_bytes:.3f} |" in card.text
+    assert (out / "pictures" / "threshold.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def published_loader(directory: Path, corpus: str, model: str) -> Iterator[tuple[str, list, list]]:
+    """As FIDELITY.md describes the layout: documents of all chunks, shard by shard."""
+    found: dict[tuple[str, int], Path] = {}
+    for path in (directory / corpus / model).glob(f"{corpus}.chunk.*.jsonl.shard_*.arrow"):
+        chunk, _, shard = path.stem.rpartition(".shard_")
+        assert len(chunk.split(".chunk.")[1].removesuffix(".jsonl")) == 2
+        mark = path.with_name(path.name + ".complete")
+        assert mark.exists() and not mark.stat().st_size
+        found[chunk, int(shard)] = path
+    for _, path in sorted(found.items()):
+        table = pa.ipc.open_file(path).read_all()
+        assert table.schema.names == ["sample_id", "text", "entropies"]
+        assert table.schema.types == [pa.string(), pa.string(), pa.list_(pa.float16())]
+        assert not any(field.nullable for field in table.schema)
+        for row in table.to_pylist():
+            tokens = [1, *(byte + 4 for byte in row["text"].encode()), 2]
+            yield row["sample_id"], tokens, row["entropies"]
+
+
+def test_the_published_layout_is_read_as_it_is_described(run, made, tmp_path):
+    flags = ("--entropy-model-name", "transformer_100m", "--verify")
+    done = run("--shards", made / "set", "--output", tmp_path, "--format", "reference", *flags)
+    assert done.returncode == 0, done.stderr
+    found = list(published_loader(tmp_path, "web", "transformer_100m"))
+    expected = rows_of(made / "set")
+    assert [sample_id for sample_id, _, _ in found] == [row["sample_id"] for row in expected]
+    for (_, tokens, entropies), row in zip(found, expected, strict=True):
+        assert len(tokens) == len(entropies) and entropies == row["entropies"]
+        assert bytes(token - 4 for token in tokens[1:-1]).decode() == row["text"]
+    # Another corpus goes beside it.
+    again = run("--shards", made / "set", "--output", tmp_path, "--format", "reference", *flags[:2],
+                "--corpus", "other")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert len(list(published_loader(tmp_path, "other", "transformer_100m"))) == len(expected)
+
+
+def test_cut_anew_and_without_entropies(run, made, tmp_path):
+    flags = ("--threshold", "1.9", "--drop-entropies", "--verify")
+    done = run("--shards", made / "set", "--output", tmp_path, "--format", "datasets", *flags)
+    assert done.returncode == 0, done.stderr
+    table = pa.concat_tables(map(pq.read_table, sorted((tmp_path / "data").iterdir())))
+    assert table.schema.names == ["sample_id", "text", "patch_lengths", "site"]
+    rule = replace(RULE, threshold=1.9)
+    patches = 0
+    for row, source in zip(table.to_pylist(), rows_of(made / "set"), strict=True):
+        h = torch.tensor(np.array(source["entropies"], np.float16))[None]
+        assert row["patch_lengths"] == rule.patch_lengths(h)[0].tolist()
+        patches += len(row["patch_lengths"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["statistics"]["patches"] == patches
+    assert manifest["patcher"]["threshold"] == 1.9
+    assert "threshold 1.9" in (tmp_path / "README.md").read_text()
+
+
+def test_the_number_of_workers_and_kills_change_nothing(run, made, tmp_path):
+    for name, workers in (("one", 1), ("three", 3)):
+        output = tmp_path / name
+        flags = ("--output", output, "--format", "datasets", "--num-workers", workers)
+        done = run("--shards", made / "set", *flags)
+        assert done.returncode == 0, done.stderr
+    one = files(tmp_path / "one")
+    three = files(tmp_path / "three")
+    # The card bears the name of its directory.
+    three["README.md"] = three["README.md"].replace(b"three", b"one")
+    assert three == one
+    # What a kill leaves: files without entries, no manifest, a half-written file.
+    output = tmp_path / "one"
+    entries = sorted((output / "entries").iterdir())
+    entries[0].unlink()
+    entries[2].unlink()
+    (output / "manifest.json").unlink()
+    sorted((output / "data").iterdir())[2].unlink()
+    (output / "_tmp").mkdir()
+    (output / "_tmp" / "half").write_bytes(b"PAR1")
+    again = run(
+        "--shards", made / "set", "--output", output, "--format", "datasets", "--num-workers", 1
+    )
+    assert again.returncode == 0 and "(2 written now)" in again.stdout
+    assert files(output) == one
+    # All done: nothing is written again.
+    last = run("--shards", made / "set", "--output", output, "--format", "datasets")
+    assert "(0 written now)" in last.stdout and files(output) == one
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_named_and_the_rest_is_done(run, shards, tmp_path, damage):
+    shard = sorted((shards / "shards").iterdir())[1]
+    good = shard.read_bytes()
+    wrong = bytearray(good)
+    wrong[len(wrong) // 2] ^= 1
+    shard.unlink() if damage == "remove" else shard.write_bytes(
+        wrong if damage == "flip" else good[:700]
+    )
+    output = tmp_path / "out"
+    done = run("--shards", shards, "--output", output, "--format", "parquet")
+    assert done.returncode == 1 and str(shard) in done.stdout
+    written = {path.stem for path in (output / "data").iterdir()}
+    assert written == {path.stem for path in (shards / "shards").iterdir()} - {shard.stem}
+    assert not (output / "manifest.json").exists()
+    shard.write_bytes(good)
+    again = run("--shards", shards, "--output", output, "--format", "parquet", "--verify")
+    assert again.returncode == 0, again.stdout
+    assert (output / "data" / f"{shard.stem}.parquet").exists()
+
+
+def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp_path):
+    flags = ("--shards", made / "set", "--output", tmp_path, "--format", "parquet", "--verify")
+    assert run(*flags).returncode == 0
+    good = files(tmp_path)
+    first, second = sorted((tmp_path / "data").iterdir())[:2]
+    data = bytearray(first.read_bytes())
+    data[100] ^= 1
+    first.write_bytes(data)
+    # A whole file, but of other rows; its hash is in its entry.
+    table = pq.read_table(second)
+    pq.write_table(table.slice(0, table.num_rows - 1), second)
+    entry = tmp_path / "entries" / f"{second.stem}.json"
+    digest = hashlib.sha256(second.read_bytes()).hexdigest()
+    entry.write_text(json.dumps(json.loads(entry.read_text()) | {"sha256": digest}))
+    done = run(*flags)
+    assert done.returncode == 1
+    assert f"{first}: sha256" in done.stdout and f"{second}: its rows are not" in done.stdout
+    assert run(*flags).returncode == 0
+    assert files(tmp_path) == good
+
+
+def test_another_command_is_refused_unless_it_starts_anew(run, made, shards, tmp_path):
+    output = tmp_path / "out"
+    assert run("--shards", shards, "--output", output, "--format", "parquet").returncode == 0
+    changed = run("--shards", shards, "--output", output, "--format", "datasets")
+    assert changed.returncode == 1 and "--overwrite starts anew" in changed.stderr
+    other = run("--shards", made / "space", "--output", output, "--format", "parquet")
+    assert other.returncode == 1 and "manifest" in other.stderr
+    anew = run("--shards", shards, "--output", output, "--format", "datasets", "--overwrite")
+    assert anew.returncode == 0, anew.stderr
+    assert all(path.name.startswith("train-") for path in (output / "data").iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["nowhere", "--format", "parquet"], "--shards nowhere"),
+        (["{made}/thin", "--format", "parquet", "--threshold", "1"], "--threshold"),
+        (["{made}/thin", "--format", "reference"], "--format reference"),
+        (["{made}/space", "--format", "parquet", "--threshold", "1"], "the space rule has none"),
+        (["{made}/set", "--format", "parquet", "--threshold", "nan"], "--threshold"),
+        (["{made}/set", "--format", "reference", "--threshold", "1"], "--threshold"),
+        (["{made}/set", "--format", "reference", "--drop-entropies"], "--drop-entropies"),
+        (["{made}/set", "--format", "reference", "--corpus", "../x"], "--corpus"),
+        (["{made}/set", "--format", "parquet", "--corpus", "x"], "--corpus"),
+        (["{made}/set", "--format", "parquet", "--private"], "--private"),
+        (["{made}/set", "--format", "hub", "--output", "one-word"], "owner/name"),
+        (
+            ["{made}/set", "--format", "parquet", "--output", "{made}/set/x"],
+            "lies in the shard set",
+        ),
+        (["{made}/set", "--format", "parquet", "--output", "{made}/in"], "is not empty"),
+        (["{made}/set", "--format", "parquet", "--output", "s3://me:secret@b/x"], "--output"),
+        (["{made}/set", "--format", "parquet", "--num-workers", "0"], "--num-workers"),
+    ],
+)
+def test_a_wrong_flag_is_named(run, made, tmp_path, flags, said):
+    output = [] if "--output" in flags else ["--output", tmp_path / "out"]
+    done = run("--shards", *(flag.format(made=made) for flag in flags), *output)
+    assert done.returncode == 2
+    assert said in done.stderr and "secret" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_without_documents(run, made, tmp_path):
+    for kind in ("parquet", "datasets"):
+        output = tmp_path / kind
+        done = run("--shards", made / "bare", "--output", output, "--format", kind, "--verify")
+        assert done.returncode == 0, done.stderr
+        assert json.loads((output / "manifest.json").read_text())["files"] == []
+
+
+class TestHub:
+    """Pushed by processes of their own: the client reads its settings when it is imported."""
+
+    @pytest.fixture
+    def hub(self):
+        with serve(UploadHandler) as hub:
+            yield hub
+
+    def push(self, hub, made, tmp_path, token=TOKEN, *flags) -> subprocess.CompletedProcess[str]:
+        # Our server knows nothing of Xet; the client then uploads as it does to such servers.
+        settings = hub.settings(tmp_path / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
+        job = [sys.executable, str(JOB), "--shards", str(made / "set"), "--output", "me/patches"]
+        job += ["--format", "hub", "--staging", str(tmp_path / "staging"), *flags]
+        return subprocess.run(job, env=settings, capture_output=True, text=True, check=False)
+
+    def test_push_interrupted_and_resumed(self, hub, made, tmp_path):
+        hub.faults("PUT /lfs/", [None, None, *[Fault(status=403)] * 40])
+        broken = self.push(hub, made, tmp_path, TOKEN, "--private", "--num-workers", "1")
+        assert broken.returncode == 1 and "--output me/patches" in broken.stderr, broken.stderr
+        hub.plans.clear()
+        uploaded = set(hub.objects)
+        assert len(uploaded) == 2
+        hub.requests.clear()
+        done = self.push(hub, made, tmp_path)
+        assert done.returncode == 0, done.stderr
+        again = {request.path.rpartition("/")[2] for request in hub.asked("^PUT /lfs/")}
+        assert not again & uploaded
+        repository = hub.repositories["datasets/me/patches"]
+        there = repository.commits[repository.head]
+        assert hub.visibility == {"me/patches": "private"}
+        staged = files(tmp_path / "staging")
+        data = {name for name in staged if name.startswith("data/")}
+        assert {name for name in there if name.startswith("data/")} == data
+        beside = ("README.md", "manifest.json", "pictures/threshold.png")
+        assert all(there[name] == staged[name] for name in (*data, *beside))
+        assert DatasetCard(there["README.md"].decode()).data.pretty_name == "patches"
+        for said in (broken, done):
+            assert TOKEN not in said.stdout + said.stderr
+
+    def test_who_may_not_write_is_told(self, hub, made, tmp_path):
+        for token, status in ((READER, 403), ("", 401)):
+            done = self.push(hub, made, tmp_path, token)
+            assert done.returncode == 1
+            assert f"--output me/patches: the hub refuses ({status})" in done.stderr
+            assert "HF_TOKEN" in done.stderr or status == 403
+
+
+def test_other_storage(run, made):
+    done = run("--shards", made / "set", "--output", "memory://exported", "--format", "parquet")
+    # Memory is each process's own: what workers write there the driver does not see.
+    assert done.returncode != 0
+    assert OutputDirectory("memory://exported").names("data") == []
