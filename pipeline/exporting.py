@@ -100,6 +100,11 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
         failures = _run_pool(waiting, pieces, shards, config, output, console)
     files = _in_order(pieces, _committed(output))
     complete = len(files) == len(pieces)
+    if not complete and not failures:
+        raise PipelineError(
+            f"{flag} {output.url}: files that workers committed cannot be seen from here; is it on "
+            "storage that all nodes share?"
+        )
     if complete:
         _finish(files, shards, config, output)
     problems = _verify(files, config, output, console) if config.verify else []

@@ -42,9 +42,9 @@ def open_repository(config: ExportShardsConfig) -> None:
     disable_progress_bars()  # there is one for all workers
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with _saying(config.output):
-        HfApi().create_repo(
-            config.output, repo_type=KIND, private=config.private or None, exist_ok=True
-        )
+        # Without a word the owner's own default decides.
+        private = config.private or None
+        HfApi().create_repo(config.output, repo_type=KIND, private=private, exist_ok=True)
 
 
 def push(

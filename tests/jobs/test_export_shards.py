@@ -24,7 +24,6 @@ from loopback_uploads import READER, UploadHandler
 
 from model import NGramEntropyModel, Patcher
 from pipeline.shards import ShardSet
-from pipeline.storage import OutputDirectory
 
 JOB = ROOT / "jobs" / "export_shards.py"
 RULE = Patcher(1.0)
@@ -338,8 +337,7 @@ class TestHub:
             assert "HF_TOKEN" in done.stderr or status == 403
 
 
-def test_other_storage(run, made):
+def test_storage_that_is_not_shared_is_told(run, made):
     done = run("--shards", made / "set", "--output", "memory://exported", "--format", "parquet")
-    # Memory is each process's own: what workers write there the driver does not see.
-    assert done.returncode != 0
-    assert OutputDirectory("memory://exported").names("data") == []
+    # Memory is each process's own, as disks are each node's.
+    assert done.returncode == 1 and "storage that all nodes share" in done.stderr
