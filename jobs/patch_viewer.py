@@ -1,0 +1,35 @@
+"""A page to look at patches: type text, or browse the documents of shard sets."""
+
+import sys
+from pathlib import Path
+
+# A checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+from rich.console import Console
+
+from pipeline.command import run_command
+from pipeline.errors import ConfigError
+from pipeline.viewer_config import PatchViewerConfig
+
+
+def main() -> int:
+    """Run the page; returns the exit status."""
+    config = tyro.cli(PatchViewerConfig, config=(tyro.conf.FlagCreatePairsOff,))
+    console = Console(stderr=True)
+    return run_command(lambda: run(config), console, interrupted="ended")
+
+
+def run(config: PatchViewerConfig) -> int:
+    """Serve the page until it is interrupted."""
+    try:
+        from pipeline.viewer import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError("the viewer needs Gradio: pip install 'blt-titan[viewer]'") from error
+    serve(config, lambda url: print(f"page: {url} (Ctrl-C ends it)", flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The configuration of ``jobs/patch_viewer.py``: each field is a flag."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from model.checkpoint_files import BUILT_IN
+from pipeline.errors import ConfigError
+
+ViewerRule = Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte"]
+
+
+@dataclass(frozen=True)
+class PatchViewerConfig:
+    """A page to try patches on: type text, choose a model, a rule and a threshold, and look; or
+    browse the documents of shard sets.
+
+    It can be reached from this machine only, unless --host says otherwise. Ctrl-C ends it.
+    """
+
+    entropy_model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
+        BUILT_IN,
+    )
+    """Entropy models to choose from: directories, URLs or hub ids; "entropy-1m" comes with
+    blt-titan."""
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[DIR ...]")] = ()
+    """Shard sets to browse, directories or URLs."""
+    rule: ViewerRule = "global"
+    """Where patches start, to begin with."""
+    threshold: float = 2.0
+    """Nats, to begin with; 2 gives about 4.5 bytes a patch of English with entropy-1m."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in, without a password."""
+    port: int = 7860
+    """Port to listen on; 0 takes any that is free."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: a value makes no sense; names the flag.
+        """
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"--port: from 0 to 65535, got {self.port}")
+        if not -6 <= self.threshold <= 6:
+            raise ConfigError(f"--threshold: from -6 to 6 nats, got {self.threshold}")
+        if not self.entropy_model:
+            raise ConfigError("--entropy-model: name at least one")
