@@ -33,11 +33,10 @@ from pipeline.viewer_config import PatchViewerConfig
 
 RULES = ("global", "monotonic", "combined", "top-k", "space", "static", "byte")
 EXAMPLES = {
-    "English text": "Daenerys Targaryen is in Game of Thrones, a fantasy epic by George R.R. Martin.",
+    "English text": "Daenerys Targaryen is in Game of Thrones, an epic by George R.R. Martin.",
     "Python": "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
     "many scripts": "Straße, déjà vu, Привет, мир! 你好世界 こんにちは 안녕하세요 مرحبا 👩‍🚀🚀",
-    "log lines": "2026-11-25 14:47:23.104 INFO worker-3 shard 000017 committed (64.1 MB, 12.9 s)\n"
-    * 3,
+    "log lines": "2026-11-25 14:47:23.104 INFO shard 000017 committed (64.1 MB, 12.9 s)\n" * 3,
 }
 CSS = (
     PATCHES_CSS

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,7 @@ from model import ByteTokenizer, Patcher, load_entropy_model, save_entropy_model
 from pipeline.shards import ShardSet
 
 JOB = ROOT / "jobs" / "patch_viewer.py"
-HOSTILE = (
-    "<script>document.title='run'</script><img src=x onerror=document.title='run'> ${7*6} {{7*6}}"
-)
+HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>${7*6}{{7}}"
 RULE = Patcher(1.0)
 
 
@@ -92,7 +91,7 @@ def patches_of(text: str, rule: Patcher, model: str = "entropy-1m") -> list[byte
     lengths = rule.patch_lengths(h, tokens)[0].numpy()
     data = text.encode()
     edges = np.clip(np.concatenate([[0], lengths.cumsum()]) - 1, 0, len(data))
-    return [data[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True) if a < b]
+    return [data[a:b] for a, b in pairwise(edges) if a < b]
 
 
 def put(watched: Watched, selector: str, value: object) -> None:
@@ -161,7 +160,7 @@ def test_documents_of_a_shard_set(watched, there):
     page.get_by_role("button", name="next").click()
     wait_for_patches(watched, [p for p in documents[1].patches() if p], "browse-")
     assert HOSTILE in page.inner_text("#browse-where")
-    assert "U+202E" in page.inner_text("#browse-patches")
+    assert "\u202e" not in page.inner_text("#browse-patches")
     assert page.locator("#browse-where script, #browse-where img, #browse-patches img").count() == 0
     page.locator("#sample-id textarea, #sample-id input").first.fill(documents[4].sample_id)
     page.locator("#sample-id textarea, #sample-id input").first.press("Enter")

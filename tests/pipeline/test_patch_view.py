@@ -1,6 +1,7 @@
 """What the viewer shows of a text, and documents found in shard sets, against the library."""
 
 import re
+import shutil
 import xml.dom.minidom
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_patches_are_the_librarys(rule):
 def test_texts_that_are_empty_broken_or_too_long():
     empty = view_text("", "entropy-1m", Patcher(1.0))
     assert empty.patches() == [] and dict(empty.counts())["bytes"] == "0"
-    assert 'class="patch' not in empty.patches_html() and "<svg" in empty.curve_html()
+    assert 'class="patch ' not in empty.patches_html() and "<svg" in empty.curve_html()
     assert view_text("a\ud800b", "entropy-1m", Patcher(1.0)).data == b"a?b"
     with pytest.raises(ConfigError, match="at most"):
         view_text("é" * (MOST_BYTES // 2 + 1), "entropy-1m", Patcher(1.0))
@@ -133,8 +134,6 @@ def test_any_document_is_found(shards):
 
 
 def test_a_damaged_shard_is_named(shards, tmp_path):
-    import shutil
-
     shutil.copytree(shards.output.path, tmp_path / "set")
     mine = ShardSet(str(tmp_path / "set"))
     path = Path(mine.output.locate(mine.entries[0].path))
