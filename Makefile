@@ -1,9 +1,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint benchmark entropy-model clean
+.PHONY: demo test lint benchmark pictures entropy-model clean
 
-demo: .venv/installed  ## patch real text and draw the result (demo/report.png)
+demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
 
 test: .venv/installed .venv/browser  ## all tests
@@ -16,6 +16,9 @@ lint: .venv/installed
 
 benchmark: .venv/installed  ## timed comparisons; see tests/benchmarks/RESULTS.md
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+pictures: .venv/installed .venv/browser demo  ## the README's, from the demo
+	$(BIN)/python tests/pictures/make.py
 
 entropy-model: .venv/installed  ## train the default entropy model anew (an hour)
 	$(BIN)/python jobs/train_entropy_model.py

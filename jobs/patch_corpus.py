@@ -64,6 +64,9 @@ def print_result(result: PatchCorpusResult, console: Console) -> None:
         table.add_row("speed", f"{rate:.2f} MB/s ({result.seconds:.1f} s)")
     table.add_row("shards", f"{result.shards} in {result.output}/shards")
     console.print(table)
+    if result.complete:
+        look = f"look at them: python jobs/patch_report.py --shards {result.output}"
+        console.print(look, highlight=False, markup=False, soft_wrap=True)
     if result.rejects:
         console.print(f"rejected documents, with reasons: {result.output}/rejects")
     problems = [f"failed: {failure}" for failure in result.failures]

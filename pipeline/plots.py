@@ -1,4 +1,4 @@
-"""Pictures of patches."""
+"""A picture of a sentence: its entropies and its patches."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +17,10 @@ from pipeline.shards import PatchedDocument, ShardSet
 
 EXAMPLE_BYTES = 110
 PATCH_COLOURS = ("#e8eef7", "#c9d8ee")
-LONGEST_SHOWN = 30
-"""Tokens; longer patches share the last bar."""
 
 
 def draw_patches(shards: ShardSet, example: PatchedDocument, path: Path) -> None:
-    """Entropy by byte over the example's beginning with its patches, and all patches' lengths.
+    """Entropy by byte over the example's beginning, with its patches.
 
     Args:
         example: a document whose entropies are stored.
@@ -33,9 +31,9 @@ def draw_patches(shards: ShardSet, example: PatchedDocument, path: Path) -> None
     """
     if example.entropies is None:
         raise PipelineError(f"{example.sample_id}: no entropies stored, nothing to draw")
-    figure, (above, below) = plt.subplots(2, 1, figsize=(15, 8.5), height_ratios=(3, 2))
-    _draw_entropies(above, shards, example)
-    _draw_lengths(below, shards)
+    figure, axes = plt.subplots(figsize=(15, 4.8))
+    _draw_entropies(axes, shards, example)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -77,26 +75,3 @@ def _label(token: int) -> str:
         return special[byte]
     # A lone dollar sign would begin a formula.
     return chr(byte).replace("$", r"\$") if 0x20 < byte < 0x7F else "·"
-
-
-def _draw_lengths(axes: Axes, shards: ShardSet) -> None:
-    statistics = shards.statistics
-    counts = statistics.patch_lengths.copy()
-    lengths = np.zeros(LONGEST_SHOWN + 1)
-    lengths[: min(len(counts), LONGEST_SHOWN)] = counts[:LONGEST_SHOWN]
-    lengths[LONGEST_SHOWN] = counts[LONGEST_SHOWN:].sum()
-    share = 100 * lengths / max(statistics.patches, 1)
-    axes.bar(range(1, LONGEST_SHOWN + 1), share[1:], color="#5b7db1")
-    axes.set_xticks(
-        range(1, LONGEST_SHOWN + 1), [*map(str, range(1, LONGEST_SHOWN)), f"{LONGEST_SHOWN}+"]
-    )
-    axes.set_xlim(0.3, LONGEST_SHOWN + 0.7)
-    axes.set_xlabel("patch length (tokens)")
-    axes.set_ylabel("% of patches")
-    axes.set_title(
-        f"{statistics.patches:,} patches of {statistics.documents:,} documents, "
-        f"{statistics.mean_patch_bytes:.2f} bytes a patch",
-        loc="left",
-    )
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
