@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.command import run_command
 from pipeline.export_config import ExportShardsConfig
@@ -44,7 +45,7 @@ def print_result(result: ExportShardsResult, console: Console) -> None:
     if result.pushed:
         table.add_row("pushed now", f"{result.pushed:,} files")
     table.add_row("time", f"{result.seconds:.1f} s")
-    table.add_row("where", result.output)
+    table.add_row("where", Text(result.output))
     console.print(table)
     problems = [f"not exported: {failure}" for failure in result.failures]
     for problem in [*problems, *(f"verify: {problem}" for problem in result.problems)]:

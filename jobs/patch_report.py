@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.command import run_command
 from pipeline.report_config import PatchReportConfig
@@ -39,10 +40,10 @@ def print_report(report: PatchReport, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for figures in report.figures["sets"]:
-        table.add_column(figures["name"], justify="right")
+        table.add_column(Text(figures["name"]), justify="right")
     for label, cells in report.overview:
-        table.add_row(label, *cells)
-    console.print(table, markup=False)
+        table.add_row(label, *map(Text, cells))  # names may look like markup
+    console.print(table)
     console.print(f"page: {report.page}", highlight=False, markup=False, soft_wrap=True)
     for problem in report.problems:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)

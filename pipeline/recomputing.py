@@ -1,6 +1,8 @@
 """Statistics of shard sets counted again, on Ray: from the shards, not from what manifests say."""
 
 import json
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,36 +27,52 @@ from pipeline.threshold_counts import CUT_THRESHOLDS, ThresholdCurve, cut_patche
 def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
     """Count all shards of a set again; those that are damaged are named and left out."""
     connect(num_workers)
-    filled = [i for i, entry in enumerate(shards.entries) if entry.sha256 is not None]
-    found: dict[int, dict[str, Any]] = {}
+    counting = _Counting(shards.entries)
     light = [replace(entry, statistics={}) for entry in shards.entries]
     board = new_board()
     work_off(
-        {i: shards.entries[i].statistics["bytes"] for i in filled},
+        {i: shards.entries[i].statistics["bytes"] for i in counting.waiting},
         {},
         console,
         "counting",
         board,
         _count_shard,
-        receive=lambda i, result: found.__setitem__(i, json.loads(result)),
+        receive=counting.receive,
         fn_args=(ray.put((shards.light(), light)), board),
         concurrency=num_workers,
     )
-    total, entries, problems = ShardCounts(), [], []
-    for i, entry in enumerate(shards.entries):
-        result = found.get(i, {})
-        if "problem" in result:
-            problems.append(result["problem"])
-            continue
-        if result:
-            counts = ShardCounts.from_json(result)
-            total += counts
-            entry = replace(entry, statistics=counts.statistics.to_json())
-        entries.append(entry)
+    total = counting.total
     rejects = (reject for reject in shards.rejects() if reject["position"] != WHOLE_FILE)
     total.summary.reject(reject["reason"] for reject in rejects)
-    found_all = described(name, shards, total.statistics, total.summary, entries)
-    return replace(found_all, curve=total.curve, problems=problems)
+    found = described(name, shards, total.statistics, total.summary, counting.entries)
+    return replace(found, curve=total.curve, problems=counting.problems)
+
+
+class _Counting:
+    """Adds up what workers counted: in the order of the shards, whichever is counted first, and
+    without keeping what is added."""
+
+    def __init__(self, entries: Sequence[ShardEntry]):
+        self.total = ShardCounts()
+        self.entries = [entry for entry in entries if entry.sha256 is None]
+        self.problems: list[str] = []
+        self.waiting = deque(i for i, entry in enumerate(entries) if entry.sha256 is not None)
+        self._all = entries
+        self._early: dict[int, str] = {}
+
+    def receive(self, number: int, result: str) -> None:
+        """What was counted of a shard, or what is wrong with it, as JSON."""
+        self._early[number] = result
+        while self.waiting and self.waiting[0] in self._early:
+            number = self.waiting.popleft()
+            found = json.loads(self._early.pop(number))
+            if "problem" in found:
+                self.problems.append(found["problem"])
+                continue
+            counts = ShardCounts.from_json(found)
+            self.total += counts
+            statistics = counts.statistics.to_json()
+            self.entries.append(replace(self._all[number], statistics=statistics))
 
 
 @dataclass

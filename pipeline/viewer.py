@@ -7,6 +7,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 # Before it is imported: it would ask its makers for news.
@@ -268,7 +269,7 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
     def find(url: str, sample_id: str) -> Any:
         found = sets[url].find(sample_id) if sample_id else None
         if sample_id and found is None:
-            raise gr.Error(f"no document is called so: {sample_id[:100]}")
+            raise gr.Error(f"no document is called so: {escape(sample_id[:100])}")
         return gr.skip() if found is None else found
 
     inputs = [chosen, number, anew, *controls.values()]

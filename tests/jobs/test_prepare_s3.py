@@ -16,7 +16,9 @@ from clusters import an_s3_server
 from conftest import ROOT, command, environment, topics, write_jsonl
 from faulty_proxy import KINDS, a_faulty_proxy
 
-PREPARE = ROOT / "jobs" / "prepare_corpus.py"
+PREPARE, REPORT, EXPORT = (
+    ROOT / "jobs" / f"{name}.py" for name in ("prepare_corpus", "patch_report", "export_shards")
+)
 FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "500000", "--num-workers", "2")
 COPIES = 30
 
@@ -98,5 +100,18 @@ def test_no_error_of_the_network_shows(s3, tmp_path):
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["documents"] == manifest["counts"]["chunks"]
         assert (requests - before).total() > 0
+        report = [sys.executable, str(REPORT), "--shards", "s3://corpus/patched"]
+        report += ["--output", "s3://corpus/report"]
+        subprocess.run(report, env=env, capture_output=True, check=True)
+        assert b"<svg" in filesystem.cat_file("corpus/report/index.html")
+        export = [sys.executable, str(EXPORT), "--shards", "s3://corpus/patched", "--verify"]
+        export += ["--output", "s3://corpus/exported", "--format", "datasets", "--json"]
+        done = subprocess.run(export, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        exported = filesystem.glob("corpus/exported/data/train-*.parquet")
+        assert len(exported) == result["files"] and not held_below(temporary)
+        rows = sum(pq.read_metadata(filesystem.open(path)).num_rows for path in exported)
+        assert rows == result["rows"] == manifest["counts"]["chunks"]
     for secret in ("test-secret", "Traceback"):
         assert secret not in said + done.stderr
