@@ -91,6 +91,8 @@ def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
             *(f"-{name}.port={port}" for name, port in ports.items()),
             *grpc,
             *("-volume.max=20", "-master.volumeSizeLimitMB=64"),
+            # Their ports are fixed: a second server at the same time would end at once.
+            *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         ],
         stdout=(directory / "server.log").open("w"),
         stderr=subprocess.STDOUT,
@@ -110,6 +112,7 @@ def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
                 filesystem.mkdir("corpus")
                 break
             except Exception:
+                assert server.poll() is None, (directory / "server.log").read_text()[-3000:]
                 if attempt == 59:
                     raise
                 time.sleep(1)
