@@ -4,18 +4,64 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 from datasets import Features
 from pyarrow import Schema
 
+from pipeline.export import ExportedFile
+from pipeline.report_config import CONTEXT_BYTES, TARGETS
+from pipeline.report_data import Counted, set_figures
+from pipeline.report_plots import PLOTS, png
+from pipeline.shards import ShardSet
 from pipeline.statistics import PatchStatistics
+from pipeline.storage import OutputDirectory
 
+CARD, PICTURES = "README.md", "pictures"
+CARD_PLOTS = ("threshold", "patch-lengths", "entropies")
+"""Of the report's, those beside the card."""
 COLUMNS = {
     "sample_id": "the document's id",
     "text": "its text",
     "entropies": "nats, one a token (BOS, bytes, EOS): the entropy of the prediction after it",
     "patch_lengths": "tokens of each patch; they sum to the bytes of the text and 2",
 }
+
+
+def write_card(
+    name: str,
+    files: Sequence[ExportedFile],
+    made: dict[str, Any],
+    statistics: PatchStatistics,
+    shards: ShardSet,
+    output: OutputDirectory,
+) -> None:
+    """Write the card of an export, and its plots where the shards' manifest has what they need.
+
+    Args:
+        name: of the dataset.
+        made: ``patcher``, ``entropy_model`` and ``sources`` of what was exported.
+        statistics: of the same.
+    """
+    pictures = {}
+    if shards.summary is not None:
+        described = {"entropy_model": {}, "configuration": {}} | made
+        counted = Counted(
+            name, output.url, described, statistics, shards.summary, shards.entries, [], {}
+        )
+        figures = set_figures(counted, targets=TARGETS, context_bytes=CONTEXT_BYTES)
+        for picture in CARD_PLOTS:
+            path = f"{PICTURES}/{picture}.png"
+            output.write(path, png(picture, [figures]))
+            pictures[PLOTS[picture][0]] = path
+    schema = None
+    if files:
+        with output.open(files[0].path) as opened:
+            schema = pq.read_schema(opened)
+    rejects = sum(entry.rejects for entry in shards.entries)
+    size = sum(file.bytes for file in files)
+    card = dataset_card(name, schema, made, statistics, rejects, size, pictures)
+    output.write(CARD, card.encode())
 
 
 def dataset_card(

@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from rich.console import Console
 
 from pipeline.cluster import connect, refuse_lost_output
-from pipeline.dataset_card import dataset_card
+from pipeline.dataset_card import CARD, PICTURES, write_card
 from pipeline.errors import ConfigError, DamagedShardError, PipelineError
 from pipeline.export import (
     ENTRIES,
@@ -29,9 +27,6 @@ from pipeline.hub_upload import open_repository, push
 from pipeline.memory import bound_memory
 from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
-from pipeline.report_config import CONTEXT_BYTES, TARGETS
-from pipeline.report_data import Counted, set_figures
-from pipeline.report_plots import PLOTS, png
 from pipeline.resuming import check_command
 from pipeline.shards import MANIFEST, ShardSet
 from pipeline.statistics import PatchStatistics
@@ -39,10 +34,6 @@ from pipeline.storage import OutputDirectory, refuse_credentials, to_json
 
 RECORD = "run.json"
 STAGE = "export"
-CARD = "README.md"
-PICTURES = "pictures"
-CARD_PLOTS = ("threshold", "patch-lengths", "entropies")
-"""Of the report's, those beside the card."""
 WRITTEN = (MANIFEST, RECORD, ENTRIES, CARD, PICTURES, "data")
 
 
@@ -119,7 +110,7 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
         files=len(files),
         rows=sum(file.rows for file in files),
         bytes=sum(file.bytes for file in files),
-        exported=len(files) - len(pieces) + len(waiting) + len(failures),
+        exported=len(files) - len(pieces) + len(waiting),
         pushed=pushed,
         failures=failures,
         problems=problems,
@@ -274,7 +265,8 @@ def _finish(
     if config.threshold is not None:
         made["patcher"] = made["patcher"] | {"threshold": config.threshold}
     if config.format in ("datasets", "hub"):
-        _write_card(files, made, statistics, shards, config, output)
+        name = config.output.rstrip("/").rpartition("/")[2]
+        write_card(name, files, made, statistics, shards, output)
     manifest = {
         "stage": STAGE,
         "format": config.format,
@@ -283,35 +275,3 @@ def _finish(
         "files": [asdict(file) for file in files],
     }
     output.write(MANIFEST, to_json(manifest))
-
-
-def _write_card(
-    files: list[ExportedFile],
-    made: dict[str, Any],
-    statistics: PatchStatistics,
-    shards: ShardSet,
-    config: ExportShardsConfig,
-    output: OutputDirectory,
-) -> None:
-    name = config.output.rstrip("/").rpartition("/")[2]
-    pictures = {}
-    if shards.summary is not None:
-        described = {"entropy_model": {}, "configuration": {}} | made
-        counted = Counted(
-            name, output.url, described, statistics, shards.summary, shards.entries, [], {}
-        )
-        figures = set_figures(counted, targets=TARGETS, context_bytes=CONTEXT_BYTES)
-        for picture in CARD_PLOTS:
-            path = f"{PICTURES}/{picture}.png"
-            output.write(path, png(picture, [figures]))
-            pictures[PLOTS[picture][0]] = path
-    rejects = sum(entry.rejects for entry in shards.entries)
-    size = sum(file.bytes for file in files)
-    schema = _schema(files[0], output) if files else None
-    card = dataset_card(name, schema, made, statistics, rejects, size, pictures)
-    output.write(CARD, card.encode())
-
-
-def _schema(file: ExportedFile, output: OutputDirectory) -> pa.Schema:
-    with output.open(file.path) as opened:
-        return pq.read_schema(opened)

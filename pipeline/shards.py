@@ -26,13 +26,12 @@ import numpy as np
 import pyarrow as pa
 
 from model.patcher import Patcher
-from model.tokenizer import encode_documents
 from pipeline.documents import Document
 from pipeline.errors import DamagedShardError, PipelineError
-from pipeline.scoring import Scored, patch_stored
+from pipeline.scoring import Scored
 from pipeline.statistics import PatchStatistics
 from pipeline.storage import OutputDirectory, to_json
-from pipeline.summary import Summary, scored_rows
+from pipeline.summary import Summary
 
 FORMAT_VERSION = 1
 OWN_COLUMNS = ("sample_id", "text", "entropies", "patch_lengths")
@@ -263,7 +262,7 @@ class ShardSet:
             raise DamagedShardError(f"{where}: cannot be read: {error}") from error
         if digest != entry.sha256:
             raise DamagedShardError(
-                f"{where}: is damaged: sha256 is {digest}, the manifest says {entry.sha256}"
+                f"{where}: sha256 is {digest}, the manifest says {entry.sha256}: it is damaged"
             )
 
     def __iter__(self) -> Iterator[PatchedDocument]:
@@ -285,60 +284,10 @@ class ShardSet:
                     yield json.loads(line)
 
     def verify(self) -> Iterator[str]:
-        """What is wrong with the shards, if anything: one sentence each.
+        """What is wrong with the shards, if anything: see :mod:`pipeline.verification`."""
+        from pipeline.verification import verify  # which reads shards
 
-        Checks sha256, rows, sums of patch lengths, statistics, and that the boundaries are those
-        that the rule gives for the stored entropies.
-        """
-        total = PatchStatistics()
-        for entry in self.entries:
-            total += entry.patch_statistics
-            if entry.sha256 is None:
-                continue
-            where = self.output.locate(entry.path)
-            try:
-                with self.output.open(entry.path) as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != entry.sha256:
-                    yield f"{where}: sha256 is {digest}, the manifest says {entry.sha256}"
-                else:
-                    yield from (f"{where}: {problem}" for problem in self._verify_rows(entry))
-            except (OSError, pa.ArrowInvalid) as error:
-                yield f"{where}: cannot be read: {error}"
-        if total.to_json() != self.manifest["statistics"]:
-            yield f"{self.output.locate(MANIFEST)}: statistics are not the sum of the shards'"
-
-    def _verify_rows(self, entry: ShardEntry) -> Iterator[str]:
-        found, summary = PatchStatistics(), Summary()
-        metadata = [name for name in self.manifest["columns"] if name not in OWN_COLUMNS]
-        for number, batch in enumerate(self.shard_batches(entry)):
-            texts = batch["text"].cast(pa.binary()).to_pylist()
-            tokens_T, lengths_D = encode_documents(texts)
-            scored = scored_rows(batch)
-            for row in np.flatnonzero(scored.lengths_D != lengths_D)[:1]:
-                yield (
-                    f"batch {number} row {row}: patch lengths sum to {scored.lengths_D[row]}, "
-                    f"the document has {lengths_D[row]} tokens"
-                )
-                return
-            if "entropies" in batch.schema.names:
-                if not np.array_equal(np.diff(batch["entropies"].offsets.to_numpy()), lengths_D):
-                    yield f"batch {number}: not one entropy for each token"
-                    return
-                expected_P, _ = patch_stored(self.patcher, scored.entropies_T, lengths_D, tokens_T)
-                if not np.array_equal(expected_P, scored.patch_lengths_P):
-                    yield f"batch {number}: boundaries are not those of the stored entropies"
-                summary += Summary.of(batch, scored, self.patcher, metadata)
-            found += PatchStatistics.of(lengths_D, scored.patch_lengths_P, scored.entropies_T)
-        recorded = entry.patch_statistics
-        if "entropies" not in self.manifest["columns"]:
-            recorded.entropies = np.zeros(0, np.int64)
-        if found.to_json() != recorded.to_json():
-            yield "rows do not give the statistics in the manifest"
-        elif "entropies" in self.manifest["columns"] and self.manifest.get("summary"):
-            kept = self.output.read_json(entry.summary_path)
-            if summary.to_json() | {"reasons": kept["reasons"]} != kept:
-                yield f"rows do not give what {entry.summary_path} says"
+        return verify(self)
 
 
 def open_shards(url: str) -> ShardSet:

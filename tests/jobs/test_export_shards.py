@@ -210,6 +210,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_done(run, shards, tmp_path, da
     done = run("--shards", shards, "--output", output, "--format", "parquet")
     assert done.returncode == 1 and str(shard) in done.stdout
     written = {path.stem for path in (output / "data").iterdir()}
+    assert f"{len(written)} ({len(written)} written now)" in done.stdout
     assert written == {path.stem for path in (shards / "shards").iterdir()} - {shard.stem}
     assert not (output / "manifest.json").exists()
     shard.write_bytes(good)
