@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.bpe import tokenizer_figures
 from pipeline.cluster import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report import PAGE, Report
@@ -51,7 +50,11 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
     output = OutputDirectory(config.output)
     named = dict(zip(config.shards, _names(config.shards), strict=True))
     first = _open(config.shards[0])
-    tokenizer = tokenizer_figures(config.tokenizer, first) if config.tokenizer else None
+    tokenizer = None
+    if config.tokenizer:
+        from pipeline.bpe import tokenizer_figures  # with the hub's client
+
+        tokenizer = tokenizer_figures(config.tokenizer, first)
 
     def count(url: str) -> Counted:
         shards = _open(url)

@@ -149,7 +149,7 @@ def test_workers_kills_and_resumes_change_nothing(
     random_ = random.Random()
     arguments = command(*flags, "--output", killed, "--num-workers", 2)
     kills = [run_and_kill(arguments, killed, random_.uniform(1, 6), first=True)]
-    for _ in range(3):
+    for _ in range(2):
         kills.append(run_and_kill(arguments, killed, random_.uniform(0, 0.3), first=False))
         # What has a final name is whole, even now.
         for path in killed.glob("entries/*.json"):
