@@ -67,10 +67,12 @@ def install() -> None:
     if find_chromium():
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=True)
+        commands = [["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]]
     else:
-        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
+        commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    for command in commands:
+        if subprocess.run(command, check=False).returncode:
+            sys.exit("cannot install Chromium: install one, or set CHROMIUM to the path of one")
 
 
 if __name__ == "__main__":
