@@ -7,7 +7,7 @@ demo: .venv/installed  ## patch real text and report on it (demo/report/index.ht
 	$(BIN)/python jobs/demo.py
 
 test: .venv/installed .venv/browser  ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import ray
 import torch
 from browser import open_browser
 from playwright.sync_api import Browser
+from xdist.scheduler import LoadFileScheduling
 
 from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, save_entropy_model
 from model.tokenizer import encode_documents
@@ -30,13 +31,18 @@ JOB = ROOT / "jobs" / "patch_corpus.py"
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class OneProcessAFile(LoadFileScheduling):
     """With several processes (pytest-xdist), a file's tests share one, for their fixtures; so do
     the files that start a Ray head node, whose agents have ports of their own."""
-    for item in items:
-        name = item.path.stem
-        group = "head nodes" if name in ("test_cluster", "test_pretrain") else name
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        head_node = Path(file).stem in ("test_cluster", "test_pretrain")
+        return "head nodes" if head_node else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessAFile:
+    return OneProcessAFile(config, log)
 
 
 def topics() -> list[tuple[str, str]]:
