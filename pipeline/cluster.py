@@ -2,13 +2,17 @@
 
 import logging
 import os
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
+
+REACH_S = 20
+"""Seconds to wait for an answer of the cluster."""
 
 
 def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> None:
@@ -18,6 +22,9 @@ def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> Non
         num_cpus: that a local Ray should have room for.
         more: packages that workers need, beside ``model`` and ``pipeline``.
         worker_output: show what workers print.
+
+    Raises:
+        PipelineError: nobody listens at ``RAY_ADDRESS``.
     """
     # What goes wrong in Ray comes as an exception; its warnings are about Ray's own affairs.
     for name in ("ray", "ray.data"):
@@ -25,7 +32,8 @@ def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> Non
     if ray.is_initialized():
         return
     packages = [_directory(package) for package in ("model", "pipeline", *more)]
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        _reach(address)
         # Inside a submitted job the working directory holds the code already.
         code = {} if _submitted() else {"py_modules": [str(package) for package in packages]}
         ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=worker_output)
@@ -41,6 +49,20 @@ def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> Non
             logging_level=logging.ERROR,
             log_to_driver=worker_output,
         )
+
+
+def _reach(address: str) -> None:
+    """Ray itself would try for many minutes, and then not say it in a sentence."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # such as "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise PipelineError(
+            f"RAY_ADDRESS {address}: the cluster cannot be reached: {error}; start it, or unset "
+            "RAY_ADDRESS to use this machine alone"
+        ) from error
 
 
 def _directory(package: str) -> Path:

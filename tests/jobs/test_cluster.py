@@ -23,7 +23,9 @@ def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_direct
     flags += SMALL
     plain, out = tmp_path / "plain", tmp_path / "out"
     assert run_job(*flags, "--output", plain, "--num-workers", 1).returncode == 0
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
     try:
         lost = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
@@ -73,12 +75,12 @@ def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
         yield variables
 
 
-def test_input_and_output_on_s3(s3, tmp_path, run_job):
+def test_input_and_output_on_s3(s3, tmp_path, run_job, run_here):
     source = write_jsonl(tmp_path / "in" / "a.jsonl", topics()[:30])
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
     filesystem.put_file(str(source), "corpus/in/a.jsonl")
     flags = ("--entropy-model", "ngram", "--target-patch-size", 4.5, *SMALL, "--verify", "--json")
-    local = run_job("--input", source.parent, "--output", tmp_path / "out", *flags)
+    local = run_here("--input", source.parent, "--output", tmp_path / "out", *flags)
     assert local.returncode == 0, local.stderr
     env = environment(**s3)
     remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/out")
@@ -92,7 +94,7 @@ def test_input_and_output_on_s3(s3, tmp_path, run_job):
         here = (tmp_path / "out" / "shards" / name).read_bytes()
         assert filesystem.cat_file(f"corpus/out/shards/{name}") == here
     assert [d.text for d in open_shards("s3://corpus/out")] == [t for _, t in topics()[:30]]
-    again = run_job(*remote, *flags, env=env)
+    again = run_here(*remote, *flags)
     assert json.loads(again.stdout)["bytes_patched"] == 0
     stored = b"".join(filesystem.cat_file(path) for path in filesystem.find("corpus/out"))
     for secret in ("test-secret", "test-key"):
@@ -111,3 +113,12 @@ def test_an_unreachable_server_is_named(run_job, tmp_path):
     assert done.returncode == 2
     assert "error: --input s3://bucket/in: cannot be listed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_cluster_is_named(run_job, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", topics()[:1])
+    nobody = f"127.0.0.1:{free_port()}"
+    flags = ("--input", source, "--output", tmp_path / "out", "--rule", "byte")
+    done = run_job(*flags, env=environment(RAY_ADDRESS=nobody))
+    assert done.returncode == 1
+    assert f"error: RAY_ADDRESS {nobody}: the cluster cannot be reached" in done.stderr
