@@ -32,11 +32,11 @@ def run(config: ExportShardsConfig, console: Console) -> int:
     if config.json:
         print(json.dumps(vars(result)))
     else:
-        print_result(result, Console())
+        print_result(result, config, Console())
     return 0 if result.complete else 1
 
 
-def print_result(result: ExportShardsResult, console: Console) -> None:
+def print_result(result: ExportShardsResult, config: ExportShardsConfig, console: Console) -> None:
     """The result as a table, then what went wrong."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("files", f"{result.files:,} ({result.exported:,} written now)")
@@ -48,7 +48,12 @@ def print_result(result: ExportShardsResult, console: Console) -> None:
     table.add_row("where", Text(result.output))
     console.print(table)
     problems = [f"not exported: {failure}" for failure in result.failures]
-    for problem in [*problems, *(f"verify: {problem}" for problem in result.problems)]:
+    problems += [f"verify: {problem}" for problem in result.problems]
+    if problems and config.on_hub:
+        problems.append("nothing was pushed: run the same command again when that is mended")
+    elif result.failures:
+        problems.append("no manifest was written: run the same command again when that is mended")
+    for problem in problems:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
 
 

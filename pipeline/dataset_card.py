@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -46,6 +47,8 @@ def write_card(
     pictures = {}
     if shards.summary is not None:
         described = {"entropy_model": {}, "configuration": {}} | made
+        # Entropies that the shards do not hold were counted while patching; no cut changes them.
+        statistics = replace(statistics, entropies=shards.statistics.entropies)
         counted = Counted(
             name, output.url, described, statistics, shards.summary, shards.entries, [], {}
         )
@@ -60,7 +63,10 @@ def write_card(
             schema = pq.read_schema(opened)
     rejects = sum(entry.rejects for entry in shards.entries)
     size = sum(file.bytes for file in files)
-    card = dataset_card(name, schema, made, statistics, rejects, size, pictures)
+    # An export that was begun by an earlier release does not know it of all its files.
+    known = all(file.arrow_bytes or not file.rows for file in files)
+    sizes = size, sum(file.arrow_bytes for file in files) if known else size
+    card = dataset_card(name, schema, made, statistics, rejects, sizes, pictures)
     output.write(CARD, card.encode())
 
 
@@ -70,7 +76,7 @@ def dataset_card(
     made: dict[str, Any],
     statistics: PatchStatistics,
     rejects: int,
-    file_bytes: int,
+    sizes: tuple[int, int],
     pictures: Mapping[str, str],
 ) -> str:
     """The text of README.md, with the metadata that ``datasets`` and the hub read.
@@ -79,7 +85,7 @@ def dataset_card(
         name: of the dataset.
         schema: of its files; None if there are none.
         made: ``patcher``, ``entropy_model`` and ``sources``, as the manifest says.
-        file_bytes: size of all files.
+        sizes: bytes of all files, and of their rows as Arrow.
         pictures: files beside the card, by title.
     """
     metadata: dict[str, Any] = {"pretty_name": name, "tags": ["byte-latent-transformer"]}
@@ -89,14 +95,14 @@ def dataset_card(
         ]
         split = {
             "name": "train",
-            "num_bytes": file_bytes,
+            "num_bytes": sizes[1],
             "num_examples": statistics.documents,
         }
         metadata["dataset_info"] = {
             "features": Features.from_arrow_schema(schema)._to_yaml_list(),
             "splits": [split],
-            "download_size": file_bytes,
-            "dataset_size": file_bytes,
+            "download_size": sizes[0],
+            "dataset_size": sizes[1],
         }
     names = schema.names if schema is not None else []
     sections = [
@@ -144,4 +150,6 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, in one line: no markup, no links, no cells."""
     shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", " ".join(shown.split()))
+    # GitHub's Markdown makes links of addresses, too.
+    marks = r"([\\`*_{}\[\]()#+!|~:@]|(?<=www)\.)"
+    return re.sub(marks, r"\\\1", " ".join(shown.split()), flags=re.IGNORECASE)

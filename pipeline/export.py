@@ -58,6 +58,8 @@ class ExportedFile:
     path: str
     rows: int = 0
     bytes: int = 0
+    arrow_bytes: int = 0
+    """Of the rows in memory, which is what ``datasets`` calls their size."""
     sha256: str = ""
     content: str = ""
     """Hash of the rows, whatever file they are in; see :class:`RowsHash`."""
@@ -123,6 +125,7 @@ def export_shard(
                 rows_hash.update(batch)
                 statistics += counted
                 exported.rows += batch.num_rows
+                exported.arrow_bytes += batch.nbytes
         exported.bytes = temporary.stat().st_size
         with temporary.open("rb") as file:
             exported.sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -49,7 +49,7 @@ class ExportShardsConfig:
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
     overwrite: bool = False
-    """Start anew: remove what an earlier export left in the output."""
+    """Start anew: remove what an earlier export left in the output (hub: in --staging)."""
     verify: bool = False
     """When done, read every file back and compare hashes of file and rows."""
     json: bool = False

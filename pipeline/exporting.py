@@ -23,18 +23,17 @@ from pipeline.export import (
     verify_file,
 )
 from pipeline.export_config import ExportShardsConfig
-from pipeline.hub_upload import open_repository, push
+from pipeline.hub_upload import PUSHED, open_repository, push
 from pipeline.memory import bound_memory
 from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
 from pipeline.resuming import check_command
-from pipeline.shards import MANIFEST, ShardSet
+from pipeline.shards import EXPORT, MANIFEST, ShardSet
 from pipeline.statistics import PatchStatistics
-from pipeline.storage import OutputDirectory, refuse_credentials, to_json
+from pipeline.storage import TEMPORARY, OutputDirectory, refuse_credentials, to_json
 
 RECORD = "run.json"
-STAGE = "export"
-WRITTEN = (MANIFEST, RECORD, ENTRIES, CARD, PICTURES, "data")
+WRITTEN = (ENTRIES, MANIFEST, CARD, PICTURES, "data")
 
 
 @dataclass
@@ -78,15 +77,14 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     if f"{output.url}/".startswith(f"{shards.output.url}/"):
         raise ConfigError(f"{flag} {config.directory}: lies in the shard set; choose another place")
     pieces = plan_export(shards, config)
-    if config.on_hub:  # first of all, so that a wrong token costs no work
-        open_repository(config)
-    _begin(pieces, shards, config, output, flag)
+    _check_begun(shards, config, output, flag)
+    if config.on_hub:  # before anything is written or removed, so that a wrong token costs nothing
+        open_repository(config, output)
+    _begin(pieces, shards, config, output)
     began = time.monotonic()
     done = _committed(output)
     waiting = [i for i, piece in enumerate(pieces) if piece.entry.name not in done]
     failures: list[str] = []
-    if waiting or config.verify or config.on_hub:
-        connect(config.num_workers)
     if waiting:
         failures = _run_pool(waiting, pieces, shards, config, output, console)
     files = _in_order(pieces, _committed(output))
@@ -127,32 +125,46 @@ def _directory(shards: ShardSet, config: ExportShardsConfig) -> str:
     return f"{config.output.rstrip('/')}/{corpus_name(shards, config)}/{model}"
 
 
-def _begin(
-    pieces: list[Piece],
-    shards: ShardSet,
-    config: ExportShardsConfig,
-    output: OutputDirectory,
-    flag: str,
-) -> None:
-    """Record a new export, or check that this is the one that was begun."""
-    where = f"{flag} {output.url}"
+def _content(shards: ShardSet, config: ExportShardsConfig) -> dict[str, Any]:
+    """What decides what is written."""
     manifest = hashlib.sha256(shards.output.read(MANIFEST)).hexdigest()
-    content = config.content() | {"shards (sha256 of the manifest)": manifest}
+    return config.content() | {"shards (sha256 of the manifest)": manifest}
+
+
+def _check_begun(
+    shards: ShardSet, config: ExportShardsConfig, output: OutputDirectory, flag: str
+) -> None:
+    """
+    Raises:
+        PipelineError: the output holds something else, or another export that is to stay.
+    """
+    where = f"{flag} {output.url}"
     if output.exists(RECORD):
         record = output.read_json(RECORD)
-        if record.get("stage") != STAGE:
+        if record.get("stage") != EXPORT:
             raise ConfigError(f"{where}: holds something else; choose another directory")
         if not config.overwrite:
-            check_command(where, record["content"], content)
+            check_command(where, record["content"], _content(shards, config))
+    elif set(output.names()) - {TEMPORARY, PUSHED}:
+        raise ConfigError(f"{where}: is not empty, and was not begun by an export")
+
+
+def _begin(
+    pieces: list[Piece], shards: ShardSet, config: ExportShardsConfig, output: OutputDirectory
+) -> None:
+    """Record a new export; go on with one that was begun, or remove it."""
+    if output.exists(RECORD):
+        if not config.overwrite:
             return
-        for name in (*WRITTEN, *(file["path"] for file in record["files"])):
+        # The record last: it tells a rerun what else is to be removed.
+        files = output.read_json(RECORD)["files"]
+        for name in (*WRITTEN, *(file["path"] for file in files)):
             output.remove(name)
             output.remove(f"{name}.complete")
-    elif output.names():
-        raise ConfigError(f"{where}: is not empty, and was not begun by an export")
     output.check_writable()
     files = [{"name": piece.entry.name, "path": piece.path} for piece in pieces]
-    output.write(RECORD, to_json({"stage": STAGE, "content": content, "files": files}))
+    content = _content(shards, config)
+    output.write(RECORD, to_json({"stage": EXPORT, "content": content, "files": files}))
 
 
 def _committed(output: OutputDirectory) -> dict[str, ExportedFile]:
@@ -173,6 +185,7 @@ def _run_pool(
     console: Console,
 ) -> list[str]:
     """Export the waiting shards; returns what is said of damaged ones."""
+    connect(config.num_workers)
     board = new_board()
     said: dict[int, str] = {}
     work_off(
@@ -217,6 +230,7 @@ def _verify(
     """Read all files back on Ray; returns what is wrong with them."""
     if not files:
         return []
+    connect(config.num_workers)
     board = new_board()
     said: dict[int, str] = {}
     work_off(
@@ -250,6 +264,32 @@ def _verify_file(
     return attempt(row, board, verify)
 
 
+def without_places(made: dict[str, Any]) -> dict[str, Any]:
+    """What others may see: without directories and buckets of those who made it."""
+    sources = [
+        {
+            **source,
+            "name": _public(source["name"]),
+            "url": source["url"] if _is_public(source["url"]) else None,
+        }
+        for source in made["sources"]
+    ]
+    model = made["entropy_model"]
+    # A hub id is two words; a directory may look like one.
+    source = _public(str(model.get("source", "")), directories=1)
+    return made | {"sources": sources, "entropy_model": model | {"source": source}}
+
+
+def _is_public(url: str) -> bool:
+    return url.startswith(("hf://", "http://", "https://"))
+
+
+def _public(name: str, directories: int = 100) -> str:
+    """Without where it lies, if it tells: paths below an input may stay."""
+    private = name.startswith(("/", ".", "~")) or "://" in name or name.count("/") > directories
+    return PurePosixPath(name).name if private and not _is_public(name) else name
+
+
 def _finish(
     files: list[ExportedFile],
     shards: ShardSet,
@@ -265,10 +305,11 @@ def _finish(
     if config.threshold is not None:
         made["patcher"] = made["patcher"] | {"threshold": config.threshold}
     if config.format in ("datasets", "hub"):
+        made = without_places(made)
         name = config.output.rstrip("/").rpartition("/")[2]
         write_card(name, files, made, statistics, shards, output)
     manifest = {
-        "stage": STAGE,
+        "stage": EXPORT,
         "format": config.format,
         **made,
         "statistics": statistics.to_json(),

@@ -4,6 +4,7 @@ Files are found in the repository by their SHA-256, so that a rerun uploads what
 """
 
 import base64
+import json
 import logging
 import pickle
 import tempfile
@@ -20,31 +21,68 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 
-from pipeline.errors import PipelineError
+from pipeline.cluster import connect
+from pipeline.dataset_card import CARD
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.export import ExportedFile
 from pipeline.export_config import ExportShardsConfig
 from pipeline.memory import bound_memory
 from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
-from pipeline.storage import OutputDirectory
+from pipeline.shards import MANIFEST, is_export
+from pipeline.storage import OutputDirectory, to_json
 
 KIND = "dataset"
+PUSHED = "hub.json"
+"""In the staging directory: the repositories that were pushed to."""
 COMMIT_FILES = 50
 """Files that one commit adds: the hub limits commits an hour, and what one can hold."""
 
 
-def open_repository(config: ExportShardsConfig) -> None:
+def open_repository(config: ExportShardsConfig, output: OutputDirectory) -> None:
     """Make the repository unless it is there.
 
     Raises:
+        ConfigError: it is there, and holds files that no export has put there.
         PipelineError: the hub refuses or cannot be reached.
     """
     disable_progress_bars()  # there is one for all workers
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    with _saying(config.output):
+    repository = config.output
+    begun = output.read_json(PUSHED) if output.exists(PUSHED) else []
+    with _saying(repository):
         # Without a word the owner's own default decides.
         private = config.private or None
-        HfApi().create_repo(config.output, repo_type=KIND, private=private, exist_ok=True)
+        HfApi().create_repo(repository, repo_type=KIND, private=private, exist_ok=True)
+        foreign = set() if repository in begun else _foreign_files(repository)
+    if foreign:
+        raise ConfigError(
+            f"--output {repository}: holds files that are no export's, such as {min(foreign)}; "
+            "choose another repository, or remove them there first"
+        )
+    if repository not in begun:
+        output.write(PUSHED, to_json([*begun, repository]))
+
+
+def _files(repository: str) -> dict[str, str]:
+    """SHA-256 of the files in a repository, by path; of small ones it is not known."""
+    tree = HfApi().list_repo_tree(repository, repo_type=KIND, recursive=True)
+    files = (item for item in tree if isinstance(item, RepoFile))
+    return {file.path: file.lfs.sha256 if file.lfs else "" for file in files}
+
+
+def _foreign_files(repository: str) -> set[str]:
+    """What is in a repository beyond what it is made with, unless it is an earlier export."""
+    there = _files(repository).keys() - {".gitattributes", CARD, "LICENSE"}
+    if MANIFEST not in there:
+        return there
+    with tempfile.TemporaryDirectory() as directory:
+        path = HfApi().hf_hub_download(repository, MANIFEST, repo_type=KIND, local_dir=directory)
+        try:
+            manifest = json.loads(Path(path).read_bytes())
+        except ValueError:
+            return there
+    return set() if is_export(manifest) else there
 
 
 def push(
@@ -68,12 +106,7 @@ def push(
     repository = config.output
     api = HfApi()
     with _saying(repository):
-        tree = api.list_repo_tree(repository, repo_type=KIND, recursive=True)
-        there = {
-            item.path: item.lfs.sha256 if item.lfs else ""
-            for item in tree
-            if isinstance(item, RepoFile)
-        }
+        there = _files(repository)
     waiting = [i for i, file in enumerate(files) if there.get(file.path) != file.sha256]
     if waiting:
         _upload(waiting, files, config, output, console)
@@ -108,6 +141,7 @@ def _upload(
         if len(uploaded) >= COMMIT_FILES:
             commit()
 
+    connect(config.num_workers)
     light = [replace(file, statistics={}) for file in files]
     board = new_board()
     work_off(
@@ -137,19 +171,35 @@ def _upload_file(
     def upload(number: int, report: Reporter) -> str:
         """The operation that the driver has to commit, pickled. The token is that of the node."""
         file: ExportedFile = ray.get(shared)[number]
-        with tempfile.TemporaryDirectory() as directory, _saying(repository):
-            path = Path(output.locate(file.path))
-            if not output.local:
-                path = Path(directory, "file")
-                output.filesystem.get_file(f"{output.path}/{file.path}", str(path))
+        with tempfile.TemporaryDirectory() as directory:
+            path = _staged(file, output, directory)
             operation = CommitOperationAdd(file.path, str(path))
-            HfApi().preupload_lfs_files(repository, [operation], repo_type=KIND)
+            with _saying(repository):
+                HfApi().preupload_lfs_files(repository, [operation], repo_type=KIND)
             if not operation._is_uploaded:  # so small that the hub takes it with the commit
                 operation = CommitOperationAdd(file.path, path.read_bytes())
         report(file.bytes)
         return base64.b64encode(pickle.dumps(operation)).decode()
 
     return attempt(row, board, upload)
+
+
+def _staged(file: ExportedFile, output: OutputDirectory, directory: str) -> Path:
+    """Where a file that was exported lies on this node.
+
+    Raises:
+        PipelineError: it is not there, or there is no room for a copy.
+    """
+    path = Path(output.locate(file.path))
+    try:
+        if not output.local:
+            path = Path(directory, "file")
+            output.filesystem.get_file(f"{output.path}/{file.path}", str(path))
+        path.open("rb").close()
+    except Exception as error:  # each filesystem has its own
+        where = output.locate(file.path)
+        raise PipelineError(f"--staging: {where}: cannot be uploaded: {error}") from error
+    return path
 
 
 @contextmanager

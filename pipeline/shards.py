@@ -34,6 +34,8 @@ from pipeline.storage import OutputDirectory, to_json
 from pipeline.summary import Summary
 
 FORMAT_VERSION = 1
+EXPORT = "export"
+"""The stage that manifests of exports name."""
 OWN_COLUMNS = ("sample_id", "text", "entropies", "patch_lengths")
 """Columns of every shard; others are metadata."""
 MANIFEST = "manifest.json"
@@ -200,10 +202,12 @@ class ShardSet:
                 f"{url}: no {MANIFEST}: not a shard set, or its job has not finished; "
                 "run the same command again to finish it"
             ) from error
-        if self.manifest["format_version"] != FORMAT_VERSION:
+        if not isinstance(self.manifest, dict) or "shards" not in self.manifest:
+            raise PipelineError(f"{url}: {_other_kind(self.manifest)}, not a shard set")
+        if (version := self.manifest.get("format_version")) != FORMAT_VERSION:
             raise PipelineError(
-                f"{url}: format version {self.manifest['format_version']} is not {FORMAT_VERSION}, "
-                "the one that this release reads"
+                f"{url}: format version {version} is not {FORMAT_VERSION}, the one that this "
+                "release reads"
             )
         self.entries = [ShardEntry(**entry) for entry in self.manifest["shards"]]
 
@@ -279,15 +283,42 @@ class ShardSet:
     def rejects(self) -> Iterator[dict[str, str]]:
         """Records that could not be used: ``file``, ``position``, ``reason``."""
         for entry in self.entries:
-            if entry.rejects or entry.error:
-                for line in self.output.read(entry.rejects_path).splitlines():
-                    yield json.loads(line)
+            yield from self.shard_rejects(entry)
+
+    def shard_rejects(self, entry: ShardEntry) -> list[dict[str, str]]:
+        """Those of one shard.
+
+        Raises:
+            DamagedShardError: the file that holds them is missing or cannot be read; names it.
+        """
+        if not entry.rejects and not entry.error:
+            return []
+        try:
+            lines = self.output.read(entry.rejects_path).splitlines()
+            return [json.loads(line) for line in lines]
+        except (PipelineError, OSError, ValueError) as error:
+            where = self.output.locate(entry.rejects_path)
+            raise DamagedShardError(f"{where}: cannot be read: {error}") from error
 
     def verify(self) -> Iterator[str]:
         """What is wrong with the shards, if anything: see :mod:`pipeline.verification`."""
         from pipeline.verification import verify  # which reads shards
 
         return verify(self)
+
+
+def _other_kind(manifest: Any) -> str:
+    """What a manifest that tells of no shards is of."""
+    if isinstance(manifest, dict) and "chunks" in manifest:
+        return "a prepared corpus, which jobs/patch_corpus.py patches"
+    if is_export(manifest):
+        return "an export"
+    return f"its {MANIFEST} is another program's"
+
+
+def is_export(manifest: Any) -> bool:
+    """Whether ``export_shards.py`` wrote a manifest."""
+    return isinstance(manifest, dict) and manifest.get("stage") == EXPORT
 
 
 def open_shards(url: str) -> ShardSet:

@@ -326,7 +326,14 @@ class OutputDirectory:
             with self._reaching():
                 self.filesystem.rm(f"{self.path}/{name}", recursive=True)
 
+    def leave(self) -> None:
+        """Remove the directory of temporary files, if nothing is in it: for directories that may
+        hold what others write."""
+        if self.local:
+            with contextlib.suppress(OSError):
+                Path(self.path, TEMPORARY).rmdir()
+
     def remove_temporary(self) -> None:
-        """Remove what killed processes left uncommitted."""
+        """Remove what killed processes left uncommitted: for directories that are a job's own."""
         if self.local:
             shutil.rmtree(Path(self.path, TEMPORARY), ignore_errors=True)

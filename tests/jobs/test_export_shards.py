@@ -23,7 +23,9 @@ from loopback_hub import serve
 from loopback_uploads import READER, UploadHandler
 
 from model import NGramEntropyModel, Patcher
+from pipeline.exporting import without_places
 from pipeline.shards import ShardSet
+from pipeline.storage import OutputDirectory
 
 JOB = ROOT / "jobs" / "export_shards.py"
 RULE = Patcher(1.0)
@@ -108,6 +110,10 @@ def test_datasets_loads_it(run, made, tmp_path):
     assert loaded.to_list() == rows_of(made / "set")
     card = DatasetCard.load(out / "README.md")
     assert card.data.to_dict()["dataset_info"]["splits"][0]["num_examples"] == len(loaded)
+    # What it calls the size of a dataset: that of its rows as Arrow.
+    sizes = card.data.to_dict()["dataset_info"]
+    assert sizes["download_size"] == result["bytes"]
+    assert sizes["dataset_size"] == pytest.approx(loaded.data.nbytes, rel=0.1)
     statistics = ShardSet(str(made / "set")).statistics
     assert f"| mean bytes a patch | {statistics.mean_patch_bytes:.3f} |" in card.text
     assert (out / "pictures" / "threshold.png").read_bytes()[:4] == b"\x89PNG"
@@ -213,6 +219,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_done(run, shards, tmp_path, da
     assert f"{len(written)} ({len(written)} written now)" in done.stdout
     assert written == {path.stem for path in (shards / "shards").iterdir()} - {shard.stem}
     assert not (output / "manifest.json").exists()
+    assert "no manifest was written" in done.stdout
     shard.write_bytes(good)
     again = run("--shards", shards, "--output", output, "--format", "parquet", "--verify")
     assert again.returncode == 0, again.stdout
@@ -250,6 +257,33 @@ def test_another_command_is_refused_unless_it_starts_anew(run, made, shards, tmp
     anew = run("--shards", shards, "--output", output, "--format", "datasets", "--overwrite")
     assert anew.returncode == 0, anew.stderr
     assert all(path.name.startswith("train-") for path in (output / "data").iterdir())
+
+
+def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):
+    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--format", "parquet")
+    (tmp_path / "out" / "_tmp").mkdir(parents=True)
+    (tmp_path / "out" / "_tmp" / "half").touch()
+    assert run(*flags).returncode == 0
+    whole = files(tmp_path / "out")
+
+    def killed(self, name: str) -> None:
+        raise KeyboardInterrupt
+
+    for last in (None, "manifest.json", "data"):  # what is removed before it is killed
+
+        def remove(self, name: str, last: str | None = last, known=OutputDirectory.remove) -> None:
+            if last is None:
+                killed(self, name)
+            known(self, name)
+            if name == last:
+                killed(self, name)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OutputDirectory, "remove", remove)
+            assert run(*flags, "--overwrite").returncode == 130
+        done = run(*flags)
+        assert done.returncode == 0, done.stderr
+        assert files(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize(
@@ -299,10 +333,12 @@ class TestHub:
         with serve(UploadHandler) as hub:
             yield hub
 
-    def push(self, hub, made, tmp_path, token=TOKEN, *flags) -> subprocess.CompletedProcess[str]:
+    def push(
+        self, hub, made, tmp_path, token=TOKEN, *flags, shards="set"
+    ) -> subprocess.CompletedProcess[str]:
         # Our server knows nothing of Xet; the client then uploads as it does to such servers.
         settings = hub.settings(tmp_path / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
-        job = [sys.executable, str(JOB), "--shards", str(made / "set"), "--output", "me/patches"]
+        job = [sys.executable, str(JOB), "--shards", str(made / shards), "--output", "me/patches"]
         job += ["--format", "hub", "--staging", str(tmp_path / "staging"), *flags]
         return subprocess.run(job, env=settings, capture_output=True, text=True, check=False)
 
@@ -327,15 +363,59 @@ class TestHub:
         beside = ("README.md", "manifest.json", "pictures/threshold.png")
         assert all(there[name] == staged[name] for name in (*data, *beside))
         assert DatasetCard(there["README.md"].decode()).data.pretty_name == "patches"
+        # It tells nothing of who made it.
+        assert str(made).encode() not in there["manifest.json"] + there["README.md"]
+        # What is staged costs much: who may not push does not lose it.
+        refused = self.push(hub, made, tmp_path, READER, "--overwrite", "--drop-entropies")
+        assert refused.returncode == 1 and files(tmp_path / "staging") == staged
         for said in (broken, done):
             assert TOKEN not in said.stdout + said.stderr
+
+    def test_a_repository_of_another_kind_is_left_alone(self, hub, made, tmp_path):
+        by_hand = {"README.md": b"mine", "data/train-00000-of-00001.parquet": b"my rows"}
+        by_hand["manifest.json"] = b'{"name": "my app"}'
+        hub.publish("me/patches", by_hand)
+        refused = self.push(hub, made, tmp_path, shards="bare")
+        assert refused.returncode == 2, refused.stderr
+        said = "me/patches: holds files that are no export's, such as data/train-00000-of-00001"
+        assert said in refused.stderr and not (tmp_path / "staging").exists()
+        repository = hub.repositories["datasets/me/patches"]
+        assert repository.commits[repository.head] == by_hand
+        # As a repository is that was made in a browser.
+        hub.publish("me/patches", {"README.md": b"mine", ".gitattributes": b""})
+        done = self.push(hub, made, tmp_path, shards="bare")
+        assert done.returncode == 0, done.stderr
+        there = repository.commits[repository.head]
+        assert json.loads(there["manifest.json"])["files"] == []
+        assert b"mine" not in there["README.md"]
 
     def test_who_may_not_write_is_told(self, hub, made, tmp_path):
         for token, status in ((READER, 403), ("", 401)):
             done = self.push(hub, made, tmp_path, token)
-            assert done.returncode == 1
+            assert done.returncode == 1 and not (tmp_path / "staging").exists()
             assert f"--output me/patches: the hub refuses ({status})" in done.stderr
             assert "HF_TOKEN" in done.stderr or status == 403
+
+
+def test_what_others_see_does_not_tell_where_it_was_made():
+    public = "hf://datasets/owner/name@0/data/z.parquet"
+    sources = [
+        {"name": "/home/alice/x.jsonl", "url": "/home/alice/x.jsonl", "bytes": 1},
+        {"name": "sub/y.jsonl", "url": "s3://alice/sub/y.jsonl", "bytes": 2},
+        {"name": public, "url": public, "bytes": 3},
+    ]
+    for source, said in (
+        *(("/home/alice/model", "model"), ("../../alice/model", "model"), ("ngram", "ngram")),
+        *(("s3://alice/model", "model"), ("owner/name", "owner/name")),
+    ):
+        made = {"sources": sources, "entropy_model": {"source": source}, "patcher": {}}
+        told = without_places(made)
+        assert told["entropy_model"] == {"source": said}
+        assert [(s["name"], s["url"]) for s in told["sources"]] == [
+            ("x.jsonl", None),
+            ("sub/y.jsonl", None),
+            (public, public),
+        ]
 
 
 def test_storage_that_is_not_shared_is_told(run, made):

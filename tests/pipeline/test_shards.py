@@ -134,6 +134,15 @@ def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     with pytest.raises(PipelineError, match=f"format version 99 is not {FORMAT_VERSION}"):
         open_shards(str(tmp_path))
+    for manifest, said in (
+        ({"format_version": FORMAT_VERSION, "chunks": []}, "a prepared corpus, which jobs/patch_c"),
+        ({"stage": "export", "files": []}, "an export, not a shard set"),
+        ({"name": "web app"}, "another program's, not a shard set"),
+        ([], "another program's, not a shard set"),
+    ):
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(PipelineError, match=f"{tmp_path}: .*{said}"):
+            open_shards(str(tmp_path))
 
 
 def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, ngram_model):
