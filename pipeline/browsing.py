@@ -66,16 +66,24 @@ class Documents:
             yield reader.get_batch(i)["sample_id"]
 
     def find(self, sample_id: str) -> int | None:
-        """The place of the first document with this id, if it is among the first MOST_SEARCHED."""
+        """The place of the first document with this id, if it is among the first MOST_SEARCHED.
+
+        Raises:
+            PipelineError: a shard before it cannot be read; names it.
+        """
         wanted = pa.scalar(sample_id, pa.string())
         before = 0
         for entry in self.entries:
-            with self.shards.output.open(entry.path) as file:
-                for ids in self._ids(file):
-                    found = ids.index(wanted).as_py()
-                    if found >= 0:
-                        return before + found
-                    before += len(ids)
+            try:
+                with self.shards.output.open(entry.path) as file:
+                    for ids in self._ids(file):
+                        found = ids.index(wanted).as_py()
+                        if found >= 0:
+                            return before + found
+                        before += len(ids)
+            except Exception as error:  # each filesystem has its own; all mean the same here
+                where = self.shards.output.locate(entry.path)
+                raise PipelineError(f"{where}: cannot be read: {error}") from error
             if before >= MOST_SEARCHED:
                 return None
         return None

@@ -38,7 +38,8 @@ def curve_svg(
     shown = min(len(data), SHOWN_BYTES)
     highest = max(float(h_T[:shown].max(initial=0)), threshold or 0, 1.0) * 1.05
     # Byte i is token i + 1; how uncertain it was is the entropy after token i.
-    edges = np.clip(np.concatenate([[0], patch_lengths_P.cumsum()]) - 1, 0, shown).tolist()
+    ends = patch_lengths_P[: shown + 2].cumsum()  # no more than a patch a token
+    edges = np.clip(np.concatenate([[0], ends]) - 1, 0, shown).tolist()
     spans = [(a, b) for a, b in pairwise(edges) if a < b]
     parts = [_patches(spans), _bars(data, h_T, spans, shown, highest), _letters(data, shown)]
     if threshold is not None:

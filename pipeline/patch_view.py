@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
-from itertools import pairwise
 
 import numpy as np
 
@@ -40,22 +39,24 @@ class PatchView:
 
     def patches(self) -> list[bytes]:
         """The patches that hold text."""
-        return [self.data[a:b] for a, b in self._spans()]
+        return [self.data[a:b] for a, b in self._spans().tolist()]
 
-    def _spans(self) -> list[tuple[int, int]]:
-        edges = np.concatenate([[0], self.patch_lengths_P.cumsum()]) - 1
-        return [(a, b) for a, b in pairwise(edges.clip(0, len(self.data)).tolist()) if a < b]
+    def _spans(self) -> np.ndarray:
+        """Where patches that hold text start and end; documents may have millions."""
+        edges = (np.concatenate([[0], self.patch_lengths_P.cumsum()]) - 1).clip(0, len(self.data))
+        spans_P2 = np.stack([edges[:-1], edges[1:]], axis=1)
+        return spans_P2[spans_P2[:, 0] < spans_P2[:, 1]]
 
     def counts(self) -> list[tuple[str, str]]:
         """What the page says above the patches; patches as the job counts them."""
-        lengths = [b - a for a, b in self._spans()]
+        longest = np.diff(self._spans()).max(initial=0)
         patches = len(self.patch_lengths_P)
         return [
             ("bytes", f"{len(self.data):,}"),
             ("characters", f"{len(self.data.decode()):,}"),
             ("patches", f"{patches:,}"),
             ("bytes a patch", f"{len(self.data) / max(patches, 1):.3f}"),
-            ("longest patch", f"{max(lengths, default=0):,} bytes"),
+            ("longest patch", f"{longest:,} bytes"),
         ]
 
     def counts_html(self) -> str:
@@ -64,10 +65,11 @@ class PatchView:
 
     def patches_html(self) -> str:
         """The patches in colours; of many, the first."""
-        spans = self._spans()[:MOST_PATCHES]
+        spans_P2 = self._spans()
+        spans = spans_P2[:MOST_PATCHES].tolist()
         titles = [self._title(number, a, b) for number, (a, b) in enumerate(spans, 1)]
         shown = patches_html([self.data[a:b] for a, b in spans], titles)
-        rest = len(self._spans()) - len(spans)
+        rest = len(spans_P2) - len(spans)
         return shown + (f'<p class="note">and {rest:,} more patches</p>' if rest else "")
 
     def _title(self, number: int, start: int, stop: int) -> str:

@@ -16,7 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 
 from model.patcher import THRESHOLD_RULES, Patcher
-from pipeline.browsing import Documents
+from pipeline.browsing import MOST_SEARCHED, Documents
 from pipeline.entropy_curve import CURVE_CSS
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch_html import PATCHES_CSS
@@ -30,7 +30,7 @@ from pipeline.patch_view import (
     view_text,
 )
 from pipeline.shards import ShardSet
-from pipeline.viewer_config import PatchViewerConfig
+from pipeline.viewer_config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig
 
 RULES = ("global", "monotonic", "combined", "top-k", "space", "static", "byte")
 EXAMPLES = {
@@ -125,14 +125,14 @@ def _controls(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
     with gr.Row():
         rule = gr.Dropdown(list(RULES), value=config.rule, label="rule", elem_id=f"{prefix}rule")
         threshold = gr.Slider(
-            *(-2, 6, config.threshold),
+            *(LEAST_THRESHOLD, MOST_THRESHOLD, config.threshold),
             step=0.001,
             label="threshold (nats)",
             elem_id=f"{prefix}threshold",
             visible=shown["threshold"],
         )
         threshold_add = gr.Slider(
-            *(-2, 6, 0.5),
+            *(LEAST_THRESHOLD, MOST_THRESHOLD, 0.5),
             step=0.001,
             label="rise (nats)",
             elem_id=f"{prefix}rise",
@@ -267,9 +267,13 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
             return [error_html(error), "", "", ""]
 
     def find(url: str, sample_id: str) -> Any:
-        found = sets[url].find(sample_id) if sample_id else None
+        try:
+            found = sets[url].find(sample_id) if sample_id else None
+        except PipelineError as error:
+            raise gr.Error(escape(str(error))) from error
         if sample_id and found is None:
-            raise gr.Error(f"no document is called so: {escape(sample_id[:100])}")
+            some = f" among the first {MOST_SEARCHED:,}" * (len(sets[url]) > MOST_SEARCHED)
+            raise gr.Error(f"no document{some} is called so: {escape(sample_id[:100])}")
         return gr.skip() if found is None else found
 
     inputs = [chosen, number, anew, *controls.values()]

@@ -8,6 +8,8 @@ import tyro
 from model.checkpoint_files import BUILT_IN
 from pipeline.errors import ConfigError
 
+LEAST_THRESHOLD, MOST_THRESHOLD = -2, 6
+"""Nats: what sliders reach. Rises may be negative; entropies of bytes are below 5.6."""
 ViewerRule = Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte"]
 
 
@@ -42,7 +44,8 @@ class PatchViewerConfig:
         """
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"--port: from 0 to 65535, got {self.port}")
-        if not -6 <= self.threshold <= 6:
-            raise ConfigError(f"--threshold: from -6 to 6 nats, got {self.threshold}")
+        if not LEAST_THRESHOLD <= self.threshold <= MOST_THRESHOLD:
+            limits = f"from {LEAST_THRESHOLD} to {MOST_THRESHOLD} nats"
+            raise ConfigError(f"--threshold: {limits}, got {self.threshold}")
         if not self.entropy_model:
             raise ConfigError("--entropy-model: name at least one")

@@ -140,3 +140,5 @@ def test_a_damaged_shard_is_named(shards, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(PipelineError, match=str(path)):
         Documents(mine)[0]
+    with pytest.raises(PipelineError, match=str(path)):
+        Documents(mine).find("nobody")
