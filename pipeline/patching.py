@@ -5,6 +5,7 @@ progress, and writes the manifest.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
@@ -126,6 +127,7 @@ def _patch(
     done = {place: _text_bytes(e) for place, e in enumerate(committed) if is_complete(e)}
     waiting = [place for place in range(len(run.splits)) if place not in done]
     bytes_before = sum(map(_text_bytes, committed))
+    before = ray.cluster_resources()  # nodes may come, and go
     began = time.monotonic()
     unreachable = _run_pool(waiting, done, run, config, scorer, output, console) if waiting else []
     seconds = time.monotonic() - began
@@ -142,7 +144,9 @@ def _patch(
     failures = unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
     statistics = sum((entry.patch_statistics for entry in entries), PatchStatistics())
     if statistics.bytes > bytes_before:
-        log_run(output, statistics.bytes - bytes_before, seconds, ray.cluster_resources())
+        resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
+        used = _devices(config, cast(Model, scorer.model), len(waiting), before | resources)
+        log_run(output, statistics.bytes - bytes_before, seconds, *used)
     return PatchCorpusResult(
         output=output.url,
         complete=not failures,
@@ -155,6 +159,18 @@ def _patch(
         seconds=seconds,
         bytes_patched=statistics.bytes - bytes_before,
     )
+
+
+def _devices(
+    config: PatchCorpusConfig, model: Model, pieces: int, resources: Mapping[str, float]
+) -> tuple[float, float]:
+    """CPUs and GPUs that workers had, at most; each of them has a CPU."""
+    gpus = gpus_per_worker(config, model)
+    room = resources.get("CPU", 0)
+    if gpus:
+        room = min(room, round(resources.get("GPU", 0) / gpus, 3))
+    workers = int(min(config.num_workers or room, room, pieces))
+    return workers, round(workers * gpus, 3)
 
 
 def _text_bytes(entries: list[ShardEntry]) -> int:

@@ -25,9 +25,27 @@ from pipeline.threshold_counts import CUT_THRESHOLDS, ThresholdCurve, cut_patche
 
 
 def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
-    """Count all shards of a set again; those that are damaged are named and left out."""
-    connect(num_workers)
+    """Count all shards of a set again; files that are damaged are named and left out."""
     counting = _Counting(shards.entries)
+    if counting.waiting:
+        _count_all(counting, shards, console, num_workers)
+    total = counting.total
+    for entry in shards.entries:
+        try:
+            rejects = shards.shard_rejects(entry)
+        except DamagedShardError as error:
+            counting.problems.append(str(error))
+            continue
+        alone = (reject for reject in rejects if reject["position"] != WHOLE_FILE)
+        total.summary.reject(reject["reason"] for reject in alone)
+    found = described(name, shards, total.statistics, total.summary, counting.entries)
+    return replace(found, curve=total.curve, problems=counting.problems)
+
+
+def _count_all(
+    counting: "_Counting", shards: ShardSet, console: Console, num_workers: int | None
+) -> None:
+    connect(num_workers)
     light = [replace(entry, statistics={}) for entry in shards.entries]
     board = new_board()
     work_off(
@@ -41,11 +59,6 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
         fn_args=(ray.put((shards.light(), light)), board),
         concurrency=num_workers,
     )
-    total = counting.total
-    rejects = (reject for reject in shards.rejects() if reject["position"] != WHOLE_FILE)
-    total.summary.reject(reject["reason"] for reject in rejects)
-    found = described(name, shards, total.statistics, total.summary, counting.entries)
-    return replace(found, curve=total.curve, problems=counting.problems)
 
 
 class _Counting:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.ticker import EngFormatter
 
 from pipeline.excerpts import Excerpt
+from pipeline.groups import MOST_GROUPS, OTHERS
 from pipeline.patch_html import PATCHES_CSS, patches_html
 from pipeline.report_data import TokenizerFigures
 from pipeline.report_plots import PLOTS, png, svg
@@ -86,6 +87,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "count": "{:,}".format,
         "si": si,
+        "nats": nats,
         "why": why,
         "patches": _patches,
         "tojson_pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False),
@@ -106,15 +108,18 @@ def why(figures: Figures) -> str:
     if not figures["patches"]:
         return "There is no text in it."
     rule, threshold = figures["rule"], figures["threshold"]
+    if figures["thresholds_differ"]:
+        return "Its sets were cut at different thresholds."
     if threshold is None:
         return f"The {rule} rule has no threshold."
     tokens = figures["bytes"] + 2 * figures["documents"]
     starts = 100 * figures["patches"] / tokens
     compared = {"monotonic": "rises by more than", "combined": "exceeds (and rises enough)"}
     said = compared.get(rule, "exceeds")
+    mean = figures["mean_entropy"]
     sentence = (
         f"A patch starts after {starts:.1f} % of tokens: where the entropy {said} the threshold, "
-        f"{threshold:.4g} nats; the mean entropy is {figures['mean_entropy']:.2f}."
+        f"{threshold:.4g} nats" + ("." if mean is None else f"; the mean entropy is {mean:.2f}.")
     )
     nearest = figures["suggested"][0]
     if nearest["threshold"] is not None:
@@ -140,13 +145,11 @@ def _overview(sets: Sequence[Figures]) -> list[tuple[str, list[str]]]:
 
     return [
         row("rule", lambda f: f["rule"]),
-        row(
-            "threshold (nats)", lambda f: "none" if f["threshold"] is None else repr(f["threshold"])
-        ),
+        row("threshold (nats)", _threshold),
         row("entropy model", lambda f: str(f["made"]["entropy_model"].get("source", "unknown"))),
         row("mean bytes a patch", lambda f: f"{f['mean_patch_bytes']:.3f}"),
         row("patch lengths (tokens)", lengths),
-        row("mean entropy (nats)", lambda f: f"{f['mean_entropy']:.3f}"),
+        row("mean entropy (nats)", lambda f: nats(f["mean_entropy"])),
         row("documents", lambda f: f"{f['documents']:,}"),
         row("mean bytes a document", lambda f: f"{f['bytes'] / max(f['documents'], 1):,.0f}"),
         row("rejected documents", lambda f: f"{f['rejects']['count']:,}"),
@@ -154,6 +157,17 @@ def _overview(sets: Sequence[Figures]) -> list[tuple[str, list[str]]]:
         row("patching", _throughput),
         row("where", lambda f: f["url"]),
     ]
+
+
+def nats(value: float | None) -> str:
+    """An entropy; shards that are counted anew may hold none."""
+    return "none stored" if value is None else f"{value:.3f}"
+
+
+def _threshold(figures: Figures) -> str:
+    if figures["thresholds_differ"]:
+        return "they differ"
+    return "none" if figures["threshold"] is None else repr(figures["threshold"])
 
 
 def _throughput(figures: Figures) -> str:
@@ -169,7 +183,7 @@ def _throughput(figures: Figures) -> str:
 
 def _curve_note(sets: Sequence[Figures]) -> str:
     notes = []
-    if any(figures["threshold"] is None for figures in sets):
+    if any(f["threshold"] is None and not f["thresholds_differ"] for f in sets):
         notes.append(" Where a rule has no threshold: what the global rule would give.")
     if any(f["max_patch_length"] and not f["curve_has_cuts"] for f in sets):
         notes.append(" Before cuts at max_patch_length; with them after --recompute.")
@@ -179,11 +193,20 @@ def _curve_note(sets: Sequence[Figures]) -> str:
 def _group_tables(sets: Sequence[Figures]) -> list[tuple[str, str, list[Figures]]]:
     """Title, caption and rows of each table of groups."""
     columns = list(dict.fromkeys(name for figures in sets for name in figures["columns"]))
+    in_part = {name for figures in sets for name in figures["columns_in_part"]}
+    least = (
+        f"At least: a shard tells the {MOST_GROUPS} values with the most text apart (none, where "
+        f"values hardly repeat), and counts all else as {OTHERS}."
+    )
     script = "Of most letters at the beginning of a document."
     return [
         ("By script", script, _group_rows([figures["scripts"] for figures in sets])),
         *(
-            (f"By {name}", "", _group_rows([figures["columns"].get(name, []) for figures in sets]))
+            (
+                f"By {name}",
+                least if name in in_part else "",
+                _group_rows([figures["columns"].get(name, []) for figures in sets]),
+            )
             for name in columns
         ),
         (

@@ -23,7 +23,8 @@ class PatchReportConfig:
     shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
     """Shard sets of patch_corpus.py, directories or URLs; several are compared side by side."""
     merge: bool = False
-    """Tell of all sets as one, such as the parts of a corpus; without it they are compared."""
+    """Tell of all sets as one, such as the parts of a corpus that were cut by one rule, with the
+    entropies of one model; without it they are compared."""
     output: str = "patch-report"
     """Directory or URL for index.html, report.json and the plots as PNG files."""
     target_patch_size: tuple[float, ...] = TARGETS
@@ -53,6 +54,6 @@ class PatchReportConfig:
             raise ConfigError(f"--context-bytes: must be at least 1, got {self.context_bytes}")
         if self.num_workers is not None and self.num_workers < 1:
             raise ConfigError(f"--num-workers: must be at least 1, got {self.num_workers}")
-        url, times = Counter(self.shards).most_common(1)[0]
+        url, times = Counter(url.rstrip("/") for url in self.shards).most_common(1)[0]
         if times > 1:
             raise ConfigError(f"--shards: {url} is named {times} times")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from model.blt_config import BLT_SIZES, flops_by_part, transformer_flops
+from model.patcher import ENTROPY_RULES, THRESHOLD_RULES
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.excerpts import Excerpt
 from pipeline.groups import ENTROPY_UNIT, OTHERS, GroupCounts, Groups
@@ -96,7 +97,7 @@ def merge(sets: Iterable[Counted]) -> Counted:
     """Several sets as one; its sources are the sets. Holds one of them at a time.
 
     Raises:
-        ConfigError: their boundary rules differ in more than the threshold.
+        ConfigError: they are not alike, see :func:`check_alike`.
     """
     total: Counted | None = None
     sources: Groups = {}
@@ -110,14 +111,29 @@ def merge(sets: Iterable[Counted]) -> Counted:
     return replace(total, name=name, url=url, sources=sources, entries=entries)
 
 
+def check_alike(a: tuple[str, dict[str, Any]], b: tuple[str, dict[str, Any]]) -> None:
+    """
+    Args:
+        a: the URL of a set and how it was made, see MADE.
+
+    Raises:
+        ConfigError: two sets can only be compared: their boundary rules differ in more than the
+            threshold, or use entropies, and those are of different models.
+    """
+    rules = [{**made["patcher"], "threshold": None} for _, made in (a, b)]
+    models = [made.get("entropy_model", {}).get("fingerprint") for _, made in (a, b)]
+    differ = None
+    if rules[0] != rules[1]:
+        differ = "cut by different rules"
+    elif models[0] != models[1] and rules[0].get("rule", "global") in ENTROPY_RULES:
+        differ = "scored by different entropy models"
+    if differ:
+        raise ConfigError(f"--merge: {a[0]} and {b[0]} were {differ}; without it they are compared")
+
+
 def _joined(a: Counted, b: Counted) -> Counted:
     """Two sets as one, but for name, sources and entries."""
-    rules = [{**counted.made["patcher"], "threshold": None} for counted in (a, b)]
-    if rules[0] != rules[1]:
-        raise ConfigError(
-            f"--merge: {a.url} and {b.url} were cut by different rules; without it they are "
-            "compared"
-        )
+    check_alike((a.url, a.made), (b.url, b.made))
     return replace(
         a,
         made={key: _same(a.made[key], b.made[key]) for key in MADE},
@@ -150,6 +166,8 @@ def set_figures(
     statistics, summary, entries = counted.statistics, counted.summary, counted.entries
     patcher, model = counted.made["patcher"], counted.made["entropy_model"]
     curve = counted.curve or summary.thresholds.curve()
+    # Shards can be counted anew without entropies in them.
+    scored = not statistics.documents or bool(statistics.entropies.any())
     entropy_flops = float(model.get("flops_per_byte", 0.0))
     return {
         "name": counted.name,
@@ -160,9 +178,12 @@ def set_figures(
         "shards": sum(entry.sha256 is not None for entry in entries),
         "shard_bytes": sum(entry.shard_bytes for entry in entries),
         "mean_patch_bytes": statistics.mean_patch_bytes,
-        "mean_entropy": _mean_entropy(statistics),
+        "mean_entropy": _mean_entropy(statistics) if scored else None,
         "rule": patcher.get("rule", "global"),
         "threshold": patcher.get("threshold"),
+        # A rule that has a threshold lacks one where merged sets disagree on it.
+        "thresholds_differ": patcher.get("threshold") is None
+        and patcher.get("rule") in THRESHOLD_RULES,
         "max_patch_length": patcher.get("max_patch_length"),
         "made": counted.made,
         "patch_lengths": {
@@ -173,9 +194,10 @@ def set_figures(
         "curve": _curve(curve),
         "curve_has_cuts": counted.curve is not None,
         "suggested": [_suggestion(curve, target) for target in targets],
-        "scripts": _rows(summary.scripts),
-        "columns": {column: _rows(groups) for column, groups in summary.columns.items()},
-        "sources": _rows(counted.sources),
+        "scripts": _rows(summary.scripts, scored),
+        "columns": {column: _rows(groups, scored) for column, groups in summary.columns.items()},
+        "columns_in_part": [name for name, groups in summary.columns.items() if OTHERS in groups],
+        "sources": _rows(counted.sources, scored),
         "drift": [_drift(entry) for entry in entries if entry.sha256 is not None],
         "longest": _excerpts(summary.longest),
         "shortest": _excerpts(summary.shortest),
@@ -240,7 +262,7 @@ def _mean_entropy(statistics: PatchStatistics) -> float:
     return float(counts @ middles / max(counts.sum(), 1))
 
 
-def _rows(groups: Groups) -> list[dict[str, Any]]:
+def _rows(groups: Groups, scored: bool) -> list[dict[str, Any]]:
     """Groups as they are shown: those with the most text first, what is left of others last."""
     named = {name: counts for name, counts in groups.items() if name != OTHERS}
     shown = dict(sorted(named.items(), key=lambda item: -item[1].bytes)[:MOST_SHOWN])
@@ -254,7 +276,7 @@ def _rows(groups: Groups) -> list[dict[str, Any]]:
             "bytes": counts.bytes,
             "patches": counts.patches,
             "mean_patch_bytes": counts.mean_patch_bytes,
-            "mean_entropy": counts.mean_entropy,
+            "mean_entropy": counts.mean_entropy if scored else None,
         }
         for name, counts in shown.items()
     ]

@@ -128,7 +128,7 @@ def draw_drift(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
         if len(means) > MOST_POINTS:
             low, high = [part.min() for part in parts], [part.max() for part in parts]
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("shard")
     axes.set_ylabel("mean bytes a patch")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -14,10 +14,11 @@ from pipeline.cluster import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report import PAGE, Report
 from pipeline.report_config import PatchReportConfig
-from pipeline.report_data import Counted, counted_before, merge, set_figures
+from pipeline.report_data import MADE, Counted, check_alike, counted_before, merge, set_figures
 from pipeline.shards import ShardSet
 from pipeline.storage import OutputDirectory, refuse_credentials
 
+T = TypeVar("T")
 READERS = 32
 """Manifests that are read at a time."""
 
@@ -48,6 +49,8 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
     refuse_credentials("--output", config.output)
     refuse_lost_output(config.output)
     output = OutputDirectory(config.output)
+    if config.recompute:
+        _check_before(config, output)
     named = dict(zip(config.shards, _names(config.shards), strict=True))
     first = _open(config.shards[0])
     tokenizer = None
@@ -58,8 +61,7 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
 
     def count(url: str) -> Counted:
         shards = _open(url)
-        if shards.output.url == output.url:
-            raise ConfigError(f"--output {config.output}: is a shard set; choose another directory")
+        _refuse_output_in(shards, config, output)
         if config.recompute:
             from pipeline.recomputing import recompute  # with Ray Data, which takes its time
 
@@ -79,9 +81,33 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
     ]
     report = Report(figures, tokenizer, config.context_bytes, config.recompute)
     report.write(output)
-    output.remove_temporary()
+    output.leave()
     problems = [problem for of_set in counted for problem in of_set.problems]
     return PatchReport(report.to_json(), report.overview(), output.locate(PAGE), problems)
+
+
+def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
+    """
+    Raises:
+        ConfigError: what would be found wrong after shards were counted for hours.
+        PipelineError: the output cannot be written.
+    """
+
+    def check(url: str) -> tuple[str, dict[str, Any]]:
+        shards = _open(url)
+        _refuse_output_in(shards, config, output)
+        return shards.output.url, {key: shards.manifest.get(key, {}) for key in MADE}
+
+    first, *others = _read(check, config.shards)
+    if config.merge:
+        for other in others:
+            check_alike(first, other)
+    output.check_writable()
+
+
+def _refuse_output_in(shards: ShardSet, config: PatchReportConfig, output: OutputDirectory) -> None:
+    if shards.output.url == output.url:
+        raise ConfigError(f"--output {config.output}: is a shard set; choose another directory")
 
 
 def _open(url: str) -> ShardSet:
@@ -91,12 +117,12 @@ def _open(url: str) -> ShardSet:
         raise ConfigError(f"--shards {error}") from error
 
 
-def _read(count: Callable[[str], Counted], urls: Iterable[str]) -> Iterator[Counted]:
-    """Sets in order; those of object stores are read many at a time."""
+def _read(read: Callable[[str], T], urls: Iterable[str]) -> Iterator[T]:
+    """What is read of sets, in order; those of object stores are read many at a time."""
     with ThreadPoolExecutor(READERS) as readers:
         for remote, group in groupby(urls, lambda url: "://" in url):
             while part := list(islice(group, READERS)):
-                yield from readers.map(count, part) if remote else map(count, part)
+                yield from readers.map(read, part) if remote else map(read, part)
 
 
 def _names(urls: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@
 besides, what tells whether the same command is being run on the same input.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import count, takewhile
@@ -142,13 +141,14 @@ def source_records(files: list[InputFile]) -> list[dict[str, Any]]:
 
 
 def log_run(
-    output: OutputDirectory, bytes_done: int, seconds: float, resources: Mapping[str, float]
+    output: OutputDirectory, bytes_done: int, seconds: float, cpus: float, gpus: float
 ) -> None:
-    """Keep how long a run took for what it did; one that is killed leaves nothing to tell."""
+    """Keep how long a run took, with which devices, for what it did; one that is killed leaves
+    nothing to tell."""
     ended = datetime.now(UTC).isoformat(timespec="milliseconds")
     took = {"ended": ended, "seconds": round(seconds, 3), "bytes": bytes_done}
-    had = {"cpus": resources.get("CPU", 0.0), "gpus": resources.get("GPU", 0.0)}
-    output.write(f"{LOG}/{ended.replace(':', '')}.json", to_json(took | had))
+    used = {"cpus": cpus, "gpus": gpus}
+    output.write(f"{LOG}/{ended.replace(':', '')}.json", to_json(took | used))
 
 
 def remove_run(output: OutputDirectory) -> None:

@@ -100,11 +100,63 @@ def test_a_damaged_shard_is_named_and_left_out(local_ray, run, sets, damage):
     assert str(shard) in (sets / "out" / "index.html").read_text()
 
 
+def test_counting_again_of_sets_without_entropies_or_documents(
+    local_ray, run, sets, ngram_model: NGramEntropyModel
+):
+    tiny.make_shards(sets / "thin", sets / "in", ngram_model, Patcher(1.0), keep_entropies=False)
+    done = run("--shards", sets / "thin", "--output", sets / "out", "--recompute")
+    assert done.returncode == 0, done.stderr
+    (found,) = figures(sets / "out")
+    assert found["documents"] == 12 and found["mean_entropy"] is None
+    assert found["sources"][0]["mean_entropy"] is None
+    page = (sets / "out" / "index.html").read_text()
+    assert "none stored" in page and "0.000" not in page
+    # Nothing but rejects; and one file of them is lost.
+    (sets / "bad").mkdir()
+    for name in "ab":
+        (sets / "bad" / f"{name}.jsonl").write_text("broken\n")
+    tiny.make_shards(sets / "bare", sets / "bad", ngram_model, Patcher(1.0))
+    flags = ("--shards", sets / "bare", "--output", sets / "out", "--recompute")
+    assert run(*flags).returncode == 0
+    assert figures(sets / "out")[0]["rejects"]["reasons"]
+    rejects, _ = sorted((sets / "bare" / "rejects").iterdir())
+    rejects.unlink()
+    done = run(*flags)
+    assert done.returncode == 1 and f"{rejects}: cannot be read" in done.stdout
+    (found,) = figures(sets / "out")
+    assert found["rejects"]["count"] == 2 and sum(found["rejects"]["reasons"].values()) == 1
+
+
+def test_what_others_write_beside_a_report_stays(run, sets):
+    other = sets / "out" / "_tmp" / "another's"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert run("--shards", sets / "a", "--output", sets / "out").returncode == 0
+    assert [path.name for path in other.parent.iterdir()] == ["another's"]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["{a}", "nowhere"], "--shards nowhere"),
+        (["{a}", "{b}", "--output", "{b}"], "--output {b}: is a shard set"),
+        (["{a}", "{b}", "--merge"], "--merge: {a} and {b} were cut by different rules"),
+        (["{a}", "--output", "{a}/manifest.json/x"], "{a}/manifest.json/x"),
+    ],
+)
+def test_nothing_is_counted_again_for_a_wrong_flag(run, sets, monkeypatch, flags, said):
+    monkeypatch.setattr("pipeline.recomputing.recompute", lambda *_: pytest.fail("it was"))
+    names = {"a": sets / "a", "b": sets / "b"}
+    output = [] if "--output" in flags else ["--output", sets / "out"]
+    done = run("--recompute", "--shards", *(flag.format(**names) for flag in flags), *output)
+    assert done.returncode in (1, 2) and said.format(**names) in done.stderr
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
         (["--shards", "nowhere"], "--shards"),
-        (["--shards", "{a}", "{a}"], "--shards: {a} is named 2 times"),
+        (["--shards", "{a}", "{a}/"], "--shards: {a} is named 2 times"),
         (["--shards", "{a}", "--output", "{a}"], "--output {a}: is a shard set"),
         (["--shards", "{a}", "--target-patch-size", "0"], "--target-patch-size"),
         (["--shards", "{a}", "--context-bytes", "0"], "--context-bytes"),

@@ -132,6 +132,35 @@ def test_sets_of_different_rules_are_not_merged(shards, parts, model, tmp_path):
     other = shard_set(tmp_path, model, Patcher(rule="space"), parts[:1])
     with pytest.raises(ConfigError, match="cut by different rules"):
         merge([counted_before("a", shards), counted_before("b", other)])
+    one = counted_before("a", shards)
+    by_another = replace(one, made=one.made | {"entropy_model": {"fingerprint": "f" * 64}})
+    with pytest.raises(ConfigError, match="scored by different entropy models"):
+        merge([one, by_another])
+    # Where entropies place no boundary, it is the same whose they are.
+    spaces = counted_before("b", other)
+    made = spaces.made | {"entropy_model": {"fingerprint": "f" * 64}}
+    assert merge([spaces, replace(spaces, name="c", made=made)]).name == "2 sets"
+
+
+def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, model, tmp_path):
+    other = shard_set(tmp_path / "other", model, Patcher(1.6), parts[:1])
+    merged = figures_of(merge([counted_before("a", shards), counted_before("b", other)]))
+    page = Report([merged], None, 8192, recomputed=False).page()
+    assert "Its sets were cut at different thresholds." in page and "they differ" in page
+    assert "has no threshold" not in page and "the global rule would give" not in page
+
+
+def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_path):
+    """More values than are told apart; each of them twice, so that they are groups."""
+    texts = [(f"{i % 300}", "a word ") for i in range(600)]
+    write_jsonl(tmp_path / "in" / "a.jsonl", texts)
+    settings = {"id_column": "id", "keep_columns": ("id",)}
+    many = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(1.0), **settings)
+    found = figures_of(counted_before("many", many))
+    assert found["columns_in_part"] == ["id"]
+    assert "At least: a shard tells the 256 values" in Report([found], None, 1, False).page()
+    few = figures_of(counted_before("set", shards))
+    assert few["columns_in_part"] == [] and "At least" not in Report([few], None, 1, False).page()
 
 
 def test_flops_are_those_of_the_papers_formulas(shards, figures):
