@@ -25,13 +25,15 @@ from pipeline import open_shards
 
 # A few kilobytes a shard: a small corpus makes many.
 SMALL = ("--shard-bytes", 60_000)
+PART = 40
+"""Of the topics, where all of them would take long."""
 
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory, small_model_directory) -> tuple[Path, Path, dict]:
     """A finished run with the small transformer: model directory, output, printed result."""
     directory = tmp_path_factory.mktemp("patched")
-    source = write_jsonl(directory / "in" / "topics.jsonl", topics()[:40])
+    source = write_jsonl(directory / "in" / "topics.jsonl", topics()[:PART])
     out = directory / "out"
     flags = ("--entropy-model", small_model_directory, "--threshold", 2.5, "--id-column", "id")
     done = subprocess.run(
@@ -49,7 +51,7 @@ def test_shards_hold_every_document_scored_and_cut(patched):
     model_directory, out, result = patched
     shards = open_shards(str(out))
     documents = list(shards)
-    assert [(d.sample_id, d.text) for d in documents] == topics()[:40]
+    assert [(d.sample_id, d.text) for d in documents] == topics()[:PART]
     model = load_entropy_model(model_directory)
     for document in documents[::7]:
         tokens = ByteTokenizer().encode(document.text)
@@ -136,12 +138,11 @@ def run_and_kill(arguments: list[str], out: Path, moment: float, *, first: bool)
         process.wait()
 
 
-def test_workers_kills_and_resumes_change_nothing(
-    corpus, tmp_path, run_here, small_model_directory
-):
+def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_model_directory):
     """1 worker, 4 workers, and a run killed at random moments: the same bytes."""
-    flags = ("--input", corpus, "--entropy-model", small_model_directory, *SMALL)
-    flags += ("--target-patch-size", 4.5, "--seed", 3, "--calibration-bytes", 100_000)
+    source = write_jsonl(tmp_path / "in" / "topics.jsonl", topics()[:PART])
+    flags = ("--input", source, "--entropy-model", small_model_directory, "--shard-bytes", 25_000)
+    flags += ("--target-patch-size", 4.5, "--seed", 3, "--calibration-bytes", 40_000)
     one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
     for out, workers in ((one, 1), (four, 4)):
         done = run_here(*flags, "--output", out, "--num-workers", workers)
@@ -160,7 +161,7 @@ def test_workers_kills_and_resumes_change_nothing(
     assert entries(one) >= 9
     assert contents(one) == contents(four)
     assert contents(one) == contents(killed)
-    assert [d.text for d in open_shards(str(killed))] == [text for _, text in topics()]
+    assert [d.text for d in open_shards(str(killed))] == [text for _, text in topics()[:PART]]
     again = run_here(*flags, "--output", killed, "--json")
     assert json.loads(again.stdout)["bytes_patched"] == 0
     assert contents(one) == contents(killed)
@@ -294,12 +295,13 @@ def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job, run_h
     out = tmp_path / "out"
     flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4, *SMALL)
     flags += ("--num-workers", 1)
-    # Ray writes large files of its own: limit only the workers, which write the shards.
+    # Ray writes large files of its own: limit only the workers, which write the shards; and to
+    # more than what they log.
     limited = tmp_path / "sitecustomize.py"
     limited.write_text(
         "import resource, sys\n"
         "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
     )
     done = run_job(*flags, env=environment(PYTHONPATH=str(tmp_path)))
     assert done.returncode == 1

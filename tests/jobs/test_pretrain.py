@@ -16,6 +16,7 @@ from types import ModuleType
 
 import psutil
 import pytest
+import ray
 import s3fs
 import tiny
 import torch
@@ -86,10 +87,10 @@ class Run:
         self.output += self.process.stdout.read()
         return self.process.wait(120)
 
-    def losses(self) -> list[tuple[int, str]]:
-        return [
-            (int(n), loss) for n, loss in re.findall(r"step: +(\d+) +loss: +(\S+)", self.output)
-        ]
+
+def losses(output: str) -> list[tuple[int, str]]:
+    """What was logged of each step."""
+    return [(int(n), loss) for n, loss in re.findall(r"step: +(\d+) +loss: +(\S+)", output)]
 
 
 def pretrain(*flags: str, env: dict[str, str] | None = None) -> Run:
@@ -119,6 +120,8 @@ def pretrain_here(job, local_ray, monkeypatch, capfd) -> Callable[..., tuple[int
     def run(*flags: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [str(JOB), *map(str, flags)])
         monkeypatch.setenv("COLUMNS", "200")
+        # The job ends its Ray, which here is that of other tests, too.
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
         return job.main(), "".join(capfd.readouterr())
 
     return run
@@ -157,7 +160,7 @@ def undisturbed(shards, tmp_path_factory) -> tuple[Run, Path]:
     env = in_slurm(directory / "bin", NPROC_PER_NODE="2")
     run = Run([SLURM, *arguments(shards, directory)], env)
     assert run.end() == 0, run.output
-    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
+    assert [step for step, _ in losses(run.output)] == list(range(1, STEPS + 1))
     return run, directory / "checkpoint"
 
 
@@ -184,7 +187,9 @@ def workers_of(run: Run) -> list[psutil.Process]:
     return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
-def test_killed_workers_and_drivers_change_nothing(shards, undisturbed, tmp_path):
+def test_killed_workers_and_drivers_change_nothing(
+    shards, undisturbed, pretrain_here, tmp_path, monkeypatch
+):
     """On a local Ray, called from elsewhere with relative paths."""
     (tmp_path / "here").symlink_to(shards)
     flags = arguments("here", "run", "--num-workers", 2)
@@ -200,17 +205,18 @@ def test_killed_workers_and_drivers_change_nothing(shards, undisturbed, tmp_path
     for worker in workers:
         worker.kill()
     run.end()
-    again = Run([sys.executable, JOB, *flags, "--json"], variables(), tmp_path)
-    assert again.end() == 0, again.output
-    result = json.loads(again.output.splitlines()[-1])
+    monkeypatch.chdir(tmp_path)
+    status, said = pretrain_here(*flags, "--json")
+    assert status == 0, said
+    result = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     reference, checkpoints = undisturbed
     assert result["steps"] == STEPS and result["workers"] == 2
     assert result["checkpoint"] == f"{tmp_path}/run/checkpoint/step-10"
-    assert f"{result['loss']:.5f}" == reference.losses()[-1][1]
-    assert len(run.losses() + again.losses()) > STEPS
-    assert set(run.losses() + again.losses()) == set(reference.losses())
+    assert f"{result['loss']:.5f}" == losses(reference.output)[-1][1]
+    assert len(losses(run.output + said)) > STEPS
+    assert set(losses(run.output + said)) == set(losses(reference.output))
     assert equal(weights(result["checkpoint"]), weights(checkpoints / "step-10"))
-    for output in (run.output, again.output):
+    for output in (run.output, said):
         assert "pid=" not in output and "Traceback" not in output
 
 
