@@ -33,9 +33,14 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 start="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
 
 requeue() {
-    echo "time is nearly up: job $SLURM_JOB_ID goes back into the queue"
-    # Where that is refused there are two minutes of training left.
-    scontrol requeue "$SLURM_JOB_ID" && kill -TERM "$step"
+    signalled=true
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        echo "time is nearly up: job $SLURM_JOB_ID goes back into the queue"
+        # Nothing is left to end where the training has just ended by itself.
+        kill -TERM "$step" 2>/dev/null || true
+    else
+        echo "time is nearly up, and SLURM does not requeue: training goes on until then" >&2
+    fi
 }
 trap requeue USR1
 
@@ -52,9 +57,11 @@ srun --ntasks-per-node=1 --kill-on-bad-exit=1 \
     -m train "$@" &
 step=$!
 
-# In the foreground it would keep the signal from being handled. A signal ends `wait`, not the step.
-while true; do
-    status=0
+# In the foreground it would keep the signal from being handled. A signal ends `wait`, not the step,
+# whose status can be asked for again, even when it is over by then.
+signalled=true
+while $signalled; do
+    signalled=false status=0
     wait "$step" || status=$?
-    ((status > 128)) && kill -0 "$step" 2>/dev/null || exit "$status"
 done
+exit "$status"

@@ -291,17 +291,19 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_here, mo
 
 
 def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job, run_here):
-    source = write_jsonl(tmp_path / "a.jsonl", topics()[:60])
+    noise = random.Random(0)  # a shard of it is larger than what Ray writes for itself
+    source = write_jsonl(
+        tmp_path / "a.jsonl", [(str(i), noise.randbytes(500_000).hex()) for i in range(3)]
+    )
     out = tmp_path / "out"
-    flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4, *SMALL)
+    flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4)
     flags += ("--num-workers", 1)
-    # Ray writes large files of its own: limit only the workers, which write the shards; and to
-    # more than what they log.
+    # Of Ray's processes only the workers, which write the shards.
     limited = tmp_path / "sitecustomize.py"
     limited.write_text(
         "import resource, sys\n"
         "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
     )
     done = run_job(*flags, env=environment(PYTHONPATH=str(tmp_path)))
     assert done.returncode == 1

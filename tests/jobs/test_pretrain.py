@@ -182,6 +182,21 @@ def test_slurm_requeues_before_its_time_is_up(tmp_path):
     assert Run([SLURM], env).end() == 3
 
 
+@pytest.mark.parametrize("requeued", [True, False], ids=["requeued", "refused"])
+def test_what_ends_by_itself_as_slurm_signals_keeps_its_status(tmp_path, requeued):
+    env = in_slurm(tmp_path / "bin")
+    write_script(tmp_path / "bin" / "python", "echo begun; sleep 1; exit 5")
+    # It takes longer to answer than the training has left.
+    answer = f'if [[ $1 == show ]]; then echo localhost; else sleep 3; exit {int(not requeued)}; fi'
+    write_script(tmp_path / "bin" / "scontrol", answer)
+    run = Run([SLURM], env)
+    run.until("begun")
+    run.process.send_signal(signal.SIGUSR1)
+    assert run.end() == 5
+    said = "goes back into the queue" if requeued else "training goes on"
+    assert said in run.output
+
+
 def workers_of(run: Run) -> list[psutil.Process]:
     below = psutil.Process(run.process.pid).children(recursive=True)
     return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
