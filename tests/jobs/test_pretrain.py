@@ -187,7 +187,7 @@ def test_what_ends_by_itself_as_slurm_signals_keeps_its_status(tmp_path, requeue
     env = in_slurm(tmp_path / "bin")
     write_script(tmp_path / "bin" / "python", "echo begun; sleep 1; exit 5")
     # It takes longer to answer than the training has left.
-    answer = f'if [[ $1 == show ]]; then echo localhost; else sleep 3; exit {int(not requeued)}; fi'
+    answer = f"if [[ $1 == show ]]; then echo localhost; else sleep 3; exit {int(not requeued)}; fi"
     write_script(tmp_path / "bin" / "scontrol", answer)
     run = Run([SLURM], env)
     run.until("begun")
