@@ -182,10 +182,16 @@ def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) 
     """The ``count`` lowest distinct keys in runs (uint64, ascending); all, if there are fewer."""
     lowest = np.zeros(0, np.uint64)
     for i in range(0, len(runs), 16):
-        some = runs[i : i + 16]
-        starts = [run.keys_offset for run in some]
-        stops = [run.keys_offset + 8 * min(run.rows, count) for run in some]
-        found = output.read_ranges([run.name for run in some], starts, stops)
-        keys = [np.frombuffer(data, "<u8") for data in found]
-        lowest = np.unique(np.concatenate([lowest, *keys]))[:count]
+        some = list(runs[i : i + 16])
+        rows = count
+        while some and count:
+            starts = [run.keys_offset for run in some]
+            stops = [run.keys_offset + 8 * min(run.rows, rows) for run in some]
+            found = output.read_ranges([run.name for run in some], starts, stops)
+            keys = [np.unique(np.frombuffer(data, "<u8")) for data in found]
+            lowest = np.unique(np.concatenate([lowest, *keys]))[:count]
+            # Where keys repeat, those that are missing lie further on.
+            few = [len(keys_K) < count for keys_K in keys]
+            some = [run for run, more in zip(some, few, strict=True) if more and rows < run.rows]
+            rows *= 2
     return lowest

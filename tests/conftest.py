@@ -3,7 +3,9 @@
 import json
 import os
 import pydoc_data.topics
+import random
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -109,26 +111,48 @@ def write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:
     return path
 
 
+def noise(documents: int) -> list[tuple[str, str]]:
+    """Documents of 1 MB that hardly compress: files of them are larger than what Ray writes."""
+    draw = random.Random(0)
+    return [(str(i), draw.randbytes(500_000).hex()) for i in range(documents)]
+
+
+def full_disk(directory: Path) -> dict[str, str]:
+    """An environment in which Ray's workers, alone of its processes, can write no file of more than
+    500 kB. ``directory`` takes what is needed for that."""
+    (directory / "sitecustomize.py").write_text(
+        "import resource, sys\n"
+        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+    )
+    return environment(PYTHONPATH=str(directory))
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment of a user without a cluster and without our tests' settings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return kept | {"COLUMNS": "200"} | more
 
 
+def hear_ctrl_c() -> None:
+    """To be called in a new process: where tests run in the background they are deaf to it, and so
+    is what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(JOB), *map(str, arguments)]
+def command(*arguments: object, job: Path = JOB) -> list[str]:
+    return [sys.executable, str(job), *map(str, arguments)]
 
 
-@pytest.fixture
-def run_job() -> RunJob:
-    """Run the job as a user does; gives the finished process."""
+def job_alone(job: Path) -> RunJob:
+    """A job in a process of its own, as a user runs it; gives the finished process."""
 
     def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command(*arguments),
+            command(*arguments, job=job),
             env=env or environment(),
             capture_output=True,
             text=True,
@@ -137,6 +161,11 @@ def run_job() -> RunJob:
         )
 
     return run
+
+
+@pytest.fixture
+def run_job() -> RunJob:
+    return job_alone(JOB)
 
 
 @contextmanager

@@ -18,7 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, command, contents, environment, topics, write_jsonl
+from conftest import (
+    ROOT,
+    command,
+    contents,
+    environment,
+    full_disk,
+    noise,
+    topics,
+    write_jsonl,
+)
 
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards
@@ -291,21 +300,10 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_here, mo
 
 
 def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job, run_here):
-    noise = random.Random(0)  # a shard of it is larger than what Ray writes for itself
-    source = write_jsonl(
-        tmp_path / "a.jsonl", [(str(i), noise.randbytes(500_000).hex()) for i in range(3)]
-    )
-    out = tmp_path / "out"
+    source, out = write_jsonl(tmp_path / "a.jsonl", noise(3)), tmp_path / "out"
     flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4)
     flags += ("--num-workers", 1)
-    # Of Ray's processes only the workers, which write the shards.
-    limited = tmp_path / "sitecustomize.py"
-    limited.write_text(
-        "import resource, sys\n"
-        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
-    )
-    done = run_job(*flags, env=environment(PYTHONPATH=str(tmp_path)))
+    done = run_job(*flags, env=full_disk(tmp_path))
     assert done.returncode == 1
     assert f"error: cannot write {out}/shards/" in done.stderr
     assert "File too large" in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import tiny
 import torch
 from browser import PHONE, Watched
-from conftest import ROOT, environment, topics
+from conftest import ROOT, environment, hear_ctrl_c, topics
 
 from model import ByteTokenizer, Patcher, load_entropy_model, save_entropy_model
 from pipeline.shards import ShardSet
@@ -43,10 +44,12 @@ def there(tmp_path_factory, ngram_model) -> Path:
 def url(there) -> Iterator[str]:
     command = [sys.executable, str(JOB), "--port", "0", "--shards", str(there / "set")]
     command += ["--entropy-model", "entropy-1m", str(there / "ngram")]
-    job = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
     said = job.stdout.readline()
     yield re.search(r"http://\S+", said)[0]
-    job.send_signal(2)
+    job.send_signal(signal.SIGINT)
     assert job.wait(20) in (0, 130)
 
 

@@ -5,7 +5,6 @@ import gzip
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import ROOT, RunJob, environment, job_here, topics, write_jsonl
+from conftest import (
+    ROOT,
+    RunJob,
+    command,
+    environment,
+    full_disk,
+    job_alone,
+    job_here,
+    noise,
+    topics,
+    write_jsonl,
+)
 
 from pipeline import open_shards
 
@@ -25,25 +35,9 @@ MANY = ("--num-chunks", 150, "--validation-documents", 20)
 """Chunks for which runs are merged first."""
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(JOB), *map(str, arguments)]
-
-
 @pytest.fixture
 def prepare() -> RunJob:
-    """Run the job as a user does; gives the finished process."""
-
-    def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            command(*arguments),
-            env=env or environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    return run
+    return job_alone(JOB)
 
 
 @pytest.fixture
@@ -121,7 +115,8 @@ def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
     ):
         done = prepare_here(*flags, *more, "--output", out)
         assert done.returncode == 0, done.stderr
-    arguments = command(*flags, "--output", killed, "--num-workers", 2, "--sort-bytes", 20_000)
+    more = ("--num-workers", 2, "--sort-bytes", 20_000)
+    arguments = command(*flags, "--output", killed, *more, job=JOB)
     for stage, least, victim in (
         *(("units", 3, "all"), ("merges", 20, "all")),
         ("chunks", 10, "worker"),
@@ -279,21 +274,15 @@ def test_a_changed_command_or_input_is_refused_until_overwritten(tmp_path, prepa
 
 
 def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, prepare, prepare_here):
-    source, out = write_jsonl(tmp_path / "a.jsonl", topics()[:60]), tmp_path / "out"
+    source, out = write_jsonl(tmp_path / "a.jsonl", noise(3)), tmp_path / "out"
     flags = ("--input", source, "--output", out, "--num-workers", 1, "--num-chunks", 1)
-    # Ray writes large files of its own: limit only the workers.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import resource, sys\n"
-        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-    )
-    done = prepare(*flags, env=environment(PYTHONPATH=str(tmp_path)))
+    done = prepare(*flags, env=full_disk(tmp_path))
     assert done.returncode == 1
     assert f"error: cannot write {out}/exchange/runs/" in done.stderr
     assert "File too large" in done.stderr
     assert not list(out.glob("*.parquet")) and not list(out.glob("exchange/runs/*"))
     assert prepare_here(*flags).returncode == 0
-    assert Counter(text for _, text in documents(out)) == Counter(t for _, t in topics()[:60])
+    assert Counter(text for _, text in documents(out)) == Counter(text for _, text in noise(3))
 
 
 WRONG = {

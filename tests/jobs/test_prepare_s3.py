@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from clusters import an_s3_server
-from conftest import ROOT, command, environment, topics, write_jsonl
+from conftest import ROOT, command, environment, job_alone, topics, write_jsonl
 from faulty_proxy import KINDS, a_faulty_proxy
 
 PREPARE, REPORT, EXPORT = (
@@ -55,22 +54,21 @@ def held_below(directory: Path) -> int:
     return size
 
 
-def test_no_error_of_the_network_shows(s3, tmp_path):
+def test_no_error_of_the_network_shows(s3, tmp_path, run_job):
     corpus, temporary = tmp_path / "corpus", tmp_path / "temporary"
     corpus.mkdir()
     documents = write_corpus(corpus)
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
     filesystem.put(str(corpus), "corpus/in", recursive=True)
-    local = [sys.executable, PREPARE, "--input", corpus, "--output", tmp_path / "out", *FLAGS]
-    done = subprocess.run(local, env=environment(), capture_output=True, text=True, check=False)
+    done = job_alone(PREPARE)("--input", corpus, "--output", tmp_path / "out", *FLAGS)
     assert done.returncode == 0, done.stderr
     temporary.mkdir()
     with a_faulty_proxy(s3["AWS_ENDPOINT_URL"], 0.05) as (url, requests):
         # Ray has its own directory: what it writes there is no corpus.
         env = environment(**s3 | {"AWS_ENDPOINT_URL": url, "TMPDIR": str(temporary)})
         env["RAY_TMPDIR"] = "/tmp"
-        remote = [sys.executable, str(PREPARE), "--input", "s3://corpus/in"]
-        remote += ["--output", "s3://corpus/prepared", "--name", "corpus", *FLAGS]
+        remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/prepared", *FLAGS)
+        remote = command(*remote, "--name", "corpus", job=PREPARE)
         process = psutil.Popen(remote, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         most = 0
         while process.poll() is None:
@@ -96,17 +94,16 @@ def test_no_error_of_the_network_shows(s3, tmp_path):
         patch = ("--input", "s3://corpus/prepared", "--output", "s3://corpus/patched", "--json")
         patch += ("--rule", "static", "--patch-size", 4, "--verify", "--num-workers", 2)
         before = requests.copy()
-        done = subprocess.run(command(*patch), env=env, capture_output=True, text=True, check=False)
+        done = run_job(*patch, env=env)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["documents"] == manifest["counts"]["chunks"]
         assert (requests - before).total() > 0
-        report = [sys.executable, str(REPORT), "--shards", "s3://corpus/patched"]
-        report += ["--output", "s3://corpus/report"]
-        subprocess.run(report, env=env, capture_output=True, check=True)
+        report = ("--shards", "s3://corpus/patched", "--output", "s3://corpus/report")
+        done = job_alone(REPORT)(*report, env=env)
+        assert done.returncode == 0, done.stderr
         assert b"<svg" in filesystem.cat_file("corpus/report/index.html")
-        export = [sys.executable, str(EXPORT), "--shards", "s3://corpus/patched", "--verify"]
-        export += ["--output", "s3://corpus/exported", "--format", "datasets", "--json"]
-        done = subprocess.run(export, env=env, capture_output=True, text=True, check=False)
+        export = ("--shards", "s3://corpus/patched", "--output", "s3://corpus/exported")
+        done = job_alone(EXPORT)(*export, "--format", "datasets", "--verify", "--json", env=env)
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         exported = filesystem.glob("corpus/exported/data/train-*.parquet")

@@ -21,7 +21,7 @@ import s3fs
 import tiny
 import torch
 from clusters import a_head_node, an_s3_server, ray_cli
-from conftest import ROOT, a_local_ray, environment, topics, write_jsonl
+from conftest import ROOT, a_local_ray, environment, hear_ctrl_c, topics, write_jsonl
 
 from model import Patcher
 from pipeline.errors import ConfigError
@@ -68,8 +68,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Where tests run in the background, they are deaf to Ctrl-C, and what they start is.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=hear_ctrl_c,
         )
         self.output = ""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import sorted_runs
@@ -117,6 +117,7 @@ def test_a_run_is_an_arrow_stream_with_its_keys_behind(tmp_path):
     ),
     count=st.integers(0, 12),
 )
+@example(per_run=[[LAST, 0, 0, 0, 0, 0]], count=2)
 def test_the_lowest_keys_are_those_of_all_runs(tmp_path_factory, per_run, count):
     directory = tmp_path_factory.mktemp("keys")
     grid = Grid.over(0, 64, 2)
