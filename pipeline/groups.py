@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -84,18 +85,15 @@ def add_groups(a: Groups, b: Groups) -> Groups:
 def largest(groups: Groups, most: int = MOST_GROUPS) -> Groups:
     """The groups with the most text, in that order; all others are one group.
 
-    Values that hardly repeat, as ids don't, are no groups: all of them are others.
+    Beyond ``most``, values that do not repeat, as ids don't, are no groups, but others.
     """
     ordered = sorted(groups.items(), key=lambda item: (-item[1].bytes, item[0]))
     kept = dict(item for item in ordered if item[0] != OTHERS)
     if len(kept) <= most:
         return kept | ({OTHERS: groups[OTHERS]} if OTHERS in groups else {})
-    names = list(kept)
-    documents = sum(counts.documents for counts in kept.values())
-    shown = names[:most] if 2 * len(names) <= documents else []
-    rest = [name for name in groups if name not in shown]
-    others = sum((groups[name] for name in rest), GroupCounts())
-    return {name: kept[name] for name in shown} | {OTHERS: others}
+    shown = dict(islice((item for item in kept.items() if item[1].documents > 1), most))
+    rest = (counts for name, counts in groups.items() if name not in shown)
+    return shown | {OTHERS: sum(rest, GroupCounts())}
 
 
 def groups_to_json(groups: Groups) -> dict[str, list[int]]:

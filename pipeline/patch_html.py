@@ -22,8 +22,10 @@ PATCHES_CSS = """
 .patch { unicode-bidi: isolate; border-radius: 3px; padding: 2px 0; }
 .patch.p0 { background: #cfe0fb; } .patch.p1 { background: #fbdfc6; }
 .patch.p2 { background: #cdeed9; } .patch.p3 { background: #e8d6f7; }
+.patch.outlined { outline: 2px solid currentColor; outline-offset: -1px; }
 .patches .chip { font-size: .72em; border: 1px solid currentColor; border-radius: 3px;
-  padding: 0 2px; margin: 0 1px; opacity: .75; }
+  padding: 0 2px; margin: 0 1px; opacity: .75; display: inline-block; line-height: 1.3;
+  white-space: nowrap; }
 .patches .mark { opacity: .45; }
 @media (prefers-color-scheme: dark) {
   .patch.p0 { background: #24447a; } .patch.p1 { background: #6d431d; }
@@ -33,7 +35,9 @@ PATCHES_CSS = """
 """Styles of :func:`patches_html`, for light and dark pages."""
 
 
-def patches_html(patches: Sequence[bytes], titles: Sequence[str] | None = None) -> str:
+def patches_html(
+    patches: Sequence[bytes], titles: Sequence[str] | None = None, outlined: int | None = None
+) -> str:
     """Consecutive patches of a text as one element.
 
     Bytes of a character that lies in more than one patch show as hexadecimal digits.
@@ -41,11 +45,13 @@ def patches_html(patches: Sequence[bytes], titles: Sequence[str] | None = None) 
     Args:
         patches: UTF-8; empty ones show nothing, but count for the colours.
         titles: what to say of each when it is pointed at.
+        outlined: the place of one to point out.
     """
     spans = []
     for number, patch in enumerate(patches):
         title = f' title="{escape(titles[number])}"' if titles else ""
-        spans.append(f'<span class="patch p{number % COLOURS}"{title}>{_shown(patch)}</span>')
+        kind = f"patch p{number % COLOURS}" + " outlined" * (number == outlined)
+        spans.append(f'<span class="{kind}"{title}>{_shown(patch)}</span>')
     return f'<div class="patches">{"".join(spans)}</div>'
 
 

@@ -18,18 +18,22 @@ from pipeline.memory import bound_memory
 from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
 from pipeline.report_data import Counted, described
-from pipeline.shards import OWN_COLUMNS, ShardEntry, ShardSet
+from pipeline.shards import MANIFEST, OWN_COLUMNS, ShardEntry, ShardSet
 from pipeline.statistics import PatchStatistics
 from pipeline.summary import Summary, scored_rows
 from pipeline.threshold_counts import CUT_THRESHOLDS, ThresholdCurve, cut_patches
 
 
 def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
-    """Count all shards of a set again; files that are damaged are named and left out."""
+    """Count all shards of a set again; files that are damaged are named and left out, and so is a
+    manifest named that says otherwise."""
     counting = _Counting(shards.entries)
     if counting.waiting:
         _count_all(counting, shards, console, num_workers)
     total = counting.total
+    told, found = (_compared(of) for of in (shards.statistics, total.statistics))
+    if found != told and not counting.problems:
+        counting.problems.append(f"{shards.output.locate(MANIFEST)}: says {told}; it is {found}")
     for entry in shards.entries:
         try:
             rejects = shards.shard_rejects(entry)
@@ -38,8 +42,13 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
             continue
         alone = (reject for reject in rejects if reject["position"] != WHOLE_FILE)
         total.summary.reject(reject["reason"] for reject in alone)
-    found = described(name, shards, total.statistics, total.summary, counting.entries)
-    return replace(found, curve=total.curve, problems=counting.problems)
+    counted = described(name, shards, total.statistics, total.summary, counting.entries)
+    return replace(counted, curve=total.curve, problems=counting.problems)
+
+
+def _compared(statistics: PatchStatistics) -> dict[str, int]:
+    """What shards have to agree on with their manifest, with entropies in them or without."""
+    return {name: getattr(statistics, name) for name in ("documents", "bytes", "patches")}
 
 
 def _count_all(

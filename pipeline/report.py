@@ -13,8 +13,9 @@ from matplotlib.ticker import EngFormatter
 from pipeline.excerpts import Excerpt
 from pipeline.groups import MOST_GROUPS, OTHERS
 from pipeline.patch_html import PATCHES_CSS, patches_html
-from pipeline.report_data import TokenizerFigures
+from pipeline.report_data import MOST_SHOWN
 from pipeline.report_plots import PLOTS, png, svg
+from pipeline.statistics import LONGEST
 from pipeline.storage import OutputDirectory, to_json
 
 PAGE, DATA = "index.html", "report.json"
@@ -30,7 +31,6 @@ class Report:
 
     sets: Sequence[Figures]
     """As :func:`pipeline.report_data.set_figures` gives them."""
-    tokenizer: TokenizerFigures | None
     context_bytes: int
     """Of a sequence, for the FLOPs of attention."""
     recomputed: bool
@@ -38,8 +38,7 @@ class Report:
 
     def to_json(self) -> Figures:
         """What report.json holds."""
-        tokenizer = None if self.tokenizer is None else vars(self.tokenizer)
-        return vars(self) | {"tokenizer": tokenizer}
+        return dict(vars(self))
 
     def overview(self) -> list[tuple[str, list[str]]]:
         """In brief: a label, and a cell for each set."""
@@ -54,7 +53,7 @@ class Report:
         for name in PLOTS:
             output.write(f"{name}.png", png(name, self.sets))
         output.write(DATA, to_json(self.to_json()))
-        output.write(PAGE, self.page().encode())
+        output.write(PAGE, whole_text(self.page()).encode())
 
     def page(self) -> str:
         """One file with everything in it. Whatever text the figures hold shows as text."""
@@ -68,10 +67,10 @@ class Report:
             plots={name: Markup(svg(name, sets)) for name in PLOTS},
             targets=[suggested["target"] for suggested in sets[0]["suggested"]],
             curve_note=_curve_note(sets),
+            entropies_note=_entropies_note(sets),
             groups=_group_tables(sets),
             sizes=[row["size"] for row in with_flops],
-            bpe=[row.get("bpe") for row in with_flops],
-            tokenizer=self.tokenizer,
+            tokenizers=[figures for figures in sets if figures["tokenizer"]],
             context_bytes=self.context_bytes,
             recomputed=self.recomputed,
             patches_css=Markup(PATCHES_CSS),
@@ -86,7 +85,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "count": "{:,}".format,
-        "si": si,
+        "size": size,
+        "flops": flops,
         "nats": nats,
         "why": why,
         "patches": _patches,
@@ -95,56 +95,78 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _patches(excerpt: Figures) -> Markup:
-    return Markup(patches_html(Excerpt(**excerpt).patches()))
+def _patches(excerpt: Figures, longest: bool = False) -> Markup:
+    """The text of an excerpt; outlined, its longest patch."""
+    sizes = excerpt["patch_bytes"]
+    outlined = sizes.index(max(sizes)) if longest and sizes else None
+    return Markup(patches_html(Excerpt(**excerpt).patches(), outlined=outlined))
 
 
-si = EngFormatter(places=2, sep=" ")
-"""A number with a prefix: 1.50 M; the unit comes right behind."""
+size = EngFormatter(unit="B", places=2, sep=" ")
+"""Bytes with a prefix: 1.50 MB."""
+flops = EngFormatter(places=2, sep=" ")
+"""A number with a prefix: 1.50 G."""
+
+
+def whole_text(text: str) -> str:
+    """Without what stands for bytes that are no UTF-8, as names of local files may have them."""
+    return text.encode(errors="replace").decode()
 
 
 def why(figures: Figures) -> str:
-    """A sentence on why patches are as long as they are."""
+    """A sentence on why patches are as long as they are, and one on how they would be longer."""
     if not figures["patches"]:
         return "There is no text in it."
-    rule, threshold = figures["rule"], figures["threshold"]
     if figures["thresholds_differ"]:
         return "Its sets were cut at different thresholds."
+    rule, threshold, longest = (figures[k] for k in ("rule", "threshold", "max_patch_length"))
     if threshold is None:
         return f"The {rule} rule has no threshold."
-    tokens = figures["bytes"] + 2 * figures["documents"]
-    starts = 100 * figures["patches"] / tokens
-    compared = {"monotonic": "rises by more than", "combined": "exceeds (and rises enough)"}
-    said = compared.get(rule, "exceeds")
-    mean = figures["mean_entropy"]
-    sentence = (
-        f"A patch starts after {starts:.1f} % of tokens: where the entropy {said} the threshold, "
-        f"{threshold:.4g} nats" + ("." if mean is None else f"; the mean entropy is {mean:.2f}.")
-    )
+    starts = 100 * figures["patches"] / figures["tokens"]
+    rise = figures["made"]["patcher"].get("threshold_add")
+    places = {
+        "global": f"the entropy exceeds the threshold, {threshold!r} nats",
+        "monotonic": f"the entropy rises by more than the threshold, {threshold!r} nats",
+        "combined": f"the entropy exceeds {threshold!r} nats and rises by more than {rise!r}",
+    }
+    cuts = f", or a patch has {longest} tokens" if longest else ""
+    said = f"A patch starts after {starts:.1f} % of tokens: where {places[rule]}{cuts}."
+    if figures["mean_entropy"] is not None:
+        said += f" The mean entropy is {figures['mean_entropy']:.2f} nats."
+    return said + _advice(figures)
+
+
+def _advice(figures: Figures) -> str:
     nearest = figures["suggested"][0]
-    if nearest["threshold"] is not None:
-        target, reached = nearest["target"], figures["mean_patch_bytes"]
-        if abs(reached - target) > 0.1 * target:
-            longer = "longer" if reached < target else "shorter"
-            sentence += (
-                f" For {longer} patches, {nearest['mean_patch_bytes']:.2f} bytes each, "
-                f"take {nearest['threshold']:.4g}."
-            )
-    return sentence
+    target, reached = nearest["target"], figures["mean_patch_bytes"]
+    near = abs(reached - target) <= 0.1 * target
+    if nearest["threshold"] is None or near or _before_cuts(figures):
+        return ""
+    longer = "longer" if reached < target else "shorter"
+    return (
+        f" For {longer} patches, {nearest['mean_patch_bytes']:.2f} bytes each, take "
+        f"{nearest['threshold']!r}."
+    )
+
+
+def _before_cuts(figures: Figures) -> bool:
+    """Whether the curve, and what is suggested, leaves out what max_patch_length cuts."""
+    return bool(figures["max_patch_length"]) and not figures["curve_has_cuts"]
 
 
 def _overview(sets: Sequence[Figures]) -> list[tuple[str, list[str]]]:
     """Rows of the first table: a label, and a cell for each set."""
 
     def row(label: str, cell: Any) -> tuple[str, list[str]]:
-        return label, [cell(figures) for figures in sets]
+        return label, [whole_text(cell(figures)) for figures in sets]
 
     def lengths(figures: Figures) -> str:
         found = figures["patch_lengths"]["percentiles"]
-        return ", ".join(f"{found[p]} ({p} %)" for p in ("10", "50", "90", "99"))
+        shown = ((p, f"{found[p]}{'+' * (found[p] == LONGEST)}") for p in ("10", "50", "90", "99"))
+        return ", ".join(f"{length} ({p} %)" for p, length in shown)
 
     return [
-        row("rule", lambda f: f["rule"]),
+        row("rule", _rule),
         row("threshold (nats)", _threshold),
         row("entropy model", lambda f: str(f["made"]["entropy_model"].get("source", "unknown"))),
         row("mean bytes a patch", lambda f: f"{f['mean_patch_bytes']:.3f}"),
@@ -153,7 +175,7 @@ def _overview(sets: Sequence[Figures]) -> list[tuple[str, list[str]]]:
         row("documents", lambda f: f"{f['documents']:,}"),
         row("mean bytes a document", lambda f: f"{f['bytes'] / max(f['documents'], 1):,.0f}"),
         row("rejected documents", lambda f: f"{f['rejects']['count']:,}"),
-        row("shards", lambda f: f"{f['shards']:,}, {si(f['shard_bytes'])}B"),
+        row("shards", lambda f: f"{f['shards']:,}, {size(f['shard_bytes'])}"),
         row("patching", _throughput),
         row("where", lambda f: f["url"]),
     ]
@@ -161,7 +183,14 @@ def _overview(sets: Sequence[Figures]) -> list[tuple[str, list[str]]]:
 
 def nats(value: float | None) -> str:
     """An entropy; shards that are counted anew may hold none."""
-    return "none stored" if value is None else f"{value:.3f}"
+    return "none stored" if value is None else f"{value:.2f}"
+
+
+def _rule(figures: Figures) -> str:
+    """With all that it was given but the threshold, which has a row of its own."""
+    given = figures["made"]["patcher"].items()
+    more = (f"{name} {value}" for name, value in given if name not in ("rule", "threshold"))
+    return ", ".join([figures["rule"], *more])
 
 
 def _threshold(figures: Figures) -> str:
@@ -176,18 +205,37 @@ def _throughput(figures: Figures) -> str:
         return "time not recorded"
     done, seconds = (sum(run[name] for run in runs) for name in ("bytes", "seconds"))
     cpus, gpus = (max(run[name] for run in runs) for name in ("cpus", "gpus"))
-    devices = f"{gpus:g} GPUs" if gpus else f"{cpus:g} CPUs"
+    devices, kind = (gpus, "GPU") if gpus else (cpus, "CPU")
     times = f", {len(runs)} runs" if len(runs) > 1 else ""
-    return f"{si(done / max(seconds, 1e-9))}B/s on {devices} ({seconds:,.1f} s{times})"
+    on = f"{devices:g} {kind}{'s' * (devices != 1)}"
+    return f"{size(done / max(seconds, 1e-9))}/s on {on} ({seconds:,.1f} s{times})"
 
 
 def _curve_note(sets: Sequence[Figures]) -> str:
     notes = []
+    if not any(figures["scored_tokens"] for figures in sets):
+        notes.append(" No entropies are stored: there is nothing to count.")
+    elif any(0 < figures["scored_tokens"] < figures["tokens"] for figures in sets):
+        notes.append(" Of the text whose entropies are stored.")
     if any(f["threshold"] is None and not f["thresholds_differ"] for f in sets):
         notes.append(" Where a rule has no threshold: what the global rule would give.")
-    if any(f["max_patch_length"] and not f["curve_has_cuts"] for f in sets):
+    if any(map(_before_cuts, sets)):
         notes.append(" Before cuts at max_patch_length; with them after --recompute.")
     return "".join(notes)
+
+
+def _entropies_note(sets: Sequence[Figures]) -> str:
+    rules = {figures["rule"] for figures in sets if figures["threshold"] is not None}
+    notes = []
+    if rules & {"global", "combined"}:
+        notes.append("Dashed: the threshold.")
+    if rules == {"global"} and not any(figures["max_patch_length"] for figures in sets):
+        notes.append("The share of tokens to its right is the share that a new patch follows.")
+    if "combined" in rules:
+        notes.append("The combined rule also asks how much the entropy rises.")
+    if "monotonic" in rules:
+        notes.append("The monotonic rule compares how much the entropy rises, which is not shown.")
+    return " ".join(notes)
 
 
 def _group_tables(sets: Sequence[Figures]) -> list[tuple[str, str, list[Figures]]]:
@@ -195,26 +243,20 @@ def _group_tables(sets: Sequence[Figures]) -> list[tuple[str, str, list[Figures]
     columns = list(dict.fromkeys(name for figures in sets for name in figures["columns"]))
     in_part = {name for figures in sets for name in figures["columns_in_part"]}
     least = (
-        f"At least: a shard tells the {MOST_GROUPS} values with the most text apart (none, where "
-        f"values hardly repeat), and counts all else as {OTHERS}."
+        f"At least: a shard tells the {MOST_GROUPS} values with the most text apart, of those that "
+        f"repeat, and counts all else as {OTHERS}."
     )
-    script = "Of most letters at the beginning of a document."
-    return [
-        ("By script", script, _group_rows([figures["scripts"] for figures in sets])),
-        *(
-            (
-                f"By {name}",
-                least if name in in_part else "",
-                _group_rows([figures["columns"].get(name, []) for figures in sets]),
-            )
-            for name in columns
-        ),
-        (
-            "By source",
-            "Input files, or shard sets.",
-            _group_rows([f["sources"] for f in sets]),
-        ),
-    ]
+    tables = [("By script", "Of most letters at the beginning of a document.", "scripts", None)]
+    tables += [(f"By {name}", least * (name in in_part), "columns", name) for name in columns]
+    sources = "Input files, or shard sets; their entropies to within 0.01 nats."
+    tables.append(("By source", sources, "sources", None))
+    found = []
+    for title, caption, kind, name in tables:
+        of_sets = [f[kind] if name is None else f[kind].get(name, []) for f in sets]
+        if any(len(rows) > MOST_SHOWN for rows in of_sets):
+            caption += f" Shown: the {MOST_SHOWN} with the most text."
+        found.append((title, caption.strip(), _group_rows(of_sets)))
+    return found
 
 
 def _group_rows(of_sets: Sequence[list[Figures]]) -> list[Figures]:

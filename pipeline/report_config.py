@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import ConfigError
+from pipeline.storage import whole_url
 
 TARGETS = (4.5, 6.0, 8.0)
 CONTEXT_BYTES = 8192
@@ -31,7 +32,7 @@ class PatchReportConfig:
     """Mean bytes a patch to suggest thresholds for."""
     tokenizer: str | None = None
     """A BPE tokenizer to compare FLOPs with: a tokenizer.json, a directory that holds one (such as
-    prepare_corpus.py --tokenizer writes), or a hub id. It is run on a sample of the first set."""
+    prepare_corpus.py --tokenizer writes), or a hub id. It is run on a sample of each set's text."""
     context_bytes: int = CONTEXT_BYTES
     """Bytes of a sequence, for the FLOPs of attention."""
     recompute: bool = False
@@ -47,6 +48,8 @@ class PatchReportConfig:
         Raises:
             ConfigError: a value makes no sense; names the flag.
         """
+        if not self.shards:
+            raise ConfigError("--shards: name at least one")
         if not self.target_patch_size or not all(0 < size < 1e6 for size in self.target_patch_size):
             sizes = " ".join(map(str, self.target_patch_size))
             raise ConfigError(f"--target-patch-size: bytes a patch, such as 4.5, got {sizes!r}")
@@ -54,6 +57,9 @@ class PatchReportConfig:
             raise ConfigError(f"--context-bytes: must be at least 1, got {self.context_bytes}")
         if self.num_workers is not None and self.num_workers < 1:
             raise ConfigError(f"--num-workers: must be at least 1, got {self.num_workers}")
-        url, times = Counter(url.rstrip("/") for url in self.shards).most_common(1)[0]
+        if self.num_workers is not None and not self.recompute:
+            raise ConfigError("--num-workers: only --recompute has workers")
+        places = (url.rstrip("/") if "://" in url else whole_url(url) for url in self.shards)
+        url, times = Counter(places).most_common(1)[0]
         if times > 1:
             raise ConfigError(f"--shards: {url} is named {times} times")

@@ -1,20 +1,21 @@
 """Shard sets → the figures of a report, as plain values: what report.json holds.
 
-Reads the manifests only (and, for a tokenizer, a sample of the text).
+Reads the manifests only.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
 from typing import Any
 
 import numpy as np
 
-from model.blt_config import BLT_SIZES, flops_by_part, transformer_flops
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.excerpts import Excerpt
 from pipeline.groups import ENTROPY_UNIT, OTHERS, GroupCounts, Groups
+from pipeline.report_flops import TokenizerFigures, flops
 from pipeline.run import LOG
 from pipeline.shards import ShardEntry, ShardSet
 from pipeline.statistics import ENTROPY_BIN, PatchStatistics
@@ -25,22 +26,10 @@ CURVE_POINTS = 400
 PERCENTILES = (1, 10, 50, 90, 99)
 MOST_SHOWN = 50
 """Groups that a report tells of."""
-SIZES = ("400m", "1b", "2b", "4b", "8b")
-"""The paper's, of BLT_SIZES."""
+EMPTY = "(empty)"
+"""Documents in which the column is an empty string."""
 MADE = ("patcher", "entropy_model", "configuration")
 """What manifests say of how a set was made."""
-TRAINING = 3
-"""Forward and backward passes cost three times the forward pass."""
-
-
-@dataclass(frozen=True)
-class TokenizerFigures:
-    """A BPE tokenizer on a sample of text."""
-
-    name: str
-    vocabulary: int
-    bytes_per_token: float
-    sample_bytes: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,9 @@ def described(
 ) -> Counted:
     """Counts with what else is told of a set."""
     made = {key: shards.manifest.get(key, {}) for key in MADE}
-    runs = list(shards.output.read_all_json(LOG).values())
+    runs: list[dict[str, Any]] = []
+    with contextlib.suppress(PipelineError):  # without them only the speed is not known
+        runs = list(shards.output.read_all_json(LOG).values())
     url = shards.output.url
     return Counted(name, url, made, statistics, summary, entries, runs, _by_file(entries))
 
@@ -140,9 +131,16 @@ def _joined(a: Counted, b: Counted) -> Counted:
         statistics=a.statistics + b.statistics,
         summary=a.summary + b.summary,
         runs=[*a.runs, *b.runs],
-        curve=None if a.curve is None or b.curve is None else a.curve + b.curve,
+        curve=_joined_curve(a, b),
         problems=[*a.problems, *b.problems],
     )
+
+
+def _joined_curve(a: Counted, b: Counted) -> ThresholdCurve | None:
+    for one, other in ((a, b), (b, a)):
+        if not one.statistics.documents:
+            return other.curve
+    return None if a.curve is None or b.curve is None else a.curve + b.curve
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -165,21 +163,26 @@ def set_figures(
     """
     statistics, summary, entries = counted.statistics, counted.summary, counted.entries
     patcher, model = counted.made["patcher"], counted.made["entropy_model"]
+    rule = patcher.get("rule", "global")
     curve = counted.curve or summary.thresholds.curve()
-    # Shards can be counted anew without entropies in them.
-    scored = not statistics.documents or bool(statistics.entropies.any())
-    entropy_flops = float(model.get("flops_per_byte", 0.0))
+    # Shards can be counted anew without entropies in them, and merged with others that hold some.
+    scored = int(statistics.entropies.sum())
+    known = scored == statistics.tokens
+    entropy_flops = float(model.get("flops_per_byte", 0.0)) if rule in ENTROPY_RULES else 0.0
+    cost = flops(statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)
     return {
         "name": counted.name,
         "url": counted.url,
         "documents": statistics.documents,
         "bytes": statistics.bytes,
+        "tokens": statistics.tokens,
+        "scored_tokens": scored,
         "patches": statistics.patches,
         "shards": sum(entry.sha256 is not None for entry in entries),
         "shard_bytes": sum(entry.shard_bytes for entry in entries),
         "mean_patch_bytes": statistics.mean_patch_bytes,
-        "mean_entropy": _mean_entropy(statistics) if scored else None,
-        "rule": patcher.get("rule", "global"),
+        "mean_entropy": _mean_entropy(counted, known),
+        "rule": rule,
         "threshold": patcher.get("threshold"),
         # A rule that has a threshold lacks one where merged sets disagree on it.
         "thresholds_differ": patcher.get("threshold") is None
@@ -194,10 +197,10 @@ def set_figures(
         "curve": _curve(curve),
         "curve_has_cuts": counted.curve is not None,
         "suggested": [_suggestion(curve, target) for target in targets],
-        "scripts": _rows(summary.scripts, scored),
-        "columns": {column: _rows(groups, scored) for column, groups in summary.columns.items()},
+        "scripts": _rows(summary.scripts, known),
+        "columns": {column: _rows(groups, known) for column, groups in summary.columns.items()},
         "columns_in_part": [name for name, groups in summary.columns.items() if OTHERS in groups],
-        "sources": _rows(counted.sources, scored),
+        "sources": _rows(counted.sources, known),
         "drift": [_drift(entry) for entry in entries if entry.sha256 is not None],
         "longest": _excerpts(summary.longest),
         "shortest": _excerpts(summary.shortest),
@@ -208,7 +211,8 @@ def set_figures(
         },
         "problems": list(counted.problems),
         "runs": list(counted.runs),
-        "flops": list(flops(statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)),
+        "tokenizer": None if tokenizer is None else vars(tokenizer),
+        "flops": list(cost),
     }
 
 
@@ -225,44 +229,16 @@ def _suggestion(curve: ThresholdCurve, target: float) -> dict[str, float | None]
     return {"target": target, "threshold": threshold, "mean_patch_bytes": reached}
 
 
-def flops(
-    patch_size: float, entropy_model: float, context: int, tokenizer: TokenizerFigures | None
-) -> Iterator[dict[str, Any]]:
-    """FLOPs a byte by the paper's formulas (appendix on FLOPs), for each of its sizes.
-
-    ``inference`` is a forward pass with the entropy model's; ``training`` takes patches as given.
-    ``bpe``: a transformer of the latent one's shape that runs once a token of ``tokenizer``.
-    """
-    if not patch_size:
-        return
-    for size in SIZES:
-        shape = BLT_SIZES[size]
-        parts = flops_by_part(shape, patch_size=patch_size, context=context)
-        forward = sum(parts.values())
-        row: dict[str, Any] = {
-            "size": size,
-            "parts": parts,
-            "entropy_model": entropy_model,
-            "inference": forward + entropy_model,
-            "training": TRAINING * forward,
-        }
-        if tokenizer is not None:
-            tokens = context / tokenizer.bytes_per_token
-            layers, dim = shape.n_layers_global, shape.dim_global
-            token = transformer_flops(layers, dim, tokens, tokenizer.vocabulary)
-            bpe = token / tokenizer.bytes_per_token
-            row["bpe"] = {"inference": bpe, "training": TRAINING * bpe}
-        yield row
-
-
-def _mean_entropy(statistics: PatchStatistics) -> float:
-    """Nats; from the histogram, each entropy at the middle of its bin."""
-    counts = statistics.entropies
+def _mean_entropy(counted: Counted, known: bool) -> float | None:
+    """Nats, over all tokens; where not all are known, over those that are, from the histogram."""
+    if known:
+        return sum(counted.summary.scripts.values(), GroupCounts()).mean_entropy
+    counts = counted.statistics.entropies
     middles = (np.arange(len(counts)) + 0.5) * ENTROPY_BIN
-    return float(counts @ middles / max(counts.sum(), 1))
+    return float(counts @ middles / counts.sum()) if counts.any() else None
 
 
-def _rows(groups: Groups, scored: bool) -> list[dict[str, Any]]:
+def _rows(groups: Groups, known: bool) -> list[dict[str, Any]]:
     """Groups as they are shown: those with the most text first, what is left of others last."""
     named = {name: counts for name, counts in groups.items() if name != OTHERS}
     shown = dict(sorted(named.items(), key=lambda item: -item[1].bytes)[:MOST_SHOWN])
@@ -271,12 +247,12 @@ def _rows(groups: Groups, scored: bool) -> list[dict[str, Any]]:
         shown[OTHERS] = sum(others, GroupCounts())
     return [
         {
-            "name": name,
+            "name": name or EMPTY,
             "documents": counts.documents,
             "bytes": counts.bytes,
             "patches": counts.patches,
             "mean_patch_bytes": counts.mean_patch_bytes,
-            "mean_entropy": counts.mean_entropy if scored else None,
+            "mean_entropy": counts.mean_entropy if known else None,
         }
         for name, counts in shown.items()
     ]

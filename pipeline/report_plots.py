@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -16,10 +17,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+LONGEST_NAME = 32
+"""Characters of a set's name in a legend."""
 LONGEST_SHOWN = 32
 """Tokens; longer patches share the last point."""
 MOST_POINTS = 200
 """Of the drift over shards; neighbours share a point beyond that."""
+CUT_OFF = 1.15
+"""Height of the plot of entropies, where the second highest bar is 1."""
 STEPPED_MEAN = 40.0
 """Bytes a patch up to which the curve is drawn: beyond lie thresholds that nothing exceeds."""
 WIDTH, HEIGHT = 5.5, 3.4
@@ -38,9 +43,15 @@ class Palette:
     background: str
 
 
-PAPER = Palette("#1f2733", "#d9dee7", ("#2f6fde", "#d9622b", "#2a9d63", "#9a4fd0"), "#ffffff")
+SET_COLOURS = (
+    *("#2f6fde", "#c9551f", "#1f8a54", "#8e44c8"),
+    *("#b8860b", "#0e8a99", "#c2388a", "#6b7280"),
+)
+PAPER = Palette("#1f2733", "#d9dee7", SET_COLOURS, "#ffffff")
 # Stand for the page's own, which differ between light and dark: replaced in the SVG.
-_PLACEHOLDERS = Palette("#010203", "#010204", ("#010205", "#010206", "#010207", "#010208"), "none")
+_PLACEHOLDERS = Palette(
+    "#010203", "#010204", tuple(f"#0102{i:02x}" for i in range(5, 5 + len(SET_COLOURS))), "none"
+)
 _VARIABLES = {
     _PLACEHOLDERS.text: "var(--text)",
     _PLACEHOLDERS.grid: "var(--line)",
@@ -59,7 +70,7 @@ def draw_lengths(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
         if len(sets) == 1:
             axes.bar(places, share[1:], color=colour, width=0.85)
         else:
-            axes.plot(places, share[1:], ".-", color=colour, lw=1.5, ms=5, label=figures["name"])
+            axes.plot(places, share[1:], ".-", color=colour, lw=1.5, ms=5, label=_label(figures))
     axes.set_xticks([1, *range(4, LONGEST_SHOWN, 4), LONGEST_SHOWN])
     axes.set_xticklabels(["1", *map(str, range(4, LONGEST_SHOWN, 4)), f"{LONGEST_SHOWN}+"])
     axes.set_xlabel("patch length (tokens)")
@@ -76,13 +87,17 @@ def draw_entropies(axes: Axes, sets: Sequence[Figures], palette: Palette) -> Non
             edges = np.arange(len(counts) + 1) * width
             share = 100 * counts / counts.sum()
             fill: dict[str, Any] = {"fill": True, "alpha": 0.85} if len(sets) == 1 else {"lw": 1.4}
-            axes.stairs(share, edges, color=colour, label=figures["name"], **fill)
+            axes.stairs(share, edges, color=colour, label=_label(figures), **fill)
             # The very lowest entropies are so many that the others would look like none.
             highest = max(highest, np.sort(share)[-2] if len(share) > 1 else share[0])
+            if len(sets) == 1 and share.max() > CUT_OFF * highest:
+                bin_ = int(share.argmax())
+                note, place = f" {share[bin_]:.0f} % ↑", (edges[bin_ + 1], CUT_OFF * highest)
+                axes.annotate(note, place, va="top", color=palette.text)
         if figures["threshold"] is not None and figures["rule"] != "monotonic":
             axes.axvline(figures["threshold"], color=_marked(palette, sets, colour), ls="--", lw=1)
     if highest:
-        axes.set_ylim(0, 1.15 * highest)
+        axes.set_ylim(0, CUT_OFF * highest)
     axes.set_xlim(left=0)
     axes.set_xlabel("entropy of the next byte (nats)")
     axes.set_ylabel("% of tokens")
@@ -94,7 +109,7 @@ def draw_curve(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
         curve = figures["curve"]
         thresholds, means = np.array(curve["thresholds"]), np.array(curve["mean_patch_bytes"])
         shown = means <= STEPPED_MEAN
-        axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=figures["name"])
+        axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=_label(figures))
         for suggested in figures["suggested"]:
             if suggested["threshold"] is not None and suggested["mean_patch_bytes"] <= STEPPED_MEAN:
                 place = (suggested["threshold"], suggested["mean_patch_bytes"])
@@ -104,10 +119,13 @@ def draw_curve(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
             axes.axvline(place[0], color=_marked(palette, sets, colour), ls="--", lw=1)
             axes.plot(*place, "D", color=colour, ms=6)
             if len(sets) == 1:
-                note = f"{place[1]:.2f} bytes\nat {place[0]:.3f} nats "
-                axes.annotate(
-                    note, place, (-8, 4), "data", "offset points", ha="right", color=palette.text
-                )
+                note = f"{place[1]:.2f} bytes\nat {place[0]:.3f} nats"
+                # Left of it, where there is room.
+                left = len(thresholds) > 0 and place[0] > np.mean(thresholds[[0, -1]])
+                offset, side = ((-8, 4), "right") if left else ((8, -4), "left")
+                up = "bottom" if left else "top"
+                where = ("data", "offset points")
+                axes.annotate(note, place, offset, *where, ha=side, va=up, color=palette.text)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("threshold (nats)")
@@ -124,7 +142,7 @@ def draw_drift(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
         parts = [means[a:b] for a, b in pairwise(edges)]
         places = (edges[:-1] + edges[1:] - 1) / 2 + 1
         middle = [part.mean() for part in parts]
-        axes.plot(places, middle, ".-", color=colour, lw=1.2, ms=4, label=figures["name"])
+        axes.plot(places, middle, ".-", color=colour, lw=1.2, ms=4, label=_label(figures))
         if len(means) > MOST_POINTS:
             low, high = [part.min() for part in parts], [part.max() for part in parts]
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
@@ -135,25 +153,27 @@ def draw_drift(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
 
 
 def draw_flops(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
-    """Inference FLOPs a byte of the paper's sizes; hatched, of a BPE model beside them."""
-    shown = [figures for figures in sets if figures["flops"]]
-    with_bpe = any("bpe" in row for figures in shown for row in figures["flops"])
-    width = 0.8 / max(len(shown) + with_bpe, 1)
-    for i, (figures, colour) in enumerate(_coloured(shown, palette)):
-        places = np.arange(len(figures["flops"])) - 0.4 + (i + 0.5) * width
-        flops = [row["inference"] for row in figures["flops"]]
-        axes.bar(places, flops, width * 0.92, color=colour, label=figures["name"])
-    if with_bpe:
-        rows = shown[0]["flops"]
-        places = np.arange(len(rows)) + 0.4 - 0.5 * width
-        flops = [row["bpe"]["inference"] for row in rows]
-        outline: dict[str, Any] = {"fill": False, "ec": palette.text, "hatch": "///", "lw": 0.8}
-        axes.bar(places, flops, width * 0.92, label="BPE", **outline)
+    """Inference FLOPs a byte of the paper's sizes; hatched beside them, of a BPE model."""
+    shown = [(f, colour) for f, colour in _coloured(sets, palette) if f["flops"]]
+    bars: list[tuple[list[float], dict[str, Any]]] = []
+    for figures, colour in shown:
+        rows = figures["flops"]
+        look: dict[str, Any] = {"color": colour, "label": _label(figures)}
+        bars.append(([row["inference"] for row in rows], look))
+        if figures["tokenizer"]:
+            edge = colour if len(sets) > 1 else palette.text
+            look = {"fill": False, "ec": edge, "hatch": "///", "lw": 0.8, "label": " BPE"}
+            bars.append(([row["bpe"]["inference"] for row in rows], look))
+    width = 0.8 / max(len(bars), 1)
+    for i, (flops, look) in enumerate(bars):
+        places = np.arange(len(flops)) - 0.4 + (i + 0.5) * width
+        axes.bar(places, flops, width * 0.92, **look)
     if shown:
-        axes.set_xticks(range(len(shown[0]["flops"])), [row["size"] for row in shown[0]["flops"]])
+        sizes = [row["size"] for row in shown[0][0]["flops"]]
+        axes.set_xticks(range(len(sizes)), sizes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylabel("FLOPs a byte, inference")
-    if with_bpe and len(shown) == 1:
+    if len(sets) == 1 and len(bars) > 1:
         axes.legend(frameon=False, labelcolor=palette.text)
 
 
@@ -177,8 +197,8 @@ def svg(name: str, sets: Sequence[Figures]) -> str:
     ``--set0`` to ``--set3``; it is described by its title."""
     text = _render(name, sets, _PLACEHOLDERS, "svg").decode()
     text = text[text.index("<svg") :]
-    for placeholder, variable in _VARIABLES.items():
-        text = text.replace(placeholder, variable)
+    # In styles only: names of sets are in there, too.
+    text = re.sub(r"(?<=: )#0102[0-9a-f]{2}(?=[;\"])", lambda found: _VARIABLES[found[0]], text)
     # Its size is the page's to give.
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
@@ -199,7 +219,9 @@ def _render(name: str, sets: Sequence[Figures], palette: Palette, kind: str) -> 
         "grid.color": palette.grid,
         "text.parse_math": False,  # a name may hold dollar signs
     }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # Letters that its font lacks show as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), facecolor=palette.background)
         axes.set_facecolor("none")
         axes.grid(axis="y", lw=0.6)
@@ -216,6 +238,15 @@ def _render(name: str, sets: Sequence[Figures], palette: Palette, kind: str) -> 
         figure.savefig(file, format=kind, dpi=160, metadata=metadata)
         plt.close(figure)
     return file.getvalue()
+
+
+def _label(figures: Figures) -> str:
+    """A name for legends; without the space, those that begin with an underscore are left out."""
+    name = " ".join(figures["name"].split())
+    if len(name) > LONGEST_NAME:
+        half = LONGEST_NAME // 2
+        name = f"{name[: half - 1]}…{name[-half:]}"
+    return f" {name}"
 
 
 def _coloured(sets: Sequence[Figures], palette: Palette) -> list[tuple[Figures, str]]:

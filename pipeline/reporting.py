@@ -1,20 +1,19 @@
 """The report's job: shard sets → figures → files."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from rich.console import Console
 
 from pipeline.cluster import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.report import PAGE, Report
+from pipeline.report import PAGE, Report, whole_text
 from pipeline.report_config import PatchReportConfig
 from pipeline.report_data import MADE, Counted, check_alike, counted_before, merge, set_figures
+from pipeline.report_flops import TokenizerFigures
 from pipeline.shards import ShardSet
 from pipeline.storage import OutputDirectory, refuse_credentials
 
@@ -51,13 +50,33 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
     output = OutputDirectory(config.output)
     if config.recompute:
         _check_before(config, output)
-    named = dict(zip(config.shards, _names(config.shards), strict=True))
-    first = _open(config.shards[0])
-    tokenizer = None
-    if config.tokenizer:
-        from pipeline.bpe import tokenizer_figures  # with the hub's client
+    sampled = _sampled(config) if config.tokenizer else None
+    found = list(_count(config, output, console))
+    figures: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for i, counted in enumerate(found):
+        tokenizer, unread = sampled[i] if sampled else (None, [])
+        counted = replace(counted, problems=[*counted.problems, *unread])
+        problems += counted.problems
+        figures.append(
+            set_figures(
+                counted,
+                targets=config.target_patch_size,
+                context_bytes=config.context_bytes,
+                tokenizer=tokenizer,
+            )
+        )
+    report = Report(figures, config.context_bytes, config.recompute)
+    report.write(output)
+    output.leave()
+    return PatchReport(report.to_json(), report.overview(), output.locate(PAGE), problems)
 
-        tokenizer = tokenizer_figures(config.tokenizer, first)
+
+def _count(
+    config: PatchReportConfig, output: OutputDirectory, console: Console
+) -> Iterator[Counted]:
+    """All sets, or what they are together."""
+    named = dict(zip(config.shards, short_names(config.shards), strict=True))
 
     def count(url: str) -> Counted:
         shards = _open(url)
@@ -68,22 +87,21 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
             return recompute(named[url], shards, console, config.num_workers)
         return counted_before(named[url], shards)
 
-    found = map(count, named) if config.recompute else _read(count, named)
-    counted = [merge(found)] if config.merge else list(found)
-    figures = [
-        set_figures(
-            of_set,
-            targets=config.target_patch_size,
-            context_bytes=config.context_bytes,
-            tokenizer=tokenizer,
-        )
-        for of_set in counted
+    counted = map(count, named) if config.recompute else _read(count, named)
+    return iter([merge(counted)]) if config.merge else counted
+
+
+def _sampled(config: PatchReportConfig) -> list[tuple[TokenizerFigures | None, list[str]]]:
+    """What the tokenizer does to the text of each set, or of all together."""
+    from pipeline.bpe import PLACES, evenly_spaced, load_tokenizer, tokenizer_figures  # slow
+
+    assert config.tokenizer is not None
+    tokenizer = load_tokenizer(config.tokenizer)
+    together = [evenly_spaced(config.shards, PLACES)] if config.merge else []
+    return [
+        tokenizer_figures(config.tokenizer, tokenizer, [_open(url) for url in urls])
+        for urls in together or [[url] for url in config.shards]
     ]
-    report = Report(figures, tokenizer, config.context_bytes, config.recompute)
-    report.write(output)
-    output.leave()
-    problems = [problem for of_set in counted for problem in of_set.problems]
-    return PatchReport(report.to_json(), report.overview(), output.locate(PAGE), problems)
 
 
 def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
@@ -125,10 +143,11 @@ def _read(read: Callable[[str], T], urls: Iterable[str]) -> Iterator[T]:
                 yield from readers.map(read, part) if remote else map(read, part)
 
 
-def _names(urls: Sequence[str]) -> list[str]:
-    """The last parts of URLs; the whole ones where those are the same."""
-    names = [PurePosixPath(url).name for url in urls]
-    times = Counter(names)
-    return [
-        name if name and times[name] == 1 else url for name, url in zip(names, urls, strict=True)
-    ]
+def short_names(urls: Sequence[str]) -> list[str]:
+    """The last parts of URLs: as few as tell them apart."""
+    parts = [[part for part in whole_text(url).split("/") if part] for url in urls]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(some[-count:]) for some in parts]
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return list(map(whole_text, urls))

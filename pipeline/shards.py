@@ -209,7 +209,10 @@ class ShardSet:
                 f"{url}: format version {version} is not {FORMAT_VERSION}, the one that this "
                 "release reads"
             )
-        self.entries = [ShardEntry(**entry) for entry in self.manifest["shards"]]
+        try:
+            self.entries = [ShardEntry(**entry) for entry in self.manifest["shards"]]
+        except TypeError as error:
+            raise PipelineError(f"{url}: {MANIFEST} is damaged: {error}") from error
 
     def light(self) -> "ShardSet":
         """The same without what grows with the number of shards: for workers, which get the entry
@@ -225,9 +228,18 @@ class ShardSet:
 
     @property
     def summary(self) -> Summary | None:
-        """What a report tells beyond the statistics; None if an earlier release patched."""
+        """What a report tells beyond the statistics; None if an earlier release patched.
+
+        Raises:
+            PipelineError: it is damaged.
+        """
         kept = self.manifest.get("summary")
-        return Summary.from_json(kept) if kept else None
+        try:
+            return Summary.from_json(kept) if kept else None
+        except Exception as error:  # of whatever is wrong in it
+            raise PipelineError(
+                f"{self.output.url}: the summary in {MANIFEST} is damaged: {error}"
+            ) from error
 
     @property
     def patcher(self) -> Patcher:

@@ -66,8 +66,8 @@ def list_inputs(
             files = list(_list_one(pattern, suffixes))
         except Exception as error:  # each filesystem has its own; all mean the same here
             raise ConfigError(f"--input {pattern}: cannot be listed: {_say(error)}") from error
-        below = _whole_url(output).rstrip("/") + "/" if output is not None else None
-        inside = [file for file in files if below and _whole_url(file.url).startswith(below)]
+        below = whole_url(output).rstrip("/") + "/" if output is not None else None
+        inside = [file for file in files if below and whole_url(file.url).startswith(below)]
         if inside and len(inside) == len(files):
             raise ConfigError(
                 f"--output {output}: holds the input {inside[0].url}; choose another directory"
@@ -83,9 +83,11 @@ def list_inputs(
     return sorted(named, key=lambda file: file.url)
 
 
-def _whole_url(url: str) -> str:
+def whole_url(url: str) -> str:
+    """The same for all ways to write a place; local ones are absolute paths."""
     filesystem, path = filesystem_of(url)
-    return filesystem.unstrip_protocol(path)
+    whole = path if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(path)
+    return whole.rstrip("/") or "/"
 
 
 def refuse_credentials(flag: str, url: str) -> None:
@@ -141,7 +143,9 @@ def _say(error: BaseException) -> str:
 
 def to_json(value: Any) -> bytes:
     """JSON with sorted keys: equal values give equal bytes."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    # Names of local files may be no UTF-8: what stands for such bytes is escaped.
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 class OutputDirectory:
@@ -293,8 +297,10 @@ class OutputDirectory:
         if not self.local:
             return Path(tempfile.gettempdir(), f"blt-titan-{name}")
         directory = Path(self.path, TEMPORARY)
-        with self._reaching():
+        try:
             directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PipelineError(f"{self.url}: cannot be used: {_say(error)}") from error
         return directory / name
 
     @staticmethod

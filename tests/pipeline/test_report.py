@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from model import NGramEntropyModel, Patcher
 from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
-from pipeline.bpe import tokenizer_figures
+from pipeline.bpe import load_tokenizer, tokenizer_figures
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report import Report
 from pipeline.report_data import Counted, counted_before, merge, set_figures
@@ -145,7 +145,7 @@ def test_sets_of_different_rules_are_not_merged(shards, parts, model, tmp_path):
 def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, model, tmp_path):
     other = shard_set(tmp_path / "other", model, Patcher(1.6), parts[:1])
     merged = figures_of(merge([counted_before("a", shards), counted_before("b", other)]))
-    page = Report([merged], None, 8192, recomputed=False).page()
+    page = Report([merged], 8192, recomputed=False).page()
     assert "Its sets were cut at different thresholds." in page and "they differ" in page
     assert "has no threshold" not in page and "the global rule would give" not in page
 
@@ -158,9 +158,9 @@ def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_
     many = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(1.0), **settings)
     found = figures_of(counted_before("many", many))
     assert found["columns_in_part"] == ["id"]
-    assert "At least: a shard tells the 256 values" in Report([found], None, 1, False).page()
+    assert "At least: a shard tells the 256 values" in Report([found], 1, False).page()
     few = figures_of(counted_before("set", shards))
-    assert few["columns_in_part"] == [] and "At least" not in Report([few], None, 1, False).page()
+    assert few["columns_in_part"] == [] and "At least" not in Report([few], 1, False).page()
 
 
 def test_flops_are_those_of_the_papers_formulas(shards, figures):
@@ -183,8 +183,14 @@ def tokenizer(parts, tmp_path_factory) -> Path:
     return path
 
 
-def test_a_bpe_tokenizer_is_run_on_the_same_text(shards, tokenizer):
-    found = tokenizer_figures(str(tokenizer.parent), shards)
+def test_a_bpe_tokenizer_is_run_on_the_same_text(shards, tokenizer, tmp_path):
+    # What it was saved with, and would do to a batch: it is text that counts.
+    saved = Tokenizer.from_file(str(tokenizer))
+    saved.enable_truncation(20)
+    saved.enable_padding(length=500)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    found, problems = tokenizer_figures("bpe", load_tokenizer(str(tmp_path)), [shards])
+    assert found is not None and not problems
     bpe = Tokenizer.from_file(str(tokenizer))
     texts = [document.text for document in shards]
     tokens = sum(len(bpe.encode(text, add_special_tokens=False).ids) for text in texts)
@@ -204,7 +210,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(shards, tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ConfigError, match=f"--tokenizer {tmp_path}"):
-        tokenizer_figures(str(tmp_path), shards)
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_set_of_an_earlier_release_is_told_how_to_go_on(shards, tmp_path):
@@ -220,7 +226,7 @@ def pages(shards, parts, model, tokenizer, tmp_path_factory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("pages")
     other = shard_set(directory / "other", model, Patcher(1.6), parts[:2])
     empty = shard_set(directory / "empty", model, Patcher(1.6), [[]])
-    bpe = replace(tokenizer_figures(str(tokenizer), shards), name=HOSTILE)
+    bpe, _ = tokenizer_figures(HOSTILE, load_tokenizer(str(tokenizer)), [shards])
     found = {}
     for name, sets in {"one": [shards], "two": [shards, other], "empty": [empty]}.items():
         all_figures = []
@@ -228,7 +234,7 @@ def pages(shards, parts, model, tokenizer, tmp_path_factory) -> dict[str, Path]:
             counted = replace(counted_before(f"{HOSTILE} {number}", of_set), problems=[HOSTILE])
             with_bpe = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=bpe)
             all_figures.append(with_bpe)
-        report = Report(all_figures, bpe, 8192, recomputed=False)
+        report = Report(all_figures, 8192, recomputed=False)
         report.write(OutputDirectory(str(directory / name)))
         found[name] = directory / name / "index.html"
     return found

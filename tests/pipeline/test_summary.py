@@ -116,6 +116,10 @@ def test_many_values_do_not_make_it_large():
     unique = json.loads(json.dumps(summary_of(texts, ids, h_T).to_json()))
     assert list(unique["columns"]["group"]) == [OTHERS]
     assert unique["columns"]["group"][OTHERS][0] == 3000
+    # As of the web: some values that repeat, among thousands that do not.
+    web = ["wiki" if i % 5 == 0 else url for i, url in enumerate(ids)]
+    found = summary_of(texts, web, h_T).to_json()["columns"]["group"]
+    assert {name: counts[0] for name, counts in found.items()} == {"wiki": 600, OTHERS: 2400}
     sites = [f"site {i % 1000}" for i in range(3000)]
     some = summary_of(texts, sites, h_T).to_json()["columns"]["group"]
     assert len(some) == MOST_GROUPS + 1
