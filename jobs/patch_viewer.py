@@ -26,6 +26,8 @@ def run(config: PatchViewerConfig) -> int:
     try:
         from pipeline.viewer import serve
     except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
         raise ConfigError("the viewer needs Gradio: pip install 'blt-titan[viewer]'") from error
     serve(config, lambda url: print(f"page: {url} (Ctrl-C ends it)", flush=True))
     return 0

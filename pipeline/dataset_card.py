@@ -45,7 +45,7 @@ def write_card(
         statistics: of the same.
     """
     pictures = {}
-    if shards.summary is not None:
+    if files and shards.summary is not None:  # pictures alone would be taken for the data
         described = {"entropy_model": {}, "configuration": {}} | made
         # Entropies that the shards do not hold were counted while patching; no cut changes them.
         statistics = replace(statistics, entropies=shards.statistics.entropies)

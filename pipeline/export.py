@@ -83,6 +83,11 @@ def plan_export(shards: ShardSet, config: ExportShardsConfig) -> list[Piece]:
     ]
 
 
+def complete_mark(path: str) -> str:
+    """The file that tells the published loader that another one is whole."""
+    return f"{path}.complete"
+
+
 def corpus_name(shards: ShardSet, config: ExportShardsConfig) -> str:
     """What the published layout calls the corpus."""
     if config.corpus:
@@ -131,7 +136,7 @@ def export_shard(
             exported.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     exported.content, exported.statistics = rows_hash.hexdigest(), statistics.to_json()
     if config.format == "reference":
-        output.write(f"{piece.path}.complete", b"")
+        output.write(complete_mark(piece.path), b"")
     output.write(f"{ENTRIES}/{exported.name}.json", to_json(asdict(exported)))
     return exported
 

@@ -18,9 +18,9 @@ FOLDER = re.compile(r"[^/\0]+")
 class ExportShardsConfig:
     """Copy a shard set into another layout.
 
-    parquet: data/NAME.parquet, one file a shard. datasets: the same with names and a dataset card
-    that datasets.load_dataset understands. hub: that, pushed to a dataset repository. reference:
-    the Arrow files that facebookresearch/blt's own loader reads.
+    parquet: one file a shard, in data/, which whatever reads Parquet can open. datasets: the same
+    with names and a dataset card that datasets.load_dataset understands. hub: that, pushed to a
+    dataset repository. reference: the Arrow files that facebookresearch/blt's own loader reads.
 
     A rerun of the same command goes on where the last one stopped. Exit status: 0 if everything was
     done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.

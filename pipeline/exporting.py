@@ -11,12 +11,13 @@ import ray
 from rich.console import Console
 
 from pipeline.cluster import connect, refuse_lost_output
-from pipeline.dataset_card import CARD, PICTURES, write_card
+from pipeline.dataset_card import CARD, CARD_PLOTS, PICTURES, write_card
 from pipeline.errors import ConfigError, DamagedShardError, PipelineError
 from pipeline.export import (
     ENTRIES,
     ExportedFile,
     Piece,
+    complete_mark,
     corpus_name,
     export_shard,
     plan_export,
@@ -33,7 +34,8 @@ from pipeline.statistics import PatchStatistics
 from pipeline.storage import TEMPORARY, OutputDirectory, refuse_credentials, to_json
 
 RECORD = "run.json"
-WRITTEN = (ENTRIES, MANIFEST, CARD, PICTURES, "data")
+CARD_FILES = (CARD, *(f"{PICTURES}/{name}.png" for name in CARD_PLOTS))
+"""What an export that has a card writes beside its data."""
 
 
 @dataclass
@@ -82,25 +84,26 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
         open_repository(config, output)
     _begin(pieces, shards, config, output)
     began = time.monotonic()
-    done = _committed(output)
+    done = _committed(config, output)
     waiting = [i for i, piece in enumerate(pieces) if piece.entry.name not in done]
     failures: list[str] = []
     if waiting:
         failures = _run_pool(waiting, pieces, shards, config, output, console)
-    files = _in_order(pieces, _committed(output))
+    files = _in_order(pieces, _committed(config, output))
     complete = len(files) == len(pieces)
     if not complete and not failures:
         raise PipelineError(
             f"{flag} {output.url}: files that workers committed cannot be seen from here; is it on "
             "storage that all nodes share?"
         )
-    if complete:
+    if complete and (waiting or not output.exists(MANIFEST)):
         _finish(files, shards, config, output)
     problems = _verify(files, config, output, console) if config.verify else []
     pushed = 0
     if config.on_hub and complete and not problems:
-        beside = [f"{PICTURES}/{name}" for name in output.names(PICTURES)]
-        pushed = push(files, [MANIFEST, *beside, CARD], config, output, console)
+        there = output.sizes()
+        beside = [name for name in (MANIFEST, *CARD_FILES) if name in there]
+        pushed = push(files, beside, config, output, console)
     output.remove_temporary()
     return ExportShardsResult(
         output=config.output if config.on_hub else output.url,
@@ -122,6 +125,8 @@ def _directory(shards: ShardSet, config: ExportShardsConfig) -> str:
         return config.directory
     source = str(shards.manifest["entropy_model"]["source"])
     model = config.entropy_model_name or PurePosixPath(source.rstrip("/")).name
+    if model in ("", ".", ".."):
+        raise ConfigError(f"--entropy-model-name: the set says {source!r}; name the model")
     return f"{config.output.rstrip('/')}/{corpus_name(shards, config)}/{model}"
 
 
@@ -140,8 +145,13 @@ def _check_begun(
     """
     where = f"{flag} {output.url}"
     if output.exists(RECORD):
-        record = output.read_json(RECORD)
-        if record.get("stage") != EXPORT:
+        try:
+            record = output.read_json(RECORD)
+        except PipelineError as error:
+            raise PipelineError(
+                f"{where}: {RECORD} is damaged; remove the directory, or choose another"
+            ) from error
+        if not isinstance(record, dict) or record.get("stage") != EXPORT:
             raise ConfigError(f"{where}: holds something else; choose another directory")
         if not config.overwrite:
             check_command(where, record["content"], _content(shards, config))
@@ -156,20 +166,32 @@ def _begin(
     if output.exists(RECORD):
         if not config.overwrite:
             return
-        # The record last: it tells a rerun what else is to be removed.
-        files = output.read_json(RECORD)["files"]
-        for name in (*WRITTEN, *(file["path"] for file in files)):
-            output.remove(name)
-            output.remove(f"{name}.complete")
+        _remove(output)
     output.check_writable()
     files = [{"name": piece.entry.name, "path": piece.path} for piece in pieces]
     content = _content(shards, config)
     output.write(RECORD, to_json({"stage": EXPORT, "content": content, "files": files}))
 
 
-def _committed(output: OutputDirectory) -> dict[str, ExportedFile]:
-    entries = output.read_all_json(ENTRIES).values()
-    return {values["name"]: ExportedFile(**values) for values in entries}
+def _remove(output: OutputDirectory) -> None:
+    """Remove what an export wrote, and nothing else; the record stays, which tells what that is."""
+    record = output.read_json(RECORD)
+    paths = [file["path"] for file in record["files"]]
+    card = CARD_FILES if record["content"].get("format") == "datasets" else ()
+    output.remove(ENTRIES)
+    output.remove_files([MANIFEST, *card, *map(complete_mark, paths), *paths])
+
+
+def _committed(config: ExportShardsConfig, output: OutputDirectory) -> dict[str, ExportedFile]:
+    """Files that were written and are still there, by the name of their shard."""
+    there = output.sizes()
+    entries = (ExportedFile(**values) for values in output.read_all_json(ENTRIES).values())
+    return {
+        file.name: file
+        for file in entries
+        if there.get(file.path) == file.bytes
+        and (config.format != "reference" or complete_mark(file.path) in there)
+    }
 
 
 def _in_order(pieces: list[Piece], done: Mapping[str, ExportedFile]) -> list[ExportedFile]:
@@ -245,8 +267,10 @@ def _verify(
         concurrency=config.num_workers,
     )
     wrong = [i for i in sorted(said) if said[i]]
-    for i in wrong:  # the next run writes it anew
-        output.remove(f"{ENTRIES}/{files[i].name}.json")
+    if wrong:  # the next run writes them anew; until then nobody should take them for good
+        entries = [f"{ENTRIES}/{files[i].name}.json" for i in wrong]
+        marks = [complete_mark(files[i].path) for i in wrong]
+        output.remove_files([MANIFEST, *marks, *entries])
     return [f"{said[i]}; run the same command again to write it anew" for i in wrong]
 
 
@@ -270,7 +294,7 @@ def without_places(made: dict[str, Any]) -> dict[str, Any]:
         {
             **source,
             "name": _public(source["name"]),
-            "url": source["url"] if _is_public(source["url"]) else None,
+            "url": _public(source["url"]) if _is_public(source["url"]) else None,
         }
         for source in made["sources"]
     ]
@@ -286,8 +310,10 @@ def _is_public(url: str) -> bool:
 
 def _public(name: str, directories: int = 100) -> str:
     """Without where it lies, if it tells: paths below an input may stay."""
+    if _is_public(name):
+        return name.partition("?")[0].partition("#")[0]
     private = name.startswith(("/", ".", "~")) or "://" in name or name.count("/") > directories
-    return PurePosixPath(name).name if private and not _is_public(name) else name
+    return PurePosixPath(name).name if private else name
 
 
 def _finish(
@@ -306,7 +332,7 @@ def _finish(
         made["patcher"] = made["patcher"] | {"threshold": config.threshold}
     if config.format in ("datasets", "hub"):
         made = without_places(made)
-        name = config.output.rstrip("/").rpartition("/")[2]
+        name = (config.output if config.on_hub else output.url).rpartition("/")[2]
         write_card(name, files, made, statistics, shards, output)
     manifest = {
         "stage": EXPORT,

@@ -12,11 +12,12 @@ from html import escape
 COLOURS = 4
 """Neighbours never share one."""
 _HIDDEN = re.compile(
-    "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+    "[\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
 )  # not the joiners: letters of Persian and families of emoji need them
 _DOTTED_CIRCLE = "\u25cc"
 
-PATCHES_CSS = """
+LIGHT_PATCHES = """
 .patches { font: .92em/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .patch { unicode-bidi: isolate; border-radius: 3px; padding: 2px 0; }
@@ -27,12 +28,15 @@ PATCHES_CSS = """
   padding: 0 2px; margin: 0 1px; opacity: .75; display: inline-block; line-height: 1.3;
   white-space: nowrap; }
 .patches .mark { opacity: .45; }
-@media (prefers-color-scheme: dark) {
-  .patch.p0 { background: #24447a; } .patch.p1 { background: #6d431d; }
-  .patch.p2 { background: #1c573a; } .patch.p3 { background: #533272; }
-}
 """
-"""Styles of :func:`patches_html`, for light and dark pages."""
+"""Styles of :func:`patches_html`."""
+DARK_PATCHES = (
+    *(".patch.p0 { background: #24447a; }", ".patch.p1 { background: #6d431d; }"),
+    *(".patch.p2 { background: #1c573a; }", ".patch.p3 { background: #533272; }"),
+)
+"""Those that replace them where the page is dark."""
+PATCHES_CSS = f"{LIGHT_PATCHES}@media (prefers-color-scheme: dark) {{ {' '.join(DARK_PATCHES)} }}\n"
+"""For pages that are as dark as the system."""
 
 
 def patches_html(

@@ -56,7 +56,7 @@ class PatchView:
             ("characters", f"{len(self.data.decode()):,}"),
             ("patches", f"{patches:,}"),
             ("bytes a patch", f"{len(self.data) / max(patches, 1):.3f}"),
-            ("longest patch", f"{longest:,} bytes"),
+            ("longest patch", f"{longest:,} byte{'s' * int(longest != 1)}"),
         ]
 
     def counts_html(self) -> str:

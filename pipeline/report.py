@@ -188,8 +188,8 @@ def nats(value: float | None) -> str:
 
 def _rule(figures: Figures) -> str:
     """With all that it was given but the threshold, which has a row of its own."""
-    given = figures["made"]["patcher"].items()
-    more = (f"{name} {value}" for name, value in given if name not in ("rule", "threshold"))
+    given = {k: v for k, v in figures["made"]["patcher"].items() if v is not False}
+    more = (f"{name} {value}" for name, value in given.items() if name not in ("rule", "threshold"))
     return ", ".join([figures["rule"], *more])
 
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,10 +93,18 @@ def whole_url(url: str) -> str:
 def refuse_credentials(flag: str, url: str) -> None:
     """
     Raises:
-        ConfigError: a URL holds a user name or password, which would be stored with it.
+        ConfigError: a URL holds a user name or password, or a query, which may be a token: they
+            would be stored with it.
     """
-    if "@" in urlsplit(url).netloc:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
         raise ConfigError(f"{flag}: no credentials in URLs, please: they would be stored")
+    if parts.scheme in ("http", "https") and parts.query:
+        plain = url.partition("?")[0]
+        raise ConfigError(
+            f"{flag} {plain}?…: no queries in URLs, please: tokens in them would be stored; "
+            "download the file first"
+        )
 
 
 def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
@@ -185,17 +193,20 @@ class OutputDirectory:
     def names(self, directory: str = "") -> list[str]:
         """Names of the files in this directory, or in one below; none if there is no such one."""
         self.filesystem.invalidate_cache()
+        root = f"{self.path}/{directory}".rstrip("/")
         try:
             with self._reaching():
-                found = self.filesystem.ls(f"{self.path}/{directory}".rstrip("/"), detail=False)
+                found = self.filesystem.ls(root, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(PurePosixPath(path).name for path in found)
+        # Some object stores list a directory that was emptied as what is in it.
+        below = (path for path in found if path.strip("/") != root.strip("/"))
+        return sorted(PurePosixPath(path).name for path in below)
 
-    def sizes(self, directory: str) -> dict[str, int]:
-        """Bytes of the files anywhere below a directory, by path there."""
+    def sizes(self, directory: str = "") -> dict[str, int]:
+        """Bytes of the files anywhere below this directory, or one below it, by path there."""
         self.filesystem.invalidate_cache()
-        root = f"{self.path}/{directory}"
+        root = f"{self.path}/{directory}".rstrip("/")
         with self._reaching():
             found = self.filesystem.find(root, detail=True)
         return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items()}
@@ -331,6 +342,14 @@ class OutputDirectory:
         if self.exists(name):
             with self._reaching():
                 self.filesystem.rm(f"{self.path}/{name}", recursive=True)
+
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Remove those of these files that are there; remotely many at a time."""
+        there = self.sizes()
+        paths = [f"{self.path}/{name}" for name in names if name in there]
+        if paths:
+            with self._reaching():
+                self.filesystem.rm(paths)
 
     def leave(self) -> None:
         """Remove the directory of temporary files, if nothing is in it: for directories that may

@@ -19,7 +19,7 @@ from model.patcher import THRESHOLD_RULES, Patcher
 from pipeline.browsing import MOST_SEARCHED, Documents
 from pipeline.entropy_curve import CURVE_CSS
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch_html import PATCHES_CSS
+from pipeline.patch_html import DARK_PATCHES, LIGHT_PATCHES
 from pipeline.patch_view import (
     MOST_BYTES,
     PatchView,
@@ -27,9 +27,11 @@ from pipeline.patch_view import (
     error_html,
     ids_html,
     line,
+    load,
     view_text,
 )
 from pipeline.shards import ShardSet
+from pipeline.storage import refuse_credentials
 from pipeline.viewer_config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig
 
 RULES = ("global", "monotonic", "combined", "top-k", "space", "static", "byte")
@@ -40,13 +42,13 @@ EXAMPLES = {
     "log lines": "2026-11-25 14:47:23.104 INFO shard 000017 committed (64.1 MB, 12.9 s)\n" * 3,
 }
 CSS = (
-    PATCHES_CSS
+    LIGHT_PATCHES
+    + "".join(f".dark {rule}\n" for rule in DARK_PATCHES)
     + CURVE_CSS
     + """
 .counts { display: flex; flex-wrap: wrap; gap: 4px 22px; }
 .counts b { font-size: 1.15em; }
-.note { opacity: .7; } .error { color: #b3261e; font-weight: 600; }
-@media (prefers-color-scheme: dark) { .error { color: #ff8a80; } }
+.note { opacity: .7; } .error { color: #b3261e; font-weight: 600; } .dark .error { color: #ff8a80; }
 """
 )
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -60,11 +62,18 @@ def serve(config: PatchViewerConfig, told: Callable[[str], None]) -> None:
         told: called with the page's address, once it is there.
 
     Raises:
-        ConfigError: a shard set cannot be opened, or the address not be listened on.
+        ConfigError: a shard set cannot be opened, a model not be loaded, or the address not be
+            listened on.
     """
     config.check()
     port = _free_port(config)
+    for model in config.entropy_model:
+        load(model)
     page = build(config)
+    # Gradio asks itself whether it is there, which is no proxy's business.
+    for name in ("no_proxy", "NO_PROXY"):
+        here = ("localhost", "127.0.0.1", config.host)
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *here]))
     # Letters of this machine: the default ones would be asked of another.
     theme = gr.themes.Default(font=_FONT, font_mono=_MONO)
     _, url, _ = page.launch(
@@ -101,7 +110,10 @@ def build(config: PatchViewerConfig) -> gr.Blocks:
     """
     sets = {url: Documents(_open(url)) for url in config.shards}
     with gr.Blocks(title="Entropy patches", analytics_enabled=False, fill_width=True) as page:
-        gr.Markdown("# Entropy patches\nA patch starts where the next byte is uncertain.")
+        gr.Markdown(
+            "# Entropy patches\nA patch starts where the next byte is uncertain. The beginning of "
+            "a document is a patch, too, without a byte in it."
+        )
         if sets:
             with gr.Tab("Type"):
                 _typing(config, page)
@@ -113,6 +125,7 @@ def build(config: PatchViewerConfig) -> gr.Blocks:
 
 
 def _open(url: str) -> ShardSet:
+    refuse_credentials("--shards", url)
     try:
         return ShardSet(url)
     except PipelineError as error:
@@ -151,6 +164,8 @@ def _controls(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
             label="longest patch (tokens; 0: any)",
             elem_id=f"{prefix}longest",
         )
+    for slider in (threshold, threshold_add, patch_size, longest):
+        _keep_within(slider)
     return {
         "rule": rule,
         "threshold": threshold,
@@ -158,6 +173,17 @@ def _controls(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
         "patch_size": patch_size,
         "longest": longest,
     }
+
+
+def _keep_within(number: Any) -> None:
+    """Take what is typed beyond a component's limits for the limit, as its slider shows it."""
+    least, most = number.minimum, number.maximum
+
+    def preprocess(typed: float | None) -> float:
+        value = max(typed or 0, least)
+        return value if most is None else min(value, most)
+
+    number.preprocess = preprocess
 
 
 def _used(rule: str) -> dict[str, bool]:
@@ -249,6 +275,7 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
         urls = list(sets)
         chosen = gr.Dropdown(urls, value=urls[0], label="shard set", elem_id="set")
         number = gr.Number(0, precision=0, minimum=0, label="document", elem_id="number")
+        _keep_within(number)
         sample_id = gr.Textbox(label="or its id", max_lines=1, elem_id="sample-id")
     with gr.Row():
         previous, following, somewhere = (
@@ -270,10 +297,11 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
         try:
             found = sets[url].find(sample_id) if sample_id else None
         except PipelineError as error:
-            raise gr.Error(escape(str(error))) from error
+            raise gr.Error(escape(str(error)), print_exception=False) from error
         if sample_id and found is None:
             some = f" among the first {MOST_SEARCHED:,}" * (len(sets[url]) > MOST_SEARCHED)
-            raise gr.Error(f"no document{some} is called so: {escape(sample_id[:100])}")
+            said = f"no document{some} is called so: {escape(sample_id[:100])}"
+            raise gr.Error(said, print_exception=False)
         return gr.skip() if found is None else found
 
     inputs = [chosen, number, anew, *controls.values()]
@@ -303,5 +331,6 @@ def _shown_document(documents: Documents, number: int, anew: bool, patcher: Patc
     if anew:
         view = cut_anew(view, patcher)
     place = f"document {number:,} of {len(documents):,}"
-    rule = " ".join(f"{key} {value}" for key, value in vars(stored).items() if value is not None)
+    given = vars(patcher if anew else stored).items()
+    rule = " ".join(f"{key} {value}" for key, value in given if value not in (None, False))
     return [ids_html([document.sample_id, place, f"cut by: {rule}"]), *_shown(view)]

@@ -234,14 +234,15 @@ def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp
     data = bytearray(first.read_bytes())
     data[100] ^= 1
     first.write_bytes(data)
-    # A whole file, but of other rows; its hash is in its entry.
+    # A whole file, but of other rows; its size and hash are in its entry.
     table = pq.read_table(second)
     pq.write_table(table.slice(0, table.num_rows - 1), second)
     entry = tmp_path / "entries" / f"{second.stem}.json"
     digest = hashlib.sha256(second.read_bytes()).hexdigest()
-    entry.write_text(json.dumps(json.loads(entry.read_text()) | {"sha256": digest}))
+    other = {"sha256": digest, "bytes": second.stat().st_size}
+    entry.write_text(json.dumps(json.loads(entry.read_text()) | other))
     done = run(*flags)
-    assert done.returncode == 1
+    assert done.returncode == 1 and not (tmp_path / "manifest.json").exists()
     assert f"{first}: sha256" in done.stdout and f"{second}: its rows are not" in done.stdout
     assert run(*flags).returncode == 0
     assert files(tmp_path) == good
@@ -266,23 +267,49 @@ def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):
     assert run(*flags).returncode == 0
     whole = files(tmp_path / "out")
 
-    def killed(self, name: str) -> None:
+    def removes_none(self, name: str) -> None:
         raise KeyboardInterrupt
 
-    for last in (None, "manifest.json", "data"):  # what is removed before it is killed
+    def removes_some(self, names, known=OutputDirectory.remove_files) -> None:
+        known(self, list(names)[:2])
+        raise KeyboardInterrupt
 
-        def remove(self, name: str, last: str | None = last, known=OutputDirectory.remove) -> None:
-            if last is None:
-                killed(self, name)
-            known(self, name)
-            if name == last:
-                killed(self, name)
-
+    for name, killed in (("remove", removes_none), ("remove_files", removes_some)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(OutputDirectory, "remove", remove)
+            patch.setattr(OutputDirectory, name, killed)
             assert run(*flags, "--overwrite").returncode == 130
         done = run(*flags)
         assert done.returncode == 0, done.stderr
+        assert files(tmp_path / "out") == whole
+
+
+def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
+    flags = ("--shards", made / "set", "--output", tmp_path, "--overwrite", "--format")
+    assert run(*flags, "parquet").returncode == 0
+    for name in ("README.md", "pictures/mine.png", "data/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    assert run(*flags, "parquet").returncode == 0
+    assert list(files(tmp_path).values()).count(b"mine") == 3
+    assert run(*flags, "datasets").returncode == 0
+    assert list(files(tmp_path).values()).count(b"mine") == 2
+    # A card that was edited is not written again, when nothing else is.
+    (tmp_path / "README.md").write_text("mine")
+    assert run(*flags[:4], "--format", "datasets").returncode == 0
+    assert list(files(tmp_path).values()).count(b"mine") == 3
+
+
+@pytest.mark.parametrize("format", ["datasets", "reference"])
+def test_what_is_lost_of_an_export_is_written_again(run, made, tmp_path, format):
+    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--format", format, "--json")
+    assert run(*flags).returncode == 0
+    whole = files(tmp_path / "out")
+    lost = [name for name in whole if name.endswith((".parquet", ".arrow", ".complete"))]
+    for name in (lost[0], lost[-1]):
+        (tmp_path / "out" / name).unlink()
+        done = run(*flags)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["exported"] == 1
         assert files(tmp_path / "out") == whole
 
 
@@ -399,10 +426,12 @@ class TestHub:
 
 def test_what_others_see_does_not_tell_where_it_was_made():
     public = "hf://datasets/owner/name@0/data/z.parquet"
+    signed = "https://host/z.parquet?token=secret"
     sources = [
         {"name": "/home/alice/x.jsonl", "url": "/home/alice/x.jsonl", "bytes": 1},
         {"name": "sub/y.jsonl", "url": "s3://alice/sub/y.jsonl", "bytes": 2},
         {"name": public, "url": public, "bytes": 3},
+        {"name": signed, "url": signed, "bytes": 4},
     ]
     for source, said in (
         *(("/home/alice/model", "model"), ("../../alice/model", "model"), ("ngram", "ngram")),
@@ -415,6 +444,7 @@ def test_what_others_see_does_not_tell_where_it_was_made():
             ("x.jsonl", None),
             ("sub/y.jsonl", None),
             (public, public),
+            ("https://host/z.parquet", "https://host/z.parquet"),
         ]
 
 

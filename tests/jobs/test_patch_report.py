@@ -127,6 +127,34 @@ def test_counting_again_of_sets_without_entropies_or_documents(
     assert found["rejects"]["count"] == 2 and sum(found["rejects"]["reasons"].values()) == 1
 
 
+def test_a_manifest_that_says_something_else_is_named(local_ray, run, sets):
+    path = sets / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["statistics"]["patches"] = 7
+    path.write_text(json.dumps(manifest))
+    done = run("--shards", sets / "a", "--output", sets / "out", "--recompute")
+    assert done.returncode == 1 and f"{path}: says " in done.stdout
+
+
+@pytest.mark.parametrize("damage", ["summary", "entry", "run"])
+def test_a_damaged_manifest_is_named(run, sets, damage):
+    path = sets / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if damage == "summary":
+        manifest["summary"]["thresholds"]["counts"] = "AAAA"
+    elif damage == "entry":
+        manifest["shards"][0]["what"] = 1
+    else:
+        (sets / "a" / "runs").mkdir(exist_ok=True)
+        (sets / "a" / "runs" / "x.json").write_text("{")
+    path.write_text(json.dumps(manifest))
+    done = run("--shards", sets / "a", "--output", sets / "out")
+    if damage == "run":  # without which only the speed is not known
+        assert done.returncode == 0 and "time not recorded" in done.stdout
+    else:
+        assert done.returncode in (1, 2) and "manifest.json is damaged" in done.stderr
+
+
 def test_what_others_write_beside_a_report_stays(run, sets):
     other = sets / "out" / "_tmp" / "another's"
     other.parent.mkdir(parents=True)
@@ -156,13 +184,16 @@ def test_nothing_is_counted_again_for_a_wrong_flag(run, sets, monkeypatch, flags
     "flags, said",
     [
         (["--shards", "nowhere"], "--shards"),
-        (["--shards", "{a}", "{a}/"], "--shards: {a} is named 2 times"),
+        (["--shards"], "--shards: name at least one"),
+        (["--shards", "{a}", "--num-workers", "2"], "--num-workers: only --recompute has workers"),
+        (["--shards", "{a}", "{a}/../a/"], "--shards: {a} is named 2 times"),
         (["--shards", "{a}", "--output", "{a}"], "--output {a}: is a shard set"),
         (["--shards", "{a}", "--target-patch-size", "0"], "--target-patch-size"),
         (["--shards", "{a}", "--context-bytes", "0"], "--context-bytes"),
         (["--shards", "{a}", "--tokenizer", "{a}"], "--tokenizer {a}: holds no tokenizer.json"),
         (["--shards", "{a}", "{b}", "--merge"], "--merge"),
         (["--shards", "s3://user:pass@bucket/x"], "no credentials in URLs"),
+        (["--shards", "https://host/x?token=t"], "--shards https://host/x?…: no queries in URLs"),
     ],
 )
 def test_a_wrong_flag_is_named(run, sets, flags, said):

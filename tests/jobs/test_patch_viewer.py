@@ -18,7 +18,10 @@ from browser import PHONE, Watched
 from conftest import ROOT, environment, hear_ctrl_c, topics
 
 from model import ByteTokenizer, Patcher, load_entropy_model, save_entropy_model
+from pipeline.errors import ConfigError
 from pipeline.shards import ShardSet
+from pipeline.viewer import serve
+from pipeline.viewer_config import PatchViewerConfig
 
 JOB = ROOT / "jobs" / "patch_viewer.py"
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>${7*6}{{7}}"
@@ -44,8 +47,10 @@ def there(tmp_path_factory, ngram_model) -> Path:
 def url(there) -> Iterator[str]:
     command = [sys.executable, str(JOB), "--port", "0", "--shards", str(there / "set")]
     command += ["--entropy-model", "entropy-1m", str(there / "ngram")]
+    # As on a cluster, where the way out leads over a proxy; this one is not there.
+    env = environment(http_proxy="http://127.0.0.1:9")
     job = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+        command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
     )
     said = job.stdout.readline()
     yield re.search(r"http://\S+", said)[0]
@@ -116,6 +121,11 @@ def test_typing_and_thresholds_give_the_librarys_patches(watched):
     wait_for_patches(watched, patches_of(text, Patcher(1.2)))
     put(watched, "#longest", 3)
     wait_for_patches(watched, patches_of(text, Patcher(1.2, max_patch_length=3)))
+    # What is typed beyond the slider's end is its end, as the slider shows it.
+    put(watched, "#threshold", 99)
+    wait_for_patches(watched, patches_of(text, Patcher(6.0, max_patch_length=3)))
+    put(watched, "#threshold", 1.2)
+    wait_for_patches(watched, patches_of(text, Patcher(1.2, max_patch_length=3)))
     counts = watched.page.inner_text("#counts")
     assert f"{len(text.encode())} bytes" in counts and f"{len(text)} characters" in counts
     bars = watched.page.locator("#curve .bar")
@@ -173,6 +183,7 @@ def test_documents_of_a_shard_set(watched, there):
     lengths = Patcher(0.4).patch_lengths(torch.from_numpy(documents[4].entropies)[None])[0]
     anew = documents[4]._replace(patch_lengths=lengths.numpy())
     wait_for_patches(watched, [p for p in anew.patches() if p], "browse-")
+    assert "cut by: threshold 0.4 rule global" in page.inner_text("#browse-where")
     put(watched, "#number", 99)
     page.wait_for_selector("#browse-where .error")
     assert "no document 99: there are 6" in page.inner_text("#browse-where")
@@ -191,18 +202,37 @@ def test_on_a_phone_and_in_the_dark(browser, url, kind):
     watched.page.close()
 
 
-def ended(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(JOB), *flags]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+def test_a_dark_page_on_a_light_system(browser, url):
+    watched = open_page(browser, f"{url}?__theme=dark", color_scheme="light")
+    patch = watched.page.locator("#patches .patch").first
+    ground = patch.evaluate("e => getComputedStyle(e).backgroundColor.match(/[0-9]+/g).map(Number)")
+    assert max(ground) < 150
+    watched.page.close()
 
 
 def test_what_cannot_be_served_is_told():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        done = ended("--port", port)
+        port = taken.getsockname()[1]
+        command = [sys.executable, str(JOB), "--port", str(port)]
+        done = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=False
+        )
         assert done.returncode == 2 and f"--port {port}: cannot listen" in done.stderr
-    done = ended("--shards", "nowhere", "--port", "0")
-    assert done.returncode == 2 and "--shards nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"shards": ("nowhere",)}, "--shards nowhere"),
+        ({"entropy_model": ("entropy-1m", "./nowhere")}, "--entropy-model: ./nowhere"),
+        ({"shards": ("s3://key:topsecret@bucket/x",)}, "--shards: no credentials in URLs"),
+        ({"threshold": 99}, "--threshold: from -2 to 6 nats, got 99"),
+    ],
+)
+def test_wrong_flags_are_told_before_anything_is_served(wrong, said):
+    with pytest.raises(ConfigError, match=said) as raised:
+        serve(PatchViewerConfig(port=0, **wrong), told=pytest.fail)
+    assert "topsecret" not in str(raised.value)
 
 
 def test_without_gradio_it_says_how_to_get_it(tmp_path):

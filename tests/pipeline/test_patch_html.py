@@ -43,6 +43,11 @@ def test_neighbours_differ_in_colour():
     assert all(a != b for a, b in pairwise(classes))
 
 
+def test_one_is_outlined():
+    classes = Read(patches_html([b"a", b"b", b"c"], outlined=1)).classes[1:]
+    assert ["outlined" in name for name in classes] == [False, True, False]
+
+
 def test_bytes_of_a_character_that_is_cut_show_as_digits():
     euro = "€".encode()
     assert texts(b"5 " + euro[:1], euro[1:], b"!") == ["5 E2", "82AC", "!"]
@@ -53,6 +58,7 @@ def test_bytes_of_a_character_that_is_cut_show_as_digits():
 def test_what_cannot_be_seen_is_named():
     assert texts(b"a b\n", b"\tx", b"\0\x1b") == ["a b↵\n", "⇥\tx", "001B"]
     assert texts("\u202eevil\u2066".encode()) == ["U+202EevilU+2066"]
+    assert texts("a\u3164\U000e0041b".encode()) == ["aU+3164U+E0041b"]
     assert texts(b"e", "\u0301x".encode()) == ["e", "\u25cc\u0301x"]
     assert texts(b"", b"x") == ["", "x"]
     assert texts("👨\u200d👩".encode()) == ["👨\u200d👩"]

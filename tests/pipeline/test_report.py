@@ -1,7 +1,9 @@
 """Reports: figures against counting by hand, and the page in a real browser."""
 
 import json
+import re
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from model import NGramEntropyModel, Patcher
 from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
-from pipeline.bpe import load_tokenizer, tokenizer_figures
+from pipeline.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.report import Report
+from pipeline.report import Report, why
 from pipeline.report_data import Counted, counted_before, merge, set_figures
-from pipeline.report_plots import PLOTS, png
+from pipeline.report_plots import PLOTS, png, svg
+from pipeline.reporting import short_names
 from pipeline.shards import ShardSet
 from pipeline.storage import OutputDirectory, to_json
+from pipeline.threshold_counts import ThresholdCurve
 
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
 TARGETS = (2.0, 4.5)
@@ -150,6 +154,37 @@ def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, mode
     assert "has no threshold" not in page and "the global rule would give" not in page
 
 
+def test_what_it_says_of_thresholds_holds(shards, parts, model, tmp_path):
+    (found,) = [figures_of(counted_before("set", shards))]
+    best = found["suggested"][0]
+    said = f"{best['mean_patch_bytes']:.2f} bytes each, take {best['threshold']!r}."
+    assert abs(found["mean_patch_bytes"] - 2) > 0.2 and said in why(found)
+    # Where patches are cut, thresholds do other things than the curve tells.
+    cut = shard_set(tmp_path, model, Patcher(1.0, max_patch_length=3), parts[:1])
+    figures = figures_of(counted_before("cut", cut))
+    assert "or a patch has 3 tokens" in why(figures) and "take" not in why(figures)
+    page = Report([figures], 8192, recomputed=False).page()
+    assert page.count("Before cuts at max_patch_length") == 2
+    assert "share that a new patch follows" not in page
+
+
+def test_a_set_without_documents_changes_nothing_of_what_it_is_merged_with(shards, model, tmp_path):
+    nothing = shard_set(tmp_path, model, Patcher(1.0), [[]])
+    curve = ThresholdCurve(10, np.float32([1, 2]), np.array([5, 2]))
+    one = replace(counted_before("set", shards), curve=curve)
+    none = counted_before("none", nothing)
+    for both in ([one, none], [none, one]):
+        assert merge(both).curve == curve
+
+
+def test_of_text_without_stored_entropies_no_averages_are_told(shards):
+    one = counted_before("set", shards)
+    half = replace(one.statistics, entropies=one.statistics.entropies // 2)
+    found = figures_of(replace(one, statistics=half))
+    assert found["scripts"][0]["mean_entropy"] is None and found["mean_entropy"] > 0
+    assert "Of the text whose entropies" in Report([found], 8192, recomputed=True).page()
+
+
 def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_path):
     """More values than are told apart; each of them twice, so that they are groups."""
     texts = [(f"{i % 300}", "a word ") for i in range(600)]
@@ -203,6 +238,23 @@ def test_a_bpe_tokenizer_is_run_on_the_same_text(shards, tokenizer, tmp_path):
     context = 8192 * tokens / size
     token = transformer_flops(shape.n_layers_global, shape.dim_global, context, 600)
     assert row["bpe"]["inference"] == pytest.approx(token * tokens / size)
+
+
+def test_a_tokenizers_sample_is_from_everywhere(shards, parts, tokenizer, model, tmp_path):
+    bpe = load_tokenizer(str(tokenizer))
+    other = shard_set(tmp_path, model, Patcher(1.0), [[("z", "ж" * 999)], parts[0]])
+    one, _ = tokenizer_figures("bpe", bpe, [shards])
+    two, _ = tokenizer_figures("bpe", bpe, [shards, other])
+    assert two.sample_bytes == one.sample_bytes + other.statistics.bytes
+    for count in (1, 15, 16, 17, 31, 32, 47, 1000):
+        places = evenly_spaced(range(count), 16)
+        assert len(places) == min(count, 16) and places[0] == 0
+        assert count - places[-1] <= -(-count // 16)
+    gone = next((tmp_path / "set" / "shards").iterdir())
+    gone.unlink()
+    left, (problem,) = tokenizer_figures("bpe", bpe, [other])
+    assert left is not None and f"{gone}: cannot be read for --tokenizer" in problem
+    assert tokenizer_figures("bpe", bpe, []) == (None, [])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])
@@ -291,3 +343,24 @@ def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
 def test_plots_are_pictures(figures):
     for name in PLOTS:
         assert png(name, [figures])[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("name", ["_under", "a" * 300, "数据 <b> #010205", "\x1b[31m\n$x^"])
+def test_names_of_sets_are_in_legends_and_break_nothing(figures, name, recwarn):
+    pictures = [svg("drift", [figures | {"name": text}, figures]) for text in ("plain", name)]
+    size = [re.search(r'viewBox="([^"]*)"', picture)[1] for picture in pictures]
+    assert size[0] == size[1] and not recwarn.list
+    assert escape(name.split()[0][:15], quote=False) in pictures[1]
+    assert "#0102" not in pictures[1].replace(escape(name, quote=False), "")
+    nothing = figures | {"flops": [], "name": "nothing"}
+    assert "--set1" in svg("flops", [nothing, figures])
+
+
+def test_names_are_as_short_as_can_be():
+    assert short_names(["a/b/", "s3://x/c"]) == ["b", "c"]
+    assert short_names(["/z/fineweb/patched", "/z/dclm/patched"]) == [
+        "fineweb/patched",
+        "dclm/patched",
+    ]
+    assert short_names(["."]) == ["."]
+    assert short_names(["a\udce9"]) == ["a?"]
