@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import s3fs
 from clusters import a_head_node, an_s3_server, free_port, ray_cli
-from conftest import command, contents, environment, topics, write_jsonl
+from conftest import ROOT, command, contents, environment, job_here, topics, write_jsonl
 from ray.cluster_utils import Cluster
 
 from pipeline import open_shards
@@ -75,7 +75,7 @@ def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
         yield variables
 
 
-def test_input_and_output_on_s3(s3, tmp_path, run_job, run_here):
+def test_input_and_output_on_s3(s3, tmp_path, run_job, run_here, monkeypatch, capsys):
     source = write_jsonl(tmp_path / "in" / "a.jsonl", topics()[:30])
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
     filesystem.put_file(str(source), "corpus/in/a.jsonl")
@@ -96,6 +96,15 @@ def test_input_and_output_on_s3(s3, tmp_path, run_job, run_here):
     assert [d.text for d in open_shards("s3://corpus/out")] == [t for _, t in topics()[:30]]
     again = run_here(*remote, *flags)
     assert json.loads(again.stdout)["bytes_patched"] == 0
+    anew = run_here(*remote, *flags, "--overwrite")
+    assert anew.returncode == 0, anew.stderr
+    assert json.loads(anew.stdout)["bytes_patched"] == result["bytes"]
+    export = job_here(ROOT / "jobs" / "export_shards.py", monkeypatch, capsys)
+    for more in ((), ("--overwrite",)):
+        to = ("--output", "s3://corpus/exported", "--format", "reference", "--verify", "--json")
+        exported = export("--shards", "s3://corpus/out", *to, *more)
+        assert exported.returncode == 0, exported.stderr
+        assert json.loads(exported.stdout)["exported"] == len(names)
     stored = b"".join(filesystem.cat_file(path) for path in filesystem.find("corpus/out"))
     for secret in ("test-secret", "test-key"):
         assert secret.encode() not in stored
