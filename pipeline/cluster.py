@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.command import submitted
+from pipeline.errors import PipelineError
 
 REACH_S = 20
 """Seconds to wait for an answer of the cluster."""
@@ -35,7 +36,7 @@ def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> Non
     if address := os.environ.get("RAY_ADDRESS"):
         _reach(address)
         # Inside a submitted job the working directory holds the code already.
-        code = {} if _submitted() else {"py_modules": [str(package) for package in packages]}
+        code = {} if submitted() else {"py_modules": [str(package) for package in packages]}
         ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=worker_output)
     else:
         # Workers find the same packages, installed or not, wherever the job was called from.
@@ -70,24 +71,6 @@ def _directory(package: str) -> Path:
     spec = find_spec(package)
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent
-
-
-def _submitted() -> bool:
-    """Whether this is the driver of a job that was submitted with ``ray job submit``."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def refuse_lost_output(output: str, flag: str = "--output") -> None:
-    """
-    Raises:
-        ConfigError: the output would be in the copy of the working directory that Ray makes for a
-            submitted job, and removes.
-    """
-    if _submitted() and "://" not in output and not Path(output).is_absolute():
-        raise ConfigError(
-            f"{flag} {output}: is relative to a copy of the working directory that Ray removes; "
-            "give a submitted job an absolute path or a URL"
-        )
 
 
 def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:

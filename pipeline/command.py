@@ -1,7 +1,9 @@
 """What the commands in ``jobs/`` have in common: how errors are told, and the exit status."""
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 
@@ -37,3 +39,21 @@ def _refuse_repeated_flags(arguments: list[str]) -> None:
     for name in flags:
         if flags.count(name) > 1:
             raise ConfigError(f"{name}: is given more than once; put all values after one {name}")
+
+
+def submitted() -> bool:
+    """Whether this is the driver of a job that was submitted with ``ray job submit``."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_lost_output(output: str, flag: str = "--output") -> None:
+    """
+    Raises:
+        ConfigError: the output would be in the copy of the working directory that Ray makes for a
+            submitted job, and removes.
+    """
+    if submitted() and "://" not in output and not Path(output).is_absolute():
+        raise ConfigError(
+            f"{flag} {output}: is relative to a copy of the working directory that Ray removes; "
+            "give a submitted job an absolute path or a URL"
+        )

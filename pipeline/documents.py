@@ -27,7 +27,8 @@ from pipeline.errors import (
     UnreachableFileError,
 )
 from pipeline.lines import open_decompressed, read_lines
-from pipeline.storage import InputFile, open_input
+from pipeline.listing import InputFile
+from pipeline.storage import open_input
 
 Format = Literal["auto", "parquet", "jsonl", "arrow", "text"]
 COMPRESSIONS = ("", ".gz", ".zst")

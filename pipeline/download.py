@@ -22,7 +22,8 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_st
 from pipeline import hub
 from pipeline.corpora import HUB_ID
 from pipeline.errors import ConfigError, PipelineError, UnreachableFileError
-from pipeline.storage import InputFile, OutputDirectory, to_json
+from pipeline.listing import InputFile
+from pipeline.storage import OutputDirectory, to_json
 
 READ_BYTES = 1 << 20
 TOKENIZER_RECORD = "tokenizer/source.json"

@@ -11,10 +11,10 @@ from pipeline.documents import SUFFIXES, Document, Split, file_format, read_spli
 from pipeline.errors import BadDocumentError, BadFileError, ConfigError, PipelineError
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.file_plans import plan_file
+from pipeline.listing import InputFile, list_inputs
 from pipeline.model_loading import with_threshold
 from pipeline.scoring import patch_stored
 from pipeline.shards import ShardSet
-from pipeline.storage import InputFile, list_inputs
 
 BATCH_BYTES = 1 << 20
 """Text that is scored at a time, about."""

@@ -10,7 +10,8 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from pipeline.cluster import connect, refuse_lost_output
+from pipeline.cluster import connect
+from pipeline.command import refuse_lost_output
 from pipeline.dataset_card import CARD, CARD_PLOTS, PICTURES, write_card
 from pipeline.errors import ConfigError, DamagedShardError, PipelineError
 from pipeline.export import (

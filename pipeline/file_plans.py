@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from pipeline.columnar import READ_BYTES, open_arrow
 from pipeline.documents import COMPRESSIONS, Format, Split, json_line
 from pipeline.lines import open_decompressed, read_lines
-from pipeline.storage import InputFile, open_input
+from pipeline.listing import InputFile
+from pipeline.storage import open_input
 
 EXPANSION = 3
 """Text is about so many times as large as what it was compressed to."""

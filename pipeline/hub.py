@@ -27,7 +27,7 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects, logging
 
 from pipeline.corpora import Corpus
 from pipeline.errors import ConfigError
-from pipeline.storage import InputFile
+from pipeline.listing import InputFile
 
 RETRIES = 6
 """How often something that may pass is tried again, without any progress in between."""

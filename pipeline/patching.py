@@ -14,11 +14,13 @@ import ray
 from rich.console import Console
 
 from model.patcher import Patcher
-from pipeline.cluster import connect, refuse_lost_output
+from pipeline.cluster import connect
+from pipeline.command import refuse_lost_output
 from pipeline.config import PatchCorpusConfig
 from pipeline.devices import Model, gpus_per_worker, on_device
 from pipeline.documents import SUFFIXES
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.listing import list_inputs
 from pipeline.memory import bound_memory
 from pipeline.planning import begin_run, load_model, resume_run
 from pipeline.pool import actor_pool, attempt, new_board, work_off
@@ -28,7 +30,7 @@ from pipeline.run import Run, is_complete, log_run
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics import PatchStatistics
-from pipeline.storage import OutputDirectory, list_inputs, refuse_credentials
+from pipeline.storage import OutputDirectory, refuse_credentials
 from pipeline.worker import patch_split
 
 

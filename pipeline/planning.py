@@ -28,11 +28,12 @@ from pipeline.config import NGRAM, PatchCorpusConfig
 from pipeline.devices import Model, gpus_per_worker, on_device
 from pipeline.documents import Split
 from pipeline.errors import ConfigError
+from pipeline.listing import InputFile
 from pipeline.run import MODEL_DIRECTORY, Run, remove_run, source_records
 from pipeline.scoring import Scorer
 from pipeline.shards import shard_schema
 from pipeline.splits import plan_splits
-from pipeline.storage import InputFile, OutputDirectory
+from pipeline.storage import OutputDirectory
 
 
 def load_model(config: PatchCorpusConfig) -> Model | None:

@@ -12,12 +12,13 @@ from typing import Any
 from pipeline.chunks import MANIFEST, RECORD, STAGE
 from pipeline.documents import Columns, Split
 from pipeline.errors import PipelineError
+from pipeline.listing import InputFile
 from pipeline.prepare_config import PrepareCorpusConfig
 from pipeline.resuming import check_command
 from pipeline.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.sorted_runs import SortedRun
 from pipeline.statistics import DocumentStatistics
-from pipeline.storage import InputFile, OutputDirectory, to_json
+from pipeline.storage import OutputDirectory, to_json
 
 FORMAT_VERSION = 1
 EXCHANGE = "exchange"

@@ -17,13 +17,15 @@ from rich.console import Console
 
 from pipeline import prepare_tasks as tasks
 from pipeline.chunks import MANIFEST
-from pipeline.cluster import connect, refuse_lost_output
+from pipeline.cluster import connect
+from pipeline.command import refuse_lost_output
 from pipeline.corpora import Corpus
 from pipeline.documents import SUFFIXES
 from pipeline.download import download_tokenizer, find_tokenizer, tokenizer_there
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.file_plans import whole_file
 from pipeline.hub import is_hub_file, kept_directory, kept_path, list_files
+from pipeline.listing import InputFile, list_inputs
 from pipeline.pool import new_board, work_off
 from pipeline.preparation import (
     EXCHANGE,
@@ -43,13 +45,7 @@ from pipeline.ranges import key_ranges, merge_groups, slices_of
 from pipeline.resuming import changed, changed_files, check_command
 from pipeline.shuffle import Shuffle, Slice, Sorted
 from pipeline.splits import known_format, plan_splits
-from pipeline.storage import (
-    InputFile,
-    OutputDirectory,
-    list_inputs,
-    refuse_credentials,
-    to_json,
-)
+from pipeline.storage import OutputDirectory, refuse_credentials, to_json
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from pipeline.cluster import refuse_lost_output
+from pipeline.command import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report import PAGE, Report, whole_text
 from pipeline.report_config import PatchReportConfig

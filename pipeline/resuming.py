@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.storage import InputFile
+from pipeline.listing import InputFile
 
 ANEW = "; --overwrite starts anew"
 

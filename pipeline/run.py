@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.documents import Split
 from pipeline.errors import PipelineError
+from pipeline.listing import InputFile
 from pipeline.resuming import changed, changed_files, check_command
 from pipeline.shards import (
     FORMAT_VERSION,
@@ -19,7 +20,7 @@ from pipeline.shards import (
     read_entries,
     shard_name,
 )
-from pipeline.storage import InputFile, OutputDirectory, to_json
+from pipeline.storage import OutputDirectory, to_json
 
 RECORD = "run.json"
 MODEL_DIRECTORY = "entropy-model"

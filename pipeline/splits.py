@@ -5,7 +5,7 @@ import ray
 from pipeline.documents import Columns, Format, Split, file_format
 from pipeline.errors import ConfigError
 from pipeline.file_plans import FilePlan, plan_file
-from pipeline.storage import InputFile
+from pipeline.listing import InputFile
 
 
 def plan_splits(

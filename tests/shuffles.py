@@ -10,10 +10,11 @@ import xxhash
 
 from pipeline.documents import Columns
 from pipeline.file_plans import plan_file
+from pipeline.listing import list_inputs
 from pipeline.ranges import key_ranges, slices_of
 from pipeline.shuffle import Shuffle, Slice, merge_runs, write_chunk
 from pipeline.statistics import DocumentStatistics
-from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.storage import OutputDirectory
 from pipeline.unit_sorting import sort_unit
 
 Texts = dict[str, list[str]]

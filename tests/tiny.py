@@ -9,9 +9,10 @@ from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropy
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import file_format
 from pipeline.file_plans import plan_file
+from pipeline.listing import list_inputs
 from pipeline.scoring import Scorer
 from pipeline.shards import ShardSet, read_entries, shard_schema, write_manifest
-from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.storage import OutputDirectory
 from pipeline.worker import patch_split
 
 THRESHOLD = 4.49
@@ -73,7 +74,7 @@ def make_shards(
             patch_split(split, i, config, scorer, directory, lambda tokens: None)
     columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names
     rule = {name: value for name, value in vars(patcher).items() if value is not None}
-    model_of = {"source": "tiny", "fingerprint": "0" * 64}
+    model_of = {"source": "tiny", "fingerprint": "a" * 64}
     sources = [{"name": Path(url).name, "url": url} for url in config.input]
     made_with = {"patcher": rule, "columns": columns, "entropy_model": model_of, "sources": sources}
     write_manifest(directory, made_with, list(read_entries(directory).values()))

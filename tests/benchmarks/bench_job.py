@@ -43,9 +43,10 @@ from model.tokenizer import encode_documents
 from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES
 from pipeline.file_plans import plan_file
+from pipeline.listing import list_inputs
 from pipeline.memory import bound_memory
 from pipeline.scoring import Scorer
-from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.storage import OutputDirectory
 from pipeline.worker import BATCH_BYTES, patch_split
 
 TARGET = 1.10

@@ -46,9 +46,10 @@ def patch(model: str, corpus: str, output: str) -> None:
     from pipeline.config import PatchCorpusConfig
     from pipeline.documents import SUFFIXES
     from pipeline.file_plans import plan_file
+    from pipeline.listing import list_inputs
     from pipeline.memory import bound_memory
     from pipeline.scoring import Scorer
-    from pipeline.storage import OutputDirectory, list_inputs
+    from pipeline.storage import OutputDirectory
     from pipeline.worker import patch_split
 
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ PREPARE, REPORT, EXPORT = (
     ROOT / "jobs" / f"{name}.py" for name in ("prepare_corpus", "patch_report", "export_shards")
 )
 FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "500000", "--num-workers", "2")
-COPIES = 30
+COPIES = 16
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 
 def write_corpus(directory: Path) -> int:
-    """20 MB in JSONL and Parquet files; gives how many documents."""
+    """11 MB in JSONL and Parquet files; gives how many documents."""
     documents = [(f"{n}-{name}", f"{n} {text}") for n in range(COPIES) for name, text in topics()]
     part = len(documents) // 8
     for i in range(8):

@@ -12,8 +12,8 @@ from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES
 from pipeline.errors import PipelineError
 from pipeline.file_plans import plan_file
+from pipeline.listing import list_inputs
 from pipeline.scoring import Scorer
-from pipeline.storage import list_inputs
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.documents import Columns, Document, Reject, file_format, read_split
 from pipeline.errors import BadFileError
 from pipeline.file_plans import plan_file
-from pipeline.storage import InputFile
+from pipeline.listing import InputFile
 
 TEXTS = [f"document {i} é\n" * (i % 7) for i in range(300)]
 

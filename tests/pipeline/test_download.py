@@ -17,7 +17,7 @@ from loopback_answers import TOKEN, Fault, git_oid
 from pipeline import download
 from pipeline.corpora import CORPORA
 from pipeline.errors import PipelineError
-from pipeline.storage import InputFile
+from pipeline.listing import InputFile
 
 SIZE = 300_000
 """Bytes of most files: many pieces."""

@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.documents import Split
 from pipeline.errors import PipelineError
+from pipeline.listing import InputFile
 from pipeline.run import RECORD, Run, is_complete, remove_run
 from pipeline.shards import ShardEntry, commit_entry
-from pipeline.storage import InputFile, OutputDirectory
+from pipeline.storage import OutputDirectory
 
 FILES = [InputFile(f"/in/{name}", name, 100, "1") for name in ("a.jsonl", "b.jsonl")]
 SPLITS = [Split(file, "jsonl", i, 50 * i, 50 * i + 50, 50) for file in FILES for i in range(2)]

@@ -26,7 +26,8 @@ import pipeline.unit_sorting
 from pipeline.documents import Columns
 from pipeline.errors import BadDocumentError, PipelineError
 from pipeline.file_plans import plan_file
-from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.listing import list_inputs
+from pipeline.storage import OutputDirectory
 from pipeline.unit_sorting import sort_unit
 
 

@@ -3,7 +3,8 @@ import pickle
 import pytest
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.storage import OutputDirectory, list_inputs, open_input
+from pipeline.listing import list_inputs
+from pipeline.storage import OutputDirectory, open_input
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -12,9 +12,10 @@ from pipeline.config import PatchCorpusConfig
 from pipeline.documents import SUFFIXES
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 from pipeline.file_plans import plan_file
+from pipeline.listing import list_inputs
 from pipeline.scoring import Scorer
 from pipeline.shards import read_entries
-from pipeline.storage import OutputDirectory, list_inputs
+from pipeline.storage import OutputDirectory
 from pipeline.worker import patch_split
 
 TEXTS = [f"document {i} " * 9 for i in range(60)]
