@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.cluster import connect
 from pipeline.command import refuse_lost_output
-from pipeline.dataset_card import CARD, CARD_PLOTS, PICTURES, write_card
+from pipeline.dataset_card import CARD, CARD_PLOTS, PICTURES
 from pipeline.errors import ConfigError, DamagedShardError, PipelineError
 from pipeline.export import (
     ENTRIES,
@@ -25,13 +25,13 @@ from pipeline.export import (
     verify_file,
 )
 from pipeline.export_config import ExportShardsConfig
+from pipeline.export_manifest import finish
 from pipeline.hub_upload import PUSHED, open_repository, push
 from pipeline.memory import bound_memory
 from pipeline.pool import attempt, new_board, work_off
 from pipeline.progress import Reporter
 from pipeline.resuming import check_command
 from pipeline.shards import EXPORT, MANIFEST, ShardSet
-from pipeline.statistics import PatchStatistics
 from pipeline.storage import TEMPORARY, OutputDirectory, refuse_credentials, to_json
 
 RECORD = "run.json"
@@ -98,7 +98,7 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
             "storage that all nodes share?"
         )
     if complete and (waiting or not output.exists(MANIFEST)):
-        _finish(files, shards, config, output)
+        finish(files, shards, config, output)
     problems = _verify(files, config, output, console) if config.verify else []
     pushed = 0
     if config.on_hub and complete and not problems:
@@ -287,59 +287,3 @@ def _verify_file(
         return problem or ""
 
     return attempt(row, board, verify)
-
-
-def without_places(made: dict[str, Any]) -> dict[str, Any]:
-    """What others may see: without directories and buckets of those who made it."""
-    sources = [
-        {
-            **source,
-            "name": _public(source["name"]),
-            "url": _public(source["url"]) if _is_public(source["url"]) else None,
-        }
-        for source in made["sources"]
-    ]
-    model = made["entropy_model"]
-    # A hub id is two words; a directory may look like one.
-    source = _public(str(model.get("source", "")), directories=1)
-    return made | {"sources": sources, "entropy_model": model | {"source": source}}
-
-
-def _is_public(url: str) -> bool:
-    return url.startswith(("hf://", "http://", "https://"))
-
-
-def _public(name: str, directories: int = 100) -> str:
-    """Without where it lies, if it tells: paths below an input may stay."""
-    if _is_public(name):
-        return name.partition("?")[0].partition("#")[0]
-    private = name.startswith(("/", ".", "~")) or "://" in name or name.count("/") > directories
-    return PurePosixPath(name).name if private else name
-
-
-def _finish(
-    files: list[ExportedFile],
-    shards: ShardSet,
-    config: ExportShardsConfig,
-    output: OutputDirectory,
-) -> None:
-    """Write the card, where there is one, and the manifest."""
-    statistics = PatchStatistics()
-    for file in files:
-        statistics += PatchStatistics.from_json(file.statistics)
-    kept = ("tokenizer", "entropy_model", "patcher", "sources")
-    made = {name: shards.manifest[name] for name in kept if name in shards.manifest}
-    if config.threshold is not None:
-        made["patcher"] = made["patcher"] | {"threshold": config.threshold}
-    if config.format in ("datasets", "hub"):
-        made = without_places(made)
-        name = (config.output if config.on_hub else output.url).rpartition("/")[2]
-        write_card(name, files, made, statistics, shards, output)
-    manifest = {
-        "stage": EXPORT,
-        "format": config.format,
-        **made,
-        "statistics": statistics.to_json(),
-        "files": [asdict(file) for file in files],
-    }
-    output.write(MANIFEST, to_json(manifest))

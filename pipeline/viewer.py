@@ -15,7 +15,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 
-from model.patcher import THRESHOLD_RULES, Patcher
+from model.patcher import Patcher
 from pipeline.browsing import MOST_SEARCHED, Documents
 from pipeline.entropy_curve import CURVE_CSS
 from pipeline.errors import ConfigError, PipelineError
@@ -32,9 +32,9 @@ from pipeline.patch_view import (
 )
 from pipeline.shards import ShardSet
 from pipeline.storage import refuse_credentials
-from pipeline.viewer_config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig
+from pipeline.viewer_config import PatchViewerConfig
+from pipeline.viewer_controls import QUICK, controls_of, hide_unused, keep_within, patcher_of
 
-RULES = ("global", "monotonic", "combined", "top-k", "space", "static", "byte")
 EXAMPLES = {
     "English text": "Daenerys Targaryen is in Game of Thrones, an epic by George R.R. Martin.",
     "Python": "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
@@ -132,86 +132,6 @@ def _open(url: str) -> ShardSet:
         raise ConfigError(f"--shards {error}") from error
 
 
-def _controls(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
-    """The settings of a rule; those that the rule does not use are hidden."""
-    shown = _used(config.rule)
-    with gr.Row():
-        rule = gr.Dropdown(list(RULES), value=config.rule, label="rule", elem_id=f"{prefix}rule")
-        threshold = gr.Slider(
-            *(LEAST_THRESHOLD, MOST_THRESHOLD, config.threshold),
-            step=0.001,
-            label="threshold (nats)",
-            elem_id=f"{prefix}threshold",
-            visible=shown["threshold"],
-        )
-        threshold_add = gr.Slider(
-            *(LEAST_THRESHOLD, MOST_THRESHOLD, 0.5),
-            step=0.001,
-            label="rise (nats)",
-            elem_id=f"{prefix}rise",
-            visible=shown["threshold_add"],
-        )
-        patch_size = gr.Slider(
-            *(1, 32, 4.5),
-            step=0.5,
-            label="patch size (tokens)",
-            elem_id=f"{prefix}size",
-            visible=shown["patch_size"],
-        )
-        longest = gr.Slider(
-            *(0, 64, 0),
-            step=1,
-            label="longest patch (tokens; 0: any)",
-            elem_id=f"{prefix}longest",
-        )
-    for slider in (threshold, threshold_add, patch_size, longest):
-        _keep_within(slider)
-    return {
-        "rule": rule,
-        "threshold": threshold,
-        "threshold_add": threshold_add,
-        "patch_size": patch_size,
-        "longest": longest,
-    }
-
-
-def _keep_within(number: Any) -> None:
-    """Take what is typed beyond a component's limits for the limit, as its slider shows it."""
-    least, most = number.minimum, number.maximum
-
-    def preprocess(typed: float | None) -> float:
-        value = max(typed or 0, least)
-        return value if most is None else min(value, most)
-
-    number.preprocess = preprocess
-
-
-def _used(rule: str) -> dict[str, bool]:
-    return {
-        "threshold": rule in THRESHOLD_RULES,
-        "threshold_add": rule == "combined",
-        "patch_size": rule in ("top-k", "static"),
-    }
-
-
-def _show_used(rule: str) -> list[Any]:
-    return [gr.update(visible=visible) for visible in _used(rule).values()]
-
-
-def patcher_of(
-    rule: Any, threshold: float, threshold_add: float, patch_size: float, longest: float
-) -> Patcher:
-    """The rule that the controls stand for."""
-    used = _used(rule)
-    return Patcher(
-        rule=rule,
-        threshold=threshold if used["threshold"] else None,
-        threshold_add=threshold_add if used["threshold_add"] else None,
-        patch_size=patch_size if used["patch_size"] else None,
-        max_patch_length=int(longest) or None,
-    )
-
-
 def _outputs(prefix: str) -> list[Any]:
     return [
         gr.HTML(elem_id=f"{prefix}counts"),
@@ -240,7 +160,7 @@ def _typing(config: PatchViewerConfig, page: gr.Blocks) -> None:
         models = list(config.entropy_model)
         model = gr.Dropdown(models, value=models[0], label="entropy model", elem_id="model")
         reset = gr.Checkbox(label="context starts again at newlines", elem_id="reset")
-    controls = _controls(config, "")
+    controls = controls_of(config, "")
     outputs = _outputs("")
 
     def update(text: str, model: str, reset: bool, *settings: Any) -> list[str]:
@@ -251,22 +171,10 @@ def _typing(config: PatchViewerConfig, page: gr.Blocks) -> None:
 
     inputs = [text, model, reset, *controls.values()]
     events = [component.change for component in inputs]
-    gr.on([page.load, *events], update, inputs, outputs, **_QUICK)
-    _hide_unused(controls)
+    gr.on([page.load, *events], update, inputs, outputs, **QUICK)
+    hide_unused(controls)
     for button, example in zip(examples, EXAMPLES.values(), strict=True):
-        button.click(lambda example=example: example, None, text, **_QUICK)
-
-
-_QUICK: dict[str, Any] = {
-    "show_progress": "hidden",
-    "trigger_mode": "always_last",  # what was typed meanwhile counts
-    "api_visibility": "private",
-}
-
-
-def _hide_unused(controls: dict[str, Any]) -> None:
-    changed = [controls[name] for name in _used("global")]
-    controls["rule"].change(_show_used, controls["rule"], changed, **_QUICK)
+        button.click(lambda example=example: example, None, text, **QUICK)
 
 
 def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Blocks) -> None:
@@ -275,7 +183,7 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
         urls = list(sets)
         chosen = gr.Dropdown(urls, value=urls[0], label="shard set", elem_id="set")
         number = gr.Number(0, precision=0, minimum=0, label="document", elem_id="number")
-        _keep_within(number)
+        keep_within(number)
         sample_id = gr.Textbox(label="or its id", max_lines=1, elem_id="sample-id")
     with gr.Row():
         previous, following, somewhere = (
@@ -283,7 +191,7 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
         )
     anew = gr.Checkbox(label="cut anew, from the stored entropies", elem_id="anew")
     with gr.Group(visible=False) as group:
-        controls = _controls(config, "browse-")
+        controls = controls_of(config, "browse-")
     where = gr.HTML(elem_id="browse-where")
     outputs = [where, *_outputs("browse-")]
 
@@ -306,17 +214,17 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
 
     inputs = [chosen, number, anew, *controls.values()]
     events = [component.change for component in inputs]
-    gr.on([page.load, *events], update, inputs, outputs, **_QUICK)
-    anew.change(lambda shown: gr.update(visible=shown), anew, group, **_QUICK)
-    _hide_unused(controls)
-    sample_id.submit(find, [chosen, sample_id], number, **_QUICK)
+    gr.on([page.load, *events], update, inputs, outputs, **QUICK)
+    anew.change(lambda shown: gr.update(visible=shown), anew, group, **QUICK)
+    hide_unused(controls)
+    sample_id.submit(find, [chosen, sample_id], number, **QUICK)
 
     def step(by: int) -> Callable[[str, float], int]:
         return lambda url, number: (int(number or 0) + by) % max(len(sets[url]), 1)
 
-    previous.click(step(-1), [chosen, number], number, **_QUICK)
-    following.click(step(1), [chosen, number], number, **_QUICK)
-    somewhere.click(lambda url: random.randrange(max(len(sets[url]), 1)), chosen, number, **_QUICK)
+    previous.click(step(-1), [chosen, number], number, **QUICK)
+    following.click(step(1), [chosen, number], number, **QUICK)
+    somewhere.click(lambda url: random.randrange(max(len(sets[url]), 1)), chosen, number, **QUICK)
 
 
 def _shown_document(documents: Documents, number: int, anew: bool, patcher: Patcher) -> list[str]:

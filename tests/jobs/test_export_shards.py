@@ -23,7 +23,7 @@ from loopback_hub import serve
 from loopback_uploads import READER, UploadHandler
 
 from model import NGramEntropyModel, Patcher
-from pipeline.exporting import without_places
+from pipeline.export_manifest import without_places
 from pipeline.shards import ShardSet
 from pipeline.storage import OutputDirectory
 
