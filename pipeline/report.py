@@ -1,6 +1,7 @@
 """Figures → index.html, report.json and PNG plots."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.statistics import LONGEST
 from pipeline.storage import OutputDirectory, to_json
 
 PAGE, DATA = "index.html", "report.json"
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
 BAR_PIXELS = 90
 """Of the largest group of a table."""
 
@@ -109,8 +111,9 @@ flops = EngFormatter(places=2, sep=" ")
 
 
 def whole_text(text: str) -> str:
-    """Without what stands for bytes that are no UTF-8, as names of local files may have them."""
-    return text.encode(errors="replace").decode()
+    """Without control characters, and what stands for bytes that are no UTF-8: names of files may
+    hold both, ids the former, and pages and terminals neither."""
+    return _CONTROLS.sub("\ufffd", text).encode(errors="replace").decode()
 
 
 def why(figures: Figures) -> str:

@@ -19,7 +19,7 @@ from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
 from pipeline.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.report import Report, why
+from pipeline.report import Report, whole_text, why
 from pipeline.report_data import Counted, counted_before, merge, set_figures
 from pipeline.report_plots import PLOTS, png, svg
 from pipeline.reporting import short_names
@@ -363,4 +363,10 @@ def test_names_are_as_short_as_can_be():
         "dclm/patched",
     ]
     assert short_names(["."]) == ["."]
-    assert short_names(["a\udce9"]) == ["a?"]
+    assert short_names(["a\udce9", "\x1b[31m"]) == ["a?", "�[31m"]
+
+
+def test_a_page_holds_no_control_characters(figures):
+    told = figures | {"scripts": [figures["scripts"][0] | {"name": "\0\x1b[31mred\udce9"}]}
+    page = whole_text(Report([told], 8192, recomputed=False).page())
+    assert "��[31mred?" in page and not re.search("[\0-\x08\x0b-\x1f]", page)
