@@ -105,6 +105,7 @@ def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
     }
     before = dict(os.environ)
     os.environ.update(variables)
+    s3fs.S3FileSystem.clear_instance_cache()  # of other servers
     try:
         filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
         for attempt in range(60):

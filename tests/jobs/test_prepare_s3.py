@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from clusters import an_s3_server
-from conftest import ROOT, command, environment, job_alone, topics, write_jsonl
+from conftest import ROOT, a_local_ray, command, environment, job_here, topics, write_jsonl
 from faulty_proxy import KINDS, a_faulty_proxy
 
-PREPARE, REPORT, EXPORT = (
-    ROOT / "jobs" / f"{name}.py" for name in ("prepare_corpus", "patch_report", "export_shards")
-)
+PREPARE = ROOT / "jobs" / "prepare_corpus.py"
 FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "500000", "--num-workers", "2")
 COPIES = 16
 
@@ -54,61 +53,84 @@ def held_below(directory: Path) -> int:
     return size
 
 
-def test_no_error_of_the_network_shows(s3, tmp_path, run_job):
+@pytest.fixture
+def proxy(s3, tmp_path, monkeypatch) -> Iterator[Counter[str]]:
+    """What becomes of requests to the server, which all go through a proxy that breaks some, from
+    here, from a local Ray, and from processes with this environment."""
+    (tmp_path / "temporary").mkdir()
+    with a_faulty_proxy(s3["AWS_ENDPOINT_URL"], 0.05) as (url, requests):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+        # Ray has its own directory: what it writes there is no corpus.
+        monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with a_local_ray(4):
+            yield requests
+
+
+def test_no_error_of_the_network_shows(s3, proxy, tmp_path, monkeypatch, capsys):
+    prepare, patch, report, export = (
+        job_here(ROOT / "jobs" / f"{name}.py", monkeypatch, capsys)
+        for name in ("prepare_corpus", "patch_corpus", "patch_report", "export_shards")
+    )
     corpus, temporary = tmp_path / "corpus", tmp_path / "temporary"
     corpus.mkdir()
     documents = write_corpus(corpus)
-    filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
+    straight = {"endpoint_url": s3["AWS_ENDPOINT_URL"]}
+    filesystem = s3fs.S3FileSystem(skip_instance_cache=True, client_kwargs=straight)
     filesystem.put(str(corpus), "corpus/in", recursive=True)
-    done = job_alone(PREPARE)("--input", corpus, "--output", tmp_path / "out", *FLAGS)
+    done = prepare("--input", corpus, "--output", tmp_path / "out", *FLAGS)
     assert done.returncode == 0, done.stderr
-    temporary.mkdir()
-    with a_faulty_proxy(s3["AWS_ENDPOINT_URL"], 0.05) as (url, requests):
-        # Ray has its own directory: what it writes there is no corpus.
-        env = environment(**s3 | {"AWS_ENDPOINT_URL": url, "TMPDIR": str(temporary)})
-        env["RAY_TMPDIR"] = "/tmp"
-        remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/prepared", *FLAGS)
-        remote = command(*remote, "--name", "corpus", job=PREPARE)
-        process = psutil.Popen(remote, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        most = 0
-        while process.poll() is None:
-            most = max(most, held_below(temporary))
-            time.sleep(0.02)
-        said = process.stdout.read().decode()
-        assert process.returncode == 0, said
-        assert all(requests[kind] > 1 for kind in KINDS), requests
-        assert sum(requests[kind] for kind in KINDS) > 0.03 * requests["passed"]
-        # Two workers: a run or a chunk each, and what they hold of Parquet.
-        size = sum(path.stat().st_size for path in corpus.iterdir())
-        assert 0 < most < size / 3, (most, size)
-        assert not held_below(temporary)
-        names = [path.name for path in (tmp_path / "out").glob("corpus.*")]
-        assert len(names) == 11
-        for name in names:
-            there = filesystem.cat_file(f"corpus/prepared/{name}")
-            assert there == (tmp_path / "out" / name).read_bytes()
-        manifest = json.loads(filesystem.cat_file("corpus/prepared/manifest.json"))
-        assert manifest["counts"]["records"] == documents
-        left = {path.split("/")[2] for path in filesystem.find("corpus/prepared")}
-        assert left == {*names, "manifest.json", "run.json"}
-        patch = ("--input", "s3://corpus/prepared", "--output", "s3://corpus/patched", "--json")
-        patch += ("--rule", "static", "--patch-size", 4, "--verify", "--num-workers", 2)
-        before = requests.copy()
-        done = run_job(*patch, env=env)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["documents"] == manifest["counts"]["chunks"]
-        assert (requests - before).total() > 0
-        report = ("--shards", "s3://corpus/patched", "--output", "s3://corpus/report")
-        done = job_alone(REPORT)(*report, env=env)
-        assert done.returncode == 0, done.stderr
-        assert b"<svg" in filesystem.cat_file("corpus/report/index.html")
-        export = ("--shards", "s3://corpus/patched", "--output", "s3://corpus/exported")
-        done = job_alone(EXPORT)(*export, "--format", "datasets", "--verify", "--json", env=env)
-        assert done.returncode == 0, done.stderr
-        result = json.loads(done.stdout)
-        exported = filesystem.glob("corpus/exported/data/train-*.parquet")
-        assert len(exported) == result["files"] and not held_below(temporary)
-        rows = sum(pq.read_metadata(filesystem.open(path)).num_rows for path in exported)
-        assert rows == result["rows"] == manifest["counts"]["chunks"]
+
+    remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/prepared", *FLAGS)
+    said, most = watched(command(*remote, "--name", "corpus", job=PREPARE), temporary)
+    assert all(proxy[kind] > 1 for kind in KINDS), proxy
+    assert sum(proxy[kind] for kind in KINDS) > 0.03 * proxy["passed"]
+    # Two workers: a run or a chunk each, and what they hold of Parquet.
+    size = sum(path.stat().st_size for path in corpus.iterdir())
+    assert 0 < most < size / 3, (most, size)
+    assert not held_below(temporary)
+    names = [path.name for path in (tmp_path / "out").glob("corpus.*")]
+    assert len(names) == 11
+    for name in names:
+        there = filesystem.cat_file(f"corpus/prepared/{name}")
+        assert there == (tmp_path / "out" / name).read_bytes()
+    manifest = json.loads(filesystem.cat_file("corpus/prepared/manifest.json"))
+    assert manifest["counts"]["records"] == documents
+    left = {path.split("/")[2] for path in filesystem.find("corpus/prepared")}
+    assert left == {*names, "manifest.json", "run.json"}
+
+    flags = ("--input", "s3://corpus/prepared", "--output", "s3://corpus/patched", "--json")
+    flags += ("--rule", "static", "--patch-size", 4, "--verify", "--num-workers", 2)
+    before = proxy.copy()
+    done = patch(*flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["documents"] == manifest["counts"]["chunks"]
+    assert (proxy - before).total() > 0
+    done = report("--shards", "s3://corpus/patched", "--output", "s3://corpus/report")
+    assert done.returncode == 0, done.stderr
+    assert b"<svg" in filesystem.cat_file("corpus/report/index.html")
+    flags = ("--shards", "s3://corpus/patched", "--output", "s3://corpus/exported")
+    done = export(*flags, "--format", "datasets", "--verify", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    exported = filesystem.glob("corpus/exported/data/train-*.parquet")
+    assert len(exported) == result["files"] and not held_below(temporary)
+    rows = sum(pq.read_metadata(filesystem.open(path)).num_rows for path in exported)
+    assert rows == result["rows"] == manifest["counts"]["chunks"]
     for secret in ("test-secret", "Traceback"):
         assert secret not in said + done.stderr
+
+
+def watched(job: list[str], temporary: Path) -> tuple[str, int]:
+    """What a job says, and the most that it holds in its temporary directory."""
+    process = psutil.Popen(
+        job, env=environment(RAY_TMPDIR="/tmp"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    most = 0
+    while process.poll() is None:
+        most = max(most, held_below(temporary))
+        time.sleep(0.02)
+    said = process.stdout.read().decode()
+    assert process.returncode == 0, said
+    return said, most
