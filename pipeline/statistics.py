@@ -183,7 +183,7 @@ def _sparse(histogram: np.ndarray) -> dict[str, int]:
 
 
 def _dense(counts: dict[str, int]) -> np.ndarray:
-    values = np.fromiter(map(int, counts), np.int64, len(counts))
+    values = np.array(list(map(int, counts)), np.int64)
     histogram = np.zeros(values.max(initial=-1) + 1, np.int64)
     histogram[values] = list(counts.values())
     return histogram

@@ -5,6 +5,7 @@ answers for every threshold how many patches there would be, without reading a d
 """
 
 import base64
+import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,11 +155,18 @@ class ThresholdCounts:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ThresholdCounts":
-        packed = zstandard.decompress(base64.b64decode(values["counts"]))
+        packed = _decompressor().decompress(base64.b64decode(values["counts"]))
         counts = np.frombuffer(packed, f"<u{values['size']}")
         counts_V = np.zeros(VALUES, np.int64)
         counts_V[values["first"] : values["first"] + len(counts)] = counts
         return cls(values["bytes"], values["always"], counts_V)
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """One a thread: to make it takes as long as to decompress counts."""
+    if not hasattr(_of_thread, "decompressor"):
+        _of_thread.decompressor = zstandard.ZstdDecompressor()
+    return _of_thread.decompressor
 
 
 def _compared(patcher: Patcher, h_T: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -183,6 +191,7 @@ def cut_patches(patcher: Patcher, h_T: np.ndarray, lengths_D: np.ndarray) -> np.
     return np.array([len(rule.patch_lengths_flat(h, lengths)[0]) for rule in rules], np.int64)
 
 
+_of_thread = threading.local()
 _MINUS_ZERO = 0x8000
 _PLACES = np.arange(VALUES, dtype=np.uint16)
 # Negative values have the highest bit set, and their other bits fall.
