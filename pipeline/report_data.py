@@ -90,16 +90,50 @@ def merge(sets: Iterable[Counted]) -> Counted:
     Raises:
         ConfigError: they are not alike, see :func:`check_alike`.
     """
+    return merge_parts([part(sets)])
+
+
+def part(sets: Iterable[Counted]) -> Counted:
+    """Some of the sets that are merged, for :func:`merge_parts`.
+
+    Raises:
+        ConfigError: they are not alike.
+    """
+    return _sum(map(_as_source, sets))
+
+
+def merge_parts(parts: Iterable[Counted]) -> Counted:
+    """Sets that were added up in parts as one.
+
+    Raises:
+        ConfigError: they are not alike.
+    """
+    total = _sum(parts)
+    return replace(total, name=f"{len(total.sources):,} sets", url=f"{total.url}, …")
+
+
+def _as_source(counted: Counted) -> Counted:
+    """A set as the one source of itself, without what nobody asks of its shards any more."""
+    sources = {counted.name: sum(counted.sources.values(), GroupCounts())}
+    entries = [
+        replace(entry, statistics={name: entry.statistics[name] for name in ("bytes", "patches")})
+        if entry.sha256 is not None
+        else entry
+        for entry in counted.entries
+    ]
+    return replace(counted, sources=sources, entries=entries)
+
+
+def _sum(parts: Iterable[Counted]) -> Counted:
     total: Counted | None = None
     sources: Groups = {}
     entries: list[ShardEntry] = []
-    for counted in sets:
-        sources[counted.name] = sum(counted.sources.values(), GroupCounts())
+    for counted in parts:
+        sources |= counted.sources
         entries += counted.entries
         total = counted if total is None else _joined(total, counted)
     assert total is not None
-    name, url = f"{len(sources):,} sets", f"{total.url}, …"
-    return replace(total, name=name, url=url, sources=sources, entries=entries)
+    return replace(total, sources=sources, entries=entries)
 
 
 def check_alike(a: tuple[str, dict[str, Any]], b: tuple[str, dict[str, Any]]) -> None:

@@ -1,9 +1,11 @@
 """The report's job: shard sets → figures → files."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from functools import partial
+from itertools import groupby, islice, pairwise
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -12,7 +14,16 @@ from pipeline.command import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report import PAGE, Report, whole_text
 from pipeline.report_config import PatchReportConfig
-from pipeline.report_data import MADE, Counted, check_alike, counted_before, merge, set_figures
+from pipeline.report_data import (
+    MADE,
+    Counted,
+    check_alike,
+    counted_before,
+    merge,
+    merge_parts,
+    part,
+    set_figures,
+)
 from pipeline.report_flops import TokenizerFigures
 from pipeline.shards import ShardSet
 from pipeline.storage import OutputDirectory, refuse_credentials
@@ -20,6 +31,8 @@ from pipeline.storage import OutputDirectory, refuse_credentials
 T = TypeVar("T")
 READERS = 32
 """Manifests that are read at a time."""
+MANY, MOST_PROCESSES = 1000, 8
+"""Sets to merge that are worth processes: a manifest takes about half a millisecond."""
 
 
 @dataclass
@@ -77,18 +90,42 @@ def _count(
 ) -> Iterator[Counted]:
     """All sets, or what they are together."""
     named = dict(zip(config.shards, short_names(config.shards), strict=True))
+    counted: Iterator[Counted]
+    if config.recompute:
+        from pipeline.recomputing import recompute  # with Ray Data, which takes its time
 
-    def count(url: str) -> Counted:
-        shards = _open(url)
-        _refuse_output_in(shards, config, output)
-        if config.recompute:
-            from pipeline.recomputing import recompute  # with Ray Data, which takes its time
-
-            return recompute(named[url], shards, console, config.num_workers)
-        return counted_before(named[url], shards)
-
-    counted = map(count, named) if config.recompute else _read(count, named)
+        sets = ((name, _open(url)) for url, name in named.items())
+        counted = (recompute(name, shards, console, config.num_workers) for name, shards in sets)
+    elif config.merge and len(named) >= MANY:
+        return iter([_merged_in_processes(config, output, named)])
+    else:
+        counted = _read(partial(_counted, config, output, named), named)
     return iter([merge(counted)]) if config.merge else counted
+
+
+def _counted(
+    config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str], url: str
+) -> Counted:
+    """What a manifest says."""
+    shards = _open(url)
+    _refuse_output_in(shards, config, output)
+    return counted_before(named[url], shards)
+
+
+def _merged_in_processes(
+    config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]
+) -> Counted:
+    """To read manifests is work for a processor, which other processes have as well."""
+    urls = list(named)
+    number = min(os.cpu_count() or 1, MOST_PROCESSES)
+    edges = [i * len(urls) // number for i in range(number + 1)]
+    pieces = [{url: named[url] for url in urls[a:b]} for a, b in pairwise(edges)]
+    with ProcessPoolExecutor(number) as pool:
+        return merge_parts(pool.map(partial(_part, config, output), pieces))
+
+
+def _part(config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]) -> Counted:
+    return part(_read(partial(_counted, config, output, named), named))
 
 
 def _sampled(config: PatchReportConfig) -> list[tuple[TokenizerFigures | None, list[str]]]:

@@ -1,6 +1,9 @@
 """The report's job as a user runs it: files, output, exit statuses, messages."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,31 @@ def test_counting_again_of_sets_without_entropies_or_documents(
     assert done.returncode == 1 and f"{rejects}: cannot be read" in done.stdout
     (found,) = figures(sets / "out")
     assert found["rejects"]["count"] == 2 and sum(found["rejects"]["reasons"].values()) == 1
+
+
+def test_many_sets_are_merged_by_several_processes(run, sets):
+    """In a process of its own, from which others can be forked: here may be Ray's threads."""
+    for name in ("c", "d", "e"):
+        shutil.copytree(sets / "a", sets / name)
+    flags = ["--merge", "--output", sets / "out", "--shards", *(sets / name for name in "aced")]
+    assert run(*flags).returncode == 0
+    (one,) = figures(sets / "out")
+    few = (
+        "import runpy, pipeline.reporting as r; r.MANY = 4; runpy.run_path({!r}, None, '__main__')"
+    )
+    job = [sys.executable, "-c", few.format(str(JOB)), *map(str, flags)]
+
+    def several() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(job, capture_output=True, text=True, timeout=100, check=False)
+
+    done = several()
+    assert done.returncode == 0, done.stderr
+    assert figures(sets / "out") == [one] and one["documents"] == 48
+    assert [source["name"] for source in one["sources"]] == list("aced")
+    # What is wrong is told as it is by one process.
+    (sets / "d" / "manifest.json").unlink()
+    done = several()
+    assert done.returncode == 2 and f"--shards {sets / 'd'}: no manifest.json" in done.stderr
 
 
 def test_a_manifest_that_says_something_else_is_named(local_ray, run, sets):
