@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice, pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
@@ -27,6 +27,9 @@ from pipeline.report_data import (
 from pipeline.report_flops import TokenizerFigures
 from pipeline.shards import ShardSet
 from pipeline.storage import OutputDirectory, refuse_credentials
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 T = TypeVar("T")
 READERS = 32
@@ -63,12 +66,13 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
     output = OutputDirectory(config.output)
     if config.recompute:
         _check_before(config, output)
-    sampled = _sampled(config) if config.tokenizer else None
+    tokenizer = _tokenizer(config)
     found = list(_count(config, output, console))
+    sampled = _sampled(config, tokenizer) if tokenizer is not None else None
     figures: list[dict[str, Any]] = []
     problems: list[str] = []
     for i, counted in enumerate(found):
-        tokenizer, unread = sampled[i] if sampled else (None, [])
+        bpe, unread = sampled[i] if sampled else (None, [])
         counted = replace(counted, problems=[*counted.problems, *unread])
         problems += counted.problems
         figures.append(
@@ -76,7 +80,7 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
                 counted,
                 targets=config.target_patch_size,
                 context_bytes=config.context_bytes,
-                tokenizer=tokenizer,
+                tokenizer=bpe,
             )
         )
     report = Report(figures, config.context_bytes, config.recompute)
@@ -96,7 +100,7 @@ def _count(
 
         sets = ((name, _open(url)) for url, name in named.items())
         counted = (recompute(name, shards, console, config.num_workers) for name, shards in sets)
-    elif config.merge and len(named) >= MANY:
+    elif config.merge and len(named) >= MANY and not any("://" in url for url in named):
         return iter([_merged_in_processes(config, output, named)])
     else:
         counted = _read(partial(_counted, config, output, named), named)
@@ -115,7 +119,7 @@ def _counted(
 def _merged_in_processes(
     config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]
 ) -> Counted:
-    """To read manifests is work for a processor, which other processes have as well."""
+    """To read local manifests is work for a processor, which other processes have as well."""
     urls = list(named)
     number = min(os.cpu_count() or 1, MOST_PROCESSES)
     edges = [i * len(urls) // number for i in range(number + 1)]
@@ -128,15 +132,27 @@ def _part(config: PatchReportConfig, output: OutputDirectory, named: Mapping[str
     return part(_read(partial(_counted, config, output, named), named))
 
 
-def _sampled(config: PatchReportConfig) -> list[tuple[TokenizerFigures | None, list[str]]]:
-    """What the tokenizer does to the text of each set, or of all together."""
-    from pipeline.bpe import PLACES, evenly_spaced, load_tokenizer, tokenizer_figures  # slow
+def _tokenizer(config: PatchReportConfig) -> "Tokenizer | None":
+    """
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if config.tokenizer is None:
+        return None
+    from pipeline.bpe import load_tokenizer  # with the hub's client, which takes its time
 
-    assert config.tokenizer is not None
-    tokenizer = load_tokenizer(config.tokenizer)
+    return load_tokenizer(config.tokenizer)
+
+
+def _sampled(
+    config: PatchReportConfig, tokenizer: "Tokenizer"
+) -> list[tuple[TokenizerFigures | None, list[str]]]:
+    """What the tokenizer does to the text of each set, or of all together."""
+    from pipeline.bpe import PLACES, evenly_spaced, tokenizer_figures
+
     together = [evenly_spaced(config.shards, PLACES)] if config.merge else []
     return [
-        tokenizer_figures(config.tokenizer, tokenizer, [_open(url) for url in urls])
+        tokenizer_figures(str(config.tokenizer), tokenizer, [_open(url) for url in urls])
         for urls in together or [[url] for url in config.shards]
     ]
 
