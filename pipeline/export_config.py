@@ -60,6 +60,10 @@ class ExportShardsConfig:
         return self.format == "hub"
 
     @property
+    def has_card(self) -> bool:
+        return self.format in ("datasets", "hub")
+
+    @property
     def directory(self) -> str:
         """Where files are written: the output, or what is pushed from."""
         return (self.staging or self.output.replace("/", "--")) if self.on_hub else self.output

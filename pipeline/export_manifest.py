@@ -54,7 +54,7 @@ def finish(
     made = {name: shards.manifest[name] for name in kept if name in shards.manifest}
     if config.threshold is not None:
         made["patcher"] = made["patcher"] | {"threshold": config.threshold}
-    if config.format in ("datasets", "hub"):
+    if config.has_card:
         made = without_places(made)
         name = (config.output if config.on_hub else output.url).rpartition("/")[2]
         write_card(name, files, made, statistics, shards, output)

@@ -97,7 +97,8 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
             f"{flag} {output.url}: files that workers committed cannot be seen from here; is it on "
             "storage that all nodes share?"
         )
-    if complete and (waiting or not output.exists(MANIFEST)):
+    told = (MANIFEST, CARD) if config.has_card else (MANIFEST,)
+    if complete and (waiting or not all(map(output.exists, told))):
         finish(files, shards, config, output)
     problems = _verify(files, config, output, console) if config.verify else []
     pushed = 0

@@ -15,7 +15,7 @@ from pipeline.excerpts import Excerpt
 from pipeline.groups import MOST_GROUPS, OTHERS
 from pipeline.patch_html import PATCHES_CSS, patches_html
 from pipeline.report_data import MOST_SHOWN
-from pipeline.report_plots import PLOTS, png, svg
+from pipeline.report_plots import PAPER, PLOTS, png, svg
 from pipeline.statistics import LONGEST
 from pipeline.storage import OutputDirectory, to_json
 
@@ -76,6 +76,7 @@ class Report:
             context_bytes=self.context_bytes,
             recomputed=self.recomputed,
             patches_css=Markup(PATCHES_CSS),
+            colours=PAPER.sets,
         )
 
 

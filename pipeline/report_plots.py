@@ -48,6 +48,7 @@ SET_COLOURS = (
     *("#b8860b", "#0e8a99", "#c2388a", "#6b7280"),
 )
 PAPER = Palette("#1f2733", "#d9dee7", SET_COLOURS, "#ffffff")
+"""Of pictures; the page, which has the same colours of sets, has others for them in the dark."""
 # Stand for the page's own, which differ between light and dark: replaced in the SVG.
 _PLACEHOLDERS = Palette(
     "#010203", "#010204", tuple(f"#0102{i:02x}" for i in range(5, 5 + len(SET_COLOURS))), "none"

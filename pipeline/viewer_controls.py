@@ -1,13 +1,12 @@
 """The viewer's settings of a boundary rule, in Gradio."""
 
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
 from model.patcher import THRESHOLD_RULES, Patcher
-from pipeline.viewer_config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig
+from pipeline.viewer_config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig, ViewerRule
 
-RULES = ("global", "monotonic", "combined", "top-k", "space", "static", "byte")
 QUICK: dict[str, Any] = {
     "show_progress": "hidden",
     "trigger_mode": "always_last",  # what was typed meanwhile counts
@@ -26,9 +25,9 @@ def controls_of(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
         "patch_size": ("size", "patch size (tokens)", (1, 32, 4.5), 0.5),
         "longest": ("longest", "longest patch (tokens; 0: any)", (0, 64, 0), 1),
     }
-    shown = _used(config.rule)
+    shown, rules = _used(config.rule), list(get_args(ViewerRule))
     with gr.Row():
-        rule = gr.Dropdown(list(RULES), value=config.rule, label="rule", elem_id=f"{prefix}rule")
+        rule = gr.Dropdown(rules, value=config.rule, label="rule", elem_id=f"{prefix}rule")
         controls: dict[str, Any] = {"rule": rule}
         for name, (id_, label, values, step) in sliders.items():
             slider = gr.Slider(

@@ -297,6 +297,9 @@ def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     assert run(*flags[:4], "--format", "datasets").returncode == 0
     assert list(files(tmp_path).values()).count(b"mine") == 3
+    (tmp_path / "README.md").unlink()
+    assert run(*flags[:4], "--format", "datasets").returncode == 0
+    assert b"mean bytes a patch" in (tmp_path / "README.md").read_bytes()
 
 
 @pytest.mark.parametrize("format", ["datasets", "reference"])
