@@ -25,7 +25,7 @@ from model.checkpoint import (
 from model.checkpoint_files import CheckpointError, local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
-from pipeline.command import run_command
+from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError, PipelineError
 from train.model_description import steps_in
 from train.steps import is_step, read_step

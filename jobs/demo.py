@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import open_shards
-from pipeline.plots import draw_patches
+from pipeline.drawing.entropy_png import draw_patches
 
 DEMO = ROOT / "demo"
 SOURCE_BYTES = 2_000_000

@@ -11,10 +11,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.command import run_command
+from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError
-from pipeline.evaluation import BitsPerByte, Evaluation, evaluate
-from pipeline.evaluation_config import EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.job import BitsPerByte, Evaluation, evaluate
 
 SHOWN_REJECTS = 10
 
@@ -45,7 +45,7 @@ def run_harness(config: EvaluateConfig) -> int:
     try:
         from lm_eval.utils import make_table
 
-        from pipeline.harness import evaluate_tasks
+        from pipeline.evaluate.harness import evaluate_tasks
     except ImportError as error:
         raise ConfigError(
             f"--harness-tasks: lm-eval cannot be imported ({error}); install it: "

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.command import run_command
-from pipeline.export_config import ExportShardsConfig
-from pipeline.exporting import ExportShardsResult, export_shards
+from pipeline.cli.command import run_command
+from pipeline.export.config import ExportShardsConfig
+from pipeline.export.job import ExportShardsResult, export_shards
 
 
 def main() -> int:

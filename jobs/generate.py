@@ -18,9 +18,9 @@ from rich.console import Console
 from model.blt import BLT
 from model.generation import stream
 from model.sampling import Sampling
-from pipeline.command import run_command
+from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError
-from pipeline.model_loading import fetched, load_model, load_patching
+from pipeline.evaluate.models import fetched, load_model, load_patching
 
 
 @dataclass(frozen=True)

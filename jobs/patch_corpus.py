@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.command import run_command
-from pipeline.config import PatchCorpusConfig
-from pipeline.patching import PatchCorpusResult, patch_corpus
+from pipeline.cli.command import run_command
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.job import PatchCorpusResult, patch_corpus
 
 
 def main() -> int:

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.command import run_command
-from pipeline.report_config import PatchReportConfig
-from pipeline.reporting import PatchReport, patch_report
+from pipeline.cli.command import run_command
+from pipeline.report.config import PatchReportConfig
+from pipeline.report.job import PatchReport, patch_report
 
 
 def main() -> int:

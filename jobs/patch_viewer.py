@@ -9,9 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from rich.console import Console
 
-from pipeline.command import run_command
+from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError
-from pipeline.viewer_config import PatchViewerConfig
+from pipeline.viewer.config import PatchViewerConfig
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
 def run(config: PatchViewerConfig) -> int:
     """Serve the page until it is interrupted."""
     try:
-        from pipeline.viewer import serve
+        from pipeline.viewer.page import serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -11,10 +11,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.command import run_command
-from pipeline.prepare_config import PrepareCorpusConfig
-from pipeline.preparing import PrepareCorpusResult, prepare_corpus
-from pipeline.statistics import DocumentStatistics
+from pipeline.cli.command import run_command
+from pipeline.prepare.config import PrepareCorpusConfig
+from pipeline.prepare.job import PrepareCorpusResult, prepare_corpus
+from pipeline.statistics.counts import DocumentStatistics
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.cluster import connect, in_ray
-from pipeline.command import refuse_lost_output, run_command
+from pipeline.cli.command import refuse_lost_output, run_command
+from pipeline.cluster.connect import connect, in_ray
 from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:

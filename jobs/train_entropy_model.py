@@ -25,7 +25,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.command import run_command
+from pipeline.cli.command import run_command
 from pipeline.errors import PipelineError
 
 PACKAGES = {

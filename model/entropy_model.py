@@ -2,7 +2,7 @@
 
 Parameter names and arithmetic are those of the published weights (arXiv 2412.09871, section 2.3).
 Reading checkpoints is :mod:`model.checkpoint`'s job; the hot loop over documents is
-``pipeline/scoring.py``.
+``pipeline/patch/scoring.py``.
 """
 
 import functools

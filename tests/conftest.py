@@ -22,7 +22,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, save_entropy_model
 from model.tokenizer import encode_documents
-from pipeline.cluster import connect
+from pipeline.cluster.connect import connect
 
 # Of every process that tests start, too: there are as many tests at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"

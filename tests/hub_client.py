@@ -14,10 +14,11 @@ from loopback_hub import Hub
 CLIENT = """
 import json, os, sys
 from pathlib import Path
-from pipeline import download, hub
-from pipeline.corpora import find_corpus
+from pipeline.storage import download
+from pipeline.storage import hub
+from pipeline.corpus.named import find_corpus
 from pipeline.errors import PipelineError
-from pipeline.storage import OutputDirectory
+from pipeline.storage.output import OutputDirectory
 
 hub.FIRST_WAIT, hub.RETRIES = 0.01, 3
 

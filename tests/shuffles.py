@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.documents import Columns
-from pipeline.file_plans import plan_file
-from pipeline.listing import list_inputs
-from pipeline.ranges import key_ranges, slices_of
-from pipeline.shuffle import Shuffle, Slice, merge_runs, write_chunk
-from pipeline.statistics import DocumentStatistics
-from pipeline.storage import OutputDirectory
-from pipeline.unit_sorting import sort_unit
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.splits import plan_file
+from pipeline.prepare.key_ranges import key_ranges, slices_of
+from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
+from pipeline.prepare.sort_unit import sort_unit
+from pipeline.statistics.counts import DocumentStatistics
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.output import OutputDirectory
 
 Texts = dict[str, list[str]]
 """By file name, the texts of its documents."""

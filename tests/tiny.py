@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
-from pipeline.config import PatchCorpusConfig
-from pipeline.documents import file_format
-from pipeline.file_plans import plan_file
-from pipeline.listing import list_inputs
-from pipeline.scoring import Scorer
-from pipeline.shards import ShardSet, read_entries, shard_schema, write_manifest
-from pipeline.storage import OutputDirectory
-from pipeline.worker import patch_split
+from pipeline.corpus.documents import file_format
+from pipeline.corpus.splits import plan_file
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.patch_split import patch_split
+from pipeline.patch.scoring import Scorer
+from pipeline.shards.shard_set import ShardSet, read_entries, shard_schema, write_manifest
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.output import OutputDirectory
 
 THRESHOLD = 4.49
 """Nats: patches of :func:`entropy_model` are then 2 to 8 bytes long."""

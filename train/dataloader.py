@@ -20,7 +20,7 @@ from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 
 from pipeline.errors import ConfigError
-from pipeline.scoring import prefetch
+from pipeline.patch.scoring import prefetch
 from train.row_filling import empty_rows, fill_rows
 from train.row_stream import Cursor, RowSettings, RowStream, Window
 

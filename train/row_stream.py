@@ -18,7 +18,7 @@ import numpy as np
 
 from model.patcher import Patcher
 from pipeline.errors import ConfigError
-from pipeline.shards import ShardSet
+from pipeline.shards.shard_set import ShardSet
 from train.documents import Collector, Documents
 from train.row_packing import Rows, pack_rows
 from train.shard_source import Position, ShardSource

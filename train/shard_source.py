@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from model.patcher import Patcher
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.scoring import patch_stored
-from pipeline.shards import ShardEntry, ShardSet
+from pipeline.patch.scoring import patch_stored
+from pipeline.shards.shard_set import ShardEntry, ShardSet
 from train.documents import Documents
 from train.row_packing import permutation
 

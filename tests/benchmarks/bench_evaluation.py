@@ -17,7 +17,7 @@ import torch
 
 from model import BLT, BLT_SIZES, Patcher
 from model.tokenizer import PAD_ID, encode_documents
-from pipeline.likelihood import predict
+from pipeline.evaluate.likelihood import predict
 
 TARGET = 1.5
 ROUNDS = 3

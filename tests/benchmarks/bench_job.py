@@ -40,14 +40,14 @@ from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
-from pipeline.config import PatchCorpusConfig
-from pipeline.documents import SUFFIXES
-from pipeline.file_plans import plan_file
-from pipeline.listing import list_inputs
-from pipeline.memory import bound_memory
-from pipeline.scoring import Scorer
-from pipeline.storage import OutputDirectory
-from pipeline.worker import BATCH_BYTES, patch_split
+from pipeline.cluster.memory import bound_memory
+from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.splits import plan_file
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.patch_split import BATCH_BYTES, patch_split
+from pipeline.patch.scoring import Scorer
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.output import OutputDirectory
 
 TARGET = 1.10
 THRESHOLD = 1.5

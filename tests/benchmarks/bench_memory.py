@@ -43,14 +43,14 @@ def patch(model: str, corpus: str, output: str) -> None:
 
     from model.checkpoint import load_entropy_model
     from model.patcher import Patcher
-    from pipeline.config import PatchCorpusConfig
-    from pipeline.documents import SUFFIXES
-    from pipeline.file_plans import plan_file
-    from pipeline.listing import list_inputs
-    from pipeline.memory import bound_memory
-    from pipeline.scoring import Scorer
-    from pipeline.storage import OutputDirectory
-    from pipeline.worker import patch_split
+    from pipeline.cluster.memory import bound_memory
+    from pipeline.corpus.documents import SUFFIXES
+    from pipeline.corpus.splits import plan_file
+    from pipeline.patch.config import PatchCorpusConfig
+    from pipeline.patch.patch_split import patch_split
+    from pipeline.patch.scoring import Scorer
+    from pipeline.storage.listing import list_inputs
+    from pipeline.storage.output import OutputDirectory
 
     torch.set_num_threads(1)
     bound_memory()

@@ -19,8 +19,8 @@ import torch
 from model.ngram import MULTIPLIER, TOKEN_BITS, NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
-from pipeline.scoring import Scorer
-from pipeline.worker import BATCH_BYTES
+from pipeline.patch.patch_split import BATCH_BYTES
+from pipeline.patch.scoring import Scorer
 
 TARGET = 30.0
 ROUNDS = 7

@@ -29,14 +29,14 @@ import torch
 
 from model import NGramEntropyModel, Patcher
 from model.tokenizer import encode_documents
-from pipeline.documents import Document
-from pipeline.export import export_shard, plan_export
-from pipeline.export_config import ExportShardsConfig
-from pipeline.scoring import Scorer
-from pipeline.shards import ShardSet, record_batch, shard_schema
-from pipeline.storage import OutputDirectory
-from pipeline.summary import Summary
-from pipeline.threshold_counts import ThresholdCounts
+from pipeline.corpus.documents import Document
+from pipeline.export.config import ExportShardsConfig
+from pipeline.export.export_shard import export_shard, plan_export
+from pipeline.patch.scoring import Scorer
+from pipeline.shards.shard_set import ShardSet, record_batch, shard_schema
+from pipeline.statistics.summary import Summary
+from pipeline.statistics.threshold_curve import ThresholdCounts
+from pipeline.storage.output import OutputDirectory
 
 MANIFESTS = 10_000
 TEXT_BYTES = 8 << 20

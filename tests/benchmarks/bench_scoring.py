@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
-from pipeline.scoring import Scorer
+from pipeline.patch.scoring import Scorer
 
 CONTEXT = 8192
 NAIVE_TARGET = 3.0

@@ -23,9 +23,9 @@ from loopback_hub import serve
 from loopback_uploads import READER, UploadHandler
 
 from model import NGramEntropyModel, Patcher
-from pipeline.export_manifest import without_places
-from pipeline.shards import ShardSet
-from pipeline.storage import OutputDirectory
+from pipeline.export.manifest import without_places
+from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.output import OutputDirectory
 
 JOB = ROOT / "jobs" / "export_shards.py"
 RULE = Patcher(1.0)

@@ -11,8 +11,8 @@ import tiny
 from conftest import ROOT, job_here, topics, write_jsonl
 
 from model import NGramEntropyModel, Patcher
-from pipeline.report_plots import PLOTS
-from pipeline.storage import OutputDirectory
+from pipeline.report.plots import PLOTS
+from pipeline.storage.output import OutputDirectory
 
 JOB = ROOT / "jobs" / "patch_report.py"
 
@@ -138,7 +138,7 @@ def test_many_sets_are_merged_by_several_processes(run, sets):
     assert run(*flags).returncode == 0
     (one,) = figures(sets / "out")
     few = (
-        "import runpy, pipeline.reporting as r; r.MANY = 4; runpy.run_path({!r}, None, '__main__')"
+        "import runpy, pipeline.report.job as r; r.MANY = 4; runpy.run_path({!r}, None, '__main__')"
     )
     job = [sys.executable, "-c", few.format(str(JOB)), *map(str, flags)]
 
@@ -201,7 +201,7 @@ def test_what_others_write_beside_a_report_stays(run, sets):
     ],
 )
 def test_nothing_is_counted_again_for_a_wrong_flag(run, sets, monkeypatch, flags, said):
-    monkeypatch.setattr("pipeline.recomputing.recompute", lambda *_: pytest.fail("it was"))
+    monkeypatch.setattr("pipeline.report.recount.recompute", lambda *_: pytest.fail("it was"))
     names = {"a": sets / "a", "b": sets / "b"}
     output = [] if "--output" in flags else ["--output", sets / "out"]
     done = run("--recompute", "--shards", *(flag.format(**names) for flag in flags), *output)

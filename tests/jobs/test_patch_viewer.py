@@ -19,9 +19,9 @@ from conftest import ROOT, environment, hear_ctrl_c, topics
 
 from model import ByteTokenizer, Patcher, load_entropy_model, save_entropy_model
 from pipeline.errors import ConfigError
-from pipeline.shards import ShardSet
-from pipeline.viewer import serve
-from pipeline.viewer_config import PatchViewerConfig
+from pipeline.shards.shard_set import ShardSet
+from pipeline.viewer.config import PatchViewerConfig
+from pipeline.viewer.page import serve
 
 JOB = ROOT / "jobs" / "patch_viewer.py"
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>${7*6}{{7}}"

@@ -24,8 +24,8 @@ from loopback_answers import TOKEN, Fault, git_oid, sha256
 from loopback_hub import Hub
 
 from pipeline import open_shards
-from pipeline.corpora import CORPORA
-from pipeline.download import TOKENIZERS
+from pipeline.corpus.named import CORPORA
+from pipeline.storage.download import TOKENIZERS
 
 Documents = list[tuple[str, str]]
 """``(id, text)`` of each."""

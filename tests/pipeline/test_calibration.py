@@ -7,13 +7,13 @@ import pytest
 from conftest import topics
 
 from model import Patcher
-from pipeline.calibration import calibrate, fit_ngram, sample_documents
-from pipeline.config import PatchCorpusConfig
-from pipeline.documents import SUFFIXES
+from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.splits import plan_file
 from pipeline.errors import PipelineError
-from pipeline.file_plans import plan_file
-from pipeline.listing import list_inputs
-from pipeline.scoring import Scorer
+from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.scoring import Scorer
+from pipeline.storage.listing import list_inputs
 
 
 @pytest.fixture

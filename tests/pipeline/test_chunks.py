@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import chunks
-from pipeline.chunks import chunk_names, chunk_writer, validation_name
-from pipeline.sorted_runs import run_schema
+from pipeline.prepare import chunks
+from pipeline.prepare.chunks import chunk_names, chunk_writer, validation_name
+from pipeline.prepare.sorted_runs import run_schema
 
 ODD = ["", "\0", "é😀\u2028", '"\\\n\r\t', "\ufeff bom", "\uffff", " ", "a" * 100_000]
 METADATA = ("url", "n")

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from pipeline.corpora import CORPORA, Corpus, find_corpus
+from pipeline.corpus.named import CORPORA, Corpus, find_corpus
 from pipeline.errors import ConfigError
 
 

@@ -13,10 +13,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.documents import Columns, Document, Reject, file_format, read_split
+from pipeline.corpus.documents import Columns, Document, Reject, file_format, read_split
+from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError
-from pipeline.file_plans import plan_file
-from pipeline.listing import InputFile
+from pipeline.storage.listing import InputFile
 
 TEXTS = [f"document {i} é\n" * (i % 7) for i in range(300)]
 

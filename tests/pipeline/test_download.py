@@ -14,10 +14,10 @@ import loopback_hub
 import pytest
 from loopback_answers import TOKEN, Fault, git_oid
 
-from pipeline import download
-from pipeline.corpora import CORPORA
+from pipeline.corpus.named import CORPORA
 from pipeline.errors import PipelineError
-from pipeline.listing import InputFile
+from pipeline.storage import download
+from pipeline.storage.listing import InputFile
 
 SIZE = 300_000
 """Bytes of most files: many pieces."""

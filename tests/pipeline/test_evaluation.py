@@ -15,13 +15,15 @@ from rich.console import Console
 
 from model import ByteTokenizer, Patcher, save_blt, save_entropy_model
 from model.tokenizer import BOS_ID, encode_documents
-from pipeline import evaluation, likelihood, open_shards
+from pipeline import open_shards
 from pipeline.errors import BadDocumentError, PipelineError
-from pipeline.evaluation import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
-from pipeline.evaluation_config import EvaluateConfig
-from pipeline.evaluation_data import Batch
-from pipeline.likelihood import cut_windows, predict
-from pipeline.model_loading import Patching
+from pipeline.evaluate import job as evaluation
+from pipeline.evaluate import likelihood
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import Batch
+from pipeline.evaluate.job import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
+from pipeline.evaluate.likelihood import cut_windows, predict
+from pipeline.evaluate.models import Patching
 
 TEXTS = [b"", "é".encode(), *(topics()[i][1].encode()[:n] for i, n in enumerate((700, 90, 1500)))]
 
@@ -363,7 +365,7 @@ def test_importing_needs_no_ray():
     import sys
 
     code = (
-        "import sys, pipeline, pipeline.evaluation; "
+        "import sys, pipeline, pipeline.evaluate.job; "
         "assert not {'ray', 'lm_eval', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

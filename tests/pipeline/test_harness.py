@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 
 # Before lm-eval and datasets are imported: they read these once.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-from pipeline import harness
+from pipeline.evaluate import harness
 
 DATA = ROOT / "tests" / "data" / "harness"
 ROWS = [json.loads(line) for line in (DATA / "choices.jsonl").read_text().splitlines()]

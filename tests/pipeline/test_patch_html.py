@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.patch_html import patches_html
+from pipeline.drawing.patches_html import patches_html
 
 
 class Read(HTMLParser):

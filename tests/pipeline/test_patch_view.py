@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ByteTokenizer, Patcher, load_entropy_model
-from pipeline.browsing import Documents
-from pipeline.entropy_curve import SHOWN_BYTES, curve_svg
+from pipeline.drawing.entropy_svg import SHOWN_BYTES, curve_svg
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch_view import MOST_BYTES, MOST_PATCHES, PatchView, cut_anew, view_text
-from pipeline.shards import ShardSet
+from pipeline.shards.random_access import Documents
+from pipeline.shards.shard_set import ShardSet
+from pipeline.viewer.patched_text import MOST_BYTES, MOST_PATCHES, PatchView, cut_anew, view_text
 
 TEXT = "Straße 日本 <b>&amp;</b> 👩‍🚀 مرحبا\n\tdef f(x): return x"
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import ranges
 from pipeline.errors import PipelineError
-from pipeline.ranges import Range, key_ranges, merge_groups, slices_of
-from pipeline.shuffle import Shuffle, Slice, Sorted
-from pipeline.sorted_runs import Grid, SortedRun, run_schema, sort_rows, write_run
-from pipeline.statistics import DocumentStatistics
-from pipeline.storage import OutputDirectory
+from pipeline.prepare import key_ranges as ranges
+from pipeline.prepare.key_ranges import Range, key_ranges, merge_groups, slices_of
+from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
+from pipeline.prepare.sorted_runs import Grid, SortedRun, run_schema, sort_rows, write_run
+from pipeline.statistics.counts import DocumentStatistics
+from pipeline.storage.output import OutputDirectory
 
 KEYS = 1 << 64
 

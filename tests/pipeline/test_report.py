@@ -17,15 +17,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from model import NGramEntropyModel, Patcher
 from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
-from pipeline.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.report import Report, whole_text, why
-from pipeline.report_data import Counted, counted_before, merge, set_figures
-from pipeline.report_plots import PLOTS, png, svg
-from pipeline.reporting import short_names
-from pipeline.shards import ShardSet
-from pipeline.storage import OutputDirectory, to_json
-from pipeline.threshold_counts import ThresholdCurve
+from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
+from pipeline.report.figures import Counted, counted_before, merge, set_figures
+from pipeline.report.job import short_names
+from pipeline.report.page import Report, whole_text, why
+from pipeline.report.plots import PLOTS, png, svg
+from pipeline.shards.shard_set import ShardSet
+from pipeline.statistics.threshold_curve import ThresholdCurve
+from pipeline.storage.output import OutputDirectory, to_json
 
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
 TARGETS = (2.0, 4.5)

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.documents import Split
+from pipeline.corpus.documents import Split
 from pipeline.errors import PipelineError
-from pipeline.listing import InputFile
-from pipeline.run import RECORD, Run, is_complete, remove_run
-from pipeline.shards import ShardEntry, commit_entry
-from pipeline.storage import OutputDirectory
+from pipeline.patch.run import RECORD, Run, is_complete, remove_run
+from pipeline.shards.shard_set import ShardEntry, commit_entry
+from pipeline.storage.listing import InputFile
+from pipeline.storage.output import OutputDirectory
 
 FILES = [InputFile(f"/in/{name}", name, 100, "1") for name in ("a.jsonl", "b.jsonl")]
 SPLITS = [Split(file, "jsonl", i, 50 * i, 50 * i + 50, 50) for file in FILES for i in range(2)]

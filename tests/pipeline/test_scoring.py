@@ -10,7 +10,7 @@ import torch
 
 from model import NGramEntropyModel, Patcher
 from pipeline.errors import PipelineError
-from pipeline.scoring import Scorer, prefetch
+from pipeline.patch.scoring import Scorer, prefetch
 
 
 def test_the_next_item_is_made_while_one_is_used():

@@ -10,10 +10,10 @@ import pytest
 
 from model import Patcher
 from pipeline import open_shards
-from pipeline.documents import Document, Reject, rejects_json
+from pipeline.corpus.documents import Document, Reject, rejects_json
 from pipeline.errors import PipelineError
-from pipeline.scoring import Scorer
-from pipeline.shards import (
+from pipeline.patch.scoring import Scorer
+from pipeline.shards.shard_set import (
     FORMAT_VERSION,
     ShardEntry,
     commit_entry,
@@ -24,8 +24,8 @@ from pipeline.shards import (
     shard_schema,
     write_manifest,
 )
-from pipeline.statistics import PatchStatistics
-from pipeline.storage import OutputDirectory
+from pipeline.statistics.counts import PatchStatistics
+from pipeline.storage.output import OutputDirectory
 
 DOCUMENTS = [
     Document(str(i), f"a#{i}", text.encode(), (None if i else "x",))

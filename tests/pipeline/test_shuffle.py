@@ -22,13 +22,13 @@ from shuffles import (
     write_files,
 )
 
-import pipeline.unit_sorting
-from pipeline.documents import Columns
+import pipeline.prepare.sort_unit
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadDocumentError, PipelineError
-from pipeline.file_plans import plan_file
-from pipeline.listing import list_inputs
-from pipeline.storage import OutputDirectory
-from pipeline.unit_sorting import sort_unit
+from pipeline.prepare.sort_unit import sort_unit
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.output import OutputDirectory
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +82,7 @@ def test_the_order_is_the_rule_s_however_the_work_is_cut(
 def keys_are(monkeypatch: pytest.MonkeyPatch, key_of_text) -> None:
     """Have keys made by another function, of texts."""
     monkeypatch.setattr(
-        pipeline.unit_sorting._Keys,
+        pipeline.prepare.sort_unit._Keys,
         "__call__",
         lambda self, file, document: key_of_text(document.text),
     )

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import sorted_runs
 from pipeline.errors import PipelineError
-from pipeline.sorted_runs import (
+from pipeline.prepare import sorted_runs
+from pipeline.prepare.sorted_runs import (
     Grid,
     SortedRun,
     lowest_keys,
@@ -21,7 +21,7 @@ from pipeline.sorted_runs import (
     without_duplicates,
     write_run,
 )
-from pipeline.storage import OutputDirectory
+from pipeline.storage.output import OutputDirectory
 
 SCHEMA = run_schema(("url",))
 LAST = 2**64 - 1

@@ -8,7 +8,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.statistics import (
+from pipeline.statistics.counts import (
     ENTROPY_BIN,
     LENGTH_BINS,
     LONGEST,

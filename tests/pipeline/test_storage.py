@@ -3,8 +3,8 @@ import pickle
 import pytest
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.listing import list_inputs
-from pipeline.storage import OutputDirectory, open_input
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.output import OutputDirectory, open_input
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -10,13 +10,20 @@ from conftest import topics
 
 from model import Patcher
 from model.tokenizer import encode_documents
-from pipeline.documents import Document
-from pipeline.excerpts import MOST_EXCERPTS
-from pipeline.groups import ENTROPY_UNIT, MISSING, MOST_GROUPS, OTHERS, GroupCounts, largest
-from pipeline.scoring import Scored, patch_stored
-from pipeline.scripts import JAPANESE, NONE, script_of
-from pipeline.shards import record_batch, shard_schema
-from pipeline.summary import MOST_REASONS, Summary, scored_rows
+from pipeline.corpus.documents import Document
+from pipeline.patch.scoring import Scored, patch_stored
+from pipeline.shards.shard_set import record_batch, shard_schema
+from pipeline.statistics.excerpts import MOST_EXCERPTS
+from pipeline.statistics.groups import (
+    ENTROPY_UNIT,
+    MISSING,
+    MOST_GROUPS,
+    OTHERS,
+    GroupCounts,
+    largest,
+)
+from pipeline.statistics.scripts import JAPANESE, NONE, script_of
+from pipeline.statistics.summary import MOST_REASONS, Summary, scored_rows
 
 PATCHER = Patcher(1.5)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.patcher import Patcher
-from pipeline.threshold_counts import CUT_THRESHOLDS, ThresholdCounts, cut_patches
+from pipeline.statistics.threshold_curve import CUT_THRESHOLDS, ThresholdCounts, cut_patches
 
 RULES = [
     Patcher(1.0),

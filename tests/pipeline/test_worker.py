@@ -7,16 +7,17 @@ import pytest
 from conftest import contents
 
 from model import Patcher
-from pipeline import documents, worker
-from pipeline.config import PatchCorpusConfig
-from pipeline.documents import SUFFIXES
+from pipeline.corpus import documents
+from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
-from pipeline.file_plans import plan_file
-from pipeline.listing import list_inputs
-from pipeline.scoring import Scorer
-from pipeline.shards import read_entries
-from pipeline.storage import OutputDirectory
-from pipeline.worker import patch_split
+from pipeline.patch import patch_split as worker
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.patch_split import patch_split
+from pipeline.patch.scoring import Scorer
+from pipeline.shards.shard_set import read_entries
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.output import OutputDirectory
 
 TEXTS = [f"document {i} " * 9 for i in range(60)]
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from model import Patcher
 from model.tokenizer import encode_documents
-from pipeline.documents import Document
-from pipeline.scoring import Scored, patch_stored
-from pipeline.shards import (
+from pipeline.corpus.documents import Document
+from pipeline.patch.scoring import Scored, patch_stored
+from pipeline.shards.shard_set import (
     ShardEntry,
     ShardSet,
     ipc_options,
@@ -21,8 +21,8 @@ from pipeline.shards import (
     shard_schema,
     write_manifest,
 )
-from pipeline.statistics import PatchStatistics
-from pipeline.storage import OutputDirectory
+from pipeline.statistics.counts import PatchStatistics
+from pipeline.storage.output import OutputDirectory
 
 PATCHER = Patcher(1.0)
 

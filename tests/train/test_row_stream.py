@@ -14,7 +14,7 @@ from model import Patcher
 from model.tokenizer import BYTE_OFFSET, encode_documents
 from pipeline import open_shards
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.scoring import patch_stored
+from pipeline.patch.scoring import patch_stored
 from train.row_filling import fill_rows
 from train.row_stream import Cursor, RowSettings, RowStream
 

@@ -30,7 +30,7 @@ from trainings import (
 from model import BLT, BLT_SIZES, EntropyModel, load_blt, load_entropy_model, save_blt
 from model.blt_config import flops_per_byte
 from model.tokenizer import EOS_ID
-from pipeline.shards import open_shards
+from pipeline.shards.shard_set import open_shards
 from train.dataloader import ShardDataLoader
 
 CLOSE = {"rel": 2e-6, "abs": 0}

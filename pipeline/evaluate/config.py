@@ -1,0 +1,105 @@
+"""The configuration of ``jobs/evaluate.py``: each field is a flag."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from pipeline.corpus.documents import Columns, Format
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How well a model predicts text: bits per byte, in all and by source, or harness tasks.
+
+    Bits per byte: minus the log2-probabilities of all bytes and of the end of each document, given
+    everything before them in it, divided by the UTF-8 bytes. The interval is a bootstrap over
+    documents.
+
+    Long documents are read in windows: of --context bytes, each half a context after the one
+    before. The first is scored from its start, each other only where it is new, so every byte is
+    scored exactly once, with at least half a context before it, and memory stays bounded.
+
+    Exit status: 0 if everything was done, 1 if a file could not be read or the job stopped, 2 if a
+    flag is wrong.
+    """
+
+    model: str
+    """Directory, URL or hub id of a BLT, or of a (transformer) entropy model."""
+    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")] = ()
+    """Files, directories, globs or URLs (s3://, hf://, ...) of Parquet, JSONL, Arrow or text."""
+    shards: str | None = None
+    """Instead: directory or URL of a finished shard set; its patches are used."""
+    harness_tasks: str | None = None
+    """Instead: tasks of lm-evaluation-harness, TASK[,TASK...]: names, or paths of YAML files."""
+
+    entropy_model: str | None = None
+    """Directory, URL or hub id of the entropy model that places the patches in text; by default the
+    one that lies with the model, or belongs to it on the hub."""
+    threshold: float | None = None
+    """Nats above which a patch starts, instead of the checkpoint's (of the shards', which are then
+    cut anew by their stored entropies)."""
+    reset_at_newline: bool = False
+    """The entropy model's context starts again after each newline."""
+    context: int = 8192
+    """Bytes that a window holds."""
+
+    format: Format = "auto"
+    """What the input files hold; auto goes by their names."""
+    text_column: str = "text"
+    """Column or JSON field with the text."""
+    id_column: str | None = None
+    """Column or JSON field with the id; documents are called file#position without one."""
+    by: str | None = None
+    """Column or JSON field that tells the source of a document; by default its file's name."""
+    max_document_bytes: int = 256 << 20
+    """Longer documents are rejected: one has to fit into memory."""
+    on_bad_document: Literal["reject", "fail"] = "reject"
+    """A broken document is counted and listed at the end, or stops the job."""
+
+    confidence: float = 0.95
+    """Of the intervals."""
+    seed: int = 0
+    """Chooses the documents of the bootstrap, and what harness tasks sample."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.text_column, self.id_column, (self.by,) if self.by else ())
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: a value, or a combination of values, makes no sense; names the flag.
+        """
+        given = [
+            f"--{name}"
+            for name, value in (
+                ("input", self.input),
+                ("shards", self.shards),
+                ("harness-tasks", self.harness_tasks),
+            )
+            if value
+        ]
+        if len(given) != 1:
+            raise ConfigError(
+                f"{' and '.join(given) or '--input'}: give one of --input (text), --shards and "
+                "--harness-tasks"
+            )
+        if self.shards and (self.entropy_model is not None or self.reset_at_newline):
+            name = "--entropy-model" if self.entropy_model is not None else "--reset-at-newline"
+            raise ConfigError(f"{name}: the patches of --shards are there already; leave it out")
+        if self.context < 2:
+            raise ConfigError(f"--context: must be at least 2 bytes, got {self.context}")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"--confidence: must lie between 0 and 1, got {self.confidence}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed: must not be negative, got {self.seed}")
+        if self.threshold is not None and self.threshold != self.threshold:
+            raise ConfigError("--threshold: is not a number")
+        if not 1 <= self.max_document_bytes <= 1 << 30:
+            raise ConfigError(
+                f"--max-document-bytes: from 1 to 1 GiB, got {self.max_document_bytes}"
+            )

@@ -1,0 +1,213 @@
+"""What is evaluated: documents of text files or of a shard set, a few megabytes at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from model.tokenizer import encode_documents
+from pipeline.corpus.documents import SUFFIXES, Document, Split, file_format, read_split
+from pipeline.corpus.splits import plan_file
+from pipeline.errors import BadDocumentError, BadFileError, ConfigError, PipelineError
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.models import with_threshold
+from pipeline.patch.scoring import patch_stored
+from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.listing import InputFile, list_inputs
+
+BATCH_BYTES = 1 << 20
+"""Text that is scored at a time, about."""
+BATCH_DOCUMENTS = 1 << 14
+LISTED_REJECTS = 100
+"""Rejects that are kept with their reasons; the others are counted."""
+NO_SOURCE = "(none)"
+"""Source of documents in which the column that tells it is null."""
+
+
+@dataclass
+class Problems:
+    """What could not be evaluated."""
+
+    rejects: int = 0
+    listed: list[dict[str, str]] = field(default_factory=list)
+    """The first rejects: ``file``, ``position``, ``reason``."""
+    failures: list[str] = field(default_factory=list)
+    """Files that could not be read (to their end), and why."""
+
+    def reject(self, file: str, position: str, reason: str) -> None:
+        self.rejects += 1
+        if len(self.listed) < LISTED_REJECTS:
+            self.listed.append({"file": file, "position": position, "reason": reason})
+
+
+@dataclass
+class Batch:
+    """Documents laid end to end."""
+
+    sources: list[str]
+    ids: list[str]
+    tokens_T: np.ndarray
+    lengths_D: np.ndarray
+    patch_lengths_P: np.ndarray | None = None
+    """None where they are not known, or not yet."""
+
+    @property
+    def text_bytes(self) -> np.ndarray:
+        return self.lengths_D - 2
+
+    @property
+    def patch_counts(self) -> np.ndarray:
+        """Of each document; 0 where there are no patches."""
+        if self.patch_lengths_P is None:
+            return np.zeros_like(self.lengths_D)
+        ends_D = np.searchsorted(self.patch_lengths_P.cumsum(), self.lengths_D.cumsum()) + 1
+        return np.diff(ends_D, prepend=0)
+
+
+class TextData:
+    """Documents of text files."""
+
+    def __init__(self, config: EvaluateConfig):
+        """
+        Raises:
+            ConfigError: there is no such file, its format is not known, or no file has a column.
+        """
+        self.config = config
+        self.splits = _plan(list_inputs(config.input, suffixes=tuple(SUFFIXES)), config)
+        self.bytes = sum(split.size for split in self.splits)
+
+    def batches(self, problems: Problems) -> Iterator[Batch]:
+        """Documents in order, without patches; what cannot be read is added to ``problems``."""
+        documents: list[tuple[str, Document]] = []
+        size = 0
+        for source, document in self._documents(problems):
+            if documents and (size >= BATCH_BYTES or len(documents) == BATCH_DOCUMENTS):
+                yield _batch(documents)
+                documents, size = [], 0
+            documents.append((source, document))
+            size += len(document.text)
+        if documents:
+            yield _batch(documents)
+
+    def _documents(self, problems: Problems) -> Iterator[tuple[str, Document]]:
+        for split in self.splits:
+            file = split.file
+            try:
+                yield from self._split_documents(split, problems)
+            except BadDocumentError:
+                raise
+            except BadFileError as error:
+                problems.failures.append(f"{file.url}: {error}")
+            except Exception as error:  # each filesystem has its own; all mean the same here
+                problems.failures.append(f"{file.url}: cannot be read: {error}")
+
+    def _split_documents(self, split: Split, problems: Problems) -> Iterator[tuple[str, Document]]:
+        name = split.file.name
+        for record in read_split(split, self.config.columns, self.config.max_document_bytes):
+            if isinstance(record, Document):
+                by = record.metadata[0] if record.metadata else name
+                yield NO_SOURCE if by is None else by, record
+            elif self.config.on_bad_document == "fail":
+                raise BadDocumentError(
+                    f"{split.file.url}, position {record.position}: {record.reason} "
+                    "(--on-bad-document reject goes on without such documents)"
+                )
+            else:
+                problems.reject(name, record.position, record.reason)
+
+
+def _batch(documents: list[tuple[str, Document]]) -> Batch:
+    sources, of_source = zip(*documents, strict=True)
+    tokens_T, lengths_D = encode_documents([document.text for document in of_source])
+    ids = [document.sample_id for document in of_source]
+    return Batch(list(sources), ids, tokens_T, lengths_D)
+
+
+def _plan(files: list[InputFile], config: EvaluateConfig) -> list[Split]:
+    """Each file as one split."""
+    plans = []
+    for file in files:
+        kind = file_format(file, config.format)
+        if kind is None:
+            raise ConfigError(f"--format: cannot tell what {file.url} holds from its name")
+        plans.append(plan_file(file, kind, split_bytes=1 << 62))
+    wanted = {
+        "--text-column": config.text_column,
+        "--id-column": config.id_column,
+        "--by": config.by,
+    }
+    offered = [plan.columns for plan in plans if plan.columns is not None]
+    if len(offered) == len(plans):
+        there = list(dict.fromkeys(name for names in offered for name in names))
+        for flag, name in wanted.items():
+            if name is not None and name not in there:
+                raise ConfigError(
+                    f"{flag}: no input file has a column {name!r}; there are: {', '.join(there)}"
+                )
+    return [split for plan in plans for split in plan.splits]
+
+
+class ShardData:
+    """Documents of a finished shard set, with their patches."""
+
+    def __init__(self, config: EvaluateConfig):
+        """
+        Raises:
+            ConfigError: there is no such shard set, it lacks the column that tells the source, or
+                the entropies to cut it anew.
+        """
+        self.config = config
+        try:
+            self.shards = ShardSet(config.shards or "")
+        except PipelineError as error:
+            raise ConfigError(f"--shards: {error}") from error
+        columns = self.shards.manifest["columns"]
+        metadata = columns[columns.index("patch_lengths") + 1 :]
+        if config.by is not None and config.by not in metadata:
+            raise ConfigError(
+                f"--by: the shards have no column {config.by!r} of metadata; there are: "
+                f"{', '.join(metadata) or 'none (patch_corpus.py --keep-columns copies them)'}"
+            )
+        if config.threshold is not None and "entropies" not in columns:
+            raise ConfigError(
+                "--threshold: the shards were written without entropies and can't be cut anew; "
+                "leave it out, or patch the corpus with them"
+            )
+        self.patcher = with_threshold(self.shards.patcher, config.threshold)
+        self.bytes = self.shards.statistics.bytes
+
+    def batches(self) -> Iterator[Batch]:
+        """Documents in order.
+
+        Raises:
+            PipelineError: a shard cannot be read.
+        """
+        # A batch never crosses shards: the rows read so far tell which one it is of.
+        documents_E = [entry.statistics["documents"] for entry in self.shards.entries]
+        end_E, rows = np.cumsum(documents_E), 0
+        columns = ["sample_id", "text", "patch_lengths"]
+        columns += ["entropies"] if self.config.threshold is not None else []
+        columns += [self.config.by] if self.config.by else []
+        try:
+            for batch in self.shards.batches(columns):
+                entry = self.shards.entries[int(np.searchsorted(end_E, rows, side="right"))]
+                rows += batch.num_rows
+                yield self._batch(batch, entry.source)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise PipelineError(
+                f"--shards {self.shards.output.url}: cannot be read: {error}; patch_corpus.py "
+                "--verify tells what is damaged"
+            ) from error
+
+    def _batch(self, rows: pa.RecordBatch, source: str) -> Batch:
+        tokens_T, lengths_D = encode_documents(rows["text"].cast(pa.binary()).to_pylist())
+        if self.config.threshold is None:
+            patch_lengths_P = rows["patch_lengths"].values.to_numpy().astype(np.int64)
+        else:
+            h_T = np.array(rows["entropies"].values)
+            patch_lengths_P, _ = patch_stored(self.patcher, h_T, lengths_D, tokens_T)
+        sources = [source] * rows.num_rows
+        if self.config.by:
+            sources = [NO_SOURCE if s is None else s for s in rows[self.config.by].to_pylist()]
+        return Batch(sources, rows["sample_id"].to_pylist(), tokens_T, lengths_D, patch_lengths_P)

@@ -1,0 +1,217 @@
+"""Bits per byte of a model on text or shards, in all and by source, with bootstrap intervals.
+
+One process, on a GPU if there is one; no Ray. The hot path is :mod:`pipeline.evaluate.likelihood`.
+"""
+
+import time
+from array import array
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+from rich.console import Console
+
+from model.blt import BLT
+from model.entropy_model import EntropyModel
+from pipeline.cli.progress_bar import metered
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.data import Batch, Problems, ShardData, TextData
+from pipeline.evaluate.likelihood import predict
+from pipeline.evaluate.models import Patching, fetched, load_model, load_patching
+from pipeline.patch.scoring import prefetch
+
+RESAMPLES = 2000
+DRAWN_AT_ONCE = 1 << 21
+"""Documents that are drawn at a time: what the bootstrap's memory is bounded by."""
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """What a model needs for some documents."""
+
+    documents: int
+    bytes: int
+    """UTF-8 bytes of text."""
+    patches: int
+    """0 for a model that reads no patches."""
+    bits_per_byte: float | None
+    """None if there is no text."""
+    interval: tuple[float, float] | None
+
+    @property
+    def mean_patch_bytes(self) -> float | None:
+        return self.bytes / self.patches if self.patches else None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result; ``problems.failures`` says what was not done."""
+
+    total: BitsPerByte
+    sources: dict[str, BitsPerByte]
+    problems: Problems
+    seconds: float
+    """Spent on reading, patching and scoring."""
+
+    @property
+    def complete(self) -> bool:
+        return not self.problems.failures and self.total.bits_per_byte is not None
+
+
+class Tally:
+    """Nats, bytes and patches of each document: 28 bytes of memory for each."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, int] = {}
+        self._source, self._bytes, self._patches = array("i"), array("q"), array("q")
+        self._nats = array("d")
+
+    def add(self, batch: Batch, nats_D: np.ndarray) -> None:
+        numbers = self._sources
+        self._source.extend(numbers.setdefault(name, len(numbers)) for name in batch.sources)
+        self._bytes.frombytes(batch.text_bytes.astype(np.int64).tobytes())
+        self._patches.frombytes(batch.patch_counts.astype(np.int64).tobytes())
+        self._nats.frombytes(nats_D.astype(np.float64).tobytes())
+
+    def results(self, confidence: float, seed: int) -> tuple[BitsPerByte, dict[str, BitsPerByte]]:
+        """Of all documents, and of those of each source, by name."""
+        source_D, bytes_D, patches_D, nats_D = (
+            np.array(values) for values in (self._source, self._bytes, self._patches, self._nats)
+        )
+
+        def result(at: np.ndarray | slice) -> BitsPerByte:
+            return BitsPerByte(
+                documents=len(bytes_D[at]),
+                bytes=int(bytes_D[at].sum()),
+                patches=int(patches_D[at].sum()),
+                bits_per_byte=bits_per_byte(nats_D[at], bytes_D[at]),
+                interval=bootstrap_interval(nats_D[at], bytes_D[at], confidence, seed),
+            )
+
+        order_D = np.argsort(source_D, kind="stable")
+        ends = np.searchsorted(source_D[order_D], range(len(self._sources)), side="right")
+        of_source = np.split(order_D, ends[:-1]) if len(ends) else []
+        sources = {name: result(of_source[i]) for name, i in sorted(self._sources.items())}
+        return result(slice(None)), sources
+
+
+def bits_per_byte(nats_D: np.ndarray, bytes_D: np.ndarray) -> float | None:
+    """Of documents together; None if they hold no text."""
+    total = int(bytes_D.sum())
+    return float(nats_D.sum()) / (total * log(2)) if total else None
+
+
+def bootstrap_interval(
+    nats_D: np.ndarray,
+    bytes_D: np.ndarray,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """Percentile interval of bits per byte over documents drawn with replacement.
+
+    Documents, not bytes, are drawn: bytes of one document are not independent of one another.
+
+    Args:
+        nats_D, bytes_D: of each document.
+        confidence: share of the resamples that lie within.
+
+    Returns:
+        the lower and the upper end; None if there is no text.
+    """
+    documents = len(bytes_D)
+    if not bytes_D.sum():
+        return None
+    random = np.random.default_rng(seed)
+    of_each_D2 = np.stack([nats_D, bytes_D], axis=1).astype(np.float64)
+    sums_R2 = np.empty((resamples, 2))
+    step = max(DRAWN_AT_ONCE // documents, 1)
+    for start in range(0, resamples, step):
+        drawn_RD = random.integers(documents, size=(min(step, resamples - start), documents))
+        sums_R2[start : start + step] = of_each_D2[drawn_RD].sum(axis=1)
+    # A resample of empty documents alone says nothing.
+    sums_R2 = sums_R2[sums_R2[:, 1] > 0]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(sums_R2[:, 0] / (sums_R2[:, 1] * log(2)), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
+    """Score everything that was asked for.
+
+    Raises:
+        PipelineError: the job cannot begin or go on.
+    """
+    config.check()
+    data = ShardData(config) if config.shards else TextData(config)
+    with fetched(config.model) as directory:
+        model = load_model(directory)
+        patching = _patching(config, model, directory)
+    if isinstance(data, ShardData) and isinstance(model, BLT):
+        trained_with = model.config.patcher
+        if trained_with is not None and trained_with != data.patcher:
+            console.print(
+                f"note: the patches follow {data.patcher}, the model was trained with "
+                f"{trained_with}",
+                highlight=False,
+            )
+    problems, tally = Problems(), Tally()
+    batches = data.batches() if isinstance(data, ShardData) else data.batches(problems)
+    began = time.monotonic()
+    with metered(console, "scoring", data.bytes) as report:
+        for batch in prefetch(batches):
+            if patching is not None:
+                batch.patch_lengths_P = patching(batch.tokens_T, batch.lengths_D)
+            if isinstance(model, EntropyModel):
+                batch.patch_lengths_P = None
+            said = predict(
+                model,
+                batch.tokens_T,
+                batch.lengths_D,
+                batch.patch_lengths_P,
+                config.context,
+                report,
+            )
+            first_D = batch.lengths_D.cumsum() - batch.lengths_D
+            nats_D = np.add.reduceat(said.nats_T, first_D, dtype=np.float64)
+            _check_finite(nats_D, batch)
+            tally.add(batch, nats_D)
+    seconds = time.monotonic() - began
+    return Evaluation(*tally.results(config.confidence, config.seed), problems, seconds)
+
+
+def _patching(config: EvaluateConfig, model: BLT | EntropyModel, directory: str) -> Patching | None:
+    """What cuts text for the model; None where there is nothing to cut."""
+    if isinstance(model, EntropyModel):
+        for name, value in (
+            ("--entropy-model", config.entropy_model),
+            ("--threshold", config.threshold),
+            ("--reset-at-newline", config.reset_at_newline or None),
+        ):
+            if value is not None:
+                raise ConfigError(
+                    f"{name}: {config.model} is an entropy model, which reads bytes without "
+                    "patches; leave it out"
+                )
+        return None
+    if config.shards:
+        return None
+    return load_patching(
+        model,
+        config.model,
+        directory,
+        config.entropy_model,
+        config.threshold,
+        reset_at_newline=config.reset_at_newline,
+    )
+
+
+def _check_finite(nats_D: np.ndarray, batch: Batch) -> None:
+    broken_D = ~np.isfinite(nats_D)
+    if broken_D.any():
+        raise PipelineError(
+            f"--model: gave a probability that is not a number in document "
+            f"{batch.ids[int(broken_D.argmax())]}; its weights are broken, or overflow in the "
+            "dtype it is run in"
+        )

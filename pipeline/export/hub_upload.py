@@ -1,0 +1,231 @@
+"""An exported dataset → a repository of the hub: workers upload files, the driver commits them.
+
+Files are found in the repository by their SHA-256, so that a rerun uploads what is missing.
+"""
+
+import base64
+import json
+import logging
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars
+from rich.console import Console
+
+from pipeline.cluster.connect import connect
+from pipeline.cluster.memory import bound_memory
+from pipeline.cluster.progress import Reporter
+from pipeline.cluster.stage import attempt, new_board, work_off
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.export.config import ExportShardsConfig
+from pipeline.export.dataset_card import CARD
+from pipeline.export.export_shard import ExportedFile
+from pipeline.shards.shard_set import MANIFEST, is_export
+from pipeline.storage.output import OutputDirectory, to_json
+
+KIND = "dataset"
+PUSHED = "hub.json"
+"""In the staging directory: the repositories that were pushed to."""
+COMMIT_FILES = 50
+"""Files that one commit adds: the hub limits commits an hour, and what one can hold."""
+
+
+def open_repository(config: ExportShardsConfig, output: OutputDirectory) -> None:
+    """Make the repository unless it is there.
+
+    Raises:
+        ConfigError: it is there, and holds files that no export has put there.
+        PipelineError: the hub refuses or cannot be reached.
+    """
+    disable_progress_bars()  # there is one for all workers
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    repository = config.output
+    begun = output.read_json(PUSHED) if output.exists(PUSHED) else []
+    with _saying(repository):
+        # Without a word the owner's own default decides.
+        private = config.private or None
+        HfApi().create_repo(repository, repo_type=KIND, private=private, exist_ok=True)
+        foreign = set() if repository in begun else _foreign_files(repository)
+    if foreign:
+        raise ConfigError(
+            f"--output {repository}: holds files that are no export's, such as {min(foreign)}; "
+            "choose another repository, or remove them there first"
+        )
+    if repository not in begun:
+        output.write(PUSHED, to_json([*begun, repository]))
+
+
+def _files(repository: str) -> dict[str, str]:
+    """SHA-256 of the files in a repository, by path; of small ones it is not known."""
+    tree = HfApi().list_repo_tree(repository, repo_type=KIND, recursive=True)
+    files = (item for item in tree if isinstance(item, RepoFile))
+    return {file.path: file.lfs.sha256 if file.lfs else "" for file in files}
+
+
+def _foreign_files(repository: str) -> set[str]:
+    """What is in a repository beyond what it is made with, unless it is an earlier export."""
+    there = _files(repository).keys() - {".gitattributes", CARD, "LICENSE"}
+    if MANIFEST not in there:
+        return there
+    with tempfile.TemporaryDirectory() as directory:
+        path = HfApi().hf_hub_download(repository, MANIFEST, repo_type=KIND, local_dir=directory)
+        try:
+            manifest = json.loads(Path(path).read_bytes())
+        except ValueError:
+            return there
+    return set() if is_export(manifest) else there
+
+
+def push(
+    files: list[ExportedFile],
+    beside: list[str],
+    config: ExportShardsConfig,
+    output: OutputDirectory,
+    console: Console,
+) -> int:
+    """Bring a repository to what was exported: data first, then what tells of it.
+
+    Args:
+        beside: manifest, card and its pictures, below the output.
+
+    Returns:
+        how many data files were uploaded.
+
+    Raises:
+        PipelineError: the hub refuses or cannot be reached; what is committed stays there.
+    """
+    repository = config.output
+    api = HfApi()
+    with _saying(repository):
+        there = _files(repository)
+    waiting = [i for i, file in enumerate(files) if there.get(file.path) != file.sha256]
+    if waiting:
+        _upload(waiting, files, config, output, console)
+    expected = {file.path for file in files}
+    left_over = [path for path in there if path.startswith("data/train-") and path not in expected]
+    operations: list[Any] = [CommitOperationDelete(path) for path in left_over]
+    operations += [CommitOperationAdd(name, output.read(name)) for name in beside]
+    with _saying(repository):
+        _commit(api, repository, operations, "Card and manifest")
+    return len(waiting)
+
+
+def _upload(
+    waiting: list[int],
+    files: list[ExportedFile],
+    config: ExportShardsConfig,
+    output: OutputDirectory,
+    console: Console,
+) -> None:
+    """Upload files on all workers, and commit them as they come."""
+    api, repository = HfApi(), config.output
+    uploaded: list[CommitOperationAdd] = []
+
+    def commit() -> None:
+        if uploaded:
+            with _saying(repository):
+                _commit(api, repository, uploaded, f"{len(uploaded)} files of data")
+            uploaded.clear()
+
+    def receive(number: int, result: str) -> None:
+        uploaded.append(pickle.loads(base64.b64decode(result)))
+        if len(uploaded) >= COMMIT_FILES:
+            commit()
+
+    connect(config.num_workers)
+    light = [replace(file, statistics={}) for file in files]
+    board = new_board()
+    work_off(
+        {i: files[i].bytes for i in waiting},
+        {},
+        console,
+        "uploading",
+        board,
+        _upload_file,
+        receive=receive,
+        fn_args=(ray.put(light), repository, output, board),
+        concurrency=config.num_workers,
+    )
+    commit()
+
+
+def _commit(api: HfApi, repository: str, operations: list[Any], message: str) -> None:
+    api.create_commit(repository, operations, commit_message=message, repo_type=KIND)
+
+
+def _upload_file(
+    row: dict[str, Any], shared: Any, repository: str, output: OutputDirectory, board: Any
+) -> dict[str, Any]:
+    bound_memory()
+    disable_progress_bars()
+
+    def upload(number: int, report: Reporter) -> str:
+        """The operation that the driver has to commit, pickled. The token is that of the node."""
+        file: ExportedFile = ray.get(shared)[number]
+        with tempfile.TemporaryDirectory() as directory:
+            path = _staged(file, output, directory)
+            operation = CommitOperationAdd(file.path, str(path))
+            with _saying(repository):
+                HfApi().preupload_lfs_files(repository, [operation], repo_type=KIND)
+            if not operation._is_uploaded:  # so small that the hub takes it with the commit
+                operation = CommitOperationAdd(file.path, path.read_bytes())
+        report(file.bytes)
+        return base64.b64encode(pickle.dumps(operation)).decode()
+
+    return attempt(row, board, upload)
+
+
+def _staged(file: ExportedFile, output: OutputDirectory, directory: str) -> Path:
+    """Where a file that was exported lies on this node.
+
+    Raises:
+        PipelineError: it is not there, or there is no room for a copy.
+    """
+    path = Path(output.locate(file.path))
+    try:
+        if not output.local:
+            path = Path(directory, "file")
+            output.filesystem.get_file(f"{output.path}/{file.path}", str(path))
+        path.open("rb").close()
+    except Exception as error:  # each filesystem has its own
+        where = output.locate(file.path)
+        raise PipelineError(f"--staging: {where}: cannot be uploaded: {error}") from error
+    return path
+
+
+@contextmanager
+def _saying(repository: str) -> Iterator[None]:
+    """
+    Raises:
+        PipelineError: instead of what the hub's client raises; never with a token in it.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        hints = {
+            401: "no valid token; set HF_TOKEN to one that may write",
+            403: "the token may not write there",
+            404: "there is no such owner, or the token may not see it",
+        }
+        said = hints.get(status, error.server_message or str(error).splitlines()[0])
+        raise PipelineError(
+            f"--output {repository}: the hub refuses ({status}): {said}; what is committed stays, "
+            "run the same command again to go on"
+        ) from error
+    except Exception as error:  # of the network: each layer has its own
+        raise PipelineError(
+            f"--output {repository}: the hub cannot be reached: {type(error).__name__}: {error}; "
+            "run the same command again to go on"
+        ) from error

@@ -1,0 +1,136 @@
+"""What is learned from a seeded sample before a run: the n-gram model and the threshold."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from model.ngram import NGramEntropyModel
+from model.patcher import Patcher
+from model.segments import cut_segments
+from model.tokenizer import encode_documents
+from pipeline.corpus.documents import Document, Split, read_split
+from pipeline.errors import PipelineError
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.scoring import Scorer, patch_stored
+
+PLACES = 64
+"""Places of the corpus that a sample is read from."""
+FIT_BYTES = 8 << 20
+"""Text counted at a time when an n-gram model is fitted."""
+
+
+def sample_documents(
+    splits: Sequence[Split], config: PatchCorpusConfig, sample_bytes: int
+) -> list[bytes]:
+    """Text of about ``sample_bytes`` bytes, all of a corpus that is not larger.
+
+    The places are drawn with ``config.seed``, in proportion to the sizes of the splits; each gives
+    whole documents, but not more than a few times its share of a long one. A file that cannot be
+    read gives nothing; the run itself will name it.
+    """
+    sizes = np.array([max(split.size, 1) for split in splits], np.float64)
+    if sizes.sum() <= sample_bytes:
+        places = list(splits)
+    else:
+        random = np.random.default_rng(config.seed)
+        chosen = random.choice(len(splits), PLACES, p=sizes / sizes.sum())
+        places = [_somewhere_in(splits[i], random) for i in sorted(chosen.tolist())]
+    documents: list[bytes] = []
+    taken = 0
+    for number, place in enumerate(places, 1):
+        # What early places lack, because they were short, later ones make good.
+        wanted = sample_bytes * number // len(places)
+        try:
+            for record in read_split(place, config.columns, config.max_document_bytes):
+                if taken >= wanted:
+                    break
+                if isinstance(record, Document):
+                    text = record.text[: 4 * max(sample_bytes // len(places), 1 << 16)]
+                    documents.append(text)
+                    taken += len(text)
+        except Exception:  # whatever it is, the run meets it again and says what it is
+            continue
+    return documents
+
+
+def _somewhere_in(split: Split, random: np.random.Generator) -> Split:
+    """The rest of a split from a random row group, record batch or byte on, where it has such."""
+    if split.stop is None:
+        return split
+    return replace(split, start=int(random.integers(split.start, max(split.stop, 1))))
+
+
+def fit_ngram(documents: Sequence[bytes], config: PatchCorpusConfig) -> NGramEntropyModel:
+    """An n-gram model of the sample.
+
+    Raises:
+        PipelineError: the sample is empty.
+    """
+    if not any(documents):
+        raise PipelineError(
+            "--entropy-model ngram: no text to fit it on: no document of the sample can be used; "
+            "see --text-column and --format, or name a model"
+        )
+    return NGramEntropyModel.fit(_token_batches(documents, config.reset_at_newline))
+
+
+def _token_batches(
+    documents: Sequence[bytes], reset_at_newline: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and segment lengths of a few megabytes of documents at a time."""
+    start = size = 0
+    for stop, document in enumerate(documents, 1):
+        size += len(document)
+        if size >= FIT_BYTES or stop == len(documents):
+            tokens_T, lengths_D = encode_documents(documents[start:stop])
+            lengths_S = cut_segments(
+                torch.from_numpy(tokens_T),
+                torch.from_numpy(lengths_D),
+                context_length=None,
+                reset_at_newline=reset_at_newline,
+            )
+            yield tokens_T, lengths_S.numpy()
+            start, size = stop, 0
+
+
+def calibrate(scorer: Scorer, documents: Sequence[bytes], target_patch_size: float) -> Patcher:
+    """The scorer's rule with the threshold that brings the sample closest to the target.
+
+    Args:
+        target_patch_size: bytes of text for each patch.
+
+    Raises:
+        PipelineError: the sample is empty.
+    """
+    text_bytes = sum(map(len, documents))
+    if not text_bytes:
+        raise PipelineError(
+            "--target-patch-size: no text to calibrate on: no document of the sample can be used; "
+            "see --text-column and --format, or give a --threshold"
+        )
+    tokens_T, lengths_D = encode_documents(documents)
+    h_T = scorer.entropies(tokens_T, lengths_D)
+
+    def patch_size(threshold: float) -> float:
+        patcher = replace(scorer.patcher, threshold=threshold)
+        return text_bytes / len(patch_stored(patcher, h_T, lengths_D, tokens_T)[0])
+
+    # A rule compares with what is stored: no other thresholds make a difference.
+    signal_T = h_T.astype(np.float32)
+    if scorer.patcher.rule == "monotonic":
+        signal_T = np.diff(signal_T)
+    candidates = np.unique(signal_T)
+    # Patches get longer with the threshold: find the first that reaches the target, and look at
+    # the one before.
+    low, high = 0, len(candidates) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if patch_size(float(candidates[middle])) < target_patch_size:
+            low = middle + 1
+        else:
+            high = middle
+    near = candidates[max(low - 1, 0) : low + 1]
+    best = min(near, key=lambda value: abs(patch_size(float(value)) - target_patch_size))
+    return replace(scorer.patcher, threshold=float(best))

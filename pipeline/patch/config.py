@@ -1,0 +1,170 @@
+"""The configuration of ``jobs/patch_corpus.py``: each field is a flag."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from model.checkpoint_files import BUILT_IN
+from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
+from pipeline.corpus.documents import Columns, Format
+from pipeline.errors import ConfigError
+from pipeline.shards.shard_set import OWN_COLUMNS
+
+NGRAM = "ngram"
+
+
+@dataclass(frozen=True)
+class PatchCorpusConfig:
+    """Cut a corpus into entropy patches: text files in, Arrow shards with patch boundaries out.
+
+    A rerun of the same command goes on where the last one stopped. Exit status: 0 if everything was
+    done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
+    """
+
+    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    """Files, directories, globs or URLs (s3://, hf://, ...) of Parquet, JSONL, Arrow or text."""
+    output: str
+    """Directory or URL for shards, manifest and rejects."""
+    entropy_model: str | None = None
+    """Directory, URL or hub id of an entropy model; "entropy-1m" comes with blt-titan; "ngram" fits
+    a byte n-gram model on a sample of the corpus, far cheaper. By default entropy-1m, or ngram if
+    the rule does not look at entropies."""
+    format: Format = "auto"
+    """What the input files hold; auto goes by their names."""
+    text_column: str = "text"
+    """Column or JSON field with the text."""
+    id_column: str | None = None
+    """Column or JSON field with the id; documents are called file#position without one."""
+    keep_columns: tuple[str, ...] = ()
+    """Further columns to copy into the shards, as strings."""
+
+    rule: Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte"] = "global"
+    """Where patches start. Entropies: global, monotonic, combined (with thresholds), top-k (a fixed
+    number); else: space, static, byte."""
+    threshold: float | None = None
+    """Nats: entropy (global, combined) or its rise (monotonic) above which a patch starts."""
+    target_patch_size: float | None = None
+    """Instead of a threshold: mean bytes a patch; the threshold is calibrated on a sample."""
+    threshold_add: float | None = None
+    """Nats: rise of entropy that the combined rule asks for as well."""
+    patch_size: float | None = None
+    """Tokens a patch, for top-k and static."""
+    max_patch_length: int | None = None
+    """Tokens: longer patches are cut."""
+    reset_at_newline: bool = False
+    """The entropy model's context starts again after each newline."""
+    published_rules: bool = False
+    """monotonic, combined, static: exactly as the published code, see model/patcher.py."""
+
+    num_workers: int | None = None
+    """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
+    gpus_per_worker: float | None = None
+    """GPUs for each worker; 1 by default if the cluster has any and the model can use it."""
+    seed: int = 0
+    """Chooses the sample that the threshold is calibrated, and the n-gram model fitted, on."""
+    calibration_bytes: int = 2 << 20
+    """Size of the sample for the threshold."""
+    ngram_bytes: int = 64 << 20
+    """Size of the sample for the n-gram model."""
+    shard_bytes: int = 64 << 20
+    """Text in a shard, about; also the size of the pieces that large files are split into."""
+    max_document_bytes: int = 256 << 20
+    """Longer documents are rejected: one has to fit into memory."""
+    keep_entropies: bool = True
+    """Store the entropies, so that shards can be cut anew without the model."""
+    on_bad_document: Literal["reject", "fail"] = "reject"
+    """A broken document is counted and kept in rejects/, or stops the job."""
+    overwrite: bool = False
+    """Start anew: remove what an earlier run left in the output."""
+    verify: bool = False
+    """When done, read everything back and check it."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    @property
+    def scored_with(self) -> str:
+        """The entropy model that is used: the one asked for, or the default."""
+        return self.entropy_model or (BUILT_IN if self.rule in ENTROPY_RULES else NGRAM)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.text_column, self.id_column, self.keep_columns)
+
+    @property
+    def calibrates(self) -> bool:
+        return self.target_patch_size is not None
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: a value, or a combination of values, makes no sense; names the flag.
+        """
+        if self.rule in THRESHOLD_RULES and (self.threshold is None) != self.calibrates:
+            raise ConfigError(
+                f"--threshold: the {self.rule} rule needs either it or --target-patch-size "
+                "(4.5 is usual), not both"
+            )
+        if self.calibrates and self.rule not in THRESHOLD_RULES:
+            raise ConfigError(f"--target-patch-size: the {self.rule} rule has no threshold")
+        for name in ("threshold", "threshold_add"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ConfigError(f"{flag(name)}: must be a finite number of nats")
+        if self.calibrates and not 0.5 <= float(self.target_patch_size or 0) <= 10_000:
+            raise ConfigError(f"--target-patch-size: {self.target_patch_size} bytes is no size")
+        self.patcher(0.0 if self.calibrates else self.threshold)
+        for name in (
+            *("num_workers", "calibration_bytes", "ngram_bytes"),
+            *("shard_bytes", "max_document_bytes"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{flag(name)}: must be at least 1, got {value}")
+        if self.max_document_bytes > 1 << 30:
+            raise ConfigError("--max-document-bytes: at most 1 GiB, what one Arrow row can hold")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ConfigError(f"--gpus-per-worker: must not be negative: {self.gpus_per_worker}")
+        columns = [self.text_column, *self.keep_columns]
+        for name in self.keep_columns:
+            if name in OWN_COLUMNS or columns.count(name) > 1:
+                raise ConfigError(f"--keep-columns: {name!r} is in the shards already")
+
+    def patcher(self, threshold: float | None) -> Patcher:
+        """The boundary rule with this threshold.
+
+        Raises:
+            ConfigError: the flags of the rule do not fit together.
+        """
+        try:
+            return Patcher(
+                threshold=threshold,
+                rule=self.rule,
+                threshold_add=self.threshold_add,
+                patch_size=self.patch_size,
+                max_patch_length=self.max_patch_length,
+                published=self.published_rules,
+            )
+        except ValueError as error:
+            name, _, rest = str(error).partition(":")
+            raise ConfigError(f"{flag(name)}:{rest}") from error
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide what is in the shards: those that a resumed run must share."""
+        names = (
+            *("entropy_model", "format", "text_column", "id_column", "keep_columns"),
+            *("rule", "threshold", "target_patch_size", "threshold_add", "patch_size"),
+            *("max_patch_length", "reset_at_newline", "published_rules", "seed"),
+            *("calibration_bytes", "ngram_bytes", "shard_bytes", "max_document_bytes"),
+            "keep_entropies",
+        )
+        values = {name: getattr(self, name) for name in names}
+        return values | {
+            "entropy_model": self.scored_with,
+            "keep_columns": list(self.keep_columns),
+        }
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")

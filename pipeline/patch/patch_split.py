@@ -1,0 +1,190 @@
+"""One worker's job: a split of a file → committed shards. No Ray in here.
+
+Reading, scoring and writing overlap, each in its own thread. A split is written as a sequence of
+shards; each is committed on its own, and a rerun skips the records of those that are.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from model.tokenizer import encode_documents
+from pipeline.corpus.documents import (
+    Document,
+    Reject,
+    Split,
+    bad_document,
+    read_records,
+    rejects_json,
+)
+from pipeline.errors import BadFileError
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.scoring import Scorer, prefetch
+from pipeline.shards.shard_set import (
+    ShardEntry,
+    commit_entry,
+    entry_path,
+    ipc_options,
+    read_entry,
+    record_batch,
+    shard_name,
+    shard_schema,
+)
+from pipeline.statistics.counts import PatchStatistics
+from pipeline.statistics.summary import Summary
+from pipeline.storage.output import OutputDirectory, to_json
+
+BATCH_BYTES = 1 << 20
+"""Text that is scored at a time, and goes into one record batch of a shard."""
+MOST_REJECTS = 1 << 16
+"""Rejects after which a shard is closed: they are held in memory until then."""
+
+
+@dataclass
+class _Batch:
+    """Neighbouring records of a split."""
+
+    documents: list[Document] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    ends_shard: bool = False
+    ends_split: bool = False
+    error: str | None = None
+
+
+class _ScoredBatch(NamedTuple):
+    """A batch with what is known of its documents, laid end to end, once the model has run."""
+
+    batch: _Batch
+    tokens_T: np.ndarray
+    lengths_D: np.ndarray
+    entropies_T: np.ndarray
+
+
+def patch_split(
+    split: Split,
+    file_index: int,
+    config: PatchCorpusConfig,
+    scorer: Scorer,
+    output: OutputDirectory,
+    report: Callable[[int], None],
+) -> None:
+    """Write and commit the shards of a split that are not committed yet.
+
+    Args:
+        report: called with the tokens of each pack that is scored.
+
+    Raises:
+        UnreachableFileError: the file cannot be read now; committed shards stay.
+        PipelineError: the job cannot go on.
+    """
+    piece, skip = 0, 0
+    while output.exists(entry_path(shard_name(file_index, split.index, piece))):
+        committed = read_entry(output, shard_name(file_index, split.index, piece))
+        if committed.last:
+            return
+        piece, skip = piece + 1, skip + committed.records
+    batches = prefetch(_read_batches(split, config, skip))
+    scored = prefetch(_score_batches(batches, scorer, report))
+    while True:
+        name = shard_name(file_index, split.index, piece)
+        if _write_shard(scored, scorer, name, split.file.name, config, output).last:
+            return
+        piece += 1
+
+
+def _records(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[Document | Reject]:
+    records = read_records(split, config.columns, config.max_document_bytes)
+    return islice(records, skip, None)
+
+
+def _read_batches(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[_Batch]:
+    """The records of a split in batches; where one ends depends on the records alone."""
+    batch = _Batch()
+    batch_bytes = shard_bytes = shard_rejects = 0
+    try:
+        for record in _records(split, config, skip):
+            if shard_bytes >= config.shard_bytes or shard_rejects >= MOST_REJECTS:
+                batch.ends_shard = True
+                shard_bytes = shard_rejects = 0
+            if batch.ends_shard or batch_bytes >= BATCH_BYTES:
+                yield batch
+                batch, batch_bytes = _Batch(), 0
+            if isinstance(record, Document):
+                batch.documents.append(record)
+                batch_bytes += len(record.text)
+                shard_bytes += len(record.text)
+            elif config.on_bad_document == "fail":
+                raise bad_document(split.file.url, record)
+            else:
+                batch.rejects.append(record)
+                shard_rejects += 1
+    except BadFileError as error:
+        batch.error = str(error)
+    batch.ends_shard = batch.ends_split = True
+    yield batch
+
+
+def _score_batches(
+    batches: Iterable[_Batch], scorer: Scorer, report: Callable[[int], None]
+) -> Iterator[_ScoredBatch]:
+    for batch in batches:
+        tokens_T, lengths_D = encode_documents([document.text for document in batch.documents])
+        # Patching is left to the writer's side: a device does not wait for it.
+        h_T = scorer.entropies(tokens_T, lengths_D, report)
+        yield _ScoredBatch(batch, tokens_T, lengths_D, h_T)
+
+
+def _write_shard(
+    batches: Iterator[_ScoredBatch],
+    scorer: Scorer,
+    name: str,
+    source: str,
+    config: PatchCorpusConfig,
+    output: OutputDirectory,
+) -> ShardEntry:
+    """Patch and write batches up to the end of a shard, and commit it."""
+    schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
+    statistics, summary = PatchStatistics(), Summary()
+    rejects: list[Reject] = []
+    entry = ShardEntry(name=name, source=source)
+    with ExitStack() as stack:
+        writer = None
+        for batch, *scored_tokens in batches:
+            rejects += batch.rejects
+            if batch.documents:
+                if writer is None:
+                    path = stack.enter_context(output.committing(entry.path))
+                    file = stack.enter_context(pa.OSFile(str(path), "wb"))
+                    writer = pa.ipc.new_file(file, schema, options=ipc_options())
+                scored = scorer.patch(*scored_tokens)
+                rows = record_batch(batch.documents, scored, schema)
+                writer.write_batch(rows)
+                summary += Summary.of(rows, scored, scorer.patcher, config.keep_columns)
+                statistics += PatchStatistics.of(
+                    scored.lengths_D, scored.patch_lengths_P, scored.entropies_T
+                )
+            if batch.ends_shard:
+                entry.last, entry.error = batch.ends_split, batch.error
+                break
+        if writer is not None:
+            writer.close()
+            file.close()
+            with path.open("rb") as written:
+                entry.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            entry.shard_bytes = path.stat().st_size
+    summary.reject(reject.reason for reject in rejects)
+    output.write(entry.summary_path, to_json(summary.to_json()))
+    entry.rejects = len(rejects)
+    entry.records = statistics.documents + len(rejects)
+    entry.statistics = statistics.to_json()
+    # The file itself stands among the rejects too, so that they tell all that was lost.
+    if rejects or entry.error:
+        output.write(entry.rejects_path, rejects_json(source, rejects, entry.error))
+    commit_entry(output, entry)
+    return entry

@@ -1,0 +1,170 @@
+"""Before the first shard: which splits there are, with what model and threshold they are patched.
+
+A new run is planned, fitted and calibrated, then recorded; a rerun is checked against the record.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import torch
+from rich.console import Console
+
+from model.blt_config import transformer_flops
+from model.checkpoint import (
+    CheckpointError,
+    fingerprint,
+    load_entropy_model,
+    save_entropy_model,
+)
+from model.entropy_model import EntropyModel
+from model.ngram import NGramEntropyModel
+from model.patcher import Patcher
+from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
+from pipeline.cluster.connect import in_ray
+from pipeline.cluster.plan_splits import plan_splits
+from pipeline.corpus.documents import Split
+from pipeline.errors import ConfigError
+from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
+from pipeline.patch.config import NGRAM, PatchCorpusConfig
+from pipeline.patch.devices import Model, gpus_per_worker, on_device
+from pipeline.patch.run import MODEL_DIRECTORY, Run, remove_run, source_records
+from pipeline.patch.scoring import Scorer
+from pipeline.shards.shard_set import shard_schema
+from pipeline.storage.listing import InputFile
+from pipeline.storage.output import OutputDirectory
+
+
+def load_model(config: PatchCorpusConfig) -> Model | None:
+    """The entropy model that was asked for; None if one is to be fitted.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    return None if config.scored_with == NGRAM else _load(config.scored_with)
+
+
+def _load(source: str) -> Model:
+    try:
+        return load_entropy_model(source, device="cpu", dtype=torch.float32)
+    except CheckpointError as error:
+        raise ConfigError(f"--entropy-model: {error}") from error
+
+
+def begin_run(
+    config: PatchCorpusConfig,
+    files: list[InputFile],
+    model: Model | None,
+    output: OutputDirectory,
+    console: Console,
+) -> tuple[Run, Model]:
+    """Plan a new run, fit and calibrate what it needs, and record it."""
+    splits = plan_splits(files, config.format, config.columns, config.shard_bytes)
+    output.check_writable()
+    if config.overwrite:  # only now: a wrong flag must not cost the earlier result
+        remove_run(output)
+    if model is None:
+        console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
+        model = cast(Model, in_ray(_fit, 0, splits, config))
+        _save(model, output)
+    patcher = config.patcher(0.0 if config.calibrates else config.threshold)
+    if config.calibrates:
+        gpus = gpus_per_worker(config, model)
+        scorer = Scorer(model, patcher, config.reset_at_newline)
+        patcher = in_ray(_calibrate, gpus, scorer, gpus, splits, config)
+    tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
+    made_with = {
+        "tokenizer": tokenizer,
+        "entropy_model": _describe(model, config),
+        "patcher": {name: value for name, value in vars(patcher).items() if value is not None},
+        "columns": shard_schema(config.keep_columns, entropies=config.keep_entropies).names,
+        "sources": source_records(files),
+        "configuration": config.content(),
+    }
+    run = Run(files, splits, _content(config, model), made_with)
+    run.save(output)
+    _print_threshold(config, run, console)
+    return run, model
+
+
+def resume_run(
+    run: Run,
+    config: PatchCorpusConfig,
+    files: list[InputFile],
+    model: Model | None,
+    output: OutputDirectory,
+    console: Console,
+) -> tuple[Run, Model]:
+    """Check that this is the run that was begun.
+
+    Files that were broken and have changed since are planned anew.
+
+    Raises:
+        PipelineError: something else differs.
+    """
+    if model is None:
+        model = _load(output.locate(MODEL_DIRECTORY))
+    mended = run.check_same(_content(config, model), files, output)
+    console.print(f"going on with the run in {output.url}", highlight=False)
+    if mended:
+        for file in mended:
+            console.print(f"{file.url} was broken and has changed: reading it again")
+        splits = plan_splits(mended, config.format, config.columns, config.shard_bytes)
+        run = run.with_files(mended, splits, output)
+    _print_threshold(config, run, console)
+    return run, model
+
+
+def _print_threshold(config: PatchCorpusConfig, run: Run, console: Console) -> None:
+    if config.calibrates:
+        threshold = run.made_with["patcher"]["threshold"]
+        console.print(
+            f"threshold {threshold!r} nats, calibrated for {config.target_patch_size} bytes a patch"
+        )
+
+
+def _content(config: PatchCorpusConfig, model: Model) -> dict[str, Any]:
+    described = _describe(model, config)
+    return config.content() | {
+        "entropy-model fingerprint": described["fingerprint"],
+        "device and dtype": described["computed_in"],
+    }
+
+
+def _describe(model: Model, config: PatchCorpusConfig) -> dict[str, Any]:
+    return {
+        "source": config.scored_with,
+        "fingerprint": fingerprint(model),
+        "computed_in": "cuda bfloat16" if gpus_per_worker(config, model) else "cpu float32",
+        "reset_at_newline": config.reset_at_newline,
+        "flops_per_byte": _forward_flops(model),
+    }
+
+
+def _forward_flops(model: Model) -> float:
+    """What a byte costs; tables of an n-gram model are looked up, which is next to nothing."""
+    if not isinstance(model, EntropyModel):
+        return 0.0
+    shape = model.config
+    return transformer_flops(shape.n_layers, shape.dim, shape.window, shape.vocab_size)
+
+
+def _save(model: Model, output: OutputDirectory) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        save_entropy_model(model, directory)
+        for path in sorted(Path(directory).iterdir()):
+            output.write(f"{MODEL_DIRECTORY}/{path.name}", path.read_bytes())
+
+
+@ray.remote(num_cpus=1)
+def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
+    return fit_ngram(sample_documents(splits, config, config.ngram_bytes), config)
+
+
+@ray.remote(num_cpus=1)
+def _calibrate(
+    scorer: Scorer, gpus: float, splits: list[Split], config: PatchCorpusConfig
+) -> Patcher:
+    documents = sample_documents(splits, config, config.calibration_bytes)
+    return calibrate(on_device(scorer, gpus), documents, cast(float, config.target_patch_size))

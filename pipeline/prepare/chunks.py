@@ -1,0 +1,103 @@
+"""Chunks: what a prepared corpus consists of, how they are written, called and found again.
+
+A prepared corpus is a directory::
+
+    CORPUS.chunk.NN.parquet   shuffled documents: ``sample_id``, ``text``, metadata columns
+    CORPUS.val.parquet        documents held out for validation
+    rejects/NNNNNN.jsonl      records that could not be used: file, position, reason
+    manifest.json             written last: sources, seed, counts, statistics, digests
+
+or the same with ``.jsonl``, named as the published recipe does.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ChunkFormat = Literal["parquet", "jsonl"]
+MANIFEST = "manifest.json"
+RECORD = "run.json"
+STAGE = "prepare"
+"""What ``stage`` in the manifest and the record of a prepared corpus says."""
+ZSTD_LEVEL = 3
+ROW_GROUP_BYTES = 32 << 20
+
+
+def chunk_names(corpus: str, chunk_format: ChunkFormat, chunks: int) -> list[str]:
+    """Names of the chunks; with as many digits as the last one needs, but at least two."""
+    digits = max(2, len(str(chunks - 1)))
+    return [f"{corpus}.chunk.{i:0{digits}}.{chunk_format}" for i in range(chunks)]
+
+
+def validation_name(corpus: str, chunk_format: ChunkFormat) -> str:
+    return f"{corpus}.val.{chunk_format}"
+
+
+@contextlib.contextmanager
+def chunk_writer(
+    path: Path, chunk_format: ChunkFormat, metadata: Sequence[str]
+) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """A function that writes rows of a run (:mod:`pipeline.prepare.sorted_runs`) to a new chunk."""
+    columns = ["sample_id", "text", *metadata]
+    schema = pa.schema([(name, pa.large_string()) for name in columns])
+    opened = _parquet_writer if chunk_format == "parquet" else _jsonl_writer
+    with opened(path, schema) as write:
+
+        def write_rows(rows: pa.RecordBatch) -> None:
+            # The text is valid UTF-8: it was read as such.
+            arrays = [rows[name].cast(pa.large_string(), safe=False) for name in columns]
+            write(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+        yield write_rows
+
+
+Write = Callable[[pa.RecordBatch], None]
+
+
+@contextlib.contextmanager
+def _parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
+    pending: list[pa.RecordBatch] = []
+    with (
+        pq.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            compression_level=ZSTD_LEVEL,
+            use_dictionary=schema.names[2:],  # texts and ids hardly ever repeat
+            write_statistics=schema.names[2:],  # of texts they would be whole texts
+            store_schema=False,  # plain strings, not large ones, to whoever reads it
+        ) as writer
+    ):
+
+        def flush() -> None:
+            if not any(map(len, pending)):  # a group without rows is more than some readers bear
+                return
+            table = pa.Table.from_batches(pending, schema)
+            pending.clear()
+            groups = -(-table.nbytes // ROW_GROUP_BYTES)
+            writer.write_table(table, row_group_size=-(-len(table) // max(groups, 1)))
+
+        def write(batch: pa.RecordBatch) -> None:
+            pending.append(batch)
+            if sum(rows.nbytes for rows in pending) >= ROW_GROUP_BYTES:
+                flush()
+
+        yield write
+        flush()
+
+
+@contextlib.contextmanager
+def _jsonl_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
+    with path.open("wb") as file:
+
+        def write(batch: pa.RecordBatch) -> None:
+            for start in range(0, len(batch), 256):  # Python values take more room than Arrow's
+                rows = batch.slice(start, 256).to_pylist()
+                file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+
+        yield write

@@ -1,0 +1,149 @@
+"""The configuration of ``jobs/prepare_corpus.py``: each field is a flag."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pipeline.corpus.documents import SUFFIXES, Columns, Format
+from pipeline.corpus.named import Corpus, find_corpus
+from pipeline.errors import ConfigError
+from pipeline.prepare.chunks import ChunkFormat
+
+VALIDATION_DOCUMENTS = 10_000
+LARGEST_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class PrepareCorpusConfig:
+    """Bring a corpus from the hub, object storage or disk to shuffled chunks, ready to be patched.
+
+    The order is one random permutation of all documents, and depends on the corpus and the seed
+    alone. A rerun of the same command goes on where the last one stopped. Exit status: 0 if
+    everything was done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
+    """
+
+    output: str
+    """Directory or URL for chunks, validation set, rejects and manifest."""
+    corpus: str | None = None
+    """fineweb_edu, fineweb_edu_10bt, dclm_baseline_1.0, dclm_baseline_1.0_10prct, or any dataset of
+    the hub: owner/name or owner/name@revision."""
+    input: tuple[str, ...] = ()
+    """Instead: files, directories, globs or URLs (s3://, ...) of Parquet, JSONL, Arrow or text."""
+    files: tuple[str, ...] = ()
+    """Of a dataset of the hub: only files whose path matches one of these patterns."""
+    name: str | None = None
+    """What chunks are called; by default after the corpus or the input."""
+
+    input_format: Format = "auto"
+    """What the input files hold; auto goes by their names."""
+    text_column: str | None = None
+    """Column or JSON field with the text; by default that of the named corpus, or text."""
+    id_column: str | None = None
+    """Column or JSON field with the id; by default that of the named corpus; documents are called
+    file#position without one."""
+    keep_columns: tuple[str, ...] = ()
+    """Further columns to copy into the chunks, as strings."""
+
+    seed: int = 0
+    """Decides the permutation."""
+    num_chunks: int | None = None
+    """Chunks; by default as many as give each about 256 MB of text."""
+    validation_documents: int | None = None
+    """Documents held out for validation, the same whatever the number of chunks; by default 10,000,
+    or a tenth of a corpus that has fewer than 20,000."""
+    deduplicate: bool = False
+    """Keep only the first of documents with exactly the same text."""
+    format: ChunkFormat = "parquet"
+    """Of the chunks; jsonl gives the names of the published recipe."""
+
+    tokenizer: str | None = None
+    """Also download a tokenizer, to tokenizer/: llama3, llama2, gpt2, or any hub id."""
+    downloads: str | None = None
+    """Directory or URL to keep downloaded files in; otherwise each is removed when it was read."""
+    num_workers: int | None = None
+    """Workers, one CPU each; as many as the cluster has room for by default."""
+    sort_bytes: int = 64 << 20
+    """Text that a worker holds in memory and sorts at a time."""
+    max_document_bytes: int = 256 << 20
+    """Longer documents are rejected: one has to fit into memory."""
+    on_bad_document: Literal["reject", "fail"] = "reject"
+    """A broken document is counted and kept in rejects/, or stops the job."""
+    overwrite: bool = False
+    """Start anew: remove what an earlier run left in the output."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: a value, or a combination of values, makes no sense; names the flag.
+        """
+        if (self.corpus is None) == (not self.input):
+            raise ConfigError("--corpus: give either a corpus or --input, not both")
+        if self.input and self.files:
+            raise ConfigError("--files: chooses among files of a --corpus; name yours in --input")
+        if self.input and self.downloads:
+            raise ConfigError("--downloads: only files of a --corpus are downloaded")
+        least = {"num_chunks": 1, "validation_documents": 0, "num_workers": 1, "sort_bytes": 1}
+        for name, smallest in (least | {"max_document_bytes": 1}).items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag}: must be at least {smallest}, got {value}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ConfigError(f"--seed: must be between 0 and 2**64 - 1, got {self.seed}")
+        if self.max_document_bytes > 1 << 30:
+            raise ConfigError("--max-document-bytes: at most 1 GiB, what one Arrow row can hold")
+        if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"--name: letters, digits, '.', '-' and '_' only, got {self.name!r}")
+        for name in self.keep_columns:
+            if name in ("sample_id", "text", "key", "place") or self.keep_columns.count(name) > 1:
+                raise ConfigError(f"--keep-columns: {name!r} is in the chunks already, or reserved")
+
+    def find_corpus(self) -> Corpus | None:
+        """The corpus of the hub that is asked for, with what other flags say of it; None if the
+        input is files.
+
+        Raises:
+            ConfigError: there is no such corpus.
+        """
+        if self.corpus is None:
+            return None
+        corpus = find_corpus(self.corpus)
+        return replace(
+            corpus,
+            files=self.files or corpus.files,
+            format=corpus.format if self.input_format == "auto" else self.input_format,
+            text_column=self.text_column or corpus.text_column,
+            id_column=self.id_column or corpus.id_column,
+        )
+
+    def columns(self, corpus: Corpus | None) -> Columns:
+        """Which fields of a record are wanted."""
+        if corpus is not None:
+            return Columns(corpus.text_column, corpus.id_column, self.keep_columns)
+        return Columns(self.text_column or "text", self.id_column, self.keep_columns)
+
+    @property
+    def chunks_called(self) -> str:
+        """The name in the names of chunks."""
+        if self.name:
+            return self.name
+        source = PurePosixPath(self.corpus or self.input[0].rstrip("/"))
+        known = [part for part in source.parts if not any(magic in part for magic in "*?[:")]
+        name = (known or ["corpus"])[-1].partition("@")[0]
+        for suffix in sorted(SUFFIXES, key=len, reverse=True):
+            name = name.removesuffix(suffix)
+        return re.sub(r"[^\w.-]", "_", name).strip(".") or "corpus"
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide what is in the chunks: those that a resumed run must share."""
+        names = (
+            *("corpus", "files", "input_format", "text_column", "id_column", "keep_columns"),
+            *("seed", "num_chunks", "validation_documents", "deduplicate", "format"),
+            *("downloads", "max_document_bytes"),
+        )
+        values = {name: getattr(self, name) for name in names}
+        lists = {"files": list(self.files), "keep_columns": list(self.keep_columns)}
+        return values | lists | {"name": self.chunks_called}

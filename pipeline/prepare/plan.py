@@ -1,0 +1,216 @@
+"""The record of a preparation: what it reads, in which units, so that a rerun goes on from there.
+
+``run.json`` is written once, before anything else. What workers have done is told by the entries
+that they commit below ``exchange/``, which is removed when all is done.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.corpus.documents import Columns, Split
+from pipeline.errors import PipelineError
+from pipeline.prepare.chunks import MANIFEST, RECORD, STAGE
+from pipeline.prepare.config import PrepareCorpusConfig
+from pipeline.prepare.shuffle import Chunk, Shuffle, Sorted, Source
+from pipeline.prepare.sorted_runs import SortedRun
+from pipeline.statistics.counts import DocumentStatistics
+from pipeline.storage.listing import InputFile
+from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.run_record import check_command
+
+FORMAT_VERSION = 1
+EXCHANGE = "exchange"
+FILES_RECORD = f"{EXCHANGE}/files.json"
+CHUNK_BYTES = 256 * 10**6
+"""Text in a chunk, by default."""
+MOST_SPLITS = 256
+"""Of small files, in a unit."""
+LEAST_CELLS, MOST_CELLS = 64, 2048
+CELLS_PER_CHUNK = 16
+"""So that a chunk, which may begin and end inside a cell, reads little that is not its own, and a
+worker, which holds the texts of a cell at a time, little at all."""
+MANY_CHUNKS = 128
+"""Above this runs are merged first: a chunk would be very small parts of very many runs."""
+MERGED_CELLS = 256
+"""Of runs that are merged, and runs that are merged into one."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A planned preparation."""
+
+    files: list[InputFile]
+    units: list[list[Split]]
+    content: dict[str, Any]
+    """The settings that decide what is in the chunks."""
+    shuffle: Shuffle
+
+    def save(self, output: OutputDirectory) -> None:
+        numbers = {file: i for i, file in enumerate(self.files)}
+        units = [
+            [[numbers[s.file], s.format, s.index, s.start, s.stop, s.size] for s in splits]
+            for splits in self.units
+        ]
+        record = {
+            "format_version": FORMAT_VERSION,
+            "stage": STAGE,
+            "files": [asdict(file) for file in self.files],
+            "units": units,
+            "content": self.content,
+            "shuffle": asdict(self.shuffle),
+        }
+        output.write(RECORD, to_json(record))
+
+    @classmethod
+    def load(cls, output: OutputDirectory) -> "Preparation | None":
+        """The preparation that the output belongs to, if it belongs to one."""
+        if not output.exists(RECORD):
+            return None
+        record = output.read_json(RECORD)
+        if record.get("stage") != STAGE:
+            raise PipelineError(f"{output.url}: holds patch shards; choose another directory")
+        if record["format_version"] != FORMAT_VERSION:
+            raise PipelineError(
+                f"{output.url}: was begun by another release "
+                f"(format {record['format_version']}); --overwrite starts anew"
+            )
+        files = [InputFile(**file) for file in record["files"]]
+        units = [
+            [Split(files[number], *rest) for number, *rest in splits] for splits in record["units"]
+        ]
+        columns = record["shuffle"]["columns"]
+        columns = Columns(columns["text"], columns["id"], tuple(columns["metadata"]))
+        shuffle = Shuffle(**record["shuffle"] | {"columns": columns})
+        return cls(files, units, record["content"], shuffle)
+
+
+def save_files(files: list[InputFile], content: dict[str, Any], output: OutputDirectory) -> None:
+    """Record what is to be downloaded, and kept, before a preparation can be planned."""
+    record = {"files": [asdict(file) for file in files], "content": content}
+    output.write(FILES_RECORD, to_json(record))
+
+
+def saved_files(content: dict[str, Any], output: OutputDirectory) -> list[InputFile] | None:
+    """What an earlier run began to download; None if there was none.
+
+    Raises:
+        PipelineError: its settings were different.
+    """
+    if not output.exists(FILES_RECORD):
+        return None
+    record = output.read_json(FILES_RECORD)
+    check_command(f"--output {output.url}", record["content"], content)
+    return [InputFile(**file) for file in record["files"]]
+
+
+def plan(
+    files: list[InputFile], splits: Sequence[Split], columns: Columns, config: PrepareCorpusConfig
+) -> Preparation:
+    """How the work is cut, which follows from the input and the settings alone."""
+    chunks = config.num_chunks or math.ceil(sum(s.size for s in splits) / CHUNK_BYTES)
+    cells, fine_cells = min(power_of_two(CELLS_PER_CHUNK * chunks), MOST_CELLS), None
+    if chunks > MANY_CHUNKS:
+        cells = MERGED_CELLS
+        fine_cells = power_of_two(CELLS_PER_CHUNK * chunks // cells)
+    shuffle = Shuffle(
+        seed=config.seed,
+        deduplicate=config.deduplicate,
+        columns=columns,
+        max_document_bytes=config.max_document_bytes,
+        on_bad_document=config.on_bad_document,
+        sort_bytes=config.sort_bytes,
+        cells=max(cells, LEAST_CELLS),
+        fine_cells=fine_cells,
+    )
+    return Preparation(files, _units(splits, config.sort_bytes), config.content(), shuffle)
+
+
+def power_of_two(least: int) -> int:
+    """The smallest power of two that is at least so much, and at least 1."""
+    return 1 << max(least - 1, 0).bit_length()
+
+
+def _units(splits: Sequence[Split], limit: int) -> list[list[Split]]:
+    """Neighbouring splits, together at most ``limit`` bytes of text, about."""
+    units: list[list[Split]] = []
+    size = 0
+    for split in splits:
+        if not units or size + split.size > limit or len(units[-1]) == MOST_SPLITS:
+            units.append([])
+            size = 0
+        units[-1].append(split)
+        size += split.size
+    return units
+
+
+def units_done(output: OutputDirectory) -> dict[int, Sorted]:
+    """What is sorted, by number of the unit."""
+    return {number: _sorted(entry) for number, entry in _entries(output, "units").items()}
+
+
+def merges_done(output: OutputDirectory) -> dict[int, Sorted]:
+    """What is merged, by number of the merge."""
+    return {number: _sorted(entry) for number, entry in _entries(output, "merges").items()}
+
+
+def chunks_done(output: OutputDirectory) -> dict[int, Chunk]:
+    """The chunks that are written, by number; 0 is the validation set."""
+    return {number: read_chunk(entry) for number, entry in _entries(output, "chunks").items()}
+
+
+def commit_entry(output: OutputDirectory, kind: str, number: int, done: Sorted | Chunk) -> None:
+    """Tell that a piece of work is done; ``kind`` is units, merges or chunks."""
+    output.write(f"{EXCHANGE}/{kind}/{number:06d}.json", to_json(as_json(done)))
+
+
+def _entries(output: OutputDirectory, kind: str) -> dict[int, Any]:
+    found = output.read_all_json(f"{EXCHANGE}/{kind}")
+    return {int(name.removesuffix(".json")): entry for name, entry in found.items()}
+
+
+def as_json(value: Any) -> Any:
+    """Plain values of what a worker did."""
+    if isinstance(value, DocumentStatistics):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [as_json(item) for item in value]
+    return as_json(vars(value)) if hasattr(value, "__dict__") else value
+
+
+def read_chunk(entry: dict[str, Any]) -> Chunk:
+    statistics = ("documents", "duplicates")
+    return Chunk(**entry | {name: _statistics(entry[name]) for name in statistics})
+
+
+def _sorted(entry: dict[str, Any]) -> Sorted:
+    sources = {
+        name: Source(**source | {"documents": _statistics(source["documents"])})
+        for name, source in entry["sources"].items()
+    }
+    runs = [SortedRun(**run) for run in entry["runs"]]
+    return Sorted(runs, _statistics(entry["duplicates"]), sources)
+
+
+def _statistics(values: dict[str, Any]) -> DocumentStatistics:
+    return DocumentStatistics.from_json(values)
+
+
+def remove_entries(output: OutputDirectory) -> None:
+    """Remove what tells that pieces of work are done."""
+    for kind in ("units", "merges", "chunks"):
+        output.remove(f"{EXCHANGE}/{kind}")
+
+
+def remove_preparation(output: OutputDirectory) -> None:
+    """Remove everything that a preparation wrote, the manifest and the record first, so that half
+    of it never looks whole."""
+    name = output.read_json(RECORD)["content"]["name"] if output.exists(RECORD) else None
+    for ours in (MANIFEST, RECORD, EXCHANGE, "rejects", "tokenizer"):
+        output.remove(ours)
+    for found in output.names():
+        if name is not None and found.startswith((f"{name}.chunk.", f"{name}.val.")):
+            output.remove(found)

@@ -1,0 +1,197 @@
+"""Sorted runs: documents in the order of their keys, of which any range of keys can be read.
+
+A shuffle is a sort by random keys, and too large for memory: each worker sorts what it can hold
+and writes it as a *run*; a range of keys is then read from all runs and sorted once more. Runs are
+cut into *cells*, equal ranges of keys, the smallest part that is read at a time.
+
+A run is an Arrow IPC stream, one record batch for each cell that has documents, followed by all
+keys as little-endian uint64. Columns: ``key: uint64``, ``place: uint64`` (the rank of the document
+in the corpus, which decides between equal keys), ``text: large_binary`` (UTF-8), ``sample_id:
+string``, and metadata columns as strings.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import PipelineError
+from pipeline.statistics.counts import DocumentStatistics
+from pipeline.storage.output import OutputDirectory
+
+KEY_BITS = 64
+COMPRESSION = "lz4"
+"""Runs are written once and read once: a codec that costs little both ways."""
+WINDOW_BYTES = 16 << 20
+"""Of runs, compressed, that are fetched at a time."""
+
+
+def run_schema(metadata: Sequence[str]) -> pa.Schema:
+    """Schema of a run with these metadata columns."""
+    columns = [("key", pa.uint64()), ("place", pa.uint64()), ("text", pa.large_binary())]
+    strings = [(name, pa.large_string()) for name in ("sample_id", *metadata)]
+    return pa.schema([*columns, *strings])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells of equal width, from ``low`` on: cell i holds ``low + [i, i + 1) * 2**width_bits``."""
+
+    low: int
+    cells: int
+    width_bits: int
+
+    @classmethod
+    def over(cls, low: int, bits: int, cells: int) -> "Grid":
+        """``cells``, a power of two, over the ``2**bits`` keys from ``low`` on."""
+        return cls(low, cells, bits - cells.bit_length() + 1)
+
+    def start(self, cell: int) -> int:
+        """The first key of a cell."""
+        return self.low + (cell << self.width_bits)
+
+    def cell_of(self, key: int) -> int:
+        return (key - self.low) >> self.width_bits
+
+
+@dataclass(frozen=True)
+class SortedRun:
+    """A committed run."""
+
+    name: str
+    """Of its file, below the output directory."""
+    rows: int
+    offsets: list[int]
+    """Where the cells begin in the file, and where the last one ends."""
+    keys_offset: int
+    """Where the keys begin."""
+
+
+class SortedRows(NamedTuple):
+    """Documents sorted by key."""
+
+    keys_D: np.ndarray
+    """uint64, ascending."""
+    table: pa.Table
+    """The same rows, not sorted."""
+    order_D: np.ndarray
+    """Row of the table for each document."""
+
+    def part(self, start: int, stop: int) -> pa.RecordBatch:
+        """Documents ``start`` to ``stop`` as a batch."""
+        taken = self.table.take(pa.array(self.order_D[start:stop]))
+        return pa.RecordBatch.from_arrays(
+            [column.combine_chunks() for column in taken.columns], schema=taken.schema
+        )
+
+
+def sort_rows(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> SortedRows:
+    """Rows of all batches by (key, place)."""
+    table = pa.Table.from_batches(batches, schema).combine_chunks()
+    keys_D, places_D = table["key"].to_numpy(), table["place"].to_numpy()
+    order_D = np.lexsort((places_D, keys_D))
+    return SortedRows(keys_D[order_D], table, order_D)
+
+
+def without_duplicates(rows: SortedRows) -> tuple[SortedRows, DocumentStatistics]:
+    """The rows without those whose text an earlier one has; and what was dropped.
+
+    Keys have to be made from texts, so that equal texts are neighbours; that the keys are equal is
+    not enough.
+    """
+    same = rows.keys_D[1:] == rows.keys_D[:-1]
+    texts = rows.table["text"]
+    drop: list[int] = []
+    seen: set[bytes] = set()
+    for i in np.flatnonzero(same) + 1:
+        if i == 1 or not same[i - 2]:  # the one before is the first with this key
+            seen = {texts[int(rows.order_D[i - 1])].as_py()}
+        text = texts[int(rows.order_D[i])].as_py()
+        if text in seen:
+            drop.append(int(i))
+        seen.add(text)
+    if not drop:
+        return rows, DocumentStatistics()
+    dropped = texts.take(pa.array(rows.order_D[drop])).combine_chunks()
+    left = SortedRows(np.delete(rows.keys_D, drop), rows.table, np.delete(rows.order_D, drop))
+    return left, DocumentStatistics.of(dropped)
+
+
+def write_run(output: OutputDirectory, name: str, grid: Grid, rows: SortedRows) -> SortedRun:
+    """Commit rows, which lie on the grid, as a run.
+
+    Raises:
+        PipelineError: the file cannot be written.
+    """
+    starts = np.array([grid.start(cell) for cell in range(1, grid.cells)], np.uint64)
+    edges = [0, *np.searchsorted(rows.keys_D, starts).tolist(), len(rows.keys_D)]
+    options = pa.ipc.IpcWriteOptions(compression=COMPRESSION, use_threads=False)
+    with output.committing(name) as path, pa.OSFile(str(path), "wb") as file:
+        with pa.ipc.new_stream(file, rows.table.schema, options=options) as writer:
+            writer.write_batch(rows.part(0, 0))  # the schema is written with the first batch
+            offsets = [file.tell()]
+            for start, stop in pairwise(edges):
+                if stop > start:
+                    writer.write_batch(rows.part(start, stop))
+                offsets.append(file.tell())
+        keys_offset = file.tell()
+        file.write(rows.keys_D.astype("<u8").tobytes())
+    return SortedRun(name, len(rows.keys_D), offsets, keys_offset)
+
+
+def read_cells(
+    output: OutputDirectory, runs: Sequence[SortedRun], cells: range, schema: pa.Schema
+) -> Iterator[list[pa.RecordBatch]]:
+    """For each of the cells, which are neighbours, its batches in all runs.
+
+    Raises:
+        PipelineError: a run cannot be read.
+    """
+    offsets_RC = np.array([run.offsets for run in runs])
+    names = [run.name for run in runs]
+    first = cells.start
+    while first < cells.stop:
+        # As many cells as fit into the window, but at least one.
+        bytes_to = (offsets_RC[:, first + 1 : cells.stop + 1] - offsets_RC[:, first, None]).sum(0)
+        stop = first + max(1, int(np.searchsorted(bytes_to, WINDOW_BYTES, side="right")))
+        starts_R, stops_R = offsets_RC[:, first], offsets_RC[:, stop]
+        pieces = output.read_ranges(names, starts_R.tolist(), stops_R.tolist())
+        for cell in range(first, stop):
+            begins, ends = (offsets_RC[:, cell + i] - starts_R for i in (0, 1))
+            yield [
+                _batch(piece, a, b, schema, output.locate(name))
+                for name, piece, a, b in zip(names, pieces, begins, ends, strict=True)
+                if b > a
+            ]
+        first = stop
+
+
+def _batch(piece: bytes, start: int, stop: int, schema: pa.Schema, where: str) -> pa.RecordBatch:
+    try:
+        if len(piece) < stop:
+            raise EOFError("it is cut off")
+        return pa.ipc.read_record_batch(pa.py_buffer(piece)[start:stop], schema)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise PipelineError(f"{where}: is damaged: {error}; --overwrite starts anew") from error
+
+
+def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) -> np.ndarray:
+    """The ``count`` lowest distinct keys in runs (uint64, ascending); all, if there are fewer."""
+    lowest = np.zeros(0, np.uint64)
+    for i in range(0, len(runs), 16):
+        some = list(runs[i : i + 16])
+        rows = count
+        while some and count:
+            starts = [run.keys_offset for run in some]
+            stops = [run.keys_offset + 8 * min(run.rows, rows) for run in some]
+            found = output.read_ranges([run.name for run in some], starts, stops)
+            keys = [np.unique(np.frombuffer(data, "<u8")) for data in found]
+            lowest = np.unique(np.concatenate([lowest, *keys]))[:count]
+            # Where keys repeat, those that are missing lie further on.
+            few = [len(keys_K) < count for keys_K in keys]
+            some = [run for run, more in zip(some, few, strict=True) if more and rows < run.rows]
+            rows *= 2
+    return lowest

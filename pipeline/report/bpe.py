@@ -1,0 +1,100 @@
+"""A BPE tokenizer beside the patches: how many bytes its tokens hold on the same text."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tokenizers import Tokenizer
+
+from pipeline.errors import ConfigError
+from pipeline.report.flops import TokenizerFigures
+from pipeline.shards.shard_set import ShardEntry, ShardSet
+from pipeline.storage.download import fetch, find_tokenizer
+
+T = TypeVar("T")
+FILE = "tokenizer.json"
+SAMPLE_CHARACTERS = 4 << 20
+PLACES = 16
+"""Shards that the sample is taken from, evenly spaced."""
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer that gives all tokens of a text, whatever it was saved to cut or to fill up.
+
+    Args:
+        name: a tokenizer.json, a directory that holds one (or ``tokenizer/`` that does), or a
+            tokenizer of the hub.
+
+    Raises:
+        ConfigError: there is no such tokenizer, or it cannot be read.
+    """
+    path = Path(name).expanduser()
+    places = [path, path / FILE, path / "tokenizer" / FILE]
+    local = next((place for place in places if place.is_file()), None)
+    if local is not None:
+        return _read(name, local)
+    if path.exists():
+        raise ConfigError(f"--tokenizer {name}: holds no {FILE}")
+    files = {file.name: file for file in find_tokenizer(name)}
+    if FILE not in files:
+        raise ConfigError(f"--tokenizer {name}: has no {FILE} on the hub, only {', '.join(files)}")
+    with tempfile.TemporaryDirectory() as directory:
+        return _read(name, fetch(files[FILE], Path(directory), report=lambda count: None))
+
+
+def _read(name: str, path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more definite
+        raise ConfigError(f"--tokenizer {name}: {path} cannot be read: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenizer_figures(
+    name: str, tokenizer: Tokenizer, sets: Sequence[ShardSet]
+) -> tuple[TokenizerFigures | None, list[str]]:
+    """Run a tokenizer on a sample of the text of one or more shard sets.
+
+    Returns:
+        what was found, or None where there is no text; and what is said of shards that cannot be
+        read.
+    """
+    problems: list[str] = []
+    texts = list(_sample(sets, problems))
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    tokens = sum(len(encoding.ids) for encoding in encoded)
+    if not tokens:
+        return None, problems
+    size = sum(len(text.encode()) for text in texts)
+    return TokenizerFigures(name, tokenizer.get_vocab_size(), size / tokens, size), problems
+
+
+def _sample(sets: Sequence[ShardSet], problems: list[str]) -> Iterator[str]:
+    """Documents from the beginnings of shards all over the sets."""
+    filled = [(s, entry) for s in sets for entry in s.entries if entry.sha256 is not None]
+    chosen = evenly_spaced(filled, PLACES)
+    for shards, entry in chosen:
+        try:
+            yield from _beginning(shards, entry, SAMPLE_CHARACTERS // len(chosen))
+        except Exception as error:  # each filesystem has its own; all mean the same here
+            where = shards.output.locate(entry.path)
+            problems.append(f"{where}: cannot be read for --tokenizer: {error}")
+
+
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _beginning(shards: ShardSet, entry: ShardEntry, size: int) -> Iterator[str]:
+    """The first texts of a shard, ``size`` characters in all."""
+    for batch in shards.shard_batches(entry, ["text"]):
+        for text in batch["text"].to_pylist():
+            if size <= 0:
+                return
+            yield text[:size]
+            size -= len(text)

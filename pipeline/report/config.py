@@ -1,0 +1,65 @@
+"""The configuration of ``jobs/patch_report.py``: each field is a flag."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from pipeline.errors import ConfigError
+from pipeline.storage.output import whole_url
+
+TARGETS = (4.5, 6.0, 8.0)
+CONTEXT_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class PatchReportConfig:
+    """Look at patches: shard sets in, a page, plots and JSON out.
+
+    What is told comes from the manifests, in seconds for any size of corpus. Exit status: 0 if
+    everything was done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.
+    """
+
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
+    """Shard sets of patch_corpus.py, directories or URLs; several are compared side by side."""
+    merge: bool = False
+    """Tell of all sets as one, such as the parts of a corpus that were cut by one rule, with the
+    entropies of one model; without it they are compared."""
+    output: str = "patch-report"
+    """Directory or URL for index.html, report.json and the plots as PNG files."""
+    target_patch_size: tuple[float, ...] = TARGETS
+    """Mean bytes a patch to suggest thresholds for."""
+    tokenizer: str | None = None
+    """A BPE tokenizer to compare FLOPs with: a tokenizer.json, a directory that holds one (such as
+    prepare_corpus.py --tokenizer writes), or a hub id. It is run on a sample of each set's text."""
+    context_bytes: int = CONTEXT_BYTES
+    """Bytes of a sequence, for the FLOPs of attention."""
+    recompute: bool = False
+    """Read all shards again, on Ray, instead of the manifests' statistics: for sets of earlier
+    releases, for an exact curve where --max-patch-length cut patches, or to check."""
+    num_workers: int | None = None
+    """Workers of --recompute, one CPU each; as many as the cluster has room for by default."""
+    json: bool = False
+    """Print what report.json holds."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: a value makes no sense; names the flag.
+        """
+        if not self.shards:
+            raise ConfigError("--shards: name at least one")
+        if not self.target_patch_size or not all(0 < size < 1e6 for size in self.target_patch_size):
+            sizes = " ".join(map(str, self.target_patch_size))
+            raise ConfigError(f"--target-patch-size: bytes a patch, such as 4.5, got {sizes!r}")
+        if self.context_bytes < 1:
+            raise ConfigError(f"--context-bytes: must be at least 1, got {self.context_bytes}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ConfigError(f"--num-workers: must be at least 1, got {self.num_workers}")
+        if self.num_workers is not None and not self.recompute:
+            raise ConfigError("--num-workers: only --recompute has workers")
+        places = (url.rstrip("/") if "://" in url else whole_url(url) for url in self.shards)
+        url, times = Counter(places).most_common(1)[0]
+        if times > 1:
+            raise ConfigError(f"--shards: {url} is named {times} times")

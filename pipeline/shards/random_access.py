@@ -1,0 +1,89 @@
+"""Any document of a shard set, without reading those before it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import PipelineError
+from pipeline.shards.shard_set import PatchedDocument, ShardSet
+
+MOST_SEARCHED = 1_000_000
+"""Documents whose ids are read to find one."""
+
+
+class Documents:
+    """Documents of a shard set by their place in it."""
+
+    def __init__(self, shards: ShardSet):
+        self.shards = shards
+        self.entries = [entry for entry in shards.entries if entry.sha256 is not None]
+        counts = [entry.statistics["documents"] for entry in self.entries]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, number: int) -> PatchedDocument:
+        """
+        Raises:
+            IndexError: there is no such document.
+            PipelineError: its shard cannot be read; names it.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"no document {number}: there are {len(self)}")
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        before = int(self._ends[place - 1]) if place else 0
+        where = self.shards.output.locate(self.entries[place].path)
+        try:
+            return self._read(place, number - before)
+        except Exception as error:  # each filesystem has its own; all mean the same here
+            raise PipelineError(f"{where}: cannot be read: {error}") from error
+
+    def _read(self, place: int, row: int) -> PatchedDocument:
+        with self.shards.output.open(self.entries[place].path) as file:
+            batch_number = 0
+            # The first column alone tells how long batches are.
+            for ids in self._ids(file):
+                if row < len(ids):
+                    break
+                row -= len(ids)
+                batch_number += 1
+            batch = pa.ipc.open_file(file).get_batch(batch_number).slice(row, 1)
+        entropies = None
+        if "entropies" in batch.schema.names:
+            entropies = np.array(batch["entropies"].flatten())
+        lengths = np.array(batch["patch_lengths"].flatten())
+        return PatchedDocument(
+            batch["sample_id"][0].as_py(), batch["text"][0].as_py(), entropies, lengths
+        )
+
+    @staticmethod
+    def _ids(file: pa.NativeFile) -> Iterator[pa.StringArray]:
+        options = pa.ipc.IpcReadOptions(included_fields=[0])
+        reader = pa.ipc.open_file(file, options=options)
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)["sample_id"]
+
+    def find(self, sample_id: str) -> int | None:
+        """The place of the first document with this id, if it is among the first MOST_SEARCHED.
+
+        Raises:
+            PipelineError: a shard before it cannot be read; names it.
+        """
+        wanted = pa.scalar(sample_id, pa.string())
+        before = 0
+        for entry in self.entries:
+            try:
+                with self.shards.output.open(entry.path) as file:
+                    for ids in self._ids(file):
+                        found = ids.index(wanted).as_py()
+                        if found >= 0:
+                            return before + found
+                        before += len(ids)
+            except Exception as error:  # each filesystem has its own; all mean the same here
+                where = self.shards.output.locate(entry.path)
+                raise PipelineError(f"{where}: cannot be read: {error}") from error
+            if before >= MOST_SEARCHED:
+                return None
+        return None

@@ -1,0 +1,137 @@
+"""What a report tells of a shard beyond its counts; of many shards, the sum.
+
+Made while a shard is written, kept in ``summaries/NAME.json``; the manifest has the sum. A report
+on any number of shards then reads one file.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.patcher import Patcher
+from pipeline.patch.scoring import Scored
+from pipeline.statistics.excerpts import Excerpt, Laid, merged
+from pipeline.statistics.groups import (
+    OTHERS,
+    Groups,
+    add_groups,
+    count_groups,
+    groups_from_json,
+    groups_to_json,
+    largest,
+    sums_by_document,
+)
+from pipeline.statistics.scripts import script_of
+from pipeline.statistics.threshold_curve import ThresholdCounts
+
+SCRIPT = "script"
+"""Name of the groups by script; columns have names of their own."""
+MOST_REASONS = 32
+
+
+@dataclass
+class Summary:
+    """Of documents in their order; ``+`` appends those of another."""
+
+    thresholds: ThresholdCounts = field(default_factory=ThresholdCounts)
+    scripts: Groups = field(default_factory=dict)
+    columns: dict[str, Groups] = field(default_factory=dict)
+    """By metadata column, by value."""
+    longest: list[Excerpt] = field(default_factory=list)
+    """Where the longest patches are, longest first."""
+    shortest: list[Excerpt] = field(default_factory=list)
+    """Documents with the shortest patches on average, shortest first."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejects by reason; numbers in a reason are left out."""
+
+    @classmethod
+    def of(
+        cls, batch: pa.RecordBatch, scored: Scored, patcher: Patcher, metadata: Sequence[str]
+    ) -> "Summary":
+        """Of a batch of a shard's rows.
+
+        Args:
+            scored: the same documents, with the entropies that the rows may lack.
+            metadata: the batch's columns to group by.
+        """
+        texts = batch["text"].cast(pa.binary()).to_pylist()
+        lengths_D, h_T, patches_D = scored.lengths_D, scored.entropies_T, scored.patches_D
+        laid = Laid(
+            texts, batch["sample_id"].to_pylist(), lengths_D, scored.patch_lengths_P, patches_D
+        )
+        known = len(h_T) > 0  # rows that are read again may have no entropies
+        entropy_D = sums_by_document(h_T, lengths_D) if known else np.zeros_like(lengths_D)
+        counted = (lengths_D - 2, patches_D, entropy_D)
+        return cls(
+            thresholds=ThresholdCounts.of(patcher, h_T, lengths_D) if known else ThresholdCounts(),
+            scripts=count_groups([script_of(text) for text in texts], *counted),
+            columns={name: count_groups(batch[name].to_pylist(), *counted) for name in metadata},
+            longest=laid.longest(),
+            shortest=laid.shortest(),
+        )
+
+    def __add__(self, other: "Summary") -> "Summary":
+        names = [*self.columns, *(name for name in other.columns if name not in self.columns)]
+        return Summary(
+            self.thresholds + other.thresholds,
+            add_groups(self.scripts, other.scripts),
+            {
+                name: add_groups(self.columns.get(name, {}), other.columns.get(name, {}))
+                for name in names
+            },
+            merged(self.longest, other.longest, sign=-1),
+            merged(self.shortest, other.shortest, sign=1),
+            self.reasons + other.reasons,
+        )
+
+    def reject(self, reasons: Iterable[str]) -> None:
+        """Count rejects."""
+        self.reasons.update(re.sub(r"\d+", "…", reason)[:200] for reason in reasons)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; of groups and reasons, those that there is most of."""
+        return {
+            "thresholds": self.thresholds.to_json(),
+            "scripts": groups_to_json(largest(self.scripts)),
+            "columns": {k: groups_to_json(largest(v)) for k, v in self.columns.items()},
+            "longest": [excerpt.to_json() for excerpt in self.longest],
+            "shortest": [excerpt.to_json() for excerpt in self.shortest],
+            "reasons": _most_common(self.reasons),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Summary":
+        return cls(
+            ThresholdCounts.from_json(values["thresholds"]),
+            groups_from_json(values["scripts"]),
+            {name: groups_from_json(groups) for name, groups in values["columns"].items()},
+            [Excerpt(**excerpt) for excerpt in values["longest"]],
+            [Excerpt(**excerpt) for excerpt in values["shortest"]],
+            Counter(values["reasons"]),
+        )
+
+
+def _most_common(reasons: Counter[str]) -> dict[str, int]:
+    ordered = sorted(reasons.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
+    rest = sum(count for _, count in ordered[MOST_REASONS:])
+    kept = dict(ordered[:MOST_REASONS])
+    return kept | ({OTHERS: kept.get(OTHERS, 0) + rest} if rest else {})
+
+
+def scored_rows(batch: pa.RecordBatch) -> Scored:
+    """What is known of a shard's rows from the rows alone; without entropies if they have none."""
+    lists = batch["patch_lengths"]
+    patch_lengths_P = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    patches_D = np.diff(lists.offsets.to_numpy()).astype(np.int64)
+    total_P = np.concatenate([[0], patch_lengths_P.cumsum()])
+    ends_D = patches_D.cumsum()
+    lengths_D = total_P[ends_D] - total_P[ends_D - patches_D]
+    h_T = np.zeros(0, np.float16)
+    if "entropies" in batch.schema.names:
+        h_T = np.array(batch["entropies"].flatten())  # a copy, because torch wants to own it
+    return Scored(lengths_D, h_T, patch_lengths_P, patches_D)

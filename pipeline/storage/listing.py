@@ -1,0 +1,91 @@
+"""The files of a corpus: what paths, globs, directories and URLs stand for."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError
+from pipeline.storage.output import filesystem_of, refuse_credentials, say, whole_url
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of the corpus."""
+
+    url: str
+    name: str
+    """Path below the directory or glob that it was found by: what documents are called after."""
+    size: int
+    """Bytes, as stored."""
+    version: str
+    """Changes when the content does: etag or time of modification."""
+
+
+def list_inputs(
+    inputs: Sequence[str], *, suffixes: tuple[str, ...], output: str | None = None
+) -> list[InputFile]:
+    """The files that paths, globs, directories and URLs stand for, sorted by URL, each once.
+
+    Directories and globs give the files with one of ``suffixes`` that are not hidden; a path to a
+    file gives the file whatever it is called. What is in ``output``, which may lie below an input
+    directory, is not input.
+
+    Raises:
+        ConfigError: an input cannot be listed, holds no such file, or is in the output.
+    """
+    found: dict[str, InputFile] = {}
+    for pattern in inputs:
+        refuse_credentials("--input", pattern)
+        try:
+            files = list(_list_one(pattern, suffixes))
+        except Exception as error:  # each filesystem has its own; all mean the same here
+            raise ConfigError(f"--input {pattern}: cannot be listed: {say(error)}") from error
+        below = whole_url(output).rstrip("/") + "/" if output is not None else None
+        inside = [file for file in files if below and whole_url(file.url).startswith(below)]
+        if inside and len(inside) == len(files):
+            raise ConfigError(
+                f"--output {output}: holds the input {inside[0].url}; choose another directory"
+            )
+        files = [file for file in files if file not in inside]
+        if not files:
+            known = " ".join(suffixes)
+            raise ConfigError(f"--input {pattern}: no such file, and no files with {known} below")
+        found |= {file.url: file for file in files}
+    names = Counter(file.name for file in found.values())
+    # Documents are called after their files: two files of one name go by their whole URLs.
+    named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in found.values())
+    return sorted(named, key=lambda file: file.url)
+
+
+def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
+    filesystem, path = filesystem_of(pattern)
+    filesystem.invalidate_cache()
+    if any(magic in path for magic in "*?[") and not filesystem.exists(path):
+        root = str(
+            PurePosixPath(path[: min(path.find(m) for m in "*?[" if m in path)] + "x").parent
+        )
+        infos = filesystem.glob(path, detail=True)
+    elif filesystem.isdir(path):
+        root, infos = path, filesystem.find(path, detail=True)
+    elif filesystem.exists(path):
+        yield _input_file(filesystem, filesystem.info(path), PurePosixPath(path).name)
+        return
+    else:
+        return
+    for found, info in infos.items():
+        name = found.removeprefix(root).lstrip("/")
+        hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
+        if info["type"] != "directory" and not hidden and name.endswith(suffixes):
+            yield _input_file(filesystem, info, name)
+
+
+def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
+    marks = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
+    version = next((info[mark] for mark in marks if info.get(mark)), "")
+    local = isinstance(filesystem, LocalFileSystem)
+    url = info["name"] if local else filesystem.unstrip_protocol(info["name"])
+    return InputFile(url, name, int(info["size"]), str(version).strip('"'))

@@ -1,0 +1,85 @@
+"""The viewer's settings of a boundary rule, in Gradio."""
+
+from typing import Any, get_args
+
+import gradio as gr
+
+from model.patcher import THRESHOLD_RULES, Patcher
+from pipeline.viewer.config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig, ViewerRule
+
+QUICK: dict[str, Any] = {
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",  # what was typed meanwhile counts
+    "api_visibility": "private",
+}
+"""Of events: how they are answered."""
+
+
+def controls_of(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
+    """The settings of a rule, as :func:`patcher_of` takes them; those that the rule does not use
+    are hidden. Their ids begin with ``prefix``."""
+    nats = (LEAST_THRESHOLD, MOST_THRESHOLD)
+    sliders = {
+        "threshold": ("threshold", "threshold (nats)", (*nats, config.threshold), 0.001),
+        "threshold_add": ("rise", "rise (nats)", (*nats, 0.5), 0.001),
+        "patch_size": ("size", "patch size (tokens)", (1, 32, 4.5), 0.5),
+        "longest": ("longest", "longest patch (tokens; 0: any)", (0, 64, 0), 1),
+    }
+    shown, rules = _used(config.rule), list(get_args(ViewerRule))
+    with gr.Row():
+        rule = gr.Dropdown(rules, value=config.rule, label="rule", elem_id=f"{prefix}rule")
+        controls: dict[str, Any] = {"rule": rule}
+        for name, (id_, label, values, step) in sliders.items():
+            slider = gr.Slider(
+                *values,
+                step=step,
+                label=label,
+                elem_id=f"{prefix}{id_}",
+                visible=shown.get(name, True),
+            )
+            keep_within(slider)
+            controls[name] = slider
+    return controls
+
+
+def keep_within(number: Any) -> None:
+    """Take what is typed beyond a component's limits for the limit, as its slider shows it."""
+    least, most = number.minimum, number.maximum
+
+    def preprocess(typed: float | None) -> float:
+        value = max(typed or 0, least)
+        return value if most is None else min(value, most)
+
+    number.preprocess = preprocess
+
+
+def _used(rule: str) -> dict[str, bool]:
+    return {
+        "threshold": rule in THRESHOLD_RULES,
+        "threshold_add": rule == "combined",
+        "patch_size": rule in ("top-k", "static"),
+    }
+
+
+def _show_used(rule: str) -> list[Any]:
+    return [gr.update(visible=visible) for visible in _used(rule).values()]
+
+
+def patcher_of(
+    rule: Any, threshold: float, threshold_add: float, patch_size: float, longest: float
+) -> Patcher:
+    """The rule that the controls stand for."""
+    used = _used(rule)
+    return Patcher(
+        rule=rule,
+        threshold=threshold if used["threshold"] else None,
+        threshold_add=threshold_add if used["threshold_add"] else None,
+        patch_size=patch_size if used["patch_size"] else None,
+        max_patch_length=int(longest) or None,
+    )
+
+
+def hide_unused(controls: dict[str, Any]) -> None:
+    """When another rule is chosen."""
+    changed = [controls[name] for name in _used("global")]
+    controls["rule"].change(_show_used, controls["rule"], changed, **QUICK)

@@ -1,0 +1,148 @@
+"""What the viewer shows of a text: counts, coloured patches, the curve; not the page itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
+
+import numpy as np
+
+from model.checkpoint import CheckpointError, load_entropy_model
+from model.patcher import Patcher
+from model.tokenizer import encode_documents
+from pipeline.drawing.entropy_svg import SHOWN_BYTES, curve_svg
+from pipeline.drawing.patches_html import patches_html
+from pipeline.errors import ConfigError
+from pipeline.patch.devices import Model
+from pipeline.patch.scoring import Scorer, patch_stored
+
+MOST_BYTES = 100_000
+"""Of a text: more would keep the page waiting."""
+MOST_PATCHES = 3000
+"""Shown in colours."""
+SCORED_TEXTS = 64
+"""Whose entropies are kept, so that a change of the rule is quick."""
+
+
+@dataclass(frozen=True)
+class PatchView:
+    """A text with its entropies and patches."""
+
+    data: bytes
+    """UTF-8."""
+    h_T: np.ndarray | None
+    """float16, nats, one for each token (BOS, bytes, EOS); None if they are not known."""
+    patch_lengths_P: np.ndarray
+    """Tokens."""
+    threshold: float | None = None
+    """Nats, where entropies are compared with one: drawn as a line."""
+
+    def patches(self) -> list[bytes]:
+        """The patches that hold text."""
+        return [self.data[a:b] for a, b in self._spans().tolist()]
+
+    def _spans(self) -> np.ndarray:
+        """Where patches that hold text start and end; documents may have millions."""
+        edges = (np.concatenate([[0], self.patch_lengths_P.cumsum()]) - 1).clip(0, len(self.data))
+        spans_P2 = np.stack([edges[:-1], edges[1:]], axis=1)
+        return spans_P2[spans_P2[:, 0] < spans_P2[:, 1]]
+
+    def counts(self) -> list[tuple[str, str]]:
+        """What the page says above the patches; patches as the job counts them."""
+        longest = np.diff(self._spans()).max(initial=0)
+        patches = len(self.patch_lengths_P)
+        return [
+            ("bytes", f"{len(self.data):,}"),
+            ("characters", f"{len(self.data.decode()):,}"),
+            ("patches", f"{patches:,}"),
+            ("bytes a patch", f"{len(self.data) / max(patches, 1):.3f}"),
+            ("longest patch", f"{longest:,} byte{'s' * int(longest != 1)}"),
+        ]
+
+    def counts_html(self) -> str:
+        cells = (f"<div><b>{value}</b> {name}</div>" for name, value in self.counts())
+        return f'<div class="counts">{"".join(cells)}</div>'
+
+    def patches_html(self) -> str:
+        """The patches in colours; of many, the first."""
+        spans_P2 = self._spans()
+        spans = spans_P2[:MOST_PATCHES].tolist()
+        titles = [self._title(number, a, b) for number, (a, b) in enumerate(spans, 1)]
+        shown = patches_html([self.data[a:b] for a, b in spans], titles)
+        rest = len(spans_P2) - len(spans)
+        return shown + (f'<p class="note">and {rest:,} more patches</p>' if rest else "")
+
+    def _title(self, number: int, start: int, stop: int) -> str:
+        size = f"{stop - start} byte" + "s" * (stop - start > 1)
+        entropy = "" if self.h_T is None else f"; {float(self.h_T[start]):.3f} nats before it"
+        return f"patch {number}: {size} from {start}{entropy}"
+
+    def curve_html(self) -> str:
+        """The curve of the first bytes."""
+        if self.h_T is None:
+            return '<p class="note">The shards hold no entropies.</p>'
+        drawn = curve_svg(self.data, self.h_T, self.patch_lengths_P, self.threshold)
+        more = len(self.data) > SHOWN_BYTES
+        return drawn + (f'<p class="note">the first {SHOWN_BYTES} bytes</p>' if more else "")
+
+
+def view_text(text: str, model: str, patcher: Patcher, reset_at_newline: bool = False) -> PatchView:
+    """A text patched as ``patch_corpus.py`` would.
+
+    Args:
+        model: source of the entropy model.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or the text cannot be used.
+    """
+    data = text.encode(errors="replace")
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"the text has {len(data):,} bytes; at most {MOST_BYTES:,}, please")
+    tokens_T, lengths_D = encode_documents([data])
+    h_T = _entropies(data, model, reset_at_newline)
+    patch_lengths_P, _ = patch_stored(patcher, h_T, lengths_D, tokens_T)
+    return PatchView(data, h_T, patch_lengths_P, line(patcher))
+
+
+def cut_anew(view: PatchView, patcher: Patcher) -> PatchView:
+    """Other patches of the same entropies."""
+    assert view.h_T is not None
+    tokens_T, lengths_D = encode_documents([view.data])
+    patch_lengths_P, _ = patch_stored(patcher, np.array(view.h_T), lengths_D, tokens_T)
+    return PatchView(view.data, view.h_T, patch_lengths_P, line(patcher))
+
+
+def line(patcher: Patcher) -> float | None:
+    """The threshold, where entropies themselves are compared with it."""
+    return patcher.threshold if patcher.rule in ("global", "combined") else None
+
+
+@lru_cache(maxsize=SCORED_TEXTS)
+def _entropies(data: bytes, model: str, reset_at_newline: bool) -> np.ndarray:
+    tokens_T, lengths_D = encode_documents([data])
+    return Scorer(load(model), Patcher(rule="byte"), reset_at_newline).entropies(
+        tokens_T, lengths_D
+    )
+
+
+@lru_cache(maxsize=4)
+def load(model: str) -> Model:
+    """An entropy model, loaded once.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    try:
+        return load_entropy_model(model)
+    except CheckpointError as error:
+        raise ConfigError(f"--entropy-model: {error}") from error
+
+
+def error_html(error: Exception) -> str:
+    """What went wrong, on the page."""
+    return f'<p class="error">{escape(str(error))}</p>'
+
+
+def ids_html(ids: Sequence[str]) -> str:
+    """Where a document is, on the page."""
+    return f'<p class="note">{" · ".join(map(escape, ids))}</p>'
