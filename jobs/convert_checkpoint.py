@@ -15,20 +15,20 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from model.blt import BLT
-from model.blt_checkpoint import load_blt, own_entropy_model, save_blt
-from model.checkpoint import (
+from model.checkpoints.blt import load_blt, own_entropy_model, save_blt
+from model.checkpoints.entropy_model import (
     Layout,
     holds_entropy_model_alone,
     load_entropy_model,
     save_entropy_model,
 )
-from model.checkpoint_files import CheckpointError, local_directory, reading
+from model.checkpoints.files import CheckpointError, local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError, PipelineError
-from train.model_description import steps_in
-from train.steps import is_step, read_step
+from train.checkpoints.model_json import steps_in
+from train.checkpoints.steps import is_step, read_step
 
 Model = BLT | EntropyModel | NGramEntropyModel
 AnyEntropyModel = EntropyModel | NGramEntropyModel

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from model.blt_checkpoint import PUBLISHED, PUBLISHED_ENTROPY_MODEL
-from model.checkpoint_files import CheckpointError, download
+from model.checkpoints.blt import PUBLISHED, PUBLISHED_ENTROPY_MODEL
+from model.checkpoints.files import CheckpointError, download
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import tyro
 from rich.console import Console
 
 from model.blt import BLT
-from model.generation import stream
-from model.sampling import Sampling
+from model.generation.generate import stream
+from model.generation.sampling import Sampling
 from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError
 from pipeline.evaluate.models import fetched, load_model, load_patching

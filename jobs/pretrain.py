@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchtitan.config import TrainingConfig
     from torchtitan.trainer import Trainer
 
-    from train.dataloader import ShardDataLoader
+    from train.data.dataloader import ShardDataLoader
 
 DESCRIPTION = """\
 Pretrain a BLT or an entropy model from shards.
@@ -106,7 +106,7 @@ def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> in
     connect(cpus, "train", worker_output=False)
     import ray
 
-    from train.launch import Workers, gpus_of_cluster, train_on_ray
+    from train.cluster.launch import Workers, gpus_of_cluster, train_on_ray
 
     all_gpus = gpus_of_cluster()
     gpus = min(all_gpus, 1) if flags.gpus_per_worker is None else flags.gpus_per_worker
@@ -194,7 +194,7 @@ def check(arguments: list[str]) -> Plan:
     from torchtitan.tools import filesystem
 
     from train.__main__ import configurations
-    from train.model_description import steps_in
+    from train.checkpoints.model_json import steps_in
 
     name = arguments[1]
     if name not in configurations():
@@ -274,7 +274,7 @@ def describe(plan: Plan, logged: dict[str, float]) -> dict[str, object]:
     Args:
         logged: last by rank 0; empty if there was nothing left to do.
     """
-    from train.model_description import filesystem_of, steps_in
+    from train.checkpoints.model_json import filesystem_of, steps_in
 
     filesystem_of(plan.checkpoints)[0].invalidate_cache()  # It remembers what was there before.
     found = steps_in(plan.checkpoints) if plan.saves else []

@@ -1,11 +1,11 @@
 """Byte models in plain PyTorch: tokens, patches, entropy models, BLT, and their checkpoints."""
 
 from model.blt import BLT
-from model.blt_checkpoint import load_blt, save_blt
 from model.blt_config import BLT_SIZES, BLTConfig
-from model.checkpoint import load_entropy_model, save_entropy_model
+from model.checkpoints.blt import load_blt, save_blt
+from model.checkpoints.entropy_model import load_entropy_model, save_entropy_model
 from model.entropy_model import EntropyModel, EntropyModelConfig
-from model.generation import generate
+from model.generation.generate import generate
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import ByteTokenizer

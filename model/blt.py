@@ -2,20 +2,20 @@
 
 ``tokens → embeddings → local encoder → patches → latent transformer → local decoder → logits``.
 Packed documents (each ends with its EOS) and rows of a batch never see one another. Reading
-checkpoints is :mod:`model.blt_checkpoint`'s job, writing text :mod:`model.generation`'s.
+checkpoints is :mod:`model.checkpoints.blt`'s job, writing text :mod:`model.generation.generate`'s.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.attention import segment_attention
 from model.blt_config import BLTConfig
-from model.hash_embedding import HashEmbedding
-from model.latent_transformer import LatentTransformer
-from model.local_decoder import LocalDecoder
-from model.local_encoder import LocalEncoder
-from model.patch_layout import PatchLayout, check_batch
-from model.transformer import Initializer, init_weights, initializers, normal
+from model.layers.attention import segment_attention
+from model.layers.hash_embedding import HashEmbedding
+from model.layers.latent_transformer import LatentTransformer
+from model.layers.local_decoder import LocalDecoder
+from model.layers.local_encoder import LocalEncoder
+from model.layers.patch_layout import PatchLayout, check_batch
+from model.layers.transformer import Initializer, init_weights, initializers, normal
 
 
 class BLT(nn.Module):
@@ -71,7 +71,8 @@ class BLT(nn.Module):
 
         Raises:
             ValueError: patch lengths don't fit, or an id is no token's. (Checked on the CPU only: a
-                GPU would have to be waited for. :func:`model.patch_layout.check_batch` does it.)
+                GPU would have to be waited for. There
+                :func:`model.layers.patch_layout.check_batch` does it.)
         """
         if tokens_BS.device.type == "cpu" and not torch.compiler.is_compiling():
             check_batch(tokens_BS, patch_lengths_BP, self.config.vocab_size)

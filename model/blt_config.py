@@ -6,9 +6,9 @@ encoder, the latent transformer and the local decoder of arXiv 2412.09871, secti
 
 from dataclasses import asdict, dataclass
 
+from model.layers.transformer import Block, default_hidden_dim
 from model.patcher import Patcher
 from model.tokenizer import VOCAB_SIZE
-from model.transformer import Block, default_hidden_dim
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The entropy model: a small causal byte transformer whose next-byte entropy places the patches.
 
 Parameter names and arithmetic are those of the published weights (arXiv 2412.09871, section 2.3).
-Reading checkpoints is :mod:`model.checkpoint`'s job; the hot loop over documents is
+Reading checkpoints is :mod:`model.checkpoints.entropy_model`'s job; the hot loop over documents is
 ``pipeline/patch/scoring.py``.
 """
 
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from model.attention import (
+from model.entropies import batch_entropies
+from model.layers.attention import (
     BLOCK,
     Attend,
     BlockedAttention,
@@ -25,10 +26,7 @@ from model.attention import (
     token_positions,
     window_block_mask,
 )
-from model.entropies import batch_entropies
-from model.segments import document_starts, since_start
-from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
-from model.transformer import (
+from model.layers.transformer import (
     Block,
     Initializer,
     default_hidden_dim,
@@ -36,6 +34,8 @@ from model.transformer import (
     initializers,
     run_blocks,
 )
+from model.segments import document_starts, since_start
+from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
 
 CPU_TOKENS = 4096
 """Tokens in a pack on a CPU: activations of a layer then stay near the cache."""

@@ -23,7 +23,7 @@ from loopback_answers import Fault, Handler, Request
 
 LOAD_ALL = """
 import json, sys
-from model.checkpoint_files import CheckpointError
+from model.checkpoints.files import CheckpointError
 {imports}
 for source in sys.argv[1:]:
     try:

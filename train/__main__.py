@@ -9,7 +9,7 @@ import sys
 
 from rich.console import Console
 
-from model.checkpoint_files import CheckpointError
+from model.checkpoints.files import CheckpointError
 from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError, PipelineError
 from train.shim import prepare

@@ -18,8 +18,8 @@ from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model.tokenizer import VOCAB_SIZE
-from train.checkpointer import Checkpointer
-from train.dataloader import ShardDataLoader
+from train.checkpoints.manager import Checkpointer
+from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
 from train.tokenizer import ByteTokenizer

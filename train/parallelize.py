@@ -29,8 +29,8 @@ from torchtitan.distributed.fsdp import (
 from torchtitan.distributed.tensor_parallel import NoParallel
 
 from model import BLT
-from model.hash_embedding import HashEmbedding
-from model.transformer import Block
+from model.layers.hash_embedding import HashEmbedding
+from model.layers.transformer import Block
 from pipeline.errors import ConfigError
 
 

@@ -15,8 +15,8 @@ from torchtitan.trainer import Trainer
 
 from model import BLTConfig
 from pipeline.errors import ConfigError
+from train.checkpoints.model_json import Shape, write_model_description
 from train.metrics import Counts
-from train.model_description import Shape, write_model_description
 
 Batch = tuple[dict[str, Tensor], Tensor]
 

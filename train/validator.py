@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchtitan.components.validate import Validator
 
 from pipeline.errors import ConfigError
-from train.dataloader import ShardDataLoader
+from train.data.dataloader import ShardDataLoader
 from train.metrics import Counts
 
 

@@ -29,7 +29,7 @@ from lm_eval.tasks import TaskManager
 from rich.console import Console
 
 from model.blt import BLT
-from model.generation import generate
+from model.generation.generate import generate
 from model.tokenizer import encode_documents
 from pipeline.cli.progress_bar import metered
 from pipeline.errors import ConfigError

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import BLOCK
 from model.blt import BLT
 from model.entropy_model import EntropyModel
+from model.layers.attention import BLOCK
 from model.segments import pack_segments
 from model.tokenizer import BOS_ID, EOS_ID, NEXT_IDS, PAD_ID
 

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from model.blt import BLT
-from model.blt_checkpoint import PUBLISHED, load_blt, load_entropy_model_of
-from model.checkpoint import CheckpointError, holds_entropy_model_alone, load_entropy_model
-from model.checkpoint_files import local_directory, reading
+from model.checkpoints.blt import PUBLISHED, load_blt, load_entropy_model_of
+from model.checkpoints.entropy_model import (
+    CheckpointError,
+    holds_entropy_model_alone,
+    load_entropy_model,
+)
+from model.checkpoints.files import local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher

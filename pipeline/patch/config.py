@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from model.checkpoint_files import BUILT_IN
+from model.checkpoints.files import BUILT_IN
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
 from pipeline.corpus.documents import Columns, Format
 from pipeline.errors import ConfigError

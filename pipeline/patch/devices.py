@@ -6,7 +6,7 @@ from typing import cast
 import ray
 import torch
 
-from model.checkpoint import to_device
+from model.checkpoints.entropy_model import to_device
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from pipeline.patch.config import PatchCorpusConfig

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from model.blt_config import transformer_flops
-from model.checkpoint import (
+from model.checkpoints.entropy_model import (
     CheckpointError,
     fingerprint,
     load_entropy_model,

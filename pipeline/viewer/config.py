@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from model.checkpoint_files import BUILT_IN
+from model.checkpoints.files import BUILT_IN
 from pipeline.errors import ConfigError
 
 LEAST_THRESHOLD, MOST_THRESHOLD = -2, 6

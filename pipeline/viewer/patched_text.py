@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from model.checkpoint import CheckpointError, load_entropy_model
+from model.checkpoints.entropy_model import CheckpointError, load_entropy_model
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.drawing.entropy_svg import SHOWN_BYTES, curve_svg

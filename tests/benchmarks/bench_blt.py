@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.blt import BLT
-from model.blt_checkpoint import save_blt
 from model.blt_config import BLT_SIZES, BLTConfig, flops_per_byte
+from model.checkpoints.blt import save_blt
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.tokenizer import ByteTokenizer
 

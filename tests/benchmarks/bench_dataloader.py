@@ -32,7 +32,7 @@ import torch
 from shard_sets import write_shards
 
 from pipeline import open_shards
-from train.dataloader import ShardDataLoader
+from train.data.dataloader import ShardDataLoader
 
 TARGET = 50.0
 TARGET_PADDING = 0.02

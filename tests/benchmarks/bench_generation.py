@@ -16,10 +16,10 @@ from bench_blt import SMALL
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel, EntropyModelConfig
-from model.generation import generate, read_prompts
-from model.incremental_blt import IncrementalBLT
+from model.generation.generate import generate, read_prompts
+from model.generation.incremental_blt import IncrementalBLT
+from model.generation.sampling import Sampling
 from model.patcher import Patcher
-from model.sampling import Sampling
 from model.tokenizer import ByteTokenizer
 
 CONTEXTS = (256, 1024, 2048, 4096)

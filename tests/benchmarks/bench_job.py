@@ -34,7 +34,7 @@ from common import (  # isort: skip
 
 import torch
 
-from model.checkpoint import save_entropy_model
+from model.checkpoints.entropy_model import save_entropy_model
 from model.entropies import ByteEntropyModel
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.ngram import NGramEntropyModel

@@ -29,7 +29,7 @@ def write_corpus(path: Path, size: int) -> None:
 
 
 def fit(model: str) -> None:
-    from model.checkpoint import save_entropy_model
+    from model.checkpoints.entropy_model import save_entropy_model
     from model.ngram import NGramEntropyModel
     from model.tokenizer import encode_documents
 
@@ -41,7 +41,7 @@ def patch(model: str, corpus: str, output: str) -> None:
     """In the child: patch the corpus, print the peak in bytes."""
     import torch
 
-    from model.checkpoint import load_entropy_model
+    from model.checkpoints.entropy_model import load_entropy_model
     from model.patcher import Patcher
     from pipeline.cluster.memory import bound_memory
     from pipeline.corpus.documents import SUFFIXES

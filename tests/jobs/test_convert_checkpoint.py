@@ -27,8 +27,8 @@ from model import (
     save_blt,
     save_entropy_model,
 )
-from model.checkpoint import fingerprint
-from train.model_description import write_model_description
+from model.checkpoints.entropy_model import fingerprint
+from train.checkpoints.model_json import write_model_description
 
 JOB = ROOT / "jobs" / "convert_checkpoint.py"
 SHAPE = replace(BLT_SIZES["debug"], encoder_hash_byte_group_vocab=61, patcher=Patcher(1.5))

@@ -25,7 +25,7 @@ from conftest import ROOT, a_local_ray, environment, hear_ctrl_c, topics, write_
 
 from model import Patcher
 from pipeline.errors import ConfigError
-from train.steps import read_step
+from train.checkpoints.steps import read_step
 
 JOB, SLURM = ROOT / "jobs" / "pretrain.py", ROOT / "train" / "slurm.sh"
 SMALL = (

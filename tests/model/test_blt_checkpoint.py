@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model import BLT, Patcher, load_blt, save_blt, save_entropy_model
-from model.blt_checkpoint import load_entropy_model_of
-from model.checkpoint import fingerprint
-from model.checkpoint_files import CheckpointError
-from model.published_layout import FIXED_ARGS, IGNORED_ARGS, UNSEEN
+from model.checkpoints.blt import load_entropy_model_of
+from model.checkpoints.blt_published import FIXED_ARGS, IGNORED_ARGS, UNSEEN
+from model.checkpoints.entropy_model import fingerprint
+from model.checkpoints.files import CheckpointError
 
 SHAPE = tiny(
     hidden_dim_local_encoder=64,

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from model import BLT, BLT_SIZES, EntropyModel, Patcher
-from model.attention import BLOCK, Attend, attend_flex, window_block_mask
-from model.patch_layout import PatchLayout
+from model.layers.attention import BLOCK, Attend, attend_flex, window_block_mask
+from model.layers.patch_layout import PatchLayout
 
 RULES = {
     "global": Patcher(4.28),

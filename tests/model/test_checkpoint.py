@@ -19,7 +19,7 @@ from transformers.models.blt import configuration_blt as blt
 from transformers.models.blt.modeling_blt import BltForCausalLM
 
 from model import EntropyModel, EntropyModelConfig, load_entropy_model, save_entropy_model
-from model.checkpoint import CheckpointError, fingerprint
+from model.checkpoints.entropy_model import CheckpointError, fingerprint
 
 ARGS = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seqlen": 512, "vocab_size": 260}
 PARAMS = {**ARGS, "ffn_dim_multiplier": 1.0}
@@ -220,7 +220,7 @@ def test_missing_directory(tmp_path):
 
 
 def test_hub(tiny, tmp_path):
-    imports = "from model.checkpoint import fingerprint, load_entropy_model"
+    imports = "from model.checkpoints.entropy_model import fingerprint, load_entropy_model"
     expression = "fingerprint(load_entropy_model(source, device='cpu'))"
     with loopback_hub.serve() as hub:
         hub.publish_models(

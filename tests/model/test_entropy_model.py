@@ -10,7 +10,13 @@ from transformers.models.blt.configuration_blt import BltPatcherConfig
 from transformers.models.blt.modeling_blt import BltPatcher
 
 from model import EntropyModel, EntropyModelConfig, Patcher, load_entropy_model
-from model.attention import BLOCK, BlockedAttention, attend_flex, token_positions, window_block_mask
+from model.layers.attention import (
+    BLOCK,
+    BlockedAttention,
+    attend_flex,
+    token_positions,
+    window_block_mask,
+)
 from model.segments import pack_segments
 
 LOGIT_TOLERANCE = 5e-4

@@ -9,8 +9,8 @@ import torch
 from conftest import sharpen
 
 from model import BLT, BLT_SIZES, ByteTokenizer, EntropyModel, EntropyModelConfig, Patcher, generate
-from model.generation import stream
-from model.sampling import Sampling, allowed
+from model.generation.generate import stream
+from model.generation.sampling import Sampling, allowed
 from model.tokenizer import BYTE_OFFSET, EOS_ID, NEXT_IDS
 
 PROMPTS = ["", "Hello world, this is", b"\xff" * 300 + b" and on", "für"]
@@ -60,7 +60,7 @@ def test_greedy_text_is_that_of_running_everything_anew(models, patcher):
 
 def test_some_drafts_are_right_and_some_are_not(models, monkeypatch):
     """Else nothing would be shown of taking back and of going on."""
-    from model.incremental_blt import IncrementalBLT
+    from model.generation.incremental_blt import IncrementalBLT
 
     kept: list[int] = []
     keep = IncrementalBLT.keep

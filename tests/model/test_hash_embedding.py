@@ -6,8 +6,8 @@ import pytest
 import torch
 from blt_dense import PRIMES, plain_hash
 
-from model.hash_embedding import PRIMES as OURS
-from model.hash_embedding import HashEmbedding, hash_ngrams
+from model.layers.hash_embedding import PRIMES as OURS
+from model.layers.hash_embedding import HashEmbedding, hash_ngrams
 
 ROWS = 500_002
 SIZES = range(1, 13)

@@ -8,9 +8,9 @@ from conftest import sharpen
 from torch import Tensor
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher
-from model.cache import PIECE
-from model.incremental_blt import IncrementalBLT
-from model.incremental_entropies import incremental_entropies
+from model.generation.incremental_blt import IncrementalBLT
+from model.generation.incremental_entropies import incremental_entropies
+from model.generation.kv_cache import PIECE
 from model.segments import NEWLINE_ID
 
 TOLERANCE = 5e-5

@@ -21,8 +21,8 @@ from model import (
     load_entropy_model,
     save_blt,
 )
-from model.checkpoint import fingerprint
-from model.checkpoint_files import CheckpointError
+from model.checkpoints.entropy_model import fingerprint
+from model.checkpoints.files import CheckpointError
 
 SHAPES = {
     "published": tiny(),

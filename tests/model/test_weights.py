@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import topics
 
 from model import ByteTokenizer, EntropyModel, load_entropy_model
-from model.checkpoint_files import BUILT_IN
+from model.checkpoints.files import BUILT_IN
 
 
 def test_it_predicts_text_that_it_was_not_trained_on():

@@ -11,8 +11,9 @@ from torch.nn.attention import flex_attention
 from torchtitan.config import CompileConfig
 from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
 
-from model import BLT, BLT_SIZES, attention
-from train.dataloader import ShardDataLoader
+from model import BLT, BLT_SIZES
+from model.layers import attention
+from train.data.dataloader import ShardDataLoader
 from train.parallelize import compile_blocks
 
 

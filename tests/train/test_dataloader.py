@@ -22,11 +22,11 @@ from conftest import ROOT
 from shard_sets import real_texts, write_shards
 from torchtitan.config.manager import ConfigManager, custom_registry
 
-from model.patch_layout import check_batch
+from model.layers.patch_layout import check_batch
 from model.tokenizer import BYTE_OFFSET, EOS_ID, PAD_ID
 from pipeline import open_shards
 from pipeline.errors import ConfigError, PipelineError
-from train.dataloader import ShardDataLoader
+from train.data.dataloader import ShardDataLoader
 
 SEQ_LEN = 512
 
@@ -261,7 +261,7 @@ def test_a_process_ends_with_a_loader_open(sets):
     """And needs no Ray."""
     code = f"""
 import sys
-from train.dataloader import ShardDataLoader
+from train.data.dataloader import ShardDataLoader
 config = ShardDataLoader.Config(shards={sets}, shuffle_bytes=20000)
 batches = iter(config.build(dp_world_size=1, dp_rank=0, seq_len=512, local_batch_size=1))
 next(batches)

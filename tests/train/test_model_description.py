@@ -7,8 +7,8 @@ import fsspec
 import pytest
 
 from model import BLT, BLT_SIZES, EntropyModelConfig, Patcher, load_blt, save_blt
-from model.checkpoint_files import CheckpointError
-from train.model_description import (
+from model.checkpoints.files import CheckpointError
+from train.checkpoints.model_json import (
     complete_safetensors,
     read_model_description,
     steps_in,

@@ -13,7 +13,7 @@ from shard_sets import real_texts, write_shards
 from trainings import ROWS, SEQ_LEN, Training, start, tiny, train, wait_for
 
 from model import load_entropy_model
-from train.steps import read_step
+from train.checkpoints.steps import read_step
 
 STEPS = 7
 EVERY = 2

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.patch_layout import check_batch
+from model.layers.patch_layout import check_batch
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
-from train.documents import Collector, Documents, cut_patches
-from train.row_filling import IGNORE_LABEL, empty_rows, fill_rows
-from train.row_packing import pack_rows
+from train.data.filling import IGNORE_LABEL, empty_rows, fill_rows
+from train.data.packing import pack_rows
+from train.data.window import Collector, Documents, cut_patches
 
 FIRST = 1000
 """Texts of these tests are numbers from here on, each once: a byte says where it is from."""

@@ -15,8 +15,8 @@ from model.tokenizer import BYTE_OFFSET, encode_documents
 from pipeline import open_shards
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.scoring import patch_stored
-from train.row_filling import fill_rows
-from train.row_stream import Cursor, RowSettings, RowStream
+from train.data.filling import fill_rows
+from train.data.row_stream import Cursor, RowSettings, RowStream
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from torch.distributed.fsdp import fully_shard
 from transformers.models.blt.modeling_blt import BltForCausalLM, BltPatcher
 
 from model import BLT, Patcher, load_blt, load_entropy_model, save_blt, save_entropy_model
-from model.checkpoint_files import CheckpointError
-from train.model_description import write_model_description
-from train.state_dict_adapter import WeightsAdapter, read_weights
-from train.steps import read_step
+from model.checkpoints.files import CheckpointError
+from train.checkpoints.model_json import write_model_description
+from train.checkpoints.state_dict_adapter import WeightsAdapter, read_weights
+from train.checkpoints.steps import read_step
 
 
 def loaded(directory: Path) -> titan.Model:

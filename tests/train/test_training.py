@@ -31,7 +31,7 @@ from model import BLT, BLT_SIZES, EntropyModel, load_blt, load_entropy_model, sa
 from model.blt_config import flops_per_byte
 from model.tokenizer import EOS_ID
 from pipeline.shards.shard_set import open_shards
-from train.dataloader import ShardDataLoader
+from train.data.dataloader import ShardDataLoader
 
 CLOSE = {"rel": 2e-6, "abs": 0}
 LATENT = "--parallelism.tensor-parallel-degree"

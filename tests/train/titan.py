@@ -21,10 +21,10 @@ from model import (
     save_blt,
     save_entropy_model,
 )
-from model.entropy_layouts import to_published_args as entropy_model_args
-from model.published_layout import to_published_args
-from train.checkpointer import Checkpointer
-from train.state_dict_adapter import WeightsAdapter
+from model.checkpoints.blt_published import to_published_args
+from model.checkpoints.entropy_layouts import to_published_args as entropy_model_args
+from train.checkpoints.manager import Checkpointer
+from train.checkpoints.state_dict_adapter import WeightsAdapter
 
 SHAPES = {
     "blt": BLTConfig(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model import entropy_layouts
 from model.blt import BLT
 from model.blt_config import BLTConfig
-from model.checkpoint_files import CheckpointError, transformers_name, transformers_rope_theta
+from model.checkpoints import entropy_layouts
+from model.checkpoints.files import CheckpointError, transformers_name, transformers_rope_theta
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 

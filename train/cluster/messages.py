@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from ray.exceptions import RayError
 from ray.util.queue import Queue
 
-from model.checkpoint_files import CheckpointError
+from model.checkpoints.files import CheckpointError
 from pipeline.errors import ConfigError, PipelineError
 
 OF_COMMUNICATION = ("gloo", "nccl", "connection", "closed by peer", "timed out", "socket")

@@ -6,9 +6,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from model.attention import Attend, RotaryAngles
 from model.blt_config import BLTConfig
-from model.cross_attention import ReadFromPatches
+from model.layers.attention import Attend, RotaryAngles
+from model.layers.cross_attention import ReadFromPatches
 
 PatchKeysValues = Sequence[tuple[Tensor, Tensor]]
 """Of each cross attention, ``[patches, k, heads, head_dim]`` each."""

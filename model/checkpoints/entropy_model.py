@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import entropy_layouts
-from model.checkpoint_files import (
+from model.checkpoints import entropy_layouts
+from model.checkpoints.files import (
     CheckpointError,
     Dtype,
     build,

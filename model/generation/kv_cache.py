@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import Attend
+from model.layers.attention import Attend
 
 PIECE = 256
 """Tokens of a row that are read at a time, at most."""

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
-from train.documents import Documents
-from train.row_packing import Rows
+from train.data.packing import Rows
+from train.data.window import Documents
 
 IGNORE_LABEL = -100
 """What torchtitan's losses leave out."""

@@ -16,9 +16,10 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from model import blt_checkpoint, checkpoint
 from model.blt_config import BLTConfig
-from model.checkpoint_files import CheckpointError, differences, reading
+from model.checkpoints import blt as blt_checkpoint
+from model.checkpoints import entropy_model as checkpoint
+from model.checkpoints.files import CheckpointError, differences, reading
 from model.entropy_model import EntropyModelConfig
 
 FILE = "model.json"

@@ -19,8 +19,15 @@ from torch import Tensor
 
 from model.blt import BLT
 from model.blt_config import BLTConfig
-from model.checkpoint import Layout, load_entropy_model, save_entropy_model
-from model.checkpoint_files import (
+from model.checkpoints.blt_published import from_published_args, to_published_args
+from model.checkpoints.blt_transformers import (
+    from_transformers_config,
+    from_transformers_weights,
+    to_transformers_config,
+    to_transformers_weights,
+)
+from model.checkpoints.entropy_model import Layout, load_entropy_model, save_entropy_model
+from model.checkpoints.files import (
     CheckpointError,
     Dtype,
     build,
@@ -35,13 +42,6 @@ from model.checkpoint_files import (
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.published_layout import from_published_args, to_published_args
-from model.transformers_layout import (
-    from_transformers_config,
-    from_transformers_weights,
-    to_transformers_config,
-    to_transformers_weights,
-)
 
 FORMAT = "blt-titan/blt/1"
 ENTROPY_MODEL = "entropy_model"

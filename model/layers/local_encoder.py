@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from model.attention import Attend, RotaryAngles
 from model.blt_config import BLTConfig
-from model.cross_attention import GatherFromBytes
+from model.layers.attention import Attend, RotaryAngles
+from model.layers.cross_attention import GatherFromBytes
 
 
 class LocalEncoder(nn.Module):

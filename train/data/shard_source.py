@@ -16,8 +16,8 @@ from model.patcher import Patcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.scoring import patch_stored
 from pipeline.shards.shard_set import ShardEntry, ShardSet
-from train.documents import Documents
-from train.row_packing import permutation
+from train.data.packing import permutation
+from train.data.window import Documents
 
 
 class Position(NamedTuple):

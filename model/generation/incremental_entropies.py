@@ -5,13 +5,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.cache import KeyValueCache
 from model.entropies import batch_entropies
 from model.entropy_model import EntropyModel, entropy_of
+from model.generation.kv_cache import KeyValueCache
+from model.layers.transformer import run_blocks
 from model.ngram import NGramEntropyModel
 from model.segments import NEWLINE_ID
 from model.tokenizer import PAD_ID
-from model.transformer import run_blocks
 
 
 class IncrementalEntropies(Protocol):

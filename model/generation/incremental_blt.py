@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.blt import BLT
-from model.cache import PIECE, KeyValueCache
 from model.entropy_model import EntropyModel
-from model.incremental_entropies import incremental_entropies
+from model.generation.incremental_entropies import incremental_entropies
+from model.generation.kv_cache import PIECE, KeyValueCache
 from model.ngram import NGramEntropyModel
 from model.patcher import ENTROPY_RULES, Patcher
 from model.tokenizer import BOE_ID

@@ -1,7 +1,7 @@
 """Files of checkpoints: where they are, how they are read, and what is said of broken ones.
 
 No code of a checkpoint is ever run: pickles are read with ``weights_only``. What the weights are
-of is known to :mod:`model.checkpoint` (entropy models) and :mod:`model.blt_checkpoint` (BLT).
+of is known to :mod:`model.checkpoints.entropy_model` and :mod:`model.checkpoints.blt`.
 """
 
 import json
@@ -236,7 +236,7 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
     elif Path(source).is_dir():
         yield Path(source)
     elif source == BUILT_IN:
-        yield Path(__file__).parent / "weights" / BUILT_IN
+        yield Path(__file__).parents[1] / "weights" / BUILT_IN
     elif source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~")):
         yield Path(download(source.removeprefix("hf://")))
     else:

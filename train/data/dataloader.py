@@ -1,7 +1,7 @@
 """torchtitan's dataloader over patch shards: batches of rows for each rank, made ahead in a thread.
 
-The rows of all ranks are one sequence (:mod:`train.row_stream`). Microbatch m of R ranks with B
-rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, rank r the r-th B of them: a run that is resumed
+The rows of all ranks are one sequence (:mod:`train.data.row_stream`). Microbatch m of R ranks with
+B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, rank r the r-th B of them: a run that is resumed
 on another number of ranks, or with other batches, goes on with the next row.
 """
 
@@ -21,14 +21,14 @@ from torchtitan.components.dataloader import BaseDataLoader
 
 from pipeline.errors import ConfigError
 from pipeline.patch.scoring import prefetch
-from train.row_filling import empty_rows, fill_rows
-from train.row_stream import Cursor, RowSettings, RowStream, Window
+from train.data.filling import empty_rows, fill_rows
+from train.data.row_stream import Cursor, RowSettings, RowStream, Window
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
 
 class ShardDataLoader(BaseDataLoader):
-    """Batches of packed rows; see :mod:`train.row_packing` for what is in a row.
+    """Batches of packed rows; see :mod:`train.data.packing` for what is in a row.
 
     Yields ``({"input": [B, S], "patch_lengths": [B, P]}, labels [B, S])``, all int32; padding is
     -1, 0 and -100.

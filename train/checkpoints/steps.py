@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from model.blt import BLT
 from model.blt_config import BLTConfig
-from model.checkpoint_files import (
+from model.checkpoints.files import (
     CheckpointError,
     build,
     local_directory,
@@ -26,7 +26,7 @@ from model.checkpoint_files import (
     reading,
 )
 from model.entropy_model import EntropyModel
-from train.model_description import filesystem_of, read_model_description
+from train.checkpoints.model_json import filesystem_of, read_model_description
 
 INDEX = ".metadata"
 TRAINING_STATE = ("optimizer", "lr_scheduler", "dataloader", "train_state")

@@ -2,7 +2,7 @@
 
 Pre-norm, no biases, rotary positions, grouped keys and values, SwiGLU; the arithmetic is that of
 the published weights. Blocks read tokens laid end to end; who may see whom is decided by the
-``attend`` function that they are given (:mod:`model.attention`).
+``attend`` function that they are given (:mod:`model.layers.attention`).
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Attend, RotaryAngles, apply_rotary
+from model.layers.attention import Attend, RotaryAngles, apply_rotary
 
 
 def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: int = 256) -> int:

@@ -19,9 +19,9 @@ import numpy as np
 from model.patcher import Patcher
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import ShardSet
-from train.documents import Collector, Documents
-from train.row_packing import Rows, pack_rows
-from train.shard_source import Position, ShardSource
+from train.data.packing import Rows, pack_rows
+from train.data.shard_source import Position, ShardSource
+from train.data.window import Collector, Documents
 
 PACKING_VERSION = 2
 """Changes when the same shards, seed and settings give other rows than before."""

@@ -1,16 +1,16 @@
 """BLT as it was published: its arguments. The names of the weights are ours.
 
 ``config.json`` of the hub's layout holds the arguments under the key ``args``, ``params.json`` of
-consolidated directories under ``model``; :mod:`model.blt_checkpoint` reads and writes these files.
+consolidated directories under ``model``; :mod:`model.checkpoints.blt` reads and writes these files.
 """
 
 from typing import Any
 
 from model.blt_config import BLTConfig
-from model.checkpoint_files import CheckpointError, differences, refuse_unknown
+from model.checkpoints.files import CheckpointError, differences, refuse_unknown
+from model.layers.transformer import default_hidden_dim, hidden_dim_arguments
 from model.patcher import Patcher
 from model.tokenizer import EOS_ID
-from model.transformer import default_hidden_dim, hidden_dim_arguments
 
 SAME_NAMES = (
     *("dim_global", "n_layers_global", "n_heads_global", "n_kv_heads_global"),

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from model.blt import BLT
-from model.cache import PIECE
 from model.entropy_model import EntropyModel
-from model.incremental_blt import IncrementalBLT
+from model.generation.incremental_blt import IncrementalBLT
+from model.generation.kv_cache import PIECE
+from model.generation.sampling import Sampling, allowed
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.sampling import Sampling, allowed
 from model.tokenizer import BOE_ID, BYTE_OFFSET, EOS_ID, ByteTokenizer
 
 

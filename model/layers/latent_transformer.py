@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from model.attention import Attend, RotaryAngles
 from model.blt_config import BLTConfig
-from model.transformer import run_blocks
+from model.layers.attention import Attend, RotaryAngles
+from model.layers.transformer import run_blocks
 
 
 class LatentTransformer(nn.Module):

@@ -25,19 +25,19 @@ from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
 from torchtitan.tools.logging import logger
 
 from model.blt import BLT
-from model.blt_checkpoint import read_blt
 from model.blt_config import BLTConfig
-from model.checkpoint import read_entropy_model
-from model.checkpoint_files import CheckpointError, fitting, read_json, reading
+from model.checkpoints.blt import read_blt
+from model.checkpoints.entropy_model import read_entropy_model
+from model.checkpoints.files import CheckpointError, fitting, read_json, reading
 from model.entropy_model import EntropyModel
-from train.model_description import Shape, argument_differences
+from train.checkpoints.model_json import Shape, argument_differences
 
 
 class WeightsAdapter(BaseStateDictAdapter):
     """For BLT and entropy models alike.
 
     Reads every layout that :func:`model.load_blt` and :func:`model.load_entropy_model` read; writes
-    one safetensors file, which :class:`train.checkpointer.Checkpointer` completes.
+    one safetensors file, which :class:`train.checkpoints.manager.Checkpointer` completes.
 
     Args:
         model_config: its ``shape`` is a :class:`model.BLTConfig` or a

@@ -11,9 +11,9 @@ from torchtitan.components.checkpointer.dcp import CheckpointManager
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
-from model.checkpoint_files import CheckpointError, reading
-from train.model_description import complete_safetensors, steps_in
-from train.steps import INDEX, StepReader
+from model.checkpoints.files import CheckpointError, reading
+from train.checkpoints.model_json import complete_safetensors, steps_in
+from train.checkpoints.steps import INDEX, StepReader
 
 
 class Checkpointer(CheckpointManager):
@@ -21,7 +21,7 @@ class Checkpointer(CheckpointManager):
     step that is whole.
 
     ``model.json`` has to be in the folder of the steps by the last step
-    (:func:`train.model_description.write_model_description`).
+    (:func:`train.checkpoints.model_json.write_model_description`).
     """
 
     @dataclass(kw_only=True, slots=True)

@@ -29,7 +29,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError
-from train.telling import Listener, SentOn, as_one_sentence, portable
+from train.cluster.messages import Listener, SentOn, as_one_sentence, portable
 
 HOPELESS = (ConfigError, ValueError, TypeError, AssertionError)
 """Errors that are raised of settings. CheckpointError is a ValueError."""

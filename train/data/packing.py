@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.documents import Documents
+from train.data.window import Documents
 
 SMALL = 128
 """Of a row, 1 / SMALL is not worth cutting a document for."""
@@ -179,7 +179,7 @@ def pack_rows(
 
     Raises:
         ValueError: a patch has more than ``tokens - 2`` tokens; see
-            :func:`train.documents.cut_patches`.
+            :func:`train.data.window.cut_patches`.
     """
     lengths_P, patches_D = documents.patch_lengths_P, documents.patches_D
     ends_P: Sequence[int]

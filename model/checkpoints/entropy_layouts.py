@@ -1,6 +1,6 @@
 """Entropy models as they were published and as transformers lays them out: arguments and names.
 
-:mod:`model.checkpoint` reads and writes the files.
+:mod:`model.checkpoints.entropy_model` reads and writes the files.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint_files import (
+from model.checkpoints.files import (
     CheckpointError,
     differences,
     refuse_unknown,
@@ -16,7 +16,7 @@ from model.checkpoint_files import (
     transformers_rope_theta,
 )
 from model.entropy_model import EntropyModel, EntropyModelConfig
-from model.transformer import default_hidden_dim, hidden_dim_arguments
+from model.layers.transformer import default_hidden_dim, hidden_dim_arguments
 
 IGNORED_ARGS = {
     *("attn_impl", "attn_bias_type", "sliding_window", "eos_id", "seed"),
