@@ -34,7 +34,7 @@ entropy-model: .venv/installed  ## train the default entropy model anew (an hour
 
 # The tests look at pages in a real browser.
 .venv/browser: .venv/installed
-	$(BIN)/python tests/browser.py
+	$(BIN)/python tests/support/browser.py
 	touch $@
 
 clean:

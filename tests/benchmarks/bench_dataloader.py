@@ -25,11 +25,11 @@ from statistics import median
 
 from common import ROOT, quotient, short_documents, source_documents, spread, verdict
 
-sys.path.insert(0, str(ROOT / "tests" / "train"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np
 import torch
-from shard_sets import write_shards
+from support.shard_sets import write_shards
 
 from pipeline import open_shards
 from train.data.dataloader import ShardDataLoader

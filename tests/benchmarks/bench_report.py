@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np
 import pyarrow.parquet as pq
-import tiny
 import torch
+from support import tiny
 
 from model import NGramEntropyModel, Patcher
 from model.tokenizer import encode_documents

@@ -21,10 +21,10 @@ from common import ROOT, alternating, quotient, short_documents, spread, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-import tiny
 import torch
 import torch.nn.functional as F
 from bench_blt import MEDIUM, PRODUCT
+from support import tiny
 
 from model import NGramEntropyModel, Patcher
 from model.blt_config import flops_per_byte

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from clusters import a_head_node, an_s3_server, free_port, ray_cli
-from conftest import ROOT, command, contents, environment, job_here, topics, write_jsonl
 from ray.cluster_utils import Cluster
+from support.clusters import a_head_node, an_s3_server, free_port, ray_cli
+from support.jobs import ROOT, command, contents, environment, job_here
+from support.texts import topics, write_jsonl
 
 from pipeline import open_shards
 

@@ -13,7 +13,8 @@ import fsspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import ROOT, Malicious, environment, sharpen
+from support.jobs import ROOT, environment
+from support.weights import Malicious, sharpen
 from transformers.models.blt.modeling_blt import BltForCausalLM, BltPatcher
 
 from model import (

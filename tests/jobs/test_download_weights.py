@@ -3,9 +3,8 @@
 import subprocess
 import sys
 
-import loopback_hub
-import tiny
-from conftest import ROOT
+from support import loopback_hub, tiny
+from support.jobs import ROOT
 
 from model import load_blt, save_blt
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import tiny
-from conftest import ROOT, environment, topics, write_jsonl
+from support import tiny
+from support.jobs import ROOT, environment
+from support.texts import topics, write_jsonl
 
 from model import NGramEntropyModel, Patcher, save_blt, save_entropy_model
 

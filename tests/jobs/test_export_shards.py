@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import torch
-from conftest import ROOT, job_here, topics
 from huggingface_hub import DatasetCard
-from loopback_answers import TOKEN, Fault
-from loopback_hub import serve
-from loopback_uploads import READER, UploadHandler
+from support import tiny
+from support.jobs import ROOT, job_here
+from support.loopback_answers import TOKEN, Fault
+from support.loopback_hub import serve
+from support.loopback_uploads import READER, UploadHandler
+from support.texts import topics
 
 from model import NGramEntropyModel, Patcher
 from pipeline.export.manifest import without_places

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, environment, sharpen
+from support.jobs import ROOT, environment
+from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig, Patcher, generate, save_blt
 

@@ -18,16 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import (
-    ROOT,
-    command,
-    contents,
-    environment,
-    full_disk,
-    noise,
-    topics,
-    write_jsonl,
-)
+from support.jobs import ROOT, command, contents, environment, full_disk
+from support.texts import noise, topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards

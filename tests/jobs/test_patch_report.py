@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-from conftest import ROOT, job_here, topics, write_jsonl
+from support import tiny
+from support.jobs import ROOT, job_here
+from support.texts import topics, write_jsonl
 
 from model import NGramEntropyModel, Patcher
 from pipeline.report.plots import PLOTS

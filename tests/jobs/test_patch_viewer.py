@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from browser import PHONE, Watched
-from conftest import ROOT, environment, hear_ctrl_c, topics
+from support import tiny
+from support.browser import PHONE, Watched
+from support.jobs import ROOT, environment, hear_ctrl_c
+from support.texts import topics
 
 from model import ByteTokenizer, Patcher, load_entropy_model, save_entropy_model
 from pipeline.errors import ConfigError

@@ -15,18 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import (
-    ROOT,
-    RunJob,
-    command,
-    environment,
-    full_disk,
-    job_alone,
-    job_here,
-    noise,
-    topics,
-    write_jsonl,
-)
+from support.jobs import ROOT, RunJob, command, environment, full_disk, job_alone, job_here
+from support.texts import noise, topics, write_jsonl
 
 from pipeline import open_shards
 

@@ -13,15 +13,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import loopback_hub
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import ROOT, command, environment, topics
-from loopback_answers import TOKEN, Fault, git_oid, sha256
-from loopback_hub import Hub
+from support import loopback_hub
+from support.jobs import ROOT, command, environment
+from support.loopback_answers import TOKEN, Fault, git_oid, sha256
+from support.loopback_hub import Hub
+from support.texts import topics
 
 from pipeline import open_shards
 from pipeline.corpus.named import CORPORA

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from clusters import an_s3_server
-from conftest import ROOT, a_local_ray, command, environment, job_here, topics, write_jsonl
-from faulty_proxy import KINDS, a_faulty_proxy
+from support.clusters import an_s3_server
+from support.faulty_proxy import KINDS, a_faulty_proxy
+from support.jobs import ROOT, command, environment, job_here
+from support.local_ray import a_local_ray
+from support.texts import topics, write_jsonl
 
 PREPARE = ROOT / "jobs" / "prepare_corpus.py"
 FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "500000", "--num-workers", "2")

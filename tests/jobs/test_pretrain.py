@@ -18,10 +18,12 @@ import psutil
 import pytest
 import ray
 import s3fs
-import tiny
 import torch
-from clusters import a_head_node, an_s3_server, ray_cli
-from conftest import ROOT, a_local_ray, environment, hear_ctrl_c, topics, write_jsonl
+from support import tiny
+from support.clusters import a_head_node, an_s3_server, ray_cli
+from support.jobs import ROOT, environment, hear_ctrl_c
+from support.local_ray import a_local_ray
+from support.texts import topics, write_jsonl
 
 from model import Patcher
 from pipeline.errors import ConfigError

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from blt_cases import (
+from support.blt_cases import (
     random_batch,
     random_config,
     random_lengths,
@@ -13,8 +13,8 @@ from blt_cases import (
     sharp_blt,
     tiny,
 )
-from blt_dense import DenseBLT, hash_rows
-from conftest import sharpen
+from support.blt_dense import DenseBLT, hash_rows
+from support.weights import sharpen
 from torch import Tensor
 from transformers.models.blt.configuration_blt import BltConfig
 from transformers.models.blt.modeling_blt import BltForCausalLM

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from blt_cases import tiny
+from support.blt_cases import tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

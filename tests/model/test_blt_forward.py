@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from blt_cases import (
+from support.blt_cases import (
     random_batch,
     random_config,
     random_lengths,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from conftest import topics
+from support.texts import topics
 from torch import Tensor
 
 from model import BLT, BLT_SIZES, NGramEntropyModel, Patcher

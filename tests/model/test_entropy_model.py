@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import sharpen
+from support.weights import sharpen
 from torch import Tensor
 from transformers.models.blt.configuration_blt import BltPatcherConfig
 from transformers.models.blt.modeling_blt import BltPatcher

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import topics
+from support.texts import topics
 
 import model.ngram
 from model import NGramEntropyModel, load_entropy_model, save_entropy_model

@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from conftest import topics
+from support.texts import topics
 
 from model import ByteTokenizer, EntropyModel, load_entropy_model
 from model.checkpoints.files import BUILT_IN

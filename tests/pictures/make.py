@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE.parent))
 
-from browser import Watched, open_browser
+from support.browser import Watched, open_browser
 
 VIEWER = ROOT / "jobs" / "patch_viewer.py"
 WINDOW = {"width": 1000, "height": 910}

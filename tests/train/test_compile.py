@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from shard_sets import real_texts, write_shards
+from support.shard_sets import real_texts, write_shards
 from torch import fx
 from torch.nn.attention import flex_attention
 from torchtitan.config import CompileConfig

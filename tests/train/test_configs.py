@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, environment
-from shard_sets import real_texts, write_shards
+from support.jobs import ROOT, environment
+from support.shard_sets import real_texts, write_shards
+from support.trainings import ROWS, start, tiny
 from torchtitan.config import ConfigManager
-from trainings import ROWS, start, tiny
 
 from model import BLT_SIZES
 from pipeline.errors import ConfigError

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 
-from conftest import ROOT
+from support.jobs import ROOT
 
 EMPTY = """
     from train.shim import prepare

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from shard_sets import real_texts, write_shards
-from trainings import ROWS, SEQ_LEN, Training, start, tiny, train, wait_for
+from support.shard_sets import real_texts, write_shards
+from support.trainings import ROWS, SEQ_LEN, Training, start, tiny, train, wait_for
 
 from model import load_entropy_model
 from train.checkpoints.steps import read_step

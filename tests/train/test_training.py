@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, environment, sharpen
-from shard_sets import real_texts, write_shards
-from trainings import (
+from support.jobs import ROOT, environment
+from support.shard_sets import real_texts, write_shards
+from support.trainings import (
     LOSS,
     PEAK_FLOPS,
     ROWS,
@@ -26,6 +26,7 @@ from trainings import (
     tiny,
     train,
 )
+from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, EntropyModel, load_blt, load_entropy_model, save_blt
 from model.blt_config import flops_per_byte

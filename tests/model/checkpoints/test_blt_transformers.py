@@ -1,0 +1,192 @@
+"""What transformers writes is read, and what is written for it gives it the same model."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.blt_cases import random_lengths, rows_of, sharp_blt, tiny
+from support.weights import sharpen
+from transformers.models.blt.modeling_blt import BltForCausalLM
+
+from model import (
+    BLT,
+    EntropyModel,
+    EntropyModelConfig,
+    Patcher,
+    load_blt,
+    load_entropy_model,
+    save_blt,
+)
+from model.checkpoints.entropy_model import fingerprint
+from model.checkpoints.files import CheckpointError
+
+SHAPES = {
+    "published": tiny(),
+    "other": tiny(
+        cross_attn_k=3,
+        dim_global=24,
+        n_layers_local_encoder=2,
+        n_kv_heads_local_encoder=1,
+        n_kv_heads_local_decoder=1,
+        n_kv_heads_global=1,
+        cross_attn_all_layers_decoder=False,
+        encoder_hash_byte_group_size=(5, 2),
+        encoder_hash_byte_group_nb_functions=2,
+        local_attention_window_len=16,
+        rope_theta=1000.0,
+        norm_eps=1e-4,
+        patcher=Patcher(5.0),
+    ),
+    "one-layer": tiny(cross_attn_all_layers_encoder=True, patcher=Patcher(5.0, max_patch_length=4)),
+}
+
+
+@pytest.fixture(scope="module")
+def entropy_model() -> EntropyModel:
+    torch.manual_seed(0)
+    config = EntropyModelConfig(
+        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=64, window=30, context_length=2048
+    )
+    model = EntropyModel(config).eval()
+    sharpen(model, 2)
+    return model
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    rng = random.Random(0)
+    tokens = torch.tensor([[1, *rng.choices(range(4, 260), k=69)] for _ in range(3)])
+    return tokens, rows_of([random_lengths(rng, 71) for _ in tokens], 0)
+
+
+def theirs_from(directory: Path) -> BltForCausalLM:
+    theirs, loading = BltForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert not loading["mismatched_keys"]
+    return theirs.eval()
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_entropy_model", [True, False], ids=["with-entropy-model", "alone"])
+@torch.no_grad()
+def test_there_and_back(shape, with_entropy_model, entropy_model, tmp_path):
+    config, (tokens, lengths) = SHAPES[shape], batch()
+    ours = sharp_blt(config)
+    save_blt(
+        ours,
+        tmp_path / "ours",
+        layout="transformers",
+        entropy_model=entropy_model if with_entropy_model else None,
+    )
+    theirs = theirs_from(tmp_path / "ours")
+    logits = ours(tokens, lengths)
+    close(theirs(tokens, patch_lengths=lengths, use_cache=False).logits, logits)
+    if with_entropy_model:
+        h, _, _ = theirs.model.patcher(tokens, use_cache=False)
+        close(h, entropy_model.entropies(tokens))
+
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    for directory in ("ours", "theirs"):
+        back = load_blt(tmp_path / directory, device="cpu")
+        assert back.config == config
+        assert torch.equal(back(tokens, lengths), logits)
+        if with_entropy_model:
+            back = load_entropy_model(tmp_path / directory, device="cpu")
+            assert fingerprint(back) == fingerprint(entropy_model)
+
+
+@torch.no_grad()
+def test_transformers_makes_the_same_patches(entropy_model, tmp_path):
+    tokens, _ = batch()
+    entropies = entropy_model.entropies(tokens)
+    patcher = Patcher(entropies.median().item())
+    ours = sharp_blt(tiny(patcher=patcher))
+    save_blt(ours, tmp_path, layout="transformers", entropy_model=entropy_model)
+    lengths = patcher.patch_lengths(entropies, include_next_token=True)
+    assert 20 < lengths.shape[1] < 50
+    close(theirs_from(tmp_path)(tokens, use_cache=False).logits, ours(tokens, lengths))
+
+
+def test_ngrams_across_documents_are_remembered(tmp_path):
+    config = tiny(hash_across_documents=True)
+    save_blt(BLT(config), tmp_path, layout="transformers")
+    assert load_blt(tmp_path).config == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cross_attn_window_encoder": 2}, "cross_attn_window: it has no such windows"),
+        ({"cross_attn_window_decoder": 2}, "cross_attn_window: it has no such windows"),
+        (
+            {"cross_attn_all_layers_encoder": True, "n_layers_local_encoder": 2},
+            "cross_attn_all_layers_encoder: it pools anew",
+        ),
+        ({"cross_attn_nheads": 4}, "n_heads: "),
+        ({"n_heads_local_encoder": 4, "n_kv_heads_local_encoder": 4}, "n_heads: "),
+        ({"patcher": Patcher(rule="space")}, "patcher: it has the global rule only"),
+        ({"patcher": Patcher(0.1, "monotonic")}, "patcher: it has the global rule only"),
+    ],
+)
+def test_models_that_it_cannot_hold(change, message, tmp_path):
+    model = BLT(replace(tiny(), **change))
+    with pytest.raises(CheckpointError, match=message):
+        save_blt(model, tmp_path / "new", layout="transformers")
+    assert not (tmp_path / "new").exists()
+
+
+def test_layouts_and_models_that_cannot_be_written(ngram_model, tmp_path):
+    with pytest.raises(CheckpointError, match="cannot hold an n-gram entropy model"):
+        save_blt(BLT(tiny()), tmp_path, layout="transformers", entropy_model=ngram_model)
+    with pytest.raises(CheckpointError, match="layout: 'hf' is not one of own, transformers"):
+        save_blt(BLT(tiny()), tmp_path, layout="hf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("encoder_config", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ("global_config", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+        ("global_config", {"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters: values that"),
+        ("decoder_config", {"cross_attn_k": 3}, "cross_attn_k: values that differ"),
+        ("decoder_config", {"hidden_size": 32}, "hidden_size: values that differ"),
+        ("decoder_config", {"num_attention_heads": 4}, "num_attention_heads: values that differ"),
+        ("decoder_config", {"rms_norm_eps": 1e-3}, "rms_norm_eps: values that differ"),
+    ],
+)
+def test_arguments_that_are_refused(part, change, message, tmp_path):
+    save_blt(BLT(tiny()), tmp_path, layout="transformers")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config[part] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        load_blt(tmp_path)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    save_blt(BLT(tiny()), tmp_path, layout="transformers")
+    path = tmp_path / "model.safetensors"
+    good = load_file(path)
+    tables = "model.encoder_hash_tok_embedding.weight"
+    first = "encoder_hash_tok_embedding.0.weight"
+    query = "model.global_transformer.layers.0.self_attn.q_proj.weight"
+    for weights, message in (
+        ({k: w for k, w in good.items() if k != query}, "lacks weights: global_transformer.layers"),
+        ({k: w for k, w in good.items() if k != tables}, f"lacks weights: {first}"),
+        ({**good, tables: good[tables][: 5 * 61]}, "lacks weights: encoder_hash_tok_embedding.5"),
+        ({**good, tables: good[tables][:, :8]}, f"{first} has shape"),
+        ({**good, "model.x": torch.ones(1)}, r"unknown weights: model\.x"),
+    ):
+        save_file({k: w.contiguous() for k, w in weights.items()}, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_blt(tmp_path)

@@ -1,0 +1,123 @@
+"""One worker's job: where shards end, what a rerun skips, what an error leaves behind."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.jobs import contents
+
+from model import Patcher
+from pipeline.corpus import documents
+from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.splits import plan_file
+from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
+from pipeline.patch import patch_split as worker
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.patch_split import patch_split
+from pipeline.patch.scoring import Scorer
+from pipeline.shards.shard_set import read_entries
+from pipeline.storage.listing import list_inputs
+from pipeline.storage.output import OutputDirectory
+
+TEXTS = [f"document {i} " * 9 for i in range(60)]
+
+
+class Patching:
+    """A JSONL file as one split, and a place to patch it to."""
+
+    def __init__(self, directory, model, lines=None):
+        path = directory / "a.jsonl"
+        path.write_text("\n".join(lines or [json.dumps({"text": text}) for text in TEXTS]))
+        (file,) = list_inputs([str(path)], suffixes=tuple(SUFFIXES))
+        (self.split,) = plan_file(file, "jsonl", 1 << 30).splits
+        self.scorer = Scorer(model, Patcher(1.0))
+        self.config = PatchCorpusConfig((str(path),), "unused", threshold=1.0, shard_bytes=1000)
+        self.scored = []
+
+    def run(self, output, **changes) -> list:
+        """Patch the split; gives its entries."""
+        directory = OutputDirectory(str(output))
+        config = replace(self.config, **changes)
+        patch_split(self.split, 0, config, self.scorer, directory, self.scored.append)
+        found = read_entries(directory)
+        return [found[name] for name in sorted(found)]
+
+
+def test_shards_close_at_their_size(tmp_path, ngram_model):
+    patching = Patching(tmp_path, ngram_model)
+    entries = patching.run(tmp_path / "out")
+    longest = max(map(len, TEXTS))
+    sizes = [entry.statistics["bytes"] for entry in entries]
+    assert all(1000 <= size < 1000 + longest for size in sizes[:-1]) and len(sizes) > 4
+    assert [entry.last for entry in entries] == [False] * (len(entries) - 1) + [True]
+    assert sum(entry.records for entry in entries) == len(TEXTS)
+    (one,) = patching.run(tmp_path / "one", shard_bytes=1 << 20)
+    assert one.last and one.records == len(TEXTS)
+
+
+def test_shards_close_at_many_rejects(tmp_path, ngram_model, monkeypatch):
+    monkeypatch.setattr(worker, "MOST_REJECTS", 10)
+    lines = ["broken"] * 25 + ['{"text": "good"}'] + ["broken"] * 3
+    entries = Patching(tmp_path, ngram_model, lines).run(tmp_path / "out")
+    assert [entry.rejects for entry in entries] == [10, 10, 8]
+    assert [entry.sha256 is None for entry in entries] == [True, True, False]
+    rejects = (tmp_path / "out" / entries[2].rejects_path).read_text().splitlines()
+    assert json.loads(rejects[0])["position"] == str(20 * 7)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_rerun_does_exactly_what_is_not_committed(tmp_path, ngram_model, kept, monkeypatch):
+    # Batches of a few documents, so that a shard's end falls between batches and within one.
+    monkeypatch.setattr(worker, "BATCH_BYTES", 300)
+    patching = Patching(tmp_path, ngram_model)
+    entries = patching.run(tmp_path / "out")
+    before = contents(tmp_path / "out")
+    for entry in entries[kept:]:
+        (tmp_path / "out" / "entries" / f"{entry.name}.json").unlink()
+    patching.scored.clear()
+    patching.run(tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    assert sum(patching.scored) == sum(entry.statistics["tokens"] for entry in entries[kept:])
+    patching.scored.clear()
+    patching.run(tmp_path / "out")
+    assert not patching.scored
+
+
+def test_of_a_file_that_breaks_off_the_beginning_is_kept(tmp_path, ngram_model, monkeypatch):
+    patching = Patching(tmp_path, ngram_model)
+
+    def records(error):
+        real = list(documents.read_split(patching.split, patching.config.columns, 1 << 20))
+        monkeypatch.setattr(documents, "read_split", lambda *_: iter_then(real[:30], error))
+
+    def iter_then(items, error):
+        yield from items
+        raise error
+
+    records(ConnectionResetError("the server went away"))
+    with pytest.raises(UnreachableFileError, match=r"a\.jsonl: cannot be read: the server went"):
+        patching.run(tmp_path / "out")
+    committed = read_entries(OutputDirectory(str(tmp_path / "out")))
+    assert committed and not any(entry.last for entry in committed.values())
+    assert not list((tmp_path / "out" / "_tmp").iterdir())
+    monkeypatch.undo()
+    patching.run(tmp_path / "out")
+    patching.run(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_error_in_any_stage_comes_out_and_leaves_no_half_shard(tmp_path, ngram_model):
+    patching = Patching(tmp_path, ngram_model, ['{"text": "good"}', "broken"])
+    with pytest.raises(BadDocumentError, match=r"a\.jsonl, position 17: line is not valid JSON"):
+        patching.run(tmp_path / "out", on_bad_document="fail")
+
+    class Broken:
+        device, context_length, token_budget = "cpu", None, 1 << 20
+
+        def entropies_packed(self, tokens_T, lengths_S):
+            raise PipelineError("the device is on fire")
+
+    patching.scorer = Scorer(Broken(), Patcher(1.0))
+    with pytest.raises(PipelineError, match="on fire"):
+        patching.run(tmp_path / "out")
+    assert contents(tmp_path / "out") == {}

@@ -1,0 +1,372 @@
+"""Reports: figures against counting by hand, and the page in a real browser."""
+
+import json
+import re
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import tiny
+from support.browser import PHONE, Watched
+from support.texts import topics, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from model import NGramEntropyModel, Patcher
+from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
+from model.tokenizer import encode_documents
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
+from pipeline.report.figures import Counted, counted_before, merge, set_figures
+from pipeline.report.job import short_names
+from pipeline.report.page import Report, whole_text, why
+from pipeline.report.plots import PLOTS, png, svg
+from pipeline.shards.shard_set import ShardSet
+from pipeline.statistics.threshold_curve import ThresholdCurve
+from pipeline.storage.output import OutputDirectory, to_json
+
+HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
+TARGETS = (2.0, 4.5)
+
+
+def figures_of(counted: Counted) -> dict:
+    return set_figures(counted, targets=TARGETS, context_bytes=8192)
+
+
+def shard_set(directory: Path, model: NGramEntropyModel, rule: Patcher, parts: list) -> ShardSet:
+    """Several input files, so several shards; with a metadata column."""
+    for i, part in enumerate(parts):
+        path = write_jsonl(directory / "in" / f"{i}.jsonl", part)
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+        tagged = [{**line, "language": ("en", None)[j % 2]} for j, line in enumerate(lines)]
+        bad = ['{"id": "x"}', "{broken 17"] if i == 0 else []
+        path.write_text("\n".join([*map(json.dumps, tagged), *bad]) + "\n")
+    settings = {"id_column": "id", "keep_columns": ("language",)}
+    return tiny.make_shards(directory / "set", directory / "in", model, rule, **settings)
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[list[tuple[str, str]]]:
+    texts = [(name, text[:3000]) for name, text in topics()[:20]]
+    other = [("рус", "Привет, мир! " * 40), (HOSTILE, HOSTILE * 3), ("none", ""), ("é", "é" * 99)]
+    return [texts[:8], texts[8:12] + other, texts[12:]]
+
+
+@pytest.fixture(scope="module")
+def model(parts) -> NGramEntropyModel:
+    return NGramEntropyModel.fit([encode_documents([t.encode() for p in parts for _, t in p])])
+
+
+@pytest.fixture(scope="module")
+def shards(parts, model, tmp_path_factory) -> ShardSet:
+    return shard_set(tmp_path_factory.mktemp("report"), model, Patcher(1.0), parts)
+
+
+@pytest.fixture(scope="module")
+def figures(shards) -> dict:
+    return figures_of(counted_before("set", shards))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Patcher(1.0),
+        Patcher(0.4, rule="monotonic"),
+        Patcher(0.5, rule="combined", threshold_add=0.1),
+    ],
+)
+def test_the_curve_is_that_of_cutting_everything_anew(parts, model, rule, tmp_path):
+    shards = shard_set(tmp_path, model, rule, parts[:2])
+    found = figures_of(counted_before("set", shards))
+    documents = list(shards)
+    h = torch.from_numpy(np.concatenate([document.entropies for document in documents]))
+    lengths = torch.tensor([len(document.entropies) for document in documents])
+    size = sum(len(document.text.encode()) for document in documents)
+
+    def mean(threshold: float) -> float:
+        cut = replace(rule, threshold=threshold)
+        return size / len(cut.patch_lengths_flat(h, lengths)[0])
+
+    curve = found["curve"]
+    assert len(curve["thresholds"]) > 100
+    assert curve["mean_patch_bytes"] == list(map(mean, curve["thresholds"]))
+    assert found["mean_patch_bytes"] == pytest.approx(mean(rule.threshold))
+    for suggested in found["suggested"]:
+        assert suggested["mean_patch_bytes"] == mean(suggested["threshold"])
+
+
+def test_figures_are_those_of_a_loop_over_the_documents(shards, figures, parts):
+    documents = list(shards)
+    lengths = np.concatenate([document.patch_lengths for document in documents])
+    assert figures["documents"] == len(documents) == sum(map(len, parts))
+    assert figures["patches"] == len(lengths)
+    counts = {str(k): int(n) for k, n in zip(*np.unique(lengths, return_counts=True), strict=True)}
+    assert figures["patch_lengths"]["counts"] == counts
+    median = np.sort(lengths)[(len(lengths) - 1) // 2]
+    assert figures["patch_lengths"]["percentiles"]["50"] == median
+    exact = np.concatenate([document.entropies for document in documents]).astype(float).mean()
+    assert figures["mean_entropy"] == pytest.approx(exact, abs=0.01)
+    scripts = {row["name"]: row["documents"] for row in figures["scripts"]}
+    assert scripts == {"Latin": len(documents) - 2, "Cyrillic": 1, "(no letters)": 1}
+    language = {row["name"]: row["documents"] for row in figures["columns"]["language"]}
+    assert language == {"en": 12, "(none)": 12}
+    sources = {row["name"]: row["bytes"] for row in figures["sources"]}
+    sizes = [sum(len(text.encode()) for _, text in part) for part in parts]
+    assert sources == {f"{i}.jsonl": size for i, size in enumerate(sizes)}
+    assert len(figures["drift"]) == figures["shards"] == 3
+    assert figures["rejects"]["count"] == 2
+    assert sorted(figures["rejects"]["reasons"].values()) == [1, 1]
+    assert figures["longest"][0]["measure"] == max(
+        len(patch) for document in documents for patch in document.patches()
+    )
+
+
+def test_merged_sets_are_the_set_of_all_their_documents(shards, figures, parts, model, tmp_path):
+    apart = [shard_set(tmp_path / str(i), model, Patcher(1.0), [p]) for i, p in enumerate(parts)]
+    merged = figures_of(merge(counted_before(str(i), one) for i, one in enumerate(apart)))
+    alike = figures.keys() - {"name", "url", "sources", "drift", "rejects", "runs", "shard_bytes"}
+    assert {key: merged[key] for key in alike} == {key: figures[key] for key in alike}
+    assert sorted(row["name"] for row in merged["sources"]) == ["0", "1", "2"]
+    assert merged["rejects"]["count"] == 6 and merged["name"] == "3 sets"
+
+
+def test_sets_of_different_rules_are_not_merged(shards, parts, model, tmp_path):
+    other = shard_set(tmp_path, model, Patcher(rule="space"), parts[:1])
+    with pytest.raises(ConfigError, match="cut by different rules"):
+        merge([counted_before("a", shards), counted_before("b", other)])
+    one = counted_before("a", shards)
+    by_another = replace(one, made=one.made | {"entropy_model": {"fingerprint": "f" * 64}})
+    with pytest.raises(ConfigError, match="scored by different entropy models"):
+        merge([one, by_another])
+    # Where entropies place no boundary, it is the same whose they are.
+    spaces = counted_before("b", other)
+    made = spaces.made | {"entropy_model": {"fingerprint": "f" * 64}}
+    assert merge([spaces, replace(spaces, name="c", made=made)]).name == "2 sets"
+
+
+def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, model, tmp_path):
+    other = shard_set(tmp_path / "other", model, Patcher(1.6), parts[:1])
+    merged = figures_of(merge([counted_before("a", shards), counted_before("b", other)]))
+    page = Report([merged], 8192, recomputed=False).page()
+    assert "Its sets were cut at different thresholds." in page and "they differ" in page
+    assert "has no threshold" not in page and "the global rule would give" not in page
+
+
+def test_what_it_says_of_thresholds_holds(shards, parts, model, tmp_path):
+    (found,) = [figures_of(counted_before("set", shards))]
+    best = found["suggested"][0]
+    said = f"{best['mean_patch_bytes']:.2f} bytes each, take {best['threshold']!r}."
+    assert abs(found["mean_patch_bytes"] - 2) > 0.2 and said in why(found)
+    # Where patches are cut, thresholds do other things than the curve tells.
+    cut = shard_set(tmp_path, model, Patcher(1.0, max_patch_length=3), parts[:1])
+    figures = figures_of(counted_before("cut", cut))
+    assert "or a patch has 3 tokens" in why(figures) and "take" not in why(figures)
+    page = Report([figures], 8192, recomputed=False).page()
+    assert page.count("Before cuts at max_patch_length") == 2
+    assert "share that a new patch follows" not in page
+
+
+def test_a_set_without_documents_changes_nothing_of_what_it_is_merged_with(shards, model, tmp_path):
+    nothing = shard_set(tmp_path, model, Patcher(1.0), [[]])
+    curve = ThresholdCurve(10, np.float32([1, 2]), np.array([5, 2]))
+    one = replace(counted_before("set", shards), curve=curve)
+    none = counted_before("none", nothing)
+    for both in ([one, none], [none, one]):
+        assert merge(both).curve == curve
+
+
+def test_of_text_without_stored_entropies_no_averages_are_told(shards):
+    one = counted_before("set", shards)
+    half = replace(one.statistics, entropies=one.statistics.entropies // 2)
+    found = figures_of(replace(one, statistics=half))
+    assert found["scripts"][0]["mean_entropy"] is None and found["mean_entropy"] > 0
+    assert "Of the text whose entropies" in Report([found], 8192, recomputed=True).page()
+
+
+def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_path):
+    """More values than are told apart; each of them twice, so that they are groups."""
+    texts = [(f"{i % 300}", "a word ") for i in range(600)]
+    write_jsonl(tmp_path / "in" / "a.jsonl", texts)
+    settings = {"id_column": "id", "keep_columns": ("id",)}
+    many = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(1.0), **settings)
+    found = figures_of(counted_before("many", many))
+    assert found["columns_in_part"] == ["id"]
+    assert "At least: a shard tells the 256 values" in Report([found], 1, False).page()
+    few = figures_of(counted_before("set", shards))
+    assert few["columns_in_part"] == [] and "At least" not in Report([few], 1, False).page()
+
+
+def test_flops_are_those_of_the_papers_formulas(shards, figures):
+    size = figures["mean_patch_bytes"]
+    for row in figures["flops"]:
+        expected = flops_per_byte(BLT_SIZES[row["size"]], patch_size=size, context=8192)
+        assert row["inference"] == pytest.approx(expected)  # an n-gram model costs nothing
+        assert row["training"] == pytest.approx(3 * expected)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(parts, tmp_path_factory) -> Path:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([text for part in parts for _, text in part], trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    bpe.save(str(path))
+    return path
+
+
+def test_a_bpe_tokenizer_is_run_on_the_same_text(shards, tokenizer, tmp_path):
+    # What it was saved with, and would do to a batch: it is text that counts.
+    saved = Tokenizer.from_file(str(tokenizer))
+    saved.enable_truncation(20)
+    saved.enable_padding(length=500)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    found, problems = tokenizer_figures("bpe", load_tokenizer(str(tmp_path)), [shards])
+    assert found is not None and not problems
+    bpe = Tokenizer.from_file(str(tokenizer))
+    texts = [document.text for document in shards]
+    tokens = sum(len(bpe.encode(text, add_special_tokens=False).ids) for text in texts)
+    size = sum(len(text.encode()) for text in texts)
+    assert (found.vocabulary, found.sample_bytes) == (600, size)
+    assert found.bytes_per_token == size / tokens
+    counted = counted_before("set", shards)
+    row = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=found)["flops"][1]
+    shape = BLT_SIZES[row["size"]]
+    context = 8192 * tokens / size
+    token = transformer_flops(shape.n_layers_global, shape.dim_global, context, 600)
+    assert row["bpe"]["inference"] == pytest.approx(token * tokens / size)
+
+
+def test_a_tokenizers_sample_is_from_everywhere(shards, parts, tokenizer, model, tmp_path):
+    bpe = load_tokenizer(str(tokenizer))
+    other = shard_set(tmp_path, model, Patcher(1.0), [[("z", "ж" * 999)], parts[0]])
+    one, _ = tokenizer_figures("bpe", bpe, [shards])
+    two, _ = tokenizer_figures("bpe", bpe, [shards, other])
+    assert two.sample_bytes == one.sample_bytes + other.statistics.bytes
+    for count in (1, 15, 16, 17, 31, 32, 47, 1000):
+        places = evenly_spaced(range(count), 16)
+        assert len(places) == min(count, 16) and places[0] == 0
+        assert count - places[-1] <= -(-count // 16)
+    gone = next((tmp_path / "set" / "shards").iterdir())
+    gone.unlink()
+    left, (problem,) = tokenizer_figures("bpe", bpe, [other])
+    assert left is not None and f"{gone}: cannot be read for --tokenizer" in problem
+    assert tokenizer_figures("bpe", bpe, []) == (None, [])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])
+def test_a_tokenizer_that_cannot_be_read_is_named(shards, tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"--tokenizer {tmp_path}"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_set_of_an_earlier_release_is_told_how_to_go_on(shards, tmp_path):
+    manifest = {k: v for k, v in shards.manifest.items() if k != "summary"}
+    OutputDirectory(str(tmp_path)).write("manifest.json", to_json(manifest))
+    with pytest.raises(PipelineError, match="--recompute"):
+        counted_before("old", ShardSet(str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def pages(shards, parts, model, tokenizer, tmp_path_factory) -> dict[str, Path]:
+    """Reports of one set, of two, and of one with nothing in it; all with hostile names."""
+    directory = tmp_path_factory.mktemp("pages")
+    other = shard_set(directory / "other", model, Patcher(1.6), parts[:2])
+    empty = shard_set(directory / "empty", model, Patcher(1.6), [[]])
+    bpe, _ = tokenizer_figures(HOSTILE, load_tokenizer(str(tokenizer)), [shards])
+    found = {}
+    for name, sets in {"one": [shards], "two": [shards, other], "empty": [empty]}.items():
+        all_figures = []
+        for number, of_set in enumerate(sets):
+            counted = replace(counted_before(f"{HOSTILE} {number}", of_set), problems=[HOSTILE])
+            with_bpe = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=bpe)
+            all_figures.append(with_bpe)
+        report = Report(all_figures, 8192, recomputed=False)
+        report.write(OutputDirectory(str(directory / name)))
+        found[name] = directory / name / "index.html"
+    return found
+
+
+@pytest.mark.parametrize("name", ["one", "two", "empty"])
+@pytest.mark.parametrize("kind", ["desktop", "phone", "dark"])
+def test_pages_in_a_browser(browser, pages, name, kind):
+    settings = {"phone": {"viewport": PHONE}, "dark": {"color_scheme": "dark"}}.get(kind, {})
+    watched = Watched(browser, **settings)
+    page = watched.page
+    page.goto(pages[name].as_uri())
+    assert watched.problems == [] and watched.hosts == {""}
+    assert watched.overflow() == 0
+    # Nothing of a document became part of the page.
+    assert page.title() != "run" and page.locator("script, img, iframe").count() == 0
+    assert HOSTILE in page.inner_text("body")
+    boxes = [plot.bounding_box() for plot in page.locator("section svg").all()]
+    assert len(boxes) == len(PLOTS)
+    assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
+    dark = [channel < 80 for channel in colour(page, "background-color")]
+    assert all(dark) == (kind == "dark") and any(dark) == (kind == "dark")
+    contrast = np.subtract(colour(page, "color"), colour(page, "background-color"))
+    assert np.abs(contrast).min() > 150
+    page.close()
+
+
+def colour(page, of: str) -> list[int]:
+    script = "name => getComputedStyle(document.body).getPropertyValue(name).match(/\\d+/g)"
+    return list(map(int, page.evaluate(script, of)[:3]))
+
+
+def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
+    watched = Watched(browser)
+    watched.page.goto(pages["one"].as_uri())
+    excerpts = watched.page.locator(".patches").all()
+    assert len(excerpts) == len(figures["longest"]) + len(figures["shortest"])
+    longest = excerpts[0].locator(".patch").all()
+    assert len(longest) == len(figures["longest"][0]["patch_bytes"])
+    painted = {patch.evaluate("e => getComputedStyle(e).backgroundColor") for patch in longest}
+    assert len(painted) == min(len(longest), 4)
+    text = watched.page.inner_text("body")
+    for suggested in figures["suggested"]:
+        assert str(suggested["threshold"]) in text
+    # Curves take the page's colours: there is one painted, and lines at both kinds of threshold.
+    plot = watched.page.locator("svg").first
+    strokes = plot.evaluate(
+        "e => [...e.querySelectorAll('path')].map(p => getComputedStyle(p).stroke)"
+    )
+    assert "rgb(47, 111, 222)" in strokes
+    watched.page.close()
+
+
+def test_plots_are_pictures(figures):
+    for name in PLOTS:
+        assert png(name, [figures])[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("name", ["_under", "a" * 300, "数据 <b> #010205", "\x1b[31m\n$x^"])
+def test_names_of_sets_are_in_legends_and_break_nothing(figures, name, recwarn):
+    pictures = [svg("drift", [figures | {"name": text}, figures]) for text in ("plain", name)]
+    size = [re.search(r'viewBox="([^"]*)"', picture)[1] for picture in pictures]
+    assert size[0] == size[1] and not recwarn.list
+    assert escape(name.split()[0][:15], quote=False) in pictures[1]
+    assert "#0102" not in pictures[1].replace(escape(name, quote=False), "")
+    nothing = figures | {"flops": [], "name": "nothing"}
+    assert "--set1" in svg("flops", [nothing, figures])
+
+
+def test_names_are_as_short_as_can_be():
+    assert short_names(["a/b/", "s3://x/c"]) == ["b", "c"]
+    assert short_names(["/z/fineweb/patched", "/z/dclm/patched"]) == [
+        "fineweb/patched",
+        "dclm/patched",
+    ]
+    assert short_names(["."]) == ["."]
+    assert short_names(["a\udce9", "\x1b[31m"]) == ["a?", "�[31m"]
+
+
+def test_a_page_holds_no_control_characters(figures):
+    told = figures | {"scripts": [figures["scripts"][0] | {"name": "\0\x1b[31mred\udce9"}]}
+    page = whole_text(Report([told], 8192, recomputed=False).page())
+    assert "��[31mred?" in page and not re.search("[\0-\x08\x0b-\x1f]", page)

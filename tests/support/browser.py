@@ -1,0 +1,79 @@
+"""A real browser for tests of pages: headless Chromium, driven by playwright.
+
+``python tests/support/browser.py`` installs one where there is none.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PHONE = {"width": 375, "height": 812}
+DESKTOP = {"width": 1280, "height": 900}
+
+
+def find_chromium() -> str | None:
+    """``$CHROMIUM``, one that is installed, or playwright's own."""
+    named = [os.environ.get("CHROMIUM"), *map(shutil.which, NAMES)]
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return next((path for path in [*named, own] if path and Path(path).exists()), None)
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """A running browser."""
+    path = find_chromium()
+    assert path, "no Chromium: run `make test`, which installs one, or set CHROMIUM to its path"
+    with sync_playwright() as playwright:
+        # Its sandbox does not work for root, nor in many containers.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page, what it complained of, and which hosts it asked for."""
+
+    def __init__(self, browser: Browser, **context: Any):
+        """``context``: of playwright's ``new_page``, as in ``color_scheme="dark"``."""
+        self.page: Page = browser.new_page(**{"viewport": DESKTOP, **context})
+        self.problems: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.on("console", lambda message: self._heard(message.type, message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+
+    def _heard(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.problems.append(f"{kind}: {text}")
+
+    def overflow(self) -> int:
+        """Pixels that the page is wider than the window: what one would have to scroll sideways."""
+        script = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        return self.page.evaluate(script)
+
+
+def install() -> None:
+    """Install Chromium with the system's packages as root, else with playwright."""
+    if find_chromium():
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        commands = [["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]]
+    else:
+        commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    for command in commands:
+        if subprocess.run(command, check=False).returncode:
+            sys.exit("cannot install Chromium: install one, or set CHROMIUM to the path of one")
+
+
+if __name__ == "__main__":
+    install()

@@ -1,0 +1,126 @@
+"""For tests of jobs on clusters: a Ray cluster to submit to, and an object store."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import s3fs
+
+from support.jobs import ROOT, environment
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def ray_cli(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "ray"), *map(str, arguments)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@contextmanager
+def a_head_node(directory: Path) -> Iterator[dict[str, str]]:
+    """A head node with its job server; gives the environment of someone who submits to it."""
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    # The cluster has a token of its own: whether Ray asks for one by default depends on what else
+    # was run on the machine.
+    token = secrets.token_hex(32)
+    # `python`, which the job is started with, is that of an activated environment.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, PATH=path)
+    head = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+            *("--port", str(port), "--num-cpus", "3", "--include-dashboard", "true"),
+            *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+            # Another Ray on this machine has the usual one.
+            *("--dashboard-agent-listen-port", str(agent)),
+        ],
+        env=env,
+        stdout=(directory / "head.log").open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        for _ in range(20):
+            listed = ray_cli("job", "list", "--address", address, env=env)
+            if listed.returncode == 0:
+                break
+            time.sleep(1)
+        assert listed.returncode == 0, listed.stderr
+        yield env | {"RAY_ADDRESS": address}
+    finally:
+        # It would take half a minute to end by itself.
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(60)
+
+
+@contextmanager
+def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
+    """A real S3 server that checks signatures; gives the environment to use it with."""
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    grpc = [f"-{name}.port.grpc={free_port()}" for name in ports]
+    server = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).parent / "weed"), "server", f"-dir={directory}"),
+            *("-ip=127.0.0.1", "-s3", f"-s3.config={directory}/s3.json"),
+            *(f"-{name}.port={port}" for name, port in ports.items()),
+            *grpc,
+            *("-volume.max=20", "-master.volumeSizeLimitMB=64"),
+            # Their ports are fixed: a second server at the same time would end at once.
+            *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+        ],
+        stdout=(directory / "server.log").open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = dict(os.environ)
+    os.environ.update(variables)
+    s3fs.S3FileSystem.clear_instance_cache()  # of other servers
+    try:
+        filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
+        for attempt in range(60):
+            try:
+                filesystem.mkdir("corpus")
+                break
+            except Exception:
+                assert server.poll() is None, (directory / "server.log").read_text()[-3000:]
+                if attempt == 59:
+                    raise
+                time.sleep(1)
+        yield variables
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        server.kill()
+        server.wait()

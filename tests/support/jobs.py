@@ -1,0 +1,83 @@
+"""Jobs run as users run them: in a process of their own, or in this one for speed."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = ROOT / "jobs" / "patch_corpus.py"
+
+
+def full_disk(directory: Path) -> dict[str, str]:
+    """An environment in which Ray's workers, alone of its processes, can write no file of more than
+    500 kB. ``directory`` takes what is needed for that."""
+    (directory / "sitecustomize.py").write_text(
+        "import resource, sys\n"
+        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+    )
+    return environment(PYTHONPATH=str(directory))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a user without a cluster and without our tests' settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return kept | {"COLUMNS": "200"} | more
+
+
+def hear_ctrl_c() -> None:
+    """To be called in a new process: where tests run in the background they are deaf to it, and so
+    is what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+RunJob = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(*arguments: object, job: Path = JOB) -> list[str]:
+    return [sys.executable, str(job), *map(str, arguments)]
+
+
+def job_alone(job: Path) -> RunJob:
+    """A job in a process of its own, as a user runs it; gives the finished process."""
+
+    def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command(*arguments, job=job),
+            env=env or environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+def job_here(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
+    """A job in this process, which has loaded its libraries and started Ray already."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [str(job), *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(job), run_name="__main__")
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
+
+    return run
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Everything that a run promises to make the same each time."""
+    kept = ("shards", "rejects", "summaries", "entries", "manifest.json")
+    paths = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    names = {path: path.relative_to(output) for path in paths}
+    return {str(n): p.read_bytes() for p, n in names.items() if n.parts[0] in kept}
