@@ -15,6 +15,7 @@ from rich.text import Text
 from pipeline.cli.command import run_command
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.job import ExportShardsResult, export_shards
+from pipeline.export.layouts import LAYOUTS
 
 
 def main() -> int:
@@ -49,7 +50,7 @@ def print_result(result: ExportShardsResult, config: ExportShardsConfig, console
     console.print(table)
     problems = [f"not exported: {failure}" for failure in result.failures]
     problems += [f"verify: {problem}" for problem in result.problems]
-    if problems and config.on_hub:
+    if problems and LAYOUTS[config.format].pushes:
         problems.append("nothing was pushed: run the same command again when that is mended")
     elif result.failures:
         problems.append("no manifest was written: run the same command again when that is mended")

@@ -3,14 +3,15 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any
+
+import tyro
 
 from model.patcher import THRESHOLD_RULES
 from pipeline.errors import ConfigError
+from pipeline.export.layouts import LAYOUTS
 from pipeline.shards.shard_set import ShardSet
 
-ExportFormat = Literal["parquet", "datasets", "reference", "hub"]
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 FOLDER = re.compile(r"[^/\0]+")
 
 
@@ -30,7 +31,7 @@ class ExportShardsConfig:
     """Shard set of patch_corpus.py, directory or URL."""
     output: str
     """Directory or URL to write to; for hub: owner/name of the dataset repository."""
-    format: ExportFormat
+    format: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(LAYOUTS) + "}")]
     """Layout to write."""
     drop_entropies: bool = False
     """Leave the entropies out: four fifths of the size, but then no threshold can be changed."""
@@ -56,45 +57,26 @@ class ExportShardsConfig:
     """Print the result as JSON."""
 
     @property
-    def on_hub(self) -> bool:
-        return self.format == "hub"
-
-    @property
-    def has_card(self) -> bool:
-        return self.format in ("datasets", "hub")
-
-    @property
-    def directory(self) -> str:
-        """Where files are written: the output, or what is pushed from."""
-        return (self.staging or self.output.replace("/", "--")) if self.on_hub else self.output
+    def repatches(self) -> bool:
+        """Whether patches are made anew from the stored entropies."""
+        return self.threshold is not None
 
     def check(self) -> None:
         """
         Raises:
             ConfigError: a value, or a combination of values, makes no sense; names the flag.
         """
-        reference = self.format == "reference"
-        for name, belongs, needed in (
-            ("corpus", reference, "reference"),
-            ("entropy_model_name", reference, "reference"),
-            ("staging", self.on_hub, "hub"),
-            ("private", self.on_hub, "hub"),
-        ):
-            if getattr(self, name) and not belongs:
-                raise ConfigError(f"--{name.replace('_', '-')}: only --format {needed} uses it")
-        if reference and self.drop_entropies:
-            raise ConfigError("--drop-entropies: the reference layout is made of them")
-        if reference and self.threshold is not None:
-            raise ConfigError(
-                "--threshold: the reference layout holds no patch lengths; its loader takes a "
-                "threshold of its own"
-            )
+        if self.format not in LAYOUTS:
+            raise ConfigError(f"--format {self.format}: choose one of {', '.join(LAYOUTS)}")
+        for layout in LAYOUTS.values():
+            for name in set(layout.own_flags).difference(LAYOUTS[self.format].own_flags):
+                if getattr(self, name):
+                    raise ConfigError(f"{flag(name)}: only --format {layout.name} uses it")
+        LAYOUTS[self.format].check(self)
         for name in ("corpus", "entropy_model_name"):
             value = getattr(self, name)
             if value is not None and (not FOLDER.fullmatch(value) or value in (".", "..")):
-                raise ConfigError(f"--{name.replace('_', '-')}: {value!r} is no directory's name")
-        if self.on_hub and not REPOSITORY.fullmatch(self.output):
-            raise ConfigError(f"--output {self.output}: a repository is called owner/name")
+                raise ConfigError(f"{flag(name)}: {value!r} is no directory's name")
         if self.num_workers is not None and self.num_workers < 1:
             raise ConfigError(f"--num-workers: must be at least 1, got {self.num_workers}")
         if self.threshold is not None and not math.isfinite(self.threshold):
@@ -105,17 +87,20 @@ class ExportShardsConfig:
         Raises:
             ConfigError: the set lacks what was asked for.
         """
-        stored = "entropies" in shards.manifest["columns"]
-        if not stored and (self.threshold is not None or self.format == "reference"):
-            flag = "--threshold" if self.threshold is not None else "--format reference"
-            raise ConfigError(f"{flag}: {self.shards} holds no entropies")
-        if self.threshold is not None and shards.patcher.rule not in THRESHOLD_RULES:
+        needed = self.repatches or LAYOUTS[self.format].needs_entropies
+        if needed and "entropies" not in shards.manifest["columns"]:
+            asked = "--threshold" if self.repatches else f"--format {self.format}"
+            raise ConfigError(f"{asked}: {self.shards} holds no entropies")
+        if self.repatches and shards.patcher.rule not in THRESHOLD_RULES:
             raise ConfigError(f"--threshold: the {shards.patcher.rule} rule has none")
 
     def content(self) -> dict[str, Any]:
         """The settings that decide what is written: those that a resumed export must share."""
-        names = ("format", "drop_entropies", "threshold", "corpus", "entropy_model_name")
-        # What is staged for the hub is the datasets layout, and can be exported as such.
-        return {name: getattr(self, name) for name in names} | {
-            "format": "datasets" if self.on_hub else self.format
-        }
+        names = ("drop_entropies", "threshold", "corpus", "entropy_model_name")
+        settings = {"format": LAYOUTS[self.format].written_as}
+        return settings | {name: getattr(self, name) for name in names}
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")

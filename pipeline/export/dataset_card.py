@@ -10,7 +10,7 @@ import yaml
 from datasets import Features
 from pyarrow import Schema
 
-from pipeline.export.export_shard import ExportedFile
+from pipeline.export.exported_file import ExportedFile
 from pipeline.report.config import CONTEXT_BYTES, TARGETS
 from pipeline.report.figures import Counted, set_figures
 from pipeline.report.plots import PLOTS, png

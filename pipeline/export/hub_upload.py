@@ -26,9 +26,8 @@ from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import attempt, new_board, work_off
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.export.config import ExportShardsConfig
 from pipeline.export.dataset_card import CARD
-from pipeline.export.export_shard import ExportedFile
+from pipeline.export.exported_file import ExportedFile
 from pipeline.shards.shard_set import MANIFEST, is_export
 from pipeline.storage.output import OutputDirectory, to_json
 
@@ -39,8 +38,11 @@ COMMIT_FILES = 50
 """Files that one commit adds: the hub limits commits an hour, and what one can hold."""
 
 
-def open_repository(config: ExportShardsConfig, output: OutputDirectory) -> None:
+def open_repository(repository: str, output: OutputDirectory, *, private: bool) -> None:
     """Make the repository unless it is there.
+
+    Args:
+        output: the staging directory, which remembers what was pushed from it.
 
     Raises:
         ConfigError: it is there, and holds files that no export has put there.
@@ -48,12 +50,10 @@ def open_repository(config: ExportShardsConfig, output: OutputDirectory) -> None
     """
     disable_progress_bars()  # there is one for all workers
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    repository = config.output
     begun = output.read_json(PUSHED) if output.exists(PUSHED) else []
     with _saying(repository):
         # Without a word the owner's own default decides.
-        private = config.private or None
-        HfApi().create_repo(repository, repo_type=KIND, private=private, exist_ok=True)
+        HfApi().create_repo(repository, repo_type=KIND, private=private or None, exist_ok=True)
         foreign = set() if repository in begun else _foreign_files(repository)
     if foreign:
         raise ConfigError(
@@ -88,8 +88,9 @@ def _foreign_files(repository: str) -> set[str]:
 def push(
     files: list[ExportedFile],
     beside: list[str],
-    config: ExportShardsConfig,
+    repository: str,
     output: OutputDirectory,
+    num_workers: int | None,
     console: Console,
 ) -> int:
     """Bring a repository to what was exported: data first, then what tells of it.
@@ -103,13 +104,12 @@ def push(
     Raises:
         PipelineError: the hub refuses or cannot be reached; what is committed stays there.
     """
-    repository = config.output
     api = HfApi()
     with _saying(repository):
         there = _files(repository)
     waiting = [i for i, file in enumerate(files) if there.get(file.path) != file.sha256]
     if waiting:
-        _upload(waiting, files, config, output, console)
+        _upload(waiting, files, repository, output, num_workers, console)
     expected = {file.path for file in files}
     left_over = [path for path in there if path.startswith("data/train-") and path not in expected]
     operations: list[Any] = [CommitOperationDelete(path) for path in left_over]
@@ -122,12 +122,13 @@ def push(
 def _upload(
     waiting: list[int],
     files: list[ExportedFile],
-    config: ExportShardsConfig,
+    repository: str,
     output: OutputDirectory,
+    num_workers: int | None,
     console: Console,
 ) -> None:
     """Upload files on all workers, and commit them as they come."""
-    api, repository = HfApi(), config.output
+    api = HfApi()
     uploaded: list[CommitOperationAdd] = []
 
     def commit() -> None:
@@ -141,7 +142,7 @@ def _upload(
         if len(uploaded) >= COMMIT_FILES:
             commit()
 
-    connect(config.num_workers)
+    connect(num_workers)
     light = [replace(file, statistics={}) for file in files]
     board = new_board()
     work_off(
@@ -153,7 +154,7 @@ def _upload(
         _upload_file,
         receive=receive,
         fn_args=(ray.put(light), repository, output, board),
-        concurrency=config.num_workers,
+        concurrency=num_workers,
     )
     commit()
 

@@ -25,7 +25,7 @@ from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.devices import Model, gpus_per_worker, on_device
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.plan import begin_run, load_model, resume_run
-from pipeline.patch.run import Run, is_complete, log_run
+from pipeline.patch.run import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
 from pipeline.prepare.manifest import ID_COLUMN, prepared_chunks
 from pipeline.shards.shard_set import ShardEntry, ShardSet, write_manifest
@@ -65,9 +65,13 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     refuse_lost_output(config.output)
     try:
         output = OutputDirectory(config.output)
-        run = None if config.overwrite else Run.load(output)
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
+    run = None
+    if config.overwrite:
+        PatchRun.check_removable(output)
+    else:
+        run = PatchRun.resume(output)
     config = _with_prepared(config)
     files = list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
     model = load_model(config)
@@ -77,7 +81,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         run, model = begin_run(config, files, model, output, console)
     else:
         run, model = resume_run(run, config, files, model, output, console)
-    scorer = Scorer(model, Patcher(**run.made_with["patcher"]), config.reset_at_newline)
+    scorer = Scorer(model, Patcher(**run.provenance["patcher"]), config.reset_at_newline)
     result = _patch(run, config, scorer, output, console)
     output.remove_temporary()
     return result
@@ -123,7 +127,11 @@ class PatchWorker:
 
 
 def _patch(
-    run: Run, config: PatchCorpusConfig, scorer: Scorer, output: OutputDirectory, console: Console
+    run: PatchRun,
+    config: PatchCorpusConfig,
+    scorer: Scorer,
+    output: OutputDirectory,
+    console: Console,
 ) -> PatchCorpusResult:
     committed = run.committed(output)
     done = {place: _text_bytes(e) for place, e in enumerate(committed) if is_complete(e)}
@@ -142,7 +150,7 @@ def _patch(
             "is it on storage that all nodes share?"
         )
     if not unfinished:
-        write_manifest(output, run.made_with, entries)
+        write_manifest(output, run.provenance, entries)
     failures = unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
     statistics = sum((entry.patch_statistics for entry in entries), PatchStatistics())
     if statistics.bytes > bytes_before:
@@ -182,7 +190,7 @@ def _text_bytes(entries: list[ShardEntry]) -> int:
 def _run_pool(
     waiting: list[int],
     done: dict[int, int],
-    run: Run,
+    run: PatchRun,
     config: PatchCorpusConfig,
     scorer: Scorer,
     output: OutputDirectory,

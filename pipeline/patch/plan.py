@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError
 from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.devices import Model, gpus_per_worker, on_device
-from pipeline.patch.run import MODEL_DIRECTORY, Run, remove_run, source_records
+from pipeline.patch.run import MODEL_DIRECTORY, PatchRun, source_records
 from pipeline.patch.scoring import Scorer
 from pipeline.shards.shard_set import shard_schema
 from pipeline.storage.listing import InputFile
@@ -58,12 +58,12 @@ def begin_run(
     model: Model | None,
     output: OutputDirectory,
     console: Console,
-) -> tuple[Run, Model]:
+) -> tuple[PatchRun, Model]:
     """Plan a new run, fit and calibrate what it needs, and record it."""
     splits = plan_splits(files, config.format, config.columns, config.shard_bytes)
     output.check_writable()
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
-        remove_run(output)
+        PatchRun.remove(output)
     if model is None:
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(Model, in_ray(_fit, 0, splits, config))
@@ -74,7 +74,7 @@ def begin_run(
         scorer = Scorer(model, patcher, config.reset_at_newline)
         patcher = in_ray(_calibrate, gpus, scorer, gpus, splits, config)
     tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
-    made_with = {
+    provenance = {
         "tokenizer": tokenizer,
         "entropy_model": _describe(model, config),
         "patcher": {name: value for name, value in vars(patcher).items() if value is not None},
@@ -82,20 +82,20 @@ def begin_run(
         "sources": source_records(files),
         "configuration": config.content(),
     }
-    run = Run(files, splits, _content(config, model), made_with)
-    run.save(output)
+    run = PatchRun(files, splits, _content(config, model), provenance)
+    run.begin(output)
     _print_threshold(config, run, console)
     return run, model
 
 
 def resume_run(
-    run: Run,
+    run: PatchRun,
     config: PatchCorpusConfig,
     files: list[InputFile],
     model: Model | None,
     output: OutputDirectory,
     console: Console,
-) -> tuple[Run, Model]:
+) -> tuple[PatchRun, Model]:
     """Check that this is the run that was begun.
 
     Files that were broken and have changed since are planned anew.
@@ -116,9 +116,9 @@ def resume_run(
     return run, model
 
 
-def _print_threshold(config: PatchCorpusConfig, run: Run, console: Console) -> None:
+def _print_threshold(config: PatchCorpusConfig, run: PatchRun, console: Console) -> None:
     if config.calibrates:
-        threshold = run.made_with["patcher"]["threshold"]
+        threshold = run.provenance["patcher"]["threshold"]
         console.print(
             f"threshold {threshold!r} nats, calibrated for {config.target_patch_size} bytes a patch"
         )

@@ -1,139 +1,138 @@
-"""The record of a run: what it reads, with what settings, so that a rerun goes on from there.
+"""The record of a patching run: its files, its splits, and what its manifest will say.
 
-``run.json`` is written once, before any shard. It holds what the manifest will say of the run and,
-besides, what tells whether the same command is being run on the same input.
+Workers commit an entry for each shard; the entries and this record together tell what is left.
 """
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import count, takewhile
-from typing import Any
+from typing import Any, Self
 
 from pipeline.corpus.documents import Split
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import (
     FORMAT_VERSION,
-    MANIFEST,
     ShardEntry,
     read_entries,
     shard_name,
 )
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
-from pipeline.storage.run_record import changed, changed_files, check_command
+from pipeline.storage.run_record import (
+    ANEW,
+    MANIFEST,
+    RunRecord,
+    Written,
+    changed_file_error,
+    changed_files,
+)
 
-RECORD = "run.json"
 MODEL_DIRECTORY = "entropy-model"
-"""Where an n-gram model fitted for the run is kept."""
-OF_SHARDS = ("entries", "summaries", "shards", "rejects")
-"""Directories with a file for each shard."""
+"""Holds the n-gram model that was fitted for the run."""
+SHARD_DIRECTORIES = ("entries", "summaries", "shards", "rejects")
+"""Directories with one file for each shard."""
 LOG = "runs"
-"""How long runs took: the one directory whose content no rerun repeats."""
-WRITTEN = (*OF_SHARDS, MANIFEST, RECORD, MODEL_DIRECTORY, LOG)
+"""Holds how long runs took: the one directory whose content no rerun repeats."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """A planned run."""
+class PatchRun(RunRecord):
+    """A planned run of ``patch_corpus.py``."""
+
+    format_version = FORMAT_VERSION
+    tells_what_to_remove = False
 
     files: list[InputFile]
     splits: list[Split]
-    content: dict[str, Any]
-    """The settings that decide what is in the shards."""
-    made_with: dict[str, Any]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
     """The part of the manifest that is known beforehand."""
 
-    def save(self, output: OutputDirectory) -> None:
+    def to_json(self) -> dict[str, Any]:
         numbers = {file: i for i, file in enumerate(self.files)}
         splits = [
             [numbers[s.file], s.format, s.index, s.start, s.stop, s.size] for s in self.splits
         ]
-        record = {
-            "format_version": FORMAT_VERSION,
-            "files": [asdict(file) for file in self.files],
-            "splits": splits,
-            "content": self.content,
-            "made_with": self.made_with,
-        }
-        output.write(RECORD, to_json(record))
+        files = [asdict(file) for file in self.files]
+        return {"files": files, "splits": splits, "made_with": self.provenance}
 
     @classmethod
-    def load(cls, output: OutputDirectory) -> "Run | None":
-        """The run that the output belongs to, if it belongs to one."""
-        if not output.exists(RECORD):
-            if output.names("entries"):
-                raise PipelineError(
-                    f"{output.url}: holds shards but not the record of their run, "
-                    f"{RECORD}; --overwrite starts anew"
-                )
-            return None
-        record = output.read_json(RECORD)
-        if "stage" in record:
-            raise PipelineError(f"{output.url}: holds a prepared corpus; choose another directory")
-        if record["format_version"] != FORMAT_VERSION:
-            raise PipelineError(
-                f"{output.url}: was begun by another release "
-                f"(format {record['format_version']}); --overwrite starts anew"
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        files = [InputFile(**file) for file in values["files"]]
+        splits = [Split(files[number], *rest) for number, *rest in values["splits"]]
+        return cls(files, splits, values["content"], dict(values["made_with"]))
+
+    @classmethod
+    def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
+        return Written((*SHARD_DIRECTORIES, MODEL_DIRECTORY, LOG))
+
+    @classmethod
+    def resume(cls, output: OutputDirectory, flag: str = "--output") -> Self | None:
+        """See :meth:`RunRecord.resume`; shards without a record are refused, too."""
+        run = super().resume(output, flag)
+        if run is None and output.names("entries"):
+            raise ConfigError(
+                f"{flag} {output.url}: holds shards but not the record of their run, "
+                f"{cls.path}{ANEW}"
             )
-        files = [InputFile(**file) for file in record["files"]]
-        splits = [Split(files[number], *rest) for number, *rest in record["splits"]]
-        return cls(files, splits, record["content"], record["made_with"])
+        return run
 
     def check_same(
-        self, content: dict[str, Any], files: list[InputFile], output: OutputDirectory
+        self, settings: dict[str, Any], files: list[InputFile], output: OutputDirectory
     ) -> list[InputFile]:
         """Check that a command is the one that this run began with, on the same input.
 
         Returns:
-            files that this run found broken and that have changed since; with these it may go on.
+            the files that this run found broken and that have changed since: it may go on with
+            them.
 
         Raises:
             PipelineError: the command or its input differs; says in what.
         """
         where = f"--output {output.url}"
-        check_command(where, self.content, content)
+        self.check_settings(where, settings)
         mended = changed_files(where, self.files, files)
         if mended:
             broken = {e.source for entries in self.committed(output) for e in entries if e.error}
             for file in mended:
                 if file.name not in broken:
-                    raise changed(where, file)
+                    raise changed_file_error(where, file)
         return mended
 
     def with_files(
         self, files: list[InputFile], splits: list[Split], output: OutputDirectory
-    ) -> "Run":
-        """This run, recorded with ``files`` in place of their former versions, of which nothing
-        stays committed."""
+    ) -> "PatchRun":
+        """Record this run anew with ``files`` in place of their former versions, and remove what
+        was committed of those."""
         new = {file.url: file for file in files}
         output.remove(MANIFEST)
         for i, file in enumerate(self.files):
             if file.url in new:
-                for directory in OF_SHARDS:
+                for directory in SHARD_DIRECTORIES:
                     for name in output.names(directory):
                         if name.startswith(shard_name(i, 0, 0).partition("-")[0] + "-"):
                             output.remove(f"{directory}/{name}")
         kept = [split for split in self.splits if split.file.url not in new]
         all_files = [new.get(file.url, file) for file in self.files]
         places = {file.url: i for i, file in enumerate(all_files)}
-        run = Run(
+        run = PatchRun(
             all_files,
             sorted([*kept, *splits], key=lambda split: (places[split.file.url], split.index)),
-            self.content,
-            self.made_with | {"sources": source_records(all_files)},
+            self.settings,
+            self.provenance | {"sources": source_records(all_files)},
         )
-        run.save(output)
+        run.begin(output)
         return run
 
     def committed(self, output: OutputDirectory) -> list[list[ShardEntry]]:
         """Committed entries of each split, in order."""
         numbers = {file: i for i, file in enumerate(self.files)}
         present = read_entries(output)
-        found: list[list[ShardEntry]] = []
+        committed: list[list[ShardEntry]] = []
         for split in self.splits:
             names = (shard_name(numbers[split.file], split.index, i) for i in count())
-            found.append([present[name] for name in takewhile(present.__contains__, names)])
-        return found
+            committed.append([present[name] for name in takewhile(present.__contains__, names)])
+        return committed
 
 
 def source_records(files: list[InputFile]) -> list[dict[str, Any]]:
@@ -150,12 +149,6 @@ def log_run(
     took = {"ended": ended, "seconds": round(seconds, 3), "bytes": bytes_done}
     used = {"cpus": cpus, "gpus": gpus}
     output.write(f"{LOG}/{ended.replace(':', '')}.json", to_json(took | used))
-
-
-def remove_run(output: OutputDirectory) -> None:
-    """Remove everything that a run writes, the record first, so that no half run looks whole."""
-    for name in (MANIFEST, RECORD, *WRITTEN):
-        output.remove(name)
 
 
 def is_complete(entries: list[ShardEntry]) -> bool:

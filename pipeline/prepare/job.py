@@ -31,14 +31,12 @@ from pipeline.prepare.key_ranges import key_ranges, merge_groups, slices_of
 from pipeline.prepare.manifest import check_there, manifest_of
 from pipeline.prepare.plan import (
     EXCHANGE,
+    Downloads,
     Preparation,
     chunks_done,
     merges_done,
     plan,
     remove_entries,
-    remove_preparation,
-    save_files,
-    saved_files,
     units_done,
 )
 from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
@@ -46,7 +44,7 @@ from pipeline.storage.download import download_tokenizer, find_tokenizer, tokeni
 from pipeline.storage.hub import is_hub_file, kept_directory, kept_path, list_files
 from pipeline.storage.listing import InputFile, list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
-from pipeline.storage.run_record import changed, changed_files, check_command
+from pipeline.storage.run_record import changed_file_error, changed_files
 
 
 @dataclass
@@ -78,9 +76,13 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
             refuse_lost_output(url, flag)
     try:
         output = OutputDirectory(config.output)
-        preparation = None if config.overwrite else Preparation.load(output)
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
+    preparation = None
+    if config.overwrite:
+        Preparation.check_removable(output)
+    else:
+        preparation = Preparation.resume(output)
     files = _files(preparation, corpus, config, output)
     tokenizer = _tokenizer(config, output)
     if preparation is not None:
@@ -96,7 +98,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     if preparation is None:
         output.check_writable()
         if config.downloads:
-            save_files(files, config.content(), output)
+            Downloads(files, config.content()).begin(output)
             files, unreachable = work.download(files, OutputDirectory(config.downloads))
             if unreachable:
                 return PrepareCorpusResult(output.url, None, unreachable)
@@ -126,8 +128,11 @@ def _files(
         return list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
     if preparation is not None:  # at the commit that it began with
         return preparation.files
-    begun = None if config.overwrite else saved_files(config.content(), output)
-    return begun or list_files(corpus)
+    begun = None if config.overwrite else Downloads.resume(output)
+    if begun is None:
+        return list_files(corpus)
+    begun.check_settings(f"--output {output.url}", config.content())
+    return begun.files
 
 
 def _tokenizer(config: PrepareCorpusConfig, output: OutputDirectory) -> list[InputFile]:
@@ -146,9 +151,9 @@ def _check_same(
     output: OutputDirectory,
 ) -> None:
     where = f"--output {output.url}"
-    check_command(where, preparation.content, config.content())
+    preparation.check_settings(where, config.content())
     for file in changed_files(where, preparation.files, files):
-        raise changed(where, file)
+        raise changed_file_error(where, file)
 
 
 def _begin(
@@ -166,9 +171,9 @@ def _begin(
         splits = plan_splits(files, kind, columns, config.sort_bytes, format_flag=flag)
     preparation = plan(files, splits, columns, config)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
-        remove_preparation(output)
+        Preparation.remove(output)
     remove_entries(output)  # of a run whose record somebody removed
-    preparation.save(output)
+    preparation.begin(output)
     return preparation
 
 
@@ -280,12 +285,12 @@ class _Work:
         sources = [source for unit in units.values() for source in unit.sources.values()]
         documents = sum(source.documents.documents for source in sources)
         text_bytes = sum(map(_text_bytes, units.values()))
-        ranges = key_ranges(documents, text_bytes, slices, preparation.content, self._output)
+        ranges = key_ranges(documents, text_bytes, slices, preparation.settings, self._output)
         done = chunks_done(self._output)
         there = {n: chunk.documents.bytes for n, chunk in done.items()}
         each = text_bytes // len(ranges)
         waiting = {n: each for n in ranges if n not in done}
-        shared = ray.put((ranges, slices, preparation.shuffle, preparation.content["format"]))
+        shared = ray.put((ranges, slices, preparation.shuffle, preparation.settings["format"]))
         self._done("writing chunks", tasks.write, waiting, there, shared=shared)
         self._check_seen(chunks_done(self._output), list(ranges))
 

@@ -44,7 +44,7 @@ def manifest_of(
     return {
         "format_version": FORMAT_VERSION,
         "stage": STAGE,
-        "configuration": preparation.content,
+        "configuration": preparation.settings,
         "columns": asdict(preparation.shuffle.columns),
         "counts": {
             "records": read.documents + rejects,

@@ -1,28 +1,25 @@
-"""The record of a preparation: what it reads, in which units, so that a rerun goes on from there.
+"""The record of a preparation: what it reads, in which units, and how it is shuffled.
 
-``run.json`` is written once, before anything else. What workers have done is told by the entries
-that they commit below ``exchange/``, which is removed when all is done.
+Workers commit an entry below ``exchange/`` for each piece of work that is done; the job removes
+``exchange/`` when all is done.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from pipeline.corpus.documents import Columns, Split
-from pipeline.errors import PipelineError
-from pipeline.prepare.chunks import MANIFEST, RECORD, STAGE
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import SortedRun
 from pipeline.statistics.counts import DocumentStatistics
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
-from pipeline.storage.run_record import check_command
+from pipeline.storage.run_record import PREPARE, RunRecord, Written
 
 FORMAT_VERSION = 1
 EXCHANGE = "exchange"
-FILES_RECORD = f"{EXCHANGE}/files.json"
 CHUNK_BYTES = 256 * 10**6
 """Text in a chunk, by default."""
 MOST_SPLITS = 256
@@ -38,71 +35,64 @@ MERGED_CELLS = 256
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """A planned preparation."""
+class Preparation(RunRecord):
+    """A planned run of ``prepare_corpus.py``."""
+
+    stage = PREPARE
+    format_version = FORMAT_VERSION
 
     files: list[InputFile]
     units: list[list[Split]]
-    content: dict[str, Any]
-    """The settings that decide what is in the chunks."""
+    settings: dict[str, Any]
     shuffle: Shuffle
 
-    def save(self, output: OutputDirectory) -> None:
+    def to_json(self) -> dict[str, Any]:
         numbers = {file: i for i, file in enumerate(self.files)}
         units = [
             [[numbers[s.file], s.format, s.index, s.start, s.stop, s.size] for s in splits]
             for splits in self.units
         ]
-        record = {
-            "format_version": FORMAT_VERSION,
-            "stage": STAGE,
-            "files": [asdict(file) for file in self.files],
-            "units": units,
-            "content": self.content,
-            "shuffle": asdict(self.shuffle),
-        }
-        output.write(RECORD, to_json(record))
+        files = [asdict(file) for file in self.files]
+        return {"files": files, "units": units, "shuffle": asdict(self.shuffle)}
 
     @classmethod
-    def load(cls, output: OutputDirectory) -> "Preparation | None":
-        """The preparation that the output belongs to, if it belongs to one."""
-        if not output.exists(RECORD):
-            return None
-        record = output.read_json(RECORD)
-        if record.get("stage") != STAGE:
-            raise PipelineError(f"{output.url}: holds patch shards; choose another directory")
-        if record["format_version"] != FORMAT_VERSION:
-            raise PipelineError(
-                f"{output.url}: was begun by another release "
-                f"(format {record['format_version']}); --overwrite starts anew"
-            )
-        files = [InputFile(**file) for file in record["files"]]
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        files = [InputFile(**file) for file in values["files"]]
         units = [
-            [Split(files[number], *rest) for number, *rest in splits] for splits in record["units"]
+            [Split(files[number], *rest) for number, *rest in splits] for splits in values["units"]
         ]
-        columns = record["shuffle"]["columns"]
+        columns = values["shuffle"]["columns"]
         columns = Columns(columns["text"], columns["id"], tuple(columns["metadata"]))
-        shuffle = Shuffle(**record["shuffle"] | {"columns": columns})
-        return cls(files, units, record["content"], shuffle)
+        shuffle = Shuffle(**values["shuffle"] | {"columns": columns})
+        return cls(files, units, values["content"], shuffle)
+
+    @classmethod
+    def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
+        name = values["content"]["name"]
+        starts = (f"{name}.chunk.", f"{name}.val.")
+        chunks = [file for file in output.names() if file.startswith(starts)]
+        return Written((EXCHANGE, "rejects", "tokenizer"), chunks)
 
 
-def save_files(files: list[InputFile], content: dict[str, Any], output: OutputDirectory) -> None:
-    """Record what is to be downloaded, and kept, before a preparation can be planned."""
-    record = {"files": [asdict(file) for file in files], "content": content}
-    output.write(FILES_RECORD, to_json(record))
+@dataclass(frozen=True)
+class Downloads(RunRecord):
+    """What is to be downloaded, and kept, before a preparation can be planned."""
 
+    path = f"{EXCHANGE}/files.json"
 
-def saved_files(content: dict[str, Any], output: OutputDirectory) -> list[InputFile] | None:
-    """What an earlier run began to download; None if there was none.
+    files: list[InputFile]
+    settings: dict[str, Any]
 
-    Raises:
-        PipelineError: its settings were different.
-    """
-    if not output.exists(FILES_RECORD):
-        return None
-    record = output.read_json(FILES_RECORD)
-    check_command(f"--output {output.url}", record["content"], content)
-    return [InputFile(**file) for file in record["files"]]
+    def to_json(self) -> dict[str, Any]:
+        return {"files": [asdict(file) for file in self.files]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls([InputFile(**file) for file in values["files"]], values["content"])
+
+    @classmethod
+    def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
+        return Written((EXCHANGE,))
 
 
 def plan(
@@ -203,14 +193,3 @@ def remove_entries(output: OutputDirectory) -> None:
     """Remove what tells that pieces of work are done."""
     for kind in ("units", "merges", "chunks"):
         output.remove(f"{EXCHANGE}/{kind}")
-
-
-def remove_preparation(output: OutputDirectory) -> None:
-    """Remove everything that a preparation wrote, the manifest and the record first, so that half
-    of it never looks whole."""
-    name = output.read_json(RECORD)["content"]["name"] if output.exists(RECORD) else None
-    for ours in (MANIFEST, RECORD, EXCHANGE, "rejects", "tokenizer"):
-        output.remove(ours)
-    for found in output.names():
-        if name is not None and found.startswith((f"{name}.chunk.", f"{name}.val.")):
-            output.remove(found)

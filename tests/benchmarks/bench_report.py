@@ -32,6 +32,7 @@ from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import export_shard, plan_export
+from pipeline.export.layouts import LAYOUTS
 from pipeline.patch.scoring import Scorer
 from pipeline.shards.shard_set import ShardSet, record_batch, shard_schema
 from pipeline.statistics.summary import Summary
@@ -127,11 +128,11 @@ def counting(directory: Path) -> None:
 def exporting(shards: ShardSet, directory: Path) -> None:
     config = ExportShardsConfig(shards.output.url, str(directory / "out"), "parquet")
     output = OutputDirectory(config.output)
-    pieces = plan_export(shards, config)
+    pieces = plan_export(shards, LAYOUTS["parquet"], config)
 
     def ours() -> None:
         for piece in pieces:
-            export_shard(shards, piece, config, output)
+            export_shard(shards, piece, LAYOUTS["parquet"], config, output)
 
     def plain() -> None:
         for piece in pieces:

@@ -24,7 +24,7 @@ from support.loopback_uploads import READER, UploadHandler
 from support.texts import topics
 
 from model import NGramEntropyModel, Patcher
-from pipeline.export.manifest import without_places
+from pipeline.export.provenance import without_places
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory
 
@@ -259,6 +259,25 @@ def test_another_command_is_refused_unless_it_starts_anew(run, made, shards, tmp
     anew = run("--shards", shards, "--output", output, "--format", "datasets", "--overwrite")
     assert anew.returncode == 0, anew.stderr
     assert all(path.name.startswith("train-") for path in (output / "data").iterdir())
+
+
+def test_other_jobs_say_what_an_export_is_and_leave_it(run, made, tmp_path, monkeypatch, capsys):
+    assert (
+        run("--shards", made / "set", "--output", tmp_path, "--format", "parquet").returncode == 0
+    )
+    before = files(tmp_path)
+    for name, flags in (("patch_corpus.py", ("--rule", "byte")), ("prepare_corpus.py", ())):
+        job = job_here(ROOT / "jobs" / name, monkeypatch, capsys)
+        for more in ((), ("--overwrite",)):
+            refused = job("--input", made / "in", "--output", tmp_path, *flags, *more)
+            assert refused.returncode == 2
+            assert f"--output {tmp_path}: holds an export; choose another" in refused.stderr
+    (tmp_path / "run.json").write_text("[]")
+    for flags in ((), ("--overwrite",)):
+        refused = run("--shards", made / "set", "--output", tmp_path, "--format", "parquet", *flags)
+        assert refused.returncode == 2 and "run.json is damaged: it is a list" in refused.stderr
+    (tmp_path / "run.json").unlink()
+    assert files(tmp_path) == {name: data for name, data in before.items() if name != "run.json"}
 
 
 def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):

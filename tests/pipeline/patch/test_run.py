@@ -7,10 +7,11 @@ import pytest
 
 from pipeline.corpus.documents import Split
 from pipeline.errors import PipelineError
-from pipeline.patch.run import RECORD, Run, is_complete, remove_run
+from pipeline.patch.run import PatchRun, is_complete
 from pipeline.shards.shard_set import ShardEntry, commit_entry
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
+from pipeline.storage.run_record import RECORD
 
 FILES = [InputFile(f"/in/{name}", name, 100, "1") for name in ("a.jsonl", "b.jsonl")]
 SPLITS = [Split(file, "jsonl", i, 50 * i, 50 * i + 50, 50) for file in FILES for i in range(2)]
@@ -21,7 +22,7 @@ CONTENT = {"threshold": 1.0, "keep_columns": ["url"]}
 def output(tmp_path) -> OutputDirectory:
     """The output of a run of which the first file is done, and turned out to be broken."""
     output = OutputDirectory(str(tmp_path))
-    Run(FILES, SPLITS, CONTENT, {"sources": []}).save(output)
+    PatchRun(FILES, SPLITS, CONTENT, {"sources": []}).begin(output)
     for name in ("000000-00000-00000", "000000-00001-00000"):
         error = "truncated" if name[11] == "1" else None
         commit_entry(output, ShardEntry(name, "a.jsonl", last=True, error=error))
@@ -30,8 +31,8 @@ def output(tmp_path) -> OutputDirectory:
 
 
 def test_a_record_is_read_as_it_was_written(output):
-    run = Run.load(output)
-    assert run == Run(FILES, SPLITS, CONTENT, {"sources": []})
+    run = PatchRun.resume(output)
+    assert run == PatchRun(FILES, SPLITS, CONTENT, {"sources": []})
     committed = run.committed(output)
     assert [[entry.name[7:] for entry in entries] for entries in committed] == [
         ["00000-00000"],
@@ -47,15 +48,15 @@ def test_the_record_of_another_release_is_refused(output, tmp_path):
     record = json.loads((tmp_path / RECORD).read_text())
     (tmp_path / RECORD).write_text(json.dumps(record | {"format_version": 99}))
     with pytest.raises(PipelineError, match=r"begun by another release \(format 99\); --overwrite"):
-        Run.load(output)
+        PatchRun.resume(output)
 
 
 def test_shards_without_a_record_are_refused(output, tmp_path):
     (tmp_path / RECORD).unlink()
     with pytest.raises(PipelineError, match=r"holds shards but not .*run.json; --overwrite starts"):
-        Run.load(output)
-    remove_run(output)
-    assert Run.load(output) is None
+        PatchRun.resume(output)
+    PatchRun.remove(output)
+    assert PatchRun.resume(output) is None
 
 
 CHANGED = {
@@ -73,16 +74,16 @@ CHANGED = {
 @pytest.mark.parametrize("said", CHANGED)
 def test_another_command_or_input_is_refused(output, said):
     with pytest.raises(PipelineError, match=f"{said}.*; --overwrite starts anew"):
-        Run.load(output).check_same(*CHANGED[said], output)
+        PatchRun.resume(output).check_same(*CHANGED[said], output)
 
 
 def test_a_broken_file_that_was_mended_is_done_again(output):
     mended = [replace(FILES[0], version="2", size=90), FILES[1]]
-    run = Run.load(output)
+    run = PatchRun.resume(output)
     assert run.check_same(CONTENT, mended, output) == mended[:1]
     whole = Split(mended[0], "jsonl", 0, 0, 90, 90)
     again = run.with_files(mended[:1], [whole], output)
-    assert again == Run.load(output)
+    assert again == PatchRun.resume(output)
     assert again.splits == [whole, *SPLITS[2:]]
     assert [len(entries) for entries in again.committed(output)] == [0, 1, 0]
-    assert again.made_with["sources"][0]["bytes"] == 90
+    assert again.provenance["sources"][0]["bytes"] == 90

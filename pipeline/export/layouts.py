@@ -1,0 +1,301 @@
+"""The layouts that shards can be exported to: one class each, and the table of them.
+
+A layout says where the file of each shard lies, what is in its rows, how it is written and read
+back, and what else belongs to the export. To add one, write a subclass of :class:`Layout` and put
+an instance into :data:`LAYOUTS`: ``--format`` then takes its name, and planning, resuming,
+verification, manifest and progress work as they do for the others. This is a whole layout::
+
+    class Flat(Layout):
+        name = "flat"
+
+        def paths(self, entries, shards, settings):
+            return [f"{entry.name}.parquet" for entry in entries]
+
+    LAYOUTS["flat"] = Flat()
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from io import BufferedIOBase
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from pipeline.errors import ConfigError
+from pipeline.export.dataset_card import CARD, CARD_PLOTS, PICTURES, write_card
+from pipeline.export.exported_file import ExportedFile
+from pipeline.export.file_writers import WriteRows, arrow_writer, parquet_writer
+from pipeline.export.hub_upload import open_repository, push
+from pipeline.export.provenance import without_places
+from pipeline.shards.shard_set import ShardEntry, ShardSet
+from pipeline.statistics.counts import PatchStatistics
+from pipeline.storage.output import OutputDirectory
+
+CHUNK = re.compile(r"(?P<corpus>.+)\.chunk\.(?P<number>\d+)\.\w+")
+"""Names of chunks as prepare_corpus.py gives them, and, ending in .jsonl, the published recipe."""
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+class ExportSettings(Protocol):
+    """The flags that layouts look at."""
+
+    @property
+    def output(self) -> str: ...
+    @property
+    def drop_entropies(self) -> bool: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def corpus(self) -> str | None: ...
+    @property
+    def entropy_model_name(self) -> str | None: ...
+    @property
+    def staging(self) -> str | None: ...
+    @property
+    def private(self) -> bool: ...
+    @property
+    def num_workers(self) -> int | None: ...
+
+
+class Layout:
+    """One form of an export: Parquet files with the columns of the shards, unless a method says
+    otherwise."""
+
+    name: ClassVar[str]
+    """The value of ``--format``."""
+    own_flags: ClassVar[tuple[str, ...]] = ()
+    """Settings that only this layout uses."""
+    needs_entropies: ClassVar[bool] = False
+    output_flag: ClassVar[str] = "--output"
+    """The flag that names the directory of the files."""
+    pushes: ClassVar[bool] = False
+    """Whether the export ends on the hub."""
+    card_files: ClassVar[tuple[str, ...]] = ()
+    """What the export may hold beside its data, manifest and record."""
+
+    @property
+    def written_as(self) -> str:
+        """The layout of the files, which decides what a rerun goes on with."""
+        return self.name
+
+    def check(self, settings: ExportSettings) -> None:
+        """
+        Raises:
+            ConfigError: a setting does not fit this layout; names the flag.
+        """
+
+    def directory(self, shards: ShardSet, settings: ExportSettings) -> str:
+        """URL of the directory that holds the files and the record of the export."""
+        return settings.output
+
+    def destination(self, output: OutputDirectory, settings: ExportSettings) -> str:
+        """Where users find the export."""
+        return output.url
+
+    def paths(
+        self, entries: Sequence[ShardEntry], shards: ShardSet, settings: ExportSettings
+    ) -> list[str]:
+        """The path of each shard's file below the directory."""
+        return [f"data/{entry.name}.parquet" for entry in entries]
+
+    def marks(self, path: str) -> tuple[str, ...]:
+        """Empty files that say that the file at ``path`` is whole."""
+        return ()
+
+    def rows(self, batch: pa.RecordBatch, settings: ExportSettings) -> pa.RecordBatch:
+        """The rows of a file, from those of a shard."""
+        if settings.drop_entropies and "entropies" in batch.schema.names:
+            return batch.drop_columns(["entropies"])
+        return batch
+
+    def writer(self, path: Path) -> AbstractContextManager[WriteRows]:
+        """A function that writes rows to a new local file, while the context lasts."""
+        return parquet_writer(path)
+
+    def read(self, file: BufferedIOBase) -> Iterator[pa.RecordBatch]:
+        """The rows of a file that was written."""
+        yield from pq.ParquetFile(file).iter_batches(batch_size=1024)
+
+    def begin(self, output: OutputDirectory, settings: ExportSettings) -> None:
+        """What has to succeed before anything is written or removed."""
+
+    def public(self, provenance: dict[str, Any]) -> dict[str, Any]:
+        """What the manifest says of the origin of the data."""
+        return provenance
+
+    def finish(
+        self,
+        files: list[ExportedFile],
+        provenance: dict[str, Any],
+        statistics: PatchStatistics,
+        shards: ShardSet,
+        output: OutputDirectory,
+        settings: ExportSettings,
+    ) -> None:
+        """Write what the export holds beside its files; the manifest follows."""
+
+    def publish(
+        self,
+        files: list[ExportedFile],
+        beside: list[str],
+        output: OutputDirectory,
+        settings: ExportSettings,
+        console: Console,
+    ) -> int:
+        """Send a finished export on; returns how many data files were sent."""
+        return 0
+
+
+class Parquet(Layout):
+    """One Parquet file for each shard, below ``data/``."""
+
+    name = "parquet"
+
+
+class Datasets(Layout):
+    """Parquet files with names and a card that ``datasets.load_dataset`` understands."""
+
+    name = "datasets"
+    card_files = (CARD, *(f"{PICTURES}/{name}.png" for name in CARD_PLOTS))
+
+    def paths(
+        self, entries: Sequence[ShardEntry], shards: ShardSet, settings: ExportSettings
+    ) -> list[str]:
+        total = len(entries)
+        return [f"data/train-{i:05d}-of-{total:05d}.parquet" for i in range(total)]
+
+    def public(self, provenance: dict[str, Any]) -> dict[str, Any]:
+        return without_places(provenance)
+
+    def finish(
+        self,
+        files: list[ExportedFile],
+        provenance: dict[str, Any],
+        statistics: PatchStatistics,
+        shards: ShardSet,
+        output: OutputDirectory,
+        settings: ExportSettings,
+    ) -> None:
+        name = self.destination(output, settings).rpartition("/")[2]
+        write_card(name, files, provenance, statistics, shards, output)
+
+
+class Hub(Datasets):
+    """The datasets layout, pushed to a repository of the hub from a staging directory."""
+
+    name = "hub"
+    own_flags = ("staging", "private")
+    output_flag = "--staging"
+    pushes = True
+
+    @property
+    def written_as(self) -> str:
+        # What is staged is the datasets layout, and can be exported as such.
+        return Datasets.name
+
+    def check(self, settings: ExportSettings) -> None:
+        if not REPOSITORY.fullmatch(settings.output):
+            raise ConfigError(f"--output {settings.output}: a repository is called owner/name")
+
+    def directory(self, shards: ShardSet, settings: ExportSettings) -> str:
+        return settings.staging or settings.output.replace("/", "--")
+
+    def destination(self, output: OutputDirectory, settings: ExportSettings) -> str:
+        return settings.output
+
+    def begin(self, output: OutputDirectory, settings: ExportSettings) -> None:
+        open_repository(settings.output, output, private=settings.private)
+
+    def publish(
+        self,
+        files: list[ExportedFile],
+        beside: list[str],
+        output: OutputDirectory,
+        settings: ExportSettings,
+        console: Console,
+    ) -> int:
+        return push(files, beside, settings.output, output, settings.num_workers, console)
+
+
+class Reference(Layout):
+    """The Arrow files and ``.complete`` marks that facebookresearch/blt's own loader reads."""
+
+    name = "reference"
+    own_flags = ("corpus", "entropy_model_name")
+    needs_entropies = True
+    schema = pa.schema(
+        [
+            pa.field("sample_id", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("entropies", pa.list_(pa.float16()), nullable=False),
+        ]
+    )
+
+    def check(self, settings: ExportSettings) -> None:
+        if settings.drop_entropies:
+            raise ConfigError("--drop-entropies: the reference layout is made of them")
+        if settings.threshold is not None:
+            raise ConfigError(
+                "--threshold: the reference layout holds no patch lengths; its loader takes a "
+                "threshold of its own"
+            )
+
+    def directory(self, shards: ShardSet, settings: ExportSettings) -> str:
+        source = str(shards.manifest["entropy_model"]["source"])
+        model = settings.entropy_model_name or PurePosixPath(source.rstrip("/")).name
+        if model in ("", ".", ".."):
+            raise ConfigError(f"--entropy-model-name: the set says {source!r}; name the model")
+        return f"{settings.output.rstrip('/')}/{self.corpus(shards, settings)}/{model}"
+
+    def corpus(self, shards: ShardSet, settings: ExportSettings) -> str:
+        """What the published layout calls the corpus."""
+        if settings.corpus:
+            return settings.corpus
+        names = [PurePosixPath(entry.source).name for entry in shards.entries]
+        chunks = [CHUNK.fullmatch(name) for name in names]
+        first = chunks[0] if chunks else None
+        return first["corpus"] if first else PurePosixPath(shards.output.url).name
+
+    def paths(
+        self, entries: Sequence[ShardEntry], shards: ShardSet, settings: ExportSettings
+    ) -> list[str]:
+        """Shards are numbered within their chunk; chunks that have numbers keep them."""
+        sources = list(dict.fromkeys(entry.source for entry in entries))
+        chunks = [CHUNK.fullmatch(PurePosixPath(source).name) for source in sources]
+        numbers = [chunk["number"] if chunk else "" for chunk in chunks]
+        if not all(numbers) or len(set(map(int, numbers))) < len(numbers):
+            numbers = [f"{i:02d}" for i in range(len(sources))]
+        number_of = dict(zip(sources, numbers, strict=True))
+        corpus, paths = self.corpus(shards, settings), []
+        written: Counter[str] = Counter()
+        for entry in entries:
+            number = number_of[entry.source]
+            paths.append(f"{corpus}.chunk.{number}.jsonl.shard_{written[number]}.arrow")
+            written[number] += 1
+        return paths
+
+    def marks(self, path: str) -> tuple[str, ...]:
+        return (f"{path}.complete",)
+
+    def rows(self, batch: pa.RecordBatch, settings: ExportSettings) -> pa.RecordBatch:
+        columns = [batch[name] for name in self.schema.names]
+        return pa.record_batch(columns, schema=self.schema)
+
+    def writer(self, path: Path) -> AbstractContextManager[WriteRows]:
+        return arrow_writer(path, self.schema)
+
+    def read(self, file: BufferedIOBase) -> Iterator[pa.RecordBatch]:
+        reader = pa.ipc.open_file(file)
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (Parquet(), Datasets(), Reference(), Hub())
+}
+"""The layouts by name: the values that ``--format`` takes."""

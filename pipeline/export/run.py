@@ -1,0 +1,78 @@
+"""The record of an export: which files it writes, and from which shard set."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pipeline.errors import ConfigError
+from pipeline.export.config import ExportShardsConfig
+from pipeline.export.export_shard import Piece
+from pipeline.export.exported_file import ENTRIES, ExportedFile
+from pipeline.export.hub_upload import PUSHED
+from pipeline.export.layouts import LAYOUTS, Layout
+from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.output import TEMPORARY, OutputDirectory
+from pipeline.storage.run_record import EXPORT, MANIFEST, RunRecord, Written
+
+
+@dataclass(frozen=True)
+class ExportRun(RunRecord):
+    """A planned run of ``export_shards.py``."""
+
+    stage = EXPORT
+
+    settings: dict[str, Any]
+    paths: dict[str, str]
+    """Path below the output of each shard's file, by the name of the shard."""
+
+    @classmethod
+    def plan(cls, pieces: list[Piece], shards: ShardSet, config: ExportShardsConfig) -> Self:
+        manifest = hashlib.sha256(shards.output.read(MANIFEST)).hexdigest()
+        settings = config.content() | {"shards (sha256 of the manifest)": manifest}
+        return cls(settings, {piece.entry.name: piece.path for piece in pieces})
+
+    def to_json(self) -> dict[str, Any]:
+        return {"files": [{"name": name, "path": path} for name, path in self.paths.items()]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(values["content"], {file["name"]: file["path"] for file in values["files"]})
+
+    @classmethod
+    def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
+        layout = LAYOUTS[values["content"]["format"]]
+        paths = [file["path"] for file in values["files"]]
+        marks = [mark for path in paths for mark in layout.marks(path)]
+        return Written((ENTRIES,), [*layout.card_files, *marks, *paths])
+
+    def check_begun(self, output: OutputDirectory, flag: str, *, overwrite: bool) -> None:
+        """
+        Args:
+            overwrite: whether an earlier export is to be removed.
+
+        Raises:
+            PipelineError: the output holds something else, or another export that is to stay.
+        """
+        where = f"{flag} {output.url}"
+        if overwrite:
+            begun = output.exists(self.path)
+            self.check_removable(output, flag)
+        else:
+            run = self.resume(output, flag)
+            begun = run is not None
+            if run is not None:
+                run.check_settings(where, self.settings)
+        if not begun and set(output.names()) - {TEMPORARY, PUSHED}:
+            raise ConfigError(f"{where}: is not empty, and was not begun by an export")
+
+
+def committed_files(layout: Layout, output: OutputDirectory) -> dict[str, ExportedFile]:
+    """Files that were written and are still there whole, by the name of their shard."""
+    sizes = output.sizes()
+    entries = (ExportedFile(**values) for values in output.read_all_json(ENTRIES).values())
+    return {
+        file.name: file
+        for file in entries
+        if sizes.get(file.path) == file.bytes
+        and all(mark in sizes for mark in layout.marks(file.path))
+    }
