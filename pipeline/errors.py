@@ -1,5 +1,8 @@
 """Errors that a user can act on: jobs print their text and nothing else."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PipelineError(Exception):
     """The job cannot go on; the message says what is wrong, where, and what to do."""
@@ -23,3 +26,33 @@ class BadDocumentError(PipelineError):
 
 class DamagedShardError(PipelineError):
     """A shard is not what its manifest says; tells where and how."""
+
+
+def message_of(error: BaseException) -> str:
+    """The text of an exception; its type's name where it has none."""
+    return str(error) or type(error).__name__
+
+
+@contextmanager
+def translated(
+    where: str, kind: type[PipelineError] = PipelineError, what: str = "cannot be read"
+) -> Iterator[None]:
+    """Turn whatever the block raises into one error that a user can act on.
+
+    Each filesystem, and each library that reads from one, raises exceptions of its own. What they
+    mean to a user is the same: this file cannot be read.
+
+    Args:
+        where: the file, with the flag that names it if there is one: the message begins with it.
+        kind: the error to raise.
+        what: what is wrong with the file.
+
+    Raises:
+        PipelineError: of type ``kind``; a PipelineError of the block stays as it is.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise kind(f"{where}: {what}: {message_of(error)}") from error
