@@ -1,0 +1,95 @@
+"""Draw docs/rooms.svg from the table in docs/architecture.md: rooms on floors, arrows to what they import.
+
+A room stands one floor above the highest room that it imports. An arrow that follows from others (jobs
+import errors by way of almost everything) is left out, so that the picture can be read.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, BOX_HEIGHT, FLOOR_HEIGHT, TOP = 1080, 30, 78, 20
+CHARACTER = 6.9
+"""Width of a character of the labels."""
+STYLE = """
+  text { font: 12px ui-monospace, Menlo, Consolas, monospace; text-anchor: middle; fill: #1f2328 }
+  rect { fill: #f6f8fa; stroke: #8c959f; rx: 5px }
+  path { fill: none; stroke: #8c959f; stroke-width: 1; opacity: .75 }
+  .model rect { fill: #ddf4ff } .train rect { fill: #fff1e5 } .jobs rect { fill: #dafbe1 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3 } rect { fill: #161b22; stroke: #6e7681 } path { stroke: #6e7681 }
+    .model rect { fill: #0c2d6b } .train rect { fill: #5a1e02 } .jobs rect { fill: #033a16 }
+  }
+"""
+
+
+def drawn(rooms: Mapping[str, Sequence[str]]) -> str:
+    """The picture as SVG.
+
+    Args:
+        rooms: what each room may import, from the top down.
+    """
+    floors = floors_of(rooms)
+    highest = max(floors.values())
+    places: dict[str, tuple[float, float]] = {}
+    boxes = []
+    for floor in range(highest, -1, -1):
+        y = TOP + (highest - floor) * FLOOR_HEIGHT
+        on_floor = [room for room in rooms if floors[room] == floor]
+        for place, room in enumerate(on_floor):
+            x = WIDTH * (place + 0.5) / len(on_floor)
+            places[room] = x, y
+            boxes.append(_box(room, x, y))
+    arrows = [
+        _arrow(places[room], places[target])
+        for room in rooms
+        for target in direct(room, rooms)
+    ]
+    height = TOP * 2 + highest * FLOOR_HEIGHT + BOX_HEIGHT
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+            "<title>The rooms of blt-titan; lines lead down to what a room imports</title>",
+            f"<style>{STYLE}</style>",
+            *arrows,
+            *boxes,
+            "</svg>\n",
+        ]
+    )
+
+
+def floors_of(rooms: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """The floor of each room, 0 at the ground; what a room imports stands further down the table."""
+    floors: dict[str, int] = {}
+    for room in reversed(rooms):
+        floors[room] = 1 + max((floors[target] for target in rooms[room]), default=-1)
+    return floors
+
+
+def direct(room: str, rooms: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a room imports, without what it also reaches by way of another import."""
+
+    def reached(start: str) -> set[str]:
+        return {start}.union(*(reached(target) for target in rooms[start]))
+
+    return [
+        target
+        for target in rooms[room]
+        if not any(target in reached(other) for other in rooms[room] if other != target)
+    ]
+
+
+def _box(room: str, x: float, y: float) -> str:
+    label = escape(room.removesuffix("/"))
+    width = len(room) * CHARACTER + 14
+    package = room.partition("/")[0]
+    return (
+        f'<g class="{package}"><rect x="{x - width / 2:.1f}" y="{y}" width="{width:.1f}" '
+        f'height="{BOX_HEIGHT}"/><text x="{x:.1f}" y="{y + 19}">{label}</text></g>'
+    )
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    x0, y0 = start[0], start[1] + BOX_HEIGHT
+    x1, y1 = end
+    bend = (y1 - y0) / 2
+    return f'<path d="M{x0:.1f} {y0} C{x0:.1f} {y0 + bend} {x1:.1f} {y1 - bend} {x1:.1f} {y1}"/>'
