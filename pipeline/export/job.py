@@ -1,4 +1,4 @@
-"""The Ray stage of ``export_shards.py``: a shard set → files of another layout, each committed."""
+"""The driver of ``export_shards.py``: a shard set → files of another layout, each committed."""
 
 import hashlib
 import time
@@ -7,14 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
-from pipeline.cluster.connect import connect
-from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import attempt, new_board, work_off
+from pipeline.cluster.stage import run_stage, unshared_storage
 from pipeline.errors import ConfigError, DamagedShardError, PipelineError
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.dataset_card import CARD, CARD_PLOTS, PICTURES
@@ -87,16 +84,11 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     began = time.monotonic()
     done = _committed(config, output)
     waiting = [i for i, piece in enumerate(pieces) if piece.entry.name not in done]
-    failures: list[str] = []
-    if waiting:
-        failures = _run_pool(waiting, pieces, shards, config, output, console)
+    failures = _export(waiting, pieces, shards, config, output, console)
     files = _in_order(pieces, _committed(config, output))
     complete = len(files) == len(pieces)
     if not complete and not failures:
-        raise PipelineError(
-            f"{flag} {output.url}: files that workers committed cannot be seen from here; is it on "
-            "storage that all nodes share?"
-        )
+        raise unshared_storage(f"{flag} {output.url}")
     told = (MANIFEST, CARD) if config.has_card else (MANIFEST,)
     if complete and (waiting or not all(map(output.exists, told))):
         finish(files, shards, config, output)
@@ -200,7 +192,7 @@ def _in_order(pieces: list[Piece], done: Mapping[str, ExportedFile]) -> list[Exp
     return [done[piece.entry.name] for piece in pieces if piece.entry.name in done]
 
 
-def _run_pool(
+def _export(
     waiting: list[int],
     pieces: list[Piece],
     shards: ShardSet,
@@ -208,83 +200,60 @@ def _run_pool(
     output: OutputDirectory,
     console: Console,
 ) -> list[str]:
-    """Export the waiting shards; returns what is said of damaged ones."""
-    connect(config.num_workers)
-    board = new_board()
-    said: dict[int, str] = {}
-    work_off(
-        {i: pieces[i].bytes for i in waiting},
-        {i: pieces[i].bytes for i in set(range(len(pieces))).difference(waiting)},
-        console,
+    """Export the waiting shards; returns what is wrong with damaged ones."""
+    outcome = run_stage(
         "exporting",
-        board,
         _export_piece,
-        receive=said.__setitem__,
-        fn_args=(ray.put((shards.light(), pieces)), config, output, board),
-        concurrency=config.num_workers,
+        {i: pieces[i].bytes for i in waiting},
+        (pieces, shards.light(), config, output),
+        console,
+        done={i: pieces[i].bytes for i in set(range(len(pieces))).difference(waiting)},
+        workers=config.num_workers,
     )
-    return [said[i] for i in sorted(said) if said[i]]
+    return list(outcome.messages.values())
 
 
 def _export_piece(
-    row: dict[str, Any],
-    shared: Any,
-    config: ExportShardsConfig,
-    output: OutputDirectory,
-    board: Any,
-) -> dict[str, Any]:
-    bound_memory()
-
-    def export(number: int, report: Reporter) -> str:
-        """What is wrong with the shard, if anything."""
-        shards, pieces = ray.get(shared)
-        try:
-            export_shard(shards, pieces[number], config, output)
-        except DamagedShardError as error:
-            return str(error)
-        report(pieces[number].bytes)
-        return ""
-
-    return attempt(row, board, export)
+    number: int,
+    shared: tuple[list[Piece], ShardSet, ExportShardsConfig, OutputDirectory],
+    report: Reporter,
+) -> str | None:
+    """Export one shard; returns what is wrong with it if it is damaged."""
+    pieces, shards, config, output = shared
+    try:
+        export_shard(shards, pieces[number], config, output)
+    except DamagedShardError as error:
+        return str(error)
+    report(pieces[number].bytes)
+    return None
 
 
 def _verify(
     files: list[ExportedFile], config: ExportShardsConfig, output: OutputDirectory, console: Console
 ) -> list[str]:
-    """Read all files back on Ray; returns what is wrong with them."""
-    if not files:
-        return []
-    connect(config.num_workers)
-    board = new_board()
-    said: dict[int, str] = {}
-    work_off(
-        {i: file.bytes for i, file in enumerate(files)},
-        {},
-        console,
+    """Read all files back; returns what is wrong with them."""
+    outcome = run_stage(
         "verifying",
-        board,
         _verify_file,
-        receive=said.__setitem__,
-        fn_args=(ray.put([replace(file, statistics={}) for file in files]), output, board),
-        concurrency=config.num_workers,
+        {i: file.bytes for i, file in enumerate(files)},
+        ([replace(file, statistics={}) for file in files], output),
+        console,
+        workers=config.num_workers,
     )
-    wrong = [i for i in sorted(said) if said[i]]
-    if wrong:  # the next run writes them anew; until then nobody should take them for good
-        entries = [f"{ENTRIES}/{files[i].name}.json" for i in wrong]
-        marks = [complete_mark(files[i].path) for i in wrong]
+    wrong = [files[i] for i in outcome.messages]
+    if wrong:  # the next run writes them again; until then nobody should take them for good
+        entries = [f"{ENTRIES}/{file.name}.json" for file in wrong]
+        marks = [complete_mark(file.path) for file in wrong]
         output.remove_files([MANIFEST, *marks, *entries])
-    return [f"{said[i]}; run the same command again to write it anew" for i in wrong]
+    again = "run the same command again to write it anew"
+    return [f"{problem}; {again}" for problem in outcome.messages.values()]
 
 
 def _verify_file(
-    row: dict[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    bound_memory()
-
-    def verify(number: int, report: Reporter) -> str:
-        file = ray.get(shared)[number]
-        problem = verify_file(file, output)
-        report(file.bytes)
-        return problem or ""
-
-    return attempt(row, board, verify)
+    number: int, shared: tuple[list[ExportedFile], OutputDirectory], report: Reporter
+) -> str | None:
+    """Read one file back; returns what is wrong with it."""
+    files, output = shared
+    problem = verify_file(files[number], output)
+    report(files[number].bytes)
+    return problem
