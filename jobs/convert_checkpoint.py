@@ -10,7 +10,6 @@ from pathlib import Path
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -25,7 +24,7 @@ from model.checkpoints.entropy_model import (
 from model.checkpoints.files import CheckpointError, local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job
 from pipeline.errors import ConfigError, PipelineError
 from train.checkpoints.model_json import steps_in
 from train.checkpoints.steps import is_step, read_step
@@ -60,14 +59,10 @@ class ConvertCheckpointConfig:
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(ConvertCheckpointConfig, config=(tyro.conf.FlagCreatePairsOff,))
-    # Standard output belongs to the result.
-    console = Console(stderr=True)
-    said = "interrupted: nothing was written"
-    return run_command(lambda: run(config), console, interrupted=said)
+    return run_job(ConvertCheckpointConfig, run, interrupted="interrupted: nothing was written")
 
 
-def run(config: ConvertCheckpointConfig) -> int:
+def run(config: ConvertCheckpointConfig, console: Console) -> int:
     """Convert, and print what was written."""
     output = _output(config.output)
     if is_step(config.checkpoint):
@@ -130,10 +125,10 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path) -> Model:
                 model = _load(directory)
                 entropy_model = _entropy_model(config, model, directory)
             except CheckpointError as error:  # call it what the user called it
-                said = str(error)
+                message = str(error)
                 if directory.is_absolute():  # else it is that already
-                    said = said.replace(str(directory), source.rstrip("/"))
-                raise CheckpointError(said) from error
+                    message = message.replace(str(directory), source.rstrip("/"))
+                raise CheckpointError(message) from error
             write(output, model, entropy_model, config.layout)
             return model
     except CheckpointError as error:

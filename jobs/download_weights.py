@@ -7,10 +7,13 @@ from pathlib import Path
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
+from rich.console import Console
 
 from model.checkpoints.blt import PUBLISHED, PUBLISHED_ENTROPY_MODEL
 from model.checkpoints.files import CheckpointError, download
+from pipeline.cli.command import run_job
+from pipeline.cli.results import print_problems
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,20 @@ class DownloadWeightsConfig:
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(DownloadWeightsConfig)
+    return run_job(DownloadWeightsConfig, run)
+
+
+def run(config: DownloadWeightsConfig, console: Console) -> int:
+    """Download what can be downloaded, and print where it is."""
     if not config.model:
-        print("error: --model: name at least one hub id", file=sys.stderr)
-        return 2
+        raise ConfigError("--model: name at least one hub id")
     status = 0
     for repository in (name.removeprefix("hf://") for name in config.model):
         target = Path(config.output, repository.split("/")[-1]) if config.output else None
         try:
             print(download(repository, target))
         except CheckpointError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_problems(console, [f"error: {error}"])
             status = 1
     return status
 

@@ -7,11 +7,11 @@ from pathlib import Path
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job
+from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.job import BitsPerByte, Evaluation, evaluate
@@ -21,10 +21,7 @@ SHOWN_REJECTS = 10
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(EvaluateConfig, config=(tyro.conf.FlagCreatePairsOff,))
-    # Standard output belongs to the result; progress and errors go beside it.
-    console = Console(stderr=True)
-    return run_command(lambda: run(config, console), console, interrupted="interrupted")
+    return run_job(EvaluateConfig, run, interrupted="interrupted")
 
 
 def run(config: EvaluateConfig, console: Console) -> int:
@@ -88,7 +85,7 @@ def print_result(result: Evaluation, confidence: float, console: Console) -> Non
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("source")
     interval = f"{confidence:.4g} interval"
-    for name in ("bits per byte", interval, "documents", "bytes", "bytes a patch"):
+    for name in ("bits per byte", interval, "documents", "bytes", "bytes per patch"):
         table.add_column(name, justify="right")
     if len(result.sources) > 1:
         for name, of_source in result.sources.items():
@@ -97,18 +94,17 @@ def print_result(result: Evaluation, confidence: float, console: Console) -> Non
     table.add_row("all", *_cells(total))
     console.print(table)
     rate = total.bytes / result.seconds if result.seconds else 0.0
-    console.print(f"{rate:,.0f} bytes/s ({result.seconds:.1f} s)", highlight=False)
+    print_line(console, f"{rate:,.0f} bytes/s ({result.seconds:.1f} s)")
     if problems.rejects:
-        console.print(f"rejected documents: {problems.rejects:,}", highlight=False)
+        print_line(console, f"rejected documents: {problems.rejects:,}")
         for reject in problems.listed[:SHOWN_REJECTS]:
-            line = f"  {reject['file']}, position {reject['position']}: {reject['reason']}"
-            console.print(line, highlight=False, markup=False)
+            place = f"{reject['file']}, position {reject['position']}"
+            print_line(console, f"  {place}: {reject['reason']}")
         if problems.rejects > SHOWN_REJECTS:
-            console.print(f"  and {problems.rejects - SHOWN_REJECTS:,} more", highlight=False)
+            print_line(console, f"  and {problems.rejects - SHOWN_REJECTS:,} more")
     if total.bits_per_byte is None:
-        console.print("there was no text to score", style="red")
-    for failure in problems.failures:
-        console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
+        print_problems(console, ["there was no text to score"])
+    print_problems(console, [f"failed: {failure}" for failure in problems.failures])
 
 
 def _cells(of: BitsPerByte) -> list[str]:

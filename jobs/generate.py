@@ -12,13 +12,12 @@ from pathlib import Path
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
 from rich.console import Console
 
 from model.blt import BLT
 from model.generation.generate import stream
 from model.generation.sampling import Sampling
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job
 from pipeline.errors import ConfigError
 from pipeline.evaluate.models import fetched, load_model, load_patching
 
@@ -52,7 +51,7 @@ class GenerateConfig:
     stop: tuple[str, ...] = ()
     """Texts that end the writing; they are not part of the result."""
     seed: int = 0
-    """Of drawing."""
+    """Decides what is drawn: the same seed, the same text."""
     draft_bytes: int = 0
     """Bytes that the local models write ahead before everything is run to check them; greedy only.
     Changes the speed, never the text."""
@@ -62,10 +61,7 @@ class GenerateConfig:
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(GenerateConfig, config=(tyro.conf.FlagCreatePairsOff,))
-    # Standard output belongs to the text.
-    console = Console(stderr=True)
-    return run_command(lambda: run(config, console), console, interrupted="")
+    return run_job(GenerateConfig, run, interrupted="")
 
 
 def run(config: GenerateConfig, console: Console) -> int:

@@ -7,22 +7,19 @@ from pathlib import Path
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job
+from pipeline.cli.results import print_line, print_problems
 from pipeline.report.config import PatchReportConfig
 from pipeline.report.job import PatchReport, patch_report
 
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(PatchReportConfig, config=(tyro.conf.FlagCreatePairsOff,))
-    # Standard output belongs to the result; progress and errors go beside it.
-    console = Console(stderr=True)
-    return run_command(lambda: run(config, console), console, interrupted="interrupted")
+    return run_job(PatchReportConfig, run, interrupted="interrupted")
 
 
 def run(config: PatchReportConfig, console: Console) -> int:
@@ -44,9 +41,8 @@ def print_report(report: PatchReport, console: Console) -> None:
     for label, cells in report.overview:
         table.add_row(label, *map(Text, cells))  # names may look like markup
     console.print(table)
-    console.print(f"page: {report.page}", highlight=False, markup=False, soft_wrap=True)
-    for problem in report.problems:
-        console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
+    print_line(console, f"page: {report.page}")
+    print_problems(console, report.problems)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ from pathlib import Path
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
 from rich.console import Console
 
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job
 from pipeline.errors import ConfigError
 from pipeline.viewer.config import PatchViewerConfig
 
 
 def main() -> int:
     """Run the page; returns the exit status."""
-    config = tyro.cli(PatchViewerConfig, config=(tyro.conf.FlagCreatePairsOff,))
-    console = Console(stderr=True)
-    return run_command(lambda: run(config), console, interrupted="ended")
+    return run_job(PatchViewerConfig, run, interrupted="ended")
 
 
-def run(config: PatchViewerConfig) -> int:
+def run(config: PatchViewerConfig, console: Console) -> int:
     """Serve the page until it is interrupted."""
     try:
         from pipeline.viewer.page import serve

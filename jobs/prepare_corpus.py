@@ -2,16 +2,17 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
 from rich.console import Console
-from rich.table import Table
 
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job
+from pipeline.cli.results import print_line, print_problems, print_table
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.job import PrepareCorpusResult, prepare_corpus
 from pipeline.statistics.counts import DocumentStatistics
@@ -19,11 +20,7 @@ from pipeline.statistics.counts import DocumentStatistics
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(PrepareCorpusConfig, config=(tyro.conf.FlagCreatePairsOff,))
-    # Standard output belongs to the result; progress and errors go beside it.
-    console = Console(stderr=True)
-    again = "interrupted; run the same command again to go on"
-    return run_command(lambda: run(config, console), console, interrupted=again)
+    return run_job(PrepareCorpusConfig, run)
 
 
 def run(config: PrepareCorpusConfig, console: Console) -> int:
@@ -40,38 +37,34 @@ def print_result(result: PrepareCorpusResult, console: Console) -> None:
     """The result as a table, then what went wrong."""
     manifest = result.manifest
     if manifest is not None:
-        console.print(_table(result, manifest))
+        print_table(console, _rows(result, manifest))
         if manifest["counts"]["rejects"]:
-            console.print(f"rejected documents, with reasons: {result.output}/rejects")
-    for failure in result.failures:
-        text = f"failed: {failure}"
-        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+            print_line(console, f"rejected documents, with reasons: {result.output}/rejects")
+    print_problems(console, [f"failed: {failure}" for failure in result.failures])
     if manifest is None:
-        console.print("no chunks were written yet; run the same command again to go on")
+        print_line(console, "no chunks were written yet; run the same command again to go on")
 
 
-def _table(result: PrepareCorpusResult, manifest: dict) -> Table:
+def _rows(result: PrepareCorpusResult, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     counts = manifest["counts"]
     statistics = DocumentStatistics.from_json(manifest["statistics"])
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("input files", f"{len(manifest['sources']):,}")
-    table.add_row("documents", f"{statistics.documents:,}")
-    table.add_row("bytes", f"{statistics.bytes:,}")
+    yield "input files", f"{len(manifest['sources']):,}"
+    yield "documents", f"{statistics.documents:,}"
+    yield "bytes", f"{statistics.bytes:,}"
     lengths = [f"{statistics.length_percentile(p):,} ({p}%)" for p in (50, 90, 99)]
-    table.add_row("bytes a document", f"{statistics.mean_bytes:,.0f} on average")
-    table.add_row("", "  ".join([*lengths, f"{statistics.longest:,} (longest)"]))
-    table.add_row("rejected documents", f"{counts['rejects']:,}")
+    yield "bytes per document", f"{statistics.mean_bytes:,.0f} on average"
+    yield "", "  ".join([*lengths, f"{statistics.longest:,} (longest)"])
+    yield "rejected documents", f"{counts['rejects']:,}"
     if manifest["configuration"]["deduplicate"]:
-        table.add_row("duplicates dropped", f"{counts['duplicates']:,}")
+        yield "duplicates dropped", f"{counts['duplicates']:,}"
     if manifest["validation"]:
         held_out = f"{counts['validation']:,} documents in {manifest['validation']['name']}"
-        table.add_row("validation", held_out)
+        yield "validation", held_out
     chunks = manifest["chunks"]
-    table.add_row("chunks", f"{len(chunks)} in {result.output}: {chunks[0]['name']} …")
+    yield "chunks", f"{len(chunks)} in {result.output}: {chunks[0]['name']} …"
     if result.bytes_sorted:
         rate = result.bytes_sorted / result.seconds / 1e6
-        table.add_row("speed", f"{rate:.1f} MB/s ({result.seconds:.1f} s)")
-    return table
+        yield "speed", f"{rate:.1f} MB/s ({result.seconds:.1f} s)"
 
 
 if __name__ == "__main__":

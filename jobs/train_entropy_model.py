@@ -1,10 +1,4 @@
-"""Train the entropy model that comes with this repository, from nothing to files to ship.
-
-Gathers prose, translations and code that Python and two source packages carry, cuts them into
-shards, trains ``entropy_1m`` with this repository's trainer, measures bits per byte on documents
-that were held out, and writes weights and card. Each step is skipped if it was done before, and a
-training that was stopped goes on. About an hour on two cores.
-"""
+"""Train the entropy model that comes with this repository, from nothing to files to ship."""
 
 import hashlib
 import json
@@ -19,13 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job
 from pipeline.errors import PipelineError
 
 PACKAGES = {
@@ -73,7 +66,13 @@ file:
 
 @dataclass(frozen=True)
 class TrainEntropyModelConfig:
-    """Train the entropy model that comes with this repository, from nothing to files to ship."""
+    """Train the entropy model that comes with this repository, from nothing to files to ship.
+
+    Gather prose, translations and code from Python and two source packages, cut them into shards,
+    train ``entropy_1m`` with this repository's trainer, measure bits per byte on documents that
+    were held out, and write weights and card. A step that was done before is skipped, and a
+    training that was stopped goes on. It takes about an hour on two cores.
+    """
 
     work: Path = ROOT / "build" / "entropy-1m"
     """Directory for the corpus, shards and checkpoints."""
@@ -203,10 +202,7 @@ def megabytes(path: Path) -> float:
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    config = tyro.cli(TrainEntropyModelConfig, description=__doc__)
-    console = Console(stderr=True)
-    again = "interrupted; run the same command again to go on"
-    return run_command(lambda: export(config, console), console, interrupted=again)
+    return run_job(TrainEntropyModelConfig, export)
 
 
 if __name__ == "__main__":

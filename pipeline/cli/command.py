@@ -1,22 +1,52 @@
-"""What the commands in ``jobs/`` have in common: how errors are told, and the exit status."""
+"""What the commands in ``jobs/`` have in common: their ``main``, errors, and the exit status."""
 
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import tyro
 from rich.console import Console
 
+from pipeline.cli.results import print_problems
 from pipeline.errors import ConfigError, PipelineError
+
+Config = TypeVar("Config")
+
+
+def run_job(
+    config_class: type[Config],
+    run: Callable[[Config, Console], int],
+    *,
+    interrupted: str = "interrupted; run the same command again to go on",
+) -> int:
+    """The ``main`` of a job: flags become a configuration, and the configuration is run.
+
+    Args:
+        config_class: a dataclass whose fields are the flags.
+        run: does the job and prints its result to standard output; returns the exit status. It
+            also gets the console for everything else, which is standard error.
+        interrupted: the sentence to print after Ctrl-C.
+
+    Returns:
+        the exit status; see :func:`run_command`.
+    """
+    config = tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,))
+    console = Console(stderr=True)
+    return run_command(lambda: run(config, console), console, interrupted=interrupted)
 
 
 def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -> int:
-    """The exit status of a job: its own, or 2 for a wrong flag, 1 for another error that a user can
-    act on, 130 if it was interrupted.
+    """Run a job and print errors that a user can act on, each in one sentence.
 
     Args:
-        console: where errors are told, in one sentence.
-        interrupted: what to say if it was interrupted.
+        console: where errors are printed.
+        interrupted: the sentence to print after Ctrl-C.
+
+    Returns:
+        the exit status: the job's own, or 2 for a wrong flag, 1 for another error that a user can
+        act on, 130 after Ctrl-C.
     """
     try:
         _refuse_repeated_flags(sys.argv[1:])
@@ -25,15 +55,15 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
         console.print(interrupted)
         return 130
     except PipelineError as error:
-        text = f"error: {error}"
-        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        print_problems(console, [f"error: {error}"])
         return 2 if isinstance(error, ConfigError) else 1
 
 
 def _refuse_repeated_flags(arguments: list[str]) -> None:
     """
     Raises:
-        ConfigError: a flag is given twice: the first, and input that it names, would not count.
+        ConfigError: a flag is given twice; only the last one, and the input that it names, would
+            count.
     """
     flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
     for name in flags:

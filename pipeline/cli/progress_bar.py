@@ -1,4 +1,4 @@
-"""Progress of work done in this process: a bar on a terminal, a line now and then in a log."""
+"""Progress for people: a bar on a terminal, a line every few seconds in a log."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +15,11 @@ from rich.progress import (
 )
 
 LINE_SECONDS = 15.0
-"""Where the output is not a terminal, a line is printed so often."""
+"""Time between two lines where the output is not a terminal."""
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar for bytes; nothing where the output is not a terminal."""
+    """A bar for bytes; it shows nothing where the output is not a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,7 +31,13 @@ def progress_bar(console: Console) -> Progress:
 
 
 def progress_line(doing: str, done: int, left: int, rate: float) -> str:
-    """For logs: what is done, how fast it goes (bytes a second), and when it will end."""
+    """A line for logs: how much is done, how fast it goes, and when it will end.
+
+    Args:
+        done: bytes that are done.
+        left: approximate bytes that are left.
+        rate: bytes per second.
+    """
     end = f"about {left / rate / 60:.0f} min left" if rate > 0 else "no rate yet"
     amount = f"{doing}: {done / 1e6:.1f} of about {(done + left) / 1e6:.1f} MB"
     return f"{amount} · {rate / 1e6:.2f} MB/s · {end}"
@@ -39,14 +45,14 @@ def progress_line(doing: str, done: int, left: int, rate: float) -> str:
 
 @contextmanager
 def metered(console: Console, doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress while the block runs.
+    """Show the progress of work in this process while the block runs.
 
     Args:
-        doing: what is done, as in "scoring".
-        total: bytes that there are to do, about.
+        doing: the name of the work, such as "scoring".
+        total: approximate bytes of all the work.
 
     Yields:
-        a function to call with the bytes that were done since the last call.
+        a function to call with the bytes that were done since its last call.
     """
     began = last_line = time.monotonic()
     done = 0

@@ -1,4 +1,4 @@
-"""Joining Ray."""
+"""Join a Ray cluster, or start a local one; run a single function there."""
 
 import logging
 import os
@@ -13,34 +13,36 @@ from pipeline.cli.command import submitted
 from pipeline.errors import PipelineError
 
 REACH_S = 20
-"""Seconds to wait for an answer of the cluster."""
+"""Seconds to wait for the cluster to answer."""
 
 
-def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> None:
+def connect(num_cpus: int | None, *packages: str, worker_output: bool = True) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (a submitted job has one), or start a local Ray.
 
+    A process that has joined stays where it is.
+
     Args:
-        num_cpus: that a local Ray should have room for.
-        more: packages that workers need, beside ``model`` and ``pipeline``.
-        worker_output: show what workers print.
+        num_cpus: processors that a local Ray offers, if they are more than this machine has.
+        packages: packages of this repository that workers need beside ``model`` and ``pipeline``.
+        worker_output: whether to show what workers print.
 
     Raises:
-        PipelineError: nobody listens at ``RAY_ADDRESS``.
+        PipelineError: nothing listens at ``RAY_ADDRESS``.
     """
-    # What goes wrong in Ray comes as an exception; its warnings are about Ray's own affairs.
+    # Ray raises an exception where something goes wrong; its warnings are about its own affairs.
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    packages = [_directory(package) for package in ("model", "pipeline", *more)]
+    directories = [_directory(package) for package in ("model", "pipeline", *packages)]
     if address := os.environ.get("RAY_ADDRESS"):
-        _reach(address)
+        _check_reachable(address)
         # Inside a submitted job the working directory holds the code already.
-        code = {} if submitted() else {"py_modules": [str(package) for package in packages]}
+        code = {} if submitted() else {"py_modules": list(map(str, directories))}
         ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=worker_output)
     else:
-        # Workers find the same packages, installed or not, wherever the job was called from.
-        path = (str(packages[0].parent), os.environ.get("PYTHONPATH"))
+        # Workers find the same packages, installed or not, wherever the job is called from.
+        path = (str(directories[0].parent), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         ray.init(
             address="local",
@@ -52,8 +54,12 @@ def connect(num_cpus: int | None, *more: str, worker_output: bool = True) -> Non
         )
 
 
-def _reach(address: str) -> None:
-    """Ray itself would try for many minutes, and then not say it in a sentence."""
+def _check_reachable(address: str) -> None:
+    """
+    Raises:
+        PipelineError: nothing listens there. Ray itself would try for many minutes, and its message
+            would not fit a sentence.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # such as "auto"
         return
@@ -67,14 +73,22 @@ def _reach(address: str) -> None:
 
 
 def _directory(package: str) -> Path:
-    """Where a package lies; without importing it: not all that workers need, drivers do."""
+    """Where a package lies. It is not imported: a driver need not have what workers need."""
     spec = find_spec(package)
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent
 
 
 def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:
-    """The result of a task that runs where a worker could; raises what the task raised."""
+    """Run one Ray task on the cluster, with one CPU, and wait for it.
+
+    Args:
+        task: a remote function.
+        gpus: GPUs that it needs.
+
+    Returns:
+        what the task returns; an exception of the task is raised here as it was.
+    """
     try:
         return ray.get(task.options(num_gpus=gpus).remote(*arguments))
     except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,6 @@
-"""Input files → the pieces that workers read, planned on the cluster."""
+"""Input files → the splits that workers read; the cluster looks into the files."""
+
+from itertools import chain
 
 import ray
 
@@ -16,7 +18,12 @@ def plan_splits(
     *,
     format_flag: str = "--format",
 ) -> list[Split]:
-    """Splits of all files, in order.
+    """The splits of all files, in order.
+
+    Args:
+        wanted: the format of all files, or "auto" to tell it from their names.
+        split_bytes: approximate bytes of text per split.
+        format_flag: the flag that ``wanted`` comes from, for errors.
 
     Raises:
         ConfigError: a file's format is not known, or a column is missing in every file.
@@ -34,9 +41,10 @@ def plan_splits(
 
 
 def known_format(file: InputFile, wanted: Format, flag: str) -> Format:
-    """
+    """The format of a file.
+
     Raises:
-        ConfigError: a file's format is not told, neither by the flag nor by its name.
+        ConfigError: neither the flag nor the file's name tells it.
     """
     kind = file_format(file, wanted)
     if kind is None:
@@ -50,11 +58,17 @@ def _plan_files(files: list[tuple[InputFile, Format]], split_bytes: int) -> list
 
 
 def _check_columns(names: list[list[str] | None], columns: Columns) -> None:
-    """What files offer, where they tell, against what is wanted."""
-    offered = [there for there in names if there is not None]
+    """
+    Args:
+        names: columns per file; None where a file cannot be read, which its split reports.
+
+    Raises:
+        ConfigError: all files could be read, and none has a column that is wanted.
+    """
+    offered = [file for file in names if file is not None]
     wanted = [("--text-column", columns.text), ("--id-column", columns.id)]
     wanted += [("--keep-columns", name) for name in columns.metadata]
     for flag, name in wanted:
-        if name and len(offered) == len(names) and not any(name in there for there in offered):
-            there = ", ".join(dict.fromkeys(name for names in offered for name in names))
-            raise ConfigError(f"{flag}: no input file has a column {name!r}; there are: {there}")
+        if name and len(offered) == len(names) and not any(name in file for file in offered):
+            existing = ", ".join(dict.fromkeys(chain.from_iterable(offered)))
+            raise ConfigError(f"{flag}: no input file has a column {name!r}; there are: {existing}")

@@ -1,4 +1,4 @@
-"""Progress of a run: counted by the workers, shown by the driver."""
+"""Progress of a stage: workers count the bytes that they did, the driver shows the sum."""
 
 import threading
 import time
@@ -6,59 +6,74 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from pipeline.cli.progress_bar import LINE_SECONDS, progress_bar, progress_line
 
 POLL_SECONDS = 0.5
+REPORT_SECONDS = 1.0
+"""A worker sends a message about once in this time, however often it counts."""
 
 
 @ray.remote(num_cpus=0)
-class Board:
-    """Bytes of text done in each split; absolute, so that repeated work is not counted twice."""
+class Progress:
+    """Holds the bytes of text that are done per piece.
+
+    Counts are totals, not increments: a piece that is repeated is not counted twice.
+    """
 
     def __init__(self) -> None:
         self._bytes: dict[int, int] = {}
 
-    def put(self, split: int, count: int) -> None:
-        self._bytes[split] = count
+    def put(self, piece: int, count: int) -> None:
+        self._bytes[piece] = count
 
     def get(self) -> dict[int, int]:
         return self._bytes
 
 
-class Reporter:
-    """Counts a split's bytes for the board, which hears of it about once a second."""
+def start_progress() -> ActorHandle:
+    """Start the actor that workers report to."""
+    # It must live as long as the driver does: keep it off nodes that may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Progress.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
-    def __init__(self, board: "ray.actor.ActorHandle", split: int):
-        self._board, self._split = board, split
-        self._told = 0.0
+
+class Reporter:
+    """Counts the bytes that are done of one piece, and reports them now and then."""
+
+    def __init__(self, progress: ActorHandle, piece: int):
+        self._progress, self._piece = progress, piece
+        self._reported_at = 0.0
         self.done = 0
 
     def __call__(self, count: int) -> None:
+        """Add ``count`` bytes."""
         self.done += count
-        if time.monotonic() - self._told > 1:
-            self._told = time.monotonic()
-            self._board.put.remote(self._split, self.done)
+        if time.monotonic() - self._reported_at > REPORT_SECONDS:
+            self._reported_at = time.monotonic()
+            self._progress.put.remote(self._piece, self.done)
 
 
 @contextmanager
-def shown(
+def show_progress(
     console: Console,
     doing: str,
     estimates: Mapping[int, int],
     done: Mapping[int, int],
-    board: "ray.actor.ActorHandle",
+    progress: ActorHandle,
 ) -> Iterator[Callable[[int, int], None]]:
     """Show progress while the block runs.
 
     Args:
-        doing: what is done, as in "patching".
-        estimates: bytes of text of each split to do, about.
-        done: bytes of splits that an earlier run finished; they don't count for the rate.
+        doing: the name of the stage, such as "patching".
+        estimates: approximate bytes of text per piece that is to be done.
+        done: bytes per piece that an earlier run finished; they do not count for the rate.
 
     Yields:
-        a function to call with a split and its actual bytes when it is finished.
+        a function to call with each piece that is finished and its actual bytes.
     """
     actual = {**done}
     stop = threading.Event()
@@ -68,11 +83,11 @@ def shown(
         def show() -> None:
             began = last_line = time.monotonic()
             while not stop.wait(POLL_SECONDS):
-                told: dict[int, int] = ray.get(board.get.remote())  # type: ignore[assignment]
-                current = told | actual
+                reported: dict[int, int] = ray.get(progress.get.remote())  # type: ignore[assignment]
+                current = reported | actual
                 completed = sum(current.values())
                 waiting = estimates.keys() - actual.keys()
-                left = sum(max(estimates[split] - current.get(split, 0), 0) for split in waiting)
+                left = sum(max(estimates[piece] - current.get(piece, 0), 0) for piece in waiting)
                 bar.update(task, completed=completed, total=completed + left)
                 if not console.is_terminal and time.monotonic() - last_line > LINE_SECONDS:
                     last_line = time.monotonic()

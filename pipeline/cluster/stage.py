@@ -1,18 +1,23 @@
-"""Work in pieces on a cluster: Ray Data spreads it, the driver shows how far it is.
+"""A stage: many pieces of work of one kind, done by all workers of a cluster.
 
-Ray schedules, scales the pool and repeats what a lost node had not committed. A piece of work is
-known by its number; what is needed for it, and what comes of it, is in storage.
+A caller writes a function that does one piece and hands it to :func:`run_stage`. A piece is known
+by its number; what it needs is in ``shared`` or in storage, and its result goes to storage. Ray
+Data schedules the pieces, scales the pool, and repeats what a lost node had not committed.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypedDict
 
 import ray
 import ray.data  # before Ray is joined: its import sets log levels
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.actor import ActorHandle
 from rich.console import Console
 
-from pipeline.cluster.progress import Board, Reporter, shown
+from pipeline.cluster.connect import connect
+from pipeline.cluster.memory import bound_memory
+from pipeline.cluster.progress import Reporter, show_progress, start_progress
 from pipeline.errors import PipelineError, UnreachableFileError
 
 LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
@@ -20,89 +25,171 @@ LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
 BLOCK_BYTES = 1 << 20
 """Text that is worth a block of its own: small pieces share one."""
 
-
-def attempt(
-    row: Mapping[str, Any],
-    board: "ray.actor.ActorHandle",
-    work: Callable[[int, Reporter], str | None],
-) -> dict[str, Any]:
-    """What a worker does with a row of :func:`work_off`: ``work`` on its piece of work.
-
-    Args:
-        work: what it returns, if anything, is for the driver; what is large belongs into storage.
-
-    Returns:
-        what the driver has to know of it. Errors that a user can act on are among that: Ray would
-        wrap and repeat them.
-    """
-    piece = int(row["item"])
-    report = Reporter(board, piece)
-    outcome = {"piece": piece, "unreachable": "", "fatal": "", "result": ""}
-    try:
-        outcome["result"] = work(piece, report) or ""
-    except UnreachableFileError as error:
-        outcome["unreachable"] = str(error)
-    except PipelineError as error:
-        outcome["fatal"] = str(error)
-    return outcome | {"bytes": report.done}
+Work = Callable[[int, Any, Reporter], str | None]
+"""Does a piece, given its number, what all pieces share, and a function to report bytes to; returns
+a short message for the driver or None. It has to be a module's own function, which workers can
+import."""
 
 
-def new_board() -> "ray.actor.ActorHandle":
-    """Where workers tell how far they are."""
-    # It must live as long as the driver does: keep it off nodes that may be lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+@dataclass(frozen=True)
+class StageOutcome:
+    """What the driver learns from a stage; results themselves are in storage."""
+
+    messages: dict[int, str]
+    """The messages of the pieces that have one, in the order of the pieces' numbers."""
+    unreachable: list[str]
+    """Why files could not be reached: the pieces that need them are not done."""
 
 
-def actor_pool(num_workers: int | None, pieces: int) -> ray.data.ActorPoolStrategy:
-    """As many actors as were asked for; without a number, as many as the cluster has room for."""
-    if num_workers is not None:
-        return ray.data.ActorPoolStrategy(size=min(num_workers, pieces))
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=pieces)
+class _PieceOutcome(TypedDict):
+    """What a worker sends of a piece: a row of a Ray dataset, so that no value is None."""
+
+    piece: int
+    bytes: int
+    message: str
+    unreachable: str
+    fatal: str
 
 
-def work_off(
-    pieces: Mapping[int, int],
-    done: Mapping[int, int],
-    console: Console,
+def run_stage(
     doing: str,
-    board: "ray.actor.ActorHandle",
-    worker: Any,
-    receive: Callable[[int, str], None] = lambda piece, result: None,
-    **options: Any,
-) -> list[str]:
-    """Have all pieces of work done.
+    work: Work,
+    pieces: Mapping[int, int],
+    shared: Any,
+    console: Console,
+    *,
+    done: Mapping[int, int] = {},
+    workers: int | None = None,
+    setup: Callable[[Any], Any] | None = None,
+    gpus: float = 0,
+    receive: Callable[[int, str], None] | None = None,
+) -> StageOutcome:
+    """Have all pieces done; without a piece nothing is started, not even Ray.
 
     Args:
-        pieces: by number, the bytes of text in each, about.
-        done: bytes of pieces that an earlier run finished, for the progress.
-        doing: what is done, as in "patching".
-        worker: a class or function for Ray Data's ``map`` that returns what :func:`attempt` does.
-        receive: called with each piece that is done and what the work on it returned.
-        options: of Ray Data's ``map``.
-
-    Returns:
-        what is said of files that could not be reached; the pieces that need them are left.
+        doing: the name of the stage for the progress, such as "patching".
+        work: does one piece.
+        pieces: approximate bytes of text per piece, by its number.
+        shared: sent to each worker process once.
+        done: bytes per piece that an earlier run finished, for the progress.
+        workers: how many work at a time; by default as many as the cluster has room for.
+        setup: runs once per worker, which then is an actor instead of a task: ``work`` gets what
+            ``setup(shared)`` returns, such as a model on its device, in place of ``shared``.
+        gpus: GPUs per worker, beside its one CPU.
+        receive: gets each message, with the number of its piece, as soon as it comes, in any order.
+            Messages are then not kept, so that many long ones need no memory.
 
     Raises:
         PipelineError: the work cannot go on.
     """
+    if not pieces:
+        return StageOutcome({}, [])
+    connect(workers)
+    progress = start_progress()
+    arguments = (work, ray.put(shared), progress)
+    if setup is None:
+        tasks = ray.data.TaskPoolStrategy(workers) if workers else ray.data.TaskPoolStrategy()
+        pool: dict[str, Any] = {"fn": _in_task, "fn_args": arguments, "compute": tasks}
+    else:
+        actors = _actor_pool(workers, len(pieces))
+        pool = {"fn": _Actor, "fn_constructor_args": (setup, *arguments), "compute": actors}
+    outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=gpus or None)
+    messages: dict[int, str] = {}
+    unreachable: dict[int, str] = {}
+    with show_progress(console, doing, pieces, done, progress) as finished:
+        for outcome in outcomes.iter_rows():
+            piece = outcome["piece"]
+            if outcome["fatal"]:
+                raise PipelineError(outcome["fatal"])
+            if outcome["unreachable"]:
+                unreachable[piece] = outcome["unreachable"]
+            elif outcome["message"]:
+                (receive or messages.__setitem__)(piece, outcome["message"])
+            finished(piece, outcome["bytes"])
+    ray.kill(progress)  # or its process would stay for the stages to come
+    return StageOutcome(
+        {piece: messages[piece] for piece in sorted(messages)},
+        [unreachable[piece] for piece in sorted(unreachable)],
+    )
+
+
+def run_piece(piece: int, work: Work, shared: Any, progress: ActorHandle) -> _PieceOutcome:
+    """Do one piece in a worker.
+
+    Errors that a user can act on become part of the outcome: Ray would wrap and repeat them.
+    """
+    report = Reporter(progress, piece)
+    message, unreachable, fatal = None, "", ""
+    try:
+        message = work(piece, shared, report)
+    except UnreachableFileError as error:
+        unreachable = str(error)
+    except PipelineError as error:
+        fatal = str(error)
+    return {
+        "piece": piece,
+        "bytes": report.done,
+        "message": message or "",
+        "unreachable": unreachable,
+        "fatal": fatal,
+    }
+
+
+def unshared_storage(where: str) -> PipelineError:
+    """The error to raise when all pieces were done and the driver misses what they committed.
+
+    Args:
+        where: the flag and the place, such as "--output /data/shards".
+    """
+    return PipelineError(
+        f"{where}: what workers committed cannot be seen from here; is it on storage that all "
+        "nodes share?"
+    )
+
+
+def _numbers(pieces: Mapping[int, int]) -> ray.data.Dataset:
+    """The numbers of the pieces, spread over a bounded number of blocks."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     worth = sum(pieces.values()) // BLOCK_BYTES
     blocks = min(len(pieces), max(worth, LEAST_BLOCKS), MOST_BLOCKS)
-    items = ray.data.from_items(sorted(pieces), override_num_blocks=blocks)
-    outcomes = items.map(worker, num_cpus=1, **options)
-    unreachable = []
-    with shown(console, doing, pieces, done, board) as finished:
-        for outcome in outcomes.iter_rows():
-            if outcome["fatal"]:
-                raise PipelineError(outcome["fatal"])
-            if outcome["unreachable"]:
-                unreachable.append(outcome["unreachable"])
-            else:
-                receive(outcome["piece"], outcome["result"])
-            finished(outcome["piece"], outcome["bytes"])
-    ray.kill(board)  # or its process would stay for the stages to come
-    return unreachable
+    return ray.data.from_items(sorted(pieces), override_num_blocks=blocks)
+
+
+def _actor_pool(workers: int | None, pieces: int) -> ray.data.ActorPoolStrategy:
+    """As many actors as were asked for; without a number, as many as the cluster has room for."""
+    if workers is not None:
+        return ray.data.ActorPoolStrategy(size=min(workers, pieces))
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=pieces)
+
+
+class _Actor:
+    """A worker that keeps what ``setup`` made."""
+
+    def __init__(
+        self,
+        setup: Callable[[Any], Any],
+        work: Work,
+        shared: "ray.ObjectRef[Any]",
+        progress: ActorHandle,
+    ):
+        bound_memory()
+        self._state = setup(ray.get(shared))
+        self._work, self._progress = work, progress
+
+    def __call__(self, row: dict[str, Any]) -> _PieceOutcome:
+        return run_piece(int(row["item"]), self._work, self._state, self._progress)
+
+
+def _in_task(
+    row: dict[str, Any], work: Work, shared: "ray.ObjectRef[Any]", progress: ActorHandle
+) -> _PieceOutcome:
+    return run_piece(int(row["item"]), work, _fetched(shared), progress)
+
+
+@lru_cache(maxsize=1)
+def _fetched(shared: "ray.ObjectRef[Any]") -> Any:
+    """What the pieces of a stage share; each worker process, which does many, fetches it once."""
+    bound_memory()
+    return ray.get(shared)

@@ -14,17 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 
-from pipeline.cluster.connect import connect
-from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import attempt, new_board, work_off
+from pipeline.cluster.stage import run_stage
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.export.dataset_card import CARD
 from pipeline.export.exported_file import ExportedFile
@@ -137,24 +134,19 @@ def _upload(
                 _commit(api, repository, uploaded, f"{len(uploaded)} files of data")
             uploaded.clear()
 
-    def receive(number: int, result: str) -> None:
-        uploaded.append(pickle.loads(base64.b64decode(result)))
+    def receive(number: int, message: str) -> None:
+        uploaded.append(pickle.loads(base64.b64decode(message)))
         if len(uploaded) >= COMMIT_FILES:
             commit()
 
-    connect(num_workers)
-    light = [replace(file, statistics={}) for file in files]
-    board = new_board()
-    work_off(
-        {i: files[i].bytes for i in waiting},
-        {},
-        console,
+    run_stage(
         "uploading",
-        board,
         _upload_file,
+        {i: files[i].bytes for i in waiting},
+        ([replace(file, statistics={}) for file in files], repository, output),
+        console,
+        workers=num_workers,
         receive=receive,
-        fn_args=(ray.put(light), repository, output, board),
-        concurrency=num_workers,
     )
     commit()
 
@@ -164,25 +156,22 @@ def _commit(api: HfApi, repository: str, operations: list[Any], message: str) ->
 
 
 def _upload_file(
-    row: dict[str, Any], shared: Any, repository: str, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    bound_memory()
+    number: int, shared: tuple[list[ExportedFile], str, OutputDirectory], report: Reporter
+) -> str:
+    """Upload one file with the token of this node; returns the operation that the driver has to
+    commit, pickled."""
     disable_progress_bars()
-
-    def upload(number: int, report: Reporter) -> str:
-        """The operation that the driver has to commit, pickled. The token is that of the node."""
-        file: ExportedFile = ray.get(shared)[number]
-        with tempfile.TemporaryDirectory() as directory:
-            path = _staged(file, output, directory)
-            operation = CommitOperationAdd(file.path, str(path))
-            with _saying(repository):
-                HfApi().preupload_lfs_files(repository, [operation], repo_type=KIND)
-            if not operation._is_uploaded:  # so small that the hub takes it with the commit
-                operation = CommitOperationAdd(file.path, path.read_bytes())
-        report(file.bytes)
-        return base64.b64encode(pickle.dumps(operation)).decode()
-
-    return attempt(row, board, upload)
+    files, repository, output = shared
+    file = files[number]
+    with tempfile.TemporaryDirectory() as directory:
+        path = _staged(file, output, directory)
+        operation = CommitOperationAdd(file.path, str(path))
+        with _saying(repository):
+            HfApi().preupload_lfs_files(repository, [operation], repo_type=KIND)
+        if not operation._is_uploaded:  # so small that the hub takes it with the commit
+            operation = CommitOperationAdd(file.path, path.read_bytes())
+    report(file.bytes)
+    return base64.b64encode(pickle.dumps(operation)).decode()
 
 
 def _staged(file: ExportedFile, output: OutputDirectory, directory: str) -> Path:

@@ -1,17 +1,13 @@
-"""The Ray stage of ``export_shards.py``: a shard set → files of another layout, each committed."""
+"""The driver of ``export_shards.py``: a shard set → files of another layout, each committed."""
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
-import ray
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
-from pipeline.cluster.connect import connect
-from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import attempt, new_board, work_off
+from pipeline.cluster.stage import run_stage, unshared_storage
 from pipeline.errors import ConfigError, DamagedShardError, PipelineError
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import Piece, export_shard, plan_export, verify_file
@@ -67,17 +63,13 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     began = time.monotonic()
     done = committed_files(layout, output)
     waiting = [i for i, piece in enumerate(pieces) if piece.entry.name not in done]
-    failures: list[str] = []
+    failures = _export(waiting, pieces, shards, layout, config, output, console)
     if waiting:
-        failures = _run_pool(waiting, pieces, shards, layout, config, output, console)
         done = committed_files(layout, output)
     files = [done[piece.entry.name] for piece in pieces if piece.entry.name in done]
     complete = len(files) == len(pieces)
     if not complete and not failures:
-        raise PipelineError(
-            f"{flag} {output.url}: files that workers committed cannot be seen from here; is it on "
-            "storage that all nodes share?"
-        )
+        raise unshared_storage(f"{flag} {output.url}")
     last = (MANIFEST, *layout.card_files[:1])
     if complete and (waiting or not all(map(output.exists, last))):
         write_manifest(files, shards, layout, config, output)
@@ -124,7 +116,7 @@ def _open(layout: Layout, config: ExportShardsConfig) -> tuple[ShardSet, OutputD
     return shards, output
 
 
-def _run_pool(
+def _export(
     waiting: list[int],
     pieces: list[Piece],
     shards: ShardSet,
@@ -133,44 +125,32 @@ def _run_pool(
     output: OutputDirectory,
     console: Console,
 ) -> list[str]:
-    """Export the waiting shards; returns what is said of damaged ones."""
-    connect(config.num_workers)
-    board = new_board()
-    said: dict[int, str] = {}
-    work_off(
-        {i: pieces[i].bytes for i in waiting},
-        {i: pieces[i].bytes for i in set(range(len(pieces))).difference(waiting)},
-        console,
+    """Export the waiting shards; returns what is wrong with damaged ones."""
+    outcome = run_stage(
         "exporting",
-        board,
         _export_piece,
-        receive=said.__setitem__,
-        fn_args=(ray.put((shards.light(), pieces, layout)), config, output, board),
-        concurrency=config.num_workers,
+        {i: pieces[i].bytes for i in waiting},
+        (pieces, shards.light(), layout, config, output),
+        console,
+        done={i: pieces[i].bytes for i in set(range(len(pieces))).difference(waiting)},
+        workers=config.num_workers,
     )
-    return [said[i] for i in sorted(said) if said[i]]
+    return list(outcome.messages.values())
 
 
 def _export_piece(
-    row: dict[str, Any],
-    shared: Any,
-    config: ExportShardsConfig,
-    output: OutputDirectory,
-    board: Any,
-) -> dict[str, Any]:
-    bound_memory()
-
-    def export(number: int, report: Reporter) -> str:
-        """What is wrong with the shard, if anything."""
-        shards, pieces, layout = ray.get(shared)
-        try:
-            export_shard(shards, pieces[number], layout, config, output)
-        except DamagedShardError as error:
-            return str(error)
-        report(pieces[number].bytes)
-        return ""
-
-    return attempt(row, board, export)
+    number: int,
+    shared: tuple[list[Piece], ShardSet, Layout, ExportShardsConfig, OutputDirectory],
+    report: Reporter,
+) -> str | None:
+    """Export one shard; returns what is wrong with it if it is damaged."""
+    pieces, shards, layout, config, output = shared
+    try:
+        export_shard(shards, pieces[number], layout, config, output)
+    except DamagedShardError as error:
+        return str(error)
+    report(pieces[number].bytes)
+    return None
 
 
 def _verify(
@@ -180,44 +160,29 @@ def _verify(
     output: OutputDirectory,
     console: Console,
 ) -> list[str]:
-    """Read all files back on Ray; returns what is wrong with them."""
-    if not files:
-        return []
-    connect(config.num_workers)
-    board = new_board()
-    said: dict[int, str] = {}
-    work_off(
-        {i: file.bytes for i, file in enumerate(files)},
-        {},
-        console,
+    """Read all files back; returns what is wrong with them."""
+    outcome = run_stage(
         "verifying",
-        board,
         _verify_file,
-        receive=said.__setitem__,
-        fn_args=(
-            ray.put((layout, [replace(file, statistics={}) for file in files])),
-            output,
-            board,
-        ),
-        concurrency=config.num_workers,
+        {i: file.bytes for i, file in enumerate(files)},
+        ([replace(file, statistics={}) for file in files], layout, output),
+        console,
+        workers=config.num_workers,
     )
-    wrong = [i for i in sorted(said) if said[i]]
-    if wrong:  # the next run writes them anew; until then nobody should take them for good
-        entries = [files[i].entry_path for i in wrong]
-        marks = [mark for i in wrong for mark in layout.marks(files[i].path)]
+    wrong = [files[i] for i in outcome.messages]
+    if wrong:  # the next run writes them again; until then nobody should take them for good
+        entries = [file.entry_path for file in wrong]
+        marks = [mark for file in wrong for mark in layout.marks(file.path)]
         output.remove_files([MANIFEST, *marks, *entries])
-    return [f"{said[i]}; run the same command again to write it anew" for i in wrong]
+    again = "run the same command again to write it anew"
+    return [f"{problem}; {again}" for problem in outcome.messages.values()]
 
 
 def _verify_file(
-    row: dict[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    bound_memory()
-
-    def verify(number: int, report: Reporter) -> str:
-        layout, files = ray.get(shared)
-        problem = verify_file(files[number], layout, output)
-        report(files[number].bytes)
-        return problem or ""
-
-    return attempt(row, board, verify)
+    number: int, shared: tuple[list[ExportedFile], Layout, OutputDirectory], report: Reporter
+) -> str | None:
+    """Read one file back; returns what is wrong with it."""
+    files, layout, output = shared
+    problem = verify_file(files[number], layout, output)
+    report(files[number].bytes)
+    return problem

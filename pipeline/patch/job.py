@@ -1,14 +1,14 @@
-"""The Ray stage: a corpus → committed patch shards, on all devices of a cluster.
+"""The driver of ``patch_corpus.py``: a corpus → patch shards, on all devices of a cluster.
 
-Ray Data runs an actor pool over the splits (see pipeline/cluster/stage.py). The driver plans, shows
-progress, and writes the manifest.
+The driver plans, runs one stage (see :mod:`pipeline.cluster.stage`) whose workers hold the model
+and commit the shards of splits, and writes the manifest.
 """
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import ray
 from rich.console import Console
@@ -16,10 +16,9 @@ from rich.console import Console
 from model.patcher import Patcher
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
-from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import actor_pool, attempt, new_board, work_off
-from pipeline.corpus.documents import SUFFIXES
+from pipeline.cluster.stage import run_stage, unshared_storage
+from pipeline.corpus.documents import SUFFIXES, Split
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.devices import Model, gpus_per_worker, on_device
@@ -30,7 +29,7 @@ from pipeline.patch.scoring import Scorer
 from pipeline.prepare.manifest import ID_COLUMN, prepared_chunks
 from pipeline.shards.shard_set import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.listing import list_inputs
+from pipeline.storage.listing import InputFile, list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 
 
@@ -47,11 +46,11 @@ class PatchCorpusResult:
     failures: list[str]
     """Files that could not be read (to their end), and why."""
     problems: list[str]
-    """What verification found, if it was asked for."""
+    """What verification found wrong, if it was asked for."""
     seconds: float
-    """Spent on patching, without planning and calibration."""
+    """Time that patching took, without planning and calibration."""
     bytes_patched: int
-    """Text patched by this run; what an earlier one did is not counted."""
+    """Text that this run patched, without what an earlier one did."""
 
 
 def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResult:
@@ -94,36 +93,31 @@ def _with_prepared(config: PatchCorpusConfig) -> PatchCorpusConfig:
     chunks = [prepared_chunks(url) for url in config.input]
     if not any(chunks):
         return config
-    inputs = [found or [url] for url, found in zip(config.input, chunks, strict=True)]
+    inputs = [paths or [url] for url, paths in zip(config.input, chunks, strict=True)]
     id_column = config.id_column or (ID_COLUMN if all(chunks) else None)
     return replace(config, input=tuple(chain.from_iterable(inputs)), id_column=id_column)
 
 
-class PatchWorker:
-    """One actor of the pool: holds the model, patches splits."""
+class _Shared(NamedTuple):
+    """What all splits of a run need."""
 
-    def __init__(
-        self,
-        shared: Any,
-        config: PatchCorpusConfig,
-        output: OutputDirectory,
-        gpus: float,
-        board: Any,
-    ):
-        bound_memory()
-        scorer, run = ray.get(shared)  # a reference: fetched once for each node, not each worker
-        self.scorer = on_device(scorer, gpus)
-        self.numbers = {file: i for i, file in enumerate(run.files)}
-        self.splits, self.config, self.board = run.splits, config, board
-        self.output = output
+    splits: list[Split]
+    file_numbers: dict[InputFile, int]
+    config: PatchCorpusConfig
+    scorer: Scorer
+    gpus: float
+    """GPUs per worker."""
+    output: OutputDirectory
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return attempt(row, self.board, self.patch)
 
-    def patch(self, place: int, report: Reporter) -> None:
-        split = self.splits[place]
-        number = self.numbers[split.file]
-        patch_split(split, number, self.config, self.scorer, self.output, report)
+def _hold_model(shared: _Shared) -> _Shared:
+    return shared._replace(scorer=on_device(shared.scorer, shared.gpus))
+
+
+def _patch_split(number: int, shared: _Shared, report: Reporter) -> None:
+    split = shared.splits[number]
+    file_number = shared.file_numbers[split.file]
+    patch_split(split, file_number, shared.config, shared.scorer, shared.output, report)
 
 
 def _patch(
@@ -134,28 +128,37 @@ def _patch(
     console: Console,
 ) -> PatchCorpusResult:
     committed = run.committed(output)
-    done = {place: _text_bytes(e) for place, e in enumerate(committed) if is_complete(e)}
-    waiting = [place for place in range(len(run.splits)) if place not in done]
+    done = {i: _text_bytes(e) for i, e in enumerate(committed) if is_complete(e)}
+    waiting = {i: split.size for i, split in enumerate(run.splits) if i not in done}
     bytes_before = sum(map(_text_bytes, committed))
     before = ray.cluster_resources()  # nodes may come, and go
     began = time.monotonic()
-    unreachable = _run_pool(waiting, done, run, config, scorer, output, console) if waiting else []
+    gpus = gpus_per_worker(config, cast(Model, scorer.model))
+    numbers = {file: i for i, file in enumerate(run.files)}
+    outcome = run_stage(
+        "patching",
+        _patch_split,
+        waiting,
+        _Shared(run.splits, numbers, config, scorer, gpus, output),
+        console,
+        done=done,
+        workers=config.num_workers,
+        setup=_hold_model,
+        gpus=gpus,
+    )
     seconds = time.monotonic() - began
     committed = run.committed(output)
     entries = [entry for of_split in committed for entry in of_split]
     unfinished = not all(map(is_complete, committed))
-    if unfinished and not unreachable:
-        raise PipelineError(
-            f"--output {output.url}: shards that workers committed cannot be seen from here; "
-            "is it on storage that all nodes share?"
-        )
+    if unfinished and not outcome.unreachable:
+        raise unshared_storage(f"--output {output.url}")
     if not unfinished:
         write_manifest(output, run.provenance, entries)
-    failures = unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
+    failures = outcome.unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
     statistics = sum((entry.patch_statistics for entry in entries), PatchStatistics())
     if statistics.bytes > bytes_before:
         resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
-        used = _devices(config, cast(Model, scorer.model), len(waiting), before | resources)
+        used = _devices(config.num_workers, gpus, len(waiting), before | resources)
         log_run(output, statistics.bytes - bytes_before, seconds, *used)
     return PatchCorpusResult(
         output=output.url,
@@ -172,41 +175,19 @@ def _patch(
 
 
 def _devices(
-    config: PatchCorpusConfig, model: Model, pieces: int, resources: Mapping[str, float]
+    num_workers: int | None, gpus: float, pieces: int, resources: Mapping[str, float]
 ) -> tuple[float, float]:
-    """CPUs and GPUs that workers had, at most; each of them has a CPU."""
-    gpus = gpus_per_worker(config, model)
+    """CPUs and GPUs that all workers had, at most.
+
+    Args:
+        gpus: per worker, which also has one CPU.
+    """
     room = resources.get("CPU", 0)
     if gpus:
         room = min(room, round(resources.get("GPU", 0) / gpus, 3))
-    workers = int(min(config.num_workers or room, room, pieces))
+    workers = int(min(num_workers or room, room, pieces))
     return workers, round(workers * gpus, 3)
 
 
 def _text_bytes(entries: list[ShardEntry]) -> int:
     return sum(entry.statistics["bytes"] for entry in entries)
-
-
-def _run_pool(
-    waiting: list[int],
-    done: dict[int, int],
-    run: PatchRun,
-    config: PatchCorpusConfig,
-    scorer: Scorer,
-    output: OutputDirectory,
-    console: Console,
-) -> list[str]:
-    """Patch the waiting splits on an actor pool; returns what is said of unreachable files."""
-    board = new_board()
-    gpus = gpus_per_worker(config, cast(Model, scorer.model))
-    return work_off(
-        {place: run.splits[place].size for place in waiting},
-        done,
-        console,
-        "patching",
-        board,
-        PatchWorker,
-        fn_constructor_args=(ray.put((scorer, run)), config, output, gpus, board),
-        compute=actor_pool(config.num_workers, len(waiting)),
-        num_gpus=gpus or None,
-    )

@@ -1,30 +1,29 @@
-"""The Ray stages of ``prepare_corpus.py``: download, sort, merge, write chunks; then the manifest.
+"""The driver of ``prepare_corpus.py``: download, sort, merge, write chunks; then the manifest.
 
-Each stage is a pool of tasks (see :mod:`pipeline.cluster.stage`) that do a step of
-:mod:`pipeline.prepare.shuffle` on a piece of work and commit an entry for it; what has an entry is
-not done again.
+Each step is a stage (see :mod:`pipeline.cluster.stage`): workers do a step of
+:mod:`pipeline.prepare.shuffle` on one piece of work and commit an entry for it. A piece that has an
+entry is not done again.
 """
 
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import known_format, plan_splits
-from pipeline.cluster.stage import new_board, work_off
+from pipeline.cluster.stage import Work, run_stage, unshared_storage
 from pipeline.corpus.documents import SUFFIXES
 from pipeline.corpus.named import Corpus
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.prepare import stages as tasks
+from pipeline.prepare import stages
 from pipeline.prepare.chunks import MANIFEST
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.key_ranges import key_ranges, merge_groups, slices_of
@@ -57,9 +56,9 @@ class PrepareCorpusResult:
     failures: list[str]
     """Files that could not be read (to their end), and why."""
     seconds: float = 0.0
-    """Spent on sorting and writing."""
+    """Time that sorting and writing took."""
     bytes_sorted: int = 0
-    """Text sorted by this run; what an earlier one did is not counted."""
+    """Text that this run sorted, without what an earlier one did."""
 
 
 def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorpusResult:
@@ -178,46 +177,34 @@ def _begin(
 
 
 class _Work:
-    """The stages; each has what is left of it done."""
+    """The stages; each does what is left of it."""
 
     def __init__(self, config: PrepareCorpusConfig, output: OutputDirectory, console: Console):
-        self._output, self._console = output, console
-        size = config.num_workers
-        self._compute = ray.data.TaskPoolStrategy(size) if size else ray.data.TaskPoolStrategy()
+        self._output, self._console, self._workers = output, console, config.num_workers
 
-    def _done(
+    def _run(
         self,
         doing: str,
-        worker: Any,
+        work: Work,
         pieces: Mapping[int, int],
+        shared: tuple[object, ...],
         done: Mapping[int, int],
-        **arguments: Any,
     ) -> list[str]:
-        """Have pieces done by one of the tasks; what is said of unreachable files."""
-        if not pieces:
-            return []
-        board = new_board()
-        arguments |= {"output": self._output, "board": board}
-        return work_off(
-            pieces,
-            done,
-            self._console,
-            doing,
-            board,
-            worker,
-            fn_kwargs=arguments,
-            compute=self._compute,
-        )
+        """Run a stage; returns why files could not be reached."""
+        workers = self._workers
+        outcome = run_stage(doing, work, pieces, shared, self._console, done=done, workers=workers)
+        return outcome.unreachable
 
     def download(
         self, files: list[InputFile], downloads: OutputDirectory
     ) -> tuple[list[InputFile], list[str]]:
-        """The files where they are kept, and what is said of those that could not be reached."""
-        kept = downloads.sizes(kept_directory(files[0]))
-        there = {n: f.size for n, f in enumerate(files) if kept.get(f.name) == f.size}
-        waiting = {n: f.size for n, f in enumerate(files) if n not in there}
-        shared = ray.put((files, downloads, _scratch(downloads)))
-        unreachable = self._done("downloading", tasks.download, waiting, there, shared=shared)
+        """Download what is missing; returns the files in their place among the downloads, and why
+        some could not be reached."""
+        sizes = downloads.sizes(kept_directory(files[0]))
+        done = {n: f.size for n, f in enumerate(files) if sizes.get(f.name) == f.size}
+        waiting = {n: f.size for n, f in enumerate(files) if n not in done}
+        shared = (files, downloads, _scratch(downloads))
+        unreachable = self._run("downloading", stages.download, waiting, shared, done)
         if not unreachable:
             downloads.remove(EXCHANGE)
             downloads.remove_temporary()
@@ -245,22 +232,19 @@ class _Work:
     def _sort(self, preparation: Preparation) -> list[str]:
         done = units_done(self._output)
         units = preparation.units
-        work = {
+        sizes = {
             n: sum(s.size + (s.file.size if is_hub_file(s.file) else 0) for s in unit)
             for n, unit in enumerate(units)
         }
-        waiting = {n: size for n, size in work.items() if n not in done}
+        waiting = {n: size for n, size in sizes.items() if n not in done}
         doing = "downloading and sorting" if is_hub_file(preparation.files[0]) else "sorting"
-        there = {n: _text_bytes(unit) for n, unit in done.items()}
-        shared = ray.put((units, preparation.shuffle, _scratch(self._output)))
-        return self._done(doing, tasks.sort, waiting, there, shared=shared)
+        sorted_bytes = {n: _text_bytes(unit) for n, unit in done.items()}
+        shared = (units, preparation.shuffle, self._output, _scratch(self._output))
+        return self._run(doing, stages.sort, waiting, shared, sorted_bytes)
 
-    def _check_seen(self, done: Mapping[int, Any], pieces: list[Any]) -> None:
+    def _check_seen(self, done: Sized, pieces: Sized) -> None:
         if len(done) < len(pieces):
-            raise PipelineError(
-                f"--output {self._output.url}: what workers committed cannot be seen from here; "
-                "is it on storage that all nodes share?"
-            )
+            raise unshared_storage(f"--output {self._output.url}")
 
     def _merge(self, units: dict[int, Sorted], shuffle: Shuffle) -> list[Slice]:
         """The runs that chunks are made of."""
@@ -272,8 +256,8 @@ class _Work:
         size = sum(map(_text_bytes, units.values())) // max(len(pieces), 1)
         done = merges_done(self._output)
         waiting = {n: size for n in range(len(pieces)) if n not in done}
-        shared = ray.put((pieces, shuffle))
-        self._done("merging", tasks.merge, waiting, dict.fromkeys(done, size), shared=shared)
+        shared = (pieces, shuffle, self._output)
+        self._run("merging", stages.merge, waiting, shared, dict.fromkeys(done, size))
         done = merges_done(self._output)
         self._check_seen(done, pieces)
         self._output.remove(f"{EXCHANGE}/runs")
@@ -287,12 +271,13 @@ class _Work:
         text_bytes = sum(map(_text_bytes, units.values()))
         ranges = key_ranges(documents, text_bytes, slices, preparation.settings, self._output)
         done = chunks_done(self._output)
-        there = {n: chunk.documents.bytes for n, chunk in done.items()}
+        written = {n: chunk.documents.bytes for n, chunk in done.items()}
         each = text_bytes // len(ranges)
         waiting = {n: each for n in ranges if n not in done}
-        shared = ray.put((ranges, slices, preparation.shuffle, preparation.settings["format"]))
-        self._done("writing chunks", tasks.write, waiting, there, shared=shared)
-        self._check_seen(chunks_done(self._output), list(ranges))
+        chunk_format = preparation.settings["format"]
+        shared = (ranges, slices, preparation.shuffle, chunk_format, self._output)
+        self._run("writing chunks", stages.write, waiting, shared, written)
+        self._check_seen(chunks_done(self._output), ranges)
 
 
 def _text_bytes(unit: Sorted) -> int:

@@ -1,79 +1,71 @@
-"""What workers of ``prepare_corpus.py`` do: a step on a piece of work, then its entry.
+"""What workers of ``prepare_corpus.py`` do: one step on one piece of work, then its entry.
 
-Each is a function for Ray Data's ``map``: see :func:`pipeline.cluster.stage.attempt`.
+Each function is the ``work`` of a stage: see :func:`pipeline.cluster.stage.run_stage`. What all
+pieces of the stage share is a tuple, which the driver makes in :mod:`pipeline.prepare.job`.
 """
 
 import shutil
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import ray
-
-from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import attempt
+from pipeline.corpus.documents import Split
+from pipeline.prepare.chunks import ChunkFormat
+from pipeline.prepare.key_ranges import Range
 from pipeline.prepare.plan import EXCHANGE, commit_entry
-from pipeline.prepare.shuffle import merge_runs, write_chunk
+from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
 from pipeline.prepare.sort_unit import sort_unit
+from pipeline.prepare.sorted_runs import SortedRun
 from pipeline.storage.download import fetched
 from pipeline.storage.hub import kept_path
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 
 
-@lru_cache(maxsize=1)
-def _get(shared: Any) -> Any:
-    """What all pieces of a stage need: fetched once by each worker process."""
-    bound_memory()
-    return ray.get(shared)
-
-
 def download(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        files, downloads, scratch = _get(shared)
-        file = files[piece]
-        with (
-            fetched(file, scratch, report) as copy,
-            downloads.committing(kept_path(file)) as target,
-        ):
-            shutil.move(copy, target)
-
-    return attempt(row, board, work)
+    number: int, shared: tuple[Sequence[InputFile], OutputDirectory, Path], report: Reporter
+) -> None:
+    """Keep a file of the hub among the downloads."""
+    files, downloads, scratch = shared
+    file = files[number]
+    with (
+        fetched(file, scratch, report) as copy,
+        downloads.committing(kept_path(file)) as target,
+    ):
+        shutil.move(copy, target)
 
 
 def sort(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        units, shuffle, scratch = _get(shared)
-        made = sort_unit(piece, units[piece], shuffle, output, scratch, report)
-        commit_entry(output, "units", piece, made)
-
-    return attempt(row, board, work)
+    number: int,
+    shared: tuple[Sequence[Sequence[Split]], Shuffle, OutputDirectory, Path],
+    report: Reporter,
+) -> None:
+    """Sort a unit of the input into runs."""
+    units, shuffle, output, scratch = shared
+    made = sort_unit(number, units[number], shuffle, output, scratch, report)
+    commit_entry(output, "units", number, made)
 
 
 def merge(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        pieces, shuffle = _get(shared)
-        runs, cell = pieces[piece]
-        name = f"{EXCHANGE}/merged/{piece:06d}.run"
-        made = merge_runs(name, runs, cell, shuffle, output, report)
-        commit_entry(output, "merges", piece, made)
-
-    return attempt(row, board, work)
+    number: int,
+    shared: tuple[Sequence[tuple[Sequence[SortedRun], int]], Shuffle, OutputDirectory],
+    report: Reporter,
+) -> None:
+    """Merge what a group of runs holds in one cell."""
+    merges, shuffle, output = shared
+    runs, cell = merges[number]
+    name = f"{EXCHANGE}/merged/{number:06d}.run"
+    made = merge_runs(name, runs, cell, shuffle, output, report)
+    commit_entry(output, "merges", number, made)
 
 
 def write(
-    row: Mapping[str, Any], shared: Any, output: OutputDirectory, board: Any
-) -> dict[str, Any]:
-    def work(piece: int, report: Reporter) -> None:
-        ranges, slices, shuffle, chunk_format = _get(shared)
-        name, keys = ranges[piece]
-        made = write_chunk(name, keys, slices, shuffle, chunk_format, output, report)
-        commit_entry(output, "chunks", piece, made)
-
-    return attempt(row, board, work)
+    number: int,
+    shared: tuple[Mapping[int, Range], Sequence[Slice], Shuffle, ChunkFormat, OutputDirectory],
+    report: Reporter,
+) -> None:
+    """Write a chunk, or the validation set."""
+    ranges, slices, shuffle, chunk_format, output = shared
+    name, keys = ranges[number]
+    made = write_chunk(name, keys, slices, shuffle, chunk_format, output, report)
+    commit_entry(output, "chunks", number, made)

@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import ray
 from rich.console import Console
 
 from model.patcher import THRESHOLD_RULES
-from pipeline.cluster.connect import connect
-from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import attempt, new_board, work_off
+from pipeline.cluster.stage import run_stage
 from pipeline.corpus.documents import WHOLE_FILE
 from pipeline.errors import DamagedShardError
 from pipeline.report.figures import Counted, described
@@ -28,8 +25,15 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
     """Count all shards of a set again; files that are damaged are named and left out, and so is a
     manifest named that says otherwise."""
     counting = _Counting(shards.entries)
-    if counting.waiting:
-        _count_all(counting, shards, console, num_workers)
+    run_stage(
+        "counting",
+        _count_piece,
+        {i: shards.entries[i].statistics["bytes"] for i in counting.waiting},
+        (shards.light(), [replace(entry, statistics={}) for entry in shards.entries]),
+        console,
+        workers=num_workers,
+        receive=counting.receive,
+    )
     total = counting.total
     told, found = (_compared(of) for of in (shards.statistics, total.statistics))
     if found != told and not counting.problems:
@@ -51,25 +55,6 @@ def _compared(statistics: PatchStatistics) -> dict[str, int]:
     return {name: getattr(statistics, name) for name in ("documents", "bytes", "patches")}
 
 
-def _count_all(
-    counting: "_Counting", shards: ShardSet, console: Console, num_workers: int | None
-) -> None:
-    connect(num_workers)
-    light = [replace(entry, statistics={}) for entry in shards.entries]
-    board = new_board()
-    work_off(
-        {i: shards.entries[i].statistics["bytes"] for i in counting.waiting},
-        {},
-        console,
-        "counting",
-        board,
-        _count_shard,
-        receive=counting.receive,
-        fn_args=(ray.put((shards.light(), light)), board),
-        concurrency=num_workers,
-    )
-
-
 class _Counting:
     """Adds up what workers counted: in the order of the shards, whichever is counted first, and
     without keeping what is added."""
@@ -82,9 +67,9 @@ class _Counting:
         self._all = entries
         self._early: dict[int, str] = {}
 
-    def receive(self, number: int, result: str) -> None:
-        """What was counted of a shard, or what is wrong with it, as JSON."""
-        self._early[number] = result
+    def receive(self, number: int, message: str) -> None:
+        """Add what :func:`_count_piece` returned of a shard."""
+        self._early[number] = message
         while self.waiting and self.waiting[0] in self._early:
             number = self.waiting.popleft()
             found = json.loads(self._early.pop(number))
@@ -134,18 +119,13 @@ class ShardCounts:
         )
 
 
-def _count_shard(row: dict[str, Any], shared: Any, board: Any) -> dict[str, Any]:
-    bound_memory()
-
-    def count(number: int, report: Reporter) -> str:
-        """What was counted, or what is wrong with the shard, as JSON."""
-        shards, entries = ray.get(shared)
-        try:
-            return json.dumps(count_shard(shards, entries[number], report).to_json())
-        except DamagedShardError as error:
-            return json.dumps({"problem": str(error)})
-
-    return attempt(row, board, count)
+def _count_piece(number: int, shared: tuple[ShardSet, list[ShardEntry]], report: Reporter) -> str:
+    """Count one shard; returns the counts, or what is wrong with the shard, as JSON."""
+    shards, entries = shared
+    try:
+        return json.dumps(count_shard(shards, entries[number], report).to_json())
+    except DamagedShardError as error:
+        return json.dumps({"problem": str(error)})
 
 
 def count_shard(

@@ -62,7 +62,7 @@ def test_ray_job_submit(corpus, tmp_path, head_node):
     flags += ("--entropy-model", "ngram")
     done = ray_cli(*submit, *flags, "--num-workers", 2, "--verify", env=head_node)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "mean bytes a patch" in done.stdout and "succeeded" in done.stdout
+    assert "mean bytes per patch" in done.stdout and "succeeded" in done.stdout
     assert [d.text for d in open_shards(str(out))] == [text for _, text in topics()]
     nothing = ("--input", tmp_path / "none", "--output", out, "--rule", "byte")
     failing = ray_cli(*submit, *nothing, env=head_node)

@@ -1,7 +1,7 @@
-"""Draw docs/rooms.svg from the table in docs/architecture.md: rooms on floors, arrows to what they import.
+"""Draw the rooms of docs/architecture.md on floors, with lines down to what they import.
 
-A room stands one floor above the highest room that it imports. An arrow that follows from others (jobs
-import errors by way of almost everything) is left out, so that the picture can be read.
+A room stands one floor above the highest room that it imports. A line that follows from others
+(jobs import errors by way of almost everything) is left out, so that the picture can be read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,9 +40,7 @@ def drawn(rooms: Mapping[str, Sequence[str]]) -> str:
             places[room] = x, y
             boxes.append(_box(room, x, y))
     arrows = [
-        _arrow(places[room], places[target])
-        for room in rooms
-        for target in direct(room, rooms)
+        _arrow(places[room], places[target]) for room in rooms for target in direct(room, rooms)
     ]
     height = TOP * 2 + highest * FLOOR_HEIGHT + BOX_HEIGHT
     return "\n".join(
@@ -58,7 +56,7 @@ def drawn(rooms: Mapping[str, Sequence[str]]) -> str:
 
 
 def floors_of(rooms: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """The floor of each room, 0 at the ground; what a room imports stands further down the table."""
+    """The floor of each room, 0 at the ground. Rooms import only rooms further down the table."""
     floors: dict[str, int] = {}
     for room in reversed(rooms):
         floors[room] = 1 + max((floors[target] for target in rooms[room]), default=-1)

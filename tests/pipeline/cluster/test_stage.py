@@ -1,0 +1,169 @@
+"""A stage on a local Ray: what the driver learns, what ends it, how often workers fetch and set up.
+
+The functions that workers run are nested: Ray sends those by value, and tests cannot be imported by
+workers.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from rich.console import Console
+from support.local_ray import a_local_ray
+
+from pipeline.cluster import progress, stage
+from pipeline.cluster.progress import Reporter, show_progress, start_progress
+from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
+from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
+
+PIECES = dict.fromkeys(range(40), 10)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with a_local_ray(2):
+        yield
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=StringIO(), width=100)
+
+
+def test_nothing_to_do_starts_nothing(console, monkeypatch):
+    monkeypatch.setattr(stage, "connect", lambda workers: pytest.fail("joined Ray"))
+    assert run_stage("idling", print, {}, "shared", console, done={0: 5}) == StageOutcome({}, [])
+
+
+@pytest.mark.parametrize("setup", [None, lambda shared: shared], ids=["tasks", "actors"])
+class TestRunStage:
+    @pytest.fixture(autouse=True)
+    def _joined(self, local_ray):
+        pass
+
+    def test_messages_come_back_by_piece(self, setup, console):
+        def work(piece: int, shared: dict[int, str], report: Reporter) -> str | None:
+            report(7)
+            return shared.get(piece)
+
+        words = {31: "late", 2: "early", 4: ""}
+        outcome = run_stage("counting", work, PIECES, words, console, workers=2, setup=setup)
+        assert list(outcome.messages.items()) == [(2, "early"), (31, "late")]
+        assert outcome.unreachable == []
+
+    def test_messages_that_are_received_are_not_kept(self, setup, console):
+        def work(piece: int, shared: int, report: Reporter) -> str | None:
+            return None if piece == 3 else str(piece * shared)
+
+        received: dict[int, str] = {}
+        outcome = run_stage(
+            "counting", work, PIECES, 2, console, setup=setup, receive=received.__setitem__
+        )
+        assert received == {piece: str(2 * piece) for piece in PIECES if piece != 3}
+        assert outcome == StageOutcome({}, [])
+
+    def test_an_unreachable_file_is_listed_and_the_rest_is_done(self, setup, console, tmp_path):
+        def work(piece: int, directory: Path, report: Reporter) -> None:
+            if piece in (5, 17):
+                raise UnreachableFileError(f"file {piece}: the server went away")
+            (directory / str(piece)).touch()
+
+        outcome = run_stage("reading", work, PIECES, tmp_path, console, setup=setup)
+        places = (5, 17)
+        assert outcome.unreachable == [f"file {i}: the server went away" for i in places]
+        assert {int(path.name) for path in tmp_path.iterdir()} == PIECES.keys() - set(places)
+
+    def test_a_fatal_error_stops(self, setup, console, tmp_path):
+        def work(piece: int, directory: Path, report: Reporter) -> None:
+            if piece == 0:
+                raise BadDocumentError("line 3: not JSON")
+            time.sleep(0.2)
+            (directory / str(piece)).touch()
+
+        many = dict.fromkeys(range(200), 10)
+        with pytest.raises(PipelineError, match=r"^line 3: not JSON$"):
+            run_stage("reading", work, many, tmp_path, console, workers=1, setup=setup)
+        assert len(list(tmp_path.iterdir())) < len(many) / 2
+
+
+def traced(directory: Path) -> Any:
+    """An object that leaves a file, named by the process, each time that it is unpickled."""
+
+    def unpickle(directory: Path) -> Path:
+        (directory / f"{os.getpid()}-{uuid4()}").touch()
+        return directory
+
+    class Traced:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return unpickle, (directory,)
+
+    return Traced()
+
+
+def processes(directory: Path) -> list[str]:
+    """The processes that left the files, one item per file."""
+    return [path.name.split("-")[0] for path in directory.iterdir()]
+
+
+@pytest.mark.parametrize("setup", [None, lambda shared: shared], ids=["tasks", "actors"])
+def test_shared_is_fetched_once_per_process(setup, local_ray, console, tmp_path):
+    def work(piece: int, directory: Path, report: Reporter) -> str:
+        assert directory.is_dir()
+        return str(os.getpid())
+
+    outcome = run_stage("working", work, PIECES, traced(tmp_path), console, setup=setup)
+    fetches = processes(tmp_path)
+    assert len(fetches) < len(PIECES) and len(set(fetches)) == len(fetches)
+    assert set(outcome.messages.values()) <= set(fetches)
+    assert len(outcome.messages) == len(PIECES)
+
+
+def test_setup_runs_once_per_actor(local_ray, console, tmp_path):
+    def setup(directory: Path) -> tuple[str, int]:
+        name = f"{os.getpid()}-{uuid4()}"
+        (directory / name).touch()
+        return name, os.getpid()
+
+    def work(piece: int, state: tuple[str, int], report: Reporter) -> str:
+        assert state[1] == os.getpid()
+        return state[0]
+
+    outcome = run_stage("working", work, PIECES, tmp_path, console, workers=2, setup=setup)
+    actors = {path.name for path in tmp_path.iterdir()}
+    assert len(actors) == len(set(processes(tmp_path))) <= 2
+    assert len(outcome.messages) == len(PIECES) and set(outcome.messages.values()) <= actors
+
+
+def test_progress_counts_reports_and_what_was_done_before(local_ray, console, monkeypatch):
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.1)
+
+    def wait_for(line: str) -> None:
+        stop = time.monotonic() + 60
+        while line not in console.file.getvalue():
+            assert time.monotonic() < stop, console.file.getvalue()
+            time.sleep(0.05)
+
+    estimates, done = {0: 4_000_000, 1: 4_000_000}, {2: 2_000_000}
+    actor = start_progress()
+    with show_progress(console, "working", estimates, done, actor) as finished:
+        wait_for("working: 2.0 of about 10.0 MB · 0.00 MB/s")
+        report = Reporter(actor, 0)
+        report(1_000_000)
+        report(2_000_000)  # too soon after the first: not sent
+        wait_for("working: 3.0 of about 10.0 MB")
+        finished(0, report.done)
+        wait_for("working: 5.0 of about 9.0 MB")
+    assert "5.0 of about 10.0 MB" not in console.file.getvalue()
+
+
+def test_unshared_storage_names_the_place():
+    assert str(unshared_storage("--output /data")) == (
+        "--output /data: what workers committed cannot be seen from here; is it on storage that "
+        "all nodes share?"
+    )
