@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import zstandard
 
 CHUNK_BYTES = 1 << 20
+COMPRESSIONS = (".gz", ".zst")
+"""How the names of compressed files end."""
 
 
 def open_decompressed(file: io.BufferedIOBase, name: str) -> io.BufferedIOBase:

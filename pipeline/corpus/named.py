@@ -6,7 +6,7 @@ To add one, add an entry to :data:`CORPORA`.
 import re
 from dataclasses import dataclass
 
-from pipeline.corpus.documents import SUFFIXES, Format
+from pipeline.corpus.formats import AUTO, FORMATS, FormatName
 from pipeline.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ class Corpus:
     """Hub id: ``owner/name``."""
     files: tuple[str, ...]
     """Patterns of paths in the repository; a ``*`` matches ``/`` too, as in the hub's client."""
-    format: Format
+    format: FormatName
     text_column: str
     id_column: str | None
     """Documents are called ``file name#position`` without one."""
@@ -54,9 +54,6 @@ CORPORA = {
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 """``owner/name`` or ``owner/name@revision``."""
 
-DATA_FILES = tuple(f"*{end}" for end, form in SUFFIXES.items() if form != "text")
-"""Text files are left out: in a dataset's repository they are about the data."""
-
 
 def find_corpus(name: str) -> Corpus:
     """The corpus that ``--corpus`` names.
@@ -75,4 +72,6 @@ def find_corpus(name: str) -> Corpus:
             "of the hub, as owner/name or owner/name@revision"
         )
     revision = dataset["revision"] or "main"
-    return Corpus(name, dataset["repository"], DATA_FILES, "auto", "text", None, revision=revision)
+    data = [form for form in FORMATS.values() if form.is_data]
+    files = tuple(f"*{suffix}" for form in data for suffix in form.suffixes)
+    return Corpus(name, dataset["repository"], files, AUTO, "text", None, revision=revision)

@@ -19,7 +19,7 @@ from pipeline.cluster.connect import connect
 from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import actor_pool, attempt, new_board, work_off
-from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.formats import input_suffixes
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.devices import Model, gpus_per_worker, on_device
@@ -69,7 +69,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     except PipelineError as error:
         raise ConfigError(f"--output: {error}") from error
     config = _with_prepared(config)
-    files = list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
+    files = list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
     model = load_model(config)
     output.remove_temporary()
     connect(config.num_workers)

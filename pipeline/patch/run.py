@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from itertools import count, takewhile
 from typing import Any
 
-from pipeline.corpus.documents import Split
+from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
 from pipeline.shards.shard_set import (
     FORMAT_VERSION,

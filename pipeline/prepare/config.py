@@ -3,9 +3,12 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pipeline.corpus.documents import SUFFIXES, Columns, Format
+import tyro
+
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.formats import FORMAT_TITLES, FormatName, input_suffixes
 from pipeline.corpus.named import Corpus, find_corpus
 from pipeline.errors import ConfigError
 from pipeline.prepare.chunks import ChunkFormat
@@ -28,14 +31,18 @@ class PrepareCorpusConfig:
     corpus: str | None = None
     """fineweb_edu, fineweb_edu_10bt, dclm_baseline_1.0, dclm_baseline_1.0_10prct, or any dataset of
     the hub: owner/name or owner/name@revision."""
-    input: tuple[str, ...] = ()
-    """Instead: files, directories, globs or URLs (s3://, ...) of Parquet, JSONL, Arrow or text."""
+    input: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Instead: files, directories, globs or URLs (s3://, ...) of {FORMAT_TITLES}."
+        ),
+    ] = ()
     files: tuple[str, ...] = ()
     """Of a dataset of the hub: only files whose path matches one of these patterns."""
     name: str | None = None
     """What chunks are called; by default after the corpus or the input."""
 
-    input_format: Format = "auto"
+    input_format: FormatName = "auto"
     """What the input files hold; auto goes by their names."""
     text_column: str | None = None
     """Column or JSON field with the text; by default that of the named corpus, or text."""
@@ -133,7 +140,7 @@ class PrepareCorpusConfig:
         source = PurePosixPath(self.corpus or self.input[0].rstrip("/"))
         known = [part for part in source.parts if not any(magic in part for magic in "*?[:")]
         name = (known or ["corpus"])[-1].partition("@")[0]
-        for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        for suffix in sorted(input_suffixes(), key=len, reverse=True):
             name = name.removesuffix(suffix)
         return re.sub(r"[^\w.-]", "_", name).strip(".") or "corpus"
 

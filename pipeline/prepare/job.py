@@ -18,9 +18,9 @@ from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
-from pipeline.cluster.plan_splits import known_format, plan_splits
+from pipeline.cluster.plan_splits import plan_splits
 from pipeline.cluster.stage import new_board, work_off
-from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.formats import input_suffixes, known_format
 from pipeline.corpus.named import Corpus
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import ConfigError, PipelineError
@@ -123,7 +123,7 @@ def _files(
     output: OutputDirectory,
 ) -> list[InputFile]:
     if corpus is None:
-        return list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
+        return list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
     if preparation is not None:  # at the commit that it began with
         return preparation.files
     begun = None if config.overwrite else saved_files(config.content(), output)

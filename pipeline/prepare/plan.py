@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.corpus.documents import Columns, Split
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
 from pipeline.prepare.chunks import MANIFEST, RECORD, STAGE
 from pipeline.prepare.config import PrepareCorpusConfig

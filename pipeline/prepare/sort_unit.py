@@ -13,11 +13,11 @@ import xxhash
 from pipeline.corpus.documents import (
     Document,
     Reject,
-    Split,
     bad_document,
     read_records,
     rejects_json,
 )
+from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
 from pipeline.prepare.shuffle import Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import sort_rows, without_duplicates, write_run

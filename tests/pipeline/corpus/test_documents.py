@@ -13,7 +13,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.documents import Columns, Document, Reject, file_format, read_split
+from pipeline.corpus.documents import Columns, Document, Reject, read_split
+from pipeline.corpus.formats import file_format
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError
 from pipeline.storage.listing import InputFile
