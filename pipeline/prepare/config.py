@@ -9,9 +9,10 @@ import tyro
 
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName, input_suffixes
-from pipeline.corpus.named import Corpus, find_corpus
+from pipeline.corpus.named import CORPORA, Corpus, find_corpus
 from pipeline.errors import ConfigError
 from pipeline.prepare.chunks import ChunkFormat
+from pipeline.storage.tokenizer_files import TOKENIZERS
 
 VALIDATION_DOCUMENTS = 10_000
 LARGEST_SEED = 2**64 - 1
@@ -28,9 +29,13 @@ class PrepareCorpusConfig:
 
     output: str
     """Directory or URL for chunks, validation set, rejects and manifest."""
-    corpus: str | None = None
-    """fineweb_edu, fineweb_edu_10bt, dclm_baseline_1.0, dclm_baseline_1.0_10prct, or any dataset of
-    the hub: owner/name or owner/name@revision."""
+    corpus: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"{', '.join(CORPORA)}, or any dataset of the hub: owner/name or "
+            "owner/name@revision."
+        ),
+    ] = None
     input: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
@@ -64,8 +69,13 @@ class PrepareCorpusConfig:
     format: ChunkFormat = "parquet"
     """Of the chunks; jsonl gives the names of the published recipe."""
 
-    tokenizer: str | None = None
-    """Also download a tokenizer, to tokenizer/: llama3, llama2, gpt2, or any hub id."""
+    tokenizer: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"Also download a tokenizer, to tokenizer/: {', '.join(TOKENIZERS)}, or any hub "
+            "id."
+        ),
+    ] = None
     downloads: str | None = None
     """Directory or URL to keep downloaded files in; otherwise each is removed when it was read."""
     num_workers: int | None = None

@@ -21,7 +21,7 @@ from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import plan_splits
 from pipeline.cluster.stage import new_board, work_off
 from pipeline.corpus.formats import input_suffixes, known_format
-from pipeline.corpus.named import Corpus
+from pipeline.corpus.named import Corpus, list_corpus
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.prepare import stages as tasks
@@ -42,11 +42,15 @@ from pipeline.prepare.plan import (
     units_done,
 )
 from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
-from pipeline.storage.download import download_tokenizer, find_tokenizer, tokenizer_there
-from pipeline.storage.hub import is_hub_file, kept_directory, kept_path, list_files
+from pipeline.storage.hub import download_directory, download_path, is_hub_file
 from pipeline.storage.listing import InputFile, list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
 from pipeline.storage.run_record import changed, changed_files, check_command
+from pipeline.storage.tokenizer_files import (
+    download_tokenizer,
+    downloaded_tokenizer,
+    find_tokenizer,
+)
 
 
 @dataclass
@@ -127,14 +131,14 @@ def _files(
     if preparation is not None:  # at the commit that it began with
         return preparation.files
     begun = None if config.overwrite else saved_files(config.content(), output)
-    return begun or list_files(corpus)
+    return begun or list_corpus(corpus)
 
 
 def _tokenizer(config: PrepareCorpusConfig, output: OutputDirectory) -> list[InputFile]:
     """The files of the tokenizer that is asked for, unless they are there."""
     if config.tokenizer is None:
         return []
-    if not config.overwrite and tokenizer_there(output) == config.tokenizer:
+    if not config.overwrite and downloaded_tokenizer(output) == config.tokenizer:
         return []
     return find_tokenizer(config.tokenizer)
 
@@ -208,7 +212,7 @@ class _Work:
         self, files: list[InputFile], downloads: OutputDirectory
     ) -> tuple[list[InputFile], list[str]]:
         """The files where they are kept, and what is said of those that could not be reached."""
-        kept = downloads.sizes(kept_directory(files[0]))
+        kept = downloads.sizes(download_directory(files[0]))
         there = {n: f.size for n, f in enumerate(files) if kept.get(f.name) == f.size}
         waiting = {n: f.size for n, f in enumerate(files) if n not in there}
         shared = ray.put((files, downloads, _scratch(downloads)))
@@ -216,7 +220,7 @@ class _Work:
         if not unreachable:
             downloads.remove(EXCHANGE)
             downloads.remove_temporary()
-        return [replace(f, url=downloads.locate(kept_path(f))) for f in files], unreachable
+        return [replace(f, url=downloads.locate(download_path(f))) for f in files], unreachable
 
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
         """Sort, merge, write chunks and manifest."""

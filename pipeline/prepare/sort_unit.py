@@ -22,7 +22,7 @@ from pipeline.errors import BadFileError
 from pipeline.prepare.shuffle import Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import sort_rows, without_duplicates, write_run
 from pipeline.statistics.counts import DocumentStatistics
-from pipeline.storage.download import fetched
+from pipeline.storage.download import local_copy
 from pipeline.storage.hub import is_hub_file
 from pipeline.storage.output import OutputDirectory
 
@@ -144,7 +144,7 @@ def _readable(split: Split, scratch: Path, report: Callable[[int], None]) -> Ite
     if not is_hub_file(split.file):
         yield split
         return
-    with fetched(split.file, scratch, report) as path:
+    with local_copy(split.file, scratch, report) as path:
         yield replace(split, file=replace(split.file, url=str(path)))
 
 

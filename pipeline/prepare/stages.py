@@ -16,8 +16,8 @@ from pipeline.cluster.stage import attempt
 from pipeline.prepare.plan import EXCHANGE, commit_entry
 from pipeline.prepare.shuffle import merge_runs, write_chunk
 from pipeline.prepare.sort_unit import sort_unit
-from pipeline.storage.download import fetched
-from pipeline.storage.hub import kept_path
+from pipeline.storage.download import local_copy
+from pipeline.storage.hub import download_path
 from pipeline.storage.output import OutputDirectory
 
 
@@ -35,8 +35,8 @@ def download(
         files, downloads, scratch = _get(shared)
         file = files[piece]
         with (
-            fetched(file, scratch, report) as copy,
-            downloads.committing(kept_path(file)) as target,
+            local_copy(file, scratch, report) as copy,
+            downloads.committing(download_path(file)) as target,
         ):
             shutil.move(copy, target)
 
