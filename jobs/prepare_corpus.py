@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli.command import run_command
+from pipeline.corpus.prepared import PreparedManifest
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.job import PrepareCorpusResult, prepare_corpus
 from pipeline.statistics.counts import DocumentStatistics
@@ -50,7 +51,7 @@ def print_result(result: PrepareCorpusResult, console: Console) -> None:
         console.print("no chunks were written yet; run the same command again to go on")
 
 
-def _table(result: PrepareCorpusResult, manifest: dict) -> Table:
+def _table(result: PrepareCorpusResult, manifest: PreparedManifest) -> Table:
     counts = manifest["counts"]
     statistics = DocumentStatistics.from_json(manifest["statistics"])
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

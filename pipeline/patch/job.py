@@ -20,6 +20,7 @@ from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import actor_pool, attempt, new_board, work_off
 from pipeline.corpus.formats import input_suffixes
+from pipeline.corpus.prepared import ID_COLUMN, prepared_chunks
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.devices import Model, gpus_per_worker, on_device
@@ -27,7 +28,6 @@ from pipeline.patch.patch_split import patch_split
 from pipeline.patch.plan import begin_run, load_model, resume_run
 from pipeline.patch.run import Run, is_complete, log_run
 from pipeline.patch.scoring import Scorer
-from pipeline.prepare.manifest import ID_COLUMN, prepared_chunks
 from pipeline.shards.shard_set import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.listing import list_inputs

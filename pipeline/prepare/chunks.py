@@ -1,13 +1,6 @@
-"""Chunks: what a prepared corpus consists of, how they are written, called and found again.
+"""The files of chunks: their names, and writing them as Parquet or lines of JSON.
 
-A prepared corpus is a directory::
-
-    CORPUS.chunk.NN.parquet   shuffled documents: ``sample_id``, ``text``, metadata columns
-    CORPUS.val.parquet        documents held out for validation
-    rejects/NNNNNN.jsonl      records that could not be used: file, position, reason
-    manifest.json             written last: sources, seed, counts, statistics, digests
-
-or the same with ``.jsonl``, named as the published recipe does.
+:mod:`pipeline.corpus.prepared` says how they lie in a prepared corpus.
 """
 
 import contextlib
@@ -19,11 +12,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.prepared import ID_COLUMN, TEXT_COLUMN
+
 ChunkFormat = Literal["parquet", "jsonl"]
-MANIFEST = "manifest.json"
-RECORD = "run.json"
-STAGE = "prepare"
-"""What ``stage`` in the manifest and the record of a prepared corpus says."""
 ZSTD_LEVEL = 3
 ROW_GROUP_BYTES = 32 << 20
 
@@ -43,7 +34,7 @@ def chunk_writer(
     path: Path, chunk_format: ChunkFormat, metadata: Sequence[str]
 ) -> Iterator[Callable[[pa.RecordBatch], None]]:
     """A function that writes rows of a run (:mod:`pipeline.prepare.sorted_runs`) to a new chunk."""
-    columns = ["sample_id", "text", *metadata]
+    columns = [ID_COLUMN, TEXT_COLUMN, *metadata]
     schema = pa.schema([(name, pa.large_string()) for name in columns])
     opened = _parquet_writer if chunk_format == "parquet" else _jsonl_writer
     with opened(path, schema) as write:

@@ -22,15 +22,14 @@ from pipeline.cluster.plan_splits import plan_splits
 from pipeline.cluster.stage import new_board, work_off
 from pipeline.corpus.formats import input_suffixes, known_format
 from pipeline.corpus.named import Corpus, list_corpus
+from pipeline.corpus.prepared import EXCHANGE, MANIFEST, PreparedManifest, read_manifest
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.prepare import stages as tasks
-from pipeline.prepare.chunks import MANIFEST
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.key_ranges import key_ranges, merge_groups, slices_of
-from pipeline.prepare.manifest import check_there, manifest_of
+from pipeline.prepare.manifest import check_chunks, manifest_of
 from pipeline.prepare.plan import (
-    EXCHANGE,
     Preparation,
     chunks_done,
     merges_done,
@@ -58,7 +57,7 @@ class PrepareCorpusResult:
     """What a run did."""
 
     output: str
-    manifest: dict[str, Any] | None
+    manifest: PreparedManifest | None
     """None if files could not be reached: then there are no chunks yet."""
     failures: list[str]
     """Files that could not be read (to their end), and why."""
@@ -92,7 +91,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
         if output.exists(MANIFEST):
             if tokenizer:
                 download_tokenizer(str(config.tokenizer), tokenizer, output)
-            return _finished(output, output.read_json(MANIFEST))
+            return _finished(output, read_manifest(output))
         console.print(f"going on with the run in {output.url}", highlight=False)
     connect(config.num_workers)
     output.remove_temporary()
@@ -110,9 +109,9 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     return work.shuffle(preparation)
 
 
-def _finished(output: OutputDirectory, manifest: dict[str, Any]) -> PrepareCorpusResult:
+def _finished(output: OutputDirectory, manifest: PreparedManifest) -> PrepareCorpusResult:
     """The result where all is done."""
-    check_there(manifest, output)
+    check_chunks(manifest, output)
     output.remove(EXCHANGE)
     output.remove_temporary()
     broken = [source for source in manifest["sources"] if source["error"]]

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.corpus.documents import Columns
+from pipeline.corpus.prepared import EXCHANGE, FORMAT_VERSION, MANIFEST, RECORD, STAGE
 from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
-from pipeline.prepare.chunks import MANIFEST, RECORD, STAGE
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import SortedRun
@@ -21,8 +21,6 @@ from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 from pipeline.storage.run_record import check_command
 
-FORMAT_VERSION = 1
-EXCHANGE = "exchange"
 FILES_RECORD = f"{EXCHANGE}/files.json"
 CHUNK_BYTES = 256 * 10**6
 """Text in a chunk, by default."""

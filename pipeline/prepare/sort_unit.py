@@ -17,6 +17,7 @@ from pipeline.corpus.documents import (
     read_records,
     rejects_json,
 )
+from pipeline.corpus.prepared import EXCHANGE, REJECTS
 from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
 from pipeline.prepare.shuffle import Shuffle, Sorted, Source
@@ -87,7 +88,7 @@ class _RunMaker:
         if self._shuffle.deduplicate:
             rows, dropped = without_duplicates(rows)
             self.made.duplicates += dropped
-        name = f"exchange/runs/{self._number:06d}-{len(self.made.runs):04d}.run"
+        name = f"{EXCHANGE}/runs/{self._number:06d}-{len(self.made.runs):04d}.run"
         self.made.runs.append(write_run(self._output, name, self._shuffle.grid, rows))
 
 
@@ -133,7 +134,10 @@ def sort_unit(
         runs.flush()
         if rejected.tell():
             rejected.seek(0)
-            with output.committing(f"rejects/{number:06d}.jsonl") as path, path.open("wb") as file:
+            with (
+                output.committing(f"{REJECTS}/{number:06d}.jsonl") as path,
+                path.open("wb") as file,
+            ):
                 shutil.copyfileobj(rejected, file)
     return runs.made
 

@@ -13,7 +13,8 @@ import ray
 from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import attempt
-from pipeline.prepare.plan import EXCHANGE, commit_entry
+from pipeline.corpus.prepared import EXCHANGE
+from pipeline.prepare.plan import commit_entry
 from pipeline.prepare.shuffle import merge_runs, write_chunk
 from pipeline.prepare.sort_unit import sort_unit
 from pipeline.storage.download import local_copy
