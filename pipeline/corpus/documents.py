@@ -28,22 +28,24 @@ from pipeline.storage.output import open_input
 
 @dataclass(frozen=True)
 class Columns:
-    """Which fields of a record are wanted."""
+    """The fields of a record that are wanted."""
 
     text: str = "text"
     id: str | None = None
-    """Documents are called ``file name#position`` without one."""
+    """Without one a document's id is ``file name#position``."""
     metadata: tuple[str, ...] = ()
 
     @property
     def all(self) -> list[str]:
+        """All of them, each once; the first is the text."""
         return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.metadata]))
 
 
 class Document(NamedTuple):
+    """A record that can be used."""
+
     position: str
-    """Where the record stands in its file: the row (Parquet), record batch and row (Arrow), or the
-    offset of its first byte, uncompressed (JSONL, text)."""
+    """Where the record is in its file: what a position is depends on the format."""
     sample_id: str
     text: bytes
     """Valid UTF-8."""
@@ -52,6 +54,8 @@ class Document(NamedTuple):
 
 
 class Reject(NamedTuple):
+    """A record that cannot be used."""
+
     position: str
     reason: str
 
@@ -59,11 +63,11 @@ class Reject(NamedTuple):
 def read_split(
     split: Split, columns: Columns, max_document_bytes: int
 ) -> Iterator[Document | Reject]:
-    """The records of a split in order, each as a document or with what is wrong with it.
+    """The records of a split in order, each as a document or with the reason why it is none.
 
     Raises:
         BadFileError: content cannot be decoded any further, or a column is missing or of a wrong
-            type. What came before stands.
+            type. The records before that place were yielded.
         OSError and others of the filesystem: the file cannot be read now.
     """
     form = FORMATS[split.format]
@@ -82,10 +86,10 @@ def read_split(
 def read_records(
     split: Split, columns: Columns, max_document_bytes: int
 ) -> Iterator[Document | Reject]:
-    """The same, where whatever a filesystem raises is one error.
+    """The same as :func:`read_split`, with one error for whatever a filesystem raises.
 
     Raises:
-        BadFileError: as above.
+        BadFileError: as :func:`read_split` does.
         UnreachableFileError: the file cannot be read now.
     """
     try:
@@ -97,7 +101,7 @@ def read_records(
 
 
 def bad_document(url: str, reject: Reject) -> BadDocumentError:
-    """What is raised where a document cannot be used and the job is to stop at such."""
+    """The error that stops a job at a record that cannot be used."""
     return BadDocumentError(
         f"{url}, position {reject.position}: {reject.reason} "
         "(--on-bad-document reject goes on without such documents)"
@@ -105,11 +109,16 @@ def bad_document(url: str, reject: Reject) -> BadDocumentError:
 
 
 WHOLE_FILE = "whole file"
-"""Position of a file among its own rejects."""
+"""The position in the line that rejects a file itself."""
 
 
 def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> bytes:
-    """Lines of a rejects file: bad documents, then the file itself if it could not be read on."""
+    """Lines of a rejects file: a file's bad records, then the file itself if reading it failed.
+
+    Args:
+        source: name of the file.
+        error: why it could not be read to its end.
+    """
     lines = [{"file": source, "position": r.position, "reason": r.reason} for r in rejects]
     if error:
         lines.append({"file": source, "position": WHOLE_FILE, "reason": error})
@@ -117,12 +126,14 @@ def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> b
 
 
 def _is_broken_content(error: Exception) -> bool:
-    """Whether an error is about what a file holds, not about reaching it."""
+    """Whether an error is about the content of a file, not about reaching it."""
     decoding = (EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError)
     if isinstance(error, (pa.ArrowInvalid, pa.ArrowNotImplementedError, *decoding)):
         return True
     # Decoders report broken content as an OSError without a number of the operating system.
-    return type(error) in (OSError, gzip.BadGzipFile) and error.errno is None  # type: ignore[attr-defined]
+    return isinstance(error, OSError) and (
+        type(error) in (OSError, gzip.BadGzipFile) and error.errno is None
+    )
 
 
 def _document(
@@ -155,15 +166,13 @@ def _document(
         return Reject(position, f"{columns.id!r} is null")
     else:
         sample_id = _as_string(record[columns.id])
-    return Document(
-        position, sample_id, data, tuple(_as_string(record.get(name)) for name in columns.metadata)
-    )
+    values = (record.get(name) for name in columns.metadata)
+    metadata = tuple(None if value is None else _as_string(value) for value in values)
+    return Document(position, sample_id, data, metadata)
 
 
-def _as_string(value: Any) -> Any:
+def _as_string(value: Any) -> str:
     """An id or metadata as a string that can be stored: what is not Unicode text is replaced."""
-    if value is None:
-        return None
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     text = value if isinstance(value, str) else _as_json(value)

@@ -30,7 +30,7 @@ class Corpus:
     format: FormatName
     text_column: str
     id_column: str | None
-    """Documents are called ``file name#position`` without one."""
+    """Without one a document's id is ``file name#position``."""
     revision: str
     """Commit, branch or tag. Named corpora have a commit, so that they stay what they are."""
 

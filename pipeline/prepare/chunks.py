@@ -20,12 +20,14 @@ ROW_GROUP_BYTES = 32 << 20
 
 
 def chunk_names(corpus: str, chunk_format: ChunkFormat, chunks: int) -> list[str]:
-    """Names of the chunks; with as many digits as the last one needs, but at least two."""
+    """Names of the chunks, whose numbers have as many digits as the last one needs, but at least
+    two."""
     digits = max(2, len(str(chunks - 1)))
     return [f"{corpus}.chunk.{i:0{digits}}.{chunk_format}" for i in range(chunks)]
 
 
 def validation_name(corpus: str, chunk_format: ChunkFormat) -> str:
+    """Name of the validation set's file."""
     return f"{corpus}.val.{chunk_format}"
 
 
@@ -33,7 +35,11 @@ def validation_name(corpus: str, chunk_format: ChunkFormat) -> str:
 def chunk_writer(
     path: Path, chunk_format: ChunkFormat, metadata: Sequence[str]
 ) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    """A function that writes rows of a run (:mod:`pipeline.prepare.sorted_runs`) to a new chunk."""
+    """Open a new chunk; gives a function that writes rows of runs to it.
+
+    Args:
+        metadata: names of the metadata columns, which runs have too.
+    """
     columns = [ID_COLUMN, TEXT_COLUMN, *metadata]
     schema = pa.schema([(name, pa.large_string()) for name in columns])
     opened = _parquet_writer if chunk_format == "parquet" else _jsonl_writer
@@ -60,13 +66,13 @@ def _parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
             compression="zstd",
             compression_level=ZSTD_LEVEL,
             use_dictionary=schema.names[2:],  # texts and ids hardly ever repeat
-            write_statistics=schema.names[2:],  # of texts they would be whole texts
+            write_statistics=schema.names[2:],  # those of texts would hold whole texts
             store_schema=False,  # plain strings, not large ones, to whoever reads it
         ) as writer
     ):
 
         def flush() -> None:
-            if not any(map(len, pending)):  # a group without rows is more than some readers bear
+            if not any(map(len, pending)):  # some readers cannot bear a group without rows
                 return
             table = pa.Table.from_batches(pending, schema)
             pending.clear()

@@ -43,17 +43,17 @@ class PrepareCorpusConfig:
         ),
     ] = ()
     files: tuple[str, ...] = ()
-    """Of a dataset of the hub: only files whose path matches one of these patterns."""
+    """For a dataset of the hub: only files whose path matches one of these patterns."""
     name: str | None = None
-    """What chunks are called; by default after the corpus or the input."""
+    """Name of the chunks; by default that of the corpus or the input."""
 
     input_format: FormatName = "auto"
-    """What the input files hold; auto goes by their names."""
+    """Format of the input files; auto goes by their names."""
     text_column: str | None = None
     """Column or JSON field with the text; by default that of the named corpus, or text."""
     id_column: str | None = None
-    """Column or JSON field with the id; by default that of the named corpus; documents are called
-    file#position without one."""
+    """Column or JSON field with the id; by default that of the named corpus; without one a
+    document's id is file#position."""
     keep_columns: tuple[str, ...] = ()
     """Further columns to copy into the chunks, as strings."""
 
@@ -67,7 +67,7 @@ class PrepareCorpusConfig:
     deduplicate: bool = False
     """Keep only the first of documents with exactly the same text."""
     format: ChunkFormat = "parquet"
-    """Of the chunks; jsonl gives the names of the published recipe."""
+    """Format of the chunks; jsonl gives the names of the published recipe."""
 
     tokenizer: Annotated[
         str | None,
@@ -77,7 +77,7 @@ class PrepareCorpusConfig:
         ),
     ] = None
     downloads: str | None = None
-    """Directory or URL to keep downloaded files in; otherwise each is removed when it was read."""
+    """Directory or URL that keeps downloaded files; by default each is removed when it is read."""
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for by default."""
     sort_bytes: int = 64 << 20
@@ -119,8 +119,7 @@ class PrepareCorpusConfig:
                 raise ConfigError(f"--keep-columns: {name!r} is in the chunks already, or reserved")
 
     def find_corpus(self) -> Corpus | None:
-        """The corpus of the hub that is asked for, with what other flags say of it; None if the
-        input is files.
+        """The corpus of the hub, as changed by other flags; None if the input is files.
 
         Raises:
             ConfigError: there is no such corpus.
@@ -137,14 +136,14 @@ class PrepareCorpusConfig:
         )
 
     def columns(self, corpus: Corpus | None) -> Columns:
-        """Which fields of a record are wanted."""
+        """The fields of a record that are wanted."""
         if corpus is not None:
             return Columns(corpus.text_column, corpus.id_column, self.keep_columns)
         return Columns(self.text_column or "text", self.id_column, self.keep_columns)
 
     @property
     def chunks_called(self) -> str:
-        """The name in the names of chunks."""
+        """The name with which the names of chunks begin."""
         if self.name:
             return self.name
         source = PurePosixPath(self.corpus or self.input[0].rstrip("/"))
@@ -155,7 +154,7 @@ class PrepareCorpusConfig:
         return re.sub(r"[^\w.-]", "_", name).strip(".") or "corpus"
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide what is in the chunks: those that a resumed run must share."""
+        """The settings that decide what is in the chunks; a resumed run has to share them."""
         names = (
             *("corpus", "files", "input_format", "text_column", "id_column", "keep_columns"),
             *("seed", "num_chunks", "validation_documents", "deduplicate", "format"),
