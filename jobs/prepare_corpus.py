@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems, print_table
+from pipeline.corpus.prepared import PreparedManifest
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.job import PrepareCorpusResult, prepare_corpus
 from pipeline.statistics.counts import DocumentStatistics
@@ -45,7 +45,7 @@ def print_result(result: PrepareCorpusResult, console: Console) -> None:
         print_line(console, "no chunks were written yet; run the same command again to go on")
 
 
-def _rows(result: PrepareCorpusResult, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(result: PrepareCorpusResult, manifest: PreparedManifest) -> Iterator[tuple[str, str]]:
     counts = manifest["counts"]
     statistics = DocumentStatistics.from_json(manifest["statistics"])
     yield "input files", f"{len(manifest['sources']):,}"

@@ -1,18 +1,19 @@
 """Input files → the splits that workers read; the cluster looks into the files."""
 
-from itertools import chain
-
 import ray
 
-from pipeline.corpus.documents import Columns, Format, Split, file_format
-from pipeline.corpus.splits import FilePlan, plan_file
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.formats import FORMATS, FormatName, known_format
+from pipeline.corpus.splits import FilePlan, Split, plan_file
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import InputFile
+
+FILES_PER_TASK = 64
 
 
 def plan_splits(
     files: list[InputFile],
-    wanted: Format,
+    wanted: FormatName,
     columns: Columns,
     split_bytes: int,
     *,
@@ -28,47 +29,37 @@ def plan_splits(
     Raises:
         ConfigError: a file's format is not known, or a column is missing in every file.
     """
-    known = [(file, known_format(file, wanted, format_flag)) for file in files]
-    parts = [known[i : i + 64] for i in range(0, len(known), 64)]
+    formats = [known_format(file, wanted, format_flag) for file in files]
+    known = list(zip(files, formats, strict=True))
+    parts = [known[i : i + FILES_PER_TASK] for i in range(0, len(known), FILES_PER_TASK)]
     pending = [_plan_files.remote(part, split_bytes) for part in parts]
     plans = [plan for part in ray.get(pending) for plan in part]
-    names = [
-        [columns.text] if kind == "text" else plan.columns
-        for plan, (_, kind) in zip(plans, known, strict=True)
+    offered = [
+        plan.columns if FORMATS[name].has_columns else [columns.text]
+        for plan, name in zip(plans, formats, strict=True)
     ]
-    _check_columns(names, columns)
+    _check_columns(offered, columns)
     return [split for plan in plans for split in plan.splits]
 
 
-def known_format(file: InputFile, wanted: Format, flag: str) -> Format:
-    """The format of a file.
-
-    Raises:
-        ConfigError: neither the flag nor the file's name tells it.
-    """
-    kind = file_format(file, wanted)
-    if kind is None:
-        raise ConfigError(f"{flag}: cannot tell what {file.url} holds from its name")
-    return kind
-
-
 @ray.remote(num_cpus=1)
-def _plan_files(files: list[tuple[InputFile, Format]], split_bytes: int) -> list[FilePlan]:
-    return [plan_file(file, kind, split_bytes) for file, kind in files]
+def _plan_files(files: list[tuple[InputFile, str]], split_bytes: int) -> list[FilePlan]:
+    return [plan_file(file, name, split_bytes) for file, name in files]
 
 
-def _check_columns(names: list[list[str] | None], columns: Columns) -> None:
+def _check_columns(offered: list[list[str] | None], columns: Columns) -> None:
     """
-    Args:
-        names: columns per file; None where a file cannot be read, which its split reports.
-
     Raises:
-        ConfigError: all files could be read, and none has a column that is wanted.
+        ConfigError: all files tell their columns, and none has one that is wanted.
     """
-    offered = [file for file in names if file is not None]
+    known = [names for names in offered if names is not None]
+    if len(known) < len(offered):
+        return
+    existing = list(dict.fromkeys(name for names in known for name in names))
     wanted = [("--text-column", columns.text), ("--id-column", columns.id)]
     wanted += [("--keep-columns", name) for name in columns.metadata]
     for flag, name in wanted:
-        if name and len(offered) == len(names) and not any(name in file for file in offered):
-            existing = ", ".join(dict.fromkeys(chain.from_iterable(offered)))
-            raise ConfigError(f"{flag}: no input file has a column {name!r}; there are: {existing}")
+        if name and name not in existing:
+            raise ConfigError(
+                f"{flag}: no input file has a column {name!r}; there are: {', '.join(existing)}"
+            )

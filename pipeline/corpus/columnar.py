@@ -10,22 +10,25 @@ import pyarrow.parquet as pq
 from pipeline.errors import BadFileError
 
 READ_BYTES = 4 << 20
-"""Parquet files are read in batches of about so many bytes of text."""
+"""Size of the batches, in bytes of text, that Parquet files are read in, about."""
 TEXT_TYPES = (
     *(pa.string(), pa.large_string(), pa.string_view()),
     *(pa.binary(), pa.large_binary(), pa.binary_view()),
 )
 Row = tuple[str, dict[str, Any]]
-"""Position, and values by column; strings as bytes, because Arrow does not check them."""
+"""Position, and values by column. Strings are bytes: Arrow does not check that they are UTF-8."""
 
 
 def parquet_rows(
     raw: io.BufferedIOBase, columns: Sequence[str], start: int, stop: int | None
 ) -> Iterator[Row]:
-    """Rows of the row groups from ``start`` to ``stop``; the first column is the text.
+    """Rows of the row groups from ``start`` to ``stop``.
+
+    Args:
+        columns: that are read; the first is the text.
 
     Raises:
-        BadFileError: a column is missing, or the text is none.
+        BadFileError: a column is missing, or the first does not hold strings.
     """
     # With a buffer size, column chunks are streamed instead of read whole.
     parquet = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
@@ -48,10 +51,13 @@ def parquet_rows(
 def arrow_rows(
     raw: io.BufferedIOBase, columns: Sequence[str], start: int, stop: int | None
 ) -> Iterator[Row]:
-    """Rows of the record batches from ``start`` to ``stop``; the first column is the text.
+    """Rows of the record batches from ``start`` to ``stop``.
+
+    Args:
+        columns: that are read; the first is the text.
 
     Raises:
-        BadFileError: a column is missing, or the text is none.
+        BadFileError: a column is missing, or the first does not hold strings.
     """
     schema = open_arrow(raw).schema
     _check_columns(schema, columns)
@@ -70,7 +76,11 @@ def arrow_rows(
 def open_arrow(
     raw: io.BufferedIOBase, fields: list[int] | None = None
 ) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
-    """Either of the IPC formats: the file format begins with its name, the stream does not."""
+    """A reader of either IPC format: files begin with the format's name, streams do not.
+
+    Args:
+        fields: indices of the columns that are read; None: all.
+    """
     is_file = raw.read(6) == b"ARROW1"
     raw.seek(0)
     options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
@@ -106,4 +116,5 @@ def _values(column: pa.Array) -> list[Any]:
         column = column.cast(pa.binary())
     elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         column = column.cast(pa.large_binary())
-    return column.to_pylist()
+    values: list[Any] = column.to_pylist()
+    return values

@@ -1,4 +1,12 @@
-"""Lines of large files, plain or compressed, in bounded memory."""
+r"""Lines of large files, plain or compressed, in bounded memory.
+
+A file can be read by several workers, each of which reads the lines that begin in its range of
+bytes. A worker need not know the others' ranges, because the byte before its range tells whether a
+line begins at its first byte. For example, the file ``ab\n`` ``cde\n`` ``f\n`` has lines at 0, 3
+and 7. The range [0, 4) holds the lines at 0 and 3, and is read up to byte 7; [4, 8) begins inside a
+line, skips to 7 and holds the line there; with [0, 3) and [3, 8) the second range begins after a
+newline and skips nothing.
+"""
 
 import gzip
 import io
@@ -6,20 +14,22 @@ from collections.abc import Iterator
 
 import zstandard
 
-CHUNK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
+COMPRESSIONS = (".gz", ".zst")
+"""How the names of compressed files end."""
 
 
 def open_decompressed(file: io.BufferedIOBase, name: str) -> io.BufferedIOBase:
-    """``file`` as plain bytes; gzip and zstd (any number of members) by the end of ``name``."""
+    """The file's plain bytes. The name's end tells gzip and zstd; both may have many members."""
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=file)
     if name.endswith(".zst"):
-        return io.BufferedReader(_ZstdReader(file), CHUNK_BYTES)
+        return io.BufferedReader(_ZstdReader(file), BLOCK_BYTES)
     return file
 
 
 class _ZstdReader(io.RawIOBase):
-    """zstd frames after one another; unlike the library's reader it notices a truncated one."""
+    """The content of zstd frames, one after another. The library's reader misses truncated ones."""
 
     def __init__(self, file: io.BufferedIOBase):
         self._file = file
@@ -33,7 +43,7 @@ class _ZstdReader(io.RawIOBase):
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         while not self._plain:
             if not self._compressed:
-                # Small pieces: one decompresses to at most a few thousand times its size.
+                # A small piece: it may decompress to a few thousand times its size.
                 self._compressed = self._file.read(1 << 14)
                 if not self._compressed:
                     if self._frame is not None:
@@ -57,8 +67,12 @@ def read_lines(
 ) -> Iterator[tuple[int, bytes | None]]:
     """``(offset, line)`` of every line whose first byte lies in ``[start, stop)``.
 
-    So that ranges that meet share no line and lose none. Lines come without their newline; one
-    longer than ``max_bytes`` comes as None and is never held in memory.
+    Ranges that meet share no line and lose none. Lines come without their newline; a line of more
+    than ``max_bytes`` bytes comes as None and is never held in memory.
+
+    Args:
+        file: at its beginning; seekable unless ``start`` is 0.
+        stop: None: to the end.
     """
     offset = start
     if start:
@@ -91,11 +105,11 @@ def read_lines(
 
 
 def _pieces(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bool]]:
-    """What lies between newlines, a chunk at a time; with whether a newline follows."""
-    # A decompressor's read1 gives what it has: read would throw that away at a broken place.
+    """Pieces of lines, at most a block long, each with whether a newline follows it."""
+    # A decompressor's read1 returns what it has; read would lose that at a broken place.
     read = getattr(file, "read1", file.read)
-    while chunk := read(CHUNK_BYTES):
-        *whole, rest = chunk.split(b"\n")
+    while block := read(BLOCK_BYTES):
+        *whole, rest = block.split(b"\n")
         for piece in whole:
             yield piece, True
         if rest:

@@ -1,13 +1,21 @@
-"""Named corpora: where they live on the hub, which of its files they are, and in which columns.
+"""Corpora on the hub: where they are, which files belong to them, and in which columns.
 
-To add one, add an entry to :data:`CORPORA`.
+To add a named corpus, add an entry to :data:`CORPORA`; ``--corpus``, its help and its error
+messages follow the table.
 """
 
-import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from pipeline.corpus.documents import SUFFIXES, Format
+from huggingface_hub.utils import filter_repo_objects
+
+from pipeline.corpus.formats import AUTO, FORMATS, FormatName
 from pipeline.errors import ConfigError
+from pipeline.storage.hub import HUB_ID, Repository, check_access, list_repository
+from pipeline.storage.listing import InputFile
+
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files about a dataset in a format of data; the ``datasets`` library writes them."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,10 @@ class Corpus:
     """Hub id: ``owner/name``."""
     files: tuple[str, ...]
     """Patterns of paths in the repository; a ``*`` matches ``/`` too, as in the hub's client."""
-    format: Format
+    format: FormatName
     text_column: str
     id_column: str | None
-    """Documents are called ``file name#position`` without one."""
+    """Without one a document's id is ``file name#position``."""
     revision: str
     """Commit, branch or tag. Named corpora have a commit, so that they stay what they are."""
 
@@ -51,17 +59,11 @@ CORPORA = {
     )
 }
 
-HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
-"""``owner/name`` or ``owner/name@revision``."""
-
-DATA_FILES = tuple(f"*{end}" for end, form in SUFFIXES.items() if form != "text")
-"""Text files are left out: in a dataset's repository they are about the data."""
-
 
 def find_corpus(name: str) -> Corpus:
     """The corpus that ``--corpus`` names.
 
-    Of a hub id, everything in a format of data, in the column ``text``.
+    A hub id stands for all files of the repository in a format of data, with the column ``text``.
 
     Raises:
         ConfigError: it is neither a named corpus nor a hub id.
@@ -75,4 +77,32 @@ def find_corpus(name: str) -> Corpus:
             "of the hub, as owner/name or owner/name@revision"
         )
     revision = dataset["revision"] or "main"
-    return Corpus(name, dataset["repository"], DATA_FILES, "auto", "text", None, revision=revision)
+    data = [form for form in FORMATS.values() if form.is_data]
+    files = tuple(f"*{suffix}" for form in data for suffix in form.suffixes)
+    return Corpus(name, dataset["repository"], files, AUTO, "text", None, revision=revision)
+
+
+def list_corpus(corpus: Corpus) -> list[InputFile]:
+    """The files of a corpus, sorted by name, as :func:`list_repository` describes them.
+
+    Raises:
+        ConfigError: it is gated, missing, or cannot be reached, or no file matches.
+    """
+    flag = f"--corpus {corpus.name}"
+    repository = Repository(flag, "dataset", corpus.repository, corpus.revision)
+    matches = filter_repo_objects(
+        list_repository(repository), allow_patterns=list(corpus.files), key=lambda file: file.name
+    )
+    files = [file for file in matches if _is_data(PurePosixPath(file.name))]
+    if not files:
+        raise ConfigError(
+            f"{flag}: {corpus.repository} at {corpus.revision} has no file that matches "
+            + " ".join(corpus.files)
+        )
+    check_access(repository, files[0])
+    return files
+
+
+def _is_data(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in path.parts)
+    return not hidden and path.name not in NOT_DATA

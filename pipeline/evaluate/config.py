@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.corpus.documents import Columns, Format
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
 
 
@@ -27,8 +28,13 @@ class EvaluateConfig:
 
     model: str
     """Directory, URL or hub id of a BLT, or of a (transformer) entropy model."""
-    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")] = ()
-    """Files, directories, globs or URLs (s3://, hf://, ...) of Parquet, JSONL, Arrow or text."""
+    input: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="PATH [PATH ...]",
+            help=f"Files, directories, globs or URLs (s3://, hf://, ...) of {FORMAT_TITLES}.",
+        ),
+    ] = ()
     shards: str | None = None
     """Instead: directory or URL of a finished shard set; its patches are used."""
     harness_tasks: str | None = None
@@ -45,7 +51,7 @@ class EvaluateConfig:
     context: int = 8192
     """Bytes that a window holds."""
 
-    format: Format = "auto"
+    format: FormatName = "auto"
     """What the input files hold; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""

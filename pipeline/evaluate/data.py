@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from model.tokenizer import encode_documents
-from pipeline.corpus.documents import SUFFIXES, Document, Split, file_format, read_split
-from pipeline.corpus.splits import plan_file
+from pipeline.corpus.documents import Document, read_split
+from pipeline.corpus.formats import file_format, input_suffixes
+from pipeline.corpus.splits import Split, plan_file
 from pipeline.errors import BadDocumentError, BadFileError, ConfigError, PipelineError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.models import with_threshold
@@ -74,7 +75,7 @@ class TextData:
             ConfigError: there is no such file, its format is not known, or no file has a column.
         """
         self.config = config
-        self.splits = _plan(list_inputs(config.input, suffixes=tuple(SUFFIXES)), config)
+        self.splits = _plan(list_inputs(config.input, suffixes=input_suffixes()), config)
         self.bytes = sum(split.size for split in self.splits)
 
     def batches(self, problems: Problems) -> Iterator[Batch]:

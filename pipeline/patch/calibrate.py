@@ -10,7 +10,8 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.segments import cut_segments
 from model.tokenizer import encode_documents
-from pipeline.corpus.documents import Document, Split, read_split
+from pipeline.corpus.documents import Document, read_split
+from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.scoring import Scorer, patch_stored

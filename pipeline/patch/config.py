@@ -8,7 +8,8 @@ import tyro
 
 from model.checkpoints.files import BUILT_IN
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
-from pipeline.corpus.documents import Columns, Format
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import OWN_COLUMNS
 
@@ -23,15 +24,20 @@ class PatchCorpusConfig:
     done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
     """
 
-    input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
-    """Files, directories, globs or URLs (s3://, hf://, ...) of Parquet, JSONL, Arrow or text."""
+    input: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="PATH [PATH ...]",
+            help=f"Files, directories, globs or URLs (s3://, hf://, ...) of {FORMAT_TITLES}.",
+        ),
+    ]
     output: str
     """Directory or URL for shards, manifest and rejects."""
     entropy_model: str | None = None
     """Directory, URL or hub id of an entropy model; "entropy-1m" comes with blt-titan; "ngram" fits
     a byte n-gram model on a sample of the corpus, far cheaper. By default entropy-1m, or ngram if
     the rule does not look at entropies."""
-    format: Format = "auto"
+    format: FormatName = "auto"
     """What the input files hold; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""

@@ -18,7 +18,9 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
-from pipeline.corpus.documents import SUFFIXES, Split
+from pipeline.corpus.formats import input_suffixes
+from pipeline.corpus.prepared import ID_COLUMN, prepared_chunks
+from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.devices import Model, gpus_per_worker, on_device
@@ -26,7 +28,6 @@ from pipeline.patch.patch_split import patch_split
 from pipeline.patch.plan import begin_run, load_model, resume_run
 from pipeline.patch.run import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
-from pipeline.prepare.manifest import ID_COLUMN, prepared_chunks
 from pipeline.shards.shard_set import ShardEntry, ShardSet, write_manifest
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.listing import InputFile, list_inputs
@@ -72,7 +73,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     else:
         run = PatchRun.resume(output)
     config = _with_prepared(config)
-    files = list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
+    files = list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
     model = load_model(config)
     output.remove_temporary()
     connect(config.num_workers)

@@ -18,11 +18,11 @@ from model.tokenizer import encode_documents
 from pipeline.corpus.documents import (
     Document,
     Reject,
-    Split,
     bad_document,
     read_records,
     rejects_json,
 )
+from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.scoring import Scorer, prefetch

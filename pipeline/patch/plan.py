@@ -24,7 +24,7 @@ from model.patcher import Patcher
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cluster.connect import in_ray
 from pipeline.cluster.plan_splits import plan_splits
-from pipeline.corpus.documents import Split
+from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError
 from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
 from pipeline.patch.config import NGRAM, PatchCorpusConfig

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import count, takewhile
 from typing import Any, Self
 
-from pipeline.corpus.documents import Split
+from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import (
     FORMAT_VERSION,

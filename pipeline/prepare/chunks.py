@@ -1,13 +1,6 @@
-"""Chunks: what a prepared corpus consists of, how they are written, called and found again.
+"""The files of chunks: their names, and writing them as Parquet or lines of JSON.
 
-A prepared corpus is a directory::
-
-    CORPUS.chunk.NN.parquet   shuffled documents: ``sample_id``, ``text``, metadata columns
-    CORPUS.val.parquet        documents held out for validation
-    rejects/NNNNNN.jsonl      records that could not be used: file, position, reason
-    manifest.json             written last: sources, seed, counts, statistics, digests
-
-or the same with ``.jsonl``, named as the published recipe does.
+:mod:`pipeline.corpus.prepared` says how they lie in a prepared corpus.
 """
 
 import contextlib
@@ -19,22 +12,22 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.prepared import ID_COLUMN, TEXT_COLUMN
+
 ChunkFormat = Literal["parquet", "jsonl"]
-MANIFEST = "manifest.json"
-RECORD = "run.json"
-STAGE = "prepare"
-"""What ``stage`` in the manifest and the record of a prepared corpus says."""
 ZSTD_LEVEL = 3
 ROW_GROUP_BYTES = 32 << 20
 
 
 def chunk_names(corpus: str, chunk_format: ChunkFormat, chunks: int) -> list[str]:
-    """Names of the chunks; with as many digits as the last one needs, but at least two."""
+    """Names of the chunks, whose numbers have as many digits as the last one needs, but at least
+    two."""
     digits = max(2, len(str(chunks - 1)))
     return [f"{corpus}.chunk.{i:0{digits}}.{chunk_format}" for i in range(chunks)]
 
 
 def validation_name(corpus: str, chunk_format: ChunkFormat) -> str:
+    """Name of the validation set's file."""
     return f"{corpus}.val.{chunk_format}"
 
 
@@ -42,8 +35,12 @@ def validation_name(corpus: str, chunk_format: ChunkFormat) -> str:
 def chunk_writer(
     path: Path, chunk_format: ChunkFormat, metadata: Sequence[str]
 ) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    """A function that writes rows of a run (:mod:`pipeline.prepare.sorted_runs`) to a new chunk."""
-    columns = ["sample_id", "text", *metadata]
+    """Open a new chunk; gives a function that writes rows of runs to it.
+
+    Args:
+        metadata: names of the metadata columns, which runs have too.
+    """
+    columns = [ID_COLUMN, TEXT_COLUMN, *metadata]
     schema = pa.schema([(name, pa.large_string()) for name in columns])
     opened = _parquet_writer if chunk_format == "parquet" else _jsonl_writer
     with opened(path, schema) as write:
@@ -69,13 +66,13 @@ def _parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
             compression="zstd",
             compression_level=ZSTD_LEVEL,
             use_dictionary=schema.names[2:],  # texts and ids hardly ever repeat
-            write_statistics=schema.names[2:],  # of texts they would be whole texts
+            write_statistics=schema.names[2:],  # those of texts would hold whole texts
             store_schema=False,  # plain strings, not large ones, to whoever reads it
         ) as writer
     ):
 
         def flush() -> None:
-            if not any(map(len, pending)):  # a group without rows is more than some readers bear
+            if not any(map(len, pending)):  # some readers cannot bear a group without rows
                 return
             table = pa.Table.from_batches(pending, schema)
             pending.clear()

@@ -3,12 +3,16 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pipeline.corpus.documents import SUFFIXES, Columns, Format
-from pipeline.corpus.named import Corpus, find_corpus
+import tyro
+
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.formats import FORMAT_TITLES, FormatName, input_suffixes
+from pipeline.corpus.named import CORPORA, Corpus, find_corpus
 from pipeline.errors import ConfigError
 from pipeline.prepare.chunks import ChunkFormat
+from pipeline.storage.tokenizer_files import TOKENIZERS
 
 VALIDATION_DOCUMENTS = 10_000
 LARGEST_SEED = 2**64 - 1
@@ -25,23 +29,31 @@ class PrepareCorpusConfig:
 
     output: str
     """Directory or URL for chunks, validation set, rejects and manifest."""
-    corpus: str | None = None
-    """fineweb_edu, fineweb_edu_10bt, dclm_baseline_1.0, dclm_baseline_1.0_10prct, or any dataset of
-    the hub: owner/name or owner/name@revision."""
-    input: tuple[str, ...] = ()
-    """Instead: files, directories, globs or URLs (s3://, ...) of Parquet, JSONL, Arrow or text."""
+    corpus: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"{', '.join(CORPORA)}, or any dataset of the hub: owner/name or "
+            "owner/name@revision."
+        ),
+    ] = None
+    input: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Instead: files, directories, globs or URLs (s3://, ...) of {FORMAT_TITLES}."
+        ),
+    ] = ()
     files: tuple[str, ...] = ()
-    """Of a dataset of the hub: only files whose path matches one of these patterns."""
+    """For a dataset of the hub: only files whose path matches one of these patterns."""
     name: str | None = None
-    """What chunks are called; by default after the corpus or the input."""
+    """Name of the chunks; by default that of the corpus or the input."""
 
-    input_format: Format = "auto"
-    """What the input files hold; auto goes by their names."""
+    input_format: FormatName = "auto"
+    """Format of the input files; auto goes by their names."""
     text_column: str | None = None
     """Column or JSON field with the text; by default that of the named corpus, or text."""
     id_column: str | None = None
-    """Column or JSON field with the id; by default that of the named corpus; documents are called
-    file#position without one."""
+    """Column or JSON field with the id; by default that of the named corpus; without one a
+    document's id is file#position."""
     keep_columns: tuple[str, ...] = ()
     """Further columns to copy into the chunks, as strings."""
 
@@ -55,12 +67,17 @@ class PrepareCorpusConfig:
     deduplicate: bool = False
     """Keep only the first of documents with exactly the same text."""
     format: ChunkFormat = "parquet"
-    """Of the chunks; jsonl gives the names of the published recipe."""
+    """Format of the chunks; jsonl gives the names of the published recipe."""
 
-    tokenizer: str | None = None
-    """Also download a tokenizer, to tokenizer/: llama3, llama2, gpt2, or any hub id."""
+    tokenizer: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"Also download a tokenizer, to tokenizer/: {', '.join(TOKENIZERS)}, or any hub "
+            "id."
+        ),
+    ] = None
     downloads: str | None = None
-    """Directory or URL to keep downloaded files in; otherwise each is removed when it was read."""
+    """Directory or URL that keeps downloaded files; by default each is removed when it is read."""
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for by default."""
     sort_bytes: int = 64 << 20
@@ -102,8 +119,7 @@ class PrepareCorpusConfig:
                 raise ConfigError(f"--keep-columns: {name!r} is in the chunks already, or reserved")
 
     def find_corpus(self) -> Corpus | None:
-        """The corpus of the hub that is asked for, with what other flags say of it; None if the
-        input is files.
+        """The corpus of the hub, as changed by other flags; None if the input is files.
 
         Raises:
             ConfigError: there is no such corpus.
@@ -120,25 +136,25 @@ class PrepareCorpusConfig:
         )
 
     def columns(self, corpus: Corpus | None) -> Columns:
-        """Which fields of a record are wanted."""
+        """The fields of a record that are wanted."""
         if corpus is not None:
             return Columns(corpus.text_column, corpus.id_column, self.keep_columns)
         return Columns(self.text_column or "text", self.id_column, self.keep_columns)
 
     @property
     def chunks_called(self) -> str:
-        """The name in the names of chunks."""
+        """The name with which the names of chunks begin."""
         if self.name:
             return self.name
         source = PurePosixPath(self.corpus or self.input[0].rstrip("/"))
         known = [part for part in source.parts if not any(magic in part for magic in "*?[:")]
         name = (known or ["corpus"])[-1].partition("@")[0]
-        for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        for suffix in sorted(input_suffixes(), key=len, reverse=True):
             name = name.removesuffix(suffix)
         return re.sub(r"[^\w.-]", "_", name).strip(".") or "corpus"
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide what is in the chunks: those that a resumed run must share."""
+        """The settings that decide what is in the chunks; a resumed run has to share them."""
         names = (
             *("corpus", "files", "input_format", "text_column", "id_column", "keep_columns"),
             *("seed", "num_chunks", "validation_documents", "deduplicate", "format"),

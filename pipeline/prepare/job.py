@@ -11,25 +11,23 @@ import time
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
-from pipeline.cluster.plan_splits import known_format, plan_splits
+from pipeline.cluster.plan_splits import plan_splits
 from pipeline.cluster.stage import Work, run_stage, unshared_storage
-from pipeline.corpus.documents import SUFFIXES
-from pipeline.corpus.named import Corpus
+from pipeline.corpus.formats import input_suffixes, known_format
+from pipeline.corpus.named import Corpus, list_corpus
+from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_manifest
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.prepare import stages
-from pipeline.prepare.chunks import MANIFEST
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.key_ranges import key_ranges, merge_groups, slices_of
-from pipeline.prepare.manifest import check_there, manifest_of
+from pipeline.prepare.manifest import check_chunks, manifest_of
 from pipeline.prepare.plan import (
-    EXCHANGE,
     Downloads,
     Preparation,
     chunks_done,
@@ -39,11 +37,15 @@ from pipeline.prepare.plan import (
     units_done,
 )
 from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
-from pipeline.storage.download import download_tokenizer, find_tokenizer, tokenizer_there
-from pipeline.storage.hub import is_hub_file, kept_directory, kept_path, list_files
+from pipeline.storage.hub import download_directory, download_path, is_hub_file
 from pipeline.storage.listing import InputFile, list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
-from pipeline.storage.run_record import changed_file_error, changed_files
+from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files
+from pipeline.storage.tokenizer_files import (
+    download_tokenizer,
+    downloaded_tokenizer,
+    find_tokenizer,
+)
 
 
 @dataclass
@@ -51,7 +53,7 @@ class PrepareCorpusResult:
     """What a run did."""
 
     output: str
-    manifest: dict[str, Any] | None
+    manifest: PreparedManifest | None
     """None if files could not be reached: then there are no chunks yet."""
     failures: list[str]
     """Files that could not be read (to their end), and why."""
@@ -89,7 +91,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
         if output.exists(MANIFEST):
             if tokenizer:
                 download_tokenizer(str(config.tokenizer), tokenizer, output)
-            return _finished(output, output.read_json(MANIFEST))
+            return _finished(output, read_manifest(output))
         console.print(f"going on with the run in {output.url}", highlight=False)
     connect(config.num_workers)
     output.remove_temporary()
@@ -107,9 +109,9 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     return work.shuffle(preparation)
 
 
-def _finished(output: OutputDirectory, manifest: dict[str, Any]) -> PrepareCorpusResult:
+def _finished(output: OutputDirectory, manifest: PreparedManifest) -> PrepareCorpusResult:
     """The result where all is done."""
-    check_there(manifest, output)
+    check_chunks(manifest, output)
     output.remove(EXCHANGE)
     output.remove_temporary()
     broken = [source for source in manifest["sources"] if source["error"]]
@@ -124,12 +126,12 @@ def _files(
     output: OutputDirectory,
 ) -> list[InputFile]:
     if corpus is None:
-        return list_inputs(config.input, suffixes=tuple(SUFFIXES), output=output.url)
+        return list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
     if preparation is not None:  # at the commit that it began with
         return preparation.files
     begun = None if config.overwrite else Downloads.resume(output)
     if begun is None:
-        return list_files(corpus)
+        return list_corpus(corpus)
     begun.check_settings(f"--output {output.url}", config.content())
     return begun.files
 
@@ -138,7 +140,7 @@ def _tokenizer(config: PrepareCorpusConfig, output: OutputDirectory) -> list[Inp
     """The files of the tokenizer that is asked for, unless they are there."""
     if config.tokenizer is None:
         return []
-    if not config.overwrite and tokenizer_there(output) == config.tokenizer:
+    if not config.overwrite and downloaded_tokenizer(output) == config.tokenizer:
         return []
     return find_tokenizer(config.tokenizer)
 
@@ -200,7 +202,7 @@ class _Work:
     ) -> tuple[list[InputFile], list[str]]:
         """Download what is missing; returns the files in their place among the downloads, and why
         some could not be reached."""
-        sizes = downloads.sizes(kept_directory(files[0]))
+        sizes = downloads.sizes(download_directory(files[0]))
         done = {n: f.size for n, f in enumerate(files) if sizes.get(f.name) == f.size}
         waiting = {n: f.size for n, f in enumerate(files) if n not in done}
         shared = (files, downloads, _scratch(downloads))
@@ -208,7 +210,7 @@ class _Work:
         if not unreachable:
             downloads.remove(EXCHANGE)
             downloads.remove_temporary()
-        return [replace(f, url=downloads.locate(kept_path(f))) for f in files], unreachable
+        return [replace(f, url=downloads.locate(download_path(f))) for f in files], unreachable
 
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
         """Sort, merge, write chunks and manifest."""

@@ -1,4 +1,12 @@
-"""Which keys make up the validation set and each chunk, and which runs are merged for them."""
+"""The ranges of keys of the validation set and of the chunks, and the runs to merge for them.
+
+The validation set takes the keys below a first key, the chunks divide the others equally. The first
+key is chosen such that the wanted number of distinct keys lies below it; for that the lowest keys
+are read from the ends of all runs, and no text. So the validation set does not depend on the number
+of chunks. With keys of 4 bits, the keys 2, 4, 6, 9, 11, 13, one document for validation and
+two chunks: the first key is 4, the ranges are [0, 4), [4, 10) and [10, 16). Every key lies in
+exactly one range, also the highest one: the last range ends at 2**64.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,23 +23,28 @@ from pipeline.prepare.sorted_runs import KEY_BITS, SortedRun, lowest_keys
 from pipeline.storage.output import OutputDirectory
 
 DEFAULT_SHARE = 10
-"""Of a corpus that has not twice VALIDATION_DOCUMENTS one of so many is held out, by default."""
+"""A corpus of fewer than 2 * VALIDATION_DOCUMENTS documents has one in so many held out, by
+default."""
 
 
 class Range(NamedTuple):
-    """What a chunk, or the validation set, holds."""
+    """The keys of a chunk, or of the validation set."""
 
     name: str
     keys: range
 
 
 def merge_groups(runs: Sequence[SortedRun]) -> list[Sequence[SortedRun]]:
-    """Runs that are merged with one another."""
+    """Neighbouring runs, which are merged with one another."""
     return [runs[i : i + MERGED_CELLS] for i in range(0, len(runs), MERGED_CELLS)]
 
 
 def slices_of(merges: Mapping[int, Sorted], shuffle: Shuffle) -> list[Slice]:
-    """The runs of merges, which are numbered by group, then cell."""
+    """The merged runs, a slice per cell.
+
+    Merge ``group * cells + cell`` merged one cell of one group of runs. With two groups and four
+    cells, cell 1 has the runs of the merges 1 and 5.
+    """
     numbers = sorted(merges)
     return [
         Slice(
@@ -52,8 +65,9 @@ def key_ranges(
     """The validation set as number 0, unless it is to be empty, and the chunks from 1 on.
 
     Args:
-        documents: read, duplicates included.
-        text_bytes: of their texts.
+        documents: number of documents that were read, duplicates included.
+        text_bytes: bytes of their texts.
+        slices: that cover all keys.
         content: the settings of the preparation.
 
     Raises:
@@ -79,8 +93,7 @@ def _validation(
     documents: int, slices: Sequence[Slice], content: Mapping[str, Any], output: OutputDirectory
 ) -> tuple[int, int]:
     """The first key that is not in the validation set, and how many documents are in it."""
-    asked = content["validation_documents"]
-    wanted = asked
+    wanted = asked = content["validation_documents"]
     if wanted is None:
         enough = documents >= 2 * VALIDATION_DOCUMENTS
         wanted = VALIDATION_DOCUMENTS if enough else documents // DEFAULT_SHARE
@@ -89,8 +102,8 @@ def _validation(
     lowest = np.zeros(0, np.uint64)
     for part in slices:
         if len(lowest) <= wanted:
-            found = lowest_keys(output, part.runs, wanted + 1 - len(lowest))
-            lowest = np.concatenate([lowest, found])
+            more = lowest_keys(output, part.runs, wanted + 1 - len(lowest))
+            lowest = np.concatenate([lowest, more])
     if len(lowest) <= wanted:
         if asked is not None:
             raise PipelineError(

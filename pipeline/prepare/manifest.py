@@ -1,17 +1,12 @@
-"""The manifest of a prepared corpus: written when all is done, read by whoever uses it."""
+"""The manifest of a prepared corpus: made when all chunks are written, if no document is lost."""
 
-from dataclasses import asdict
-from typing import Any
-
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.prepare.chunks import MANIFEST, RECORD, STAGE
-from pipeline.prepare.plan import FORMAT_VERSION, Preparation, as_json
+from pipeline.corpus.prepared import FORMAT_VERSION, PreparedManifest
+from pipeline.errors import PipelineError
+from pipeline.prepare.plan import Preparation, as_json
 from pipeline.prepare.shuffle import Chunk, Sorted, Source
 from pipeline.statistics.counts import DocumentStatistics
 from pipeline.storage.output import OutputDirectory
-
-ID_COLUMN = "sample_id"
-"""Of chunks."""
+from pipeline.storage.run_record import PREPARE
 
 
 def manifest_of(
@@ -19,14 +14,18 @@ def manifest_of(
     units: dict[int, Sorted],
     merges: dict[int, Sorted],
     chunks: dict[int, Chunk],
-) -> dict[str, Any]:
-    """What is told of a corpus when all is done.
+) -> PreparedManifest:
+    """The manifest of a corpus whose chunks are written.
+
+    The documents read have to be the documents written and the duplicates dropped, as multisets of
+    texts: their sums of hashes are compared, see ``DocumentStatistics.digest``.
 
     Args:
-        chunks: by number; 0 is the validation set, if there is one.
+        units: results by number, as are the others.
+        chunks: 0 is the validation set, if there is one.
 
     Raises:
-        PipelineError: what was written is not what was read.
+        PipelineError: documents were lost, or came from nowhere.
     """
     sources = _sources(preparation, units)
     read = sum((source.documents for source in sources.values()), DocumentStatistics())
@@ -41,11 +40,12 @@ def manifest_of(
         )
     rejects = sum(source.rejects for source in sources.values())
     validation = chunks.get(0)
+    columns = preparation.shuffle.columns
     return {
         "format_version": FORMAT_VERSION,
-        "stage": STAGE,
+        "stage": PREPARE,
         "configuration": preparation.settings,
-        "columns": asdict(preparation.shuffle.columns),
+        "columns": {"text": columns.text, "id": columns.id, "metadata": list(columns.metadata)},
         "counts": {
             "records": read.documents + rejects,
             "rejects": rejects,
@@ -55,8 +55,15 @@ def manifest_of(
         },
         "statistics": as_json(written),
         "sources": [
-            {"name": file.name, "url": file.url, "bytes": file.size, "version": file.version}
-            | as_json(sources.get(file.name, Source()))
+            {
+                "name": file.name,
+                "url": file.url,
+                "bytes": file.size,
+                "version": file.version,
+                "documents": as_json(sources[file.name].documents),
+                "rejects": sources[file.name].rejects,
+                "error": sources[file.name].error,
+            }
             for file in preparation.files
         ],
         "validation": as_json(validation),
@@ -65,7 +72,7 @@ def manifest_of(
 
 
 def _sources(preparation: Preparation, units: dict[int, Sorted]) -> dict[str, Source]:
-    """What came of each file; units hold parts of files."""
+    """What came of each file, added up over the units that read parts of it."""
     sources = {file.name: Source() for file in preparation.files}
     for _, unit in sorted(units.items()):
         for name, source in unit.sources.items():
@@ -73,43 +80,12 @@ def _sources(preparation: Preparation, units: dict[int, Sorted]) -> dict[str, So
     return sources
 
 
-def check_there(manifest: dict[str, Any], output: OutputDirectory) -> None:
+def check_chunks(manifest: PreparedManifest, output: OutputDirectory) -> None:
     """
     Raises:
-        PipelineError: a chunk that the manifest tells of is gone.
+        PipelineError: a chunk that the manifest lists is gone.
     """
     names = [chunk["name"] for chunk in [manifest["validation"], *manifest["chunks"]] if chunk]
     gone = sorted(set(names) - set(output.names()))
     if gone:
         raise PipelineError(f"{output.locate(gone[0])}: is gone; --overwrite starts anew")
-
-
-def prepared_chunks(url: str) -> list[str] | None:
-    """URLs of the chunks of the prepared corpus in a directory; None if there is none.
-
-    Raises:
-        ConfigError: it is there, but not finished, or damaged.
-    """
-    try:
-        directory = OutputDirectory(url)
-        there = [name for name in (MANIFEST, RECORD) if directory.exists(name)]
-    except PipelineError:
-        return None  # whoever lists the input says what is wrong with it
-    try:
-        manifest, record = (
-            directory.read_json(name) if name in there else None for name in (MANIFEST, RECORD)
-        )
-    except PipelineError as error:
-        raise ConfigError(f"--input {error}") from error
-    if manifest is not None and _is_of_prepared(manifest):
-        return [directory.locate(chunk["name"]) for chunk in manifest["chunks"]]
-    if _is_of_prepared(record):
-        raise ConfigError(
-            f"--input {url}: this corpus is not prepared to its end; run its prepare_corpus.py "
-            "command again"
-        )
-    return None
-
-
-def _is_of_prepared(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("stage") == STAGE

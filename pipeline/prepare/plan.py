@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from pipeline.corpus.documents import Columns, Split
+from pipeline.corpus.documents import Columns
+from pipeline.corpus.prepared import EXCHANGE, FORMAT_VERSION
+from pipeline.corpus.splits import Split
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import SortedRun
@@ -18,20 +20,18 @@ from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 from pipeline.storage.run_record import PREPARE, RunRecord, Written
 
-FORMAT_VERSION = 1
-EXCHANGE = "exchange"
 CHUNK_BYTES = 256 * 10**6
-"""Text in a chunk, by default."""
+"""Bytes of text per chunk, by default."""
 MOST_SPLITS = 256
-"""Of small files, in a unit."""
+"""Splits per unit, at most: small files share one."""
 LEAST_CELLS, MOST_CELLS = 64, 2048
 CELLS_PER_CHUNK = 16
-"""So that a chunk, which may begin and end inside a cell, reads little that is not its own, and a
-worker, which holds the texts of a cell at a time, little at all."""
+"""A chunk may begin and end inside a cell: with so many cells it reads little that is not its own,
+and a worker, which holds the texts of one cell at a time, needs little memory."""
 MANY_CHUNKS = 128
-"""Above this runs are merged first: a chunk would be very small parts of very many runs."""
+"""With more chunks than this, runs are merged first: see :mod:`pipeline.prepare.shuffle`."""
 MERGED_CELLS = 256
-"""Of runs that are merged, and runs that are merged into one."""
+"""Cells of runs that are merged; also how many runs are merged into one."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Downloads(RunRecord):
 def plan(
     files: list[InputFile], splits: Sequence[Split], columns: Columns, config: PrepareCorpusConfig
 ) -> Preparation:
-    """How the work is cut, which follows from the input and the settings alone."""
+    """Cut the work into units and cells; input and settings alone decide how."""
     chunks = config.num_chunks or math.ceil(sum(s.size for s in splits) / CHUNK_BYTES)
     cells, fine_cells = min(power_of_two(CELLS_PER_CHUNK * chunks), MOST_CELLS), None
     if chunks > MANY_CHUNKS:
@@ -118,12 +118,12 @@ def plan(
 
 
 def power_of_two(least: int) -> int:
-    """The smallest power of two that is at least so much, and at least 1."""
+    """The smallest power of two that is at least ``least`` and at least 1."""
     return 1 << max(least - 1, 0).bit_length()
 
 
 def _units(splits: Sequence[Split], limit: int) -> list[list[Split]]:
-    """Neighbouring splits, together at most ``limit`` bytes of text, about."""
+    """Neighbouring splits: at most MOST_SPLITS, and about ``limit`` bytes of text, per unit."""
     units: list[list[Split]] = []
     size = 0
     for split in splits:
@@ -136,12 +136,12 @@ def _units(splits: Sequence[Split], limit: int) -> list[list[Split]]:
 
 
 def units_done(output: OutputDirectory) -> dict[int, Sorted]:
-    """What is sorted, by number of the unit."""
+    """The results of units that are sorted, by number."""
     return {number: _sorted(entry) for number, entry in _entries(output, "units").items()}
 
 
 def merges_done(output: OutputDirectory) -> dict[int, Sorted]:
-    """What is merged, by number of the merge."""
+    """The results of merges that are done, by number."""
     return {number: _sorted(entry) for number, entry in _entries(output, "merges").items()}
 
 
@@ -151,17 +151,17 @@ def chunks_done(output: OutputDirectory) -> dict[int, Chunk]:
 
 
 def commit_entry(output: OutputDirectory, kind: str, number: int, done: Sorted | Chunk) -> None:
-    """Tell that a piece of work is done; ``kind`` is units, merges or chunks."""
+    """Record that a piece of work is done; ``kind`` is units, merges or chunks."""
     output.write(f"{EXCHANGE}/{kind}/{number:06d}.json", to_json(as_json(done)))
 
 
 def _entries(output: OutputDirectory, kind: str) -> dict[int, Any]:
-    found = output.read_all_json(f"{EXCHANGE}/{kind}")
-    return {int(name.removesuffix(".json")): entry for name, entry in found.items()}
+    entries = output.read_all_json(f"{EXCHANGE}/{kind}")
+    return {int(name.removesuffix(".json")): entry for name, entry in entries.items()}
 
 
 def as_json(value: Any) -> Any:
-    """Plain values of what a worker did."""
+    """The result of a piece of work as plain values."""
     if isinstance(value, DocumentStatistics):
         return value.to_json()
     if isinstance(value, dict):
@@ -172,6 +172,7 @@ def as_json(value: Any) -> Any:
 
 
 def read_chunk(entry: dict[str, Any]) -> Chunk:
+    """The chunk that :func:`as_json` made an entry of."""
     statistics = ("documents", "duplicates")
     return Chunk(**entry | {name: _statistics(entry[name]) for name in statistics})
 
@@ -190,6 +191,6 @@ def _statistics(values: dict[str, Any]) -> DocumentStatistics:
 
 
 def remove_entries(output: OutputDirectory) -> None:
-    """Remove what tells that pieces of work are done."""
+    """Remove the entries of all pieces of work, so that they are done again."""
     for kind in ("units", "merges", "chunks"):
         output.remove(f"{EXCHANGE}/{kind}")

@@ -1,16 +1,43 @@
-"""One seeded, global shuffle: three steps that workers do, each of which commits what it made.
+"""One seeded, global shuffle as a sort by random keys: steps that workers do, each committed.
 
-Every document gets a 64-bit key, a hash of the seed and of where it stands (file name, position),
-or with ``deduplicate`` of its text, so that equal texts meet. The shuffled corpus is the corpus
-sorted by key; that is a pure function of corpus and seed, whoever does the work. The lowest keys
-are the validation set, a chunk is one of equal ranges of the other keys.
+**The rule.** Every document has a 64-bit key: a hash of the seed and of its place in the input
+(file name, position) or, with ``deduplicate``, of its text, so that equal texts meet. The shuffled
+corpus is the corpus sorted by (key, place). The documents with the lowest keys are the validation
+set; each chunk is one of equally wide ranges of the other keys.
 
-1. ``sort_unit`` (:mod:`pipeline.prepare.sort_unit`): neighbouring pieces of input → sorted runs.
-2. ``merge_runs``: a slice of the keys in a group of runs → one run. Only in large corpora: there a
-   chunk would otherwise be a few bytes of each of very many runs.
-3. ``write_chunk``: a range of keys in all runs → a chunk.
+**The invariant.** The order is a function of corpus and seed alone. A key does not depend on the
+worker, unit or run that its document went through; places grow along the corpus, so that equal keys
+keep its order however it is cut; and each key lies in exactly one cell, so that sorted cells, one
+after another, are the sorted corpus. The number of workers, kills and resumed runs change nothing.
 
-No Ray here; :mod:`pipeline.prepare.job` has the workers.
+**The work.** The corpus is too large to sort in memory, so it is sorted in pieces:
+
+1. ``sort_unit`` (:mod:`pipeline.prepare.sort_unit`) reads neighbouring splits and writes *sorted
+   runs*, each as large as a worker's memory allows. A run is cut into *cells*, equal ranges of
+   keys, the smallest part that is read later.
+2. ``write_chunk`` reads from all runs the cells that its range of keys touches, sorts each cell
+   once more, and writes it. A chunk is a range of keys, not a number of documents, because every
+   worker can then find its documents in all runs without counting anybody else's. Keys are random,
+   so that chunks still hold almost equally many: 100,000 documents give or take 300.
+
+**An example** with keys of 4 bits, four cells, two runs, one document for validation, two chunks::
+
+    keys       0-3   4-7   8-11  12-15
+    run 0      b:2         a:9   c:13      sorted corpus: b d e a f c
+    run 1            d:4   f:11            validation: keys [0, 4): b
+                     e:6                   chunk 0: keys [4, 10): d e a; chunk 1: [10, 16): f c
+
+Chunk 0 reads the cells 4-7 and 8-11 of both runs and leaves out f, whose key is not in its range.
+
+**The second level.** Each chunk reads a piece of each run. In a corpus of 10 TB with 160,000 runs
+of 64 MB and 40,000 chunks of 256 MB a piece has 1.6 kB: billions of tiny reads. Therefore
+``merge_runs`` comes between the steps in large corpora: it merges one cell of a group of runs into
+one run, cut into *fine cells*. With 256 cells and groups of 256 runs a merge reads 256 pieces of
+256 kB and writes a run of 64 MB, which covers one cell of the keys. A chunk lies in one or two
+cells, and reads about 400 kB of each of the 625 merged runs there; never does anybody read a
+kilobyte.
+
+This module knows no Ray; :mod:`pipeline.prepare.job` has the workers.
 """
 
 import hashlib
@@ -23,6 +50,7 @@ import pyarrow as pa
 from pipeline.corpus.documents import Columns
 from pipeline.prepare.chunks import ChunkFormat, chunk_writer
 from pipeline.prepare.sorted_runs import (
+    KEY_BITS,
     Grid,
     SortedRows,
     SortedRun,
@@ -38,7 +66,7 @@ from pipeline.storage.output import OutputDirectory
 
 @dataclass(frozen=True)
 class Shuffle:
-    """What decides the outcome, and how the work is cut."""
+    """The settings that decide the order, and those that cut the work."""
 
     seed: int
     deduplicate: bool
@@ -48,13 +76,14 @@ class Shuffle:
     sort_bytes: int
     """Text that a worker holds and sorts at a time."""
     cells: int
-    """Of the runs that are sorted first, over all keys."""
+    """Cells, over all keys, of the runs that ``sort_unit`` writes; a power of two."""
     fine_cells: int | None
-    """Of merged runs, each of which has one of ``cells`` as its range; None: nothing is merged."""
+    """Fine cells per cell, in merged runs; a power of two. None: runs are not merged."""
 
     @property
     def grid(self) -> Grid:
-        return Grid.over(0, 64, self.cells)
+        """The grid of runs that are not merged, over all keys."""
+        return Grid.over(0, KEY_BITS, self.cells)
 
     def fine_grid(self, cell: int) -> Grid:
         """The grid of merged runs over one cell."""
@@ -63,12 +92,13 @@ class Shuffle:
 
     @property
     def schema(self) -> pa.Schema:
+        """The schema of all runs."""
         return run_schema(self.columns.metadata)
 
 
 @dataclass
 class Source:
-    """What came of an input file, or of part of it."""
+    """What came of an input file, or of a part of it."""
 
     documents: DocumentStatistics = field(default_factory=DocumentStatistics)
     rejects: int = 0
@@ -85,11 +115,11 @@ class Source:
 
 @dataclass
 class Sorted:
-    """What a unit, or a merge, left."""
+    """What came of a unit or of a merge: its runs."""
 
     runs: list[SortedRun]
     duplicates: DocumentStatistics
-    """Dropped."""
+    """Documents that were left out because an earlier one has the same text."""
     sources: dict[str, Source] = field(default_factory=dict)
     """By file name."""
 
@@ -101,10 +131,10 @@ class Chunk:
     name: str
     documents: DocumentStatistics
     duplicates: DocumentStatistics
-    """Dropped."""
+    """Documents that were left out because an earlier one has the same text."""
     file_bytes: int
     sha256: str
-    """Of the file."""
+    """Digest of the file, in hexadecimal."""
 
 
 def merge_runs(
@@ -115,7 +145,10 @@ def merge_runs(
     output: OutputDirectory,
     report: Callable[[int], None],
 ) -> Sorted:
-    """Commit what runs hold in one cell as one run on the fine grid of that cell.
+    """Commit the documents of one cell of some runs as one run on the fine grid of that cell.
+
+    Args:
+        report: called with the bytes of text that were merged.
 
     Raises:
         PipelineError: a run cannot be read or written.
@@ -149,6 +182,11 @@ def write_chunk(
 ) -> Chunk:
     """Commit the documents whose keys are in a range, in order, as a chunk.
 
+    Args:
+        name: of the chunk's file.
+        slices: that cover all keys.
+        report: called with the bytes of text of each cell that is written.
+
     Raises:
         PipelineError: a run cannot be read, or the chunk cannot be written.
     """
@@ -173,7 +211,7 @@ def write_chunk(
 def _rows_in(
     keys: range, slices: Sequence[Slice], schema: pa.Schema, output: OutputDirectory
 ) -> Iterator[SortedRows]:
-    """Documents in a range of keys: a cell at a time, in order."""
+    """The documents with keys in a range, in order; each item is what one cell holds of them."""
     if not keys:
         return
     ends = np.array([keys.start, keys.stop - 1], np.uint64)

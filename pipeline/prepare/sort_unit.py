@@ -1,4 +1,4 @@
-"""The first step of a shuffle: neighbouring pieces of input → sorted runs."""
+"""The first step of a shuffle: neighbouring splits of the input → sorted runs."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,28 +13,30 @@ import xxhash
 from pipeline.corpus.documents import (
     Document,
     Reject,
-    Split,
     bad_document,
     read_records,
     rejects_json,
 )
+from pipeline.corpus.prepared import EXCHANGE, REJECTS
+from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
 from pipeline.prepare.shuffle import Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import sort_rows, without_duplicates, write_run
 from pipeline.statistics.counts import DocumentStatistics
-from pipeline.storage.download import fetched
+from pipeline.storage.download import local_copy
 from pipeline.storage.hub import is_hub_file
 from pipeline.storage.output import OutputDirectory
 
 BATCH_BYTES = 4 << 20
-"""Text that goes from Python values to Arrow at a time, with its records:"""
 BATCH_RECORDS = 8192
+"""Text and records at most that become one Arrow batch."""
 UNIT_BITS = 40
-"""A document's place is its unit, then so many bits for its number there."""
+"""A document's place is ``unit << UNIT_BITS | number in the unit``: places grow along the
+corpus."""
 
 
 class _Keys:
-    """Keys of documents."""
+    """The key of a document: a hash of its text, or of its position, seeded by its file's name."""
 
     def __init__(self, shuffle: Shuffle):
         self._seed, self._by_text = shuffle.seed, shuffle.deduplicate
@@ -49,18 +51,18 @@ class _Keys:
         return xxhash.xxh3_64_intdigest(document.position.encode(), self._file_seed)
 
 
-class _RunMaker:
+class _RunWriter:
     """Holds documents until there are enough to sort, then commits them as a run."""
 
     def __init__(self, number: int, shuffle: Shuffle, output: OutputDirectory):
         self._number, self._shuffle, self._output = number, shuffle, output
-        self._held: list[pa.RecordBatch] = []
+        self._batches: list[pa.RecordBatch] = []
         self._keys = _Keys(shuffle)
         self._documents = 0
-        self.made = Sorted([], DocumentStatistics())
+        self.result = Sorted([], DocumentStatistics())
 
     def add(self, file: str, documents: Sequence[Document]) -> DocumentStatistics:
-        """Take documents of a file; gives their statistics."""
+        """Take documents of a file; returns their statistics."""
         first = (self._number << UNIT_BITS) + self._documents
         self._documents += len(documents)
         columns = [
@@ -73,22 +75,22 @@ class _RunMaker:
             values = [document.metadata[i] for document in documents]
             columns.append(pa.array(values, pa.large_string()))
         batch = pa.RecordBatch.from_arrays(columns, schema=self._shuffle.schema)
-        self._held.append(batch)
-        if sum(held.nbytes for held in self._held) >= self._shuffle.sort_bytes:
+        self._batches.append(batch)
+        if sum(held.nbytes for held in self._batches) >= self._shuffle.sort_bytes:
             self.flush()
         return DocumentStatistics.of(batch["text"])
 
     def flush(self) -> None:
-        """Commit what is held."""
-        if not self._held:
+        """Commit what is held as a run."""
+        if not self._batches:
             return
-        rows = sort_rows(self._held, self._shuffle.schema)
-        self._held.clear()
+        rows = sort_rows(self._batches, self._shuffle.schema)
+        self._batches.clear()
         if self._shuffle.deduplicate:
-            rows, dropped = without_duplicates(rows)
-            self.made.duplicates += dropped
-        name = f"exchange/runs/{self._number:06d}-{len(self.made.runs):04d}.run"
-        self.made.runs.append(write_run(self._output, name, self._shuffle.grid, rows))
+            rows, duplicates = without_duplicates(rows)
+            self.result.duplicates += duplicates
+        name = f"{EXCHANGE}/runs/{self._number:06d}-{len(self.result.runs):04d}.run"
+        self.result.runs.append(write_run(self._output, name, self._shuffle.grid, rows))
 
 
 def sort_unit(
@@ -99,23 +101,23 @@ def sort_unit(
     scratch: Path,
     report: Callable[[int], None],
 ) -> Sorted:
-    """Commit the documents of some splits as sorted runs, and ``rejects/`` of the others.
+    """Commit the documents of some splits as sorted runs, and the other records in ``rejects/``.
 
     Args:
-        number: of the unit; units are numbered as the corpus goes.
+        number: of the unit; units are numbered in the order of the corpus.
         scratch: local directory for files of the hub while they are read.
-        report: called with bytes of text, and of downloads, as they are done.
+        report: called with the bytes of text that were read, and of files that were downloaded.
 
     Raises:
         UnreachableFileError: a file cannot be read now.
-        BadDocumentError: a document cannot be used, and the job is to stop at such.
+        BadDocumentError: a document cannot be used, and the job is to stop then.
         PipelineError: the output cannot be written.
     """
-    runs = _RunMaker(number, shuffle, output)
+    runs = _RunWriter(number, shuffle, output)
     with SpooledTemporaryFile(max_size=BATCH_BYTES) as rejected:
         for split in splits:
             name = split.file.name
-            source = runs.made.sources.setdefault(name, Source())
+            source = runs.result.sources.setdefault(name, Source())
             with _readable(split, scratch, report) as readable:
                 try:
                     for documents, rejects in _batches(readable, shuffle):
@@ -128,28 +130,31 @@ def sort_unit(
                         report(statistics.bytes)
                 except BadFileError as error:
                     source.error = str(error)
-                    # Among the rejects too, so that they tell all that was lost.
+                    # It is among the rejects, too: they list everything that is lost.
                     rejected.write(rejects_json(name, [], source.error))
         runs.flush()
         if rejected.tell():
             rejected.seek(0)
-            with output.committing(f"rejects/{number:06d}.jsonl") as path, path.open("wb") as file:
+            with (
+                output.committing(f"{REJECTS}/{number:06d}.jsonl") as path,
+                path.open("wb") as file,
+            ):
                 shutil.copyfileobj(rejected, file)
-    return runs.made
+    return runs.result
 
 
 @contextmanager
 def _readable(split: Split, scratch: Path, report: Callable[[int], None]) -> Iterator[Split]:
-    """The split with its file where it can be read: files of the hub are downloaded first."""
+    """The split with a file that can be read: files of the hub are downloaded first."""
     if not is_hub_file(split.file):
         yield split
         return
-    with fetched(split.file, scratch, report) as path:
+    with local_copy(split.file, scratch, report) as path:
         yield replace(split, file=replace(split.file, url=str(path)))
 
 
 def _batches(split: Split, shuffle: Shuffle) -> Iterator[tuple[list[Document], list[Reject]]]:
-    """The records of a split, some megabytes at a time; up to where it is broken, if it is."""
+    """The records of a split, some megabytes at a time; a broken file's up to the broken place."""
     documents: list[Document] = []
     rejects: list[Reject] = []
     size = 0

@@ -1,13 +1,36 @@
 """Sorted runs: documents in the order of their keys, of which any range of keys can be read.
 
-A shuffle is a sort by random keys, and too large for memory: each worker sorts what it can hold
-and writes it as a *run*; a range of keys is then read from all runs and sorted once more. Runs are
-cut into *cells*, equal ranges of keys, the smallest part that is read at a time.
+A shuffle is a sort by random keys, and too large for memory: each worker sorts what it can hold and
+writes it as a *run*; a range of keys is then read from all runs and sorted once more. Runs are cut
+into *cells*, equal ranges of keys on a *grid*, the smallest part that is read at a time.
 
-A run is an Arrow IPC stream, one record batch for each cell that has documents, followed by all
-keys as little-endian uint64. Columns: ``key: uint64``, ``place: uint64`` (the rank of the document
-in the corpus, which decides between equal keys), ``text: large_binary`` (UTF-8), ``sample_id:
-string``, and metadata columns as strings.
+The file of a run, with N rows on a grid of C cells::
+
+    0             Arrow IPC stream: the schema, then a record batch without rows
+    offsets[0]    the record batch of cell 0
+    offsets[1]    the record batch of cell 1
+    ...
+    offsets[C]    end-of-stream mark
+    keys_offset   the keys of all rows, ascending: N little-endian uint64
+
+Cell ``i`` lies at ``[offsets[i], offsets[i + 1])``; a cell without documents has no bytes there.
+Each batch is a whole IPC message without dictionaries, so that it can be read alone, given the
+schema: ``pyarrow.ipc.read_record_batch(data[offsets[i] : offsets[i + 1]], schema)``. Its rows are
+sorted by (key, place); its buffers are compressed with LZ4. The columns are::
+
+    key: uint64              what the shuffle sorts by
+    place: uint64            rank of the document in the corpus, which decides between equal keys
+    text: large_binary       UTF-8
+    sample_id: large_string
+    ...: large_string        the metadata columns, null where a document has none
+
+``rows``, ``offsets`` and ``keys_offset`` are not in the file but in the entry of the unit or merge
+that wrote it (``exchange/units/NNNNNN.json``), as :class:`SortedRun` has them. The keys are there
+twice so that the lowest ones of all runs can be found without reading texts.
+
+For example, keys of 4 bits on a grid of four cells, and documents with the keys 5, 1 and 12: the
+offsets are ``[a, b, c, c, d]``. ``[a, b)`` holds key 1, ``[b, c)`` key 5, nothing lies in the cell
+of the keys 8 to 11, ``[c, d)`` holds key 12, and the file ends with 1, 5, 12 in eight bytes each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +47,13 @@ from pipeline.storage.output import OutputDirectory
 
 KEY_BITS = 64
 COMPRESSION = "lz4"
-"""Runs are written once and read once: a codec that costs little both ways."""
+"""A run is written once and read once: this codec costs little both ways."""
 WINDOW_BYTES = 16 << 20
-"""Of runs, compressed, that are fetched at a time."""
+"""Compressed bytes of runs that are fetched at a time."""
 
 
 def run_schema(metadata: Sequence[str]) -> pa.Schema:
-    """Schema of a run with these metadata columns."""
+    """The schema of a run with these metadata columns."""
     columns = [("key", pa.uint64()), ("place", pa.uint64()), ("text", pa.large_binary())]
     strings = [(name, pa.large_string()) for name in ("sample_id", *metadata)]
     return pa.schema([*columns, *strings])
@@ -38,7 +61,7 @@ def run_schema(metadata: Sequence[str]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of equal width, from ``low`` on: cell i holds ``low + [i, i + 1) * 2**width_bits``."""
+    """Cells of equal width: cell i holds the keys ``low + [i, i + 1) * 2**width_bits``."""
 
     low: int
     cells: int
@@ -46,7 +69,7 @@ class Grid:
 
     @classmethod
     def over(cls, low: int, bits: int, cells: int) -> "Grid":
-        """``cells``, a power of two, over the ``2**bits`` keys from ``low`` on."""
+        """Cut the ``2**bits`` keys from ``low`` on into ``cells`` cells, a power of two."""
         return cls(low, cells, bits - cells.bit_length() + 1)
 
     def start(self, cell: int) -> int:
@@ -54,20 +77,20 @@ class Grid:
         return self.low + (cell << self.width_bits)
 
     def cell_of(self, key: int) -> int:
+        """The cell that holds a key; outside 0 to ``cells - 1`` if it is not on the grid."""
         return (key - self.low) >> self.width_bits
 
 
 @dataclass(frozen=True)
 class SortedRun:
-    """A committed run."""
+    """A committed run, as the module's description has it."""
 
     name: str
-    """Of its file, below the output directory."""
+    """Path of its file, below the output directory."""
     rows: int
     offsets: list[int]
-    """Where the cells begin in the file, and where the last one ends."""
+    """C + 1 offsets in the file: where cells begin, and where the last one ends."""
     keys_offset: int
-    """Where the keys begin."""
 
 
 class SortedRows(NamedTuple):
@@ -78,7 +101,7 @@ class SortedRows(NamedTuple):
     table: pa.Table
     """The same rows, not sorted."""
     order_D: np.ndarray
-    """Row of the table for each document."""
+    """The document's row in the table."""
 
     def part(self, start: int, stop: int) -> pa.RecordBatch:
         """Documents ``start`` to ``stop`` as a batch."""
@@ -89,7 +112,7 @@ class SortedRows(NamedTuple):
 
 
 def sort_rows(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> SortedRows:
-    """Rows of all batches by (key, place)."""
+    """The rows of all batches, sorted by (key, place)."""
     table = pa.Table.from_batches(batches, schema).combine_chunks()
     keys_D, places_D = table["key"].to_numpy(), table["place"].to_numpy()
     order_D = np.lexsort((places_D, keys_D))
@@ -97,10 +120,11 @@ def sort_rows(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> SortedRow
 
 
 def without_duplicates(rows: SortedRows) -> tuple[SortedRows, DocumentStatistics]:
-    """The rows without those whose text an earlier one has; and what was dropped.
+    """The rows without those whose text an earlier row has, and statistics of those left out.
 
-    Keys have to be made from texts, so that equal texts are neighbours; that the keys are equal is
-    not enough.
+    Keys have to be made from texts, so that equal texts have equal keys and are neighbours.
+    Different texts may share a key, too; therefore the texts within each stretch of equal keys are
+    compared. With the keys and texts (7, "x"), (7, "y"), (7, "x"), (9, "z") the third row goes.
     """
     same = rows.keys_D[1:] == rows.keys_D[:-1]
     texts = rows.table["text"]
@@ -115,13 +139,13 @@ def without_duplicates(rows: SortedRows) -> tuple[SortedRows, DocumentStatistics
         seen.add(text)
     if not drop:
         return rows, DocumentStatistics()
-    dropped = texts.take(pa.array(rows.order_D[drop])).combine_chunks()
-    left = SortedRows(np.delete(rows.keys_D, drop), rows.table, np.delete(rows.order_D, drop))
-    return left, DocumentStatistics.of(dropped)
+    duplicates = texts.take(pa.array(rows.order_D[drop])).combine_chunks()
+    distinct = SortedRows(np.delete(rows.keys_D, drop), rows.table, np.delete(rows.order_D, drop))
+    return distinct, DocumentStatistics.of(duplicates)
 
 
 def write_run(output: OutputDirectory, name: str, grid: Grid, rows: SortedRows) -> SortedRun:
-    """Commit rows, which lie on the grid, as a run.
+    """Commit rows, whose keys lie on the grid, as a run.
 
     Raises:
         PipelineError: the file cannot be written.
@@ -145,7 +169,9 @@ def write_run(output: OutputDirectory, name: str, grid: Grid, rows: SortedRows) 
 def read_cells(
     output: OutputDirectory, runs: Sequence[SortedRun], cells: range, schema: pa.Schema
 ) -> Iterator[list[pa.RecordBatch]]:
-    """For each of the cells, which are neighbours, its batches in all runs.
+    """For each of some neighbouring cells, its record batches in those runs that have one.
+
+    Ranges of bytes are fetched from all runs at once, about WINDOW_BYTES of them or one cell.
 
     Raises:
         PipelineError: a run cannot be read.
@@ -179,7 +205,11 @@ def _batch(piece: bytes, start: int, stop: int, schema: pa.Schema, where: str) -
 
 
 def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) -> np.ndarray:
-    """The ``count`` lowest distinct keys in runs (uint64, ascending); all, if there are fewer."""
+    """The ``count`` lowest distinct keys in runs (uint64, ascending); all, if there are fewer.
+
+    A run can contribute no key beyond its own ``count`` lowest ones; those are the first ``count``
+    of its keys unless some are equal: then twice as many are read, until they suffice.
+    """
     lowest = np.zeros(0, np.uint64)
     for i in range(0, len(runs), 16):
         some = list(runs[i : i + 16])
@@ -187,10 +217,9 @@ def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) 
         while some and count:
             starts = [run.keys_offset for run in some]
             stops = [run.keys_offset + 8 * min(run.rows, rows) for run in some]
-            found = output.read_ranges([run.name for run in some], starts, stops)
-            keys = [np.unique(np.frombuffer(data, "<u8")) for data in found]
+            ranges = output.read_ranges([run.name for run in some], starts, stops)
+            keys = [np.unique(np.frombuffer(data, "<u8")) for data in ranges]
             lowest = np.unique(np.concatenate([lowest, *keys]))[:count]
-            # Where keys repeat, those that are missing lie further on.
             few = [len(keys_K) < count for keys_K in keys]
             some = [run for run, more in zip(some, few, strict=True) if more and rows < run.rows]
             rows *= 2

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.cluster.progress import Reporter
-from pipeline.corpus.documents import Split
+from pipeline.corpus.prepared import EXCHANGE
+from pipeline.corpus.splits import Split
 from pipeline.prepare.chunks import ChunkFormat
 from pipeline.prepare.key_ranges import Range
-from pipeline.prepare.plan import EXCHANGE, commit_entry
+from pipeline.prepare.plan import commit_entry
 from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
 from pipeline.prepare.sort_unit import sort_unit
 from pipeline.prepare.sorted_runs import SortedRun
-from pipeline.storage.download import fetched
-from pipeline.storage.hub import kept_path
+from pipeline.storage.download import local_copy
+from pipeline.storage.hub import download_path
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 
@@ -29,8 +30,8 @@ def download(
     files, downloads, scratch = shared
     file = files[number]
     with (
-        fetched(file, scratch, report) as copy,
-        downloads.committing(kept_path(file)) as target,
+        local_copy(file, scratch, report) as copy,
+        downloads.committing(download_path(file)) as target,
     ):
         shutil.move(copy, target)
 

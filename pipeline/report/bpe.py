@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from pipeline.errors import ConfigError
 from pipeline.report.flops import TokenizerFigures
 from pipeline.shards.shard_set import ShardEntry, ShardSet
-from pipeline.storage.download import fetch, find_tokenizer
+from pipeline.storage.download import fetch
+from pipeline.storage.tokenizer_files import find_tokenizer
 
 T = TypeVar("T")
 FILE = "tokenizer.json"

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.errors import ConfigError
-from pipeline.storage.output import whole_url
+from pipeline.storage.output import canonical_url
 
 TARGETS = (4.5, 6.0, 8.0)
 CONTEXT_BYTES = 8192
@@ -59,7 +59,7 @@ class PatchReportConfig:
             raise ConfigError(f"--num-workers: must be at least 1, got {self.num_workers}")
         if self.num_workers is not None and not self.recompute:
             raise ConfigError("--num-workers: only --recompute has workers")
-        places = (url.rstrip("/") if "://" in url else whole_url(url) for url in self.shards)
+        places = (url.rstrip("/") if "://" in url else canonical_url(url) for url in self.shards)
         url, times = Counter(places).most_common(1)[0]
         if times > 1:
             raise ConfigError(f"--shards: {url} is named {times} times")

@@ -1,4 +1,4 @@
-"""The files of a corpus: what paths, globs, directories and URLs stand for."""
+"""Paths, globs, directories and URLs → the files that they stand for."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError
-from pipeline.storage.output import filesystem_of, refuse_credentials, say, whole_url
+from pipeline.errors import ConfigError, translated
+from pipeline.storage.output import canonical_url, filesystem_of, refuse_credentials
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class InputFile:
 
     url: str
     name: str
-    """Path below the directory or glob that it was found by: what documents are called after."""
+    """Path below the directory or glob that it was found by; ids of documents begin with it."""
     size: int
     """Bytes, as stored."""
     version: str
-    """Changes when the content does: etag or time of modification."""
+    """Etag, hash or time of modification: it changes when the content does."""
 
 
 def list_inputs(
@@ -30,22 +30,20 @@ def list_inputs(
 ) -> list[InputFile]:
     """The files that paths, globs, directories and URLs stand for, sorted by URL, each once.
 
-    Directories and globs give the files with one of ``suffixes`` that are not hidden; a path to a
-    file gives the file whatever it is called. What is in ``output``, which may lie below an input
-    directory, is not input.
+    A directory or glob stands for its files that are not hidden and end in one of ``suffixes``, a
+    path to a file for that file, whatever its name. Files in ``output``, which may lie below an
+    input directory, are no input.
 
     Raises:
         ConfigError: an input cannot be listed, holds no such file, or is in the output.
     """
-    found: dict[str, InputFile] = {}
+    by_url: dict[str, InputFile] = {}
     for pattern in inputs:
         refuse_credentials("--input", pattern)
-        try:
+        with translated(f"--input {pattern}", ConfigError, "cannot be listed"):
             files = list(_list_one(pattern, suffixes))
-        except Exception as error:  # each filesystem has its own; all mean the same here
-            raise ConfigError(f"--input {pattern}: cannot be listed: {say(error)}") from error
-        below = whole_url(output).rstrip("/") + "/" if output is not None else None
-        inside = [file for file in files if below and whole_url(file.url).startswith(below)]
+        below = canonical_url(output).rstrip("/") + "/" if output is not None else None
+        inside = [file for file in files if below and canonical_url(file.url).startswith(below)]
         if inside and len(inside) == len(files):
             raise ConfigError(
                 f"--output {output}: holds the input {inside[0].url}; choose another directory"
@@ -54,10 +52,10 @@ def list_inputs(
         if not files:
             known = " ".join(suffixes)
             raise ConfigError(f"--input {pattern}: no such file, and no files with {known} below")
-        found |= {file.url: file for file in files}
-    names = Counter(file.name for file in found.values())
-    # Documents are called after their files: two files of one name go by their whole URLs.
-    named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in found.values())
+        by_url |= {file.url: file for file in files}
+    names = Counter(file.name for file in by_url.values())
+    # Ids of documents begin with names of files: two files of one name go by their whole URLs.
+    named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in by_url.values())
     return sorted(named, key=lambda file: file.url)
 
 
@@ -76,8 +74,8 @@ def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
         return
     else:
         return
-    for found, info in infos.items():
-        name = found.removeprefix(root).lstrip("/")
+    for file, info in infos.items():
+        name = file.removeprefix(root).lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
         if info["type"] != "directory" and not hidden and name.endswith(suffixes):
             yield _input_file(filesystem, info, name)

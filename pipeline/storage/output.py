@@ -20,28 +20,30 @@ import orjson
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, PipelineError
-
-_DIGITS_AS_0 = bytes(ord("0" if chr(i).isdecimal() else " ") for i in range(256))
-TEMPORARY = "_tmp"
-"""Directory below a local output that holds what is not committed yet."""
-
+from pipeline.errors import ConfigError, PipelineError, message_of
 
 _LOCAL = LocalFileSystem()
+_DIGITS_AS_0 = bytes(ord("0" if chr(i).isdecimal() else " ") for i in range(256))
+READ_AHEAD = 8 << 20
+"""Bytes that a remote file is read in at a time."""
+TEMPORARY = "_tmp"
+"""Directory below a local output that holds what is not committed yet."""
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
     """The filesystem of a URL or local path, and the path there; absolute if it is local."""
     if "://" not in url:  # a plain path means itself, whatever characters are in it
         return _LOCAL, os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (quicker)
-    return url_to_fs(url)
+    filesystem, path = url_to_fs(url)
+    return filesystem, str(path)
 
 
-def whole_url(url: str) -> str:
-    """The same for all ways to write a place; local ones are absolute paths."""
+def canonical_url(url: str) -> str:
+    """One URL for all ways to write a place; local ones are absolute paths."""
     filesystem, path = filesystem_of(url)
-    whole = path if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(path)
-    return whole.rstrip("/") or "/"
+    if not isinstance(filesystem, LocalFileSystem):
+        path = str(filesystem.unstrip_protocol(path))
+    return path.rstrip("/") or "/"
 
 
 def refuse_credentials(flag: str, url: str) -> None:
@@ -64,13 +66,9 @@ def refuse_credentials(flag: str, url: str) -> None:
 def open_input(url: str) -> io.BufferedIOBase:
     """A seekable binary file that reads ahead in large pieces; the caller closes it."""
     filesystem, path = filesystem_of(url)
-    if isinstance(filesystem, LocalFileSystem):
-        return filesystem.open(path, "rb")
-    return filesystem.open(path, "rb", block_size=8 << 20)
-
-
-def say(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    ahead = {} if isinstance(filesystem, LocalFileSystem) else {"block_size": READ_AHEAD}
+    file: io.BufferedIOBase = filesystem.open(path, "rb", **ahead)
+    return file
 
 
 def to_json(value: Any) -> bytes:
@@ -119,11 +117,11 @@ class OutputDirectory:
         except FileNotFoundError:
             raise
         except Exception as error:  # each filesystem has its own; all mean the same here
-            raise PipelineError(f"{self.url}: cannot be used: {say(error)}") from error
+            raise PipelineError(f"{self.url}: cannot be used: {message_of(error)}") from error
 
     def exists(self, name: str) -> bool:
         with self._reaching():
-            return self.filesystem.exists(f"{self.path}/{name}")
+            return bool(self.filesystem.exists(f"{self.path}/{name}"))
 
     def names(self, directory: str = "") -> list[str]:
         """Names of the files in this directory, or in one below; none if there is no such one."""
@@ -156,7 +154,8 @@ class OutputDirectory:
         with self._reaching():
             if self.local:
                 return Path(self.path, name).read_bytes()
-            return self.filesystem.cat_file(f"{self.path}/{name}")
+            data: bytes = self.filesystem.cat_file(f"{self.path}/{name}")
+            return data
 
     def read_ranges(self, names: list[str], starts: list[int], stops: list[int]) -> list[bytes]:
         """A range of bytes of each file; remotely many at a time.
@@ -173,7 +172,7 @@ class OutputDirectory:
         for i, data in zip(wanted, ranges, strict=True):
             if isinstance(data, Exception):
                 where = self.locate(names[i])
-                raise PipelineError(f"{where}: cannot be read: {say(data)}") from data
+                raise PipelineError(f"{where}: cannot be read: {message_of(data)}") from data
         found = dict(zip(wanted, ranges, strict=True))
         return [found.get(i, b"") for i in range(len(paths))]
 
@@ -238,7 +237,7 @@ class OutputDirectory:
 
     def _cannot_write(self, name: str, error: Exception) -> PipelineError:
         return PipelineError(
-            f"cannot write {self.locate(name)}: {say(error)}; what is committed stays, "
+            f"cannot write {self.locate(name)}: {message_of(error)}; what is committed stays, "
             "run the same command again to go on"
         )
 
@@ -250,7 +249,7 @@ class OutputDirectory:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PipelineError(f"{self.url}: cannot be used: {say(error)}") from error
+            raise PipelineError(f"{self.url}: cannot be used: {message_of(error)}") from error
         return directory / name
 
     @staticmethod

@@ -41,7 +41,7 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.cluster.memory import bound_memory
-from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.formats import input_suffixes
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import BATCH_BYTES, patch_split
@@ -74,7 +74,7 @@ def compare(
     size = sum(map(len, documents))
     scorer = Scorer(model, Patcher(threshold=THRESHOLD))
     batches = in_batches(documents, BATCH_BYTES)
-    (file,) = list_inputs([str(corpus)], suffixes=tuple(SUFFIXES))
+    (file,) = list_inputs([str(corpus)], suffixes=input_suffixes())
     (split,) = plan_file(file, "jsonl", corpus.stat().st_size + 1).splits
     numbers = count()
 

@@ -14,9 +14,8 @@ from support.loopback_hub import Hub
 CLIENT = """
 import json, os, sys
 from pathlib import Path
-from pipeline.storage import download
-from pipeline.storage import hub
-from pipeline.corpus.named import find_corpus
+from pipeline.storage import download, hub, tokenizer_files
+from pipeline.corpus.named import find_corpus, list_corpus
 from pipeline.errors import PipelineError
 from pipeline.storage.output import OutputDirectory
 
@@ -24,7 +23,7 @@ hub.FIRST_WAIT, hub.RETRIES = 0.01, 3
 
 def fetch(name, directory):
     answers = {}
-    for file in hub.list_files(find_corpus(name)):
+    for file in list_corpus(find_corpus(name)):
         reported = []
         try:
             path = download.fetch(file, Path(directory), reported.append)
@@ -34,11 +33,11 @@ def fetch(name, directory):
     return answers
 
 def list_files(name, directory):
-    return {f.name: [f.url, f.size, f.version] for f in hub.list_files(find_corpus(name))}
+    return {f.name: [f.url, f.size, f.version] for f in list_corpus(find_corpus(name))}
 
 def tokenizer(name, directory):
-    files = download.find_tokenizer(name)
-    return download.download_tokenizer(name, files, OutputDirectory(f"{directory}/{name}"))
+    files = tokenizer_files.find_tokenizer(name)
+    return tokenizer_files.download_tokenizer(name, files, OutputDirectory(f"{directory}/{name}"))
 
 for kind, name, directory, token in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
-from pipeline.corpus.documents import file_format
+from pipeline.corpus.formats import file_format
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.documents import Columns, Document, Reject, file_format, read_split
+from pipeline.corpus.documents import Columns, Document, Reject, read_split
+from pipeline.corpus.formats import file_format
+from pipeline.corpus.lines import read_lines
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError
 from pipeline.storage.listing import InputFile
@@ -98,6 +101,23 @@ def test_byte_ranges_share_no_line_and_lose_none(
     for record in records:  # a position is the offset of the line
         line = data[int(record.position) :].split(b"\n")[0]
         assert json.loads(line)["text"] == record.text.decode()
+
+
+def test_the_examples_of_ranges_in_the_descriptions(tmp_path):
+    lines = b"ab\ncde\nf\n"
+    for ranges, expected in (
+        ([(0, 4), (4, 8)], [[0, 3], [7]]),
+        ([(0, 3), (3, 8)], [[0], [3, 7]]),
+    ):
+        for (start, stop), offsets in zip(ranges, expected, strict=True):
+            assert [at for at, _ in read_lines(io.BytesIO(lines), start, stop, 99)] == offsets
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(b'{"text": "%027d"}\n' % i for i in range(3)))
+    assert path.stat().st_size == 120
+    splits = plan_file(input_file(path), "jsonl", 50).splits
+    assert [(split.start, split.stop) for split in splits] == [(0, 50), (50, 100), (100, 120)]
+    positions = [[r.position for r in read_split(split, Columns(), 99)] for split in splits]
+    assert positions == [["0", "40"], ["80"], []]
 
 
 def test_text_files_are_documents(tmp_path):

@@ -2,11 +2,14 @@
 
 import re
 from fnmatch import fnmatchcase
+from typing import get_args, get_type_hints
 
 import pytest
 
 from pipeline.corpus.named import CORPORA, Corpus, find_corpus
 from pipeline.errors import ConfigError
+from pipeline.prepare.config import PrepareCorpusConfig
+from pipeline.storage.tokenizer_files import TOKENIZERS
 
 
 def matches(corpus: Corpus, path: str) -> bool:
@@ -46,3 +49,18 @@ def test_what_else_a_corpus_may_be_is_told(name):
     ) as told:
         find_corpus(name)
     assert all(known in str(told.value) for known in [*CORPORA, "owner/name@revision"])
+
+
+def test_a_named_corpus_is_one_entry_in_the_table(monkeypatch):
+    corpus = Corpus("toy", "lab/toy", ("*.jsonl",), "jsonl", "body", None, revision="0" * 40)
+    monkeypatch.setitem(CORPORA, "toy", corpus)
+    assert find_corpus("toy") == PrepareCorpusConfig("out", corpus="toy").find_corpus() == corpus
+    with pytest.raises(ConfigError, match=r"there are fineweb_edu, .*, toy, and every dataset"):
+        find_corpus("toys")
+
+
+def test_the_flag_s_help_names_every_corpus_and_tokenizer():
+    for field, names in (("corpus", CORPORA), ("tokenizer", TOKENIZERS)):
+        hint = get_type_hints(PrepareCorpusConfig, include_extras=True)[field]
+        (argument,) = get_args(hint)[1:]
+        assert ", ".join(names) in argument.help

@@ -8,7 +8,7 @@ from support.jobs import contents
 
 from model import Patcher
 from pipeline.corpus import documents
-from pipeline.corpus.documents import SUFFIXES
+from pipeline.corpus.formats import input_suffixes
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 from pipeline.patch import patch_split as worker
@@ -28,7 +28,7 @@ class Patching:
     def __init__(self, directory, model, lines=None):
         path = directory / "a.jsonl"
         path.write_text("\n".join(lines or [json.dumps({"text": text}) for text in TEXTS]))
-        (file,) = list_inputs([str(path)], suffixes=tuple(SUFFIXES))
+        (file,) = list_inputs([str(path)], suffixes=input_suffixes())
         (self.split,) = plan_file(file, "jsonl", 1 << 30).splits
         self.scorer = Scorer(model, Patcher(1.0))
         self.config = PatchCorpusConfig((str(path),), "unused", threshold=1.0, shard_bytes=1000)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.corpus.documents import Split
+from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
 from pipeline.patch.run import PatchRun, is_complete
 from pipeline.shards.shard_set import ShardEntry, commit_entry

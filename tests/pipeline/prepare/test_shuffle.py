@@ -130,6 +130,16 @@ def test_the_lowest_and_the_highest_key_are_in_a_chunk(
     assert done.chunks[3][-1][1] == "last"
 
 
+@pytest.mark.parametrize("cut", [{"sort_bytes": 70}, {"sort_bytes": 70, **TWO_LEVELS}])
+def test_the_example_in_the_description_of_the_shuffle(tmp_path, monkeypatch, cut):
+    keys = {b"a": 9, b"b": 2, b"c": 13, b"d": 4, b"e": 6, b"f": 11}
+    keys_are(monkeypatch, lambda text: keys[text] << 60)
+    source = write_files(tmp_path / "in", {"0.jsonl": ["a", "b", "c"], "1.jsonl": ["d", "e", "f"]})
+    done = shuffle_files(source, tmp_path / "out", chunks=2, validation=1, cells=4, **cut)
+    parts = [[text for _, text in part] for part in (done.validation, *done.chunks)]
+    assert parts == [["b"], ["d", "e", "a"], ["f", "c"]]
+
+
 def test_the_first_of_thousands_of_equal_texts_is_kept(tmp_path):
     """They are spread over many runs, each of which is merged with a few others."""
     texts = {f"{name}.jsonl": [f"own {name}", *["", "again"] * 700] for name in "cab"}

@@ -1,6 +1,7 @@
 """Sorted runs: what is written comes back, cell by cell, and the lowest keys without the rest."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,28 @@ def test_a_run_is_an_arrow_stream_with_its_keys_behind(tmp_path):
     assert np.frombuffer(data[run.keys_offset :], "<u8").tolist() == [0, 0, 1 << 63, LAST]
     whole = rows_of(list(pa.ipc.open_stream(data[: run.keys_offset])))
     assert whole == [rows[3], rows[1], rows[2], rows[0]]
+
+
+def test_a_cell_can_be_read_alone_as_the_layout_is_described(tmp_path):
+    rows = [(key << 60, place, b"text") for place, key in enumerate((5, 1, 12))]
+    run = write(tmp_path, "a.run", Grid.over(0, 64, 4), rows)
+    data = (tmp_path / "a.run").read_bytes()
+    schema = pa.schema(
+        [
+            ("key", pa.uint64()),
+            ("place", pa.uint64()),
+            ("text", pa.large_binary()),
+            ("sample_id", pa.large_string()),
+            ("url", pa.large_string()),
+        ]
+    )
+    cells: list[list[int]] = []
+    for start, stop in pairwise(run.offsets):
+        cell = pa.ipc.read_record_batch(data[start:stop], schema) if stop > start else None
+        cells.append([] if cell is None else [key >> 60 for key in cell["key"].to_pylist()])
+    assert cells == [[1], [5], [], [12]] and run.rows == 3
+    keys = np.frombuffer(data[run.keys_offset :], "<u8")
+    assert [int(key) >> 60 for key in keys] == [1, 5, 12]
 
 
 @settings(deadline=None, max_examples=40)

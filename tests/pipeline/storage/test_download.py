@@ -15,8 +15,9 @@ from support.loopback_answers import TOKEN, Fault, git_oid
 
 from pipeline.corpus.named import CORPORA
 from pipeline.errors import PipelineError
-from pipeline.storage import download
+from pipeline.storage import download, tokenizer_files
 from pipeline.storage.listing import InputFile
+from pipeline.storage.output import OutputDirectory
 
 SIZE = 300_000
 """Bytes of most files: many pieces."""
@@ -190,7 +191,7 @@ def test_tokens_stay_on_the_hub(hub, told):
 
 def test_tokenizers(told, directory):
     for name, token in (("llama3", TOKEN), ("openai-community/gpt2", None)):
-        repository = download.TOKENIZERS.get(name, name)
+        repository = tokenizer_files.TOKENIZERS.get(name, name)
         names = TOKENIZERS[repository][:2]
         assert told[name, token] == [f"tokenizer/{path}" for path in names]
         root = directory / name / "tokenizer"
@@ -219,7 +220,7 @@ FILE = InputFile("hf://datasets/lab/x@c0/a/b.parquet", "a/b.parquet", 4, f"git:{
 
 def test_a_copy_that_is_there_is_not_fetched_and_goes_with_its_block(tmp_path):
     (tmp_path / download.local_name(FILE)).write_bytes(b"text")
-    with download.fetched(FILE, tmp_path, report=None) as path:
+    with download.local_copy(FILE, tmp_path, report=None) as path:
         assert path.read_bytes() == b"text" and path.name.endswith("-b.parquet")
     assert not list(tmp_path.iterdir())
 
@@ -228,7 +229,7 @@ def test_directories_that_are_full_or_cannot_be_written(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download, "_rest", full)
+    monkeypatch.setattr(download, "_remaining", full)
     huge = replace(FILE, size=10**18)
     for file in (FILE, huge):
         message = f"{tmp_path}: the disk has no room for a/b.parquet .*run the same command again"
@@ -237,3 +238,15 @@ def test_directories_that_are_full_or_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(PipelineError, match=r"file: cannot be written: .*File exists"):
         download.fetch(FILE, tmp_path / "file", report=None)
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [('{"name": "gpt2", "files": []}', "gpt2"), ("[]", None), ("{}", None), ('{"name": 1}', None)],
+)
+def test_a_tokenizer_is_there_if_its_record_says_so(tmp_path, record, name):
+    output = OutputDirectory(str(tmp_path))
+    assert tokenizer_files.downloaded_tokenizer(output) is None
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "source.json").write_text(record)
+    assert tokenizer_files.downloaded_tokenizer(output) == name

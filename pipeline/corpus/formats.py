@@ -1,0 +1,333 @@
+"""The formats of input files: how files of each are recognised, cut into splits, and read.
+
+To add a format, derive a class from :class:`InputFormat` and add an instance to :data:`FORMATS`:
+``--format``, its help, the files that a directory stands for, planning and reading follow the
+table. A format whose files are read as a whole needs no more than names and one method::
+
+    class Pages(InputFormat):
+        \"\"\"A document per form feed.\"\"\"
+
+        name, title, endings = "pages", "pages", (".pages",)
+        has_columns = False
+
+        def records(self, file, start, stop, columns, max_document_bytes):
+            for number, page in enumerate(file.read().split(b"\\f")):
+                yield str(number), {columns[0]: page}
+"""
+
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import orjson
+import pyarrow.parquet as pq
+
+from pipeline.corpus.columnar import READ_BYTES, arrow_rows, open_arrow, parquet_rows
+from pipeline.corpus.lines import COMPRESSIONS, open_decompressed, read_lines
+from pipeline.errors import ConfigError
+from pipeline.storage.listing import InputFile
+from pipeline.storage.output import open_input
+
+EXPANSION = 3
+"""Text is about so many times as large as what it was compressed to."""
+FIRST_LINES = 100
+"""Records of a JSONL file that are asked for the names of their fields."""
+BOM = b"\xef\xbb\xbf"
+
+Record: TypeAlias = tuple[str, dict[str, Any] | str]
+"""Position, and the fields by name or the reason why there are none."""
+
+
+class Part(NamedTuple):
+    """The part of a file that becomes one split."""
+
+    start: int
+    stop: int | None
+    """First and last+1 row group, record batch or byte; None: to the end."""
+    size: int
+    """Estimate of the bytes of text."""
+
+
+class Cut(NamedTuple):
+    """Where a file is cut, and what it tells of its columns."""
+
+    parts: list[Part]
+    """In order, every record in one of them; none if the file is read as a whole."""
+    columns: list[str] | None
+    """Names that the file offers; None where it does not tell."""
+
+
+class InputFormat(ABC):
+    """One format of input files."""
+
+    name: ClassVar[str]
+    """The value of ``--format``."""
+    title: ClassVar[str]
+    """The name in help texts."""
+    endings: ClassVar[tuple[str, ...]]
+    """Of names of files, without that of a compression."""
+    is_compressible: ClassVar[bool] = True
+    """Whether files may be compressed as a whole, as the end of their names tells."""
+    has_columns: ClassVar[bool] = True
+    """False: a record is a text and nothing else, whatever ``--text-column`` is."""
+    is_data: ClassVar[bool] = True
+    """False: in a dataset's repository, files of this format are about the data."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """How names of files in this format end."""
+        compressions = ("", *COMPRESSIONS) if self.is_compressible else ("",)
+        return tuple(end + compression for end in self.endings for compression in compressions)
+
+    def text_bytes(self, file: InputFile) -> int:
+        """Estimate of the bytes of text in a whole file."""
+        return file.size * (EXPANSION if file.name.endswith(COMPRESSIONS) else 1)
+
+    def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        """Where to cut a file into parts of about ``split_bytes`` of text.
+
+        It follows from the file's content and ``split_bytes`` alone: resumed runs and different
+        clusters have to cut in the same places. Any exception means that the file is not cut.
+        """
+        return Cut([], None)
+
+    @abstractmethod
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        """The records of a part, in order and in bounded memory.
+
+        Args:
+            file: at its beginning, decompressed if the format is compressible.
+            start: of the part.
+            stop: of the part.
+            columns: names of the fields that are wanted; the first is the text.
+            max_document_bytes: longer texts are rejected: none has to be read further than that.
+
+        Yields:
+            position and fields of each record, strings as ``str`` or, unchecked, as UTF-8
+            ``bytes``; or position and reason of one that cannot be used. A position names one
+            record of a file and is the same however the file is cut: shuffles and ids follow it.
+
+        Raises:
+            BadFileError: the rest cannot be read. Errors of Arrow, gzip, zstd and UTF-8 need not
+                be translated.
+        """
+
+
+class Parquet(InputFormat):
+    """Parquet files are cut between row groups; the position is the number of the row."""
+
+    name, title, endings = "parquet", "Parquet", (".parquet",)
+    is_compressible = False
+
+    def text_bytes(self, file: InputFile) -> int:
+        return file.size * EXPANSION
+
+    def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        with open_input(file.url) as raw:
+            metadata = pq.ParquetFile(raw).metadata
+        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        return Cut(_neighbours(sizes, split_bytes), metadata.schema.to_arrow_schema().names)
+
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        return parquet_rows(file, columns, start, stop)
+
+
+class JsonLines(InputFormat):
+    """Files of JSON objects, one per line, are cut anywhere; compressed ones are not cut.
+
+    A part is a range of bytes and holds the lines that begin in it. The position is the offset of
+    the line's first byte, uncompressed.
+    """
+
+    name, title, endings = "jsonl", "JSONL", (".jsonl", ".ndjson", ".json")
+
+    def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        with open_input(file.url) as raw:
+            columns = _first_keys(open_decompressed(raw, file.name))
+        if file.name.endswith(COMPRESSIONS):
+            return Cut([], columns)
+        starts = range(0, max(file.size, 1), split_bytes)
+        ranges = [(start, min(start + split_bytes, file.size)) for start in starts]
+        return Cut([Part(start, stop, stop - start) for start, stop in ranges], columns)
+
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        # JSON may need 6 bytes (\u0041) for one byte of text, and other fields their own.
+        longest = 6 * max_document_bytes + READ_BYTES
+        for offset, line in read_lines(file, start, stop, longest):
+            if line is None:
+                yield str(offset), f"line of more than {longest} bytes (--max-document-bytes)"
+            elif line and not line.isspace():
+                yield str(offset), _parse_line(offset, line, columns)
+
+
+class Arrow(InputFormat):
+    """Arrow IPC files are cut between record batches; streams have to be read from their start.
+
+    The position is ``record batch:row``.
+    """
+
+    name, title, endings = "arrow", "Arrow", (".arrow",)
+    is_compressible = False
+
+    def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        with open_input(file.url) as raw:
+            reader = open_arrow(raw)
+            batches = getattr(reader, "num_record_batches", 0)
+            columns = reader.schema.names
+        sizes = [file.size // batches] * batches if batches else []
+        return Cut(_neighbours(sizes, split_bytes), columns)
+
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        return arrow_rows(file, columns, start, stop)
+
+
+class Text(InputFormat):
+    """A text file is one document, at position 0."""
+
+    name, title, endings = "text", "text", (".txt", ".text", ".md", ".rst")
+    has_columns = False
+    is_data = False
+
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        # One byte more tells a text that is too long without reading all of it.
+        yield "0", {columns[0]: file.read(max_document_bytes + 1)}
+
+
+FORMATS: dict[str, InputFormat] = {
+    form.name: form for form in (Parquet(), JsonLines(), Arrow(), Text())
+}
+"""By name. This is the only place that lists the formats."""
+
+AUTO = "auto"
+"""The value of ``--format`` that goes by the files' names."""
+if TYPE_CHECKING:
+    FormatName: TypeAlias = str
+else:
+    FormatName = Literal[(AUTO, *FORMATS)]
+"""What ``--format`` may be: AUTO, or the name of a format."""
+
+*_first, _last = (form.title for form in FORMATS.values())
+FORMAT_TITLES = f"{', '.join(_first)} or {_last}"
+"""All formats, for help texts."""
+
+
+def input_suffixes() -> tuple[str, ...]:
+    """How the names of input files end."""
+    return tuple(suffix for form in FORMATS.values() for suffix in form.suffixes)
+
+
+def file_format(file: InputFile, wanted: FormatName) -> str | None:
+    """The name of the format asked for, or of the one that the file's name tells; None if it tells
+    none."""
+    if wanted != AUTO:
+        return wanted
+    matches = (name for name, form in FORMATS.items() if file.name.endswith(form.suffixes))
+    return next(matches, None)
+
+
+def known_format(file: InputFile, wanted: FormatName, flag: str) -> str:
+    """The same, where there has to be one.
+
+    Args:
+        flag: that would tell the format.
+
+    Raises:
+        ConfigError: neither the flag nor the file's name tells the format.
+    """
+    name = file_format(file, wanted)
+    if name is None:
+        raise ConfigError(f"{flag}: cannot tell what {file.url} holds from its name")
+    return name
+
+
+def _neighbours(sizes: Sequence[int], limit: int) -> list[Part]:
+    """Neighbouring row groups or record batches, together at most ``limit`` bytes.
+
+    With sizes 4, 4, 5, 9, 1 and a limit of 8 the parts are [0, 2), [2, 3), [3, 4), [4, 5): one that
+    is too large is alone.
+    """
+    parts: list[Part] = []
+    start, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            parts.append(Part(start, i, total))
+            start, total = i, 0
+        total += size
+    if sizes:
+        parts.append(Part(start, len(sizes), total))
+    return parts
+
+
+def _first_keys(file: io.BufferedIOBase) -> list[str] | None:
+    """Fields of the first records: not all need to have all of them."""
+    keys: dict[str, None] = {}
+    for offset, line in islice(read_lines(file, 0, None, READ_BYTES), FIRST_LINES):
+        with suppress(ValueError, RecursionError):  # reading it tells what is wrong
+            value = _line_value(offset, line or b"")
+            keys |= dict.fromkeys(value if isinstance(value, dict) else ())
+    return list(keys) or None
+
+
+def _parse_line(offset: int, line: bytes, columns: Sequence[str]) -> dict[str, Any] | str:
+    """The fields in the line that begins at ``offset``, or what is wrong with it."""
+    try:
+        value = _line_value(offset, line, columns)
+    except UnicodeDecodeError as error:
+        return f"line is not valid UTF-8: {error.reason} at byte {error.start}"
+    except (ValueError, RecursionError) as error:
+        return f"line is not valid JSON: {error}"
+    return value if isinstance(value, dict) else "line is not a JSON object"
+
+
+def _line_value(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
+    """The value in a line, of which these fields are wanted."""
+    if not offset:
+        line = line.removeprefix(BOM)
+    with suppress(orjson.JSONDecodeError):
+        value = orjson.loads(line)
+        if isinstance(value, dict) and all(
+            isinstance(value.get(name, ""), (str, NoneType)) for name in columns
+        ):
+            return value
+    # Slower, but it knows large integers, NaN and lone surrogates, and says where a line is wrong.
+    return json.loads(line.decode())

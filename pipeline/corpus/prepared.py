@@ -1,0 +1,166 @@
+"""Prepared corpora: what ``prepare_corpus.py`` leaves, and how other jobs find its chunks.
+
+A prepared corpus is a directory::
+
+    NAME.chunk.NN.parquet     shuffled documents: ``sample_id``, ``text``, metadata columns
+    NAME.val.parquet          documents held out for validation
+    rejects/NNNNNN.jsonl      records that could not be used: file, position, reason
+    manifest.json             written last: sources, seed, counts, statistics, digests
+    run.json                  the record of the run, written first
+    tokenizer/                a tokenizer, if one was asked for
+    exchange/                 what workers give to one another; removed at the end
+
+or the same with ``.jsonl``, named as the published recipe does.
+"""
+
+from types import UnionType
+from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.run_record import MANIFEST, PREPARE, RECORD
+
+FORMAT_VERSION = 1
+"""Of manifest and record."""
+REJECTS = "rejects"
+EXCHANGE = "exchange"
+ID_COLUMN, TEXT_COLUMN = "sample_id", "text"
+"""Columns of chunks."""
+
+Statistics = dict[str, Any]
+"""What ``DocumentStatistics.to_json`` gives."""
+
+
+class ManifestColumns(TypedDict):
+    """Columns of the input that were asked for."""
+
+    text: str
+    id: str | None
+    metadata: list[str]
+
+
+class ManifestCounts(TypedDict):
+    """Numbers of records and documents."""
+
+    records: int
+    rejects: int
+    duplicates: int
+    validation: int
+    chunks: int
+
+
+class ManifestSource(TypedDict):
+    """An input file, and what came of it."""
+
+    name: str
+    url: str
+    bytes: int
+    version: str
+    documents: Statistics
+    rejects: int
+    error: str | None
+    """Why it could not be read to its end."""
+
+
+class ManifestChunk(TypedDict):
+    """A chunk, or the validation set."""
+
+    name: str
+    documents: Statistics
+    duplicates: Statistics
+    file_bytes: int
+    sha256: str
+
+
+class PreparedManifest(TypedDict):
+    """The content of ``manifest.json``."""
+
+    format_version: int
+    stage: str
+    configuration: dict[str, Any]
+    """The settings that decide what is in the chunks, by name of the flag."""
+    columns: ManifestColumns
+    counts: ManifestCounts
+    statistics: Statistics
+    """Of all documents that were written."""
+    sources: list[ManifestSource]
+    validation: ManifestChunk | None
+    chunks: list[ManifestChunk]
+
+
+def read_manifest(directory: OutputDirectory) -> PreparedManifest:
+    """The manifest of a prepared corpus.
+
+    Raises:
+        FileNotFoundError: there is none.
+        PipelineError: it cannot be read, or is not such a manifest; names the file.
+    """
+    value = directory.read_json(MANIFEST)
+    problem = _problem(value, PreparedManifest, "it")
+    if problem is None and not _is_of_prepared(value):
+        problem = f"its stage is {value['stage']!r}, not {PREPARE!r}"
+    if problem is not None:
+        raise PipelineError(
+            f"{directory.locate(MANIFEST)}: is not the manifest of a prepared corpus: {problem}; "
+            "restore it, or prepare the corpus anew with --overwrite"
+        )
+    return cast(PreparedManifest, value)
+
+
+def prepared_chunks(url: str) -> list[str] | None:
+    """URLs of the chunks of the prepared corpus in a directory; None if there is no such corpus.
+
+    Raises:
+        ConfigError: there is one, but it is not finished, or its manifest or record is damaged.
+    """
+    try:
+        directory = OutputDirectory(url)
+        existing = [name for name in (MANIFEST, RECORD) if directory.exists(name)]
+    except PipelineError:
+        return None  # whoever lists the input says what is wrong with it
+    try:
+        values = {name: directory.read_json(name) for name in existing}
+        if not any(map(_is_of_prepared, values.values())):
+            return None
+        if MANIFEST in values:
+            chunks = read_manifest(directory)["chunks"]
+            return [directory.locate(chunk["name"]) for chunk in chunks]
+    except PipelineError as error:
+        raise ConfigError(f"--input {error}") from error
+    raise ConfigError(
+        f"--input {url}: this corpus is not prepared to its end; run its prepare_corpus.py "
+        "command again"
+    )
+
+
+def _is_of_prepared(value: object) -> bool:
+    """Whether a manifest or record says that it is a prepared corpus'."""
+    return isinstance(value, dict) and value.get("stage") == PREPARE
+
+
+def _problem(value: object, kind: Any, what: str) -> str | None:
+    """Where a JSON value is not of a type (a TypedDict and what those hold); None if it is.
+
+    Args:
+        what: the value in a sentence, like "chunks[3]".
+    """
+    if isinstance(kind, UnionType):
+        problems = [_problem(value, each, what) for each in get_args(kind)]
+        return None if None in problems else problems[0]
+    if is_typeddict(kind) and isinstance(value, dict):
+        for name, inner in get_type_hints(kind).items():
+            if name not in value:
+                return f"{what} has no {name!r}"
+            path = name if what == "it" else f"{what}.{name}"
+            if problem := _problem(value[name], inner, path):
+                return problem
+        return None
+    if get_origin(kind) is list and isinstance(value, list):
+        (inner,) = get_args(kind)
+        problems = [_problem(item, inner, f"{what}[{i}]") for i, item in enumerate(value)]
+        return next((problem for problem in problems if problem is not None), None)
+    plain = dict if is_typeddict(kind) else get_origin(kind) or kind
+    if isinstance(value, plain) and not isinstance(value, bool):
+        return None
+    names = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
+    return f"{what} is not {names.get(plain, 'null')}"

@@ -1,0 +1,85 @@
+"""Tokenizers of models on the hub: which files they are, and their download beside a corpus."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.storage.download import fetch
+from pipeline.storage.hub import HUB_ID, Repository, check_access, list_repository
+from pipeline.storage.listing import InputFile
+from pipeline.storage.output import OutputDirectory, to_json
+
+DIRECTORY = "tokenizer"
+RECORD = f"{DIRECTORY}/source.json"
+TOKENIZERS = {
+    "llama3": "meta-llama/Meta-Llama-3-8B",
+    "llama2": "meta-llama/Llama-2-7b-hf",
+    "gpt2": "openai-community/gpt2",
+}
+"""Hub ids by the names that ``--tokenizer`` knows."""
+SINGLE_FILES = ("tokenizer.json", "tokenizer.model", "original/tokenizer.model")
+"""Each of these is a whole tokenizer."""
+FILE_PAIR = ("vocab.json", "merges.txt")
+"""These are a tokenizer together."""
+TOKENIZER_FILES = (
+    *SINGLE_FILES,
+    *FILE_PAIR,
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
+"""Files that are downloaded, where a repository has them."""
+
+
+def find_tokenizer(name: str) -> list[InputFile]:
+    """The files of a tokenizer.
+
+    Args:
+        name: one of TOKENIZERS, or any hub id, as ``owner/name`` or ``owner/name@revision``.
+
+    Raises:
+        ConfigError: it is gated, missing, cannot be reached, or holds no tokenizer.
+    """
+    flag = f"--tokenizer {name}"
+    model = HUB_ID.fullmatch(TOKENIZERS.get(name, name))
+    if model is None:
+        raise ConfigError(
+            f"{flag}: no such tokenizer; there are {', '.join(TOKENIZERS)}, and every model of "
+            "the hub, as owner/name or owner/name@revision"
+        )
+    repository = Repository(flag, "model", model["repository"], model["revision"] or "main")
+    by_name = {file.name: file for file in list_repository(repository)}
+    files = [by_name[wanted] for wanted in TOKENIZER_FILES if wanted in by_name]
+    if not (by_name.keys() & set(SINGLE_FILES) or by_name.keys() >= set(FILE_PAIR)):
+        raise ConfigError(
+            f"{flag}: {repository.id} holds no tokenizer: neither {', '.join(SINGLE_FILES)}"
+            f" nor {' with '.join(FILE_PAIR)}"
+        )
+    check_access(repository, files[0])
+    return files
+
+
+def download_tokenizer(name: str, files: list[InputFile], output: OutputDirectory) -> list[str]:
+    """Commit the files of a tokenizer below ``tokenizer/``; returns their names there.
+
+    Raises:
+        UnreachableFileError: one cannot be downloaded now.
+        PipelineError: the output cannot be written.
+    """
+    output.remove(DIRECTORY)
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in files:
+            copy = fetch(file, Path(temporary), report=lambda count: None)
+            with output.committing(f"{DIRECTORY}/{file.name}") as target:
+                shutil.copyfile(copy, target)
+    # The record comes last: it tells that all files are there.
+    output.write(RECORD, to_json({"name": name, "files": [file.url for file in files]}))
+    return [f"{DIRECTORY}/{file.name}" for file in files]
+
+
+def downloaded_tokenizer(output: OutputDirectory) -> str | None:
+    """The name of the tokenizer all of whose files are in the output; None if there is none."""
+    if not output.exists(RECORD):
+        return None
+    record = output.read_json(RECORD)
+    name = record.get("name") if isinstance(record, dict) else None
+    return name if isinstance(name, str) else None
