@@ -6,14 +6,12 @@ of it makes a directory of safetensors complete.
 """
 
 import json
-import os
 import posixpath
 import uuid
 from pathlib import Path
 from typing import Any
 
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from model.blt_config import BLTConfig
@@ -21,6 +19,7 @@ from model.checkpoints import blt as blt_checkpoint
 from model.checkpoints import entropy_model as checkpoint
 from model.checkpoints.files import CheckpointError, differences, reading
 from model.entropy_model import EntropyModelConfig
+from pipeline.storage.output import filesystem_of
 
 FILE = "model.json"
 Shape = BLTConfig | EntropyModelConfig
@@ -37,7 +36,7 @@ def write_model_description(folder: str, shape: Shape) -> None:
     Raises:
         CheckpointError: steps of another model are there; names the arguments.
     """
-    filesystem, path = filesystem_of(folder)
+    filesystem, path = checkpoint_filesystem(folder)
     target = posixpath.join(path, FILE)
     if filesystem.exists(target) and steps_in(folder):
         differing = argument_differences(_read(filesystem, target), shape)
@@ -57,7 +56,7 @@ def read_model_description(step: str) -> Shape:
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
-    filesystem, path = filesystem_of(step)
+    filesystem, path = checkpoint_filesystem(step)
     for directory in (path, posixpath.dirname(path)):
         target = posixpath.join(directory, FILE)
         if filesystem.exists(target):
@@ -75,7 +74,7 @@ def complete_safetensors(step: str) -> None:
     Raises:
         CheckpointError: there is no ``model.json`` in the folder of the steps.
     """
-    filesystem, path = filesystem_of(step)
+    filesystem, path = checkpoint_filesystem(step)
     config = own_config(read_model_description(step))
     _write(filesystem, posixpath.join(path, "config.json"), config)
 
@@ -102,7 +101,7 @@ def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()
 
 def steps_in(folder: str) -> list[str]:
     """Directories of steps in a folder, the last step first; empty if it is no folder."""
-    filesystem, path = filesystem_of(folder)
+    filesystem, path = checkpoint_filesystem(folder)
     if not filesystem.isdir(path):
         return []
     names = [posixpath.basename(found.rstrip("/")) for found in filesystem.ls(path, detail=False)]
@@ -111,12 +110,13 @@ def steps_in(folder: str) -> list[str]:
     return [f"{folder.rstrip('/')}/step-{step}" for step in steps]
 
 
-def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URL or local path, and the path there."""
-    if "://" not in url:  # a plain path means itself, whatever characters are in it
-        return LocalFileSystem(), os.path.normpath(Path(url).absolute())
-    filesystem, path = url_to_fs(url)
-    return filesystem, path.rstrip("/")
+def checkpoint_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a directory or URL, and the path there.
+
+    As for torchtitan, a leading ``~`` is a name like any other.
+    """
+    filesystem, path = filesystem_of(url if "://" in url else str(Path(url).absolute()))
+    return filesystem, path.rstrip("/") or path
 
 
 def _read(filesystem: AbstractFileSystem, path: str) -> Shape:

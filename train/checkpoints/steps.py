@@ -26,7 +26,7 @@ from model.checkpoints.files import (
     reading,
 )
 from model.entropy_model import EntropyModel
-from train.checkpoints.model_json import filesystem_of, read_model_description
+from train.checkpoints.model_json import checkpoint_filesystem, read_model_description
 
 INDEX = ".metadata"
 TRAINING_STATE = ("optimizer", "lr_scheduler", "dataloader", "train_state")
@@ -92,7 +92,7 @@ def read_step(step: str) -> BLT | EntropyModel:
 
 
 def _files(source: str) -> set[str]:
-    filesystem, path = filesystem_of(source)
+    filesystem, path = checkpoint_filesystem(source)
     if not filesystem.isdir(path):
         raise NotADirectoryError(source)
     return {posixpath.basename(found) for found in filesystem.ls(path, detail=False)}
