@@ -93,7 +93,7 @@ class ByteTrainer(Trainer):
         """Train to the end, if that was not done before."""
         steps, checkpoint = self.config.training.steps, self.config.checkpoint
         any_step = checkpoint.enable and checkpoint.load_step == -1
-        if any_step and self.checkpointer.holds_weights_of(steps):
+        if any_step and self.checkpointer.holds_final_weights(steps):
             logger.info(f"All {steps} steps were done before.")
             return
         super().train()
