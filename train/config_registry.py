@@ -3,7 +3,7 @@
 The command line can change every value: ``--training.steps 5000``.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -103,9 +103,11 @@ def blt_debug() -> ByteTrainer.Config:
     return _debug(blt_spec("debug"))
 
 
-def _blt(size: str, *, lr: float, local_batch_size: int, **more: Any) -> ByteTrainer.Config:
+def _blt(
+    size: str, *, lr: float, local_batch_size: int, float8: bool = False
+) -> ByteTrainer.Config:
     return _config(
-        blt_spec(size, **more),
+        blt_spec(size, float8=float8),
         lr=lr,
         seq_len=8192,
         local_batch_size=local_batch_size,

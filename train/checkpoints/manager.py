@@ -77,7 +77,7 @@ class Checkpointer(CheckpointManager):
             raise CheckpointError(
                 f"{weights}: {_WEIGHTS_ONLY}, and there is no other step; begin another run with "
                 "these weights (--checkpoint.initial-load-path, another --dump-folder), or remove "
-                "the step to begin anew"
+                "the step to start from the beginning"
             )
         return -1
 

@@ -158,7 +158,7 @@ class _RowCutter:
         patches per token change little; from the sixth on they are the middle of the interval.
         """
         ends, split = self.ends, self.split
-        # One patch more than fits, so that a row with too many patches is told from a full one.
+        # One patch more than fits, so that a row with too many patches differs from a full one.
         end = min(sparse + patches + 1, len(ends))
         before = ends[dense - 1] if dense else 0
         before_sparse = ends[sparse - 1] if sparse else 0

@@ -213,7 +213,7 @@ def _check(urls: Sequence[str], settings: RowSettings) -> None:
     """
     weights, patches = settings.weights, settings.patches_per_row
     if not urls:
-        raise ConfigError("dataloader.shards: name at least one shard set, as patch_corpus made it")
+        raise ConfigError("dataloader.shards: name at least one shard set that patch_corpus wrote")
     if weights and len(weights) != len(urls):
         raise ConfigError(
             f"dataloader.weights: {len(weights)} for {len(urls)} shard sets; one each, or none"
