@@ -1,9 +1,9 @@
-"""Patch the documentation and sources that ship with Python, and report on what came out.
+"""Patch the documentation and sources that ship with Python, and write a report.
 
-Needs no network: the entropy model comes with this repository. Writes ``demo/corpus.jsonl``,
-``demo/shards`` (an output directory of ``jobs/patch_corpus.py``), ``demo/report`` (one of
-``jobs/patch_report.py``) and ``demo/patches.png``, a sentence with its entropies and patches. A
-second run finds its shards committed and only looks at them.
+The demo needs no network: the entropy model comes with this repository. It writes
+``demo/corpus.jsonl``, ``demo/shards`` (an output directory of ``jobs/patch_corpus.py``),
+``demo/report`` (one of ``jobs/patch_report.py``) and ``demo/patches.png``, a sentence with its
+entropies and patches. A second run reuses the shards.
 """
 
 import json
@@ -22,26 +22,26 @@ from pipeline.drawing.entropy_png import draw_patches
 
 DEMO = ROOT / "demo"
 SOURCE_BYTES = 2_000_000
-"""Sources of the standard library beside the documentation, about."""
+"""Approximate size of the standard library's sources that the corpus holds."""
 EXAMPLE = ("truth", "objects", "strings")
-"""Topics to look for an example sentence in."""
+"""Topics of the documentation, one of which is drawn."""
 
 
 def documents() -> Iterator[tuple[str, str, str]]:
-    """``(id, text, kind)``: Python's own documentation, then modules of the standard library."""
+    """Yield ``(id, text, kind)`` of Python's documentation, then of the standard library."""
     for name, text in sorted(pydoc_data.topics.topics.items()):
         yield name, text, "documentation"
-    left = SOURCE_BYTES
+    remaining = SOURCE_BYTES
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         text = path.read_text(encoding="utf-8", errors="replace")
-        left -= len(text)
-        if left < 0:
+        remaining -= len(text)
+        if remaining < 0:
             return
         yield path.name, text, "source code"
 
 
 def write_corpus(path: Path) -> None:
-    """Write the corpus unless it is there: a changed file would make the job refuse to go on."""
+    """Write the corpus, unless the file holds it: jobs do not resume when a file changes."""
     keys = ("id", "text", "kind")
     rows = (dict(zip(keys, document, strict=True)) for document in documents())
     data = "".join(json.dumps(row) + "\n" for row in rows)
@@ -50,27 +50,27 @@ def write_corpus(path: Path) -> None:
         path.write_text(data)
 
 
-def run_job(name: str, *flags: object) -> int:
-    """The exit status of a job."""
+def run_script(name: str, *flags: object) -> int:
+    """Run a job; returns its exit status."""
     job = [sys.executable, str(ROOT / "jobs" / name), *map(str, flags)]
     return subprocess.run(job, check=False).returncode
 
 
 def main() -> int:
-    """Returns the exit status of the first job that failed, or 0."""
+    """Run the demo; returns the exit status of the first job that failed, or 0."""
     corpus, output = DEMO / "corpus.jsonl", DEMO / "shards"
     write_corpus(corpus)
     columns = ("--id-column", "id", "--keep-columns", "kind")
     target = ("--target-patch-size", 4.5, "--calibration-bytes", 600_000)
-    split = ("--shard-bytes", 500_000)  # several shards, so that all cores have work
+    split = ("--shard-bytes", 500_000)  # several shards, so that all cores are busy
     flags = ("--input", corpus, "--output", output, *columns, *target, *split)
-    if status := run_job("patch_corpus.py", *flags):
+    if status := run_script("patch_corpus.py", *flags):
         return status
     shards = open_shards(str(output))
     example = next(document for document in shards if document.sample_id in EXAMPLE)
     draw_patches(shards, example, DEMO / "patches.png")
     print(f"picture: {DEMO / 'patches.png'}", flush=True)
-    return run_job("patch_report.py", "--shards", output, "--output", DEMO / "report")
+    return run_script("patch_report.py", "--shards", output, "--output", DEMO / "report")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""``python -m train --config blt_debug --dataloader.shards DIR``: torchtitan's command with our
-configurations, on one process without a launcher, or on each of ``torchrun -m train``.
+"""``python -m train --config blt_debug --dataloader.shards DIR``: torchtitan's command with this
+project's configurations. It runs as one process without a launcher, or under ``torchrun -m train``.
 """
 
 import inspect
@@ -18,17 +18,17 @@ USAGE = """\
 python -m train --config NAME --dataloader.shards DIR_OR_URL[,DIR_OR_URL...] [FLAGS]
 
 Pretrains a BLT or an entropy model from shards that jobs/patch_corpus.py wrote. A run that was
-stopped goes on when the same command is given again. On several processes:
+stopped resumes when the same command is given again. On several processes:
 torchrun --nproc-per-node 8 -m train --config NAME ...
 
 Configurations:
 {configurations}
 
-Often used:
-  --dump-folder DIR_OR_URL      checkpoints and metrics (outputs)
-  --training.steps 1000         how long
+Frequent flags:
+  --dump-folder DIR_OR_URL      checkpoints and metrics (default: outputs)
+  --training.steps 1000         length of the run
   --validator.enable --validator.dataloader.shards DIR_OR_URL
-                                bits per byte of text that is held out
+                                bits per byte of held-out text
   --metrics.enable-tensorboard, --metrics.enable-wandb
 
 All flags, with their values: python -m train --config NAME --help"""
@@ -41,35 +41,35 @@ def main() -> None:
         ConfigError: an argument is wrong.
         PipelineError: shards cannot be used.
         CheckpointError: a checkpoint cannot be used.
-        SystemExit: torchtitan's parser found an argument wrong, and said so.
+        SystemExit: torchtitan's parser found a wrong argument and printed an error.
     """
     prepare()
-    from torchtitan.train import main as train
+    from torchtitan.train import main as train  # only after prepare(): see train.shim
 
     if "RANK" not in os.environ:
-        _be_alone()
+        _set_single_process_environment()
     sys.argv[1:1] = ["--module", "train"]
     train()
 
 
 def command() -> int:
-    """What ``python -m train`` does; the exit status."""
+    """Run ``python -m train``; returns the exit status."""
     arguments = sys.argv[1:]
     console = Console(stderr=True)
     name = _config_name(arguments)
     if name is None and (not arguments or {"-h", "--help"} & set(arguments)):
-        listed = "\n".join(f"  {name:16}{says}" for name, says in configurations().items())
+        listed = "\n".join(f"  {name:16}{text}" for name, text in configurations().items())
         print(USAGE.format(configurations=listed))
         return 0
-    # What torchtitan's parser calls the command.
+    # torchtitan's parser prints this name.
     sys.argv[0] = "train"
-    again = "interrupted; run the same command again to go on from the last checkpoint"
-    return run_command(lambda: _train(name), console, interrupted=again)
+    interrupted = "interrupted; run the same command again to go on from the last checkpoint"
+    return run_command(lambda: _train(name), console, interrupted=interrupted)
 
 
 def configurations() -> dict[str, str]:
-    """What each configuration is, by its name."""
-    from train import config_registry
+    """The first line of each configuration's docstring, by the configuration's name."""
+    from train import config_registry  # takes seconds: it imports torchtitan
 
     return {
         name: (inspect.getdoc(value) or "").split("\n")[0]
@@ -87,8 +87,8 @@ def _train(name: str | None) -> int:
         PipelineError: shards or a checkpoint cannot be used.
     """
     if name not in configurations():
-        told = "is not given" if name is None else f"{name} is not known"
-        raise ConfigError(f"--config: {told}; choose one of {', '.join(configurations())}")
+        problem = "is not given" if name is None else f"{name} is not known"
+        raise ConfigError(f"--config: {problem}; choose one of {', '.join(configurations())}")
     try:
         main()
     except CheckpointError as error:
@@ -105,8 +105,8 @@ def _config_name(arguments: list[str]) -> str | None:
     return None
 
 
-def _be_alone() -> None:
-    """What a launcher would say to the only process."""
+def _set_single_process_environment() -> None:
+    """Set the variables that a launcher sets for a run of one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

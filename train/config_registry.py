@@ -1,15 +1,15 @@
-"""Ready configurations, one function each: ``--module train --config blt_1b``.
+"""Configurations, one function each: ``--module train --config blt_1b``.
 
-Every value can be changed on the command line: ``--training.steps 5000``.
+The command line can change every value: ``--training.steps 5000``.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from train.shim import prepare
 
-prepare()  # Before the rest of torchtitan is imported.
+prepare()  # before the rest of torchtitan is imported: see train.shim
 
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
@@ -22,12 +22,12 @@ from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
-from train.tokenizer import ByteTokenizer
+from train.tokenizer import TitanByteTokenizer
 from train.trainer import ByteTrainer
 from train.validator import ShardValidator
 
 PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if torch.cuda.is_available() else "float32"
-"""bfloat16 has no matrix units on most CPUs."""
+"""Most CPUs have no matrix units for bfloat16."""
 
 
 def _config(
@@ -42,18 +42,18 @@ def _config(
     checkpoint_interval: int = 500,
     large: bool = True,
 ) -> ByteTrainer.Config:
-    """What the configurations share.
+    """The settings that all configurations share.
 
     Args:
-        seq_len: tokens of a row.
-        local_batch_size: rows a rank.
-        large: too large for the activations of all layers to be kept.
+        seq_len: tokens per row.
+        local_batch_size: rows per rank.
+        large: the activations of all layers do not fit into memory.
     """
     patches = model_spec.name == "blt"
     return ByteTrainer.Config(
         model_spec=model_spec,
-        hf_assets_path=".",  # There are none.
-        tokenizer=ByteTokenizer.Config(),
+        hf_assets_path=".",  # unused: no tokenizer files
+        tokenizer=TitanByteTokenizer.Config(),
         loss=CrossEntropyLoss.Config(global_vocab_size=VOCAB_SIZE),
         optimizer=default_adamw(lr=lr),
         lr_scheduler=LRSchedulersContainer.Config(
@@ -66,7 +66,7 @@ def _config(
             mixed_precision_param=PRECISION,
             disable_cuda_graphs=True,
         ),
-        # Tensor parallelism splits no sequences here, whose lengths may be any then.
+        # Sequence parallelism would restrict sequence lengths to multiples of its degree.
         parallelism=ParallelismConfig(
             spmd_backend="partial_dtensor", enable_sequence_parallel=False
         ),
@@ -77,7 +77,7 @@ def _config(
             freq=checkpoint_interval, dataloader=ShardDataLoader.Config(patches=patches)
         ),
         metrics=ByteMetrics.Config(log_freq=log_freq),
-        # A run that is started again goes on.
+        # A run that is started again resumes.
         checkpoint=Checkpointer.Config(
             enable=True, interval=checkpoint_interval, last_save_model_only=False
         ),
@@ -103,9 +103,11 @@ def blt_debug() -> ByteTrainer.Config:
     return _debug(blt_spec("debug"))
 
 
-def _blt(size: str, *, lr: float, local_batch_size: int, **more: Any) -> ByteTrainer.Config:
+def _blt(
+    size: str, *, lr: float, local_batch_size: int, float8: bool = False
+) -> ByteTrainer.Config:
     return _config(
-        blt_spec(size, **more),
+        blt_spec(size, float8=float8),
         lr=lr,
         seq_len=8192,
         local_batch_size=local_batch_size,
@@ -151,7 +153,7 @@ def blt_8b_float8() -> ByteTrainer.Config:
 
 
 def entropy_debug() -> ByteTrainer.Config:
-    """A tiny entropy model, for tests and for trying things out."""
+    """A tiny entropy model, for tests and experiments."""
     return _debug(entropy_spec("debug"))
 
 

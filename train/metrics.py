@@ -1,5 +1,5 @@
-"""What torchtitan's metrics lack for bytes: bits per byte, bytes and patches per second, and FLOPs
-by BLT's own formula.
+"""Metrics that torchtitan lacks: bits per byte, bytes and patches per second, and FLOPs by BLT's
+own formula.
 """
 
 import math
@@ -17,34 +17,35 @@ from model.tokenizer import EOS_ID
 from train.flops import training_flops
 
 latest: dict[str, float] = {}
-"""What was logged last in this process, for whoever started the training in it."""
+"""The metrics that this process logged last, by name. A caller of the training reads them."""
 
 
 @dataclass
 class Counts:
-    """What was in some batches of one rank."""
+    """Counts over batches of one rank."""
 
     positions: int = 0
-    """Places for tokens, padding included."""
+    """Positions of all rows, including padding."""
     padding: int = 0
     labels: int = 0
-    """Tokens that entered the loss: bytes, and the EOS of each document."""
+    """Tokens that the loss counts: bytes, and the EOS of each document."""
     bytes: int = 0
     patches: int = 0
 
     def add(self, inputs: dict[str, Tensor], labels_BS: Tensor) -> None:
-        """Count a batch as the dataloader gives it."""
-        known = int((labels_BS != IGNORE_INDEX).sum())
+        """Add a batch, as the dataloader yields it."""
+        labels = int((labels_BS != IGNORE_INDEX).sum())
         self.positions += labels_BS.numel()
         self.padding += int((inputs["input"] < 0).sum())
-        self.labels += known
-        self.bytes += known - int((labels_BS == EOS_ID).sum())
+        self.labels += labels
+        self.bytes += labels - int((labels_BS == EOS_ID).sum())
         if "patch_lengths" in inputs:
             self.patches += int((inputs["patch_lengths"] > 0).sum())
 
 
 class ByteMetrics(MetricsProcessor):
-    """torchtitan's metrics, and those of bytes and patches, to console, TensorBoard and W&B."""
+    """Logs torchtitan's metrics and those of bytes and patches to the console, TensorBoard and
+    Weights & Biases."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):
@@ -53,26 +54,30 @@ class ByteMetrics(MetricsProcessor):
     def __init__(self, config: Config, *, config_dict: dict[str, Any], **kwargs: Any):
         super().__init__(config, config_dict=config_dict, **kwargs)
         self.context: int = config_dict["training"]["seq_len"]
-        self.of_step = Counts()
-        """Since the step began: what the loss that is logged is a mean of."""
-        self.since_log = Counts()
-        self.of_validation = Counts()
+        self.step_counts = Counts()
+        """The running step's counts, over which the logged loss is a mean."""
+        self.counts_since_log = Counts()
+        self.validation_counts = Counts()
 
     def count(self, inputs: dict[str, Tensor], labels_BS: Tensor) -> None:
-        """A batch of the running step."""
-        self.of_step.add(inputs, labels_BS)
-        self.since_log.add(inputs, labels_BS)
+        """Count a batch of the running step."""
+        self.step_counts.add(inputs, labels_BS)
+        self.counts_since_log.add(inputs, labels_BS)
 
     def _bits_per_byte(self, loss: float, counts: Counts) -> float:
-        """Of a mean loss (nats a label) over what all ranks counted."""
+        """Bits per byte for a mean loss (nats per label) over the counts of all ranks.
+
+        Example: a loss of 0.7 nats over 11 labels, of which 10 are bytes and one is EOS, is 7.7
+        nats or 11.1 bits for 10 bytes, 1.11 bits per byte.
+        """
         total = torch.tensor(
             [counts.labels, counts.bytes], device=self.device_memory_monitor.device
         )
         mesh = self.parallel_dims.get_optional_mesh("loss")
         if mesh is not None:
             torch.distributed.all_reduce(total, group=mesh.get_group())
-        labels, of_bytes = total.tolist()
-        return loss * labels / max(of_bytes, 1) / math.log(2)
+        total_labels, total_bytes = total.tolist()
+        return loss * total_labels / max(total_bytes, 1) / math.log(2)
 
     def log(
         self,
@@ -82,19 +87,19 @@ class ByteMetrics(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
-        """Log a step; the arguments are torchtitan's, losses in nats a label."""
+        """Log a step; the arguments are torchtitan's, with losses in nats per label."""
         assert self.model_parts is not None
-        counts, self.since_log = self.since_log, Counts()
+        counts, self.counts_since_log = self.counts_since_log, Counts()
         seconds = self.elapsed() * self.parallel_dims.non_data_parallel_size
-        # A rank may have had nothing but the rows that fill up the end.
+        # At the end of the data a rank may have had empty rows only.
         patch_size = max(counts.bytes, 1) / counts.patches if counts.patches else 1.0
         flops = training_flops(
             self.model_parts[0].config, patch_size=patch_size, context=self.context
         )
-        # torchtitan multiplies it by positions, of which padding costs time but is no work done.
+        # torchtitan multiplies by positions, but padding costs time without useful FLOPs.
         self.num_flops_per_token = sum(flops.values()) * max(counts.bytes, 1) / counts.positions
         metrics = {
-            "bits_per_byte": self._bits_per_byte(global_avg_loss, self.of_step),
+            "bits_per_byte": self._bits_per_byte(global_avg_loss, self.step_counts),
             "throughput(bytes/s)": counts.bytes / seconds,
             "padding(%)": 100 * counts.padding / counts.positions,
             **{f"flops_per_byte/{part}": value for part, value in flops.items()},
@@ -108,7 +113,7 @@ class ByteMetrics(MetricsProcessor):
             step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | metrics
         )
         patches = (
-            f"{metrics['throughput(patches/s)']:,.0f} patches/s, {patch_size:.2f} bytes a patch, "
+            f"{metrics['throughput(patches/s)']:,.0f} patches/s, {patch_size:.2f} bytes per patch, "
             if counts.patches
             else ""
         )
@@ -121,14 +126,14 @@ class ByteMetrics(MetricsProcessor):
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
-        """Log a validation; ``loss`` in nats a label."""
-        counts, self.of_validation = self.of_validation, Counts()
+        """Log a validation; ``loss`` is in nats per label."""
+        counts, self.validation_counts = self.validation_counts, Counts()
         bits = self._bits_per_byte(loss, counts)
         latest["validation_bits_per_byte"] = bits
         bits_metric = {"validation_metrics/bits_per_byte": bits}
         super().log_validation(loss, step, (extra_metrics or {}) | bits_metric)
-        # The time since the last log starts again here, and what it is compared with has to, too.
-        self.since_log = Counts()
+        # torchtitan restarts the time since the last log here, so its counts restart as well.
+        self.counts_since_log = Counts()
         self.data_loading_times.clear()
         logger.info(f"validation: {self.color.green}{bits:.4f} bits per byte{self.color.reset}")
 

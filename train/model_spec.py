@@ -1,4 +1,4 @@
-"""BLT and the entropy model as torchtitan's models: weights, shapes and costs are ``model/``'s."""
+"""BLT and the entropy model as torchtitan's models. ``model/`` defines their layers and shapes."""
 
 import functools
 import hashlib
@@ -20,27 +20,28 @@ from train.parallelize import parallelize_blt, parallelize_entropy_model
 ENTROPY_SIZES = {
     "100m": EntropyModelConfig(),
     "1m": EntropyModelConfig(dim=128, n_layers=4, n_heads=4, window=256),
-    # For tests and for trying things out.
+    # For tests and experiments.
     "debug": EntropyModelConfig(dim=64, n_layers=2, n_heads=4, hidden_dim=128),
 }
-"""Shapes of entropy models; the first is the published one."""
+"""Shapes of entropy models by size; ``100m`` is the published one."""
 
 
 class _TrainedModel(BaseModel):
-    """What torchtitan asks of a model beyond computing."""
+    """Methods that torchtitan requires of a model beside ``forward``."""
 
     def verify_module_protocol(self) -> None:
-        """Nothing to verify: ``model/`` is plain PyTorch, not made of torchtitan's Modules."""
+        """Verify nothing: ``model/`` is plain PyTorch and has none of torchtitan's modules."""
 
     def init_weights(self, **kwargs: Any) -> None:
-        """Weights to begin training with: the same on any number of ranks.
+        """Draw the initial weights, which are the same on any number of ranks.
 
-        Each parameter is drawn whole from a generator of its own (by torch's seed and the
-        parameter's name), and every rank keeps its part.
+        Every rank draws each whole parameter from a generator of its own, seeded with a hash of
+        torch's seed and the parameter's name, and keeps its part. Neither the order of the
+        parameters nor the number of ranks changes a value.
         """
         initial = self.initializers()
         for name, parameter in self.named_parameters():
-            # The name that the parameter has without activation checkpointing.
+            # The parameter's name without activation checkpointing.
             plain = name.replace("_checkpoint_wrapped_module.", "")
             digest = hashlib.sha256(f"{torch.initial_seed()} {plain}".encode()).digest()
             seed = int.from_bytes(digest[:8], signed=True)
@@ -59,18 +60,18 @@ class _TrainedModel(BaseModel):
 
 
 class TrainedBLT(BLT, _TrainedModel):
-    """BLT in torchtitan's hands."""
+    """BLT as one of torchtitan's models."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseModel.Config):
         shape: BLTConfig
 
         def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-            """Nothing of the shape depends on how it is trained."""
+            """Change nothing: the shape does not depend on the training's settings."""
 
         def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-            """Parameters, and training FLOPs for each byte at 4.5 bytes a patch; the metrics put
-            the measured patch size in its place."""
+            """The number of parameters, and training FLOPs per byte at 4.5 bytes per patch; the
+            metrics use the measured patch size instead."""
             flops = training_flops(self.shape, patch_size=4.5, context=seq_len)
             return sum(p.numel() for p in model.parameters()), round(sum(flops.values()))
 
@@ -80,22 +81,22 @@ class TrainedBLT(BLT, _TrainedModel):
     init_weights = _TrainedModel.init_weights
 
     def forward(self, tokens_BS: Tensor, patch_lengths: Tensor) -> Tensor:
-        """As :meth:`model.BLT.forward`; the dataloader's key gives the argument its name."""
+        """Call :meth:`model.BLT.forward`; the argument has the name of the dataloader's key."""
         return super().forward(tokens_BS, patch_lengths)
 
 
 class TrainedEntropyModel(EntropyModel, _TrainedModel):
-    """The entropy model in torchtitan's hands."""
+    """The entropy model as one of torchtitan's models."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseModel.Config):
         shape: EntropyModelConfig
 
         def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-            """Nothing of the shape depends on how it is trained."""
+            """Change nothing: the shape does not depend on the training's settings."""
 
         def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-            """Parameters, and training FLOPs for each byte."""
+            """The number of parameters, and training FLOPs per byte."""
             flops = training_flops(self.shape, patch_size=1, context=seq_len)
             return sum(p.numel() for p in model.parameters()), round(sum(flops.values()))
 
@@ -109,7 +110,7 @@ def blt_spec(size: str, *, float8: bool = False) -> ModelSpec:
     """A BLT of one of the paper's sizes.
 
     Args:
-        float8: linear layers of the latent transformer multiply in float8 (torchao).
+        float8: compute the latent transformer's linear layers in float8 (torchao).
     """
     return ModelSpec(
         name="blt",

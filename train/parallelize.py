@@ -1,8 +1,8 @@
-"""How the models are spread and compiled: tensor parallelism, activation checkpointing,
-``torch.compile``, FSDP2 and HSDP, in that order, with torchtitan's own parts.
+"""Parallelize and compile the models: tensor parallelism, activation checkpointing,
+``torch.compile``, then FSDP2 or HSDP, all with torchtitan's functions.
 
-Tensor parallelism splits the latent transformer, where most of the weights are; everything else is
-computed by all ranks of a tensor-parallel group alike.
+Tensor parallelism splits the latent transformer, which has most of the weights. All ranks of a
+tensor-parallel group compute the other layers alike.
 """
 
 import warnings
@@ -34,17 +34,17 @@ from model.layers.transformer import Block
 from pipeline.errors import ConfigError
 
 
-def parallelize_blt(model: BLT, *, float8: bool, **how: Any) -> nn.Module:
-    """Spread a BLT; see :func:`_parallelize`."""
+def parallelize_blt(model: BLT, *, float8: bool, **settings: Any) -> nn.Module:
+    """Parallelize a BLT; see :func:`_parallelize`."""
     if float8:
         _multiply_in_float8(model.global_transformer)
     stacks = [model.local_encoder, model.global_transformer, model.local_decoder]
-    return _parallelize(model, stacks, latent=model.global_transformer, **how)
+    return _parallelize(model, stacks, latent=model.global_transformer, **settings)
 
 
-def parallelize_entropy_model(model: nn.Module, **how: Any) -> nn.Module:
-    """Spread an entropy model; see :func:`_parallelize`."""
-    return _parallelize(model, [model], latent=None, **how)
+def parallelize_entropy_model(model: nn.Module, **settings: Any) -> nn.Module:
+    """Parallelize an entropy model; see :func:`_parallelize`."""
+    return _parallelize(model, [model], latent=None, **settings)
 
 
 def _parallelize(
@@ -62,10 +62,10 @@ def _parallelize(
     """
     Args:
         model: on the meta device.
-        stacks: the modules with ``layers`` of transformer blocks.
-        latent: where tensor parallelism applies.
+        stacks: modules whose ``layers`` are transformer blocks.
+        latent: the module that tensor parallelism splits; None for none.
 
-    The rest is what torchtitan hands to every model's ``parallelize_fn``.
+    torchtitan passes the other arguments to every model's ``parallelize_fn``.
     """
     if parallel_dims.tp_enabled:
         _split_over_tensor_parallel_ranks(model, latent, parallel_dims.get_mesh("tp"))
@@ -82,10 +82,11 @@ def _parallelize(
 def compile_blocks(
     stack: nn.Module, compile_config: CompileConfig, parallel_dims: ParallelDims
 ) -> None:
-    """Compile each block of a stack, once for each shape: rows have one, and stacks differ.
+    """Compile each block of a stack, once for each shape.
 
-    (PyTorch would take what differs between stacks for what may differ between batches, and compile
-    the second stack's blocks for any number of patches.)
+    All batches have the same shapes, but stacks differ in theirs. PyTorch would take the difference
+    between stacks for one between batches, and compile the second stack's blocks for any number of
+    patches, which is slower; so dynamic shapes are off.
     """
     torch._dynamo.config.automatic_dynamic_shapes = False
     apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
@@ -96,7 +97,7 @@ def _split_over_tensor_parallel_ranks(
 ) -> None:
     """
     Raises:
-        ConfigError: there are more ranks than can share the attention heads.
+        ConfigError: the ranks cannot share the attention heads evenly.
     """
     split: dict[str, ParallelStyle] = {}
     if latent is not None:
@@ -110,14 +111,14 @@ def _split_over_tensor_parallel_ranks(
                     )
                 names = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
                 for name in (*names, "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"):
-                    writes = name.endswith(("wo", "w2"))
-                    style = RowwiseParallel() if writes else ColwiseParallel()
+                    is_output = name.endswith(("wo", "w2"))
+                    style = RowwiseParallel() if is_output else ColwiseParallel()
                     split[f"{prefix}.{name}"] = style
         parallelize_module(latent, mesh, split)
-    # All parameters have to be on one mesh, for the norm of the gradient and the fused optimizer.
-    done = {latent.get_submodule(name) for name in split} if latent is not None else set()
+    # The gradient norm and the fused optimizer require all parameters on one mesh.
+    split_modules = {latent.get_submodule(name) for name in split} if latent is not None else set()
     for module in list(model.modules()):
-        if module not in done and any(True for _ in module.parameters(recurse=False)):
+        if module not in split_modules and any(True for _ in module.parameters(recurse=False)):
             parallelize_module(module, mesh, NoParallel(use_local_output=True))
 
 
@@ -129,7 +130,7 @@ def _multiply_in_float8(latent: nn.Module) -> None:
     emulate = not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
     convert_to_float8_training(
         latent,
-        # Float8 matrix units take widths in multiples of 16.
+        # Float8 matrix units require widths that are multiples of 16.
         module_filter_fn=lambda module, _: (
             isinstance(module, nn.Linear)
             and not (module.in_features % 16 or module.out_features % 16)
@@ -145,7 +146,7 @@ def _shard(
     training: TrainingConfig,
     parallelism: ParallelismConfig,
 ) -> None:
-    """FSDP2, also on one rank: it is what computes in the dtype of mixed precision."""
+    """Apply FSDP2, also on one rank, because it converts weights to the mixed-precision dtype."""
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -159,20 +160,21 @@ def _shard(
     }
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
-    # Hash tables hold most of a small model's weights: gathered one at a time.
+    # Hash tables hold most of a small model's weights, so each is gathered by itself.
     tables = [
         table for part in model.children() if isinstance(part, HashEmbedding) for table in part
     ]
     blocks = [block for stack in stacks for block in stack.get_submodule("layers").children()]
     for module in (*tables, *blocks):
         fully_shard(module, **options)
-    # What is left is used all along, from outside its modules' forward: gathered once.
+    # The other weights are used throughout, outside the forward of their own modules, so they are
+    # gathered once.
     fully_shard(model, **options)
     disable_fsdp_gradient_division(model)
     if mesh.device_type == "cpu":
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                # gloo can't multiply while it sums.
+                # gloo cannot multiply while it sums.
                 module.set_force_sum_reduction_for_comms(True)
-    # Nobody writes into the logits.
+    # The warning is about writes into the logits, and nothing writes into them.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")

@@ -1,8 +1,8 @@
-"""What torchtitan 0.3.0 takes for granted and may not find: an accelerator, and newer PyTorch.
+"""Makes torchtitan 0.3.0 run without an accelerator and with older releases of PyTorch.
 
-torchtitan looks for a device when its ``tools.utils`` is imported, and takes a missing one for
-CUDA. Here the CPU is put in its place, with the few functions that ``torch.cpu`` lacks. Names that
-come with later releases of PyTorch than the installed one are filled in where they are missing.
+torchtitan looks for a device when its ``tools.utils`` is imported, and assumes CUDA if there is
+none. :func:`prepare` puts the CPU in its place, with the few functions that ``torch.cpu`` lacks,
+and adds names that the installed PyTorch does not have yet.
 """
 
 import functools
@@ -21,7 +21,8 @@ from torch.distributed import distributed_c10d
 
 
 class CpuDevice:
-    """What torchtitan asks of ``torch.cuda``, answered for the CPU; the rest is ``torch.cpu``'s."""
+    """The functions of ``torch.cuda`` that torchtitan calls, for the CPU; others are those of
+    ``torch.cpu``."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
@@ -34,24 +35,24 @@ class CpuDevice:
         return SimpleNamespace(total_memory=total)
 
     def current_device(self) -> int:
-        """torch.cpu says "cpu", where an index is asked for."""
+        """An index, where ``torch.cpu`` returns "cpu"."""
         return 0
 
     def memory_stats(self, device: object = None) -> dict[str, int]:
-        """The process's highest memory so far (bytes), under torch.cuda's names."""
+        """The process's peak memory (bytes), under the names of ``torch.cuda``."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"active_bytes.all.peak": peak, "reserved_bytes.all.peak": peak}
 
     def reset_peak_memory_stats(self, device: object = None) -> None:
-        """The kernel keeps the peak: there is nothing to reset."""
+        """Do nothing: the kernel's peak cannot be reset."""
 
     def empty_cache(self) -> None:
-        """There is no cache."""
+        """Do nothing: the CPU has no cache of memory."""
 
 
 @functools.cache
 def matrix_product_rate(device_name: str) -> float:
-    """FLOPs per second of a large float32 matrix product, measured: what MFU is relative to."""
+    """FLOPs per second of a large float32 matrix product, measured; MFU is relative to it."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     torch.mm(a, b)
     start = time.perf_counter()
@@ -61,36 +62,37 @@ def matrix_product_rate(device_name: str) -> float:
 
 
 def prepare() -> None:
-    """Make torchtitan work with the PyTorch and the devices that there are.
+    """Make torchtitan work with the installed PyTorch and the devices of this machine.
 
-    To be called before torchtitan is imported, or after (``python -m torchtitan.train`` imports all
-    of it before the module that ``--module`` names) but before it is used.
+    Call it before torchtitan is used, and better before it is imported. ``python -m
+    torchtitan.train`` imports torchtitan before the module that ``--module`` names, which works
+    too. Further calls do no harm.
     """
-    for module, name, instead in (
+    for module, name, substitute in (
         (torch.distributed, "set_timeout", distributed_c10d._set_pg_timeout),
-        # Only named in annotations, as far as it is used here.
+        # The code that this project uses needs it for annotations only.
         (torch.distributed.fsdp, "DataParallelMeshDims", type("DataParallelMeshDims", (), {})),
     ):
         if not hasattr(module, name):
-            setattr(module, name, instead)
+            setattr(module, name, substitute)
     if not torch.accelerator.is_available():
         _use_cpu()
-    logging.getLogger().addFilter(_tells_something)
+    logging.getLogger().addFilter(_is_worth_logging)
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-NO_NEWS = (
-    # Of one of torchtitan's own defaults, four times.
+SUPPRESSED_MESSAGES = (
+    # A warning of torchtitan about its own default, four times.
     "initial_load_model_only=True has no effect",
-    # Ranks have as many validation batches as one another: train.validator.
+    # All ranks have the same number of validation batches: see train.validator.
     "Setting validation steps to -1 might cause hangs",
 )
 
 
-def _tells_something(record: logging.LogRecord) -> bool:
-    """Leaves out what torchtitan says of every run."""
-    return not str(record.msg).startswith(NO_NEWS)
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a record is not one that torchtitan logs in every run."""
+    return not str(record.msg).startswith(SUPPRESSED_MESSAGES)
 
 
 def _use_cpu() -> None:
@@ -99,7 +101,7 @@ def _use_cpu() -> None:
     names = {"device_type": "cpu", "device_module": CpuDevice()}
     utils.device_type, utils.device_module = names.values()
     utils.get_peak_flops = matrix_product_rate
-    # Modules that took the device by name get it anew.
+    # Modules that imported these names get the new values.
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith("torchtitan."):
             for name, value in names.items():

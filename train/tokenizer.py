@@ -1,4 +1,4 @@
-"""Bytes, as torchtitan asks for a tokenizer."""
+"""The byte tokenizer with the interface that torchtitan requires."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,8 @@ import model
 from model.tokenizer import EOS_ID
 
 
-class ByteTokenizer(BaseTokenizer, model.ByteTokenizer):
-    """:class:`model.ByteTokenizer` in torchtitan's hands; there are no files to read."""
+class TitanByteTokenizer(BaseTokenizer, model.ByteTokenizer):
+    """:class:`model.ByteTokenizer` as one of torchtitan's tokenizers; it reads no files."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseTokenizer.Config):

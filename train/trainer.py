@@ -1,4 +1,4 @@
-"""torchtitan's trainer, told how to count bytes."""
+"""torchtitan's trainer, extended to count bytes and to describe the model of its checkpoints."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,27 +16,26 @@ from torchtitan.trainer import Trainer
 from model import BLTConfig
 from pipeline.errors import ConfigError
 from train.checkpoints.model_json import Shape, write_model_description
+from train.data.dataloader import Microbatch
 from train.metrics import Counts
-
-Batch = tuple[dict[str, Tensor], Tensor]
 
 
 class ByteTrainer(Trainer):
-    """The same loop; batches are counted, and checkpoints say what model they are of."""
+    """torchtitan's loop, which counts each microbatch and writes ``model.json``."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
-            _refuse_what_does_not_work(self)
+            _check_config(self)
 
     def __init__(self, config: Config):
         super().__init__(config)
         if config.checkpoint.enable and torch.distributed.get_rank() == 0:
-            write_model_description(self.checkpointer.folder, self._described())
+            write_model_description(self.checkpointer.folder, self._model_description())
 
-    def _described(self) -> Shape:
-        """The shape, with the boundary rule of the shards if they share one."""
+    def _model_description(self) -> Shape:
+        """The model's shape, with the boundary rule of the shards if all of them have the same."""
         shape = self.model_config.shape
         rules = self.dataloader.stream.patchers
         if isinstance(shape, BLTConfig) and all(rule == rules[0] for rule in rules):
@@ -46,20 +45,20 @@ class ByteTrainer(Trainer):
     def init_distributed(self) -> ParallelDims:
         """
         Raises:
-            ConfigError: the ranks or the batch cannot be divided like this.
+            ConfigError: the ranks or the batch cannot be divided as the flags ask.
         """
         if filesystem.is_remote(self.config.dump_folder):
-            # torchtitan would make a local directory that is called like the URL.
+            # torchtitan would create a local directory with the URL as its name.
             self.config.comm.save_traces_folder = f"{tempfile.gettempdir()}/comm_traces"
         try:
             dims = super().init_distributed()
         except AssertionError as error:
             degrees = ("data_parallel_replicate", "data_parallel_shard", "tensor_parallel")
             given = {name: getattr(self.config.parallelism, f"{name}_degree") for name in degrees}
-            told = ", ".join(f"{name} {degree}" for name, degree in given.items())
+            listed = ", ".join(f"{name} {degree}" for name, degree in given.items())
             raise ConfigError(
-                f"--parallelism.*-degree: {told}: their product has to be the number of processes, "
-                f"{torch.distributed.get_world_size()} (-1 stands for what is left)"
+                f"--parallelism.*-degree: {listed}: their product has to be the number of "
+                f"processes, {torch.distributed.get_world_size()} (-1 stands for what is left)"
             ) from error
         training = self.config.training
         if training.local_batch_size < 1:
@@ -77,29 +76,29 @@ class ByteTrainer(Trainer):
         return dims
 
     def state_dict(self) -> dict[str, Any]:
-        """torchtitan's, with the tokens of all ranks: the next run may have more or fewer."""
+        """torchtitan's state, with the tokens of all ranks: another number of ranks may resume."""
         return super().state_dict() | {"ntokens_seen": self.ntokens_seen * self._data_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        of_rank = round(state_dict["ntokens_seen"] / self._data_ranks())
-        super().load_state_dict(state_dict | {"ntokens_seen": of_rank})
+        """Continue from a state, with this rank's share of the tokens."""
+        rank_tokens = round(state_dict["ntokens_seen"] / self._data_ranks())
+        super().load_state_dict(state_dict | {"ntokens_seen": rank_tokens})
 
     def _data_ranks(self) -> int:
-        """Ranks that read different rows."""
+        """The number of ranks that read different rows."""
         return self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
 
     def train(self) -> None:
-        """Train to the end, if that was not done before."""
+        """Train to the last step, unless an earlier run has done so and saved weights only."""
         steps, checkpoint = self.config.training.steps, self.config.checkpoint
         any_step = checkpoint.enable and checkpoint.load_step == -1
-        if any_step and self.checkpointer.holds_weights_of(steps):
+        if any_step and self.checkpointer.holds_final_weights(steps):
             logger.info(f"All {steps} steps were done before.")
             return
         super().train()
 
-    def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
-        """Batches, counted on their way."""
+    def batch_generator(self, data_iterable: Iterable[Microbatch]) -> Iterator[Microbatch]:
+        """Yield torchtitan's batches, and count each."""
         for inputs, labels in super().batch_generator(data_iterable):
             self.metrics_processor.count(inputs, labels)
             yield inputs, labels
@@ -107,19 +106,19 @@ class ByteTrainer(Trainer):
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """On their way to the model, on its device: int64 labels, as losses want them."""
+        """torchtitan's processing, with labels in int64, which its losses require."""
         return super().post_dataloading_process(input_dict, labels.long())
 
-    def train_step(self, data_iterator: Iterator[Batch]) -> Any:
-        """One step; the loss that is logged is a mean over what it counts."""
-        self.metrics_processor.of_step = Counts()
+    def train_step(self, data_iterator: Iterator[Microbatch]) -> Any:
+        """Train one step; its counts turn the mean loss into bits per byte."""
+        self.metrics_processor.step_counts = Counts()
         return super().train_step(data_iterator)
 
 
-def _refuse_what_does_not_work(config: ByteTrainer.Config) -> None:
+def _check_config(config: ByteTrainer.Config) -> None:
     """
     Raises:
-        ConfigError: a way of training that BLT can't use; the message names the flag.
+        ConfigError: a flag asks for a way of training that these models cannot use; names it.
     """
     parallelism = config.parallelism
     for flag, why in (
@@ -137,8 +136,8 @@ def _refuse_what_does_not_work(config: ByteTrainer.Config) -> None:
         )
     if not config.dataloader.infinite:
         raise ConfigError(
-            "--dataloader.no-infinite: is for validation, where torchtitan keeps what was done "
-            "before the end; say with --training.steps how long to train"
+            "--dataloader.no-infinite: is for validation only; set the length of a training with "
+            "--training.steps"
         )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):

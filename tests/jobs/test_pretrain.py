@@ -28,6 +28,7 @@ from support.texts import topics, write_jsonl
 from model import Patcher
 from pipeline.errors import ConfigError
 from train.checkpoints.steps import read_step
+from train.cluster.checks import absolute_paths, check_run
 
 JOB, SLURM = ROOT / "jobs" / "pretrain.py", ROOT / "train" / "slurm.sh"
 SMALL = (
@@ -308,7 +309,7 @@ def test_on_s3_with_other_numbers_of_workers(shards, cluster):
         (["--dump-folder", "s4://x"], "--dump-folder s4://x: cannot be read: Protocol not known"),
     ],
 )
-def test_what_is_wrong_is_said_before_any_work(job, shards, tmp_path, flags, message):
+def test_what_is_wrong_is_said_before_any_work(shards, tmp_path, flags, message):
     given = {"--config": "blt_debug", "--dataloader.shards": str(shards)}
     given |= {"--dump-folder": str(tmp_path)}
     for flag, value in zip(flags[::2], flags[1::2], strict=False):
@@ -317,10 +318,10 @@ def test_what_is_wrong_is_said_before_any_work(job, shards, tmp_path, flags, mes
     name = given.pop("--config")
     told = [part for pair in given.items() for part in pair]
     with pytest.raises(ConfigError, match=message):
-        job.check(["--config", name, *job.absolute([*told, *rest])])
+        check_run(["--config", name, *absolute_paths([*told, *rest])])
 
 
-def test_paths_are_made_whole(job, monkeypatch, tmp_path):
+def test_paths_are_made_whole(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     flags = ["--dataloader.shards", "a,s3://b,/c", "--checkpoint.initial_load_path=d", "x:none"]
     made = [
@@ -330,11 +331,11 @@ def test_paths_are_made_whole(job, monkeypatch, tmp_path):
         f"{tmp_path}/a,s3://b,/c",
     ]
     made += [f"--checkpoint.initial_load_path={tmp_path}/d", "x:none"]
-    assert job.absolute(flags) == made
+    assert absolute_paths(flags) == made
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     for flag in ("--dataloader.shards", "--validator.dataloader.shards", "--dump_folder"):
         with pytest.raises(ConfigError, match=f"{flag} e: is relative to a copy"):
-            job.absolute([flag, "e"])
+            absolute_paths([flag, "e"])
 
 
 def test_too_many_workers(pretrain_here, shards, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 
 from model.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from train.data.filling import IGNORE_LABEL
-from train.data.window import Documents
+from train.data.window import DocumentArrays
 
 FIRST = 1000
 """Texts of these tests are numbers from here on, each once: a byte says where it is from."""
@@ -33,7 +33,7 @@ def pieces_of(tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray | None
     return pieces
 
 
-def check_coverage(documents: Documents, pieces: list[tuple]) -> None:
+def check_coverage(documents: DocumentArrays, pieces: list[tuple]) -> None:
     """Every byte and EOS is predicted once, after the right token, in its own patch."""
     predicted, ends_of_patches = [], []
     last_byte = FIRST + (documents.lengths_D - 2).cumsum() - 1  # of each document, if it has any

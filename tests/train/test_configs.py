@@ -44,7 +44,7 @@ def test_every_size_has_a_configuration():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--parallelism.pipeline-parallel-degree 2", "--parallelism.pipeline-parallel-degree: not"),
         ("--parallelism.context-parallel-degree 2", "--parallelism.context-parallel-degree: not"),
@@ -65,10 +65,10 @@ def test_every_size_has_a_configuration():
         ),
     ],
 )
-def test_what_cannot_work_is_refused(arguments, said):
+def test_what_cannot_work_is_refused(arguments, message):
     with pytest.raises(ConfigError) as raised:
         parse("--config", "blt_debug", *arguments.split())
-    assert str(raised.value).startswith(said)
+    assert str(raised.value).startswith(message)
 
 
 @CPU_ONLY
@@ -94,7 +94,7 @@ def test_one_process_needs_no_launcher(shards, tmp_path):
 
 
 def refusals(shards: Path, other: Path, used: Path) -> list[tuple[list[object], int, int, str]]:
-    """Arguments, ranks, exit status, and what is said."""
+    """Arguments, ranks, exit status, and what is printed."""
     blt = list(tiny("blt_debug", shards, rows=ROWS))
     entropy = list(tiny("entropy_debug", shards, rows=ROWS))
     nothing = str(shards / "nothing")
@@ -164,12 +164,12 @@ def test_refusals(shards, tmp_path):
         if i % 2:  # So many at a time.
             for run in begun:
                 run.wait()
-    for run, (arguments, ranks, status, said) in zip(begun, cases, strict=True):
+    for run, (arguments, ranks, status, message) in zip(begun, cases, strict=True):
         run.wait()
-        assert said in run.output, (arguments, run.output)
+        assert message in run.output, (arguments, run.output)
         assert "Traceback" not in run.output, run.output
         assert run.exit_codes == [status] * ranks, (arguments, run.output)
         assert not run.metrics
-        if status and "Unrecognized" not in said and "interval" not in said:
+        if status and "Unrecognized" not in message and "interval" not in message:
             (line,) = {s for s in run.output.splitlines() if s.startswith("error: ")}
-            assert said in line
+            assert message in line

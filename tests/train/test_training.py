@@ -148,10 +148,10 @@ def test_validation_is_a_loop_over_the_documents(runs, held_out, kind, tmp_path)
         of_bytes, labels = of_bytes + len(text), labels + len(text) + 1
     assert of_bytes == HELD_OUT * 62
     for name in (alone, spread):
-        told = runs[name].metrics[STEPS]
-        assert told["validation_metrics/loss"] == pytest.approx(nats / labels, rel=1e-6)
+        metrics = runs[name].metrics[STEPS]
+        assert metrics["validation_metrics/loss"] == pytest.approx(nats / labels, rel=1e-6)
         expected = nats / of_bytes / math.log(2)
-        assert told["validation_metrics/bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+        assert metrics["validation_metrics/bits_per_byte"] == pytest.approx(expected, rel=1e-6)
     assert "validation_metrics/loss" not in runs[alone].metrics[2]
 
 
@@ -168,34 +168,34 @@ def batches(shards: Path, count: int) -> Iterator[tuple[dict[str, torch.Tensor],
 def test_metrics(runs, shards):
     for name in ("alone", "in 4 parts"):
         for step, (inputs, labels) in enumerate(batches(shards, STEPS), 1):
-            told = runs[name].metrics[step]
+            metrics = runs[name].metrics[step]
             known = labels[labels >= 0]
             of_bytes = int((known != EOS_ID).sum())
             patches = int((inputs["patch_lengths"] > 0).sum())
-            expected = told[LOSS] * len(known) / of_bytes / math.log(2)
-            assert told["bits_per_byte"] == pytest.approx(expected)
-            assert told["patch_length(bytes)"] == of_bytes / patches
+            expected = metrics[LOSS] * len(known) / of_bytes / math.log(2)
+            assert metrics["bits_per_byte"] == pytest.approx(expected)
+            assert metrics["patch_length(bytes)"] == of_bytes / patches
             padding = 100 * float((inputs["input"] < 0).float().mean())
-            assert told["padding(%)"] == pytest.approx(padding)
-            parts = [v for part, v in told.items() if part.startswith("flops_per_byte/")]
+            assert metrics["padding(%)"] == pytest.approx(padding)
+            parts = [v for part, v in metrics.items() if part.startswith("flops_per_byte/")]
             shape = BLT_SIZES["debug"]
             flops = flops_per_byte(
                 shape, patch_size=of_bytes / patches, context=SEQ_LEN, training=True
             )
             assert len(parts) == 4 and sum(parts) == pytest.approx(flops)
-            rate = told["throughput(bytes/s)"]
-            assert told["throughput(patches/s)"] == pytest.approx(rate * patches / of_bytes)
+            rate = metrics["throughput(bytes/s)"]
+            assert metrics["throughput(patches/s)"] == pytest.approx(rate * patches / of_bytes)
             # torchtitan's clock is read a little later.
             positions = labels.numel() / of_bytes
-            assert told["throughput(tps)"] == pytest.approx(rate * positions, rel=0.5)
-            achieved = flops * told["throughput(tps)"] / positions
-            assert told["tflops"] == pytest.approx(achieved / 1e12)
-            assert told["mfu(%)"] == pytest.approx(100 * achieved / PEAK_FLOPS)
-            assert 0 <= told["time_metrics/data_loading(%)"] <= 100
+            assert metrics["throughput(tps)"] == pytest.approx(rate * positions, rel=0.5)
+            achieved = flops * metrics["throughput(tps)"] / positions
+            assert metrics["tflops"] == pytest.approx(achieved / 1e12)
+            assert metrics["mfu(%)"] == pytest.approx(100 * achieved / PEAK_FLOPS)
+            assert 0 <= metrics["time_metrics/data_loading(%)"] <= 100
     for name, ranks in (("on 3", 3), ("latent on 2 x 2", 4)):
         # A device's: what the first of the ranks that share rows counted, shared by them.
-        told = runs[name].metrics[STEPS]
-        assert 0 < told["throughput(bytes/s)"] < told["throughput(tps)"], ranks
+        metrics = runs[name].metrics[STEPS]
+        assert 0 < metrics["throughput(bytes/s)"] < metrics["throughput(tps)"], ranks
     assert "throughput(patches/s)" not in runs["entropy alone"].metrics[STEPS]
     assert "flops_per_byte/entropy_model" in runs["entropy alone"].metrics[STEPS]
 

@@ -1,6 +1,8 @@
-"""torchtitan's checkpoint manager, whose last step our loaders can read, and which tells steps that
-training can go on from those that hold weights alone (``--checkpoint.last_save_model_only``,
-``--checkpoint.last_save_in_hf``).
+"""torchtitan's checkpoint manager for runs that resume by themselves.
+
+A last step may hold weights only (``--checkpoint.last_save_model_only``,
+``--checkpoint.last_save_in_hf``), and training cannot resume from it. This manager recognizes such
+steps, and makes a last step of safetensors readable for the loaders of :mod:`model`.
 """
 
 from dataclasses import dataclass
@@ -17,66 +19,65 @@ from train.checkpoints.steps import INDEX, StepReader
 
 
 class Checkpointer(CheckpointManager):
-    """Makes a last step of safetensors complete with its ``config.json``, and goes on from the last
-    step that is whole.
+    """Resumes from the last complete step, and adds ``config.json`` to a last step of safetensors.
 
-    ``model.json`` has to be in the folder of the steps by the last step
-    (:func:`train.checkpoints.model_json.write_model_description`).
+    The folder of the steps has to hold ``model.json`` before the last step is saved: see
+    :func:`train.checkpoints.model_json.write_model_description`.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(CheckpointManager.Config):
-        """torchtitan's own."""
+        """torchtitan's settings; its ``build`` makes this class."""
 
-    def holds_weights_of(self, step: int) -> bool:
-        """Whether training to ``step`` was finished and left weights alone."""
-        return _is_of_weights(self._create_checkpoint_id(step))
+    def holds_final_weights(self, step: int) -> bool:
+        """Whether an earlier run trained to ``step`` and saved weights only."""
+        return _holds_weights_only(self._create_checkpoint_id(step))
 
     def _load(self, step: int = -1) -> bool:
         """
         Raises:
-            CheckpointError: a step, or what ``--checkpoint.initial_load_path`` names, cannot be
-                loaded.
+            CheckpointError: a step, or the directory of ``--checkpoint.initial_load_path``, cannot
+                be loaded; names it.
         """
         place = self._create_checkpoint_id(step)
         if step != -1 and not filesystem.isdir(place):
             raise CheckpointError(f"--checkpoint.load-step: {place}: there is no such step")
-        if step > 0 and _is_of_weights(place):
-            raise CheckpointError(f"--checkpoint.load-step: {place}: {_WEIGHTS_ALONE}")
+        if step > 0 and _holds_weights_only(place):
+            raise CheckpointError(f"--checkpoint.load-step: {place}: {_WEIGHTS_ONLY}")
         initial = self.initial_load_path
         if step == -1 and initial and not filesystem.isdir(initial) and not steps_in(self.folder):
             raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
         try:
             return super()._load(step)
-        except CheckpointException as error:  # it holds what went wrong on each rank
+        except CheckpointException as error:  # holds the error of each rank
             cause = next(iter(error.failures.values()))[0]
             last = self._find_load_step() if step == -1 else step
-            told = initial if last == -1 else self._create_checkpoint_id(last)
+            source = initial if last == -1 else self._create_checkpoint_id(last)
             raise CheckpointError(
-                f"{told}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to go on "
+                f"{source}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to go on "
                 "from the step before"
             ) from error
 
     def _find_load_step(self, folder: str = "") -> int:
-        """The last step that training can go on from; -1 if there is none at all.
+        """The last step that training can resume from; -1 if there are no steps.
 
         Raises:
-            CheckpointError: there are only weights.
+            CheckpointError: all steps hold weights only.
         """
         weights = ""
         for place in steps_in(folder or self.folder):
             step = int(place.rpartition("-")[2])
-            if _is_of_weights(place) and step > 0:
+            if _holds_weights_only(place) and step > 0:
                 weights = weights or place
             elif filesystem.isfile(filesystem.join(place, INDEX)):
                 if weights:
-                    logger.warning(f"{weights}: {_WEIGHTS_ALONE}; going on from {place}")
+                    logger.warning(f"{weights}: {_WEIGHTS_ONLY}; going on from {place}")
                 return step
         if weights:
             raise CheckpointError(
-                f"{weights}: {_WEIGHTS_ALONE}, and there is no other step; begin another run with "
+                f"{weights}: {_WEIGHTS_ONLY}, and there is no other step; begin another run with "
                 "these weights (--checkpoint.initial-load-path, another --dump-folder), or remove "
-                "the step to begin anew"
+                "the step to start from the beginning"
             )
         return -1
 
@@ -103,11 +104,11 @@ class Checkpointer(CheckpointManager):
             complete_safetensors(self._create_checkpoint_id(curr_step))
 
 
-_WEIGHTS_ALONE = "holds weights alone, which training cannot go on from"
+_WEIGHTS_ONLY = "holds weights alone, which training cannot go on from"
 
 
-def _is_of_weights(place: str) -> bool:
-    """Whether a directory is a step that was saved to its end, and without the training's state."""
+def _holds_weights_only(place: str) -> bool:
+    """Whether a directory is a complete step that lacks the state of the training."""
     if filesystem.isfile(filesystem.join(place, INDEX)):
         with reading("step", place):
             return "train_state.step" not in StepReader(place).read_metadata().state_dict_metadata

@@ -1,95 +1,100 @@
-"""What the model is whose checkpoints lie in a folder: ``model.json``.
+"""``model.json``: the description of the model whose steps lie in a folder.
 
 torchtitan's steps (``<dump_folder>/<checkpoint.folder>/step-N``) hold tensors and nothing about the
-model. Beside them, ``model.json`` says what ``config.json`` says in our own layout, so that a copy
-of it makes a directory of safetensors complete.
+model. ``model.json`` beside them holds what ``config.json`` holds in our own layout: the format's
+name and every field of :class:`model.BLTConfig` or :class:`model.EntropyModelConfig`. A copy of it
+makes a directory of safetensors complete.
 """
 
 import json
-import os
 import posixpath
 import uuid
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from model.blt_config import BLTConfig
 from model.checkpoints import blt as blt_checkpoint
-from model.checkpoints import entropy_model as checkpoint
+from model.checkpoints import entropy_model as entropy_checkpoint
 from model.checkpoints.files import CheckpointError, differences, reading
 from model.entropy_model import EntropyModelConfig
+from pipeline.storage.output import filesystem_of
 
-FILE = "model.json"
+DESCRIPTION_FILE = "model.json"
+
 Shape = BLTConfig | EntropyModelConfig
 
 
 def write_model_description(folder: str, shape: Shape) -> None:
-    """Say what the model is whose steps are, or will be, in ``folder``, before training.
+    """Write what the model is whose steps are, or will be, in ``folder``; called before training.
 
-    One rank is enough, but each may. A boundary rule may change between runs: the last one is told.
+    One rank is enough, but every rank may call it. The boundary rule may change between runs; the
+    file holds that of the last run.
 
     Args:
-        folder: directory or URL, of all steps; made if need be.
+        folder: directory or URL of all steps; created if need be.
 
     Raises:
-        CheckpointError: steps of another model are there; names the arguments.
+        CheckpointError: the folder holds steps of another model; names the arguments that differ.
     """
-    filesystem, path = filesystem_of(folder)
-    target = posixpath.join(path, FILE)
+    filesystem, path = checkpoint_filesystem(folder)
+    target = posixpath.join(path, DESCRIPTION_FILE)
     if filesystem.exists(target) and steps_in(folder):
         differing = argument_differences(_read(filesystem, target), shape)
         if differing:
             raise CheckpointError(
                 f"{folder}: holds steps of another model: {differing}; train into another folder"
             )
-    _write(filesystem, target, own_config(shape))
+    _write(filesystem, target, config_json(shape))
 
 
 def read_model_description(step: str) -> Shape:
-    """What the model in a step is, from ``model.json`` in its directory or the one above.
+    """The model in a step, from ``model.json`` in the step's directory or the one above.
 
     Args:
         step: directory or URL.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is no ``model.json``, or it is damaged; names the file and the key.
     """
-    filesystem, path = filesystem_of(step)
+    filesystem, path = checkpoint_filesystem(step)
     for directory in (path, posixpath.dirname(path)):
-        target = posixpath.join(directory, FILE)
+        target = posixpath.join(directory, DESCRIPTION_FILE)
         if filesystem.exists(target):
             return _read(filesystem, target)
     raise CheckpointError(
-        f"{step}: there is no {FILE}, in it or in the directory above, to say what the model is; "
-        "copy it from the folder that the step was trained into"
+        f"{step}: there is no {DESCRIPTION_FILE}, in it or in the directory above, to say what the "
+        "model is; copy it from the folder that the step was trained into"
     )
 
 
 def complete_safetensors(step: str) -> None:
-    """Make a step of safetensors (``--checkpoint.last_save_in_hf``) one that the loaders of
-    :mod:`model` read: write its ``config.json``. One rank does it, after the last save.
+    """Write ``config.json`` into a step of safetensors (``--checkpoint.last_save_in_hf``), so that
+    the loaders of :mod:`model` can read it. One rank calls this after the last save.
 
     Raises:
         CheckpointError: there is no ``model.json`` in the folder of the steps.
     """
-    filesystem, path = filesystem_of(step)
-    config = own_config(read_model_description(step))
+    filesystem, path = checkpoint_filesystem(step)
+    config = config_json(read_model_description(step))
     _write(filesystem, posixpath.join(path, "config.json"), config)
 
 
-def own_config(shape: Shape) -> dict[str, Any]:
-    """``config.json`` of our own layout."""
+def config_json(shape: Shape) -> dict[str, Any]:
+    """The content of ``config.json`` in our own layout."""
     if isinstance(shape, BLTConfig):
         return blt_checkpoint.own_config(shape)
-    return checkpoint.own_config(shape)
+    return entropy_checkpoint.own_config(shape)
 
 
 def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()) -> str:
-    """The arguments that change what weights compute and that differ, with both values, in words;
-    empty if there are none."""
+    """The arguments that change what the weights compute and that differ, with both values, in
+    words; empty if there are none."""
     if type(there) is not type(here):
         kinds = ["a BLT" if isinstance(s, BLTConfig) else "an entropy model" for s in (there, here)]
         return f"it is {kinds[0]} there and {kinds[1]} here"
@@ -101,22 +106,23 @@ def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()
 
 
 def steps_in(folder: str) -> list[str]:
-    """Directories of steps in a folder, the last step first; empty if it is no folder."""
-    filesystem, path = filesystem_of(folder)
+    """Directories of the steps in a folder, the last step first; empty if it is no folder."""
+    filesystem, path = checkpoint_filesystem(folder)
     if not filesystem.isdir(path):
         return []
-    names = [posixpath.basename(found.rstrip("/")) for found in filesystem.ls(path, detail=False)]
+    names = [posixpath.basename(entry.rstrip("/")) for entry in filesystem.ls(path, detail=False)]
     numbers = (name.removeprefix("step-") for name in names if name.startswith("step-"))
     steps = sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
     return [f"{folder.rstrip('/')}/step-{step}" for step in steps]
 
 
-def filesystem_of(url: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URL or local path, and the path there."""
-    if "://" not in url:  # a plain path means itself, whatever characters are in it
-        return LocalFileSystem(), os.path.normpath(Path(url).absolute())
-    filesystem, path = url_to_fs(url)
-    return filesystem, path.rstrip("/")
+def checkpoint_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a directory or URL, and the path there.
+
+    As for torchtitan, a leading ``~`` is a name like any other.
+    """
+    filesystem, path = filesystem_of(url if "://" in url else str(Path(url).absolute()))
+    return filesystem, path.rstrip("/") or path
 
 
 def _read(filesystem: AbstractFileSystem, path: str) -> Shape:
@@ -125,14 +131,47 @@ def _read(filesystem: AbstractFileSystem, path: str) -> Shape:
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
         if config.get("format") == blt_checkpoint.FORMAT:
+            _check_values(config, BLTConfig)
             return blt_checkpoint.from_own_config(config)
-        if config.get("format") == checkpoint.FORMAT:
-            return checkpoint.from_own_config(config)
+        if config.get("format") == entropy_checkpoint.FORMAT:
+            _check_values(config, EntropyModelConfig)
+            return entropy_checkpoint.from_own_config(config)
         raise ValueError(f"format: {config.get('format')!r} is not known")
 
 
+def _check_values(values: Mapping[str, Any], dataclass: type) -> None:
+    """Check the keys and JSON types of a dataclass's fields; ranges are the dataclass's own matter.
+
+    A missing field would silently get its default, and the model would compute something else than
+    what was trained. A field that a later release adds has to be optional here.
+
+    Raises:
+        ValueError: fields are missing, or one has a value of another type; names them.
+    """
+    missing = [field.name for field in fields(dataclass) if field.name not in values]
+    if missing:
+        raise ValueError(f"lacks {', '.join(missing)}; restore it from a copy")
+    for name, hint in get_type_hints(dataclass).items():
+        if not _has_type(values[name], hint):
+            raise ValueError(f"{name}: {values[name]!r} is not of the right type")
+
+
+def _has_type(value: object, hint: Any) -> bool:
+    if get_origin(hint) is UnionType:
+        return any(_has_type(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        element = get_args(hint)[0]
+        return isinstance(value, list) and all(_has_type(item, element) for item in value)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        _check_values(value, hint)
+        return True
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
 def _write(filesystem: AbstractFileSystem, path: str, config: dict[str, Any]) -> None:
-    """In one atomic step: elsewhere than on disks, objects appear whole."""
+    """Write in one atomic step; objects in object stores appear whole by themselves."""
     content = (json.dumps(config, indent=2) + "\n").encode()
     if not isinstance(filesystem, LocalFileSystem):
         filesystem.pipe_file(path, content)

@@ -1,8 +1,9 @@
 """Weights in and out of torchtitan: ``--checkpoint.initial_load_in_hf`` and ``.last_save_in_hf``.
 
-Names in torchtitan are those of :mod:`model`, which are the published ones, so nothing is renamed
-here: the reader shows a checkpoint of any layout under these names. Weights are mapped into memory,
-and each rank reads the slices that it holds, of transformers' one table of all hashes too.
+torchtitan's names of weights are those of :mod:`model`, which are the published ones, so nothing is
+renamed here: the reader shows a checkpoint of any layout under these names. Weights are mapped into
+memory, and each rank reads only the slices that it holds, also of the one table in which
+transformers' layout keeps all hash tables.
 """
 
 from collections.abc import Mapping
@@ -34,10 +35,10 @@ from train.checkpoints.model_json import Shape, argument_differences
 
 
 class WeightsAdapter(BaseStateDictAdapter):
-    """For BLT and entropy models alike.
+    """The adapter of BLT and entropy models.
 
-    Reads every layout that :func:`model.load_blt` and :func:`model.load_entropy_model` read; writes
-    one safetensors file, which :class:`train.checkpoints.manager.Checkpointer` completes.
+    It reads every layout that :func:`model.load_blt` and :func:`model.load_entropy_model` read, and
+    writes one safetensors file, which :class:`train.checkpoints.manager.Checkpointer` completes.
 
     Args:
         model_config: its ``shape`` is a :class:`model.BLTConfig` or a
@@ -51,19 +52,19 @@ class WeightsAdapter(BaseStateDictAdapter):
         self.fqn_to_index_mapping = None  # all weights go into one file
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The same: the reader, not the state, is adapted."""
+        """The same names and weights: the reader does the adapting."""
         return dict(state_dict)
 
     def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The same."""
+        """The same names and weights."""
         return dict(hf_state_dict)
 
     def get_hf_storage_reader(self, path: str, from_quantized: bool = False) -> "WeightsReader":
         """A reader of the checkpoint in the directory ``path``.
 
         Raises:
-            CheckpointError: it cannot be read, or is of another model than the one that is trained;
-                names the file, argument or weight.
+            CheckpointError: the checkpoint cannot be read, or belongs to another model than the
+                one that is trained; names the file, argument or weight.
         """
         if from_quantized:
             raise CheckpointError(
@@ -74,14 +75,14 @@ class WeightsAdapter(BaseStateDictAdapter):
 
 
 class WeightsReader(HuggingFaceStorageReader):
-    """Weights that are in memory, or mapped into it, as a checkpoint that DCP reads."""
+    """Shows weights in memory, or mapped into it, to DCP as a checkpoint."""
 
     def __init__(self, path: str, weights: Mapping[str, Tensor]):
         super().__init__(path)
         self.weights = weights
 
     def read_metadata(self) -> Metadata:
-        """Each weight in one piece."""
+        """The index of a checkpoint that stores each weight in one piece."""
         return Metadata(
             state_dict_metadata={
                 name: TensorStorageMetadata(
@@ -96,7 +97,7 @@ class WeightsReader(HuggingFaceStorageReader):
         )
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Copy what this rank holds, into its dtype."""
+        """Copy the slices that this rank holds, and convert them to their dtype in training."""
         for item in plan.items:
             weight = self.weights[item.storage_index.fqn]
             for dim, (start, length) in enumerate(
@@ -112,39 +113,39 @@ class WeightsReader(HuggingFaceStorageReader):
 
 
 def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
-    """Mapped weights of a checkpoint that has to be of a model of this shape.
+    """The weights, mapped into memory, of a checkpoint of a model of this shape.
 
     Raises:
-        CheckpointError: it cannot be read or is of another model; names the file, argument or
-            weight.
+        CheckpointError: the checkpoint cannot be read, or belongs to another model; names the file,
+            argument or weight.
     """
     theirs: Shape
     if isinstance(shape, BLTConfig):
         theirs, weights = read_blt(directory)
     else:
         theirs, weights = read_entropy_model(directory)
-    differing = argument_differences(theirs, shape, ignore=_untold(directory))
+    differing = argument_differences(theirs, shape, ignore=_unstated_arguments(directory))
     if differing:
         raise CheckpointError(
             f"{directory}: is of another model than the one that is trained: {differing}; "
             "train the model of the checkpoint"
         )
-    _tell_of_other_rule(theirs, shape)
+    _warn_of_other_rule(theirs, shape)
     with torch.device("meta"):
         model = BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
     with reading("checkpoint", str(directory)):
         return fitting(model.state_dict(), weights)
 
 
-def _untold(directory: Path) -> tuple[str, ...]:
-    """Arguments that change the computation and that a checkpoint of others doesn't tell: any
-    value is right then."""
+def _unstated_arguments(directory: Path) -> tuple[str, ...]:
+    """Arguments that change the computation but that the checkpoint's layout has no place for: any
+    value agrees with it."""
     config = read_json(directory / "config.json")
     name = "hash_across_documents"
     return () if name in config.get("args", config) else (name,)
 
 
-def _tell_of_other_rule(theirs: Shape, ours: Shape) -> None:
+def _warn_of_other_rule(theirs: Shape, ours: Shape) -> None:
     if isinstance(theirs, BLTConfig) and isinstance(ours, BLTConfig):
         patchers = theirs.patcher, ours.patcher
         if None not in patchers and patchers[0] != patchers[1]:

@@ -1,8 +1,16 @@
-"""Steps that torchtitan wrote, read as models: without torchtitan, its ranks or its optimizer.
+"""Steps that torchtitan wrote, read as models without torchtitan, its ranks or its optimizer.
 
-A step is a directory (or URL) of DCP's files, or, after ``--checkpoint.last_save_in_hf``, of
-safetensors. No code of a checkpoint is ever run: the pickled index of a step is read for what DCP
-writes into it only.
+A step is a directory (or URL) of files of PyTorch's distributed checkpoints (DCP), or, after
+``--checkpoint.last_save_in_hf``, of safetensors.
+
+A DCP step holds one ``*.distcp`` file per rank, with that rank's parts of every tensor, and an
+index, ``.metadata``, that says which part lies where. So a step of 8 ranks is read here by one
+process: the index names the weights, empty tensors of their shapes are made, and DCP fills them
+from all files; the optimizer's state is skipped (:data:`TRAINING_STATE`).
+
+The index is a pickle, and unpickling may call any function that a pickle names. Invariant: no code
+of a checkpoint is ever run. :class:`_IndexUnpickler` looks up DCP's own classes and a few more that
+DCP writes, and nothing else: an index that names ``os.system`` is refused before any call.
 """
 
 import pickle
@@ -26,25 +34,26 @@ from model.checkpoints.files import (
     reading,
 )
 from model.entropy_model import EntropyModel
-from train.checkpoints.model_json import filesystem_of, read_model_description
+from train.checkpoints.model_json import checkpoint_filesystem, read_model_description
 
 INDEX = ".metadata"
 TRAINING_STATE = ("optimizer", "lr_scheduler", "dataloader", "train_state")
-"""What torchtitan keeps beside the weights; their names have none of these before the first dot."""
+"""First parts of the names of torchtitan's other tensors; no weight's name begins with one."""
 
 INDEX_CLASSES = {
     *(("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")),
     *(("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath")),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
 }
+"""Classes and functions, by module, that an index may name beside torch's dtypes and DCP's own."""
 
 
 def is_step(source: str) -> bool:
-    """Whether a directory or URL is a step, complete or not, rather than weights that say
-    themselves what they are of."""
+    """Whether a directory or URL is a step, complete or not, and not a checkpoint that describes
+    its model itself."""
     try:
         names = set() if source.startswith("hf://") else _files(source)
-    except (OSError, ValueError, ImportError):  # whoever loads it says so
+    except (OSError, ValueError, ImportError):  # loading it raises a clearer error
         return False
     if INDEX in names or any(name.endswith(".distcp") for name in names):
         return True
@@ -53,14 +62,14 @@ def is_step(source: str) -> bool:
 
 
 def read_step(step: str) -> BLT | EntropyModel:
-    """The model of a step, in the dtype that it was saved in, on the CPU.
+    """The model of a step, on the CPU, in the dtype that the step was saved in.
 
     Args:
         step: directory or URL.
 
     Raises:
-        CheckpointError: it was not written to its end, nothing says what the model is, or it
-            cannot be read; names the file or weight.
+        CheckpointError: the step was not written to its end, has no ``model.json``, or cannot be
+            read; names the file or weight.
     """
     names = _files(step)
     safetensors = any(name.endswith(".safetensors") for name in names)
@@ -78,12 +87,12 @@ def read_step(step: str) -> BLT | EntropyModel:
             with local_directory("step", step) as directory:
                 return build(make, read_safetensors(directory))
         reader = StepReader(step)
-        model = build(make, _space_for_weights(reader.read_metadata()))
+        model = build(make, _empty_weights(reader.read_metadata()))
         try:
-            with warnings.catch_warnings():  # that it is one process is meant
+            with warnings.catch_warnings():  # one process is intended
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 dcp.load(model.state_dict(), storage_reader=reader, no_dist=True)
-        except CheckpointException as error:  # of one rank; it holds what went wrong there
+        except CheckpointException as error:  # holds the error of each rank; there is one rank
             cause = next(iter(error.failures.values()))[0]
             raise ValueError(
                 f"the weights cannot be read: {type(cause).__name__}: {cause}"
@@ -92,13 +101,13 @@ def read_step(step: str) -> BLT | EntropyModel:
 
 
 def _files(source: str) -> set[str]:
-    filesystem, path = filesystem_of(source)
+    filesystem, path = checkpoint_filesystem(source)
     if not filesystem.isdir(path):
         raise NotADirectoryError(source)
-    return {posixpath.basename(found) for found in filesystem.ls(path, detail=False)}
+    return {posixpath.basename(entry) for entry in filesystem.ls(path, detail=False)}
 
 
-def _space_for_weights(metadata: dcp_metadata.Metadata) -> dict[str, torch.Tensor]:
+def _empty_weights(metadata: dcp_metadata.Metadata) -> dict[str, torch.Tensor]:
     return {
         name: torch.empty(stored.size, dtype=stored.properties.dtype)
         for name, stored in metadata.state_dict_metadata.items()
@@ -108,18 +117,18 @@ def _space_for_weights(metadata: dcp_metadata.Metadata) -> dict[str, torch.Tenso
 
 
 class StepReader(FsspecReader):
-    """DCP's reader, for directories and URLs, that does not run what it reads."""
+    """DCP's reader for directories and URLs, which runs no code of the index."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
         """
         Raises:
-            ValueError: the index is broken, or is none.
+            ValueError: the file is broken, or is not an index.
         """
         path = self.fs.concat_path(self.path, INDEX)
         try:
             with self.fs.create_stream(path, "rb") as stream:
                 metadata = _IndexUnpickler(stream).load()
-        except Exception as error:  # unpickling what is broken raises anything
+        except Exception as error:  # unpickling a broken file may raise anything
             raise ValueError(f"{INDEX} is broken, or holds code, which is never run") from error
         if not isinstance(metadata, dcp_metadata.Metadata):
             raise ValueError(f"{INDEX} is not DCP's")
@@ -128,13 +137,15 @@ class StepReader(FsspecReader):
 
 
 class _IndexUnpickler(pickle.Unpickler):
+    """An unpickler that looks up only what DCP writes into an index."""
+
     def find_class(self, module: str, name: str) -> Any:
         known = (module, name) in INDEX_CLASSES
         if module == "torch":
             known |= isinstance(getattr(torch, name, None), torch.dtype)
         if module == dcp_metadata.__name__:
-            found = vars(dcp_metadata).get(name)
-            known |= isinstance(found, type) and found.__module__ == module
+            value = vars(dcp_metadata).get(name)
+            known |= isinstance(value, type) and value.__module__ == module
         if not known:
             raise pickle.UnpicklingError(f"{module}.{name}")
         return super().find_class(module, name)

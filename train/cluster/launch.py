@@ -1,7 +1,7 @@
-"""Training on a Ray cluster: Ray Train places the workers, and starts them again from the last
-checkpoint when one dies; torchtitan does the rest, as it does under torchrun.
+"""Training on a Ray cluster: Ray Train places the workers and restarts them from the last
+checkpoint when one dies. Each worker runs torchtitan's command, as it does under torchrun.
 
-Nothing is stored in Ray: checkpoints are torchtitan's.
+Ray stores nothing: the checkpoints are torchtitan's.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# The releases of Ray that have both take the older Ray Train otherwise.
+# Releases of Ray that hold two versions of Ray Train use the older one by default.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-# `print` goes to standard output, from where it is sent on.
+# Ray Train would send `print` to its logs; ForwardedStream needs it on standard output.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 import ray
@@ -29,18 +29,27 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError
-from train.cluster.messages import Listener, SentOn, as_one_sentence, portable
+from train.__main__ import main
+from train.cluster.messages import (
+    FailureMessage,
+    ForwardedStream,
+    MessageReader,
+    ResultMessage,
+    StartMessage,
+    portable_error,
+    training_error,
+)
 
-HOPELESS = (ConfigError, ValueError, TypeError, AssertionError)
-"""Errors that are raised of settings. CheckpointError is a ValueError."""
+SETTINGS_ERRORS = (ConfigError, ValueError, TypeError, AssertionError)
+"""Errors that wrong settings raise. CheckpointError is a ValueError."""
 
-PATIENCE_S = 30
-"""After so long without a word from the workers, whether there is room for them is looked at."""
+CAPACITY_CHECK_S = 30
+"""Seconds without a message from the workers between two checks of the cluster's capacity."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many processes train, and what each of them has."""
+    """How many processes train, and the resources of each."""
 
     number: int
     cpus: int = 1
@@ -49,83 +58,109 @@ class Workers:
     def __str__(self) -> str:
         return f"{self.number} {'GPU' if self.gpus else 'CPU'} worker{'s'[: self.number - 1]}"
 
-    def each(self) -> str:
-        """What each of them has, in words."""
-        return f"{self.cpus} CPU{'s'[: self.cpus - 1]}" + (" and a GPU" if self.gpus else "")
+    @property
+    def resources(self) -> dict[str, int]:
+        """Resources of one worker, as Ray names them."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
-    def room(self) -> int:
+    @property
+    def request(self) -> str:
+        """Number and resources, in words."""
+        cpus = f"{self.cpus} CPU{'s'[: self.cpus - 1]}"
+        return f"{self} of {cpus}{' and a GPU' if self.gpus else ''}"
+
+    def capacity(self) -> int:
         """How many such workers fit into the cluster as it is, if nothing else runs there."""
-        wanted = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
         return sum(
-            int(min(node["Resources"].get(name, 0) // count for name, count in wanted.items()))
+            int(min(node["Resources"].get(name, 0) // n for name, n in self.resources.items()))
             for node in ray.nodes()
             if node["Alive"]
         )
 
+    def check_capacity(self) -> None:
+        """
+        Raises:
+            ConfigError: the workers do not fit into a cluster that does not grow.
+        """
+        if (capacity := self.capacity()) < self.number:
+            raise ConfigError(
+                f"--num-workers: {self.request} are asked for, but this machine has room for "
+                f"{capacity}"
+            )
 
-def gpus_of_cluster() -> int:
-    """All that there are."""
-    return int(ray.cluster_resources().get("GPU", 0))
+
+def choose_workers(number: int | None, cpus: int, gpus: int | None) -> Workers:
+    """The workers that flags ask for, with defaults from the cluster: a GPU per worker if there are
+    any, and as many workers as GPUs."""
+    cluster_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus is None:
+        gpus = min(cluster_gpus, 1)
+    return Workers(number or cluster_gpus * gpus or 1, cpus, gpus)
 
 
 def train_on_ray(
-    arguments: list[str], workers: Workers, *, max_failures: int, say: Callable[[str], None]
+    arguments: list[str], workers: Workers, *, max_failures: int, print_line: Callable[[str], None]
 ) -> dict[str, float]:
-    """Train until the end; Ray is running. What was logged last of the last step.
+    """Train to the end on the Ray that is running; returns the metrics that were logged last.
 
     Args:
         arguments: torchtitan's, as :mod:`train` takes them; paths are absolute.
-        max_failures: how often workers are started again; -1: without end.
-        say: is given each line that rank 0 prints, and what happens to workers.
+        max_failures: how often workers are restarted; -1: without limit.
+        print_line: is given each line that rank 0 prints, and each restart of the workers.
 
     Raises:
         PipelineError: workers failed more often than that, or cannot begin; in one sentence.
-        ConfigError: a setting is wrong that only workers can see.
+        ConfigError: a setting is wrong, and only workers can detect it.
 
-    If this is left before the end (by Ctrl-C, or as there is no use in going on), a thread still
-    waits for Ray, and the process has to leave with ``os._exit``: Ray's own end would abort it.
+    After an exception (Ctrl-C, or a failure that a restart cannot mend) a thread still waits for
+    Ray. The process then has to exit with ``os._exit``, because Ray's own exit would abort it.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver})
     with tempfile.TemporaryDirectory(prefix="blt-titan-", ignore_cleanup_errors=True) as storage:
         trainer = _Trainer(
-            _worker,
-            train_loop_config={"arguments": arguments, "told": told},
+            lambda: _run_worker(arguments, messages),
             scaling_config=ScalingConfig(
                 num_workers=workers.number,
                 use_gpu=bool(workers.gpus),
-                resources_per_worker={"CPU": workers.cpus}
-                | ({"GPU": workers.gpus} if workers.gpus else {}),
+                resources_per_worker=workers.resources,
             ),
             run_config=RunConfig(
-                # Ray Train wants a place for checkpoints that are given to it; none are.
+                # Ray Train requires a directory for checkpoints; this project gives it none.
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=max_failures),
             ),
             torch_config=_Rendezvous(),
         )
-        fit, listener, quiet = _Fit(trainer), Listener(say), 0
-        while (running := fit.is_alive()) or not told.empty():
+        fit, reader, quiet_s = _Fit(trainer), MessageReader(print_line), 0
+        while (running := fit.is_alive()) or not messages.empty():
             try:
-                listener.hear(*told.get(timeout=1 if running else 0))
-                quiet = 0
+                reader.handle(messages.get(timeout=1 if running else 0))
+                quiet_s = 0
             except Empty:
-                # Ray Train waits without a word.
-                if quiet % PATIENCE_S == 0 and (room := workers.room()) < workers.number:
-                    say(
-                        f"waiting for room: {workers} of {workers.each()} are asked for, and the "
-                        f"cluster, as it is, has room for {room}; fewer --num-workers would do, too"
-                    )
-                quiet += 1
+                # Ray Train waits for resources in silence.
+                if quiet_s % CAPACITY_CHECK_S == 0:
+                    _report_missing_capacity(workers, print_line)
+                quiet_s += 1
         if fit.error is not None:
-            raise as_one_sentence(fit.error) from fit.error
-    return listener.result
+            raise training_error(fit.error) from fit.error
+    return reader.metrics
+
+
+def _report_missing_capacity(workers: Workers, print_line: Callable[[str], None]) -> None:
+    if (capacity := workers.capacity()) < workers.number:
+        print_line(
+            f"waiting for room: {workers.request} are asked for, and the cluster, as it is, has "
+            f"room for {capacity}; fewer --num-workers would do, too"
+        )
 
 
 class _Trainer(TorchTrainer):
-    """Without the actor that removes placement groups after a controller that died. It is for
-    drivers that live on: ours ends, and Ray removes what is its. And it asks whichever cluster was
-    last started on this machine whether the controller is alive, which need not be this one.
+    """Ray Train's trainer without the actor that removes placement groups of a dead controller.
+
+    That actor serves drivers that outlive their controller; here the driver exits, and Ray then
+    removes its placement groups. The actor also asks the cluster that was started last on this
+    machine whether the controller is alive, which may be another cluster.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -134,7 +169,7 @@ class _Trainer(TorchTrainer):
 
 
 class _Fit(threading.Thread):
-    """``trainer.fit()`` beside the main thread, which has to stay free for Ctrl-C."""
+    """``trainer.fit()`` in a thread, because the main thread has to stay free for Ctrl-C."""
 
     def __init__(self, trainer: TorchTrainer):
         super().__init__(name="fit", daemon=True)
@@ -145,13 +180,13 @@ class _Fit(threading.Thread):
     def run(self) -> None:
         try:
             self.trainer.fit()
-        except Exception as error:  # told in the main thread
+        except Exception as error:  # the main thread raises it
             self.error = error
 
 
 @dataclass
 class _Rendezvous(TorchConfig):
-    """Says where rank 0 is, and leaves the process group to torchtitan, as torchrun does."""
+    """Tells the workers where rank 0 is. torchtitan makes the process group, as under torchrun."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -173,7 +208,7 @@ def _free_address() -> tuple[str, int]:
 
 
 def _set_environment(address: str, port: int) -> None:
-    """What torchrun would."""
+    """Set the variables that torchrun sets."""
     context = ray.train.get_context()
     os.environ |= {
         "MASTER_ADDR": address,
@@ -185,25 +220,24 @@ def _set_environment(address: str, port: int) -> None:
     }
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """What each worker does: torchtitan's command."""
-    from train.__main__ import main
-    from train.metrics import latest
+def _run_worker(arguments: list[str], messages: Queue) -> None:
+    """Run torchtitan's command in a worker; rank 0 reports lines and the result to the driver."""
+    from train.metrics import latest  # loads torchtitan, which the driver does not need
 
-    rank, told = int(os.environ["RANK"]), config["told"]
-    sys.argv = ["train", *config["arguments"]]
+    rank = int(os.environ["RANK"])
+    sys.argv = ["train", *arguments]
     try:
         if rank:
-            logging.disable(logging.INFO)  # All ranks would say the same.
+            logging.disable(logging.INFO)  # all ranks log the same
             main()
         else:
-            told.put(("start", None))
-            with contextlib.redirect_stdout(SentOn(told, sys.stdout)):
+            messages.put(StartMessage())
+            with contextlib.redirect_stdout(ForwardedStream(messages, sys.stdout)):
                 main()
-            told.put(("result", dict(latest)))
+            messages.put(ResultMessage(dict(latest)))
     except Exception as error:
         with contextlib.suppress(RayError):
-            # Before the first step, so that it would be so again.
-            hopeless = not latest and isinstance(error, HOPELESS)
-            told.put(("failure", (rank, portable(error), hopeless)))
+            # Before the first step is logged, an error of the settings would be raised again.
+            permanent = not latest and isinstance(error, SETTINGS_ERRORS)
+            messages.put(FailureMessage(rank, portable_error(error), permanent))
         raise

@@ -1,8 +1,11 @@
-"""torchtitan's dataloader over patch shards: batches of rows for each rank, made ahead in a thread.
+"""torchtitan's dataloader over patch shards: each rank's microbatches of rows, made in a thread.
 
 The rows of all ranks are one sequence (:mod:`train.data.row_stream`). Microbatch m of R ranks with
-B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, rank r the r-th B of them: a run that is resumed
-on another number of ranks, or with other batches, goes on with the next row.
+B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, and rank r gets the r-th B of them. A run that
+resumes on another number of ranks, or with another B, continues with the next row.
+
+Every rank reads and packs each window, but fills the arrays of its own rows only. The state is the
+cursor after the last microbatch that was yielded, not after those that the thread has made.
 """
 
 import json
@@ -22,15 +25,16 @@ from torchtitan.components.dataloader import BaseDataLoader
 from pipeline.errors import ConfigError
 from pipeline.patch.scoring import prefetch
 from train.data.filling import empty_rows, fill_rows
-from train.data.row_stream import Cursor, RowSettings, RowStream, Window
+from train.data.row_stream import Cursor, PackedWindow, RowSettings, RowStream
 
-Batch = tuple[dict[str, Tensor], Tensor]
+Microbatch = tuple[dict[str, Tensor], Tensor]
+"""Inputs by name, and labels; see :class:`ShardDataLoader`."""
 
 
 class ShardDataLoader(BaseDataLoader):
-    """Batches of packed rows; see :mod:`train.data.packing` for what is in a row.
+    """Microbatches of packed rows; :mod:`train.data.packing` describes a row.
 
-    Yields ``({"input": [B, S], "patch_lengths": [B, P]}, labels [B, S])``, all int32; padding is
+    Yields ``({"input": [B, S], "patch_lengths": [B, P]}, labels [B, S])``, all int32, padded with
     -1, 0 and -100.
     """
 
@@ -39,21 +43,21 @@ class ShardDataLoader(BaseDataLoader):
         shards: list[str] = field(default_factory=list)
         """Shard sets: directories or URLs that jobs/patch_corpus.py wrote."""
         weights: tuple[float, ...] = ()
-        """Share of the text of each shard set; none: every document once an epoch."""
+        """Share of the text of each shard set; default: every document once per epoch."""
         seed: int = 0
-        """Of the order of shards, documents and rows."""
+        """Seed of the order of shards, documents and rows."""
         threshold: float | None = None
-        """Nats. Patch anew from the stored entropies, with the set's own rule and this."""
+        """Re-patch the stored entropies with the set's own rule and this threshold (nats)."""
         patches_per_row: int | None = None
-        """Most patches of a row; by default as many as the text of the shard sets needs."""
+        """Most patches per row; default: as many as the text of the shard sets needs."""
         shuffle_bytes: int = 64 << 20
-        """Text that is shuffled, and held in memory, at a time."""
+        """Bytes of text that are shuffled, and held in memory, at a time."""
         prefetch: int = 4
-        """Microbatches that are made ahead."""
+        """Microbatches that are made ahead of training."""
         infinite: bool = True
         """Start the next epoch when one ends; otherwise stop after the first."""
         patches: bool = True
-        """Give patch lengths. Entropy models read bytes only: rows then end at any byte."""
+        """Yield patch lengths. Without them, as entropy models read rows, rows end at any byte."""
 
     def __init__(
         self,
@@ -67,19 +71,18 @@ class ShardDataLoader(BaseDataLoader):
     ):
         """
         Args:
-            unused: what torchtitan also gives, and bytes do not need: a tokenizer, and how often
-                there is a checkpoint.
+            unused: torchtitan's further arguments, a tokenizer and the checkpoint interval.
 
         Raises:
-            ConfigError: a setting is wrong; names it.
-            PipelineError: a shard set cannot be used; names it.
+            ConfigError: a setting is wrong; the message names it.
+            PipelineError: a shard set cannot be used; the message names it.
         """
         if config.prefetch < 1:
             raise ConfigError(f"dataloader.prefetch: must be at least 1, got {config.prefetch}")
         if config.weights and not config.infinite:
             raise ConfigError(
-                "dataloader.weights: sets that are weighted have no common end; leave the weights "
-                "out where all is to be read once"
+                "dataloader.weights: weighted sets have no common end; leave the weights out to "
+                "read every document once"
             )
         self.config = config
         settings = RowSettings(
@@ -96,8 +99,8 @@ class ShardDataLoader(BaseDataLoader):
         self._next = self.stream.start()
         self._resumed = False
 
-    def __iter__(self) -> Iterator[Batch]:
-        """From where a state was loaded, the first time after that; otherwise from the start."""
+    def __iter__(self) -> Iterator[Microbatch]:
+        """Start from the state that was loaded last, once; otherwise from the first row."""
         if not self._resumed:
             self._next = self.stream.start()
         self._resumed = False
@@ -111,16 +114,17 @@ class ShardDataLoader(BaseDataLoader):
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the row after those of the last batch given is; the same on all ranks."""
+        """The cursor of the row after the last microbatch that was yielded, as JSON; the same on
+        all ranks."""
         state = {"cursor": self._next, "made from": self.stream.fingerprint()}
         # A string is a leaf for torch.distributed.checkpoint.
         return {"rows": json.dumps(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The next iteration goes on there. Any number of ranks, any batch size.
+        """Let the next iteration continue from a state of any number of ranks and batch size.
 
         Raises:
-            ConfigError: the state is of other shards or settings.
+            ConfigError: the state belongs to other shards or settings; names what differs.
         """
         if not state_dict:
             return
@@ -128,39 +132,41 @@ class ShardDataLoader(BaseDataLoader):
         saved, own = state["made from"], self.stream.fingerprint()
         changed = [name for name in own if own[name] != saved.get(name)]
         if changed:
-            told = ", ".join(f"{name} (was {saved.get(name)}, is {own[name]})" for name in changed)
+            values = [f"{name} (was {saved.get(name)}, is {own[name]})" for name in changed]
             raise ConfigError(
-                f"dataloader: the checkpoint was made with other rows: {told}; resume with what it "
-                "was made with, or leave the dataloader's state out (--checkpoint."
-                "exclude_from_loading dataloader) to start the data anew"
+                f"dataloader: the checkpoint was made with other rows: {', '.join(values)}; resume "
+                "with the same shards and settings, or leave the dataloader's state out "
+                "(--checkpoint.exclude_from_loading dataloader) to start from the first row"
             )
-        self._next = Cursor.of_json(state["cursor"])
+        self._next = Cursor.from_json(state["cursor"])
         self._resumed = True
 
 
 class RankShare(NamedTuple):
-    """Which rows of a microbatch a rank gets."""
+    """The part of a microbatch that a rank gets: the ``rank``-th of ``ranks`` equal parts."""
 
     rank: int
     ranks: int
     batch: int
+    """Rows per rank."""
 
 
 def microbatches(
     stream: RowStream, cursor: Cursor, share: RankShare, *, infinite: bool
-) -> Generator[tuple[Batch, Cursor], None, None]:
-    """A rank's microbatches from ``cursor`` on, each with the cursor after those of all ranks.
+) -> Generator[tuple[Microbatch, Cursor], None, None]:
+    """Yield a rank's microbatches from ``cursor`` on, each with the cursor after the rows of all
+    ranks.
 
-    Where the rows end, rows that teach nothing fill the last one up, so that all ranks have the
-    same number of microbatches.
+    When the rows end, empty rows fill the last microbatch up, so that all ranks have the same
+    number of microbatches.
     """
     builder = _BatchBuilder(stream, share)
     # The next window is read and packed while this one is used.
     windows = prefetch(stream.windows(cursor, infinite=infinite))
     for window, cursor in windows:
         while cursor.row < len(window.rows):
-            taken = builder.add(window, cursor.row)
-            cursor = cursor._replace(row=cursor.row + taken, rows=cursor.rows + taken)
+            passed = builder.add(window, cursor.row)
+            cursor = cursor._replace(row=cursor.row + passed, rows=cursor.rows + passed)
             if builder.full:
                 yield builder.finish(), cursor
     if builder.filled:
@@ -168,20 +174,24 @@ def microbatches(
 
 
 class _BatchBuilder:
-    """Gathers the rank's part of a microbatch from one window or several."""
+    """Collects a rank's part of a microbatch, whose rows may come from several windows."""
 
     def __init__(self, stream: RowStream, share: RankShare):
         self.share, self.patches = share, stream.patches_per_row
         self.seq_len = stream.settings.seq_len
         self.filled = 0
-        """Rows of the microbatch, of all ranks, that have been passed."""
+        """Rows of the microbatch, over all ranks, that have been passed so far."""
 
     @property
     def full(self) -> bool:
         return self.filled == self.share.ranks * self.share.batch
 
-    def add(self, window: Window, row: int) -> int:
-        """Go on with the rows of a window from ``row`` on; gives how many were passed."""
+    def add(self, window: PackedWindow, row: int) -> int:
+        """Take the rows of a window from ``row`` on; returns how many were passed, over all ranks.
+
+        Example: rank 1 of 2 with 3 rows each needs rows 3-5 of a microbatch of 6. A window with 4
+        rows left passes rows 0-3, of which row 3 is filled; the next window fills rows 4 and 5.
+        """
         rank, ranks, batch = self.share
         if not self.filled:
             self._allocate()
@@ -194,8 +204,8 @@ class _BatchBuilder:
         self.filled += passed
         return passed
 
-    def finish(self) -> Batch:
-        """The microbatch, filled up with empty rows."""
+    def finish(self) -> Microbatch:
+        """The rank's part of the microbatch, filled up with empty rows."""
         rank, _, batch = self.share
         begin = max(self.filled, rank * batch)
         if begin < (rank + 1) * batch:
@@ -214,7 +224,7 @@ class _BatchBuilder:
         self.patch_lengths_BP = None if self.patches is None else rows(self.patches)
 
     def _arrays(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Rows of the microbatch, which have to be this rank's."""
+        """Views of rows ``begin`` to ``end`` of the microbatch, which are this rank's."""
         first = self.share.rank * self.share.batch
         own = slice(begin - first, end - first)
         patch_lengths = self.patch_lengths_BP

@@ -1,4 +1,9 @@
-"""One shard set, read in a seeded order of its shards, epoch after epoch, from any place on.
+"""One shard set, read epoch after epoch in a seeded order of its shards, from any record batch on.
+
+Each epoch has an order of its own, a function of the seed and the epoch's number alone (see
+:func:`_order`), so a :class:`Position` of four numbers is all that a resumed run needs: no order is
+stored, and no shard is read twice or left out. Within a shard, record batches keep their order;
+:mod:`train.data.packing` shuffles the documents of a window.
 
 What is read is checked as far as training depends on it: every error names the file.
 """
@@ -17,35 +22,35 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.scoring import patch_stored
 from pipeline.shards.shard_set import ShardEntry, ShardSet
 from train.data.packing import permutation
-from train.data.window import Documents
+from train.data.window import DocumentArrays
 
 
 class Position(NamedTuple):
-    """A place in a shard set: before a record batch."""
+    """The record batch of a shard set that is read next."""
 
     epoch: int = 0
     shard: int = 0
-    """Of the epoch's order."""
+    """Its place in the epoch's order."""
     batch: int = 0
     tokens: int = 0
-    """Read before, in all epochs."""
+    """Tokens that were read before it, in all epochs."""
 
 
 class ShardSource:
-    """A shard set and how it is read."""
+    """A shard set and the settings with which it is read."""
 
     def __init__(
         self, shards: ShardSet, seed: tuple[int, ...], threshold: float | None, patches: bool
     ):
         """
         Args:
-            seed: of the orders of the shards.
-            threshold: nats; the patches are made anew with it.
-            patches: whether they are wanted at all.
+            seed: of the order of the shards.
+            threshold: nats; re-patch the stored entropies with it. None: patches as stored.
+            patches: whether documents get patches at all.
 
         Raises:
             ConfigError: the shards cannot be patched with another threshold.
-            PipelineError: there is no document.
+            PipelineError: the shard set holds no document.
         """
         self.shards, self.seed, self.wants_patches = shards, seed, patches
         self.entries = [entry for entry in shards.entries if entry.sha256 is not None]
@@ -70,12 +75,13 @@ class ShardSource:
 
     @property
     def fingerprint(self) -> str:
-        """Of the content of all shards, wherever they lie."""
+        """A hash of the content of all shards, wherever they lie."""
         content = [(entry.name, entry.sha256) for entry in self.entries]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def patches_per_token(self, sample_tokens: int) -> float:
-        """Of the whole set; with another threshold of about so many tokens from its beginning."""
+        """Patches per token of the whole set. With another threshold, an estimate from about
+        ``sample_tokens`` tokens at the beginning of the set."""
         if self.patcher is None:
             return self.stored_patches / self.tokens
         tokens = patches = 0
@@ -88,9 +94,10 @@ class ShardSource:
                     return patches / tokens
         return patches / tokens
 
-    def read(self, position: Position, tokens: int) -> Iterator[tuple[Documents, Position]]:
-        """Record batches, each with the position after it, until ``tokens`` tokens have been read,
-        those before ``position`` included.
+    def read(self, position: Position, tokens: int) -> Iterator[tuple[DocumentArrays, Position]]:
+        """Yield record batches, each with the position after it, until ``tokens`` tokens have been
+        read, including those before ``position``. Record batches are not cut: the last one may go
+        beyond ``tokens``.
 
         Raises:
             PipelineError: a shard cannot be read, or is not what its manifest says.
@@ -113,7 +120,8 @@ class ShardSource:
                     return
 
     def _check_read(self, read: int, epoch: int, order: np.ndarray) -> None:
-        """Check what was read up to the end of a shard, the last one of ``order``."""
+        """Compare the tokens read up to the end of a shard, the last one of ``order``, with the
+        manifest's."""
         expected = epoch * self.tokens + sum(self.entries[i].statistics["tokens"] for i in order)
         if read != expected:
             where = self.shards.output.locate(self.entries[order[-1]].path)
@@ -122,7 +130,7 @@ class ShardSource:
                 "restore it, or make the shards again"
             )
 
-    def _batches(self, entry: ShardEntry, first: int) -> Iterator[tuple[Documents, bool]]:
+    def _batches(self, entry: ShardEntry, first: int) -> Iterator[tuple[DocumentArrays, bool]]:
         """The record batches of a shard from number ``first`` on, and whether each is the last."""
         output, number = self.shards.output, first
         where = output.locate(entry.path)
@@ -148,14 +156,14 @@ class ShardSource:
                 "the shards again"
             ) from error
 
-    def _documents(self, batch: pa.RecordBatch) -> Documents:
+    def _documents(self, batch: pa.RecordBatch) -> DocumentArrays:
         """
         Raises:
             ValueError: the columns do not fit together.
         """
         text, lengths_D = _text(batch["text"])
         if not self.wants_patches:
-            return Documents(text, lengths_D, None, None)
+            return DocumentArrays(text, lengths_D, None, None)
         if self.patcher is None:
             lengths_P, patches_D = _lists(batch["patch_lengths"])
         else:
@@ -167,7 +175,7 @@ class ShardSource:
             lengths_P, patches_D = patch_stored(self.patcher, h_T.copy(), lengths_D, no_tokens)
             lengths_P = lengths_P.astype(np.int32)
         _check_patches(lengths_P, patches_D, lengths_D)
-        return Documents(text, lengths_D, lengths_P, patches_D)
+        return DocumentArrays(text, lengths_D, lengths_P, patches_D)
 
 
 def _text(column: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,4 +213,9 @@ def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.n
 
 
 def _order(count: int, seed: tuple[int, ...], epoch: int) -> np.ndarray:
+    """The order of the shards in an epoch.
+
+    >>> [_order(5, (7, 2, 0), epoch).tolist() for epoch in range(3)]
+    [[4, 0, 1, 3, 2], [0, 4, 2, 1, 3], [0, 2, 3, 1, 4]]
+    """
     return permutation(np.random.PCG64(np.random.SeedSequence([*seed, epoch])), count)

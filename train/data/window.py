@@ -1,61 +1,71 @@
-"""The documents of a shuffle window, laid end to end in memory."""
+"""The documents of a shuffle window in memory: one array for each column, documents end to end."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 
-class Documents(NamedTuple):
-    """Documents laid end to end."""
+class DocumentArrays(NamedTuple):
+    """Documents end to end: D documents with P patches in all.
+
+    ``"hi"`` in patches of BOS, ``h`` and ``i`` EOS, then ``"a"`` in patches of BOS and ``a`` EOS,
+    is ``text = b"hia"`` (in a window: ``b"\\0hia\\0\\0"``), ``lengths_D = [4, 3]``,
+    ``patch_lengths_P = [1, 1, 2, 1, 2]`` and ``patches_D = [3, 2]``.
+    """
 
     text: np.ndarray
-    """uint8: the UTF-8 bytes of all documents, one more byte before and two after them."""
+    """uint8: UTF-8 bytes of all documents. In a window, one more byte precedes them and two follow,
+    because a piece of a row copies BOS and EOS from beside its text and overwrites them."""
     lengths_D: np.ndarray
-    """int64: tokens of each document; all at least 2."""
+    """int64: tokens per document, at least 2 (BOS and EOS)."""
     patch_lengths_P: np.ndarray | None
-    """Tokens; the first patch of each document has one token. None: cut anywhere."""
+    """Tokens per patch; the first patch of each document has one token. None: no patches."""
     patches_D: np.ndarray | None
-    """int64: patches of each document."""
+    """int64: patches per document."""
 
 
-class Collector:
-    """Lays record batches end to end, copying each as it comes: its memory serves the next one."""
+class WindowBuilder:
+    """Copies record batches end to end into the arrays of a window.
+
+    Each batch is copied as it arrives, so the reader can reuse its memory for the next one.
+    """
 
     def __init__(self, tokens: int, longest: int, *, patches: bool):
         """
         Args:
-            tokens: about how many will come.
-            longest: patches above so many tokens are cut.
-            patches: whether there are any.
+            tokens: expected number; the arrays grow beyond it if need be.
+            longest: most tokens per patch; longer patches are split.
+            patches: whether the documents have patches.
         """
         self.longest = longest
-        self.text = _Growing(tokens + 3, np.uint8)
+        self.text = _GrowingArray(tokens + 3, np.uint8)
         self.text.add(np.zeros(1, np.uint8))
-        self.lengths_P = _Growing(tokens // 4, np.uint16 if longest < 2**16 else np.int32)
+        self.lengths_P = _GrowingArray(tokens // 4, np.uint16 if longest < 2**16 else np.int32)
         self.lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
         self.patches = [np.zeros(0, np.int64)] if patches else None
 
-    def add(self, part: Documents) -> None:
-        """Documents whose text has no bytes around it."""
-        self.text.add(part.text)
-        self.lengths.append(part.lengths_D)
+    def add(self, batch: DocumentArrays) -> None:
+        """Append documents whose text has no further bytes around it."""
+        self.text.add(batch.text)
+        self.lengths.append(batch.lengths_D)
         if self.patches is not None:
-            part = cut_patches(part, self.longest)
-            assert part.patch_lengths_P is not None and part.patches_D is not None
-            self.lengths_P.add(part.patch_lengths_P)
-            self.patches.append(part.patches_D)
+            batch = split_long_patches(batch, self.longest)
+            assert batch.patch_lengths_P is not None and batch.patches_D is not None
+            self.lengths_P.add(batch.patch_lengths_P)
+            self.patches.append(batch.patches_D)
 
-    def documents(self) -> Documents:
+    def documents(self) -> DocumentArrays:
+        """All documents; to be called once, after the last batch."""
         self.text.add(np.zeros(2, np.uint8))
         lengths_D = np.concatenate(self.lengths)
         if self.patches is None:
-            return Documents(self.text.values(), lengths_D, None, None)
+            return DocumentArrays(self.text.values(), lengths_D, None, None)
         patches_D = np.concatenate(self.patches)
-        return Documents(self.text.values(), lengths_D, self.lengths_P.values(), patches_D)
+        return DocumentArrays(self.text.values(), lengths_D, self.lengths_P.values(), patches_D)
 
 
-class _Growing:
-    """An array that is added to."""
+class _GrowingArray:
+    """An array that doubles its memory when values no longer fit."""
 
     def __init__(self, capacity: int, dtype: type):
         self.array: np.ndarray = np.empty(capacity, dtype)
@@ -64,9 +74,9 @@ class _Growing:
     def add(self, values: np.ndarray) -> None:
         stop = self.used + len(values)
         if stop > len(self.array):
-            more = np.empty(2 * stop, self.array.dtype)
-            more[: self.used] = self.values()
-            self.array = more
+            larger = np.empty(2 * stop, self.array.dtype)
+            larger[: self.used] = self.values()
+            self.array = larger
         self.array[self.used : stop] = values
         self.used = stop
 
@@ -74,14 +84,17 @@ class _Growing:
         return self.array[: self.used]
 
 
-def cut_patches(documents: Documents, longest: int) -> Documents:
-    """Documents whose patches above ``longest`` tokens are cut into such pieces and a rest."""
+def split_long_patches(documents: DocumentArrays, longest: int) -> DocumentArrays:
+    """Documents whose patches of more than ``longest`` tokens are split.
+
+    With ``longest`` 10 a patch of 25 tokens becomes patches of 10, 10 and 5.
+    """
     lengths_P, patches_D = documents.patch_lengths_P, documents.patches_D
     if lengths_P is None or patches_D is None or lengths_P.max(initial=0) <= longest:
         return documents
-    pieces_P = -(-lengths_P // longest)
-    cut = np.full(int(pieces_P.sum()), longest, lengths_P.dtype)
-    cut[pieces_P.cumsum() - 1] = lengths_P - (pieces_P - 1) * longest
+    parts_P = -(-lengths_P // longest)
+    split_lengths = np.full(int(parts_P.sum()), longest, lengths_P.dtype)
+    split_lengths[parts_P.cumsum() - 1] = lengths_P - (parts_P - 1) * longest
     document_P = np.repeat(np.arange(len(patches_D)), patches_D)
-    patches_D = np.bincount(document_P, pieces_P, len(patches_D)).astype(np.int64)
-    return documents._replace(patch_lengths_P=cut, patches_D=patches_D)
+    patches_D = np.bincount(document_P, parts_P, len(patches_D)).astype(np.int64)
+    return documents._replace(patch_lengths_P=split_lengths, patches_D=patches_D)

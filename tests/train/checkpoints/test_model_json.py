@@ -10,6 +10,7 @@ from model import BLT, BLT_SIZES, EntropyModelConfig, Patcher, load_blt, save_bl
 from model.checkpoints.files import CheckpointError
 from train.checkpoints.model_json import (
     complete_safetensors,
+    config_json,
     read_model_description,
     steps_in,
     write_model_description,
@@ -57,25 +58,38 @@ def test_steps_in(tmp_path):
 def test_safetensors_are_completed(tmp_path):
     step, model = tmp_path / "checkpoint" / "step-4", BLT(BLT_SHAPE)
     save_blt(model, step)
-    told = (step / "config.json").read_bytes()
+    written = (step / "config.json").read_bytes()
     (step / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no model\.json"):
         complete_safetensors(str(step))
     write_model_description(str(step.parent), BLT_SHAPE)
     complete_safetensors(str(step))
-    assert (step / "config.json").read_bytes() == told
+    assert (step / "config.json").read_bytes() == written
     assert load_blt(step).config == BLT_SHAPE
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_a_damaged_description_is_named_in_one_sentence(tmp_path):
     file = tmp_path / "model.json"
-    told = {"format": "blt-titan/blt/1"}
+    blt, entropy = config_json(BLT_SHAPE), config_json(EntropyModelConfig())
+    without_width = {name: value for name, value in blt.items() if name != "dim_global"}
     for content, message in (
         ("[]", f"{file}: not a JSON object"),
+        ("{}", f"{file}: format: None is not known"),
         ("{", f"cannot read the model description in {file}"),
-        (json.dumps({**told, "n_heads_global": 7}), "n_heads_global: 2048 cannot be divided"),
-        (json.dumps({**told, "patcher": {"rule": "none"}}), "rule: 'none' is not one of"),
+        (json.dumps({"format": entropy["format"]}), f"{file}: lacks dim, n_layers, "),
+        (json.dumps(without_width), f"{file}: lacks dim_global; restore it"),
+        (json.dumps({**blt, "n_heads_global": 7}), "n_heads_global: 128 cannot be divided"),
+        (json.dumps({**blt, "n_layers_global": "2"}), f"{file}: n_layers_global: '2' is not of"),
+        (json.dumps({**blt, "dim_local": float("inf")}), f"{file}: dim_local: inf is not of"),
+        (json.dumps({**entropy, "n_layers": True}), f"{file}: n_layers: True is not of"),
+        (json.dumps({**blt, "patcher": {}}), f"{file}: lacks threshold, rule, "),
+        (json.dumps({**blt, "patcher": []}), rf"{file}: patcher: \[\] is not of"),
+        (
+            json.dumps({**blt, "patcher": {**blt["patcher"], "rule": "none"}}),
+            "rule: 'none' is not one of",
+        ),
     ):
         file.write_text(content)
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=message) as raised:
             read_model_description(str(tmp_path / "step-1"))
+        assert str(file) in str(raised.value) and "\n" not in str(raised.value)

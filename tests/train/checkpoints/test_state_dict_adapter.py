@@ -176,12 +176,12 @@ def test_an_argument_that_only_some_layouts_tell(tmp_path):
 
 def test_another_boundary_rule_is_told(tmp_path, caplog):
     write(trained("blt"), tmp_path / "weights", "own")
-    for patcher, told in ((None, False), (Patcher(1.5), False), (Patcher(2.5), True)):
+    for patcher, warned in ((None, False), (Patcher(1.5), False), (Patcher(2.5), True)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             shape = replace(SHAPES["blt"], patcher=patcher)
             titan.load(tmp_path / "weights", shape, tmp_path)
-        assert ("threshold=2.5" in caplog.text) == told
+        assert ("threshold=2.5" in caplog.text) == warned
 
 
 def test_other_kinds_of_models(ngram_model, tmp_path):
@@ -209,8 +209,8 @@ def test_damaged_files(layout, tmp_path):
     path, config = tmp_path / "weights" / "model.safetensors", tmp_path / "weights" / "config.json"
     # Copies: what is mapped must not lose its file.
     whole, good = path.read_bytes(), {name: w.clone() for name, w in load_file(path).items()}
-    for kept in (len(whole) - 1, 1000, 0):
-        path.write_bytes(whole[:kept])
+    for size in (len(whole) - 1, 1000, 0):
+        path.write_bytes(whole[:size])
         refused("cannot read the BLT|Safetensor")
     name = next(name for name in good if "global_transformer.layers.1" in name)
     for weights, message in (
@@ -222,8 +222,10 @@ def test_damaged_files(layout, tmp_path):
         save_file(weights, path)
         refused(message)
     path.write_bytes(whole)
-    told = json.loads(config.read_text())
-    config.write_text(json.dumps({**told, "format": "other", "model_type": "other", "args": {}}))
+    config_values = json.loads(config.read_text())
+    config.write_text(
+        json.dumps({**config_values, "format": "other", "model_type": "other", "args": {}})
+    )
     refused("")
     config.unlink()
     refused("no BLT in a known layout")

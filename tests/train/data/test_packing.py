@@ -11,22 +11,22 @@ from model.layers.patch_layout import check_batch
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
 from train.data.filling import IGNORE_LABEL, empty_rows, fill_rows
 from train.data.packing import pack_rows
-from train.data.window import Collector, Documents, cut_patches
+from train.data.window import DocumentArrays, WindowBuilder, split_long_patches
 
 
-def numbered(patch_lengths: list[list[int]] | list[int], *, patches: bool = True) -> Documents:
+def numbered(patch_lengths: list[list[int]] | list[int], *, patches: bool = True) -> DocumentArrays:
     """Documents of the patches after BOS (or of so many bytes), whose bytes are all different."""
     lists = [[1, *lengths] for lengths in patch_lengths] if patches else []
     lengths = [sum(one) for one in lists] if patches else [n + 2 for n in patch_lengths]
     text = np.arange(sum(lengths) - 2 * len(lengths) + 3) + FIRST - BYTE_OFFSET - 1
     lengths_D = np.array(lengths, np.int64)
     if not patches:
-        return Documents(text, lengths_D, None, None)
+        return DocumentArrays(text, lengths_D, None, None)
     flat = np.array([n for one in lists for n in one], np.int32)
-    return Documents(text, lengths_D, flat, np.array([len(one) for one in lists]))
+    return DocumentArrays(text, lengths_D, flat, np.array([len(one) for one in lists]))
 
 
-def filled(documents: Documents, tokens: int, patches: int | None, seed: int = 0) -> tuple:
+def filled(documents: DocumentArrays, tokens: int, patches: int | None, seed: int = 0) -> tuple:
     """All rows of some documents."""
     documents, rows = pack_rows(documents, np.random.PCG64(seed), tokens, patches)
     shapes = [(len(rows), tokens), (len(rows), tokens), (len(rows), patches or 0)]
@@ -43,7 +43,7 @@ def filled(documents: Documents, tokens: int, patches: int | None, seed: int = 0
     st.integers(0, 5),
 )
 def test_every_token_is_predicted_once(patch_lengths, tokens, patches, seed):
-    documents = cut_patches(numbered(patch_lengths), tokens - 2)
+    documents = split_long_patches(numbered(patch_lengths), tokens - 2)
     arrays = filled(documents, tokens, patches, seed)
     check_batch(*(torch.from_numpy(arrays[i]) for i in (0, 2)), FIRST * 100)
     check_coverage(documents, pieces_of(*arrays))
@@ -63,7 +63,7 @@ def test_rows_without_patches(lengths, tokens):
 def test_a_row_by_hand():
     # "a", "bcdefgh" in patches of 1 2 2 3; rows of 8 tokens.
     documents = numbered([[1, 1], [1, 2, 2, 3]])
-    # Documents and rows stay in order with this seed.
+    # DocumentArrays and rows stay in order with this seed.
     arrays = filled(documents, 8, 6, seed=1)
     a, b = FIRST, FIRST + 1
     no, pad, eos, bos = IGNORE_LABEL, PAD_ID, EOS_ID, BOS_ID
@@ -110,7 +110,7 @@ def test_both_paddings_are_small_in_mixed_text(tokens):
 
 
 def test_long_patches_are_cut():
-    documents = cut_patches(numbered([[3, 25, 1], [10], [11]]), 10)
+    documents = split_long_patches(numbered([[3, 25, 1], [10], [11]]), 10)
     assert documents.patch_lengths_P.tolist() == [1, 3, 10, 10, 5, 1, 1, 10, 1, 10, 1]
     assert documents.patches_D.tolist() == [6, 2, 3]
     with pytest.raises(ValueError, match="too long for a row of 11 tokens"):
@@ -120,14 +120,16 @@ def test_long_patches_are_cut():
 @pytest.mark.parametrize("expected", [0, 100])
 def test_parts_are_laid_end_to_end(expected):
     parts = [
-        Documents(np.frombuffer(text, np.uint8), np.array(lengths), np.array(patches), np.array(n))
+        DocumentArrays(
+            np.frombuffer(text, np.uint8), np.array(lengths), np.array(patches), np.array(n)
+        )
         for text, lengths, patches, n in (
             (b"ab", [4], [1, 3], [2]),
             (b"c", [2, 3], [1, 1, 1, 2], [2, 2]),
         )
     ]
-    collector = Collector(expected, 2, patches=True)
-    without = Collector(expected, 2, patches=False)
+    collector = WindowBuilder(expected, 2, patches=True)
+    without = WindowBuilder(expected, 2, patches=False)
     for part in parts:
         collector.add(part)
         without.add(part)
@@ -148,6 +150,6 @@ def test_empty_rows_are_accepted_and_teach_nothing():
 
 @pytest.mark.parametrize("patches", [True, False])
 def test_no_documents_give_no_rows(patches):
-    documents = Collector(0, 14, patches=patches).documents()
+    documents = WindowBuilder(0, 14, patches=patches).documents()
     _, rows = pack_rows(documents, np.random.PCG64(0), 16, 4)
     assert len(rows) == 0

@@ -101,7 +101,7 @@ def test_epochs_differ_and_a_cursor_goes_on(sets):
     assert [text for window in epoch(other) for text in texts_in(window)] != first
     # Also from the text that a checkpoint holds.
     for window, cursor in windows[:: half - 1]:
-        same = Cursor.of_json(json.loads(json.dumps(cursor)))
+        same = Cursor.from_json(json.loads(json.dumps(cursor)))
         again, _ = next(stream.windows(same, infinite=True))
         assert same == cursor
         assert texts_in(again) == texts_in(window)
