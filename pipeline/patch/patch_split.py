@@ -25,7 +25,8 @@ from pipeline.corpus.documents import (
 )
 from pipeline.errors import BadFileError
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.scoring import Scorer, prefetch
+from pipeline.patch.scoring import Scorer
+from pipeline.prefetch import prefetch
 from pipeline.shards.shard_set import (
     ShardEntry,
     commit_entry,

@@ -6,10 +6,9 @@ tokens only, up to the rounding of the device's kernels; batches are cut the sam
 so that what is stored is the same to the bit.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +18,6 @@ from model.patcher import Patcher
 from model.segments import cut_segments, pack_segments
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
-
-T = TypeVar("T")
 
 
 class Scored(NamedTuple):
@@ -103,19 +100,3 @@ def patch_stored(
         torch.from_numpy(entropies_T), torch.from_numpy(lengths_D), torch.from_numpy(tokens_T)
     )
     return lengths_P.numpy(), patches_D.numpy()
-
-
-def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """``items``, each made in a thread while the one before is being used.
-
-    Chained, such iterators overlap reading, scoring and writing, with one item in flight between
-    two stages. Errors come out where their item would have.
-    """
-    end = object()
-    # A new thread's matrix products would use every core, whatever was set in this one.
-    cores = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(cores,)) as thread:
-        upcoming = thread.submit(next, items, end)
-        while (item := upcoming.result()) is not end:
-            upcoming = thread.submit(next, items, end)
-            yield item  # type: ignore[misc]
