@@ -79,5 +79,7 @@ def recut(
         return patch_stored(patcher, entropies_T, lengths_D)
     tokens_T, token_lengths_D = encode_documents(texts)
     if not np.array_equal(token_lengths_D, lengths_D):
-        raise ValueError(f"texts: the {patcher.rule} rule needs those of all documents")
+        raise ValueError(
+            f"texts: are not those of the documents, which the {patcher.rule} rule reads"
+        )
     return patch_stored(patcher, entropies_T, lengths_D, tokens_T)

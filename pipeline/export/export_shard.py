@@ -9,19 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from model.patcher import Patcher
-from model.tokenizer import encode_documents
 from pipeline.export.config import ExportShardsConfig
-from pipeline.patch.scoring import patch_stored
-from pipeline.shards.shard_set import ShardEntry, ShardSet, ipc_options
-from pipeline.statistics.counts import PatchStatistics
-from pipeline.statistics.summary import scored_rows
+from pipeline.patches import recut
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.format import ipc_options, read_patches, with_patches
+from pipeline.shards.shard_set import ShardSet
+from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord
 from pipeline.storage.output import OutputDirectory, to_json
 
 ENTRIES = "entries"
@@ -63,7 +61,7 @@ class ExportedFile:
     sha256: str = ""
     content: str = ""
     """Hash of the rows, whatever file they are in; see :class:`RowsHash`."""
-    statistics: dict[str, Any] = field(default_factory=lambda: PatchStatistics().to_json())
+    statistics: PatchStatisticsRecord = field(default_factory=lambda: PatchStatistics().to_json())
     """:class:`PatchStatistics` of the rows as exported."""
 
 
@@ -149,9 +147,11 @@ def _converted(
     if config.threshold is not None:
         patcher = replace(patcher, threshold=config.threshold)
     for batch in shards.checked_batches(entry):
+        scored = read_patches(batch)
         if config.threshold is not None:
-            batch = _cut_anew(batch, patcher)
-        scored = scored_rows(batch)
+            # Rules that have a threshold do not read text.
+            scored = recut(patcher, scored.entropies_T, scored.lengths_D)
+            batch = with_patches(batch, scored)
         counted = PatchStatistics.of(scored.lengths_D, scored.patch_lengths_P, scored.entropies_T)
         if config.format == "reference":
             columns = [batch[name] for name in REFERENCE_SCHEMA.names]
@@ -159,16 +159,6 @@ def _converted(
         elif config.drop_entropies and "entropies" in batch.schema.names:
             batch = batch.drop_columns(["entropies"])
         yield batch, counted
-
-
-def _cut_anew(batch: pa.RecordBatch, patcher: Patcher) -> pa.RecordBatch:
-    tokens_T, lengths_D = encode_documents(batch["text"].cast(pa.binary()).to_pylist())
-    h_T = np.array(batch["entropies"].flatten())
-    lengths_P, patches_D = patch_stored(patcher, h_T, lengths_D, tokens_T)
-    offsets = np.concatenate([[0], patches_D.cumsum()]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(offsets, pa.array(lengths_P, pa.int32()))
-    place = batch.schema.get_field_index("patch_lengths")
-    return batch.set_column(place, batch.schema.field(place), lists)
 
 
 class _Writer:

@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.dataset_card import CARD
 from pipeline.export.export_shard import ExportedFile
-from pipeline.shards.shard_set import MANIFEST, is_export
+from pipeline.shards.manifest import MANIFEST, is_export
 from pipeline.storage.output import OutputDirectory, to_json
 
 KIND = "dataset"

@@ -30,7 +30,8 @@ from pipeline.export.export_shard import (
 )
 from pipeline.export.hub_upload import PUSHED, open_repository, push
 from pipeline.export.manifest import finish
-from pipeline.shards.shard_set import EXPORT, MANIFEST, ShardSet
+from pipeline.shards.manifest import EXPORT, MANIFEST
+from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import TEMPORARY, OutputDirectory, refuse_credentials, to_json
 from pipeline.storage.run_record import check_command
 
@@ -220,7 +221,7 @@ def _run_pool(
         board,
         _export_piece,
         receive=said.__setitem__,
-        fn_args=(ray.put((shards.light(), pieces)), config, output, board),
+        fn_args=(ray.put((shards.without_entries(), pieces)), config, output, board),
         concurrency=config.num_workers,
     )
     return [said[i] for i in sorted(said) if said[i]]

@@ -7,7 +7,8 @@ from typing import Any
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.dataset_card import write_card
 from pipeline.export.export_shard import ExportedFile
-from pipeline.shards.shard_set import EXPORT, MANIFEST, ShardSet
+from pipeline.shards.manifest import EXPORT, MANIFEST
+from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.output import OutputDirectory, to_json
 
@@ -51,7 +52,7 @@ def finish(
     for file in files:
         statistics += PatchStatistics.from_json(file.statistics)
     kept = ("tokenizer", "entropy_model", "patcher", "sources")
-    made = {name: shards.manifest[name] for name in kept if name in shards.manifest}
+    made: dict[str, Any] = {k: value for k, value in shards.manifest.items() if k in kept}
     if config.threshold is not None:
         made["patcher"] = made["patcher"] | {"threshold": config.threshold}
     if config.has_card:

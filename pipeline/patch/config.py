@@ -10,7 +10,7 @@ from model.checkpoints.files import BUILT_IN
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
 from pipeline.corpus.documents import Columns, Format
 from pipeline.errors import ConfigError
-from pipeline.shards.shard_set import OWN_COLUMNS
+from pipeline.shards.format import OWN_COLUMNS
 
 NGRAM = "ngram"
 

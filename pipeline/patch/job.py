@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -22,13 +22,15 @@ from pipeline.cluster.stage import actor_pool, attempt, new_board, work_off
 from pipeline.corpus.documents import SUFFIXES
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.devices import Model, gpus_per_worker, on_device
 from pipeline.patch.patch_split import patch_split
-from pipeline.patch.plan import begin_run, load_model, resume_run
+from pipeline.patch.plan import begin_run, gpus_per_worker, load_model, resume_run
 from pipeline.patch.run import Run, is_complete, log_run
-from pipeline.patch.scoring import Scorer
+from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.prepare.manifest import ID_COLUMN, prepared_chunks
-from pipeline.shards.shard_set import ShardEntry, ShardSet, write_manifest
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.manifest import write_manifest
+from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials
@@ -108,7 +110,7 @@ class PatchWorker:
     ):
         bound_memory()
         scorer, run = ray.get(shared)  # a reference: fetched once for each node, not each worker
-        self.scorer = on_device(scorer, gpus)
+        self.scorer = scorer.on_device(gpus)
         self.numbers = {file: i for i, file in enumerate(run.files)}
         self.splits, self.config, self.board = run.splits, config, board
         self.output = output
@@ -147,7 +149,7 @@ def _patch(
     statistics = sum((entry.patch_statistics for entry in entries), PatchStatistics())
     if statistics.bytes > bytes_before:
         resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
-        used = _devices(config, cast(Model, scorer.model), len(waiting), before | resources)
+        used = _devices(config, scorer.model, len(waiting), before | resources)
         log_run(output, statistics.bytes - bytes_before, seconds, *used)
     return PatchCorpusResult(
         output=output.url,
@@ -157,14 +159,14 @@ def _patch(
         shards=sum(entry.sha256 is not None for entry in entries),
         rejects=sum(entry.rejects for entry in entries),
         failures=failures,
-        problems=list(ShardSet(output.url).verify()) if config.verify and not unfinished else [],
+        problems=list(verify(ShardSet(output.url))) if config.verify and not unfinished else [],
         seconds=seconds,
         bytes_patched=statistics.bytes - bytes_before,
     )
 
 
 def _devices(
-    config: PatchCorpusConfig, model: Model, pieces: int, resources: Mapping[str, float]
+    config: PatchCorpusConfig, model: AnyEntropyModel, pieces: int, resources: Mapping[str, float]
 ) -> tuple[float, float]:
     """CPUs and GPUs that workers had, at most; each of them has a CPU."""
     gpus = gpus_per_worker(config, model)
@@ -190,7 +192,7 @@ def _run_pool(
 ) -> list[str]:
     """Patch the waiting splits on an actor pool; returns what is said of unreachable files."""
     board = new_board()
-    gpus = gpus_per_worker(config, cast(Model, scorer.model))
+    gpus = gpus_per_worker(config, scorer.model)
     return work_off(
         {place: run.splits[place].size for place in waiting},
         done,

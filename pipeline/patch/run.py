@@ -11,13 +11,8 @@ from typing import Any
 
 from pipeline.corpus.documents import Split
 from pipeline.errors import PipelineError
-from pipeline.shards.shard_set import (
-    FORMAT_VERSION,
-    MANIFEST,
-    ShardEntry,
-    read_entries,
-    shard_name,
-)
+from pipeline.shards.entries import ShardEntry, read_entries, shard_name
+from pipeline.shards.manifest import FORMAT_VERSION, MANIFEST
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 from pipeline.storage.run_record import changed, changed_files, check_command
