@@ -204,7 +204,7 @@ class ShardData:
                 entry = self.shards.entries[int(np.searchsorted(end_E, rows, side="right"))]
                 rows += batch.num_rows
                 yield self._batch(batch, entry.source)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError) as error:  # those of Arrow are ValueErrors
             raise PipelineError(
                 f"--shards {self.shards.output.url}: cannot be read: {error}; patch_corpus.py "
                 "--verify tells what is damaged"

@@ -41,7 +41,7 @@ def sample_documents(
     documents: list[bytes] = []
     taken = 0
     for number, place in enumerate(places, 1):
-        # What early places lack, because they were short, later ones make good.
+        # Later places make good what early ones lack because they were short.
         wanted = sample_bytes * number // len(places)
         try:
             for record in read_split(place, config.columns, config.max_document_bytes):

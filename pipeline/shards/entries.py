@@ -1,4 +1,4 @@
-"""What is known of each shard: the record that commits it, and that the manifest repeats."""
+"""The record of each shard: it commits the shard, and the manifest repeats it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ Kind = type | tuple[type, ...]
 
 @dataclass
 class ShardEntry:
-    """What is known of one shard: the commit record, and a line of the manifest."""
+    """The record of one shard: it commits the shard, and the manifest repeats it."""
 
     name: str
     source: str
@@ -124,7 +124,7 @@ def shard_name(file_index: int, split_index: int, piece: int) -> str:
 
 
 def entry_path(name: str) -> str:
-    """Where the entry of a shard is kept, below the output."""
+    """The path of a shard's entry, below the output."""
     return f"entries/{name}.json"
 
 

@@ -48,7 +48,7 @@ class EntropyModelRecord(TypedDict, total=False):
     """The model that gave the entropies."""
 
     source: str
-    """What the user called it: a directory, a URL, a hub id, or ``ngram``."""
+    """The directory, URL or hub id that the user gave, or ``ngram``."""
     fingerprint: str
     computed_in: str
     """Kind of device, and dtype."""
@@ -66,7 +66,7 @@ class SourceRecord(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What ``manifest.json`` holds. Earlier releases wrote less of it."""
+    """The content of ``manifest.json``; earlier releases wrote fewer keys."""
 
     format_version: int
     tokenizer: NotRequired[TokenizerRecord]
@@ -130,7 +130,7 @@ def read_manifest(output: OutputDirectory) -> Manifest:
 
 
 def _other_kind(manifest: Any) -> str:
-    """What a manifest that names no shards belongs to."""
+    """The kind of output that a manifest without shards belongs to."""
     if isinstance(manifest, dict) and "chunks" in manifest:
         return "a prepared corpus, which jobs/patch_corpus.py patches"
     if is_export(manifest):
@@ -149,8 +149,8 @@ def write_manifest(
     """Close the shard set.
 
     Args:
-        provenance: what the manifest says beside the shards and what is counted of them: tokenizer,
-            entropy model, rule, columns, sources, configuration.
+        provenance: how the shards were made, as the manifest says it: tokenizer, entropy model,
+            rule, columns, sources, configuration.
     """
     total = sum((entry.patch_statistics for entry in entries), PatchStatistics())
     summary = read_summary(output, entries)

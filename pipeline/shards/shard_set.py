@@ -4,7 +4,7 @@ An output directory of ``patch_corpus.py`` holds::
 
     shards/NAME.arrow     Arrow IPC file, one row per document, in the order of the input
     rejects/NAME.jsonl    records that could not be used: file, position, reason
-    summaries/NAME.json   what a report shows of the shard, see pipeline/statistics/summary.py
+    summaries/NAME.json   the shard's part of a report, see pipeline/statistics/summary.py
     entries/NAME.json     commits those above: a shard exists once its entry does
     manifest.json         written last: every entry, and what the shards were made from and with
 
@@ -70,7 +70,7 @@ class ShardSet:
 
     @property
     def summary(self) -> Summary | None:
-        """What a report shows beyond the statistics; None if an earlier release patched.
+        """The part of a report beyond the statistics; None if an earlier release patched.
 
         Raises:
             PipelineError: it is damaged.

@@ -15,7 +15,7 @@ from pipeline.statistics.summary import Summary
 
 
 def verify(shards: ShardSet) -> Iterator[str]:
-    """What is wrong with the shards, if anything: one sentence per problem.
+    """Everything that is wrong with the shards: one sentence per problem.
 
     Checks sha256, rows, sums of patch lengths, statistics, and that the boundaries are those
     that the rule gives for the stored entropies.

@@ -47,7 +47,7 @@ class Excerpt:
     patch_bytes: list[int]
     """Bytes of each patch within the excerpt; sums to those of ``text``."""
     measure: float
-    """What it is an example of: bytes of the document's longest patch, or its bytes per patch."""
+    """Bytes of the document's longest patch, or its bytes per patch: excerpts are sorted by it."""
 
     def patches(self) -> list[bytes]:
         """The text in patches."""

@@ -1,4 +1,4 @@
-"""What a report shows of a shard beyond its counts; those of many shards add up.
+"""The part of a report on a shard beyond its counts; summaries of many shards add up.
 
 A summary is made while its shard is written, and stored in ``summaries/NAME.json``; the manifest
 has the sum. A report on any number of shards then reads one file.
@@ -49,7 +49,7 @@ class SummaryRecord(TypedDict):
 
 @dataclass
 class Summary:
-    """What is counted of documents in their order; ``+`` appends the documents of another."""
+    """A summary of documents in their order; ``+`` appends the documents of another."""
 
     thresholds: ThresholdCounts = field(default_factory=ThresholdCounts)
     scripts: Groups = field(default_factory=dict)

@@ -210,8 +210,8 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 
 
 def _compared(patcher: Patcher, h_T: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """What the rule compares with its threshold, as float16, and a mask of the tokens for which it
-    does so; None: for all."""
+    """The numbers that the rule compares with its threshold, as float16, and a mask of the tokens
+    for which it does so; None: for all."""
     if patcher.rule not in THRESHOLD_RULES or patcher.rule == "global":
         return h_T, None
     rise_T = np.diff(h_T.astype(np.float32), prepend=np.float32(0))

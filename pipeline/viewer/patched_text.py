@@ -144,5 +144,5 @@ def error_html(error: Exception) -> str:
 
 
 def ids_html(ids: Sequence[str]) -> str:
-    """What a document is called, and where it is, as the page shows it."""
+    """The name and place of a document, as the page shows them."""
     return f'<p class="note">{" · ".join(map(escape, ids))}</p>'
