@@ -1,17 +1,22 @@
 """Corpora → patch shards, on Ray."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.shards.shard_set import PatchedDocument, ShardSet, open_shards
+    from pipeline.shards.format import PatchedDocument
+    from pipeline.shards.shard_set import ShardSet, open_shards
 
 __all__ = ["PatchedDocument", "ShardSet", "open_shards"]
+_MODULES = {
+    "PatchedDocument": "pipeline.shards.format",
+    "ShardSet": "pipeline.shards.shard_set",
+    "open_shards": "pipeline.shards.shard_set",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Shards bring torch along, which workers that only read and write text can do without.
-    if name in __all__:
-        from pipeline.shards import shard_set as shards
-
-        return getattr(shards, name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 
 from model.tokenizer import BYTE_OFFSET, encode_documents
 from pipeline.errors import PipelineError
-from pipeline.shards.shard_set import PatchedDocument, ShardSet
+from pipeline.shards.format import PatchedDocument
+from pipeline.shards.shard_set import ShardSet
 
 EXAMPLE_BYTES = 110
 PATCH_COLOURS = ("#e8eef7", "#c9d8ee")

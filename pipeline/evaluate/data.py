@@ -1,4 +1,4 @@
-"""What is evaluated: documents of text files or of a shard set, a few megabytes at a time."""
+"""The documents that are evaluated: those of text files or of a shard set, a megabyte at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,22 +13,31 @@ from pipeline.corpus.splits import Split, plan_file
 from pipeline.errors import BadDocumentError, BadFileError, ConfigError, PipelineError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.models import with_threshold
-from pipeline.patch.scoring import patch_stored
+from pipeline.patches import recut
+from pipeline.shards.format import (
+    ENTROPIES,
+    PATCH_LENGTHS,
+    SAMPLE_ID,
+    TEXT,
+    read_entropies,
+    read_patches,
+    read_texts,
+)
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.listing import InputFile, list_inputs
 
 BATCH_BYTES = 1 << 20
-"""Text that is scored at a time, about."""
+"""Bytes of text that are scored at a time, about."""
 BATCH_DOCUMENTS = 1 << 14
 LISTED_REJECTS = 100
-"""Rejects that are kept with their reasons; the others are counted."""
+"""Rejects that are listed with their reasons; the others are counted."""
 NO_SOURCE = "(none)"
-"""Source of documents in which the column that tells it is null."""
+"""Source of documents in which the column that names it is null."""
 
 
 @dataclass
 class Problems:
-    """What could not be evaluated."""
+    """Documents and files that could not be evaluated."""
 
     rejects: int = 0
     listed: list[dict[str, str]] = field(default_factory=list)
@@ -44,22 +53,23 @@ class Problems:
 
 @dataclass
 class Batch:
-    """Documents laid end to end."""
+    """Documents laid end to end, with their names and tokens."""
 
     sources: list[str]
     ids: list[str]
     tokens_T: np.ndarray
     lengths_D: np.ndarray
     patch_lengths_P: np.ndarray | None = None
-    """None where they are not known, or not yet."""
+    """int64, tokens of each patch; None where they are not known, or not yet."""
 
     @property
     def text_bytes(self) -> np.ndarray:
+        """int64: UTF-8 bytes of each document."""
         return self.lengths_D - 2
 
     @property
     def patch_counts(self) -> np.ndarray:
-        """Of each document; 0 where there are no patches."""
+        """int64: patches of each document; 0 where there are none."""
         if self.patch_lengths_P is None:
             return np.zeros_like(self.lengths_D)
         ends_D = np.searchsorted(self.patch_lengths_P.cumsum(), self.lengths_D.cumsum()) + 1
@@ -79,7 +89,7 @@ class TextData:
         self.bytes = sum(split.size for split in self.splits)
 
     def batches(self, problems: Problems) -> Iterator[Batch]:
-        """Documents in order, without patches; what cannot be read is added to ``problems``."""
+        """Documents in order, without patches; those that cannot be read go to ``problems``."""
         documents: list[tuple[str, Document]] = []
         size = 0
         for source, document in self._documents(problems):
@@ -140,11 +150,12 @@ def _plan(files: list[InputFile], config: EvaluateConfig) -> list[Split]:
     }
     offered = [plan.columns for plan in plans if plan.columns is not None]
     if len(offered) == len(plans):
-        there = list(dict.fromkeys(name for names in offered for name in names))
+        existing = list(dict.fromkeys(name for names in offered for name in names))
         for flag, name in wanted.items():
-            if name is not None and name not in there:
+            if name is not None and name not in existing:
+                columns = ", ".join(existing)
                 raise ConfigError(
-                    f"{flag}: no input file has a column {name!r}; there are: {', '.join(there)}"
+                    f"{flag}: no input file has a column {name!r}; there are: {columns}"
                 )
     return [split for plan in plans for split in plan.splits]
 
@@ -155,24 +166,23 @@ class ShardData:
     def __init__(self, config: EvaluateConfig):
         """
         Raises:
-            ConfigError: there is no such shard set, it lacks the column that tells the source, or
-                the entropies to cut it anew.
+            ConfigError: there is no such shard set, it lacks the column that names the source, or
+                the entropies to re-patch it.
         """
         self.config = config
         try:
             self.shards = ShardSet(config.shards or "")
         except PipelineError as error:
             raise ConfigError(f"--shards: {error}") from error
-        columns = self.shards.manifest["columns"]
-        metadata = columns[columns.index("patch_lengths") + 1 :]
+        metadata = self.shards.metadata_columns
         if config.by is not None and config.by not in metadata:
             raise ConfigError(
                 f"--by: the shards have no column {config.by!r} of metadata; there are: "
                 f"{', '.join(metadata) or 'none (patch_corpus.py --keep-columns copies them)'}"
             )
-        if config.threshold is not None and "entropies" not in columns:
+        if config.threshold is not None and not self.shards.has_entropies:
             raise ConfigError(
-                "--threshold: the shards were written without entropies and can't be cut anew; "
+                "--threshold: the shards were written without entropies and can't be re-patched; "
                 "leave it out, or patch the corpus with them"
             )
         self.patcher = with_threshold(self.shards.patcher, config.threshold)
@@ -184,31 +194,31 @@ class ShardData:
         Raises:
             PipelineError: a shard cannot be read.
         """
-        # A batch never crosses shards: the rows read so far tell which one it is of.
+        # A batch never crosses shards: the number of rows read so far gives its shard.
         documents_E = [entry.statistics["documents"] for entry in self.shards.entries]
         end_E, rows = np.cumsum(documents_E), 0
-        columns = ["sample_id", "text", "patch_lengths"]
-        columns += ["entropies"] if self.config.threshold is not None else []
+        columns = [SAMPLE_ID, TEXT]
+        columns += [PATCH_LENGTHS] if self.config.threshold is None else [ENTROPIES]
         columns += [self.config.by] if self.config.by else []
         try:
             for batch in self.shards.batches(columns):
                 entry = self.shards.entries[int(np.searchsorted(end_E, rows, side="right"))]
                 rows += batch.num_rows
                 yield self._batch(batch, entry.source)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError) as error:  # those of Arrow are ValueErrors
             raise PipelineError(
                 f"--shards {self.shards.output.url}: cannot be read: {error}; patch_corpus.py "
                 "--verify tells what is damaged"
             ) from error
 
     def _batch(self, rows: pa.RecordBatch, source: str) -> Batch:
-        tokens_T, lengths_D = encode_documents(rows["text"].cast(pa.binary()).to_pylist())
+        tokens_T, lengths_D = encode_documents(read_texts(rows))
         if self.config.threshold is None:
-            patch_lengths_P = rows["patch_lengths"].values.to_numpy().astype(np.int64)
+            patched = read_patches(rows)
         else:
-            h_T = np.array(rows["entropies"].values)
-            patch_lengths_P, _ = patch_stored(self.patcher, h_T, lengths_D, tokens_T)
+            patched = recut(self.patcher, read_entropies(rows)[0], lengths_D)
         sources = [source] * rows.num_rows
         if self.config.by:
             sources = [NO_SOURCE if s is None else s for s in rows[self.config.by].to_pylist()]
-        return Batch(sources, rows["sample_id"].to_pylist(), tokens_T, lengths_D, patch_lengths_P)
+        ids = rows[SAMPLE_ID].to_pylist()
+        return Batch(sources, ids, tokens_T, lengths_D, patched.patch_lengths_P)

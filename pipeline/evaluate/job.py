@@ -19,7 +19,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import Batch, Problems, ShardData, TextData
 from pipeline.evaluate.likelihood import predict
 from pipeline.evaluate.models import Patching, fetched, load_model, load_patching
-from pipeline.patch.scoring import prefetch
+from pipeline.prefetch import prefetch
 
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 1 << 21

@@ -19,7 +19,8 @@ from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
 from pipeline.errors import ConfigError
-from pipeline.patch.scoring import Scorer, patch_stored
+from pipeline.patch.scoring import Scorer
+from pipeline.patches import patch_stored
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Patching:
         else:
             scorer = Scorer(self.entropy_model, self.patcher, self.reset_at_newline)
             h_T = scorer.entropies(tokens_T, lengths_D)
-        return patch_stored(self.patcher, h_T, lengths_D, tokens_T)[0]
+        return patch_stored(self.patcher, h_T, lengths_D, tokens_T).patch_lengths_P
 
 
 @contextmanager

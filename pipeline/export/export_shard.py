@@ -5,18 +5,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from model.patcher import Patcher
-from model.tokenizer import encode_documents
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile, RowsHash
 from pipeline.export.layouts import Layout
-from pipeline.patch.scoring import patch_stored
-from pipeline.shards.shard_set import ShardEntry, ShardSet
+from pipeline.patches import recut
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.format import read_patches, with_patches
+from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.statistics.summary import scored_rows
 from pipeline.storage.output import OutputDirectory, to_json
 
 
@@ -58,9 +56,9 @@ def export_shard(
     with output.committing(piece.path) as temporary:
         with layout.writer(temporary) as write:
             for shard_rows in _patched_rows(shards, piece.entry, config):
-                scored = scored_rows(shard_rows)
+                patches = read_patches(shard_rows)
                 statistics += PatchStatistics.of(
-                    scored.lengths_D, scored.patch_lengths_P, scored.entropies_T
+                    patches.lengths_D, patches.patch_lengths_P, patches.entropies_T
                 )
                 batch = layout.rows(shard_rows, config)
                 write(batch)
@@ -83,17 +81,11 @@ def _patched_rows(
     """The rows of a shard, re-patched if another threshold is asked for."""
     patcher = replace(shards.patcher, threshold=config.threshold) if config.repatches else None
     for batch in shards.checked_batches(entry):
-        yield batch if patcher is None else _cut_anew(batch, patcher)
-
-
-def _cut_anew(batch: pa.RecordBatch, patcher: Patcher) -> pa.RecordBatch:
-    tokens_T, lengths_D = encode_documents(batch["text"].cast(pa.binary()).to_pylist())
-    h_T = np.array(batch["entropies"].flatten())
-    lengths_P, patches_D = patch_stored(patcher, h_T, lengths_D, tokens_T)
-    offsets = np.concatenate([[0], patches_D.cumsum()]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(offsets, pa.array(lengths_P, pa.int32()))
-    place = batch.schema.get_field_index("patch_lengths")
-    return batch.set_column(place, batch.schema.field(place), lists)
+        if patcher is not None:
+            patches = read_patches(batch)
+            # Rules that have a threshold do not read text.
+            batch = with_patches(batch, recut(patcher, patches.entropies_T, patches.lengths_D))
+        yield batch
 
 
 def verify_file(file: ExportedFile, layout: Layout, output: OutputDirectory) -> str | None:

@@ -1,13 +1,12 @@
 """What is known of one exported file: its commit record, and the hash of its rows."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline.statistics.counts import PatchStatistics
+from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord
 
 ENTRIES = "entries"
 """Directory of the commit records, one for each exported file."""
@@ -28,7 +27,7 @@ class ExportedFile:
     sha256: str = ""
     content: str = ""
     """Hash of the rows, whatever file they are in; see :class:`RowsHash`."""
-    statistics: dict[str, Any] = field(default_factory=lambda: PatchStatistics().to_json())
+    statistics: PatchStatisticsRecord = field(default_factory=lambda: PatchStatistics().to_json())
     """:class:`PatchStatistics` of the rows as exported."""
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.shards.shard_set import ipc_options
+from pipeline.shards.format import ipc_options
 
 WriteRows = Callable[[pa.RecordBatch], None]
 ROW_GROUP_BYTES = 32 << 20

@@ -25,8 +25,9 @@ from pipeline.cluster.stage import run_stage
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.export.dataset_card import CARD
 from pipeline.export.exported_file import ExportedFile
-from pipeline.shards.shard_set import MANIFEST, is_export
+from pipeline.shards.manifest import is_export
 from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.run_record import MANIFEST
 
 KIND = "dataset"
 PUSHED = "hub.json"

@@ -130,7 +130,7 @@ def _export(
         "exporting",
         _export_piece,
         {i: pieces[i].bytes for i in waiting},
-        (pieces, shards.light(), layout, config, output),
+        (pieces, shards.without_entries(), layout, config, output),
         console,
         done={i: pieces[i].bytes for i in set(range(len(pieces))).difference(waiting)},
         workers=config.num_workers,

@@ -32,7 +32,8 @@ from pipeline.export.exported_file import ExportedFile
 from pipeline.export.file_writers import WriteRows, arrow_writer, parquet_writer
 from pipeline.export.hub_upload import open_repository, push
 from pipeline.export.provenance import without_places
-from pipeline.shards.shard_set import ShardEntry, ShardSet
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.output import OutputDirectory
 

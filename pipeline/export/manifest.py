@@ -1,6 +1,7 @@
 """The manifest of an export, which says that all of it is there."""
 
 from dataclasses import asdict
+from typing import Any
 
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile
@@ -25,7 +26,9 @@ def write_manifest(
     statistics = PatchStatistics()
     for file in files:
         statistics += PatchStatistics.from_json(file.statistics)
-    provenance = {key: shards.manifest[key] for key in PROVENANCE if key in shards.manifest}
+    provenance: dict[str, Any] = {
+        key: value for key, value in shards.manifest.items() if key in PROVENANCE
+    }
     if config.threshold is not None:
         provenance["patcher"] = provenance["patcher"] | {"threshold": config.threshold}
     provenance = layout.public(provenance)

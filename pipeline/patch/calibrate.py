@@ -1,4 +1,4 @@
-"""What is learned from a seeded sample before a run: the n-gram model and the threshold."""
+"""The n-gram model and the threshold, which a run takes from a seeded sample before it begins."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,12 +14,13 @@ from pipeline.corpus.documents import Document, read_split
 from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.scoring import Scorer, patch_stored
+from pipeline.patch.scoring import Scorer
+from pipeline.patches import recut
 
 PLACES = 64
 """Places of the corpus that a sample is read from."""
 FIT_BYTES = 8 << 20
-"""Text counted at a time when an n-gram model is fitted."""
+"""Bytes of text that are counted at a time when an n-gram model is fitted."""
 
 
 def sample_documents(
@@ -41,7 +42,7 @@ def sample_documents(
     documents: list[bytes] = []
     taken = 0
     for number, place in enumerate(places, 1):
-        # What early places lack, because they were short, later ones make good.
+        # Later places make good what early ones lack because they were short.
         wanted = sample_bytes * number // len(places)
         try:
             for record in read_split(place, config.columns, config.max_document_bytes):
@@ -100,7 +101,7 @@ def calibrate(scorer: Scorer, documents: Sequence[bytes], target_patch_size: flo
     """The scorer's rule with the threshold that brings the sample closest to the target.
 
     Args:
-        target_patch_size: bytes of text for each patch.
+        target_patch_size: bytes of text per patch.
 
     Raises:
         PipelineError: the sample is empty.
@@ -116,7 +117,7 @@ def calibrate(scorer: Scorer, documents: Sequence[bytes], target_patch_size: flo
 
     def patch_size(threshold: float) -> float:
         patcher = replace(scorer.patcher, threshold=threshold)
-        return text_bytes / len(patch_stored(patcher, h_T, lengths_D, tokens_T)[0])
+        return text_bytes / len(recut(patcher, h_T, lengths_D).patch_lengths_P)
 
     # A rule compares with what is stored: no other thresholds make a difference.
     signal_T = h_T.astype(np.float32)

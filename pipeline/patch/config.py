@@ -11,7 +11,7 @@ from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
-from pipeline.shards.shard_set import OWN_COLUMNS
+from pipeline.shards.format import OWN_COLUMNS
 
 NGRAM = "ngram"
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import ray
 from rich.console import Console
@@ -23,12 +23,14 @@ from pipeline.corpus.prepared import ID_COLUMN, prepared_chunks
 from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.devices import Model, gpus_per_worker, on_device
 from pipeline.patch.patch_split import patch_split
-from pipeline.patch.plan import begin_run, load_model, resume_run
+from pipeline.patch.plan import begin_run, gpus_per_worker, load_model, resume_run
 from pipeline.patch.run import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.shard_set import ShardEntry, ShardSet, write_manifest
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.manifest import write_manifest
+from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.listing import InputFile, list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials
@@ -112,7 +114,7 @@ class _Shared(NamedTuple):
 
 
 def _hold_model(shared: _Shared) -> _Shared:
-    return shared._replace(scorer=on_device(shared.scorer, shared.gpus))
+    return shared._replace(scorer=shared.scorer.on_device(shared.gpus))
 
 
 def _patch_split(number: int, shared: _Shared, report: Reporter) -> None:
@@ -134,7 +136,7 @@ def _patch(
     bytes_before = sum(map(_text_bytes, committed))
     before = ray.cluster_resources()  # nodes may come, and go
     began = time.monotonic()
-    gpus = gpus_per_worker(config, cast(Model, scorer.model))
+    gpus = gpus_per_worker(config, scorer.model)
     numbers = {file: i for i, file in enumerate(run.files)}
     outcome = run_stage(
         "patching",
@@ -169,7 +171,7 @@ def _patch(
         shards=sum(entry.sha256 is not None for entry in entries),
         rejects=sum(entry.rejects for entry in entries),
         failures=failures,
-        problems=list(ShardSet(output.url).verify()) if config.verify and not unfinished else [],
+        problems=list(verify(ShardSet(output.url))) if config.verify and not unfinished else [],
         seconds=seconds,
         bytes_patched=statistics.bytes - bytes_before,
     )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import (
     Document,
@@ -25,23 +26,17 @@ from pipeline.corpus.documents import (
 from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.scoring import Scorer, prefetch
-from pipeline.shards.shard_set import (
-    ShardEntry,
-    commit_entry,
-    entry_path,
-    ipc_options,
-    read_entry,
-    record_batch,
-    shard_name,
-    shard_schema,
-)
+from pipeline.patch.scoring import Scorer
+from pipeline.patches import PatchedTokens, patch_stored
+from pipeline.prefetch import prefetch
+from pipeline.shards.entries import ShardEntry, commit_entry, entry_path, read_entry, shard_name
+from pipeline.shards.format import ipc_options, record_batch, shard_schema
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
 from pipeline.storage.output import OutputDirectory, to_json
 
 BATCH_BYTES = 1 << 20
-"""Text that is scored at a time, and goes into one record batch of a shard."""
+"""Bytes of text that are scored at a time, and go into one record batch of a shard."""
 MOST_REJECTS = 1 << 16
 """Rejects after which a shard is closed: they are held in memory until then."""
 
@@ -58,12 +53,15 @@ class _Batch:
 
 
 class _ScoredBatch(NamedTuple):
-    """A batch with what is known of its documents, laid end to end, once the model has run."""
+    """A batch, and its documents laid end to end with their entropies."""
 
     batch: _Batch
     tokens_T: np.ndarray
     lengths_D: np.ndarray
     entropies_T: np.ndarray
+
+    def patch(self, patcher: Patcher) -> PatchedTokens:
+        return patch_stored(patcher, self.entropies_T, self.lengths_D, self.tokens_T)
 
 
 def patch_split(
@@ -155,19 +153,20 @@ def _write_shard(
     entry = ShardEntry(name=name, source=source)
     with ExitStack() as stack:
         writer = None
-        for batch, *scored_tokens in batches:
+        for scored in batches:
+            batch = scored.batch
             rejects += batch.rejects
             if batch.documents:
                 if writer is None:
                     path = stack.enter_context(output.committing(entry.path))
                     file = stack.enter_context(pa.OSFile(str(path), "wb"))
                     writer = pa.ipc.new_file(file, schema, options=ipc_options())
-                scored = scorer.patch(*scored_tokens)
-                rows = record_batch(batch.documents, scored, schema)
+                patched = scored.patch(scorer.patcher)
+                rows = record_batch(batch.documents, patched, schema)
                 writer.write_batch(rows)
-                summary += Summary.of(rows, scored, scorer.patcher, config.keep_columns)
+                summary += Summary.of(rows, patched, scorer.patcher, config.keep_columns)
                 statistics += PatchStatistics.of(
-                    scored.lengths_D, scored.patch_lengths_P, scored.entropies_T
+                    patched.lengths_D, patched.patch_lengths_P, patched.entropies_T
                 )
             if batch.ends_shard:
                 entry.last, entry.error = batch.ends_split, batch.error
@@ -183,7 +182,7 @@ def _write_shard(
     entry.rejects = len(rejects)
     entry.records = statistics.documents + len(rejects)
     entry.statistics = statistics.to_json()
-    # The file itself stands among the rejects too, so that they tell all that was lost.
+    # The file itself stands among the rejects too, so that they list all that was lost.
     if rejects or entry.error:
         output.write(entry.rejects_path, rejects_json(source, rejects, entry.error))
     commit_entry(output, entry)

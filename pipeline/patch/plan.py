@@ -28,15 +28,23 @@ from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError
 from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
-from pipeline.patch.devices import Model, gpus_per_worker, on_device
 from pipeline.patch.run import MODEL_DIRECTORY, PatchRun, source_records
-from pipeline.patch.scoring import Scorer
-from pipeline.shards.shard_set import shard_schema
+from pipeline.patch.scoring import AnyEntropyModel, Scorer
+from pipeline.shards.format import shard_schema
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 
 
-def load_model(config: PatchCorpusConfig) -> Model | None:
+def gpus_per_worker(config: PatchCorpusConfig, model: AnyEntropyModel) -> float:
+    """GPUs that each worker gets: none for an n-gram model or where there are none."""
+    if isinstance(model, NGramEntropyModel):
+        return 0
+    if config.gpus_per_worker is not None:
+        return config.gpus_per_worker
+    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+
+
+def load_model(config: PatchCorpusConfig) -> AnyEntropyModel | None:
     """The entropy model that was asked for; None if one is to be fitted.
 
     Raises:
@@ -45,7 +53,7 @@ def load_model(config: PatchCorpusConfig) -> Model | None:
     return None if config.scored_with == NGRAM else _load(config.scored_with)
 
 
-def _load(source: str) -> Model:
+def _load(source: str) -> AnyEntropyModel:
     try:
         return load_entropy_model(source, device="cpu", dtype=torch.float32)
     except CheckpointError as error:
@@ -55,10 +63,10 @@ def _load(source: str) -> Model:
 def begin_run(
     config: PatchCorpusConfig,
     files: list[InputFile],
-    model: Model | None,
+    model: AnyEntropyModel | None,
     output: OutputDirectory,
     console: Console,
-) -> tuple[PatchRun, Model]:
+) -> tuple[PatchRun, AnyEntropyModel]:
     """Plan a new run, fit and calibrate what it needs, and record it."""
     splits = plan_splits(files, config.format, config.columns, config.shard_bytes)
     output.check_writable()
@@ -66,7 +74,7 @@ def begin_run(
         PatchRun.remove(output)
     if model is None:
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
-        model = cast(Model, in_ray(_fit, 0, splits, config))
+        model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
         _save(model, output)
     patcher = config.patcher(0.0 if config.calibrates else config.threshold)
     if config.calibrates:
@@ -92,10 +100,10 @@ def resume_run(
     run: PatchRun,
     config: PatchCorpusConfig,
     files: list[InputFile],
-    model: Model | None,
+    model: AnyEntropyModel | None,
     output: OutputDirectory,
     console: Console,
-) -> tuple[PatchRun, Model]:
+) -> tuple[PatchRun, AnyEntropyModel]:
     """Check that this is the run that was begun.
 
     Files that were broken and have changed since are planned anew.
@@ -124,7 +132,7 @@ def _print_threshold(config: PatchCorpusConfig, run: PatchRun, console: Console)
         )
 
 
-def _content(config: PatchCorpusConfig, model: Model) -> dict[str, Any]:
+def _content(config: PatchCorpusConfig, model: AnyEntropyModel) -> dict[str, Any]:
     described = _describe(model, config)
     return config.content() | {
         "entropy-model fingerprint": described["fingerprint"],
@@ -132,7 +140,7 @@ def _content(config: PatchCorpusConfig, model: Model) -> dict[str, Any]:
     }
 
 
-def _describe(model: Model, config: PatchCorpusConfig) -> dict[str, Any]:
+def _describe(model: AnyEntropyModel, config: PatchCorpusConfig) -> dict[str, Any]:
     return {
         "source": config.scored_with,
         "fingerprint": fingerprint(model),
@@ -142,7 +150,7 @@ def _describe(model: Model, config: PatchCorpusConfig) -> dict[str, Any]:
     }
 
 
-def _forward_flops(model: Model) -> float:
+def _forward_flops(model: AnyEntropyModel) -> float:
     """What a byte costs; tables of an n-gram model are looked up, which is next to nothing."""
     if not isinstance(model, EntropyModel):
         return 0.0
@@ -150,7 +158,7 @@ def _forward_flops(model: Model) -> float:
     return transformer_flops(shape.n_layers, shape.dim, shape.window, shape.vocab_size)
 
 
-def _save(model: Model, output: OutputDirectory) -> None:
+def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:
     with tempfile.TemporaryDirectory() as directory:
         save_entropy_model(model, directory)
         for path in sorted(Path(directory).iterdir()):
@@ -167,4 +175,4 @@ def _calibrate(
     scorer: Scorer, gpus: float, splits: list[Split], config: PatchCorpusConfig
 ) -> Patcher:
     documents = sample_documents(splits, config, config.calibration_bytes)
-    return calibrate(on_device(scorer, gpus), documents, cast(float, config.target_patch_size))
+    return calibrate(scorer.on_device(gpus), documents, cast(float, config.target_patch_size))

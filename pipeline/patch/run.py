@@ -10,12 +10,8 @@ from typing import Any, Self
 
 from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError
-from pipeline.shards.shard_set import (
-    FORMAT_VERSION,
-    ShardEntry,
-    read_entries,
-    shard_name,
-)
+from pipeline.shards.entries import ShardEntry, read_entries, shard_name
+from pipeline.shards.manifest import FORMAT_VERSION
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 from pipeline.storage.run_record import (

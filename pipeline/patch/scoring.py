@@ -3,51 +3,39 @@
 Documents are laid end to end without padding and cut into segments (:mod:`model.segments`); whole
 segments are packed into batches that fill the device. A document's entropies depend on its own
 tokens only, up to the rounding of the device's kernels; batches are cut the same way in every run,
-so that what is stored is the same to the bit.
+so that the stored entropies are the same to the bit.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from model.entropies import ByteEntropyModel
+from model.checkpoints.entropy_model import to_device
+from model.entropy_model import EntropyModel
+from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.segments import cut_segments, pack_segments
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
+from pipeline.patches import PatchedTokens, patch_stored
 
-T = TypeVar("T")
-
-
-class Scored(NamedTuple):
-    """Documents laid end to end, scored and patched."""
-
-    lengths_D: np.ndarray
-    """int64: tokens of each document."""
-    entropies_T: np.ndarray
-    """float16, nats."""
-    patch_lengths_P: np.ndarray
-    """int64, tokens; a function of ``entropies_T`` as stored."""
-    patches_D: np.ndarray
-    """int64: patches of each document."""
+AnyEntropyModel = EntropyModel | NGramEntropyModel
 
 
 @dataclass(frozen=True)
 class Scorer:
     """An entropy model and a boundary rule, applied to batches of documents."""
 
-    model: ByteEntropyModel
+    model: AnyEntropyModel
     patcher: Patcher
     reset_at_newline: bool = False
     """Entropy context starts again after each newline (arXiv 2412.09871, section 4.4)."""
 
     def score(
         self, documents: list[bytes], report: Callable[[int], None] = lambda tokens: None
-    ) -> Scored:
+    ) -> PatchedTokens:
         """Score and patch documents.
 
         Args:
@@ -58,7 +46,8 @@ class Scorer:
             PipelineError: the model gave an entropy that is not a number.
         """
         tokens_T, lengths_D = encode_documents(documents)
-        return self.patch(tokens_T, lengths_D, self.entropies(tokens_T, lengths_D, report))
+        entropies_T = self.entropies(tokens_T, lengths_D, report)
+        return patch_stored(self.patcher, entropies_T, lengths_D, tokens_T)
 
     def entropies(
         self,
@@ -66,7 +55,16 @@ class Scorer:
         lengths_D: np.ndarray,
         report: Callable[[int], None] = lambda tokens: None,
     ) -> np.ndarray:
-        """Entropies of documents laid end to end, as they are stored: float16, nats."""
+        """Entropies of documents laid end to end, as they are stored: float16, nats.
+
+        Args:
+            tokens_T: int32, token ids.
+            lengths_D: int64, tokens of each document.
+            report: called with the number of tokens of each pack as it is handed to the device.
+
+        Raises:
+            PipelineError: the model gave an entropy that is not a number.
+        """
         tokens = torch.from_numpy(tokens_T)
         lengths_S = cut_segments(
             tokens,
@@ -89,33 +87,12 @@ class Scorer:
             )
         return stored_T.numpy()
 
-    def patch(self, tokens_T: np.ndarray, lengths_D: np.ndarray, entropies_T: np.ndarray) -> Scored:
-        """Patch documents laid end to end by their stored entropies; on the CPU."""
-        patches = patch_stored(self.patcher, entropies_T, lengths_D, tokens_T)
-        return Scored(lengths_D, entropies_T, *patches)
+    def on_device(self, gpus: float) -> "Scorer":
+        """The scorer with its model where a worker computes: on a GPU if the worker has (a share
+        of) one.
 
-
-def patch_stored(
-    patcher: Patcher, entropies_T: np.ndarray, lengths_D: np.ndarray, tokens_T: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Patch lengths, and the number of patches of each document, from stored entropies."""
-    lengths_P, patches_D = patcher.patch_lengths_flat(
-        torch.from_numpy(entropies_T), torch.from_numpy(lengths_D), torch.from_numpy(tokens_T)
-    )
-    return lengths_P.numpy(), patches_D.numpy()
-
-
-def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """``items``, each made in a thread while the one before is being used.
-
-    Chained, such iterators overlap reading, scoring and writing, with one item in flight between
-    two stages. Errors come out where their item would have.
-    """
-    end = object()
-    # A new thread's matrix products would use every core, whatever was set in this one.
-    cores = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(cores,)) as thread:
-        upcoming = thread.submit(next, items, end)
-        while (item := upcoming.result()) is not end:
-            upcoming = thread.submit(next, items, end)
-            yield item  # type: ignore[misc]
+        On a CPU in one thread: each worker has one core, and results must not depend on how many
+        there are.
+        """
+        torch.set_num_threads(1)
+        return replace(self, model=to_device(self.model, "cuda" if gpus else "cpu"))

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError
 from pipeline.report.flops import TokenizerFigures
-from pipeline.shards.shard_set import ShardEntry, ShardSet
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.download import fetch
 from pipeline.storage.tokenizer_files import find_tokenizer
 

@@ -15,9 +15,10 @@ from model.patcher import ENTROPY_RULES, THRESHOLD_RULES
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.run import LOG
 from pipeline.report.flops import TokenizerFigures, flops
-from pipeline.shards.shard_set import ShardEntry, ShardSet
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics
-from pipeline.statistics.excerpts import Excerpt
+from pipeline.statistics.excerpts import Excerpt, ExcerptRecord
 from pipeline.statistics.groups import ENTROPY_UNIT, OTHERS, GroupCounts, Groups
 from pipeline.statistics.summary import Summary
 from pipeline.statistics.threshold_curve import ThresholdCurve
@@ -116,7 +117,10 @@ def _as_source(counted: Counted) -> Counted:
     """A set as the one source of itself, without what nobody asks of its shards any more."""
     sources = {counted.name: sum(counted.sources.values(), GroupCounts())}
     entries = [
-        replace(entry, statistics={name: entry.statistics[name] for name in ("bytes", "patches")})
+        replace(
+            entry,
+            statistics={"bytes": entry.statistics["bytes"], "patches": entry.statistics["patches"]},
+        )
         if entry.sha256 is not None
         else entry
         for entry in counted.entries
@@ -315,5 +319,5 @@ def _entry_counts(entry: ShardEntry) -> GroupCounts:
     return GroupCounts(statistics["documents"], statistics["bytes"], statistics["patches"], units)
 
 
-def _excerpts(excerpts: Sequence[Excerpt]) -> list[dict[str, Any]]:
+def _excerpts(excerpts: Sequence[Excerpt]) -> list[ExcerptRecord]:
     return [excerpt.to_json() for excerpt in excerpts]

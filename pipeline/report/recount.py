@@ -15,10 +15,17 @@ from pipeline.cluster.stage import run_stage
 from pipeline.corpus.documents import WHOLE_FILE
 from pipeline.errors import DamagedShardError
 from pipeline.report.figures import Counted, described
-from pipeline.shards.shard_set import MANIFEST, OWN_COLUMNS, ShardEntry, ShardSet
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.format import read_patches
+from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.statistics.summary import Summary, scored_rows
-from pipeline.statistics.threshold_curve import CUT_THRESHOLDS, ThresholdCurve, cut_patches
+from pipeline.statistics.summary import Summary
+from pipeline.statistics.threshold_curve import (
+    CUT_THRESHOLDS,
+    ThresholdCurve,
+    patches_at_thresholds,
+)
+from pipeline.storage.run_record import MANIFEST
 
 
 def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
@@ -29,7 +36,7 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
         "counting",
         _count_piece,
         {i: shards.entries[i].statistics["bytes"] for i in counting.waiting},
-        (shards.light(), [replace(entry, statistics={}) for entry in shards.entries]),
+        (shards.without_entries(), [replace(entry, statistics={}) for entry in shards.entries]),
         console,
         workers=num_workers,
         receive=counting.receive,
@@ -136,16 +143,16 @@ def count_shard(
     Raises:
         DamagedShardError: it is missing, not the file that was written, or cannot be read.
     """
-    metadata = [name for name in shards.manifest["columns"] if name not in OWN_COLUMNS]
+    metadata = shards.metadata_columns
     patcher, total = shards.patcher, ShardCounts()
     cuts = patcher.rule in THRESHOLD_RULES and patcher.max_patch_length is not None
     for batch in shards.checked_batches(entry):
-        scored = scored_rows(batch)
+        scored = read_patches(batch)
         h_T, lengths_D = scored.entropies_T, scored.lengths_D
         total += ShardCounts(
             PatchStatistics.of(lengths_D, scored.patch_lengths_P, h_T),
             Summary.of(batch, scored, patcher, metadata),
-            cut_patches(patcher, h_T, lengths_D) if cuts and len(h_T) else None,
+            patches_at_thresholds(patcher, h_T, lengths_D) if cuts and len(h_T) else None,
         )
         report(int(scored.lengths_D.sum()))
     return total

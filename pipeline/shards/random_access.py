@@ -6,14 +6,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import PipelineError
-from pipeline.shards.shard_set import PatchedDocument, ShardSet
+from pipeline.shards.format import SAMPLE_ID, PatchedDocument, read_documents
+from pipeline.shards.shard_set import ShardSet
 
 MOST_SEARCHED = 1_000_000
 """Documents whose ids are read to find one."""
 
 
-class Documents:
-    """Documents of a shard set by their place in it."""
+class DocumentIndex:
+    """Documents of a shard set by their number: 0 for the first one of the first shard."""
 
     def __init__(self, shards: ShardSet):
         self.shards = shards
@@ -32,16 +33,16 @@ class Documents:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"no document {number}: there are {len(self)}")
-        place = int(np.searchsorted(self._ends, number, side="right"))
-        before = int(self._ends[place - 1]) if place else 0
-        where = self.shards.output.locate(self.entries[place].path)
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        before = int(self._ends[shard - 1]) if shard else 0
+        where = self.shards.output.locate(self.entries[shard].path)
         try:
-            return self._read(place, number - before)
+            return self._read(shard, number - before)
         except Exception as error:  # each filesystem has its own; all mean the same here
             raise PipelineError(f"{where}: cannot be read: {error}") from error
 
-    def _read(self, place: int, row: int) -> PatchedDocument:
-        with self.shards.output.open(self.entries[place].path) as file:
+    def _read(self, shard: int, row: int) -> PatchedDocument:
+        with self.shards.output.open(self.entries[shard].path) as file:
             batch_number = 0
             # The first column alone tells how long batches are.
             for ids in self._ids(file):
@@ -49,24 +50,19 @@ class Documents:
                     break
                 row -= len(ids)
                 batch_number += 1
-            batch = pa.ipc.open_file(file).get_batch(batch_number).slice(row, 1)
-        entropies = None
-        if "entropies" in batch.schema.names:
-            entropies = np.array(batch["entropies"].flatten())
-        lengths = np.array(batch["patch_lengths"].flatten())
-        return PatchedDocument(
-            batch["sample_id"][0].as_py(), batch["text"][0].as_py(), entropies, lengths
-        )
+            batch = pa.ipc.open_file(file).get_batch(batch_number)
+        return next(read_documents(batch.slice(row, 1)))
 
     @staticmethod
     def _ids(file: pa.NativeFile) -> Iterator[pa.StringArray]:
         options = pa.ipc.IpcReadOptions(included_fields=[0])
         reader = pa.ipc.open_file(file, options=options)
         for i in range(reader.num_record_batches):
-            yield reader.get_batch(i)["sample_id"]
+            yield reader.get_batch(i)[SAMPLE_ID]
 
     def find(self, sample_id: str) -> int | None:
-        """The place of the first document with this id, if it is among the first MOST_SEARCHED.
+        """The number of the first document with this id; None if it is not among the first
+        MOST_SEARCHED.
 
         Raises:
             PipelineError: a shard before it cannot be read; names it.
@@ -77,9 +73,9 @@ class Documents:
             try:
                 with self.shards.output.open(entry.path) as file:
                     for ids in self._ids(file):
-                        found = ids.index(wanted).as_py()
-                        if found >= 0:
-                            return before + found
+                        row = int(ids.index(wanted).as_py())
+                        if row >= 0:
+                            return before + row
                         before += len(ids)
             except Exception as error:  # each filesystem has its own; all mean the same here
                 where = self.shards.output.locate(entry.path)

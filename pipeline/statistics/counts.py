@@ -1,8 +1,8 @@
-"""Statistics that can be added up: of a shard, of a file, of a corpus."""
+"""Statistics that can be added up: those of shards to those of a file or a corpus."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +12,23 @@ ENTROPY_BIN = 0.02
 """Nats; bin k of the entropy histogram counts ``k * ENTROPY_BIN <= h < (k + 1) * ENTROPY_BIN``."""
 
 LONGEST = 4096
+"""Tokens of a patch above which lengths are not told apart."""
 LENGTH_BINS = 8
 """Bins of document lengths for each doubling: they are 9 % wide."""
 DIGEST_BITS = 128
+
+
+class PatchStatisticsRecord(TypedDict, total=False):
+    """:class:`PatchStatistics` as JSON; a copy may hold only the keys that are needed."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    patches: int
+    patch_lengths: dict[str, int]
+    """Patches by length in tokens; lengths that do not occur are left out."""
+    entropies: dict[str, int]
+    """Tokens by bin; bins that are empty are left out."""
 
 
 @dataclass
@@ -35,7 +49,13 @@ class PatchStatistics:
     def of(
         cls, document_lengths_D: np.ndarray, patch_lengths_P: np.ndarray, h_T: np.ndarray
     ) -> "PatchStatistics":
-        """Statistics of documents laid end to end (tokens, tokens, float16 nats)."""
+        """Statistics of documents laid end to end.
+
+        Args:
+            document_lengths_D: int64, tokens of each document.
+            patch_lengths_P: tokens of each patch.
+            h_T: float16, nats, one per token; empty if they are not known.
+        """
         tokens = int(document_lengths_D.sum())
         return cls(
             documents=len(document_lengths_D),
@@ -58,7 +78,7 @@ class PatchStatistics:
 
     @property
     def mean_patch_bytes(self) -> float:
-        """Bytes of text for each patch: what ``--target-patch-size`` asks for."""
+        """Bytes of text per patch: what ``--target-patch-size`` asks for."""
         return self.bytes / self.patches if self.patches else 0.0
 
     def patch_length_percentile(self, percent: float) -> int:
@@ -68,7 +88,7 @@ class PatchStatistics:
         reached = np.cumsum(self.patch_lengths) >= self.patches * percent / 100
         return int(np.argmax(reached))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> PatchStatisticsRecord:
         """Plain values; long, thin histograms as ``{value: count}``."""
         return {
             "documents": self.documents,
@@ -80,14 +100,20 @@ class PatchStatistics:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "PatchStatistics":
-        histograms = {name: _dense(values[name]) for name in ("patch_lengths", "entropies")}
-        return cls(**{**values, **histograms})
+    def from_json(cls, values: PatchStatisticsRecord) -> "PatchStatistics":
+        return cls(
+            values["documents"],
+            values["bytes"],
+            values["tokens"],
+            values["patches"],
+            _dense(values["patch_lengths"]),
+            _dense(values["entropies"]),
+        )
 
 
 @dataclass
 class DocumentStatistics:
-    """Counts over documents, before anything is known of patches; all of them add up exactly."""
+    """Counts over documents that are not patched yet; all of them add up exactly."""
 
     documents: int = 0
     bytes: int = 0
@@ -135,7 +161,7 @@ class DocumentStatistics:
 
     @property
     def mean_bytes(self) -> float:
-        """Bytes of a document, on average."""
+        """Bytes per document."""
         return self.bytes / self.documents if self.documents else 0.0
 
     def length_percentile(self, percent: float) -> int:

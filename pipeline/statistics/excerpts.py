@@ -1,20 +1,39 @@
-"""Examples for people to look at: where the longest patches are, and the shortest."""
+"""Examples for people to look at: where the longest patches are, and the shortest.
+
+Patches are counted in tokens and shown as bytes. A document's first patch begins with BOS and its
+last one ends with EOS, which are no bytes: the text ``abcd`` in patches of 1, 3 and 2 tokens is
+shown as patches of 0, 3 and 1 bytes, ``abc`` and ``d``. An excerpt begins and ends between
+characters. Patches that reach beyond it are cut there, and those that lie outside are left out, so
+that its patches always join to its text: of ``abcd``, bytes 1 to 4 are ``bc`` and ``d``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
 MOST_EXCERPTS = 5
+"""Excerpts of each kind."""
 LEAST_BYTES = 64
 """Documents with less text are no example of short patches."""
 SHOWN_BYTES = 160
+"""Bytes of text in an excerpt, at most."""
 BEFORE_BYTES = 48
-"""Text shown before the longest patch, at least where there is some."""
+"""Bytes of text shown before the longest patch, if so many precede it."""
 LONGEST_ID = 200
-"""Characters of an id that are kept."""
+"""Characters of an id that are stored."""
+
+
+class ExcerptRecord(TypedDict):
+    """:class:`Excerpt` as JSON."""
+
+    sample_id: str
+    position: int
+    text: str
+    patch_bytes: list[int]
+    measure: float
 
 
 @dataclass
@@ -28,7 +47,7 @@ class Excerpt:
     patch_bytes: list[int]
     """Bytes of each patch within the excerpt; sums to those of ``text``."""
     measure: float
-    """What it is an example of: bytes of the document's longest patch, or its bytes a patch."""
+    """Bytes of the document's longest patch, or its bytes per patch: excerpts are sorted by it."""
 
     def patches(self) -> list[bytes]:
         """The text in patches."""
@@ -36,11 +55,11 @@ class Excerpt:
         data = self.text.encode()
         return [data[a:b] for a, b in pairwise(cuts)]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self) -> ExcerptRecord:
+        return cast(ExcerptRecord, asdict(self))
 
 
-class Laid:
+class DocumentLayout:
     """Documents laid end to end, and where in them text and patches are."""
 
     def __init__(
@@ -51,18 +70,26 @@ class Laid:
         patch_lengths_P: np.ndarray,
         patches_D: np.ndarray,
     ):
+        """
+        Args:
+            texts: UTF-8 text of each document.
+            ids: id of each document.
+            lengths_D: int64, tokens of each document.
+            patch_lengths_P: int64, tokens of each patch.
+            patches_D: int64, patches of each document.
+        """
         self.texts, self.ids = texts, ids
         self.bytes_D = lengths_D - 2
         self.patches_D = patches_D
         self.first_patch_D = patches_D.cumsum() - patches_D
-        # In bytes: a document's first patch begins with BOS, its last one ends with EOS.
+        # Without BOS, with which a first patch begins, and EOS, with which a last one ends.
         self.patch_bytes_P = patch_lengths_P.copy()
         if len(lengths_D):
             self.patch_bytes_P[self.first_patch_D] -= 1
             self.patch_bytes_P[self.first_patch_D + patches_D - 1] -= 1
 
     def longest(self) -> list[Excerpt]:
-        """From the documents with the longest patches, one each."""
+        """Excerpts around the longest patches of documents, at most one per document."""
         if not len(self.texts):
             return []
         longest_D = np.maximum.reduceat(self.patch_bytes_P, self.first_patch_D)
@@ -70,7 +97,7 @@ class Laid:
         return [self._around_longest(d, float(longest_D[d])) for d in chosen]
 
     def shortest(self) -> list[Excerpt]:
-        """From the documents with the shortest patches on average: their beginnings."""
+        """Beginnings of the documents whose patches are shortest on average."""
         mean_D = self.bytes_D / np.maximum(self.patches_D, 1)
         mean_D[self.bytes_D < LEAST_BYTES] = np.inf
         chosen = [d for d in _first(mean_D) if np.isfinite(mean_D[d])]
@@ -94,12 +121,13 @@ class Laid:
 
 
 def _first(key_D: np.ndarray) -> list[int]:
-    """Places of the lowest keys, lowest first; of equal ones the first."""
-    return np.argsort(key_D, kind="stable")[:MOST_EXCERPTS].tolist()
+    """Places of the lowest keys, lowest first; equal ones in their order."""
+    places: list[int] = np.argsort(key_D, kind="stable")[:MOST_EXCERPTS].tolist()
+    return places
 
 
 def _character(data: bytes, position: int) -> int:
-    """Where the character begins that this byte belongs to."""
+    """Where the character begins that the byte at ``position`` belongs to."""
     position = min(position, len(data))
     while 0 < position < len(data) and data[position] & 0xC0 == 0x80:
         position -= 1
@@ -107,5 +135,5 @@ def _character(data: bytes, position: int) -> int:
 
 
 def merged(a: list[Excerpt], b: list[Excerpt], *, sign: int) -> list[Excerpt]:
-    """The first of both by ``sign * measure``; of equal ones those of ``a``."""
+    """The excerpts of both that come first by ``sign * measure``; if equal, those of ``a``."""
     return sorted([*a, *b], key=lambda excerpt: sign * excerpt.measure)[:MOST_EXCERPTS]

@@ -1,24 +1,25 @@
-"""What a report tells of a shard beyond its counts; of many shards, the sum.
+"""The part of a report on a shard beyond its counts; summaries of many shards add up.
 
-Made while a shard is written, kept in ``summaries/NAME.json``; the manifest has the sum. A report
-on any number of shards then reads one file.
+A summary is made while its shard is written, and stored in ``summaries/NAME.json``; the manifest
+has the sum. A report on any number of shards then reads one file.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
 from model.patcher import Patcher
-from pipeline.patch.scoring import Scored
-from pipeline.statistics.excerpts import Excerpt, Laid, merged
+from pipeline.patches import PatchedTokens
+from pipeline.statistics.excerpts import DocumentLayout, Excerpt, ExcerptRecord, merged
 from pipeline.statistics.groups import (
     OTHERS,
     Groups,
+    GroupsRecord,
     add_groups,
     count_groups,
     groups_from_json,
@@ -26,24 +27,36 @@ from pipeline.statistics.groups import (
     largest,
     sums_by_document,
 )
-from pipeline.statistics.scripts import script_of
-from pipeline.statistics.threshold_curve import ThresholdCounts
+from pipeline.statistics.threshold_curve import ThresholdCounts, ThresholdCountsRecord
+from pipeline.statistics.writing_systems import script_of
 
 SCRIPT = "script"
 """Name of the groups by script; columns have names of their own."""
 MOST_REASONS = 32
+"""Reasons for rejects that are told apart."""
+
+
+class SummaryRecord(TypedDict):
+    """:class:`Summary` as JSON."""
+
+    thresholds: ThresholdCountsRecord
+    scripts: GroupsRecord
+    columns: dict[str, GroupsRecord]
+    longest: list[ExcerptRecord]
+    shortest: list[ExcerptRecord]
+    reasons: dict[str, int]
 
 
 @dataclass
 class Summary:
-    """Of documents in their order; ``+`` appends those of another."""
+    """A summary of documents in their order; ``+`` appends the documents of another."""
 
     thresholds: ThresholdCounts = field(default_factory=ThresholdCounts)
     scripts: Groups = field(default_factory=dict)
     columns: dict[str, Groups] = field(default_factory=dict)
-    """By metadata column, by value."""
+    """By metadata column, then by value."""
     longest: list[Excerpt] = field(default_factory=list)
-    """Where the longest patches are, longest first."""
+    """Around the longest patches, longest first."""
     shortest: list[Excerpt] = field(default_factory=list)
     """Documents with the shortest patches on average, shortest first."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -51,18 +64,22 @@ class Summary:
 
     @classmethod
     def of(
-        cls, batch: pa.RecordBatch, scored: Scored, patcher: Patcher, metadata: Sequence[str]
+        cls,
+        batch: pa.RecordBatch,
+        patched: PatchedTokens,
+        patcher: Patcher,
+        metadata: Sequence[str],
     ) -> "Summary":
-        """Of a batch of a shard's rows.
+        """The summary of a batch of a shard's rows.
 
         Args:
-            scored: the same documents, with the entropies that the rows may lack.
+            patched: the same documents, with the entropies that the rows may lack.
             metadata: the batch's columns to group by.
         """
         texts = batch["text"].cast(pa.binary()).to_pylist()
-        lengths_D, h_T, patches_D = scored.lengths_D, scored.entropies_T, scored.patches_D
-        laid = Laid(
-            texts, batch["sample_id"].to_pylist(), lengths_D, scored.patch_lengths_P, patches_D
+        lengths_D, h_T, patch_lengths_P, patches_D = patched
+        layout = DocumentLayout(
+            texts, batch["sample_id"].to_pylist(), lengths_D, patch_lengths_P, patches_D
         )
         known = len(h_T) > 0  # rows that are read again may have no entropies
         entropy_D = sums_by_document(h_T, lengths_D) if known else np.zeros_like(lengths_D)
@@ -71,8 +88,8 @@ class Summary:
             thresholds=ThresholdCounts.of(patcher, h_T, lengths_D) if known else ThresholdCounts(),
             scripts=count_groups([script_of(text) for text in texts], *counted),
             columns={name: count_groups(batch[name].to_pylist(), *counted) for name in metadata},
-            longest=laid.longest(),
-            shortest=laid.shortest(),
+            longest=layout.longest(),
+            shortest=layout.shortest(),
         )
 
     def __add__(self, other: "Summary") -> "Summary":
@@ -93,8 +110,9 @@ class Summary:
         """Count rejects."""
         self.reasons.update(re.sub(r"\d+", "…", reason)[:200] for reason in reasons)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; of groups and reasons, those that there is most of."""
+    def to_json(self) -> SummaryRecord:
+        """Plain values; the largest groups and the most frequent reasons by name, the others as
+        one."""
         return {
             "thresholds": self.thresholds.to_json(),
             "scripts": groups_to_json(largest(self.scripts)),
@@ -105,7 +123,7 @@ class Summary:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Summary":
+    def from_json(cls, values: SummaryRecord) -> "Summary":
         return cls(
             ThresholdCounts.from_json(values["thresholds"]),
             groups_from_json(values["scripts"]),
@@ -119,19 +137,5 @@ class Summary:
 def _most_common(reasons: Counter[str]) -> dict[str, int]:
     ordered = sorted(reasons.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
     rest = sum(count for _, count in ordered[MOST_REASONS:])
-    kept = dict(ordered[:MOST_REASONS])
-    return kept | ({OTHERS: kept.get(OTHERS, 0) + rest} if rest else {})
-
-
-def scored_rows(batch: pa.RecordBatch) -> Scored:
-    """What is known of a shard's rows from the rows alone; without entropies if they have none."""
-    lists = batch["patch_lengths"]
-    patch_lengths_P = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    patches_D = np.diff(lists.offsets.to_numpy()).astype(np.int64)
-    total_P = np.concatenate([[0], patch_lengths_P.cumsum()])
-    ends_D = patches_D.cumsum()
-    lengths_D = total_P[ends_D] - total_P[ends_D - patches_D]
-    h_T = np.zeros(0, np.float16)
-    if "entropies" in batch.schema.names:
-        h_T = np.array(batch["entropies"].flatten())  # a copy, because torch wants to own it
-    return Scored(lengths_D, h_T, patch_lengths_P, patches_D)
+    named = dict(ordered[:MOST_REASONS])
+    return named | ({OTHERS: named.get(OTHERS, 0) + rest} if rest else {})

@@ -20,7 +20,7 @@ from model.patcher import Patcher
 from pipeline.drawing.entropy_svg import CURVE_CSS
 from pipeline.drawing.patches_html import DARK_PATCHES, LIGHT_PATCHES
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.shards.random_access import MOST_SEARCHED, Documents
+from pipeline.shards.random_access import MOST_SEARCHED, DocumentIndex
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import refuse_credentials
 from pipeline.viewer.config import PatchViewerConfig
@@ -28,11 +28,11 @@ from pipeline.viewer.controls import QUICK, controls_of, hide_unused, keep_withi
 from pipeline.viewer.patched_text import (
     MOST_BYTES,
     PatchView,
-    cut_anew,
     error_html,
     ids_html,
     line,
     load,
+    repatched,
     view_text,
 )
 
@@ -109,7 +109,7 @@ def build(config: PatchViewerConfig) -> gr.Blocks:
     Raises:
         ConfigError: a shard set cannot be opened.
     """
-    sets = {url: Documents(_open(url)) for url in config.shards}
+    sets = {url: DocumentIndex(_open(url)) for url in config.shards}
     with gr.Blocks(title="Entropy patches", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
             "# Entropy patches\nA patch starts where the next byte is uncertain. The beginning of "
@@ -178,7 +178,7 @@ def _typing(config: PatchViewerConfig, page: gr.Blocks) -> None:
         button.click(lambda example=example: example, None, text, **QUICK)
 
 
-def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Blocks) -> None:
+def _browsing(config: PatchViewerConfig, sets: dict[str, DocumentIndex], page: gr.Blocks) -> None:
     """Documents of shard sets, as they were cut, or anew from their entropies."""
     with gr.Row():
         urls = list(sets)
@@ -228,7 +228,9 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, Documents], page: gr.Bl
     somewhere.click(lambda url: random.randrange(max(len(sets[url]), 1)), chosen, number, **QUICK)
 
 
-def _shown_document(documents: Documents, number: int, anew: bool, patcher: Patcher) -> list[str]:
+def _shown_document(
+    documents: DocumentIndex, number: int, anew: bool, patcher: Patcher
+) -> list[str]:
     if not len(documents):
         raise ConfigError("no documents in this set")
     document = documents[number]
@@ -238,7 +240,7 @@ def _shown_document(documents: Documents, number: int, anew: bool, patcher: Patc
     if anew and document.entropies is None:
         raise ConfigError("the shards hold no entropies: they cannot be cut anew")
     if anew:
-        view = cut_anew(view, patcher)
+        view = repatched(view, patcher)
     place = f"document {number:,} of {len(documents):,}"
     given = vars(patcher if anew else stored).items()
     rule = " ".join(f"{key} {value}" for key, value in given if value not in (None, False))

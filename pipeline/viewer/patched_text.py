@@ -1,4 +1,4 @@
-"""What the viewer shows of a text: counts, coloured patches, the curve; not the page itself."""
+"""The parts of the viewer that show a text: counts, coloured patches, the curve; not the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from model.tokenizer import encode_documents
 from pipeline.drawing.entropy_svg import SHOWN_BYTES, curve_svg
 from pipeline.drawing.patches_html import patches_html
 from pipeline.errors import ConfigError
-from pipeline.patch.devices import Model
-from pipeline.patch.scoring import Scorer, patch_stored
+from pipeline.patch.scoring import AnyEntropyModel, Scorer
+from pipeline.patches import recut
 
 MOST_BYTES = 100_000
-"""Of a text: more would keep the page waiting."""
+"""Bytes of the longest text that is patched: more would keep the page waiting."""
 MOST_PATCHES = 3000
-"""Shown in colours."""
+"""Patches that are shown in colours."""
 SCORED_TEXTS = 64
-"""Whose entropies are kept, so that a change of the rule is quick."""
+"""Texts whose entropies are remembered, so that a change of the rule is quick."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class PatchView:
         return [self.data[a:b] for a, b in self._spans().tolist()]
 
     def _spans(self) -> np.ndarray:
-        """Where patches that hold text start and end; documents may have millions."""
+        """Where patches that hold text start and end (``[P, 2]`` bytes); there may be millions."""
         edges = (np.concatenate([[0], self.patch_lengths_P.cumsum()]) - 1).clip(0, len(self.data))
         spans_P2 = np.stack([edges[:-1], edges[1:]], axis=1)
         return spans_P2[spans_P2[:, 0] < spans_P2[:, 1]]
 
     def counts(self) -> list[tuple[str, str]]:
-        """What the page says above the patches; patches as the job counts them."""
+        """Values and names above the patches; patches are counted as the job counts them."""
         longest = np.diff(self._spans()).max(initial=0)
         patches = len(self.patch_lengths_P)
         return [
             ("bytes", f"{len(self.data):,}"),
             ("characters", f"{len(self.data.decode()):,}"),
             ("patches", f"{patches:,}"),
-            ("bytes a patch", f"{len(self.data) / max(patches, 1):.3f}"),
+            ("bytes per patch", f"{len(self.data) / max(patches, 1):.3f}"),
             ("longest patch", f"{longest:,} byte{'s' * int(longest != 1)}"),
         ]
 
@@ -64,7 +64,7 @@ class PatchView:
         return f'<div class="counts">{"".join(cells)}</div>'
 
     def patches_html(self) -> str:
-        """The patches in colours; of many, the first."""
+        """The first patches in colours."""
         spans_P2 = self._spans()
         spans = spans_P2[:MOST_PATCHES].tolist()
         titles = [self._title(number, a, b) for number, (a, b) in enumerate(spans, 1)]
@@ -90,7 +90,7 @@ def view_text(text: str, model: str, patcher: Patcher, reset_at_newline: bool = 
     """A text patched as ``patch_corpus.py`` would.
 
     Args:
-        model: source of the entropy model.
+        model: source of the entropy model: a directory, a URL or a hub id.
 
     Raises:
         ConfigError: the model cannot be loaded, or the text cannot be used.
@@ -98,18 +98,18 @@ def view_text(text: str, model: str, patcher: Patcher, reset_at_newline: bool = 
     data = text.encode(errors="replace")
     if len(data) > MOST_BYTES:
         raise ConfigError(f"the text has {len(data):,} bytes; at most {MOST_BYTES:,}, please")
-    tokens_T, lengths_D = encode_documents([data])
-    h_T = _entropies(data, model, reset_at_newline)
-    patch_lengths_P, _ = patch_stored(patcher, h_T, lengths_D, tokens_T)
-    return PatchView(data, h_T, patch_lengths_P, line(patcher))
+    return _view(data, _entropies(data, model, reset_at_newline), patcher)
 
 
-def cut_anew(view: PatchView, patcher: Patcher) -> PatchView:
-    """Other patches of the same entropies."""
+def repatched(view: PatchView, patcher: Patcher) -> PatchView:
+    """The same text with the patches that another rule gives for its entropies."""
     assert view.h_T is not None
-    tokens_T, lengths_D = encode_documents([view.data])
-    patch_lengths_P, _ = patch_stored(patcher, np.array(view.h_T), lengths_D, tokens_T)
-    return PatchView(view.data, view.h_T, patch_lengths_P, line(patcher))
+    return _view(view.data, view.h_T, patcher)
+
+
+def _view(data: bytes, h_T: np.ndarray, patcher: Patcher) -> PatchView:
+    patched = recut(patcher, h_T, np.array([len(h_T)]), [data])
+    return PatchView(data, h_T, patched.patch_lengths_P, line(patcher))
 
 
 def line(patcher: Patcher) -> float | None:
@@ -126,7 +126,7 @@ def _entropies(data: bytes, model: str, reset_at_newline: bool) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def load(model: str) -> Model:
+def load(model: str) -> AnyEntropyModel:
     """An entropy model, loaded once.
 
     Raises:
@@ -139,10 +139,10 @@ def load(model: str) -> Model:
 
 
 def error_html(error: Exception) -> str:
-    """What went wrong, on the page."""
+    """An error, as the page shows it."""
     return f'<p class="error">{escape(str(error))}</p>'
 
 
 def ids_html(ids: Sequence[str]) -> str:
-    """Where a document is, on the page."""
+    """The name and place of a document, as the page shows them."""
     return f'<p class="note">{" · ".join(map(escape, ids))}</p>'

@@ -34,7 +34,8 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import export_shard, plan_export
 from pipeline.export.layouts import LAYOUTS
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.shard_set import ShardSet, record_batch, shard_schema
+from pipeline.shards.format import record_batch, shard_schema
+from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.summary import Summary
 from pipeline.statistics.threshold_curve import ThresholdCounts
 from pipeline.storage.output import OutputDirectory

@@ -23,6 +23,7 @@ from support.texts import noise, topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards
+from pipeline.shards.verify import verify
 
 # A few kilobytes a shard: a small corpus makes many.
 SMALL = ("--shard-bytes", 60_000)
@@ -67,7 +68,7 @@ def test_shards_hold_every_document_scored_and_cut(patched):
     assert result["bytes"] == sum(len(d.text.encode()) for d in documents)
     assert result["patches"] == sum(len(d.patch_lengths) for d in documents)
     assert result["shards"] == len(list((out / "shards").iterdir())) > 3
-    assert list(shards.verify()) == []
+    assert list(verify(shards)) == []
     assert not (out / "_tmp").exists()
 
 
@@ -91,10 +92,10 @@ def test_verify_finds_damage(patched, tmp_path):
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
-    (problem,) = open_shards(str(copy)).verify()
+    (problem,) = verify(open_shards(str(copy)))
     assert str(shard) in problem and "sha256" in problem
     shard.unlink()
-    (problem,) = open_shards(str(copy)).verify()
+    (problem,) = verify(open_shards(str(copy)))
     assert str(shard) in problem and "cannot be read" in problem
 
 
@@ -105,7 +106,7 @@ def test_verify_recomputes_boundaries(patched, tmp_path):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["patcher"]["threshold"] = 2.0
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    problems = list(open_shards(str(copy)).verify())
+    problems = list(verify(open_shards(str(copy))))
     assert problems and all("boundaries are not those" in problem for problem in problems)
 
 

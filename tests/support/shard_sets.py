@@ -11,16 +11,11 @@ import pyarrow as pa
 from model import Patcher
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document
-from pipeline.patch.scoring import Scored, patch_stored
-from pipeline.shards.shard_set import (
-    ShardEntry,
-    ShardSet,
-    ipc_options,
-    record_batch,
-    shard_name,
-    shard_schema,
-    write_manifest,
-)
+from pipeline.patches import patch_stored
+from pipeline.shards.entries import ShardEntry, shard_name
+from pipeline.shards.format import ipc_options, record_batch, shard_schema
+from pipeline.shards.manifest import write_manifest
+from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.output import OutputDirectory
 
@@ -65,10 +60,9 @@ def write_shards(
                 # Above the threshold of 1 with the probability that is asked for.
                 above_T = np.repeat([rate for _, rate in batch], lengths_D)
                 h_T = (draw.random(len(tokens_T)) + above_T).astype(np.float16)
-                patches = patch_stored(patcher, h_T, lengths_D, tokens_T)
-                scored = Scored(lengths_D, h_T, *patches)
-                writer.write_batch(record_batch(documents, scored, schema))
-                statistics += PatchStatistics.of(lengths_D, scored.patch_lengths_P, h_T)
+                patched = patch_stored(patcher, h_T, lengths_D, tokens_T)
+                writer.write_batch(record_batch(documents, patched, schema))
+                statistics += PatchStatistics.of(lengths_D, patched.patch_lengths_P, h_T)
         entry.sha256 = hashlib.sha256(output.read(entry.path)).hexdigest()
         entry.statistics = statistics.to_json()
         entry.records, entry.shard_bytes = statistics.documents, len(output.read(entry.path))

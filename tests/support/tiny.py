@@ -11,7 +11,10 @@ from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.shard_set import ShardSet, read_entries, shard_schema, write_manifest
+from pipeline.shards.entries import read_entries
+from pipeline.shards.format import shard_schema
+from pipeline.shards.manifest import write_manifest
+from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 
@@ -76,6 +79,11 @@ def make_shards(
     rule = {name: value for name, value in vars(patcher).items() if value is not None}
     model_of = {"source": "tiny", "fingerprint": "a" * 64}
     sources = [{"name": Path(url).name, "url": url} for url in config.input]
-    made_with = {"patcher": rule, "columns": columns, "entropy_model": model_of, "sources": sources}
-    write_manifest(directory, made_with, list(read_entries(directory).values()))
+    provenance = {
+        "patcher": rule,
+        "columns": columns,
+        "entropy_model": model_of,
+        "sources": sources,
+    }
+    write_manifest(directory, provenance, list(read_entries(directory).values()))
     return ShardSet(str(output))

@@ -9,11 +9,8 @@ cursor after the last microbatch that was yielded, not after those that the thre
 """
 
 import json
-import queue
-import threading
-import weakref
 from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,7 +20,7 @@ from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 
 from pipeline.errors import ConfigError
-from pipeline.patch.scoring import prefetch
+from pipeline.prefetch import prefetch
 from train.data.filling import empty_rows, fill_rows
 from train.data.row_stream import Cursor, PackedWindow, RowSettings, RowStream
 
@@ -104,11 +101,9 @@ class ShardDataLoader(BaseDataLoader):
         if not self._resumed:
             self._next = self.stream.start()
         self._resumed = False
-        ahead = Ahead(
-            microbatches(self.stream, self._next, self.share, infinite=self.config.infinite),
-            self.config.prefetch,
-        )
-        with closing(ahead):
+        batches = microbatches(self.stream, self._next, self.share, infinite=self.config.infinite)
+        # One core is enough, and all that the model may leave.
+        with closing(prefetch(batches, self.config.prefetch, cores=1)) as ahead:
             for batch, cursor in ahead:
                 self._next = cursor
                 yield batch
@@ -233,62 +228,3 @@ class _BatchBuilder:
             self.labels_BS[own].numpy(),
             None if patch_lengths is None else patch_lengths[own].numpy(),
         )
-
-
-class Ahead:
-    """An iterator whose items a thread makes, up to ``count`` of them ahead.
-
-    Errors come out where their item would have. The thread ends with the items, when this is
-    closed or dropped, and when the process ends.
-    """
-
-    def __init__(self, items: Generator[Any, None, None], count: int):
-        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(count)
-        stop = threading.Event()
-        thread = threading.Thread(
-            target=_make, args=(items, self._ready, stop), name="dataloader", daemon=True
-        )
-        # Everything that the thread knows is given to it: it must not keep this object alive.
-        self._finish = weakref.finalize(self, _stop, thread, self._ready, stop)
-        thread.start()
-
-    def __iter__(self) -> "Ahead":
-        return self
-
-    def __next__(self) -> Any:
-        if not self._finish.alive:
-            raise StopIteration
-        what, value = self._ready.get()
-        if what == "item":
-            return value
-        self.close()
-        if what == "error":
-            raise value
-        raise StopIteration
-
-    def close(self) -> None:
-        self._finish()
-
-
-def _make(items: Generator[Any, None, None], ready: queue.Queue, stop: threading.Event) -> None:
-    # One core is enough, and all that the model may leave.
-    torch.set_num_threads(1)
-    try:
-        for item in items:
-            ready.put(("item", item))
-            if stop.is_set():
-                return
-        ready.put(("end", None))
-    except BaseException as error:
-        ready.put(("error", error))
-    finally:
-        items.close()
-
-
-def _stop(thread: threading.Thread, ready: queue.Queue, stop: threading.Event) -> None:
-    stop.set()
-    while thread.is_alive():
-        with suppress(queue.Empty):
-            while True:
-                ready.get_nowait()
-        thread.join(0.01)

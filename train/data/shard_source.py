@@ -5,7 +5,7 @@ Each epoch has an order of its own, a function of the seed and the epoch's numbe
 stored, and no shard is read twice or left out. Within a shard, record batches keep their order;
 :mod:`train.data.packing` shuffles the documents of a window.
 
-What is read is checked as far as training depends on it: every error names the file.
+Shards are checked as far as training depends on them: every error names the file.
 """
 
 import hashlib
@@ -19,8 +19,17 @@ import pyarrow as pa
 
 from model.patcher import Patcher
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch.scoring import patch_stored
-from pipeline.shards.shard_set import ShardEntry, ShardSet
+from pipeline.patches import recut
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.format import (
+    ENTROPIES,
+    PATCH_LENGTHS,
+    TEXT,
+    read_entropies,
+    read_patch_lengths,
+    read_text,
+)
+from pipeline.shards.shard_set import ShardSet
 from train.data.packing import permutation
 from train.data.window import DocumentArrays
 
@@ -62,7 +71,7 @@ class ShardSource:
 
     def _patcher(self, threshold: float) -> Patcher:
         what = f"dataloader.threshold: {self.shards.output.url}"
-        if "entropies" not in self.shards.manifest["columns"]:
+        if not self.shards.has_entropies:
             raise ConfigError(
                 f"{what} was made without entropies; make it with them, or leave the threshold out"
             )
@@ -134,9 +143,9 @@ class ShardSource:
         """The record batches of a shard from number ``first`` on, and whether each is the last."""
         output, number = self.shards.output, first
         where = output.locate(entry.path)
-        columns = ["text", "patch_lengths"] if self.wants_patches else ["text"]
-        if self.patcher is not None:
-            columns[-1] = "entropies"
+        columns = [TEXT]
+        if self.wants_patches:
+            columns.append(PATCH_LENGTHS if self.patcher is None else ENTROPIES)
         try:
             with pa.OSFile(where) if output.local else output.open(entry.path) as file:
                 schema = pa.ipc.open_file(file).schema
@@ -161,38 +170,19 @@ class ShardSource:
         Raises:
             ValueError: the columns do not fit together.
         """
-        text, lengths_D = _text(batch["text"])
+        text, lengths_D = read_text(batch)
         if not self.wants_patches:
             return DocumentArrays(text, lengths_D, None, None)
         if self.patcher is None:
-            lengths_P, patches_D = _lists(batch["patch_lengths"])
+            lengths_P, patches_D = read_patch_lengths(batch)
         else:
-            h_T, counts_D = _lists(batch["entropies"])
+            h_T, counts_D = read_entropies(batch)
             if not np.array_equal(counts_D, lengths_D):
                 raise ValueError("there is not one entropy for each token")
-            # Rules that have a threshold do not look at the tokens.
-            no_tokens = np.zeros(0, np.int32)
-            lengths_P, patches_D = patch_stored(self.patcher, h_T.copy(), lengths_D, no_tokens)
-            lengths_P = lengths_P.astype(np.int32)
+            patched = recut(self.patcher, h_T, lengths_D)
+            lengths_P, patches_D = patched.patch_lengths_P.astype(np.int32), patched.patches_D
         _check_patches(lengths_P, patches_D, lengths_D)
         return DocumentArrays(text, lengths_D, lengths_P, patches_D)
-
-
-def _text(column: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of all documents, and the tokens of each."""
-    _, offsets, data = column.buffers()
-    offsets_D = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-    data = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
-    lengths_D = np.diff(offsets_D).astype(np.int64) + 2
-    if offsets_D[-1] > len(data) or (lengths_D < 2).any():
-        raise ValueError("texts do not lie within the column")
-    return data[offsets_D[0] : offsets_D[-1]], lengths_D
-
-
-def _lists(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Values of all lists, and the length of each."""
-    offsets_D = column.offsets.to_numpy()
-    return column.values.to_numpy()[offsets_D[0] : offsets_D[-1]], np.diff(offsets_D).astype(int)
 
 
 def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from pipeline.patch import patch_split as worker
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.shard_set import read_entries
+from pipeline.shards.entries import read_entries
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 

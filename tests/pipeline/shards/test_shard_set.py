@@ -1,4 +1,4 @@
-"""Shards written and read back, and what verification notices."""
+"""Shards written and read back, what verification notices, and manifests that are damaged."""
 
 import hashlib
 import json
@@ -13,19 +13,13 @@ from pipeline import open_shards
 from pipeline.corpus.documents import Document, Reject, rejects_json
 from pipeline.errors import PipelineError
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.shard_set import (
-    FORMAT_VERSION,
-    ShardEntry,
-    commit_entry,
-    ipc_options,
-    read_entries,
-    read_entry,
-    record_batch,
-    shard_schema,
-    write_manifest,
-)
+from pipeline.shards.entries import ShardEntry, commit_entry, read_entries, read_entry
+from pipeline.shards.format import ipc_options, record_batch, shard_schema
+from pipeline.shards.manifest import FORMAT_VERSION, write_manifest
+from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory
+from pipeline.statistics.summary import Summary
+from pipeline.storage.output import OutputDirectory, to_json
 
 DOCUMENTS = [
     Document(str(i), f"a#{i}", text.encode(), (None if i else "x",))
@@ -34,7 +28,9 @@ DOCUMENTS = [
 PATCHER = Patcher(1.0)
 
 
-def write(url, model, *, entropies=True, change=lambda batch: batch) -> OutputDirectory:
+def write(
+    url, model, *, entropies=True, summary=False, change=lambda batch: batch
+) -> OutputDirectory:
     """A shard set of one shard, whose rows are changed before they are written."""
     output = OutputDirectory(str(url))
     schema = shard_schema(["meta"], entropies=entropies)
@@ -50,10 +46,14 @@ def write(url, model, *, entropies=True, change=lambda batch: batch) -> OutputDi
     entry.sha256 = hashlib.sha256(output.read(entry.path)).hexdigest()
     entry.statistics = statistics.to_json()
     output.write(entry.rejects_path, rejects_json("a", [Reject("7", "broken")], None))
+    if summary:
+        counted = Summary.of(batch, scored, PATCHER, ["meta"])
+        counted.reject(["broken"])
+        output.write(entry.summary_path, to_json(counted.to_json()))
     commit_entry(output, entry)
     assert read_entry(output, entry.name) == entry == read_entries(output)[entry.name]
-    made_with = {"patcher": {"threshold": 1.0}, "columns": schema.names}
-    write_manifest(output, made_with, [entry])
+    provenance = {"patcher": {"threshold": 1.0}, "columns": schema.names}
+    write_manifest(output, provenance, [entry])
     return output
 
 
@@ -72,7 +72,7 @@ def test_what_is_written_is_read_back(tmp_path, ngram_model, entropies):
     assert batch.to_pylist() == [{"meta": "x"}, *[{"meta": None}] * 3]
     assert list(shards.rejects()) == [{"file": "a", "position": "7", "reason": "broken"}]
     assert shards.patcher == PATCHER and shards.statistics.documents == 4
-    assert list(shards.verify()) == []
+    assert list(verify(shards)) == []
 
 
 def set_column(name, values):
@@ -109,11 +109,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("said", WRONG)
-def test_verification_notices_wrong_rows(tmp_path, ngram_model, said):
-    write(tmp_path, ngram_model, change=WRONG[said])
-    problems = list(open_shards(str(tmp_path)).verify())
-    assert f"{tmp_path}/shards/000000-00000-00000.arrow: {said}" in problems
+@pytest.mark.parametrize("message", WRONG)
+def test_verification_notices_wrong_rows(tmp_path, ngram_model, message):
+    write(tmp_path, ngram_model, change=WRONG[message])
+    problems = list(verify(open_shards(str(tmp_path))))
+    assert f"{tmp_path}/shards/000000-00000-00000.arrow: {message}" in problems
 
 
 def test_verification_notices_wrong_totals(tmp_path, ngram_model):
@@ -122,7 +122,7 @@ def test_verification_notices_wrong_totals(tmp_path, ngram_model):
     manifest = json.loads(path.read_text())
     manifest["statistics"]["documents"] += 1
     path.write_text(json.dumps(manifest))
-    (problem,) = open_shards(str(tmp_path)).verify()
+    (problem,) = verify(open_shards(str(tmp_path)))
     assert problem == f"{path}: statistics are not the sum of the shards'"
 
 
@@ -134,15 +134,85 @@ def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     with pytest.raises(PipelineError, match=f"format version 99 is not {FORMAT_VERSION}"):
         open_shards(str(tmp_path))
-    for manifest, said in (
+    for manifest, message in (
         ({"format_version": FORMAT_VERSION, "chunks": []}, "a prepared corpus, which jobs/patch_c"),
         ({"stage": "export", "files": []}, "an export, not a shard set"),
         ({"name": "web app"}, "another program's, not a shard set"),
         ([], "another program's, not a shard set"),
     ):
         path.write_text(json.dumps(manifest))
-        with pytest.raises(PipelineError, match=f"{tmp_path}: .*{said}"):
+        with pytest.raises(PipelineError, match=f"{tmp_path}: .*{message}"):
             open_shards(str(tmp_path))
+
+
+DAMAGED = {
+    "'shards' cannot be 3": {"shards": 3},
+    "'statistics' is missing": {"statistics": None},
+    "'patcher' cannot be 'space'": {"patcher": "space"},
+    "'columns': 3 is no name": {"columns": ["text", 3]},
+    "'format_version' cannot be '1'": {"format_version": "1"},
+    "'documents' is missing": {"statistics": {}},
+    "'summary' cannot be [1]": {"summary": [1]},
+    "rule: 'spaces' is not one of": {"patcher": {"rule": "spaces"}},
+    "unexpected keyword argument 'bytes'": {"patcher": {"bytes": 3}},
+    "shard 0: 'first' is no JSON object": {"shards": ["first"]},
+    "shard 0: 'name' is missing": {"shards": [{}]},
+    "shard 0: 'sha256' cannot be 3": {"shards": [{"name": "a", "source": "b", "sha256": 3}]},
+    "unexpected keyword argument 'rows'": {"shards": [{"name": "a", "source": "b", "rows": 3}]},
+    "shard 0: 'tokens' is missing": {
+        "shards": [{"name": "a", "source": "b", "statistics": {"documents": 3, "bytes": 3}}]
+    },
+}
+
+
+@pytest.mark.parametrize("message", DAMAGED)
+def test_a_damaged_manifest_is_named(tmp_path, ngram_model, message):
+    write(tmp_path, ngram_model)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text()) | DAMAGED[message]
+    path.write_text(json.dumps({k: value for k, value in manifest.items() if value is not None}))
+    with pytest.raises(PipelineError) as raised:
+        open_shards(str(tmp_path))
+    assert str(raised.value).startswith(f"{tmp_path}: manifest.json is damaged: ")
+    assert message in str(raised.value)
+
+
+def test_a_damaged_entry_is_named(tmp_path, ngram_model):
+    output = write(tmp_path, ngram_model)
+    for values in ([], {"name": "a"}, "entry"):
+        output.write("entries/a.json", json.dumps(values).encode())
+        for read in (read_entries, lambda output: read_entry(output, "a")):
+            with pytest.raises(PipelineError, match=f"{tmp_path}/entries/a.json: is damaged: "):
+                read(output)
+
+
+def test_workers_get_the_set_without_its_entries(tmp_path, ngram_model):
+    write(tmp_path, ngram_model)
+    shards = open_shards(str(tmp_path))
+    alone = shards.without_entries()
+    assert alone.entries == alone.manifest["shards"] == [] and len(shards.entries) == 1
+    assert alone.patcher == PATCHER and alone.metadata_columns == ["meta"] and alone.has_entropies
+    (batch,) = alone.checked_batches(shards.entries[0])
+    assert batch.num_rows == 4
+
+
+def test_verification_notices_wrong_summaries(tmp_path, ngram_model):
+    output = write(tmp_path, ngram_model, summary=True)
+    shards = open_shards(str(tmp_path))
+    assert list(verify(shards)) == []
+    (entry,) = shards.entries
+    stored = output.read_json(entry.summary_path)
+    for damaged, message in (
+        (stored | {"scripts": {}}, "rows do not give what summaries/"),
+        (stored | {"more": 1}, "rows do not give what summaries/"),
+        ([], "summaries/000000-00000-00000.json cannot be read: "),
+    ):
+        output.write(entry.summary_path, json.dumps(damaged).encode())
+        (problem,) = verify(shards)
+        assert problem.startswith(f"{tmp_path}/shards/000000-00000-00000.arrow: {message}")
+    output.remove(entry.summary_path)
+    (problem,) = verify(shards)
+    assert "summaries/000000-00000-00000.json cannot be read: " in problem
 
 
 def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, ngram_model):
@@ -150,8 +220,8 @@ def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, ngram_model):
     shard = next((tmp_path / "shards").iterdir())
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    (problem,) = open_shards(str(tmp_path)).verify()
+    (problem,) = verify(open_shards(str(tmp_path)))
     assert problem.startswith(f"{shard}: sha256 is ")
     shutil.rmtree(tmp_path / "shards")
-    (problem,) = open_shards(str(tmp_path)).verify()
+    (problem,) = verify(open_shards(str(tmp_path)))
     assert problem.startswith(f"{shard}: cannot be read: ")

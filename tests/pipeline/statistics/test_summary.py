@@ -11,8 +11,8 @@ from support.texts import topics
 from model import Patcher
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document
-from pipeline.patch.scoring import Scored, patch_stored
-from pipeline.shards.shard_set import record_batch, shard_schema
+from pipeline.patches import patch_stored
+from pipeline.shards.format import read_patches, record_batch, shard_schema
 from pipeline.statistics.excerpts import MOST_EXCERPTS
 from pipeline.statistics.groups import (
     ENTROPY_UNIT,
@@ -22,8 +22,8 @@ from pipeline.statistics.groups import (
     GroupCounts,
     largest,
 )
-from pipeline.statistics.scripts import JAPANESE, NONE, script_of
-from pipeline.statistics.summary import MOST_REASONS, Summary, scored_rows
+from pipeline.statistics.summary import MOST_REASONS, Summary
+from pipeline.statistics.writing_systems import JAPANESE, NONE, script_of
 
 PATCHER = Patcher(1.5)
 
@@ -33,15 +33,15 @@ def summary_of(
 ) -> Summary:
     data = [text.encode() for text in texts]
     tokens_T, lengths_D = encode_documents(data)
-    scored = Scored(lengths_D, h_T, *patch_stored(PATCHER, h_T, lengths_D, tokens_T))
+    patched = patch_stored(PATCHER, h_T, lengths_D, tokens_T)
     rows = [
         Document(str(i), f"d{i}", text, (group,))
         for i, (text, group) in enumerate(zip(data, groups, strict=True), first)
     ]
-    batch = record_batch(rows, scored, shard_schema(("group",)))
-    found = Summary.of(batch, scored, PATCHER, ["group"])
+    batch = record_batch(rows, patched, shard_schema(("group",)))
+    found = Summary.of(batch, patched, PATCHER, ["group"])
     # A reader finds the same in the rows.
-    assert Summary.of(batch, scored_rows(batch), PATCHER, ["group"]).to_json() == found.to_json()
+    assert Summary.of(batch, read_patches(batch), PATCHER, ["group"]).to_json() == found.to_json()
     return found
 
 

@@ -16,9 +16,9 @@ from support.texts import topics, write_jsonl
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline.drawing.entropy_svg import SHOWN_BYTES, curve_svg
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.shards.random_access import Documents
+from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.shard_set import ShardSet
-from pipeline.viewer.patched_text import MOST_BYTES, MOST_PATCHES, PatchView, cut_anew, view_text
+from pipeline.viewer.patched_text import MOST_BYTES, MOST_PATCHES, PatchView, repatched, view_text
 
 TEXT = "Straße 日本 <b>&amp;</b> 👩‍🚀 مرحبا\n\tdef f(x): return x"
 
@@ -42,7 +42,7 @@ def test_patches_are_the_librarys(rule):
     view = view_text(TEXT, "entropy-1m", rule)
     assert view.patch_lengths_P.tolist() == expected
     assert b"".join(view.patches()).decode() == TEXT
-    assert cut_anew(view, Patcher(1.0)).patch_lengths_P.tolist() == (
+    assert repatched(view, Patcher(1.0)).patch_lengths_P.tolist() == (
         view_text(TEXT, "entropy-1m", Patcher(1.0)).patch_lengths_P.tolist()
     )
     counts = dict(view.counts())
@@ -118,7 +118,7 @@ def shards(tmp_path_factory, ngram_model) -> ShardSet:
 
 
 def test_any_document_is_found(shards):
-    documents = Documents(shards)
+    documents = DocumentIndex(shards)
     expected = list(shards)
     assert len(documents) == len(expected) == 30
     for number in (0, 29, 9, 8, 17, 3, 20):
@@ -139,6 +139,6 @@ def test_a_damaged_shard_is_named(shards, tmp_path):
     path = Path(mine.output.locate(mine.entries[0].path))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(PipelineError, match=str(path)):
-        Documents(mine)[0]
+        DocumentIndex(mine)[0]
     with pytest.raises(PipelineError, match=str(path)):
-        Documents(mine).find("nobody")
+        DocumentIndex(mine).find("nobody")

@@ -6,7 +6,7 @@ import numpy as np
 from fontTools.unicodedata import Scripts, script_name
 
 HEAD_BYTES = 512
-"""Of a document, its beginning tells the script."""
+"""Bytes at the beginning of a document that decide about its script."""
 NONE = "(no letters)"
 JAPANESE = "Japanese"
 _NO_SCRIPT = ("Zyyy", "Zinh", "Zzzz")
@@ -44,4 +44,4 @@ def script_of(text: bytes) -> str:
 
 @cache
 def _name(code: str) -> str:
-    return script_name(code).replace("_", " ")
+    return str(script_name(code)).replace("_", " ")
