@@ -14,7 +14,8 @@ from rich.text import Text
 
 from pipeline.cli.command import run_command
 from pipeline.report.config import PatchReportConfig
-from pipeline.report.job import PatchReport, patch_report
+from pipeline.report.job import patch_report
+from pipeline.report.page import Report
 
 
 def main() -> int:
@@ -27,24 +28,24 @@ def main() -> int:
 
 def run(config: PatchReportConfig, console: Console) -> int:
     """Make the report, and print what it says in brief."""
-    report = patch_report(config, console)
+    report, page = patch_report(config, console)
     if config.json:
-        print(json.dumps(report.figures))
+        print(json.dumps(report.to_json()))
     else:
-        print_report(report, Console())
+        print_report(report, page, Console())
     return 1 if report.problems else 0
 
 
-def print_report(report: PatchReport, console: Console) -> None:
+def print_report(report: Report, page: str, console: Console) -> None:
     """The sets beside one another, then where the page is, then what is damaged."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
-    for figures in report.figures["sets"]:
-        table.add_column(Text(figures["name"]), justify="right")
-    for label, cells in report.overview:
+    for figures in report.sets:
+        table.add_column(Text(figures.name), justify="right")
+    for label, cells in report.overview():
         table.add_row(label, *map(Text, cells))  # names may look like markup
     console.print(table)
-    console.print(f"page: {report.page}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"page: {page}", highlight=False, markup=False, soft_wrap=True)
     for problem in report.problems:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
 

@@ -3,26 +3,26 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice, pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.config import PatchReportConfig
-from pipeline.report.figures import (
-    MADE,
-    Counted,
-    check_alike,
-    counted_before,
+from pipeline.report.counted import (
+    Provenance,
+    SetCounts,
+    check_mergeable,
     merge,
+    merge_part,
     merge_parts,
-    part,
-    set_figures,
+    read_counts,
 )
+from pipeline.report.figures import set_figures
 from pipeline.report.flops import TokenizerFigures
 from pipeline.report.page import PAGE, Report, whole_text
 from pipeline.shards.shard_set import ShardSet
@@ -38,22 +38,11 @@ MANY, MOST_PROCESSES = 1000, 8
 """Sets to merge that are worth processes: a manifest takes about half a millisecond."""
 
 
-@dataclass
-class PatchReport:
-    """What was found."""
-
-    figures: dict[str, Any]
-    """What report.json holds."""
-    overview: list[tuple[str, list[str]]]
-    """In brief: a label, and a cell for each set."""
-    page: str
-    """Where the page is."""
-    problems: list[str]
-    """Damaged shards, which are left out."""
-
-
-def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
+def patch_report(config: PatchReportConfig, console: Console) -> tuple[Report, str]:
     """Make a report.
+
+    Returns:
+        the report, and where its page is.
 
     Raises:
         PipelineError: a set cannot be read, or the output not be written.
@@ -67,34 +56,29 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
     if config.recompute:
         _check_before(config, output)
     tokenizer = _tokenizer(config)
-    found = list(_count(config, output, console))
-    sampled = _sampled(config, tokenizer) if tokenizer is not None else None
-    figures: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for i, counted in enumerate(found):
-        bpe, unread = sampled[i] if sampled else (None, [])
-        counted = replace(counted, problems=[*counted.problems, *unread])
-        problems += counted.problems
-        figures.append(
-            set_figures(
-                counted,
-                targets=config.target_patch_size,
-                context_bytes=config.context_bytes,
-                tokenizer=bpe,
-            )
+    counted = list(_count(config, output, console))
+    sampled = _sampled(config, tokenizer) if tokenizer is not None else [(None, [])] * len(counted)
+    figures = [
+        set_figures(
+            replace(counts, problems=[*counts.problems, *unread]),
+            targets=config.target_patch_size,
+            context_bytes=config.context_bytes,
+            tokenizer=bpe,
         )
+        for counts, (bpe, unread) in zip(counted, sampled, strict=True)
+    ]
     report = Report(figures, config.context_bytes, config.recompute)
     report.write(output)
     output.leave()
-    return PatchReport(report.to_json(), report.overview(), output.locate(PAGE), problems)
+    return report, output.locate(PAGE)
 
 
 def _count(
     config: PatchReportConfig, output: OutputDirectory, console: Console
-) -> Iterator[Counted]:
+) -> Iterator[SetCounts]:
     """All sets, or what they are together."""
     named = dict(zip(config.shards, short_names(config.shards), strict=True))
-    counted: Iterator[Counted]
+    counted: Iterator[SetCounts]
     if config.recompute:
         from pipeline.report.recount import recompute  # with Ray Data, which takes its time
 
@@ -109,16 +93,16 @@ def _count(
 
 def _counted(
     config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str], url: str
-) -> Counted:
+) -> SetCounts:
     """What a manifest says."""
     shards = _open(url)
     _refuse_output_in(shards, config, output)
-    return counted_before(named[url], shards)
+    return read_counts(named[url], shards)
 
 
 def _merged_in_processes(
     config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]
-) -> Counted:
+) -> SetCounts:
     """To read local manifests is work for a processor, which other processes have as well."""
     urls = list(named)
     number = min(os.cpu_count() or 1, MOST_PROCESSES)
@@ -128,8 +112,10 @@ def _merged_in_processes(
         return merge_parts(pool.map(partial(_part, config, output), pieces))
 
 
-def _part(config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]) -> Counted:
-    return part(_read(partial(_counted, config, output, named), named))
+def _part(
+    config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]
+) -> SetCounts:
+    return merge_part(_read(partial(_counted, config, output, named), named))
 
 
 def _tokenizer(config: PatchReportConfig) -> "Tokenizer | None":
@@ -164,15 +150,15 @@ def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
         PipelineError: the output cannot be written.
     """
 
-    def check(url: str) -> tuple[str, dict[str, Any]]:
+    def check(url: str) -> tuple[str, Provenance]:
         shards = _open(url)
         _refuse_output_in(shards, config, output)
-        return shards.output.url, {key: shards.manifest.get(key, {}) for key in MADE}
+        return shards.output.url, Provenance.of(shards.manifest)
 
     first, *others = _read(check, config.shards)
     if config.merge:
         for other in others:
-            check_alike(first, other)
+            check_mergeable(first, other)
     output.check_writable()
 
 

@@ -17,6 +17,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from pipeline.report.figures import SetFigures
+
 LONGEST_NAME = 32
 """Characters of a set's name in a legend."""
 LONGEST_SHOWN = 32
@@ -29,8 +31,6 @@ STEPPED_MEAN = 40.0
 """Bytes a patch up to which the curve is drawn: beyond lie thresholds that nothing exceeds."""
 WIDTH, HEIGHT = 5.5, 3.4
 """Inches: on a phone, where they are scaled down, letters still have 7 points."""
-
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,12 @@ _VARIABLES = {
 }
 
 
-def draw_lengths(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
+def draw_lengths(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
     """Share of patches by length."""
     for figures, colour in _coloured(sets, palette):
-        counts = {int(k): v for k, v in figures["patch_lengths"]["counts"].items()}
         share = np.zeros(LONGEST_SHOWN + 1)
-        for length, count in counts.items():
-            share[min(length, LONGEST_SHOWN)] += 100 * count / figures["patches"]
+        for length, count in figures.patch_lengths.counts.items():
+            share[min(length, LONGEST_SHOWN)] += 100 * count / figures.patches
         places = np.arange(1, LONGEST_SHOWN + 1)
         if len(sets) == 1:
             axes.bar(places, share[1:], color=colour, width=0.85)
@@ -78,12 +77,12 @@ def draw_lengths(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
     axes.set_ylabel("% of patches")
 
 
-def draw_entropies(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
+def draw_entropies(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
     """Share of tokens by entropy, and where the threshold lies."""
     highest = 0.0
     for figures, colour in _coloured(sets, palette):
-        counts = np.array(figures["entropies"]["counts"], float)
-        width = figures["entropies"]["bin"]
+        counts = np.array(figures.entropies.counts, float)
+        width = figures.entropies.bin
         if counts.any():
             edges = np.arange(len(counts) + 1) * width
             share = 100 * counts / counts.sum()
@@ -95,8 +94,8 @@ def draw_entropies(axes: Axes, sets: Sequence[Figures], palette: Palette) -> Non
                 bin_ = int(share.argmax())
                 note, place = f" {share[bin_]:.0f} % ↑", (edges[bin_ + 1], CUT_OFF * highest)
                 axes.annotate(note, place, va="top", color=palette.text)
-        if figures["threshold"] is not None and figures["rule"] != "monotonic":
-            axes.axvline(figures["threshold"], color=_marked(palette, sets, colour), ls="--", lw=1)
+        if figures.threshold is not None and figures.rule != "monotonic":
+            axes.axvline(figures.threshold, color=_marked(palette, sets, colour), ls="--", lw=1)
     if highest:
         axes.set_ylim(0, CUT_OFF * highest)
     axes.set_xlim(left=0)
@@ -104,19 +103,21 @@ def draw_entropies(axes: Axes, sets: Sequence[Figures], palette: Palette) -> Non
     axes.set_ylabel("% of tokens")
 
 
-def draw_curve(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
+def draw_curve(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
     """Mean patch size by threshold, with the current and the suggested thresholds."""
     for figures, colour in _coloured(sets, palette):
-        curve = figures["curve"]
-        thresholds, means = np.array(curve["thresholds"]), np.array(curve["mean_patch_bytes"])
+        curve = figures.curve
+        thresholds, means = np.array(curve.thresholds), np.array(curve.mean_patch_bytes)
         shown = means <= STEPPED_MEAN
         axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=_label(figures))
-        for suggested in figures["suggested"]:
-            if suggested["threshold"] is not None and suggested["mean_patch_bytes"] <= STEPPED_MEAN:
-                place = (suggested["threshold"], suggested["mean_patch_bytes"])
-                axes.plot(*place, "o", color=colour, ms=5, mfc=palette.background)
-        if figures["threshold"] is not None and figures["curve"]["thresholds"]:
-            place = (figures["threshold"], figures["mean_patch_bytes"])
+        for suggested in figures.suggested:
+            reached = suggested.mean_patch_bytes
+            if suggested.threshold is not None and reached is not None and reached <= STEPPED_MEAN:
+                axes.plot(
+                    suggested.threshold, reached, "o", color=colour, ms=5, mfc=palette.background
+                )
+        if figures.threshold is not None and figures.curve.thresholds:
+            place = (figures.threshold, figures.mean_patch_bytes)
             axes.axvline(place[0], color=_marked(palette, sets, colour), ls="--", lw=1)
             axes.plot(*place, "D", color=colour, ms=6)
             if len(sets) == 1:
@@ -133,10 +134,10 @@ def draw_curve(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
     axes.set_ylabel("mean bytes a patch")
 
 
-def draw_drift(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
+def draw_drift(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
     """Mean patch size over the shards, in their order."""
     for figures, colour in _coloured(sets, palette):
-        means = np.array([shard["mean_patch_bytes"] for shard in figures["drift"]])
+        means = np.array([shard.mean_patch_bytes for shard in figures.drift])
         if not len(means):
             continue
         edges = np.linspace(0, len(means), min(len(means), MOST_POINTS) + 1).astype(int)
@@ -153,24 +154,24 @@ def draw_drift(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
     axes.set_ylabel("mean bytes a patch")
 
 
-def draw_flops(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
+def draw_flops(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
     """Inference FLOPs a byte of the paper's sizes; hatched beside them, of a BPE model."""
-    shown = [(f, colour) for f, colour in _coloured(sets, palette) if f["flops"]]
+    shown = [(f, colour) for f, colour in _coloured(sets, palette) if f.flops]
     bars: list[tuple[list[float], dict[str, Any]]] = []
     for figures, colour in shown:
-        rows = figures["flops"]
+        rows = figures.flops
         look: dict[str, Any] = {"color": colour, "label": _label(figures)}
-        bars.append(([row["inference"] for row in rows], look))
-        if figures["tokenizer"]:
+        bars.append(([row.inference for row in rows], look))
+        if figures.tokenizer:
             edge = colour if len(sets) > 1 else palette.text
             look = {"fill": False, "ec": edge, "hatch": "///", "lw": 0.8, "label": " BPE"}
-            bars.append(([row["bpe"]["inference"] for row in rows], look))
+            bars.append(([row.bpe.inference for row in rows if row.bpe], look))
     width = 0.8 / max(len(bars), 1)
     for i, (flops, look) in enumerate(bars):
         places = np.arange(len(flops)) - 0.4 + (i + 0.5) * width
         axes.bar(places, flops, width * 0.92, **look)
     if shown:
-        sizes = [row["size"] for row in shown[0][0]["flops"]]
+        sizes = [row.size for row in shown[0][0].flops]
         axes.set_xticks(range(len(sizes)), sizes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylabel("FLOPs a byte, inference")
@@ -178,7 +179,7 @@ def draw_flops(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
         axes.legend(frameon=False, labelcolor=palette.text)
 
 
-PLOTS: dict[str, tuple[str, Callable[[Axes, Sequence[Figures], Palette], None]]] = {
+PLOTS: dict[str, tuple[str, Callable[[Axes, Sequence[SetFigures], Palette], None]]] = {
     "threshold": ("What a threshold does", draw_curve),
     "patch-lengths": ("Patch lengths", draw_lengths),
     "entropies": ("Entropies", draw_entropies),
@@ -188,12 +189,12 @@ PLOTS: dict[str, tuple[str, Callable[[Axes, Sequence[Figures], Palette], None]]]
 """By name of the PNG file: title, and how it is drawn."""
 
 
-def png(name: str, sets: Sequence[Figures]) -> bytes:
+def png(name: str, sets: Sequence[SetFigures]) -> bytes:
     """A plot as a PNG picture."""
     return _render(name, sets, PAPER, "png")
 
 
-def svg(name: str, sets: Sequence[Figures]) -> str:
+def svg(name: str, sets: Sequence[SetFigures]) -> str:
     """A plot as an SVG element for a page that has the colours ``--text``, ``--line``,
     ``--set0`` to ``--set3``; it is described by its title."""
     text = _render(name, sets, _PLACEHOLDERS, "svg").decode()
@@ -206,7 +207,7 @@ def svg(name: str, sets: Sequence[Figures]) -> str:
     return f'{opening} role="img" aria-label="{PLOTS[name][0]}">{rest}'
 
 
-def _render(name: str, sets: Sequence[Figures], palette: Palette, kind: str) -> bytes:
+def _render(name: str, sets: Sequence[SetFigures], palette: Palette, kind: str) -> bytes:
     title, draw = PLOTS[name]
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # letters stay letters: they take the page's font
@@ -241,19 +242,19 @@ def _render(name: str, sets: Sequence[Figures], palette: Palette, kind: str) -> 
     return file.getvalue()
 
 
-def _label(figures: Figures) -> str:
+def _label(figures: SetFigures) -> str:
     """A name for legends; without the space, those that begin with an underscore are left out."""
-    name = " ".join(figures["name"].split())
+    name = " ".join(figures.name.split())
     if len(name) > LONGEST_NAME:
         half = LONGEST_NAME // 2
         name = f"{name[: half - 1]}…{name[-half:]}"
     return f" {name}"
 
 
-def _coloured(sets: Sequence[Figures], palette: Palette) -> list[tuple[Figures, str]]:
+def _coloured(sets: Sequence[SetFigures], palette: Palette) -> list[tuple[SetFigures, str]]:
     return list(zip(sets, cycle(palette.sets), strict=False))
 
 
-def _marked(palette: Palette, sets: Sequence[Figures], colour: str) -> str:
+def _marked(palette: Palette, sets: Sequence[SetFigures], colour: str) -> str:
     """Colour of the line at a set's threshold."""
     return palette.text if len(sets) == 1 else colour

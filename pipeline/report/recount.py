@@ -17,14 +17,14 @@ from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import attempt, new_board, work_off
 from pipeline.corpus.documents import WHOLE_FILE
 from pipeline.errors import DamagedShardError
-from pipeline.report.figures import Counted, described
+from pipeline.report.counted import SetCounts
 from pipeline.shards.shard_set import MANIFEST, OWN_COLUMNS, ShardEntry, ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary, scored_rows
 from pipeline.statistics.threshold_curve import CUT_THRESHOLDS, ThresholdCurve, cut_patches
 
 
-def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
+def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> SetCounts:
     """Count all shards of a set again; files that are damaged are named and left out, and so is a
     manifest named that says otherwise."""
     counting = _Counting(shards.entries)
@@ -42,8 +42,8 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
             continue
         alone = (reject for reject in rejects if reject["position"] != WHOLE_FILE)
         total.summary.reject(reject["reason"] for reject in alone)
-    counted = described(name, shards, total.statistics, total.summary, counting.entries)
-    return replace(counted, curve=total.curve, problems=counting.problems)
+    counts = SetCounts.of(name, shards, total.statistics, total.summary, counting.entries)
+    return replace(counts, curve=total.curve, problems=counting.problems)
 
 
 def _compared(statistics: PatchStatistics) -> dict[str, int]:
