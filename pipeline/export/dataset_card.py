@@ -55,7 +55,7 @@ def write_card(
         for picture in CARD_PLOTS:
             path = f"{PICTURES}/{picture}.png"
             output.write(path, png(picture, [figures]))
-            pictures[PLOTS[picture][0]] = path
+            pictures[PLOTS[picture].title] = path
     schema = None
     if files:
         with output.open(files[0].path) as opened:

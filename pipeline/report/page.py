@@ -71,8 +71,7 @@ class Report:
         return template.render(
             sets=sets,
             overview=self.overview(),
-            titles={name: title for name, (title, _) in PLOTS.items()},
-            plots={name: Markup(svg(name, sets)) for name in PLOTS},
+            plots=[(name, plot.title, Markup(svg(name, sets))) for name, plot in PLOTS.items()],
             targets=[suggested.target for suggested in sets[0].suggested],
             curve_note=_curve_note(sets),
             entropies_note=_entropies_note(sets),

@@ -1,12 +1,27 @@
-"""The plots of a report, from its figures: PNG files, and SVG that takes the page's colours."""
+"""The plots of a report, drawn from its figures: PNG files, and SVG that takes the page's colours.
+
+To add a plot, write a function and add an entry to :data:`PLOTS`; the page, the PNG files and the
+colours follow::
+
+    def draw_shard_bytes(sets: Sequence[SetFigures], axes: Axes) -> None:
+        for figures, colour in coloured(sets):
+            axes.plot([shard.bytes for shard in figures.drift], color=colour, label=label(figures))
+        axes.set_ylabel("bytes of text")
+
+    PLOTS["shard-bytes"] = Plot("Text in each shard", draw_shard_bytes)
+
+The function draws the figures of all sets that a report compares, one colour per set. matplotlib's
+settings are those of the surroundings (paper, or a page that may be dark): whatever is given no
+colour has the right one already. Words below the plot on the page are in ``page.html.j2``.
+"""
 
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import matplotlib
 
@@ -15,6 +30,7 @@ matplotlib.use("Agg")  # draw to files only: there may be no screen
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.report.figures import SetFigures
@@ -34,13 +50,32 @@ WIDTH, HEIGHT = 5.5, 3.4
 
 
 @dataclass(frozen=True)
+class Plot:
+    """An entry of :data:`PLOTS`."""
+
+    title: str
+    draw: Callable[[Sequence[SetFigures], Axes], None]
+
+
+@dataclass(frozen=True)
 class Palette:
-    """Colours of a plot."""
+    """Colours that plots are drawn in."""
 
     text: str
     grid: str
     sets: tuple[str, ...]
     background: str
+
+    def settings(self) -> dict[str, Any]:
+        """The palette as settings of matplotlib; ``C0``, ``C1``, … are the colours of the sets."""
+        return {
+            "axes.prop_cycle": cycler(color=self.sets),
+            "figure.facecolor": self.background,
+            "axes.edgecolor": self.grid,
+            "grid.color": self.grid,
+            **dict.fromkeys(("text.color", "axes.labelcolor"), self.text),
+            **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), self.text),
+        }
 
 
 SET_COLOURS = (
@@ -48,8 +83,8 @@ SET_COLOURS = (
     *("#b8860b", "#0e8a99", "#c2388a", "#6b7280"),
 )
 PAPER = Palette("#1f2733", "#d9dee7", SET_COLOURS, "#ffffff")
-"""Of pictures; the page, which has the same colours of sets, has others for them in the dark."""
-# Stand for the page's own, which differ between light and dark: replaced in the SVG.
+"""The palette of PNG files. A light page has the same colours of sets, a dark one has others."""
+# Placeholders for the page's colours, which differ between light and dark; replaced in the SVG.
 _PLACEHOLDERS = Palette(
     "#010203", "#010204", tuple(f"#0102{i:02x}" for i in range(5, 5 + len(SET_COLOURS))), "none"
 )
@@ -60,9 +95,9 @@ _VARIABLES = {
 }
 
 
-def draw_lengths(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
+def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Share of patches by length."""
-    for figures, colour in _coloured(sets, palette):
+    for figures, colour in coloured(sets):
         share = np.zeros(LONGEST_SHOWN + 1)
         for length, count in figures.patch_lengths.counts.items():
             share[min(length, LONGEST_SHOWN)] += 100 * count / figures.patches
@@ -70,32 +105,32 @@ def draw_lengths(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> No
         if len(sets) == 1:
             axes.bar(places, share[1:], color=colour, width=0.85)
         else:
-            axes.plot(places, share[1:], ".-", color=colour, lw=1.5, ms=5, label=_label(figures))
+            axes.plot(places, share[1:], ".-", color=colour, lw=1.5, ms=5, label=label(figures))
     axes.set_xticks([1, *range(4, LONGEST_SHOWN, 4), LONGEST_SHOWN])
     axes.set_xticklabels(["1", *map(str, range(4, LONGEST_SHOWN, 4)), f"{LONGEST_SHOWN}+"])
     axes.set_xlabel("patch length (tokens)")
     axes.set_ylabel("% of patches")
 
 
-def draw_entropies(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
+def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Share of tokens by entropy, and where the threshold lies."""
     highest = 0.0
-    for figures, colour in _coloured(sets, palette):
+    for figures, colour in coloured(sets):
         counts = np.array(figures.entropies.counts, float)
         width = figures.entropies.bin
         if counts.any():
             edges = np.arange(len(counts) + 1) * width
             share = 100 * counts / counts.sum()
             fill: dict[str, Any] = {"fill": True, "alpha": 0.85} if len(sets) == 1 else {"lw": 1.4}
-            axes.stairs(share, edges, color=colour, label=_label(figures), **fill)
+            axes.stairs(share, edges, color=colour, label=label(figures), **fill)
             # The very lowest entropies are so many that the others would look like none.
             highest = max(highest, np.sort(share)[-2] if len(share) > 1 else share[0])
             if len(sets) == 1 and share.max() > CUT_OFF * highest:
                 bin_ = int(share.argmax())
                 note, place = f" {share[bin_]:.0f} % ↑", (edges[bin_ + 1], CUT_OFF * highest)
-                axes.annotate(note, place, va="top", color=palette.text)
+                axes.annotate(note, place, va="top")
         if figures.threshold is not None and figures.rule != "monotonic":
-            axes.axvline(figures.threshold, color=_marked(palette, sets, colour), ls="--", lw=1)
+            axes.axvline(figures.threshold, color=_threshold_colour(sets, colour), ls="--", lw=1)
     if highest:
         axes.set_ylim(0, CUT_OFF * highest)
     axes.set_xlim(left=0)
@@ -103,22 +138,21 @@ def draw_entropies(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> 
     axes.set_ylabel("% of tokens")
 
 
-def draw_curve(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
+def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Mean patch size by threshold, with the current and the suggested thresholds."""
-    for figures, colour in _coloured(sets, palette):
+    inside = _setting("figure.facecolor")
+    for figures, colour in coloured(sets):
         curve = figures.curve
         thresholds, means = np.array(curve.thresholds), np.array(curve.mean_patch_bytes)
         shown = means <= STEPPED_MEAN
-        axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=_label(figures))
+        axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=label(figures))
         for suggested in figures.suggested:
             reached = suggested.mean_patch_bytes
             if suggested.threshold is not None and reached is not None and reached <= STEPPED_MEAN:
-                axes.plot(
-                    suggested.threshold, reached, "o", color=colour, ms=5, mfc=palette.background
-                )
+                axes.plot(suggested.threshold, reached, "o", color=colour, ms=5, mfc=inside)
         if figures.threshold is not None and figures.curve.thresholds:
             place = (figures.threshold, figures.mean_patch_bytes)
-            axes.axvline(place[0], color=_marked(palette, sets, colour), ls="--", lw=1)
+            axes.axvline(place[0], color=_threshold_colour(sets, colour), ls="--", lw=1)
             axes.plot(*place, "D", color=colour, ms=6)
             if len(sets) == 1:
                 note = f"{place[1]:.2f} bytes\nat {place[0]:.3f} nats"
@@ -127,16 +161,16 @@ def draw_curve(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None
                 offset, side = ((-8, 4), "right") if left else ((8, -4), "left")
                 up = "bottom" if left else "top"
                 where = ("data", "offset points")
-                axes.annotate(note, place, offset, *where, ha=side, va=up, color=palette.text)
+                axes.annotate(note, place, offset, *where, ha=side, va=up)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("threshold (nats)")
     axes.set_ylabel("mean bytes a patch")
 
 
-def draw_drift(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
+def draw_drift(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Mean patch size over the shards, in their order."""
-    for figures, colour in _coloured(sets, palette):
+    for figures, colour in coloured(sets):
         means = np.array([shard.mean_patch_bytes for shard in figures.drift])
         if not len(means):
             continue
@@ -144,7 +178,7 @@ def draw_drift(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None
         parts = [means[a:b] for a, b in pairwise(edges)]
         places = (edges[:-1] + edges[1:] - 1) / 2 + 1
         middle = [part.mean() for part in parts]
-        axes.plot(places, middle, ".-", color=colour, lw=1.2, ms=4, label=_label(figures))
+        axes.plot(places, middle, ".-", color=colour, lw=1.2, ms=4, label=label(figures))
         if len(means) > MOST_POINTS:
             low, high = [part.min() for part in parts], [part.max() for part in parts]
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
@@ -154,16 +188,16 @@ def draw_drift(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None
     axes.set_ylabel("mean bytes a patch")
 
 
-def draw_flops(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None:
+def draw_flops(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Inference FLOPs a byte of the paper's sizes; hatched beside them, of a BPE model."""
-    shown = [(f, colour) for f, colour in _coloured(sets, palette) if f.flops]
+    shown = [(f, colour) for f, colour in coloured(sets) if f.flops]
     bars: list[tuple[list[float], dict[str, Any]]] = []
     for figures, colour in shown:
         rows = figures.flops
-        look: dict[str, Any] = {"color": colour, "label": _label(figures)}
+        look: dict[str, Any] = {"color": colour, "label": label(figures)}
         bars.append(([row.inference for row in rows], look))
         if figures.tokenizer:
-            edge = colour if len(sets) > 1 else palette.text
+            edge = colour if len(sets) > 1 else _setting("text.color")
             look = {"fill": False, "ec": edge, "hatch": "///", "lw": 0.8, "label": " BPE"}
             bars.append(([row.bpe.inference for row in rows if row.bpe], look))
     width = 0.8 / max(len(bars), 1)
@@ -176,17 +210,17 @@ def draw_flops(axes: Axes, sets: Sequence[SetFigures], palette: Palette) -> None
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylabel("FLOPs a byte, inference")
     if len(sets) == 1 and len(bars) > 1:
-        axes.legend(frameon=False, labelcolor=palette.text)
+        axes.legend()
 
 
-PLOTS: dict[str, tuple[str, Callable[[Axes, Sequence[SetFigures], Palette], None]]] = {
-    "threshold": ("What a threshold does", draw_curve),
-    "patch-lengths": ("Patch lengths", draw_lengths),
-    "entropies": ("Entropies", draw_entropies),
-    "drift": ("Over the shards", draw_drift),
-    "flops": ("What it costs", draw_flops),
+PLOTS = {
+    "threshold": Plot("What a threshold does", draw_curve),
+    "patch-lengths": Plot("Patch lengths", draw_lengths),
+    "entropies": Plot("Entropies", draw_entropies),
+    "drift": Plot("Over the shards", draw_drift),
+    "flops": Plot("What it costs", draw_flops),
 }
-"""By name of the PNG file: title, and how it is drawn."""
+"""The plots by the name of their PNG file, in the order of the page."""
 
 
 def png(name: str, sets: Sequence[SetFigures]) -> bytes:
@@ -204,36 +238,32 @@ def svg(name: str, sets: Sequence[SetFigures]) -> str:
     # Its size is the page's to give.
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{PLOTS[name][0]}">{rest}'
+    return f'{opening} role="img" aria-label="{PLOTS[name].title}">{rest}'
 
 
 def _render(name: str, sets: Sequence[SetFigures], palette: Palette, kind: str) -> bytes:
-    title, draw = PLOTS[name]
+    plot = PLOTS[name]
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # letters stay letters: they take the page's font
         "svg.hashsalt": name,  # ids that are the same each time, and differ between plots
         "font.size": 10,
-        "axes.edgecolor": palette.grid,
-        "axes.labelcolor": palette.text,
-        "text.color": palette.text,
-        "xtick.color": palette.text,
-        "ytick.color": palette.text,
-        "grid.color": palette.grid,
         "text.parse_math": False,  # a name may hold dollar signs
+        "legend.frameon": False,
+        **palette.settings(),
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # Letters that its font lacks show as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), facecolor=palette.background)
+        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         axes.set_facecolor("none")
         axes.grid(axis="y", lw=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        draw(axes, sets, palette)
+        plot.draw(sets, axes)
         if kind == "png":
-            axes.set_title(title, loc="left", fontweight="bold")
+            axes.set_title(plot.title, loc="left", fontweight="bold")
         if len(sets) > 1:
-            axes.legend(frameon=False, labelcolor=palette.text)
+            axes.legend()
         figure.tight_layout()
         file = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
@@ -242,8 +272,15 @@ def _render(name: str, sets: Sequence[SetFigures], palette: Palette, kind: str) 
     return file.getvalue()
 
 
-def _label(figures: SetFigures) -> str:
-    """A name for legends; without the space, those that begin with an underscore are left out."""
+def coloured(sets: Sequence[SetFigures]) -> Iterator[tuple[SetFigures, str]]:
+    """The sets, each with its colour as matplotlib names it."""
+    for i, figures in enumerate(sets):
+        yield figures, f"C{i % len(SET_COLOURS)}"
+
+
+def label(figures: SetFigures) -> str:
+    """The name of a set for legends, shortened. It begins with a space, because matplotlib leaves
+    out labels that begin with an underscore."""
     name = " ".join(figures.name.split())
     if len(name) > LONGEST_NAME:
         half = LONGEST_NAME // 2
@@ -251,10 +288,11 @@ def _label(figures: SetFigures) -> str:
     return f" {name}"
 
 
-def _coloured(sets: Sequence[SetFigures], palette: Palette) -> list[tuple[SetFigures, str]]:
-    return list(zip(sets, cycle(palette.sets), strict=False))
+def _threshold_colour(sets: Sequence[SetFigures], colour: str) -> str:
+    """The colour of the line at a set's threshold: the set's, if there are several sets."""
+    return _setting("text.color") if len(sets) == 1 else colour
 
 
-def _marked(palette: Palette, sets: Sequence[SetFigures], colour: str) -> str:
-    """Colour of the line at a set's threshold."""
-    return palette.text if len(sets) == 1 else colour
+def _setting(name: Literal["text.color", "figure.facecolor"]) -> str:
+    """A colour of the surroundings."""
+    return matplotlib.rcParams[name]

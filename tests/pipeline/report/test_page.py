@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from support import tiny
 from support.browser import PHONE, Watched
 from support.texts import topics, write_jsonl
@@ -23,7 +25,7 @@ from pipeline.report.counted import Provenance, SetCounts, merge, read_counts
 from pipeline.report.figures import SetFigures, set_figures
 from pipeline.report.job import short_names
 from pipeline.report.page import Report, whole_text, why
-from pipeline.report.plots import PLOTS, png, svg
+from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.threshold_curve import ThresholdCurve
 from pipeline.storage.output import OutputDirectory, to_json
@@ -367,6 +369,20 @@ def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
 def test_plots_are_pictures(figures):
     for name in PLOTS:
         assert png(name, [figures])[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_new_plot_is_one_entry_of_the_table(figures, monkeypatch, tmp_path):
+    def draw_shard_bytes(sets: Sequence[SetFigures], axes: Axes) -> None:
+        for of_set, colour in coloured(sets):
+            axes.plot([shard.bytes for shard in of_set.drift], color=colour, label=label(of_set))
+
+    monkeypatch.setitem(PLOTS, "shard-bytes", Plot("Text in each shard", draw_shard_bytes))
+    report = Report([figures, replace(figures, name="other")], 8192, recomputed=False)
+    report.write(OutputDirectory(str(tmp_path)))
+    assert (tmp_path / "shard-bytes.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    page = (tmp_path / "index.html").read_text()
+    (plot,) = re.findall("<h2>Text in each shard</h2>(<svg.*?</svg>)", page, re.DOTALL)
+    assert "var(--set0)" in plot and "var(--set1)" in plot and "other" in plot
 
 
 @pytest.mark.parametrize("name", ["_under", "a" * 300, "数据 <b> #010205", "\x1b[31m\n$x^"])
