@@ -1,4 +1,4 @@
-"""Look at patches: shard sets in, an HTML page with plots, PNG files and JSON out."""
+"""Report on patches: shard sets in, an HTML page with plots, PNG files and JSON out."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ from pipeline.cli.command import run_command
 from pipeline.report.config import PatchReportConfig
 from pipeline.report.job import patch_report
 from pipeline.report.page import Report
+from pipeline.report.wording import overview
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
 
 
 def run(config: PatchReportConfig, console: Console) -> int:
-    """Make the report, and print what it says in brief."""
+    """Make the report, and print it in brief; returns the exit status."""
     report, page = patch_report(config, console)
     if config.json:
         print(json.dumps(report.to_json()))
@@ -37,12 +38,12 @@ def run(config: PatchReportConfig, console: Console) -> int:
 
 
 def print_report(report: Report, page: str, console: Console) -> None:
-    """The sets beside one another, then where the page is, then what is damaged."""
+    """Print the sets side by side, then where the page is, then what is damaged."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for figures in report.sets:
         table.add_column(Text(figures.name), justify="right")
-    for label, cells in report.overview():
+    for label, cells in overview(report.sets):
         table.add_row(label, *map(Text, cells))  # names may look like markup
     console.print(table)
     console.print(f"page: {page}", highlight=False, markup=False, soft_wrap=True)

@@ -37,7 +37,8 @@ class Provenance:
     @property
     def rule(self) -> str:
         """The boundary rule's name; a manifest leaves the default one out."""
-        return self.patcher.get("rule", "global")
+        rule: str = self.patcher.get("rule", "global")
+        return rule
 
     def common(self, other: "Provenance") -> "Provenance":
         """The settings that are the same in both."""

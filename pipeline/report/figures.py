@@ -36,11 +36,10 @@ class LengthFigures:
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """Plain values; keys are strings, as in all JSON."""
-        counts, percentiles = (
-            {str(key): value for key, value in values.items()}
-            for values in (self.counts, self.percentiles)
-        )
-        return {"counts": counts, "percentiles": percentiles}
+        return {
+            name: {str(key): value for key, value in values.items()}
+            for name, values in vars(self).items()
+        }
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ colours follow::
 
     PLOTS["shard-bytes"] = Plot("Text in each shard", draw_shard_bytes)
 
-The function draws the figures of all sets that a report compares, one colour per set. matplotlib's
-settings are those of the surroundings (paper, or a page that may be dark): whatever is given no
-colour has the right one already. Words below the plot on the page are in ``page.html.j2``.
+The function draws the figures of all sets that a report compares, in one colour per set. All other
+colours have the right values by default, on paper and on a page that may be dark. A caption below
+the plot on the page, if there is one, stands in ``page.html.j2``.
 """
 
 import io
@@ -36,17 +36,17 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from pipeline.report.figures import SetFigures
 
 LONGEST_NAME = 32
-"""Characters of a set's name in a legend."""
+"""Characters of a set's name in a legend, at most."""
 LONGEST_SHOWN = 32
-"""Tokens; longer patches share the last point."""
+"""Tokens; the last point of the plot of lengths also counts all longer patches."""
 MOST_POINTS = 200
-"""Of the drift over shards; neighbours share a point beyond that."""
+"""Points of the plot over the shards; if there are more shards, neighbours share a point."""
 CUT_OFF = 1.15
-"""Height of the plot of entropies, where the second highest bar is 1."""
+"""Height of the plot of entropies, as a multiple of its second highest bar."""
 STEPPED_MEAN = 40.0
-"""Bytes a patch up to which the curve is drawn: beyond lie thresholds that nothing exceeds."""
+"""Bytes per patch up to which the curve is drawn: hardly anything exceeds the thresholds beyond."""
 WIDTH, HEIGHT = 5.5, 3.4
-"""Inches: on a phone, where they are scaled down, letters still have 7 points."""
+"""Inches; letters still have 7 points where a phone scales the plots down."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ _VARIABLES = {
 
 
 def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
-    """Share of patches by length."""
+    """Draw the share of patches by length."""
     for figures, colour in coloured(sets):
         share = np.zeros(LONGEST_SHOWN + 1)
         for length, count in figures.patch_lengths.counts.items():
@@ -113,7 +113,7 @@ def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
 
 
 def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
-    """Share of tokens by entropy, and where the threshold lies."""
+    """Draw the share of tokens by entropy, and a line at the threshold."""
     highest = 0.0
     for figures, colour in coloured(sets):
         counts = np.array(figures.entropies.counts, float)
@@ -123,7 +123,8 @@ def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
             share = 100 * counts / counts.sum()
             fill: dict[str, Any] = {"fill": True, "alpha": 0.85} if len(sets) == 1 else {"lw": 1.4}
             axes.stairs(share, edges, color=colour, label=label(figures), **fill)
-            # The very lowest entropies are so many that the others would look like none.
+            # The lowest entropies are so frequent that the others would look like zero: the highest
+            # bar is cut off, and a note says how high it is.
             highest = max(highest, np.sort(share)[-2] if len(share) > 1 else share[0])
             if len(sets) == 1 and share.max() > CUT_OFF * highest:
                 bin_ = int(share.argmax())
@@ -139,7 +140,7 @@ def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
 
 
 def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
-    """Mean patch size by threshold, with the current and the suggested thresholds."""
+    """Draw the mean patch size by threshold, with the current and the suggested thresholds."""
     inside = _setting("figure.facecolor")
     for figures, colour in coloured(sets):
         curve = figures.curve
@@ -156,7 +157,7 @@ def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
             axes.plot(*place, "D", color=colour, ms=6)
             if len(sets) == 1:
                 note = f"{place[1]:.2f} bytes\nat {place[0]:.3f} nats"
-                # Left of it, where there is room.
+                # The curve rises to the right, so a note has room on its upper left or lower right.
                 left = len(thresholds) > 0 and place[0] > np.mean(thresholds[[0, -1]])
                 offset, side = ((-8, 4), "right") if left else ((8, -4), "left")
                 up = "bottom" if left else "top"
@@ -165,11 +166,11 @@ def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("threshold (nats)")
-    axes.set_ylabel("mean bytes a patch")
+    axes.set_ylabel("mean bytes per patch")
 
 
 def draw_drift(sets: Sequence[SetFigures], axes: Axes) -> None:
-    """Mean patch size over the shards, in their order."""
+    """Draw the mean patch size of the shards, in their order."""
     for figures, colour in coloured(sets):
         means = np.array([shard.mean_patch_bytes for shard in figures.drift])
         if not len(means):
@@ -185,11 +186,11 @@ def draw_drift(sets: Sequence[SetFigures], axes: Axes) -> None:
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("shard")
-    axes.set_ylabel("mean bytes a patch")
+    axes.set_ylabel("mean bytes per patch")
 
 
 def draw_flops(sets: Sequence[SetFigures], axes: Axes) -> None:
-    """Inference FLOPs a byte of the paper's sizes; hatched beside them, of a BPE model."""
+    """Draw inference FLOPs per byte of the paper's sizes; hatched, those of a BPE model."""
     shown = [(f, colour) for f, colour in coloured(sets) if f.flops]
     bars: list[tuple[list[float], dict[str, Any]]] = []
     for figures, colour in shown:
@@ -208,7 +209,7 @@ def draw_flops(sets: Sequence[SetFigures], axes: Axes) -> None:
         sizes = [row.size for row in shown[0][0].flops]
         axes.set_xticks(range(len(sizes)), sizes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.set_ylabel("FLOPs a byte, inference")
+    axes.set_ylabel("inference FLOPs per byte")
     if len(sets) == 1 and len(bars) > 1:
         axes.legend()
 
@@ -224,18 +225,18 @@ PLOTS = {
 
 
 def png(name: str, sets: Sequence[SetFigures]) -> bytes:
-    """A plot as a PNG picture."""
+    """Render a plot as a PNG picture."""
     return _render(name, sets, PAPER, "png")
 
 
 def svg(name: str, sets: Sequence[SetFigures]) -> str:
-    """A plot as an SVG element for a page that has the colours ``--text``, ``--line``,
-    ``--set0`` to ``--set3``; it is described by its title."""
+    """Render a plot as an SVG element, which its title describes. Its colours are variables of the
+    page: ``--text``, ``--line``, and ``--set0`` to ``--set7``."""
     text = _render(name, sets, _PLACEHOLDERS, "svg").decode()
     text = text[text.index("<svg") :]
-    # In styles only: names of sets are in there, too.
-    text = re.sub(r"(?<=: )#0102[0-9a-f]{2}(?=[;\"])", lambda found: _VARIABLES[found[0]], text)
-    # Its size is the page's to give.
+    # Colours are replaced in styles only, because names of sets may look like colours.
+    text = re.sub(r"(?<=: )#0102[0-9a-f]{2}(?=[;\"])", lambda match: _VARIABLES[match[0]], text)
+    # The page decides how large a plot is.
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
     return f'{opening} role="img" aria-label="{PLOTS[name].title}">{rest}'
@@ -252,7 +253,7 @@ def _render(name: str, sets: Sequence[SetFigures], palette: Palette, kind: str) 
         **palette.settings(),
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # Letters that its font lacks show as boxes.
+        # Letters that the font lacks show as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         axes.set_facecolor("none")
@@ -294,5 +295,6 @@ def _threshold_colour(sets: Sequence[SetFigures], colour: str) -> str:
 
 
 def _setting(name: Literal["text.color", "figure.facecolor"]) -> str:
-    """A colour of the surroundings."""
-    return matplotlib.rcParams[name]
+    """A colour of the palette that is drawn in."""
+    colour: str = matplotlib.rcParams[name]
+    return colour

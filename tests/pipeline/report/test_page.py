@@ -24,8 +24,9 @@ from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.report.counted import Provenance, SetCounts, merge, read_counts
 from pipeline.report.figures import SetFigures, set_figures
 from pipeline.report.job import short_names
-from pipeline.report.page import Report, whole_text, why
+from pipeline.report.page import Report
 from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
+from pipeline.report.wording import explanation, printable
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.threshold_curve import ThresholdCurve
 from pipeline.storage.output import OutputDirectory, to_json
@@ -157,22 +158,24 @@ def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, mode
     other = shard_set(tmp_path / "other", model, Patcher(1.6), parts[:1])
     merged = figures_of(merge([read_counts("a", shards), read_counts("b", other)]))
     page = Report([merged], 8192, recomputed=False).page()
-    assert "Its sets were cut at different thresholds." in page and "they differ" in page
-    assert "has no threshold" not in page and "the global rule would give" not in page
+    assert "The merged sets have different thresholds." in page and "different ones" in page
+    assert "has no threshold" not in page and "those of the global rule" not in page
 
 
 def test_what_it_says_of_thresholds_holds(shards, parts, model, tmp_path):
     (found,) = [figures_of(read_counts("set", shards))]
     best = found.suggested[0]
-    said = f"{best.mean_patch_bytes:.2f} bytes each, take {best.threshold!r}."
-    assert abs(found.mean_patch_bytes - 2) > 0.2 and said in why(found)
-    # Where patches are cut, thresholds do other things than the curve tells.
+    size = f"{best.mean_patch_bytes:.2f} bytes on average"
+    advice = f"of {size}, use a threshold of {best.threshold!r} nats."
+    assert abs(found.mean_patch_bytes - 2) > 0.2 and advice in explanation(found)
+    # Where patches are split, thresholds do other things than the curve tells.
     cut = shard_set(tmp_path, model, Patcher(1.0, max_patch_length=3), parts[:1])
     figures = figures_of(read_counts("cut", cut))
-    assert "or a patch has 3 tokens" in why(figures) and "take" not in why(figures)
+    assert "or the patch before has 3 tokens" in explanation(figures)
+    assert "use a threshold" not in explanation(figures)
     page = Report([figures], 8192, recomputed=False).page()
-    assert page.count("Before cuts at max_patch_length") == 2
-    assert "share that a new patch follows" not in page
+    assert page.count("Splits at max_patch_length are left out") == 2
+    assert "A new patch follows each token" not in page
 
 
 def test_a_set_without_documents_changes_nothing_of_what_it_is_merged_with(shards, model, tmp_path):
@@ -189,7 +192,7 @@ def test_of_text_without_stored_entropies_no_averages_are_told(shards):
     half = replace(one.statistics, entropies=one.statistics.entropies // 2)
     found = figures_of(replace(one, statistics=half))
     assert found.scripts[0].mean_entropy is None and found.mean_entropy > 0
-    assert "Of the text whose entropies" in Report([found], 8192, recomputed=True).page()
+    assert "Only text whose entropies are stored" in Report([found], 8192, recomputed=True).page()
 
 
 def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_path):
@@ -200,9 +203,9 @@ def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_
     many = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(1.0), **settings)
     found = figures_of(read_counts("many", many))
     assert found.columns_in_part == ["id"]
-    assert "At least: a shard tells the 256 values" in Report([found], 1, False).page()
+    assert "a shard counts the 256 repeated values" in Report([found], 1, False).page()
     few = figures_of(read_counts("set", shards))
-    assert few.columns_in_part == [] and "At least" not in Report([few], 1, False).page()
+    assert few.columns_in_part == [] and "lower bounds" not in Report([few], 1, False).page()
 
 
 def test_flops_are_those_of_the_papers_formulas(shards, figures):
@@ -409,5 +412,5 @@ def test_names_are_as_short_as_can_be():
 def test_a_page_holds_no_control_characters(figures):
     group = replace(figures.scripts[0], name="\0\x1b[31mred\udce9")
     told = replace(figures, scripts=[group])
-    page = whole_text(Report([told], 8192, recomputed=False).page())
+    page = printable(Report([told], 8192, recomputed=False).page())
     assert "��[31mred?" in page and not re.search("[\0-\x08\x0b-\x1f]", page)
