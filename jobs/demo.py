@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import open_shards
-from pipeline.drawing.entropy_png import draw_patches
+from pipeline.drawing.entropy_png import write_entropy_png
 
 DEMO = ROOT / "demo"
 SOURCE_BYTES = 2_000_000
@@ -68,7 +68,15 @@ def main() -> int:
         return status
     shards = open_shards(str(output))
     example = next(document for document in shards if document.sample_id in EXAMPLE)
-    draw_patches(shards, example, DEMO / "patches.png")
+    assert example.entropies is not None  # patch_corpus.py stores them by default
+    write_entropy_png(
+        DEMO / "patches.png",
+        example.sample_id,
+        example.text.encode(),
+        example.entropies,
+        example.patch_lengths,
+        shards.patcher.threshold,
+    )
     print(f"picture: {DEMO / 'patches.png'}", flush=True)
     return run_script("patch_report.py", "--shards", output, "--output", DEMO / "report")
 

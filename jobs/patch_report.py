@@ -1,4 +1,4 @@
-"""Look at patches: shard sets in, an HTML page with plots, PNG files and JSON out."""
+"""Report on patches: shard sets in, an HTML page with plots, PNG files and JSON out."""
 
 import json
 import sys
@@ -14,7 +14,9 @@ from rich.text import Text
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems
 from pipeline.report.config import PatchReportConfig
-from pipeline.report.job import PatchReport, patch_report
+from pipeline.report.job import patch_report
+from pipeline.report.page import Report
+from pipeline.report.wording import overview
 
 
 def main() -> int:
@@ -23,25 +25,25 @@ def main() -> int:
 
 
 def run(config: PatchReportConfig, console: Console) -> int:
-    """Make the report, and print what it says in brief."""
-    report = patch_report(config, console)
+    """Make the report, and print it in brief; returns the exit status."""
+    report, page = patch_report(config, console)
     if config.json:
-        print(json.dumps(report.figures))
+        print(json.dumps(report.to_json()))
     else:
-        print_report(report, Console())
+        print_report(report, page, Console())
     return 1 if report.problems else 0
 
 
-def print_report(report: PatchReport, console: Console) -> None:
-    """The sets beside one another, then where the page is, then what is damaged."""
+def print_report(report: Report, page: str, console: Console) -> None:
+    """Print the sets side by side, then where the page is, then what is damaged."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
-    for figures in report.figures["sets"]:
-        table.add_column(Text(figures["name"]), justify="right")
-    for label, cells in report.overview:
+    for figures in report.sets:
+        table.add_column(Text(figures.name), justify="right")
+    for label, cells in overview(report.sets):
         table.add_row(label, *map(Text, cells))  # names may look like markup
     console.print(table)
-    print_line(console, f"page: {report.page}")
+    print_line(console, f"page: {page}")
     print_problems(console, report.problems)
 
 

@@ -1,4 +1,4 @@
-"""A page to look at patches: type text, or browse the documents of shard sets."""
+"""Serve a page to look at patches: type text, or browse the documents of shard sets."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def main() -> int:
 
 
 def run(config: PatchViewerConfig, console: Console) -> int:
-    """Serve the page until it is interrupted."""
+    """Serve the page until it is interrupted; returns the exit status."""
     try:
         from pipeline.viewer.page import serve
     except ModuleNotFoundError as error:

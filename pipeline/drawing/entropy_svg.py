@@ -1,4 +1,4 @@
-"""The entropy of every byte of a text as a picture to scroll through: SVG for a page."""
+"""The entropy before every byte of a text, as an SVG picture to scroll through on a page."""
 
 from html import escape
 from itertools import pairwise
@@ -6,10 +6,11 @@ from itertools import pairwise
 import numpy as np
 
 COLUMN = 11
-"""Pixels a byte."""
+"""Width of a byte in pixels."""
 HEIGHT, BELOW, LEFT = 150, 24, 34
+"""Pixels: height of the bars, room for letters below them, room for the axis on the left."""
 SHOWN_BYTES = 600
-"""Further bytes are not drawn: a page with many thousand elements is slow."""
+"""Bytes that are drawn, at most: a page with many thousand elements is slow."""
 _NAMES = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 CURVE_CSS = """
@@ -27,18 +28,19 @@ CURVE_CSS = """
 def curve_svg(
     data: bytes, h_T: np.ndarray, patch_lengths_P: np.ndarray, threshold: float | None
 ) -> str:
-    """Bars of the entropy before each byte, patches shaded in turns, and the threshold.
+    """A bar for the entropy before each byte, shades for the patches, and a line at the threshold.
 
     Args:
         data: UTF-8 text; its beginning is drawn.
-        h_T: nats, one for each token (BOS, bytes, EOS).
+        h_T: nats, one per token (BOS, bytes, EOS).
         patch_lengths_P: tokens.
-        threshold: nats, if the rule compares entropies with one.
+        threshold: nats; None if the rule compares no entropies with a threshold.
     """
     shown = min(len(data), SHOWN_BYTES)
     highest = max(float(h_T[:shown].max(initial=0)), threshold or 0, 1.0) * 1.05
-    # Byte i is token i + 1; how uncertain it was is the entropy after token i.
-    ends = patch_lengths_P[: shown + 2].cumsum()  # no more than a patch a token
+    # Byte i is token i + 1, so the entropy before it is the one after token i. Patches count
+    # tokens: [1, 2, 1] are BOS, bytes 0 and 1, and EOS; minus BOS their edges are 0, 0, 2, 2.
+    ends = patch_lengths_P[: shown + 2].cumsum()  # each patch has at least one token
     edges = np.clip(np.concatenate([[0], ends]) - 1, 0, shown).tolist()
     spans = [(a, b) for a, b in pairwise(edges) if a < b]
     parts = [_patches(spans), _bars(data, h_T, spans, shown, highest), _letters(data, shown)]
@@ -78,16 +80,16 @@ def _bars(
     for i, h in enumerate(h_T[:shown].astype(float).tolist()):
         x, y = LEFT + i * COLUMN + 1.5, _y(h, highest)
         kind = "bar start" if i in starts else "bar"
-        said = f"byte {i}: 0x{data[i]:02X}, {h:.3f} nats before it"
+        title = f"byte {i}: 0x{data[i]:02X}, {h:.3f} nats before it"
         bars.append(
             f'<rect class="{kind}" x="{x}" y="{y}" width="{COLUMN - 3}" '
-            f'height="{round(HEIGHT - y, 1)}"><title>{said}</title></rect>'
+            f'height="{round(HEIGHT - y, 1)}"><title>{title}</title></rect>'
         )
     return "".join(bars)
 
 
 def _letters(data: bytes, shown: int) -> str:
-    """Each character in the middle of its bytes."""
+    """The characters, each below the middle of its bytes."""
     letters, position = [], 0
     for character in data[: shown + 3].decode(errors="ignore"):
         size = len(character.encode())
@@ -95,7 +97,7 @@ def _letters(data: bytes, shown: int) -> str:
             break
         x = LEFT + (position + size / 2) * COLUMN
         name = _NAMES.get(character, character if character.isprintable() else "·")
-        # A right-to-left letter must not take its neighbours with it.
+        # Without a direction of its own, a right-to-left letter would move its neighbours.
         letters.append(
             f'<text x="{x}" y="{HEIGHT + 15}" text-anchor="middle" direction="ltr">'
             f"{escape(name)}</text>"

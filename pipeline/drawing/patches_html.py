@@ -1,7 +1,7 @@
 """Patches as HTML: text in colours that change where a patch ends.
 
-Whatever the text holds shows as text: markup is escaped, and characters that cannot be seen, or
-that turn the direction of writing, are named instead.
+Whatever the text holds shows as text: markup is escaped, and characters that are invisible or
+change the direction of writing show as their names.
 """
 
 import re
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from html import escape
 
 COLOURS = 4
-"""Neighbours never share one."""
+"""Patches take them in turns, so that neighbours never have the same."""
 _HIDDEN = re.compile(
     "[\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
-)  # not the joiners: letters of Persian and families of emoji need them
+)  # without the joiners, which Persian letters and families of emoji need
 _DOTTED_CIRCLE = "\u25cc"
 
 LIGHT_PATCHES = """
@@ -29,27 +29,27 @@ LIGHT_PATCHES = """
   white-space: nowrap; }
 .patches .mark { opacity: .45; }
 """
-"""Styles of :func:`patches_html`."""
+"""Styles of :func:`patches_html` on a light page."""
 DARK_PATCHES = (
     *(".patch.p0 { background: #24447a; }", ".patch.p1 { background: #6d431d; }"),
     *(".patch.p2 { background: #1c573a; }", ".patch.p3 { background: #533272; }"),
 )
-"""Those that replace them where the page is dark."""
+"""Rules that replace some of them on a dark page."""
 PATCHES_CSS = f"{LIGHT_PATCHES}@media (prefers-color-scheme: dark) {{ {' '.join(DARK_PATCHES)} }}\n"
-"""For pages that are as dark as the system."""
+"""Styles for a page that follows the system's choice of light or dark."""
 
 
 def patches_html(
     patches: Sequence[bytes], titles: Sequence[str] | None = None, outlined: int | None = None
 ) -> str:
-    """Consecutive patches of a text as one element.
+    """Consecutive patches of a text as one HTML element.
 
-    Bytes of a character that lies in more than one patch show as hexadecimal digits.
+    If a character lies in more than one patch, its bytes show as hexadecimal digits.
 
     Args:
-        patches: UTF-8; empty ones show nothing, but count for the colours.
-        titles: what to say of each when it is pointed at.
-        outlined: the place of one to point out.
+        patches: UTF-8; an empty patch shows nothing, but takes a colour.
+        titles: the tooltip of each patch.
+        outlined: the index of a patch to outline.
     """
     spans = []
     for number, patch in enumerate(patches):
@@ -73,7 +73,7 @@ def _shown(patch: bytes) -> str:
 
 
 def _visible(text: str) -> str:
-    if text and unicodedata.combining(text[0]):  # it would move onto the patch before
+    if text and unicodedata.combining(text[0]):  # it would combine with the patch before
         text = _DOTTED_CIRCLE + text
     parts = _HIDDEN.split(escape(text))
     hidden = _HIDDEN.findall(text)

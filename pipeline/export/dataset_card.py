@@ -12,7 +12,8 @@ from pyarrow import Schema
 
 from pipeline.export.exported_file import ExportedFile
 from pipeline.report.config import CONTEXT_BYTES, TARGETS
-from pipeline.report.figures import Counted, set_figures
+from pipeline.report.counted import Provenance, SetCounts
+from pipeline.report.figures import set_figures
 from pipeline.report.plots import PLOTS, png
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
@@ -46,17 +47,15 @@ def write_card(
     """
     pictures = {}
     if files and shards.summary is not None:  # pictures alone would be taken for the data
-        described = {"entropy_model": {}, "configuration": {}} | made
+        provenance = Provenance(made["patcher"], made["entropy_model"])
         # Entropies that the shards do not hold were counted while patching; no cut changes them.
         statistics = replace(statistics, entropies=shards.statistics.entropies)
-        counted = Counted(
-            name, output.url, described, statistics, shards.summary, shards.entries, [], {}
-        )
-        figures = set_figures(counted, targets=TARGETS, context_bytes=CONTEXT_BYTES)
+        counts = SetCounts(name, output.url, provenance, statistics, shards.summary, shards.entries)
+        figures = set_figures(counts, targets=TARGETS, context_bytes=CONTEXT_BYTES)
         for picture in CARD_PLOTS:
             path = f"{PICTURES}/{picture}.png"
             output.write(path, png(picture, [figures]))
-            pictures[PLOTS[picture][0]] = path
+            pictures[PLOTS[picture].title] = path
     schema = None
     if files:
         with output.open(files[0].path) as opened:

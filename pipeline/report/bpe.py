@@ -1,4 +1,4 @@
-"""A BPE tokenizer beside the patches: how many bytes its tokens hold on the same text."""
+"""A BPE tokenizer to compare patches with: how many bytes its tokens hold on the same text."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,16 +17,17 @@ from pipeline.storage.tokenizer_files import find_tokenizer
 T = TypeVar("T")
 FILE = "tokenizer.json"
 SAMPLE_CHARACTERS = 4 << 20
-PLACES = 16
+SAMPLED_SHARDS = 16
 """Shards that the sample is taken from, evenly spaced."""
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer that gives all tokens of a text, whatever it was saved to cut or to fill up.
+    """Load a tokenizer. It gives all tokens of a text and no others, even if it was saved with
+    settings that truncate or pad.
 
     Args:
-        name: a tokenizer.json, a directory that holds one (or ``tokenizer/`` that does), or a
-            tokenizer of the hub.
+        name: a tokenizer.json, a directory that holds one (itself or in ``tokenizer/``), or a hub
+            id.
 
     Raises:
         ConfigError: there is no such tokenizer, or it cannot be read.
@@ -61,8 +62,7 @@ def tokenizer_figures(
     """Run a tokenizer on a sample of the text of one or more shard sets.
 
     Returns:
-        what was found, or None where there is no text; and what is said of shards that cannot be
-        read.
+        the figures, or None if there is no text; and a message for each shard that cannot be read.
     """
     problems: list[str] = []
     texts = list(_sample(sets, problems))
@@ -75,9 +75,9 @@ def tokenizer_figures(
 
 
 def _sample(sets: Sequence[ShardSet], problems: list[str]) -> Iterator[str]:
-    """Documents from the beginnings of shards all over the sets."""
+    """Documents from the beginnings of shards all over the sets; messages go to ``problems``."""
     filled = [(s, entry) for s in sets for entry in s.entries if entry.sha256 is not None]
-    chosen = evenly_spaced(filled, PLACES)
+    chosen = evenly_spaced(filled, SAMPLED_SHARDS)
     for shards, entry in chosen:
         try:
             yield from _beginning(shards, entry, SAMPLE_CHARACTERS // len(chosen))
@@ -87,13 +87,13 @@ def _sample(sets: Sequence[ShardSet], problems: list[str]) -> Iterator[str]:
 
 
 def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of the items."""
+    """At most ``most`` of the items, the first among them, evenly spaced."""
     count = min(most, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def _beginning(shards: ShardSet, entry: ShardEntry, size: int) -> Iterator[str]:
-    """The first texts of a shard, ``size`` characters in all."""
+    """The first texts of a shard, at most ``size`` characters in all; the last one may be cut."""
     for batch in shards.shard_batches(entry, ["text"]):
         for text in batch["text"].to_pylist():
             if size <= 0:

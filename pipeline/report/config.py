@@ -17,31 +17,31 @@ CONTEXT_BYTES = 8192
 class PatchReportConfig:
     """Look at patches: shard sets in, a page, plots and JSON out.
 
-    What is told comes from the manifests, in seconds for any size of corpus. Exit status: 0 if
-    everything was done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.
+    The figures come from the manifests, which takes seconds for a corpus of any size. Exit status:
+    0 if everything was done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.
     """
 
     shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
     """Shard sets of patch_corpus.py, directories or URLs; several are compared side by side."""
     merge: bool = False
-    """Tell of all sets as one, such as the parts of a corpus that were cut by one rule, with the
-    entropies of one model; without it they are compared."""
+    """Report on all sets as one, such as the parts of a corpus that were patched by the same rule
+    with the same entropy model. Without it, the sets are compared."""
     output: str = "patch-report"
     """Directory or URL for index.html, report.json and the plots as PNG files."""
     target_patch_size: tuple[float, ...] = TARGETS
-    """Mean bytes a patch to suggest thresholds for."""
+    """Mean bytes per patch to suggest thresholds for."""
     tokenizer: str | None = None
     """A BPE tokenizer to compare FLOPs with: a tokenizer.json, a directory that holds one (such as
-    prepare_corpus.py --tokenizer writes), or a hub id. It is run on a sample of each set's text."""
+    prepare_corpus.py --tokenizer writes), or a hub id. It runs on a sample of each set's text."""
     context_bytes: int = CONTEXT_BYTES
-    """Bytes of a sequence, for the FLOPs of attention."""
+    """Bytes of a training sequence, for the FLOPs of attention."""
     recompute: bool = False
-    """Read all shards again, on Ray, instead of the manifests' statistics: for sets of earlier
-    releases, for an exact curve where --max-patch-length cut patches, or to check."""
+    """Count all shards again, on Ray, instead of reading the manifests' statistics: for sets of
+    earlier releases, for an exact curve where --max-patch-length split patches, or as a check."""
     num_workers: int | None = None
-    """Workers of --recompute, one CPU each; as many as the cluster has room for by default."""
+    """Workers of --recompute, one CPU each; by default as many as the cluster has room for."""
     json: bool = False
-    """Print what report.json holds."""
+    """Print what report.json holds, and nothing else."""
 
     def check(self) -> None:
         """
@@ -52,7 +52,7 @@ class PatchReportConfig:
             raise ConfigError("--shards: name at least one")
         if not self.target_patch_size or not all(0 < size < 1e6 for size in self.target_patch_size):
             sizes = " ".join(map(str, self.target_patch_size))
-            raise ConfigError(f"--target-patch-size: bytes a patch, such as 4.5, got {sizes!r}")
+            raise ConfigError(f"--target-patch-size: bytes per patch, such as 4.5, got {sizes!r}")
         if self.context_bytes < 1:
             raise ConfigError(f"--context-bytes: must be at least 1, got {self.context_bytes}")
         if self.num_workers is not None and self.num_workers < 1:

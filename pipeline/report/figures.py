@@ -1,323 +1,322 @@
-"""Shard sets → the figures of a report, as plain values: what report.json holds.
+"""The figures of a report: what the page, the plots and report.json say of the counts of a set."""
 
-Reads the manifests only.
-"""
-
-import contextlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from operator import mul
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from model.patcher import ENTROPY_RULES, THRESHOLD_RULES
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch.run import LOG
+from pipeline.report.counted import Provenance, RunTime, SetCounts
 from pipeline.report.flops import TokenizerFigures, flops
 from pipeline.shards.entries import ShardEntry
-from pipeline.shards.shard_set import ShardSet
-from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics
-from pipeline.statistics.excerpts import Excerpt, ExcerptRecord
-from pipeline.statistics.groups import ENTROPY_UNIT, OTHERS, GroupCounts, Groups
-from pipeline.statistics.summary import Summary
+from pipeline.statistics.counts import ENTROPY_BIN
+from pipeline.statistics.excerpts import Excerpt
+from pipeline.statistics.groups import OTHERS, GroupCounts, Groups
 from pipeline.statistics.threshold_curve import ThresholdCurve
 
 CURVE_POINTS = 400
 PERCENTILES = (1, 10, 50, 90, 99)
 MOST_SHOWN = 50
-"""Groups that a report tells of."""
+"""Groups that a table of a report names; all others are one row."""
 EMPTY = "(empty)"
-"""Documents in which the column is an empty string."""
-MADE = ("patcher", "entropy_model", "configuration")
-"""What manifests say of how a set was made."""
+"""The group of documents in which the column is an empty string."""
+JSON_KEYS = {"provenance": "made"}
+"""Fields of :class:`SetFigures` that report.json calls something else."""
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What a report tells of: a shard set, or several as one."""
+class LengthFigures:
+    """Lengths of patches, in tokens."""
+
+    counts: dict[int, int]
+    """Patches by length, shortest first."""
+    percentiles: dict[int, int]
+    """The length that so many per cent of the patches do not exceed."""
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """Plain values; keys are strings, as in all JSON."""
+        return {
+            name: {str(key): value for key, value in values.items()}
+            for name, values in vars(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class EntropyFigures:
+    """A histogram of entropies."""
+
+    bin: float
+    """Nats: the width of a bin; the first bin begins at 0."""
+    counts: list[int]
+    """Tokens in each bin."""
+
+
+@dataclass(frozen=True)
+class CurveFigures:
+    """What thresholds give, at rising thresholds."""
+
+    thresholds: list[float]
+    """Nats."""
+    mean_patch_bytes: list[float]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The threshold that comes closest to a mean patch size; None if there is no curve."""
+
+    target: float
+    """Bytes per patch that were asked for."""
+    threshold: float | None
+    """Nats."""
+    mean_patch_bytes: float | None
+    """Bytes per patch that the threshold gives."""
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """A group of documents."""
+
+    name: str
+    documents: int
+    bytes: int
+    patches: int
+    mean_patch_bytes: float
+    mean_entropy: float | None
+    """Nats per token; None if the entropies of some tokens are not known."""
+
+
+@dataclass(frozen=True)
+class ShardFigures:
+    """One shard, for the plot over all shards."""
+
+    shard: str
+    bytes: int
+    mean_patch_bytes: float
+
+
+@dataclass(frozen=True)
+class RejectFigures:
+    """Documents that could not be used."""
+
+    count: int
+    reasons: dict[str, int]
+    failures: list[str]
+    """One message for each file that could not be read to its end."""
+
+
+@dataclass(frozen=True)
+class BpeFlops:
+    """FLOPs per byte of a transformer on BPE tokens."""
+
+    inference: float
+    training: float
+
+
+@dataclass(frozen=True)
+class FlopsFigures:
+    """FLOPs per byte of one size of BLT, see :func:`pipeline.report.flops.flops`."""
+
+    size: str
+    parts: dict[str, float]
+    """A forward pass by part of the model, without the entropy model."""
+    entropy_model: float
+    inference: float
+    training: float
+    bpe: BpeFlops | None = None
+    """None, and not in report.json, if there is no tokenizer to compare with."""
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        if self.bpe is None:
+            del values["bpe"]
+        return values
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """What a report says of a set. The order of the fields is that of ``--json``."""
 
     name: str
     url: str
-    made: dict[str, Any]
-    """How it was made: ``patcher``, ``entropy_model``, ``configuration``, as manifests say it."""
-    statistics: PatchStatistics
-    summary: Summary
-    entries: Sequence[ShardEntry]
-    runs: Sequence[dict[str, Any]]
-    """How long runs took, see :func:`pipeline.patch.run.log_run`."""
-    sources: Groups
-    """By input file, or by set."""
-    curve: ThresholdCurve | None = None
-    """Where it is more than the summary's: with the cuts of ``max_patch_length``."""
-    problems: Sequence[str] = ()
-    """Damaged shards, which are left out."""
+    documents: int
+    bytes: int
+    """UTF-8 bytes of text."""
+    tokens: int
+    """Bytes, and BOS and EOS of each document."""
+    scored_tokens: int
+    """Tokens whose entropies are known."""
+    patches: int
+    shards: int
+    shard_bytes: int
+    """Size of the Arrow files."""
+    mean_patch_bytes: float
+    mean_entropy: float | None
+    """Nats per token, over the tokens whose entropies are known; None if there are none."""
+    rule: str
+    threshold: float | None
+    """Nats; None if the rule has none, or if merged sets have different ones."""
+    thresholds_differ: bool
+    """Whether merged sets have different thresholds."""
+    max_patch_length: int | None
+    """Tokens."""
+    provenance: Provenance
+    patch_lengths: LengthFigures
+    entropies: EntropyFigures
+    curve: CurveFigures
+    curve_has_cuts: bool
+    """Whether the curve counts the splits at ``max_patch_length``."""
+    suggested: list[Suggestion]
+    scripts: list[GroupFigures]
+    columns: dict[str, list[GroupFigures]]
+    """Groups by metadata column, by value."""
+    columns_in_part: list[str]
+    """Columns with more values than shards count separately."""
+    sources: list[GroupFigures]
+    """Groups by input file; of merged sets, by set."""
+    drift: list[ShardFigures]
+    """All shards, in their order."""
+    longest: list[Excerpt]
+    shortest: list[Excerpt]
+    rejects: RejectFigures
+    problems: list[str]
+    """One message for each damaged shard."""
+    runs: list[RunTime]
+    tokenizer: TokenizerFigures | None
+    flops: list[FlopsFigures]
+    """One for each size; empty if there are no patches."""
 
-
-def counted_before(name: str, shards: ShardSet) -> Counted:
-    """What the manifest says.
-
-    Raises:
-        PipelineError: an earlier release wrote it.
-    """
-    summary = shards.summary
-    if summary is None:
-        raise PipelineError(
-            f"{shards.output.url}: its manifest has no summary, because an earlier release patched "
-            "it; --recompute reads the shards themselves"
-        )
-    return described(name, shards, shards.statistics, summary, shards.entries)
-
-
-def described(
-    name: str,
-    shards: ShardSet,
-    statistics: PatchStatistics,
-    summary: Summary,
-    entries: Sequence[ShardEntry],
-) -> Counted:
-    """Counts with what else is told of a set."""
-    made = {key: shards.manifest.get(key, {}) for key in MADE}
-    runs: list[dict[str, Any]] = []
-    with contextlib.suppress(PipelineError):  # without them only the speed is not known
-        runs = list(shards.output.read_all_json(LOG).values())
-    url = shards.output.url
-    return Counted(name, url, made, statistics, summary, entries, runs, _by_file(entries))
-
-
-def merge(sets: Iterable[Counted]) -> Counted:
-    """Several sets as one; its sources are the sets. Holds one of them at a time.
-
-    Raises:
-        ConfigError: they are not alike, see :func:`check_alike`.
-    """
-    return merge_parts([part(sets)])
-
-
-def part(sets: Iterable[Counted]) -> Counted:
-    """Some of the sets that are merged, for :func:`merge_parts`.
-
-    Raises:
-        ConfigError: they are not alike.
-    """
-    return _sum(map(_as_source, sets))
-
-
-def merge_parts(parts: Iterable[Counted]) -> Counted:
-    """Sets that were added up in parts as one.
-
-    Raises:
-        ConfigError: they are not alike.
-    """
-    total = _sum(parts)
-    return replace(total, name=f"{len(total.sources):,} sets", url=f"{total.url}, …")
-
-
-def _as_source(counted: Counted) -> Counted:
-    """A set as the one source of itself, without what nobody asks of its shards any more."""
-    sources = {counted.name: sum(counted.sources.values(), GroupCounts())}
-    entries = [
-        replace(
-            entry,
-            statistics={"bytes": entry.statistics["bytes"], "patches": entry.statistics["patches"]},
-        )
-        if entry.sha256 is not None
-        else entry
-        for entry in counted.entries
-    ]
-    return replace(counted, sources=sources, entries=entries)
-
-
-def _sum(parts: Iterable[Counted]) -> Counted:
-    total: Counted | None = None
-    sources: Groups = {}
-    entries: list[ShardEntry] = []
-    for counted in parts:
-        sources |= counted.sources
-        entries += counted.entries
-        total = counted if total is None else _joined(total, counted)
-    assert total is not None
-    return replace(total, sources=sources, entries=entries)
-
-
-def check_alike(a: tuple[str, dict[str, Any]], b: tuple[str, dict[str, Any]]) -> None:
-    """
-    Args:
-        a: the URL of a set and how it was made, see MADE.
-
-    Raises:
-        ConfigError: two sets can only be compared: their boundary rules differ in more than the
-            threshold, or use entropies, and those are of different models.
-    """
-    rules = [{**made["patcher"], "threshold": None} for _, made in (a, b)]
-    models = [made.get("entropy_model", {}).get("fingerprint") for _, made in (a, b)]
-    differ = None
-    if rules[0] != rules[1]:
-        differ = "cut by different rules"
-    elif models[0] != models[1] and rules[0].get("rule", "global") in ENTROPY_RULES:
-        differ = "scored by different entropy models"
-    if differ:
-        raise ConfigError(f"--merge: {a[0]} and {b[0]} were {differ}; without it they are compared")
-
-
-def _joined(a: Counted, b: Counted) -> Counted:
-    """Two sets as one, but for name, sources and entries."""
-    check_alike((a.url, a.made), (b.url, b.made))
-    return replace(
-        a,
-        made={key: _same(a.made[key], b.made[key]) for key in MADE},
-        statistics=a.statistics + b.statistics,
-        summary=a.summary + b.summary,
-        runs=[*a.runs, *b.runs],
-        curve=_joined_curve(a, b),
-        problems=[*a.problems, *b.problems],
-    )
-
-
-def _joined_curve(a: Counted, b: Counted) -> ThresholdCurve | None:
-    for one, other in ((a, b), (b, a)):
-        if not one.statistics.documents:
-            return other.curve
-    return None if a.curve is None or b.curve is None else a.curve + b.curve
-
-
-def _same(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What both agree on."""
-    return {key: value for key, value in a.items() if b.get(key) == value}
+    def to_json(self) -> dict[str, Any]:
+        """What report.json holds of the set."""
+        values = asdict(self)
+        values["patch_lengths"] = self.patch_lengths.to_json()
+        values["flops"] = [row.to_json() for row in self.flops]
+        return {JSON_KEYS.get(name, name): value for name, value in values.items()}
 
 
 def set_figures(
-    counted: Counted,
+    counts: SetCounts,
     *,
     targets: Sequence[float],
     context_bytes: int,
     tokenizer: TokenizerFigures | None = None,
-) -> dict[str, Any]:
-    """Everything that is told of a set.
+) -> SetFigures:
+    """Everything that a report says of a set.
 
     Args:
-        targets: mean bytes a patch to suggest thresholds for.
-        context_bytes: of a sequence, for the FLOPs of attention.
+        targets: mean bytes per patch to suggest thresholds for.
+        context_bytes: bytes of a sequence, for the FLOPs of attention.
     """
-    statistics, summary, entries = counted.statistics, counted.summary, counted.entries
-    patcher, model = counted.made["patcher"], counted.made["entropy_model"]
-    rule = patcher.get("rule", "global")
-    curve = counted.curve or summary.thresholds.curve()
-    # Shards can be counted anew without entropies in them, and merged with others that hold some.
+    statistics, summary, entries = counts.statistics, counts.summary, counts.entries
+    patcher, rule = counts.provenance.patcher, counts.provenance.rule
+    curve = counts.curve or summary.thresholds.curve()
+    # Entropies of some tokens are unknown if shards without entropies were counted again.
     scored = int(statistics.entropies.sum())
     known = scored == statistics.tokens
-    entropy_flops = float(model.get("flops_per_byte", 0.0)) if rule in ENTROPY_RULES else 0.0
-    cost = flops(statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)
-    return {
-        "name": counted.name,
-        "url": counted.url,
-        "documents": statistics.documents,
-        "bytes": statistics.bytes,
-        "tokens": statistics.tokens,
-        "scored_tokens": scored,
-        "patches": statistics.patches,
-        "shards": sum(entry.sha256 is not None for entry in entries),
-        "shard_bytes": sum(entry.shard_bytes for entry in entries),
-        "mean_patch_bytes": statistics.mean_patch_bytes,
-        "mean_entropy": _mean_entropy(counted, known),
-        "rule": rule,
-        "threshold": patcher.get("threshold"),
+    return SetFigures(
+        name=counts.name,
+        url=counts.url,
+        documents=statistics.documents,
+        bytes=statistics.bytes,
+        tokens=statistics.tokens,
+        scored_tokens=scored,
+        patches=statistics.patches,
+        shards=sum(entry.sha256 is not None for entry in entries),
+        shard_bytes=sum(entry.shard_bytes for entry in entries),
+        mean_patch_bytes=statistics.mean_patch_bytes,
+        mean_entropy=_mean_entropy(counts, known),
+        rule=rule,
+        threshold=patcher.get("threshold"),
         # A rule that has a threshold lacks one where merged sets disagree on it.
-        "thresholds_differ": patcher.get("threshold") is None
+        thresholds_differ=patcher.get("threshold") is None
         and patcher.get("rule") in THRESHOLD_RULES,
-        "max_patch_length": patcher.get("max_patch_length"),
-        "made": counted.made,
-        "patch_lengths": {
-            "counts": statistics.to_json()["patch_lengths"],
-            "percentiles": {str(p): statistics.patch_length_percentile(p) for p in PERCENTILES},
-        },
-        "entropies": {"bin": ENTROPY_BIN, "counts": statistics.entropies.tolist()},
-        "curve": _curve(curve),
-        "curve_has_cuts": counted.curve is not None,
-        "suggested": [_suggestion(curve, target) for target in targets],
-        "scripts": _rows(summary.scripts, known),
-        "columns": {column: _rows(groups, known) for column, groups in summary.columns.items()},
-        "columns_in_part": [name for name, groups in summary.columns.items() if OTHERS in groups],
-        "sources": _rows(counted.sources, known),
-        "drift": [_drift(entry) for entry in entries if entry.sha256 is not None],
-        "longest": _excerpts(summary.longest),
-        "shortest": _excerpts(summary.shortest),
-        "rejects": {
-            "count": sum(entry.rejects for entry in entries),
-            "reasons": dict(summary.reasons),
-            "failures": [f"{entry.source}: {entry.error}" for entry in entries if entry.error],
-        },
-        "problems": list(counted.problems),
-        "runs": list(counted.runs),
-        "tokenizer": None if tokenizer is None else vars(tokenizer),
-        "flops": list(cost),
-    }
+        max_patch_length=patcher.get("max_patch_length"),
+        provenance=counts.provenance,
+        patch_lengths=_lengths(counts),
+        entropies=EntropyFigures(ENTROPY_BIN, statistics.entropies.tolist()),
+        curve=_curve(curve),
+        curve_has_cuts=counts.curve is not None,
+        suggested=[_suggestion(curve, target) for target in targets],
+        scripts=_groups(summary.scripts, known),
+        columns={column: _groups(groups, known) for column, groups in summary.columns.items()},
+        columns_in_part=[name for name, groups in summary.columns.items() if OTHERS in groups],
+        sources=_groups(counts.sources, known),
+        drift=[_drift(entry) for entry in entries if entry.sha256 is not None],
+        longest=summary.longest,
+        shortest=summary.shortest,
+        rejects=RejectFigures(
+            count=sum(entry.rejects for entry in entries),
+            reasons=dict(summary.reasons),
+            failures=[f"{entry.source}: {entry.error}" for entry in entries if entry.error],
+        ),
+        problems=list(counts.problems),
+        runs=list(counts.runs),
+        tokenizer=tokenizer,
+        flops=_flops(counts, context_bytes, tokenizer),
+    )
 
 
-def _curve(curve: ThresholdCurve) -> dict[str, list[float]]:
-    thinned = curve.thinned(CURVE_POINTS)
-    return {
-        "thresholds": thinned.thresholds_K.tolist(),
-        "mean_patch_bytes": thinned.mean_patch_bytes.tolist(),
-    }
-
-
-def _suggestion(curve: ThresholdCurve, target: float) -> dict[str, float | None]:
-    threshold, reached = curve.closest(target) or (None, None)
-    return {"target": target, "threshold": threshold, "mean_patch_bytes": reached}
-
-
-def _mean_entropy(counted: Counted, known: bool) -> float | None:
-    """Nats, over all tokens; where not all are known, over those that are, from the histogram."""
+def _mean_entropy(counts: SetCounts, known: bool) -> float | None:
+    """Nats, over all tokens; if not all are known, over those that are, from the histogram."""
     if known:
-        return sum(counted.summary.scripts.values(), GroupCounts()).mean_entropy
-    counts = counted.statistics.entropies
-    middles = (np.arange(len(counts)) + 0.5) * ENTROPY_BIN
-    return float(counts @ middles / counts.sum()) if counts.any() else None
+        return sum(counts.summary.scripts.values(), GroupCounts()).mean_entropy
+    histogram = counts.statistics.entropies
+    middles = (np.arange(len(histogram)) + 0.5) * ENTROPY_BIN
+    return float(histogram @ middles / histogram.sum()) if histogram.any() else None
 
 
-def _rows(groups: Groups, known: bool) -> list[dict[str, Any]]:
-    """Groups as they are shown: those with the most text first, what is left of others last."""
+def _lengths(counts: SetCounts) -> LengthFigures:
+    statistics = counts.statistics
+    lengths = np.flatnonzero(statistics.patch_lengths).tolist()
+    return LengthFigures(
+        {length: int(statistics.patch_lengths[length]) for length in lengths},
+        {percent: statistics.patch_length_percentile(percent) for percent in PERCENTILES},
+    )
+
+
+def _curve(curve: ThresholdCurve) -> CurveFigures:
+    thinned = curve.thinned(CURVE_POINTS)
+    return CurveFigures(thinned.thresholds_K.tolist(), thinned.mean_patch_bytes.tolist())
+
+
+def _suggestion(curve: ThresholdCurve, target: float) -> Suggestion:
+    threshold, reached = curve.closest(target) or (None, None)
+    return Suggestion(target, threshold, reached)
+
+
+def _groups(groups: Groups, known: bool) -> list[GroupFigures]:
+    """The groups with the most text, largest first, then one for all others."""
     named = {name: counts for name, counts in groups.items() if name != OTHERS}
     shown = dict(sorted(named.items(), key=lambda item: -item[1].bytes)[:MOST_SHOWN])
     others = [counts for name, counts in groups.items() if name not in shown]
     if others:
         shown[OTHERS] = sum(others, GroupCounts())
     return [
-        {
-            "name": name or EMPTY,
-            "documents": counts.documents,
-            "bytes": counts.bytes,
-            "patches": counts.patches,
-            "mean_patch_bytes": counts.mean_patch_bytes,
-            "mean_entropy": counts.mean_entropy if known else None,
-        }
+        GroupFigures(
+            name or EMPTY,
+            counts.documents,
+            counts.bytes,
+            counts.patches,
+            counts.mean_patch_bytes,
+            counts.mean_entropy if known else None,
+        )
         for name, counts in shown.items()
     ]
 
 
-def _by_file(entries: Sequence[ShardEntry]) -> Groups:
-    """By input file."""
-    groups: Groups = {}
-    for entry in entries:
-        counts = groups.get(entry.source, GroupCounts())
-        groups[entry.source] = counts + _entry_counts(entry)
-    return groups
-
-
-def _drift(entry: ShardEntry) -> dict[str, Any]:
+def _drift(entry: ShardEntry) -> ShardFigures:
     size, patches = entry.statistics["bytes"], entry.statistics["patches"]
-    return {"shard": entry.name, "bytes": size, "mean_patch_bytes": size / max(patches, 1)}
+    return ShardFigures(entry.name, size, size / max(patches, 1))
 
 
-def _entry_counts(entry: ShardEntry) -> GroupCounts:
-    """Counts of a shard; its entropies at the middles of their bins."""
-    statistics = entry.statistics
-    counts = statistics["entropies"]
-    whole = sum(map(mul, map(int, counts), counts.values()))
-    units = round((whole + sum(counts.values()) / 2) * ENTROPY_BIN / ENTROPY_UNIT)
-    return GroupCounts(statistics["documents"], statistics["bytes"], statistics["patches"], units)
-
-
-def _excerpts(excerpts: Sequence[Excerpt]) -> list[ExcerptRecord]:
-    return [excerpt.to_json() for excerpt in excerpts]
+def _flops(
+    counts: SetCounts, context_bytes: int, tokenizer: TokenizerFigures | None
+) -> list[FlopsFigures]:
+    model = counts.provenance.entropy_model
+    scores = counts.provenance.rule in ENTROPY_RULES  # other rules need no entropy model
+    entropy_flops = float(model.get("flops_per_byte", 0.0)) if scores else 0.0
+    rows = flops(counts.statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)
+    return [
+        FlopsFigures(**row | ({"bpe": BpeFlops(**row["bpe"])} if "bpe" in row else {}))
+        for row in rows
+    ]

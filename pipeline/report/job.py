@@ -1,30 +1,31 @@
-"""The report's job: shard sets → figures → files."""
+"""The driver of ``jobs/patch_report.py``: shard sets → counts → figures → files."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice, pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.config import PatchReportConfig
-from pipeline.report.figures import (
-    MADE,
-    Counted,
-    check_alike,
-    counted_before,
+from pipeline.report.counted import (
+    Provenance,
+    SetCounts,
+    check_mergeable,
     merge,
+    merge_part,
     merge_parts,
-    part,
-    set_figures,
+    read_counts,
 )
+from pipeline.report.figures import set_figures
 from pipeline.report.flops import TokenizerFigures
-from pipeline.report.page import PAGE, Report, whole_text
+from pipeline.report.page import PAGE, Report
+from pipeline.report.wording import printable
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 
@@ -34,29 +35,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 READERS = 32
 """Manifests that are read at a time."""
-MANY, MOST_PROCESSES = 1000, 8
-"""Sets to merge that are worth processes: a manifest takes about half a millisecond."""
+MANY = 1000
+"""From so many sets on, several processes merge them: a manifest takes about half a millisecond."""
+MOST_PROCESSES = 8
 
 
-@dataclass
-class PatchReport:
-    """What was found."""
-
-    figures: dict[str, Any]
-    """What report.json holds."""
-    overview: list[tuple[str, list[str]]]
-    """In brief: a label, and a cell for each set."""
-    page: str
-    """Where the page is."""
-    problems: list[str]
-    """Damaged shards, which are left out."""
-
-
-def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
+def patch_report(config: PatchReportConfig, console: Console) -> tuple[Report, str]:
     """Make a report.
 
+    Returns:
+        the report, and where its page is.
+
     Raises:
-        PipelineError: a set cannot be read, or the output not be written.
+        ConfigError: a flag is wrong.
+        PipelineError: a set cannot be read, or the output cannot be written.
     """
     config.check()
     for url in config.shards:
@@ -67,75 +59,74 @@ def patch_report(config: PatchReportConfig, console: Console) -> PatchReport:
     if config.recompute:
         _check_before(config, output)
     tokenizer = _tokenizer(config)
-    found = list(_count(config, output, console))
-    sampled = _sampled(config, tokenizer) if tokenizer is not None else None
-    figures: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for i, counted in enumerate(found):
-        bpe, unread = sampled[i] if sampled else (None, [])
-        counted = replace(counted, problems=[*counted.problems, *unread])
-        problems += counted.problems
-        figures.append(
-            set_figures(
-                counted,
-                targets=config.target_patch_size,
-                context_bytes=config.context_bytes,
-                tokenizer=bpe,
-            )
+    counted = list(_count(config, output, console))
+    sampled = _sampled(config, tokenizer) if tokenizer is not None else [(None, [])] * len(counted)
+    figures = [
+        set_figures(
+            replace(counts, problems=[*counts.problems, *unread]),
+            targets=config.target_patch_size,
+            context_bytes=config.context_bytes,
+            tokenizer=bpe,
         )
+        for counts, (bpe, unread) in zip(counted, sampled, strict=True)
+    ]
     report = Report(figures, config.context_bytes, config.recompute)
     report.write(output)
     output.leave()
-    return PatchReport(report.to_json(), report.overview(), output.locate(PAGE), problems)
+    return report, output.locate(PAGE)
 
 
 def _count(
     config: PatchReportConfig, output: OutputDirectory, console: Console
-) -> Iterator[Counted]:
-    """All sets, or what they are together."""
+) -> Iterator[SetCounts]:
+    """The counts of each set, or of all sets as one."""
     named = dict(zip(config.shards, short_names(config.shards), strict=True))
-    counted: Iterator[Counted]
+    counts: Iterator[SetCounts]
     if config.recompute:
         from pipeline.report.recount import recompute  # with Ray Data, which takes its time
 
         sets = ((name, _open(url)) for url, name in named.items())
-        counted = (recompute(name, shards, console, config.num_workers) for name, shards in sets)
+        counts = (recompute(name, shards, console, config.num_workers) for name, shards in sets)
     elif config.merge and len(named) >= MANY and not any("://" in url for url in named):
         return iter([_merged_in_processes(config, output, named)])
     else:
-        counted = _read(partial(_counted, config, output, named), named)
-    return iter([merge(counted)]) if config.merge else counted
+        counts = _read(partial(_read_counts, config, output, named), named)
+    return iter([merge(counts)]) if config.merge else counts
 
 
-def _counted(
+def _read_counts(
     config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str], url: str
-) -> Counted:
-    """What a manifest says."""
+) -> SetCounts:
+    """The counts that the manifest of a set holds."""
     shards = _open(url)
     _refuse_output_in(shards, config, output)
-    return counted_before(named[url], shards)
+    return read_counts(named[url], shards)
 
 
 def _merged_in_processes(
     config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]
-) -> Counted:
-    """To read local manifests is work for a processor, which other processes have as well."""
+) -> SetCounts:
+    """All sets as one, read by several processes: for local manifests, the processor is the
+    bottleneck."""
     urls = list(named)
     number = min(os.cpu_count() or 1, MOST_PROCESSES)
     edges = [i * len(urls) // number for i in range(number + 1)]
     pieces = [{url: named[url] for url in urls[a:b]} for a, b in pairwise(edges)]
     with ProcessPoolExecutor(number) as pool:
-        return merge_parts(pool.map(partial(_part, config, output), pieces))
+        return merge_parts(pool.map(partial(_merge_part, config, output), pieces))
 
 
-def _part(config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]) -> Counted:
-    return part(_read(partial(_counted, config, output, named), named))
+def _merge_part(
+    config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str]
+) -> SetCounts:
+    """One process's part of a merge."""
+    return merge_part(_read(partial(_read_counts, config, output, named), named))
 
 
 def _tokenizer(config: PatchReportConfig) -> "Tokenizer | None":
     """
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no tokenizer of that name, or it cannot be read.
     """
     if config.tokenizer is None:
         return None
@@ -147,10 +138,11 @@ def _tokenizer(config: PatchReportConfig) -> "Tokenizer | None":
 def _sampled(
     config: PatchReportConfig, tokenizer: "Tokenizer"
 ) -> list[tuple[TokenizerFigures | None, list[str]]]:
-    """What the tokenizer does to the text of each set, or of all together."""
-    from pipeline.report.bpe import PLACES, evenly_spaced, tokenizer_figures
+    """The tokenizer's figures on the text of each set, or of all together, with messages about
+    shards that cannot be read."""
+    from pipeline.report.bpe import SAMPLED_SHARDS, evenly_spaced, tokenizer_figures
 
-    together = [evenly_spaced(config.shards, PLACES)] if config.merge else []
+    together = [evenly_spaced(config.shards, SAMPLED_SHARDS)] if config.merge else []
     return [
         tokenizer_figures(str(config.tokenizer), tokenizer, [_open(url) for url in urls])
         for urls in together or [[url] for url in config.shards]
@@ -158,21 +150,22 @@ def _sampled(
 
 
 def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
-    """
+    """Check everything that would otherwise only fail after hours of counting.
+
     Raises:
-        ConfigError: what would be found wrong after shards were counted for hours.
+        ConfigError: a set cannot be opened, or sets cannot be merged.
         PipelineError: the output cannot be written.
     """
 
-    def check(url: str) -> tuple[str, dict[str, Any]]:
+    def check(url: str) -> tuple[str, Provenance]:
         shards = _open(url)
         _refuse_output_in(shards, config, output)
-        return shards.output.url, {key: shards.manifest.get(key, {}) for key in MADE}
+        return shards.output.url, Provenance.of(shards.manifest)
 
     first, *others = _read(check, config.shards)
     if config.merge:
         for other in others:
-            check_alike(first, other)
+            check_mergeable(first, other)
     output.check_writable()
 
 
@@ -189,7 +182,8 @@ def _open(url: str) -> ShardSet:
 
 
 def _read(read: Callable[[str], T], urls: Iterable[str]) -> Iterator[T]:
-    """What is read of sets, in order; those of object stores are read many at a time."""
+    """Call ``read`` with each URL; gives the results in order. Sets in object stores are read many
+    at a time."""
     with ThreadPoolExecutor(READERS) as readers:
         for remote, group in groupby(urls, lambda url: "://" in url):
             while part := list(islice(group, READERS)):
@@ -197,10 +191,10 @@ def _read(read: Callable[[str], T], urls: Iterable[str]) -> Iterator[T]:
 
 
 def short_names(urls: Sequence[str]) -> list[str]:
-    """The last parts of URLs: as few as tell them apart."""
-    parts = [[part for part in whole_text(url).split("/") if part] for url in urls]
+    """Names for sets: the last parts of their URLs, as few parts as make the names differ."""
+    parts = [[part for part in printable(url).split("/") if part] for url in urls]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(some[-count:]) for some in parts]
         if len(set(names)) == len(names) and all(names):
             return names
-    return list(map(whole_text, urls))
+    return list(map(printable, urls))

@@ -1,12 +1,27 @@
-"""The plots of a report, from its figures: PNG files, and SVG that takes the page's colours."""
+"""The plots of a report, drawn from its figures: PNG files, and SVG that takes the page's colours.
+
+To add a plot, write a function and add an entry to :data:`PLOTS`; the page, the PNG files and the
+colours follow::
+
+    def draw_shard_bytes(sets: Sequence[SetFigures], axes: Axes) -> None:
+        for figures, colour in coloured(sets):
+            axes.plot([shard.bytes for shard in figures.drift], color=colour, label=label(figures))
+        axes.set_ylabel("bytes of text")
+
+    PLOTS["shard-bytes"] = Plot("Text in each shard", draw_shard_bytes)
+
+The function draws the figures of all sets that a report compares, in one colour per set. All other
+colours have the right values by default, on paper and on a page that may be dark. A caption below
+the plot on the page, if there is one, stands in ``page.html.j2``.
+"""
 
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import matplotlib
 
@@ -15,32 +30,52 @@ matplotlib.use("Agg")  # draw to files only: there may be no screen
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-LONGEST_NAME = 32
-"""Characters of a set's name in a legend."""
-LONGEST_SHOWN = 32
-"""Tokens; longer patches share the last point."""
-MOST_POINTS = 200
-"""Of the drift over shards; neighbours share a point beyond that."""
-CUT_OFF = 1.15
-"""Height of the plot of entropies, where the second highest bar is 1."""
-STEPPED_MEAN = 40.0
-"""Bytes a patch up to which the curve is drawn: beyond lie thresholds that nothing exceeds."""
-WIDTH, HEIGHT = 5.5, 3.4
-"""Inches: on a phone, where they are scaled down, letters still have 7 points."""
+from pipeline.report.figures import SetFigures
 
-Figures = dict[str, Any]
+LONGEST_NAME = 32
+"""Characters of a set's name in a legend, at most."""
+LONGEST_SHOWN = 32
+"""Tokens; the last point of the plot of lengths also counts all longer patches."""
+MOST_POINTS = 200
+"""Points of the plot over the shards; if there are more shards, neighbours share a point."""
+CUT_OFF = 1.15
+"""Height of the plot of entropies, as a multiple of its second highest bar."""
+STEPPED_MEAN = 40.0
+"""Bytes per patch up to which the curve is drawn: hardly anything exceeds the thresholds beyond."""
+WIDTH, HEIGHT = 5.5, 3.4
+"""Inches; letters still have 7 points where a phone scales the plots down."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An entry of :data:`PLOTS`."""
+
+    title: str
+    draw: Callable[[Sequence[SetFigures], Axes], None]
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a plot."""
+    """Colours that plots are drawn in."""
 
     text: str
     grid: str
     sets: tuple[str, ...]
     background: str
+
+    def settings(self) -> dict[str, Any]:
+        """The palette as settings of matplotlib; ``C0``, ``C1``, … are the colours of the sets."""
+        return {
+            "axes.prop_cycle": cycler(color=self.sets),
+            "figure.facecolor": self.background,
+            "axes.edgecolor": self.grid,
+            "grid.color": self.grid,
+            **dict.fromkeys(("text.color", "axes.labelcolor"), self.text),
+            **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), self.text),
+        }
 
 
 SET_COLOURS = (
@@ -48,8 +83,8 @@ SET_COLOURS = (
     *("#b8860b", "#0e8a99", "#c2388a", "#6b7280"),
 )
 PAPER = Palette("#1f2733", "#d9dee7", SET_COLOURS, "#ffffff")
-"""Of pictures; the page, which has the same colours of sets, has others for them in the dark."""
-# Stand for the page's own, which differ between light and dark: replaced in the SVG.
+"""The palette of PNG files. A light page has the same colours of sets, a dark one has others."""
+# Placeholders for the page's colours, which differ between light and dark; replaced in the SVG.
 _PLACEHOLDERS = Palette(
     "#010203", "#010204", tuple(f"#0102{i:02x}" for i in range(5, 5 + len(SET_COLOURS))), "none"
 )
@@ -60,43 +95,43 @@ _VARIABLES = {
 }
 
 
-def draw_lengths(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
-    """Share of patches by length."""
-    for figures, colour in _coloured(sets, palette):
-        counts = {int(k): v for k, v in figures["patch_lengths"]["counts"].items()}
+def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
+    """Draw the share of patches by length."""
+    for figures, colour in coloured(sets):
         share = np.zeros(LONGEST_SHOWN + 1)
-        for length, count in counts.items():
-            share[min(length, LONGEST_SHOWN)] += 100 * count / figures["patches"]
+        for length, count in figures.patch_lengths.counts.items():
+            share[min(length, LONGEST_SHOWN)] += 100 * count / figures.patches
         places = np.arange(1, LONGEST_SHOWN + 1)
         if len(sets) == 1:
             axes.bar(places, share[1:], color=colour, width=0.85)
         else:
-            axes.plot(places, share[1:], ".-", color=colour, lw=1.5, ms=5, label=_label(figures))
+            axes.plot(places, share[1:], ".-", color=colour, lw=1.5, ms=5, label=label(figures))
     axes.set_xticks([1, *range(4, LONGEST_SHOWN, 4), LONGEST_SHOWN])
     axes.set_xticklabels(["1", *map(str, range(4, LONGEST_SHOWN, 4)), f"{LONGEST_SHOWN}+"])
     axes.set_xlabel("patch length (tokens)")
     axes.set_ylabel("% of patches")
 
 
-def draw_entropies(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
-    """Share of tokens by entropy, and where the threshold lies."""
+def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
+    """Draw the share of tokens by entropy, and a line at the threshold."""
     highest = 0.0
-    for figures, colour in _coloured(sets, palette):
-        counts = np.array(figures["entropies"]["counts"], float)
-        width = figures["entropies"]["bin"]
+    for figures, colour in coloured(sets):
+        counts = np.array(figures.entropies.counts, float)
+        width = figures.entropies.bin
         if counts.any():
             edges = np.arange(len(counts) + 1) * width
             share = 100 * counts / counts.sum()
             fill: dict[str, Any] = {"fill": True, "alpha": 0.85} if len(sets) == 1 else {"lw": 1.4}
-            axes.stairs(share, edges, color=colour, label=_label(figures), **fill)
-            # The very lowest entropies are so many that the others would look like none.
+            axes.stairs(share, edges, color=colour, label=label(figures), **fill)
+            # The lowest entropies are so frequent that the others would look like zero: the highest
+            # bar is cut off, and a note says how high it is.
             highest = max(highest, np.sort(share)[-2] if len(share) > 1 else share[0])
             if len(sets) == 1 and share.max() > CUT_OFF * highest:
                 bin_ = int(share.argmax())
                 note, place = f" {share[bin_]:.0f} % ↑", (edges[bin_ + 1], CUT_OFF * highest)
-                axes.annotate(note, place, va="top", color=palette.text)
-        if figures["threshold"] is not None and figures["rule"] != "monotonic":
-            axes.axvline(figures["threshold"], color=_marked(palette, sets, colour), ls="--", lw=1)
+                axes.annotate(note, place, va="top")
+        if figures.threshold is not None and figures.rule != "monotonic":
+            axes.axvline(figures.threshold, color=_threshold_colour(sets, colour), ls="--", lw=1)
     if highest:
         axes.set_ylim(0, CUT_OFF * highest)
     axes.set_xlim(left=0)
@@ -104,135 +139,132 @@ def draw_entropies(axes: Axes, sets: Sequence[Figures], palette: Palette) -> Non
     axes.set_ylabel("% of tokens")
 
 
-def draw_curve(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
-    """Mean patch size by threshold, with the current and the suggested thresholds."""
-    for figures, colour in _coloured(sets, palette):
-        curve = figures["curve"]
-        thresholds, means = np.array(curve["thresholds"]), np.array(curve["mean_patch_bytes"])
+def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
+    """Draw the mean patch size by threshold, with the current and the suggested thresholds."""
+    inside = _setting("figure.facecolor")
+    for figures, colour in coloured(sets):
+        curve = figures.curve
+        thresholds, means = np.array(curve.thresholds), np.array(curve.mean_patch_bytes)
         shown = means <= STEPPED_MEAN
-        axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=_label(figures))
-        for suggested in figures["suggested"]:
-            if suggested["threshold"] is not None and suggested["mean_patch_bytes"] <= STEPPED_MEAN:
-                place = (suggested["threshold"], suggested["mean_patch_bytes"])
-                axes.plot(*place, "o", color=colour, ms=5, mfc=palette.background)
-        if figures["threshold"] is not None and figures["curve"]["thresholds"]:
-            place = (figures["threshold"], figures["mean_patch_bytes"])
-            axes.axvline(place[0], color=_marked(palette, sets, colour), ls="--", lw=1)
+        axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=label(figures))
+        for suggested in figures.suggested:
+            reached = suggested.mean_patch_bytes
+            if suggested.threshold is not None and reached is not None and reached <= STEPPED_MEAN:
+                axes.plot(suggested.threshold, reached, "o", color=colour, ms=5, mfc=inside)
+        if figures.threshold is not None and figures.curve.thresholds:
+            place = (figures.threshold, figures.mean_patch_bytes)
+            axes.axvline(place[0], color=_threshold_colour(sets, colour), ls="--", lw=1)
             axes.plot(*place, "D", color=colour, ms=6)
             if len(sets) == 1:
                 note = f"{place[1]:.2f} bytes\nat {place[0]:.3f} nats"
-                # Left of it, where there is room.
+                # The curve rises to the right, so a note has room on its upper left or lower right.
                 left = len(thresholds) > 0 and place[0] > np.mean(thresholds[[0, -1]])
                 offset, side = ((-8, 4), "right") if left else ((8, -4), "left")
                 up = "bottom" if left else "top"
                 where = ("data", "offset points")
-                axes.annotate(note, place, offset, *where, ha=side, va=up, color=palette.text)
+                axes.annotate(note, place, offset, *where, ha=side, va=up)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("threshold (nats)")
-    axes.set_ylabel("mean bytes a patch")
+    axes.set_ylabel("mean bytes per patch")
 
 
-def draw_drift(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
-    """Mean patch size over the shards, in their order."""
-    for figures, colour in _coloured(sets, palette):
-        means = np.array([shard["mean_patch_bytes"] for shard in figures["drift"]])
+def draw_drift(sets: Sequence[SetFigures], axes: Axes) -> None:
+    """Draw the mean patch size of the shards, in their order."""
+    for figures, colour in coloured(sets):
+        means = np.array([shard.mean_patch_bytes for shard in figures.drift])
         if not len(means):
             continue
         edges = np.linspace(0, len(means), min(len(means), MOST_POINTS) + 1).astype(int)
         parts = [means[a:b] for a, b in pairwise(edges)]
         places = (edges[:-1] + edges[1:] - 1) / 2 + 1
         middle = [part.mean() for part in parts]
-        axes.plot(places, middle, ".-", color=colour, lw=1.2, ms=4, label=_label(figures))
+        axes.plot(places, middle, ".-", color=colour, lw=1.2, ms=4, label=label(figures))
         if len(means) > MOST_POINTS:
             low, high = [part.min() for part in parts], [part.max() for part in parts]
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("shard")
-    axes.set_ylabel("mean bytes a patch")
+    axes.set_ylabel("mean bytes per patch")
 
 
-def draw_flops(axes: Axes, sets: Sequence[Figures], palette: Palette) -> None:
-    """Inference FLOPs a byte of the paper's sizes; hatched beside them, of a BPE model."""
-    shown = [(f, colour) for f, colour in _coloured(sets, palette) if f["flops"]]
+def draw_flops(sets: Sequence[SetFigures], axes: Axes) -> None:
+    """Draw inference FLOPs per byte of the paper's sizes; hatched, those of a BPE model."""
+    shown = [(f, colour) for f, colour in coloured(sets) if f.flops]
     bars: list[tuple[list[float], dict[str, Any]]] = []
     for figures, colour in shown:
-        rows = figures["flops"]
-        look: dict[str, Any] = {"color": colour, "label": _label(figures)}
-        bars.append(([row["inference"] for row in rows], look))
-        if figures["tokenizer"]:
-            edge = colour if len(sets) > 1 else palette.text
+        rows = figures.flops
+        look: dict[str, Any] = {"color": colour, "label": label(figures)}
+        bars.append(([row.inference for row in rows], look))
+        if figures.tokenizer:
+            edge = colour if len(sets) > 1 else _setting("text.color")
             look = {"fill": False, "ec": edge, "hatch": "///", "lw": 0.8, "label": " BPE"}
-            bars.append(([row["bpe"]["inference"] for row in rows], look))
+            bars.append(([row.bpe.inference for row in rows if row.bpe], look))
     width = 0.8 / max(len(bars), 1)
     for i, (flops, look) in enumerate(bars):
         places = np.arange(len(flops)) - 0.4 + (i + 0.5) * width
         axes.bar(places, flops, width * 0.92, **look)
     if shown:
-        sizes = [row["size"] for row in shown[0][0]["flops"]]
+        sizes = [row.size for row in shown[0][0].flops]
         axes.set_xticks(range(len(sizes)), sizes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.set_ylabel("FLOPs a byte, inference")
+    axes.set_ylabel("inference FLOPs per byte")
     if len(sets) == 1 and len(bars) > 1:
-        axes.legend(frameon=False, labelcolor=palette.text)
+        axes.legend()
 
 
-PLOTS: dict[str, tuple[str, Callable[[Axes, Sequence[Figures], Palette], None]]] = {
-    "threshold": ("What a threshold does", draw_curve),
-    "patch-lengths": ("Patch lengths", draw_lengths),
-    "entropies": ("Entropies", draw_entropies),
-    "drift": ("Over the shards", draw_drift),
-    "flops": ("What it costs", draw_flops),
+PLOTS = {
+    "threshold": Plot("What a threshold does", draw_curve),
+    "patch-lengths": Plot("Patch lengths", draw_lengths),
+    "entropies": Plot("Entropies", draw_entropies),
+    "drift": Plot("Over the shards", draw_drift),
+    "flops": Plot("What it costs", draw_flops),
 }
-"""By name of the PNG file: title, and how it is drawn."""
+"""The plots by the name of their PNG file, in the order of the page."""
 
 
-def png(name: str, sets: Sequence[Figures]) -> bytes:
-    """A plot as a PNG picture."""
+def png(name: str, sets: Sequence[SetFigures]) -> bytes:
+    """Render a plot as a PNG picture."""
     return _render(name, sets, PAPER, "png")
 
 
-def svg(name: str, sets: Sequence[Figures]) -> str:
-    """A plot as an SVG element for a page that has the colours ``--text``, ``--line``,
-    ``--set0`` to ``--set3``; it is described by its title."""
+def svg(name: str, sets: Sequence[SetFigures]) -> str:
+    """Render a plot as an SVG element, which its title describes. Its colours are variables of the
+    page: ``--text``, ``--line``, and ``--set0`` to ``--set7``."""
     text = _render(name, sets, _PLACEHOLDERS, "svg").decode()
     text = text[text.index("<svg") :]
-    # In styles only: names of sets are in there, too.
-    text = re.sub(r"(?<=: )#0102[0-9a-f]{2}(?=[;\"])", lambda found: _VARIABLES[found[0]], text)
-    # Its size is the page's to give.
+    # Colours are replaced in styles only, because names of sets may look like colours.
+    text = re.sub(r"(?<=: )#0102[0-9a-f]{2}(?=[;\"])", lambda match: _VARIABLES[match[0]], text)
+    # The page decides how large a plot is.
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{PLOTS[name][0]}">{rest}'
+    return f'{opening} role="img" aria-label="{PLOTS[name].title}">{rest}'
 
 
-def _render(name: str, sets: Sequence[Figures], palette: Palette, kind: str) -> bytes:
-    title, draw = PLOTS[name]
+def _render(name: str, sets: Sequence[SetFigures], palette: Palette, kind: str) -> bytes:
+    plot = PLOTS[name]
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # letters stay letters: they take the page's font
         "svg.hashsalt": name,  # ids that are the same each time, and differ between plots
         "font.size": 10,
-        "axes.edgecolor": palette.grid,
-        "axes.labelcolor": palette.text,
-        "text.color": palette.text,
-        "xtick.color": palette.text,
-        "ytick.color": palette.text,
-        "grid.color": palette.grid,
         "text.parse_math": False,  # a name may hold dollar signs
+        "legend.frameon": False,
+        **palette.settings(),
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # Letters that its font lacks show as boxes.
+        # Letters that the font lacks show as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), facecolor=palette.background)
+        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         axes.set_facecolor("none")
         axes.grid(axis="y", lw=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        draw(axes, sets, palette)
+        plot.draw(sets, axes)
         if kind == "png":
-            axes.set_title(title, loc="left", fontweight="bold")
+            axes.set_title(plot.title, loc="left", fontweight="bold")
         if len(sets) > 1:
-            axes.legend(frameon=False, labelcolor=palette.text)
+            axes.legend()
         figure.tight_layout()
         file = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
@@ -241,19 +273,28 @@ def _render(name: str, sets: Sequence[Figures], palette: Palette, kind: str) -> 
     return file.getvalue()
 
 
-def _label(figures: Figures) -> str:
-    """A name for legends; without the space, those that begin with an underscore are left out."""
-    name = " ".join(figures["name"].split())
+def coloured(sets: Sequence[SetFigures]) -> Iterator[tuple[SetFigures, str]]:
+    """The sets, each with its colour as matplotlib names it."""
+    for i, figures in enumerate(sets):
+        yield figures, f"C{i % len(SET_COLOURS)}"
+
+
+def label(figures: SetFigures) -> str:
+    """The name of a set for legends, shortened. It begins with a space, because matplotlib leaves
+    out labels that begin with an underscore."""
+    name = " ".join(figures.name.split())
     if len(name) > LONGEST_NAME:
         half = LONGEST_NAME // 2
         name = f"{name[: half - 1]}…{name[-half:]}"
     return f" {name}"
 
 
-def _coloured(sets: Sequence[Figures], palette: Palette) -> list[tuple[Figures, str]]:
-    return list(zip(sets, cycle(palette.sets), strict=False))
+def _threshold_colour(sets: Sequence[SetFigures], colour: str) -> str:
+    """The colour of the line at a set's threshold: the set's, if there are several sets."""
+    return _setting("text.color") if len(sets) == 1 else colour
 
 
-def _marked(palette: Palette, sets: Sequence[Figures], colour: str) -> str:
-    """Colour of the line at a set's threshold."""
-    return palette.text if len(sets) == 1 else colour
+def _setting(name: Literal["text.color", "figure.facecolor"]) -> str:
+    """A colour of the palette that is drawn in."""
+    colour: str = matplotlib.rcParams[name]
+    return colour

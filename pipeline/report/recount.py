@@ -1,4 +1,4 @@
-"""Statistics of shard sets counted again, on Ray: from the shards, not from what manifests say."""
+"""Counts of shard sets from the shards themselves, on Ray, not from what the manifests say."""
 
 import json
 from collections import deque
@@ -14,7 +14,7 @@ from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
 from pipeline.corpus.documents import WHOLE_FILE
 from pipeline.errors import DamagedShardError
-from pipeline.report.figures import Counted, described
+from pipeline.report.counted import SetCounts
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.format import read_patches
 from pipeline.shards.shard_set import ShardSet
@@ -28,9 +28,9 @@ from pipeline.statistics.threshold_curve import (
 from pipeline.storage.run_record import MANIFEST
 
 
-def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> Counted:
-    """Count all shards of a set again; files that are damaged are named and left out, and so is a
-    manifest named that says otherwise."""
+def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | None) -> SetCounts:
+    """Count all shards of a set again. Problems of the result name files that are damaged, which
+    are left out, and a manifest that disagrees with its shards."""
     counting = _Counting(shards.entries)
     run_stage(
         "counting",
@@ -42,9 +42,10 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
         receive=counting.receive,
     )
     total = counting.total
-    told, found = (_compared(of) for of in (shards.statistics, total.statistics))
-    if found != told and not counting.problems:
-        counting.problems.append(f"{shards.output.locate(MANIFEST)}: says {told}; it is {found}")
+    stated, actual = _compared(shards.statistics), _compared(total.statistics)
+    if actual != stated and not counting.problems:
+        where = shards.output.locate(MANIFEST)
+        counting.problems.append(f"{where}: says {stated}; it is {actual}")
     for entry in shards.entries:
         try:
             rejects = shards.shard_rejects(entry)
@@ -53,12 +54,13 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
             continue
         alone = (reject for reject in rejects if reject["position"] != WHOLE_FILE)
         total.summary.reject(reject["reason"] for reject in alone)
-    counted = described(name, shards, total.statistics, total.summary, counting.entries)
-    return replace(counted, curve=total.curve, problems=counting.problems)
+    counts = SetCounts.of(name, shards, total.statistics, total.summary, counting.entries)
+    return replace(counts, curve=total.curve, problems=counting.problems)
 
 
 def _compared(statistics: PatchStatistics) -> dict[str, int]:
-    """What shards have to agree on with their manifest, with entropies in them or without."""
+    """The counts that a manifest and its shards have in common, whether or not the shards hold
+    entropies."""
     return {name: getattr(statistics, name) for name in ("documents", "bytes", "patches")}
 
 
@@ -91,12 +93,12 @@ class _Counting:
 
 @dataclass
 class ShardCounts:
-    """What is counted of a shard; ``+`` appends those of another."""
+    """The counts of a shard; ``+`` appends those of another."""
 
     statistics: PatchStatistics = field(default_factory=PatchStatistics)
     summary: Summary = field(default_factory=Summary)
     cut_K: np.ndarray | None = None
-    """Patches at CUT_THRESHOLDS, where ``max_patch_length`` cuts some."""
+    """int64: patches at each of CUT_THRESHOLDS; None if no ``max_patch_length`` splits patches."""
 
     def __add__(self, other: "ShardCounts") -> "ShardCounts":
         known = [cut_K for cut_K in (self.cut_K, other.cut_K) if cut_K is not None]
@@ -105,7 +107,7 @@ class ShardCounts:
 
     @property
     def curve(self) -> ThresholdCurve | None:
-        """With the cuts of ``max_patch_length``, if there are such."""
+        """The curve with the splits of ``max_patch_length``; None if there are no such splits."""
         if self.cut_K is None:
             return None
         return ThresholdCurve(self.statistics.bytes, CUT_THRESHOLDS, self.cut_K)

@@ -1,6 +1,6 @@
-"""The viewer's page, in Gradio: what is on it, and what happens when something is changed.
+"""The viewer's page, in Gradio: its components, and what happens when one of them changes.
 
-All that it shows comes from :mod:`pipeline.viewer.patched_text`, as HTML in which texts are
+What it shows of texts comes from :mod:`pipeline.viewer.patched_text`, as HTML in which texts are
 escaped.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-# Before it is imported: it would ask its makers for news.
+# This comes before the import of Gradio, which would otherwise ask its makers for news.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
@@ -56,26 +56,26 @@ _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
 
-def serve(config: PatchViewerConfig, told: Callable[[str], None]) -> None:
+def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
     """Serve the page until interrupted.
 
     Args:
-        told: called with the page's address, once it is there.
+        report_url: called with the page's address as soon as it answers.
 
     Raises:
-        ConfigError: a shard set cannot be opened, a model not be loaded, or the address not be
-            listened on.
+        ConfigError: a shard set cannot be opened, a model cannot be loaded, or another program
+            uses the address.
     """
     config.check()
     port = _free_port(config)
     for model in config.entropy_model:
         load(model)
     page = build(config)
-    # Gradio asks itself whether it is there, which is no proxy's business.
+    # Gradio asks itself whether it answers, which must not go through a proxy.
     for name in ("no_proxy", "NO_PROXY"):
         here = ("localhost", "127.0.0.1", config.host)
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), *here]))
-    # Letters of this machine: the default ones would be asked of another.
+    # Fonts of this machine: the default ones would be fetched from another.
     theme = gr.themes.Default(font=_FONT, font_mono=_MONO)
     _, url, _ = page.launch(
         server_name=config.host,
@@ -88,7 +88,7 @@ def serve(config: PatchViewerConfig, told: Callable[[str], None]) -> None:
         theme=theme,
         css=CSS,
     )
-    told(url)
+    report_url(url)
     page.block_thread()
 
 
@@ -104,7 +104,7 @@ def _free_port(config: PatchViewerConfig) -> int:
 
 
 def build(config: PatchViewerConfig) -> gr.Blocks:
-    """The page.
+    """Build the page.
 
     Raises:
         ConfigError: a shard set cannot be opened.
@@ -113,7 +113,7 @@ def build(config: PatchViewerConfig) -> gr.Blocks:
     with gr.Blocks(title="Entropy patches", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
             "# Entropy patches\nA patch starts where the next byte is uncertain. The beginning of "
-            "a document is a patch, too, without a byte in it."
+            "a document is a patch by itself, without a byte in it."
         )
         if sets:
             with gr.Tab("Type"):
@@ -146,7 +146,7 @@ def _shown(view: PatchView) -> list[str]:
 
 
 def _typing(config: PatchViewerConfig, page: gr.Blocks) -> None:
-    """Text that is typed."""
+    """Components for text that the user types."""
     text = gr.Textbox(
         EXAMPLES["English text"],
         lines=4,
@@ -179,7 +179,7 @@ def _typing(config: PatchViewerConfig, page: gr.Blocks) -> None:
 
 
 def _browsing(config: PatchViewerConfig, sets: dict[str, DocumentIndex], page: gr.Blocks) -> None:
-    """Documents of shard sets, as they were cut, or anew from their entropies."""
+    """Components for documents of shard sets, as stored or re-patched from their entropies."""
     with gr.Row():
         urls = list(sets)
         chosen = gr.Dropdown(urls, value=urls[0], label="shard set", elem_id="set")
@@ -190,33 +190,33 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, DocumentIndex], page: g
         previous, following, somewhere = (
             gr.Button(name, size="sm", min_width=80) for name in ("previous", "next", "random")
         )
-    anew = gr.Checkbox(label="cut anew, from the stored entropies", elem_id="anew")
+    repatch = gr.Checkbox(label="re-patch from the stored entropies", elem_id="repatch")
     with gr.Group(visible=False) as group:
         controls = controls_of(config, "browse-")
     where = gr.HTML(elem_id="browse-where")
     outputs = [where, *_outputs("browse-")]
 
-    def update(url: str, number: float, anew: bool, *settings: Any) -> list[str]:
+    def update(url: str, number: float, repatch: bool, *settings: Any) -> list[str]:
         try:
-            return _shown_document(sets[url], int(number or 0), anew, patcher_of(*settings))
+            return _shown_document(sets[url], int(number or 0), repatch, patcher_of(*settings))
         except (PipelineError, ValueError, IndexError) as error:
             return [error_html(error), "", "", ""]
 
     def find(url: str, sample_id: str) -> Any:
         try:
-            found = sets[url].find(sample_id) if sample_id else None
+            match = sets[url].find(sample_id) if sample_id else None
         except PipelineError as error:
             raise gr.Error(escape(str(error)), print_exception=False) from error
-        if sample_id and found is None:
+        if sample_id and match is None:
             some = f" among the first {MOST_SEARCHED:,}" * (len(sets[url]) > MOST_SEARCHED)
-            said = f"no document{some} is called so: {escape(sample_id[:100])}"
-            raise gr.Error(said, print_exception=False)
-        return gr.skip() if found is None else found
+            message = f"no document{some} has this id: {escape(sample_id[:100])}"
+            raise gr.Error(message, print_exception=False)
+        return gr.skip() if match is None else match
 
-    inputs = [chosen, number, anew, *controls.values()]
+    inputs = [chosen, number, repatch, *controls.values()]
     events = [component.change for component in inputs]
     gr.on([page.load, *events], update, inputs, outputs, **QUICK)
-    anew.change(lambda shown: gr.update(visible=shown), anew, group, **QUICK)
+    repatch.change(lambda shown: gr.update(visible=shown), repatch, group, **QUICK)
     hide_unused(controls)
     sample_id.submit(find, [chosen, sample_id], number, **QUICK)
 
@@ -229,19 +229,19 @@ def _browsing(config: PatchViewerConfig, sets: dict[str, DocumentIndex], page: g
 
 
 def _shown_document(
-    documents: DocumentIndex, number: int, anew: bool, patcher: Patcher
+    documents: DocumentIndex, number: int, repatch: bool, patcher: Patcher
 ) -> list[str]:
     if not len(documents):
-        raise ConfigError("no documents in this set")
+        raise ConfigError("this set holds no documents")
     document = documents[number]
     data = document.text.encode()
     stored = documents.shards.patcher
     view = PatchView(data, document.entropies, document.patch_lengths, line(stored))
-    if anew and document.entropies is None:
-        raise ConfigError("the shards hold no entropies: they cannot be cut anew")
-    if anew:
+    if repatch and document.entropies is None:
+        raise ConfigError("the shards hold no entropies, so they cannot be re-patched")
+    if repatch:
         view = repatched(view, patcher)
     place = f"document {number:,} of {len(documents):,}"
-    given = vars(patcher if anew else stored).items()
+    given = vars(patcher if repatch else stored).items()
     rule = " ".join(f"{key} {value}" for key, value in given if value not in (None, False))
-    return [ids_html([document.sample_id, place, f"cut by: {rule}"]), *_shown(view)]
+    return [ids_html([document.sample_id, place, f"patched by: {rule}"]), *_shown(view)]

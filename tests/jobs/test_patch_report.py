@@ -45,7 +45,7 @@ def test_a_page_plots_and_figures(run, sets):
     assert {path.name for path in (sets / "out").iterdir()} == names
     assert f"page: {sets / 'out' / 'index.html'}" in done.stdout
     rows = [line.split("  ") for line in done.stdout.splitlines()]
-    assert ["mean bytes a patch", f"{figures(sets / 'out')[0]['mean_patch_bytes']:.3f}"] in [
+    assert ["mean bytes per patch", f"{figures(sets / 'out')[0]['mean_patch_bytes']:.3f}"] in [
         [cell.strip() for cell in row if cell.strip()][:2] for row in rows
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from support import tiny
 from support.browser import PHONE, Watched
 from support.texts import topics, write_jsonl
@@ -19,10 +21,12 @@ from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
-from pipeline.report.figures import Counted, counted_before, merge, set_figures
+from pipeline.report.counted import Provenance, SetCounts, merge, read_counts
+from pipeline.report.figures import SetFigures, set_figures
 from pipeline.report.job import short_names
-from pipeline.report.page import Report, whole_text, why
-from pipeline.report.plots import PLOTS, png, svg
+from pipeline.report.page import Report
+from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
+from pipeline.report.wording import explanation, printable
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.threshold_curve import ThresholdCurve
 from pipeline.storage.output import OutputDirectory, to_json
@@ -31,8 +35,8 @@ HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.titl
 TARGETS = (2.0, 4.5)
 
 
-def figures_of(counted: Counted) -> dict:
-    return set_figures(counted, targets=TARGETS, context_bytes=8192)
+def figures_of(counts: SetCounts) -> SetFigures:
+    return set_figures(counts, targets=TARGETS, context_bytes=8192)
 
 
 def shard_set(directory: Path, model: NGramEntropyModel, rule: Patcher, parts: list) -> ShardSet:
@@ -65,8 +69,8 @@ def shards(parts, model, tmp_path_factory) -> ShardSet:
 
 
 @pytest.fixture(scope="module")
-def figures(shards) -> dict:
-    return figures_of(counted_before("set", shards))
+def figures(shards) -> SetFigures:
+    return figures_of(read_counts("set", shards))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,7 @@ def figures(shards) -> dict:
 )
 def test_the_curve_is_that_of_cutting_everything_anew(parts, model, rule, tmp_path):
     shards = shard_set(tmp_path, model, rule, parts[:2])
-    found = figures_of(counted_before("set", shards))
+    found = figures_of(read_counts("set", shards))
     documents = list(shards)
     h = torch.from_numpy(np.concatenate([document.entropies for document in documents]))
     lengths = torch.tensor([len(document.entropies) for document in documents])
@@ -89,100 +93,106 @@ def test_the_curve_is_that_of_cutting_everything_anew(parts, model, rule, tmp_pa
         cut = replace(rule, threshold=threshold)
         return size / len(cut.patch_lengths_flat(h, lengths)[0])
 
-    curve = found["curve"]
-    assert len(curve["thresholds"]) > 100
-    assert curve["mean_patch_bytes"] == list(map(mean, curve["thresholds"]))
-    assert found["mean_patch_bytes"] == pytest.approx(mean(rule.threshold))
-    for suggested in found["suggested"]:
-        assert suggested["mean_patch_bytes"] == mean(suggested["threshold"])
+    curve = found.curve
+    assert len(curve.thresholds) > 100
+    assert curve.mean_patch_bytes == list(map(mean, curve.thresholds))
+    assert found.mean_patch_bytes == pytest.approx(mean(rule.threshold))
+    for suggested in found.suggested:
+        assert suggested.mean_patch_bytes == mean(suggested.threshold)
 
 
 def test_figures_are_those_of_a_loop_over_the_documents(shards, figures, parts):
     documents = list(shards)
     lengths = np.concatenate([document.patch_lengths for document in documents])
-    assert figures["documents"] == len(documents) == sum(map(len, parts))
-    assert figures["patches"] == len(lengths)
-    counts = {str(k): int(n) for k, n in zip(*np.unique(lengths, return_counts=True), strict=True)}
-    assert figures["patch_lengths"]["counts"] == counts
+    assert figures.documents == len(documents) == sum(map(len, parts))
+    assert figures.patches == len(lengths)
+    counts = dict(zip(*map(np.ndarray.tolist, np.unique(lengths, return_counts=True)), strict=True))
+    assert figures.patch_lengths.counts == counts
     median = np.sort(lengths)[(len(lengths) - 1) // 2]
-    assert figures["patch_lengths"]["percentiles"]["50"] == median
+    assert figures.patch_lengths.percentiles[50] == median
     exact = np.concatenate([document.entropies for document in documents]).astype(float).mean()
-    assert figures["mean_entropy"] == pytest.approx(exact, abs=0.01)
-    scripts = {row["name"]: row["documents"] for row in figures["scripts"]}
+    assert figures.mean_entropy == pytest.approx(exact, abs=0.01)
+    scripts = {row.name: row.documents for row in figures.scripts}
     assert scripts == {"Latin": len(documents) - 2, "Cyrillic": 1, "(no letters)": 1}
-    language = {row["name"]: row["documents"] for row in figures["columns"]["language"]}
+    language = {row.name: row.documents for row in figures.columns["language"]}
     assert language == {"en": 12, "(none)": 12}
-    sources = {row["name"]: row["bytes"] for row in figures["sources"]}
+    sources = {row.name: row.bytes for row in figures.sources}
     sizes = [sum(len(text.encode()) for _, text in part) for part in parts]
     assert sources == {f"{i}.jsonl": size for i, size in enumerate(sizes)}
-    assert len(figures["drift"]) == figures["shards"] == 3
-    assert figures["rejects"]["count"] == 2
-    assert sorted(figures["rejects"]["reasons"].values()) == [1, 1]
-    assert figures["longest"][0]["measure"] == max(
+    assert len(figures.drift) == figures.shards == 3
+    assert figures.rejects.count == 2
+    assert sorted(figures.rejects.reasons.values()) == [1, 1]
+    assert figures.longest[0].measure == max(
         len(patch) for document in documents for patch in document.patches()
     )
 
 
 def test_merged_sets_are_the_set_of_all_their_documents(shards, figures, parts, model, tmp_path):
     apart = [shard_set(tmp_path / str(i), model, Patcher(1.0), [p]) for i, p in enumerate(parts)]
-    merged = figures_of(merge(counted_before(str(i), one) for i, one in enumerate(apart)))
-    alike = figures.keys() - {"name", "url", "sources", "drift", "rejects", "runs", "shard_bytes"}
-    assert {key: merged[key] for key in alike} == {key: figures[key] for key in alike}
-    assert sorted(row["name"] for row in merged["sources"]) == ["0", "1", "2"]
-    assert merged["rejects"]["count"] == 6 and merged["name"] == "3 sets"
+    merged = figures_of(merge(read_counts(str(i), one) for i, one in enumerate(apart)))
+    differ = ("name", "url", "sources", "drift", "rejects", "shard_bytes")
+    assert replace(merged, **{key: getattr(figures, key) for key in differ}) == figures
+    assert sorted(row.name for row in merged.sources) == ["0", "1", "2"]
+    assert merged.rejects.count == 6 and merged.name == "3 sets"
+
+
+def made_by_another(counts: SetCounts) -> Provenance:
+    return replace(counts.provenance, entropy_model={"fingerprint": "f" * 64})
 
 
 def test_sets_of_different_rules_are_not_merged(shards, parts, model, tmp_path):
     other = shard_set(tmp_path, model, Patcher(rule="space"), parts[:1])
     with pytest.raises(ConfigError, match="cut by different rules"):
-        merge([counted_before("a", shards), counted_before("b", other)])
-    one = counted_before("a", shards)
-    by_another = replace(one, made=one.made | {"entropy_model": {"fingerprint": "f" * 64}})
+        merge([read_counts("a", shards), read_counts("b", other)])
+    one = read_counts("a", shards)
+    by_another = replace(one, provenance=made_by_another(one))
     with pytest.raises(ConfigError, match="scored by different entropy models"):
         merge([one, by_another])
     # Where entropies place no boundary, it is the same whose they are.
-    spaces = counted_before("b", other)
-    made = spaces.made | {"entropy_model": {"fingerprint": "f" * 64}}
-    assert merge([spaces, replace(spaces, name="c", made=made)]).name == "2 sets"
+    spaces = read_counts("b", other)
+    other_model = replace(spaces, name="c", provenance=made_by_another(spaces))
+    assert merge([spaces, other_model]).name == "2 sets"
 
 
 def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, model, tmp_path):
     other = shard_set(tmp_path / "other", model, Patcher(1.6), parts[:1])
-    merged = figures_of(merge([counted_before("a", shards), counted_before("b", other)]))
+    merged = figures_of(merge([read_counts("a", shards), read_counts("b", other)]))
     page = Report([merged], 8192, recomputed=False).page()
-    assert "Its sets were cut at different thresholds." in page and "they differ" in page
-    assert "has no threshold" not in page and "the global rule would give" not in page
+    assert "The merged sets have different thresholds." in page and "different ones" in page
+    assert "has no threshold" not in page and "those of the global rule" not in page
 
 
 def test_what_it_says_of_thresholds_holds(shards, parts, model, tmp_path):
-    (found,) = [figures_of(counted_before("set", shards))]
-    best = found["suggested"][0]
-    said = f"{best['mean_patch_bytes']:.2f} bytes each, take {best['threshold']!r}."
-    assert abs(found["mean_patch_bytes"] - 2) > 0.2 and said in why(found)
-    # Where patches are cut, thresholds do other things than the curve tells.
+    (found,) = [figures_of(read_counts("set", shards))]
+    best = found.suggested[0]
+    size = f"{best.mean_patch_bytes:.2f} bytes on average"
+    advice = f"of {size}, use a threshold of {best.threshold!r} nats."
+    assert abs(found.mean_patch_bytes - 2) > 0.2 and advice in explanation(found)
+    # Where patches are split, thresholds do other things than the curve tells.
     cut = shard_set(tmp_path, model, Patcher(1.0, max_patch_length=3), parts[:1])
-    figures = figures_of(counted_before("cut", cut))
-    assert "or a patch has 3 tokens" in why(figures) and "take" not in why(figures)
+    figures = figures_of(read_counts("cut", cut))
+    assert "or the patch before has 3 tokens" in explanation(figures)
+    assert "use a threshold" not in explanation(figures)
     page = Report([figures], 8192, recomputed=False).page()
-    assert page.count("Before cuts at max_patch_length") == 2
-    assert "share that a new patch follows" not in page
+    assert page.count("Splits at max_patch_length are left out") == 2
+    assert "A new patch follows each token" not in page
 
 
 def test_a_set_without_documents_changes_nothing_of_what_it_is_merged_with(shards, model, tmp_path):
     nothing = shard_set(tmp_path, model, Patcher(1.0), [[]])
     curve = ThresholdCurve(10, np.float32([1, 2]), np.array([5, 2]))
-    one = replace(counted_before("set", shards), curve=curve)
-    none = counted_before("none", nothing)
+    one = replace(read_counts("set", shards), curve=curve)
+    none = read_counts("none", nothing)
     for both in ([one, none], [none, one]):
         assert merge(both).curve == curve
 
 
 def test_of_text_without_stored_entropies_no_averages_are_told(shards):
-    one = counted_before("set", shards)
+    one = read_counts("set", shards)
     half = replace(one.statistics, entropies=one.statistics.entropies // 2)
     found = figures_of(replace(one, statistics=half))
-    assert found["scripts"][0]["mean_entropy"] is None and found["mean_entropy"] > 0
-    assert "Of the text whose entropies" in Report([found], 8192, recomputed=True).page()
+    assert found.scripts[0].mean_entropy is None and found.mean_entropy > 0
+    assert "Only text whose entropies are stored" in Report([found], 8192, recomputed=True).page()
 
 
 def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_path):
@@ -191,19 +201,38 @@ def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_
     write_jsonl(tmp_path / "in" / "a.jsonl", texts)
     settings = {"id_column": "id", "keep_columns": ("id",)}
     many = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(1.0), **settings)
-    found = figures_of(counted_before("many", many))
-    assert found["columns_in_part"] == ["id"]
-    assert "At least: a shard tells the 256 values" in Report([found], 1, False).page()
-    few = figures_of(counted_before("set", shards))
-    assert few["columns_in_part"] == [] and "At least" not in Report([few], 1, False).page()
+    found = figures_of(read_counts("many", many))
+    assert found.columns_in_part == ["id"]
+    assert "a shard counts the 256 repeated values" in Report([found], 1, False).page()
+    few = figures_of(read_counts("set", shards))
+    assert few.columns_in_part == [] and "lower bounds" not in Report([few], 1, False).page()
 
 
 def test_flops_are_those_of_the_papers_formulas(shards, figures):
-    size = figures["mean_patch_bytes"]
-    for row in figures["flops"]:
-        expected = flops_per_byte(BLT_SIZES[row["size"]], patch_size=size, context=8192)
-        assert row["inference"] == pytest.approx(expected)  # an n-gram model costs nothing
-        assert row["training"] == pytest.approx(3 * expected)
+    size = figures.mean_patch_bytes
+    for row in figures.flops:
+        expected = flops_per_byte(BLT_SIZES[row.size], patch_size=size, context=8192)
+        assert row.inference == pytest.approx(expected)  # an n-gram model costs nothing
+        assert row.training == pytest.approx(3 * expected)
+
+
+def test_report_json_keeps_its_keys(figures):
+    values = figures.to_json()
+    assert list(values) == [
+        *("name", "url", "documents", "bytes", "tokens", "scored_tokens", "patches", "shards"),
+        *("shard_bytes", "mean_patch_bytes", "mean_entropy", "rule", "threshold"),
+        *("thresholds_differ", "max_patch_length", "made", "patch_lengths", "entropies", "curve"),
+        *("curve_has_cuts", "suggested", "scripts", "columns", "columns_in_part", "sources"),
+        *("drift", "longest", "shortest", "rejects", "problems", "runs", "tokenizer", "flops"),
+    ]
+    assert list(values["made"]) == ["patcher", "entropy_model", "configuration"]
+    assert list(values["patch_lengths"]["percentiles"]) == ["1", "10", "50", "90", "99"]
+    row = ["name", "documents", "bytes", "patches", "mean_patch_bytes", "mean_entropy"]
+    assert list(values["scripts"][0]) == row
+    assert list(values["drift"][0]) == ["shard", "bytes", "mean_patch_bytes"]
+    # Without a tokenizer there is nothing of one.
+    assert list(values["flops"][0]) == ["size", "parts", "entropy_model", "inference", "training"]
+    assert json.loads(to_json(values)) == values
 
 
 @pytest.fixture(scope="module")
@@ -232,12 +261,12 @@ def test_a_bpe_tokenizer_is_run_on_the_same_text(shards, tokenizer, tmp_path):
     size = sum(len(text.encode()) for text in texts)
     assert (found.vocabulary, found.sample_bytes) == (600, size)
     assert found.bytes_per_token == size / tokens
-    counted = counted_before("set", shards)
-    row = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=found)["flops"][1]
-    shape = BLT_SIZES[row["size"]]
+    counted = read_counts("set", shards)
+    row = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=found).flops[1]
+    shape = BLT_SIZES[row.size]
     context = 8192 * tokens / size
     token = transformer_flops(shape.n_layers_global, shape.dim_global, context, 600)
-    assert row["bpe"]["inference"] == pytest.approx(token * tokens / size)
+    assert row.bpe.inference == pytest.approx(token * tokens / size)
 
 
 def test_a_tokenizers_sample_is_from_everywhere(shards, parts, tokenizer, model, tmp_path):
@@ -269,7 +298,7 @@ def test_a_set_of_an_earlier_release_is_told_how_to_go_on(shards, tmp_path):
     manifest = {k: v for k, v in shards.manifest.items() if k != "summary"}
     OutputDirectory(str(tmp_path)).write("manifest.json", to_json(manifest))
     with pytest.raises(PipelineError, match="--recompute"):
-        counted_before("old", ShardSet(str(tmp_path)))
+        read_counts("old", ShardSet(str(tmp_path)))
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +312,7 @@ def pages(shards, parts, model, tokenizer, tmp_path_factory) -> dict[str, Path]:
     for name, sets in {"one": [shards], "two": [shards, other], "empty": [empty]}.items():
         all_figures = []
         for number, of_set in enumerate(sets):
-            counted = replace(counted_before(f"{HOSTILE} {number}", of_set), problems=[HOSTILE])
+            counted = replace(read_counts(f"{HOSTILE} {number}", of_set), problems=[HOSTILE])
             with_bpe = set_figures(counted, targets=TARGETS, context_bytes=8192, tokenizer=bpe)
             all_figures.append(with_bpe)
         report = Report(all_figures, 8192, recomputed=False)
@@ -323,14 +352,14 @@ def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
     watched = Watched(browser)
     watched.page.goto(pages["one"].as_uri())
     excerpts = watched.page.locator(".patches").all()
-    assert len(excerpts) == len(figures["longest"]) + len(figures["shortest"])
+    assert len(excerpts) == len(figures.longest) + len(figures.shortest)
     longest = excerpts[0].locator(".patch").all()
-    assert len(longest) == len(figures["longest"][0]["patch_bytes"])
+    assert len(longest) == len(figures.longest[0].patch_bytes)
     painted = {patch.evaluate("e => getComputedStyle(e).backgroundColor") for patch in longest}
     assert len(painted) == min(len(longest), 4)
     text = watched.page.inner_text("body")
-    for suggested in figures["suggested"]:
-        assert str(suggested["threshold"]) in text
+    for suggested in figures.suggested:
+        assert str(suggested.threshold) in text
     # Curves take the page's colours: there is one painted, and lines at both kinds of threshold.
     plot = watched.page.locator("svg").first
     strokes = plot.evaluate(
@@ -345,14 +374,28 @@ def test_plots_are_pictures(figures):
         assert png(name, [figures])[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_a_new_plot_is_one_entry_of_the_table(figures, monkeypatch, tmp_path):
+    def draw_shard_bytes(sets: Sequence[SetFigures], axes: Axes) -> None:
+        for of_set, colour in coloured(sets):
+            axes.plot([shard.bytes for shard in of_set.drift], color=colour, label=label(of_set))
+
+    monkeypatch.setitem(PLOTS, "shard-bytes", Plot("Text in each shard", draw_shard_bytes))
+    report = Report([figures, replace(figures, name="other")], 8192, recomputed=False)
+    report.write(OutputDirectory(str(tmp_path)))
+    assert (tmp_path / "shard-bytes.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    page = (tmp_path / "index.html").read_text()
+    (plot,) = re.findall("<h2>Text in each shard</h2>(<svg.*?</svg>)", page, re.DOTALL)
+    assert "var(--set0)" in plot and "var(--set1)" in plot and "other" in plot
+
+
 @pytest.mark.parametrize("name", ["_under", "a" * 300, "数据 <b> #010205", "\x1b[31m\n$x^"])
 def test_names_of_sets_are_in_legends_and_break_nothing(figures, name, recwarn):
-    pictures = [svg("drift", [figures | {"name": text}, figures]) for text in ("plain", name)]
+    pictures = [svg("drift", [replace(figures, name=text), figures]) for text in ("plain", name)]
     size = [re.search(r'viewBox="([^"]*)"', picture)[1] for picture in pictures]
     assert size[0] == size[1] and not recwarn.list
     assert escape(name.split()[0][:15], quote=False) in pictures[1]
     assert "#0102" not in pictures[1].replace(escape(name, quote=False), "")
-    nothing = figures | {"flops": [], "name": "nothing"}
+    nothing = replace(figures, flops=[], name="nothing")
     assert "--set1" in svg("flops", [nothing, figures])
 
 
@@ -367,6 +410,7 @@ def test_names_are_as_short_as_can_be():
 
 
 def test_a_page_holds_no_control_characters(figures):
-    told = figures | {"scripts": [figures["scripts"][0] | {"name": "\0\x1b[31mred\udce9"}]}
-    page = whole_text(Report([told], 8192, recomputed=False).page())
+    group = replace(figures.scripts[0], name="\0\x1b[31mred\udce9")
+    told = replace(figures, scripts=[group])
+    page = printable(Report([told], 8192, recomputed=False).page())
     assert "��[31mred?" in page and not re.search("[\0-\x08\x0b-\x1f]", page)

@@ -1,0 +1,252 @@
+"""What was counted of a shard set: taken from its manifest, or counted again by
+:mod:`pipeline.report.recount`; and several sets added up as one.
+
+Nothing here knows what a report says of the counts: see :mod:`pipeline.report.figures`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from operator import mul
+from typing import Any
+
+from model.patcher import ENTROPY_RULES
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.patch.run import LOG
+from pipeline.shards.entries import ShardEntry
+from pipeline.shards.shard_set import ShardSet
+from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics
+from pipeline.statistics.groups import ENTROPY_UNIT, GroupCounts, Groups
+from pipeline.statistics.summary import Summary
+from pipeline.statistics.threshold_curve import ThresholdCurve
+
+Settings = dict[str, Any]
+"""A JSON object of a manifest, which a report passes on as it is."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a set was made, as its manifest says it."""
+
+    patcher: Settings = field(default_factory=dict)
+    entropy_model: Settings = field(default_factory=dict)
+    configuration: Settings = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> "Provenance":
+        return cls(**{f.name: manifest.get(f.name, {}) for f in fields(cls)})
+
+    @property
+    def rule(self) -> str:
+        """The boundary rule's name; a manifest leaves the default one out."""
+        rule: str = self.patcher.get("rule", "global")
+        return rule
+
+    def common(self, other: "Provenance") -> "Provenance":
+        """The settings that are the same in both."""
+
+        def both(a: Settings, b: Settings) -> Settings:
+            return {key: value for key, value in a.items() if b.get(key) == value}
+
+        return Provenance(
+            both(self.patcher, other.patcher),
+            both(self.entropy_model, other.entropy_model),
+            both(self.configuration, other.configuration),
+        )
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """How long one run of patch_corpus.py took; :func:`pipeline.patch.run.log_run` writes it."""
+
+    bytes: int
+    """UTF-8 bytes of text that the run patched."""
+    cpus: float
+    ended: str
+    """ISO 8601, UTC."""
+    gpus: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SetCounts:
+    """The counts of a shard set, or of several sets as one."""
+
+    name: str
+    url: str
+    provenance: Provenance
+    statistics: PatchStatistics
+    summary: Summary
+    entries: Sequence[ShardEntry]
+    runs: Sequence[RunTime] = ()
+    sources: Groups = field(default_factory=dict)
+    """Counts by input file; of merged sets, by set."""
+    curve: ThresholdCurve | None = None
+    """The curve with the splits of ``max_patch_length``, which the summary's curve leaves out;
+    None where it was not counted."""
+    problems: Sequence[str] = ()
+    """One message for each damaged shard; damaged shards are not counted."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        shards: ShardSet,
+        statistics: PatchStatistics,
+        summary: Summary,
+        entries: Sequence[ShardEntry],
+    ) -> "SetCounts":
+        """Counts of a set, with everything that its directory says besides."""
+        return cls(
+            name,
+            shards.output.url,
+            Provenance.of(shards.manifest),
+            statistics,
+            summary,
+            entries,
+            _run_times(shards),
+            _by_file(entries),
+        )
+
+
+def read_counts(name: str, shards: ShardSet) -> SetCounts:
+    """The counts that the manifest of a set holds.
+
+    Raises:
+        PipelineError: an earlier release wrote the manifest, without a summary.
+    """
+    summary = shards.summary
+    if summary is None:
+        raise PipelineError(
+            f"{shards.output.url}: its manifest has no summary, because an earlier release patched "
+            "it; --recompute reads the shards themselves"
+        )
+    return SetCounts.of(name, shards, shards.statistics, summary, shards.entries)
+
+
+def _run_times(shards: ShardSet) -> list[RunTime]:
+    """How long the runs took; nothing where a record is damaged: only the speed is then unknown."""
+    try:
+        return [RunTime(**values) for values in shards.output.read_all_json(LOG).values()]
+    except (PipelineError, TypeError):
+        return []
+
+
+def _by_file(entries: Sequence[ShardEntry]) -> Groups:
+    groups: Groups = {}
+    for entry in entries:
+        groups[entry.source] = groups.get(entry.source, GroupCounts()) + _entry_counts(entry)
+    return groups
+
+
+def _entry_counts(entry: ShardEntry) -> GroupCounts:
+    """Counts of a shard. Entries hold histograms of entropies, not sums: each entropy counts as
+    the middle of its bin."""
+    statistics = entry.statistics
+    counts = statistics["entropies"]
+    whole = sum(map(mul, map(int, counts), counts.values()))
+    units = round((whole + sum(counts.values()) / 2) * ENTROPY_BIN / ENTROPY_UNIT)
+    return GroupCounts(statistics["documents"], statistics["bytes"], statistics["patches"], units)
+
+
+def merge(sets: Iterable[SetCounts]) -> SetCounts:
+    """Several sets as one, whose sources are the sets. Holds one of them at a time.
+
+    Raises:
+        ConfigError: they cannot be merged, see :func:`check_mergeable`.
+    """
+    return merge_parts([merge_part(sets)])
+
+
+def merge_part(sets: Iterable[SetCounts]) -> SetCounts:
+    """Some of the sets of a merge, added up; :func:`merge_parts` adds up several such parts, which
+    other processes may have made.
+
+    Raises:
+        ConfigError: they cannot be merged.
+    """
+    return _sum(map(_as_source, sets))
+
+
+def merge_parts(parts: Iterable[SetCounts]) -> SetCounts:
+    """All sets of a merge as one, from its parts.
+
+    Raises:
+        ConfigError: they cannot be merged.
+    """
+    total = _sum(parts)
+    return replace(total, name=f"{len(total.sources):,} sets", url=f"{total.url}, …")
+
+
+def _as_source(counts: SetCounts) -> SetCounts:
+    """A set with itself as its one source, and entries without the histograms, which a merged set
+    needs no more."""
+    sources = {counts.name: sum(counts.sources.values(), GroupCounts())}
+    entries = [
+        replace(
+            entry,
+            statistics={"bytes": entry.statistics["bytes"], "patches": entry.statistics["patches"]},
+        )
+        if entry.sha256 is not None
+        else entry
+        for entry in counts.entries
+    ]
+    return replace(counts, sources=sources, entries=entries)
+
+
+def _sum(parts: Iterable[SetCounts]) -> SetCounts:
+    total: SetCounts | None = None
+    sources: Groups = {}
+    entries: list[ShardEntry] = []
+    for counts in parts:
+        sources |= counts.sources
+        entries += counts.entries
+        total = counts if total is None else _added(total, counts)
+    assert total is not None
+    return replace(total, sources=sources, entries=entries)
+
+
+def check_mergeable(a: tuple[str, Provenance], b: tuple[str, Provenance]) -> None:
+    """Check that two sets can be added up.
+
+    Args:
+        a: the URL of a set, and how it was made.
+        b: those of the other set.
+
+    Raises:
+        ConfigError: the sets can only be compared: their boundary rules differ in more than the
+            threshold, or use the entropies of different models.
+    """
+    (url_a, of_a), (url_b, of_b) = a, b
+    rules = [{**provenance.patcher, "threshold": None} for provenance in (of_a, of_b)]
+    models = [provenance.entropy_model.get("fingerprint") for provenance in (of_a, of_b)]
+    differ = None
+    if rules[0] != rules[1]:
+        differ = "cut by different rules"
+    elif models[0] != models[1] and of_a.rule in ENTROPY_RULES:
+        differ = "scored by different entropy models"
+    if differ:
+        raise ConfigError(
+            f"--merge: {url_a} and {url_b} were {differ}; without it they are compared"
+        )
+
+
+def _added(a: SetCounts, b: SetCounts) -> SetCounts:
+    """Two sets as one, all but name, sources and entries, which :func:`_sum` collects."""
+    check_mergeable((a.url, a.provenance), (b.url, b.provenance))
+    return replace(
+        a,
+        provenance=a.provenance.common(b.provenance),
+        statistics=a.statistics + b.statistics,
+        summary=a.summary + b.summary,
+        runs=[*a.runs, *b.runs],
+        curve=_added_curves(a, b),
+        problems=[*a.problems, *b.problems],
+    )
+
+
+def _added_curves(a: SetCounts, b: SetCounts) -> ThresholdCurve | None:
+    """The sum of two curves, if both are known; a set without documents changes nothing."""
+    for one, other in ((a, b), (b, a)):
+        if not one.statistics.documents:
+            return other.curve
+    return None if a.curve is None or b.curve is None else a.curve + b.curve
