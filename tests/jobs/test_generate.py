@@ -49,6 +49,7 @@ def run_alone(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_text_goes_to_standard_output(models):
     directory, blt, entropy_model = models
     expected = generate(blt, entropy_model, ["Hällo"], max_new_bytes=40)[0]
