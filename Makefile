@@ -1,7 +1,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# A process takes a file of tests after the other, in the order of tests/conftest.py.
+PROCESSES ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo help test test-fast lint benchmark pictures entropy-model clean
 

@@ -38,7 +38,7 @@ FILES = {
     ),
 }
 """By marker, files whose tests all have it. Where a marker is left out, they are not imported."""
-FIXTURES = {"local_ray": "ray", "run_job": "slow", "browser": "browser"}
+FIXTURES = {"local_ray": "ray", "patched": "ray", "run_job": "slow", "browser": "browser"}
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
@@ -81,8 +81,8 @@ def libraries_of_markers(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     libraries = {"ray": "ray", "browser": "playwright"}
     for marker in libraries.keys() & left_out(request.config):
-        library = libraries[marker]
-        assert library not in sys.modules, f"a test that is not marked {marker!r} needs {library}"
+        imported = libraries[marker] in sys.modules
+        assert not imported, f"a test without the marker {marker!r} imports {libraries[marker]}"
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import DatasetCard
 from support import tiny
 from support.jobs import ROOT, job_here
-from support.local_ray import local_ray_address
+from support.local_ray import to_join_local_ray
 from support.loopback_answers import TOKEN, Fault
 from support.loopback_hub import serve
 from support.loopback_uploads import READER, UploadHandler
@@ -371,7 +371,7 @@ class TestHub:
     ) -> subprocess.CompletedProcess[str]:
         # Our server knows nothing of Xet; the client then uploads as it does to such servers.
         settings = hub.settings(tmp_path / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
-        settings["RAY_ADDRESS"] = local_ray_address()
+        settings |= to_join_local_ray()
         job = [sys.executable, str(JOB), "--shards", str(made / shards), "--output", "me/patches"]
         job += ["--format", "hub", "--staging", str(tmp_path / "staging"), *flags]
         return subprocess.run(job, env=settings, capture_output=True, text=True, check=False)

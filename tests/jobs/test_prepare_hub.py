@@ -21,7 +21,7 @@ import pytest
 import zstandard
 from support import loopback_hub
 from support.jobs import ROOT, command, environment
-from support.local_ray import local_ray_address, share_local_ray
+from support.local_ray import share_local_ray, to_join_local_ray
 from support.loopback_answers import TOKEN, Fault, git_oid, sha256
 from support.loopback_hub import Hub
 from support.texts import topics
@@ -147,7 +147,7 @@ class Prepare:
             for name, value in settings.items():
                 environment.setenv(name, value)
             share_local_ray(4)
-        process = self.start(output, *flags, **settings, RAY_ADDRESS=local_ray_address())
+        process = self.start(output, *flags, **settings, **to_join_local_ray())
         out, err = process.communicate(timeout=240)
         self.said += out + err
         assert process.returncode == status, out + err
@@ -278,7 +278,7 @@ def with_ids(path: str, documents: Documents) -> Documents:
 def check_patched(out: Path, patched: Path) -> None:
     """The prepared corpus goes on as it is."""
     run = command("--input", out, "--output", patched, "--rule", "space")
-    env = environment(RAY_ADDRESS=local_ray_address())
+    env = environment(**to_join_local_ray())
     done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     chunks = [pq.read_table(out / name).to_pylist() for name in chunk_names(out)[1:]]

@@ -15,7 +15,7 @@ import s3fs
 from support.clusters import an_s3_bucket
 from support.faulty_proxy import KINDS, a_faulty_proxy
 from support.jobs import ROOT, command, environment, job_here
-from support.local_ray import local_ray_address, share_local_ray
+from support.local_ray import share_local_ray, to_join_local_ray
 from support.texts import topics, write_jsonl
 
 PREPARE = ROOT / "jobs" / "prepare_corpus.py"
@@ -128,7 +128,7 @@ def watched(job: list[str], temporary: Path) -> tuple[str, int]:
     """What a job says, and the most that it holds in its temporary directory."""
     process = psutil.Popen(
         job,
-        env=environment(RAY_ADDRESS=local_ray_address()),
+        env=environment(**to_join_local_ray()),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

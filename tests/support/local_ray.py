@@ -41,9 +41,10 @@ def _environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "RAY_"))}
 
 
-def local_ray_address() -> str:
-    """``RAY_ADDRESS`` with which jobs in processes of their own join the local Ray."""
-    return ray.get_runtime_context().gcs_address
+def to_join_local_ray() -> dict[str, str]:
+    """The environment variables with which jobs in processes of their own join the local Ray."""
+    authentication = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH_")}
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **authentication}
 
 
 def end_local_ray() -> None:
