@@ -1,15 +1,25 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint benchmark pictures entropy-model clean
+# A process takes a file of tests after the other, in the order of tests/conftest.py.
+PROCESSES ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo help test test-fast lint benchmark pictures entropy-model clean
 
 demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
 
-test: .venv/installed .venv/browser  ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --no-loadscope-reorder
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-lint: .venv/installed
+test: .venv/installed .venv/browser  ## all tests
+	$(PYTEST)
+
+test-fast: .venv/installed  ## the tests that start no Ray, browser, training or job: a minute
+	$(PYTEST) -m "not ray and not browser and not slow and not gpu"
+
+lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -17,7 +27,7 @@ lint: .venv/installed
 benchmark: .venv/installed  ## timed comparisons; see tests/benchmarks/RESULTS.md
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-pictures: .venv/installed .venv/browser demo  ## the README's, from the demo
+pictures: .venv/installed .venv/browser demo  ## the README's pictures, made from the demo
 	$(BIN)/python tests/pictures/make.py
 
 entropy-model: .venv/installed  ## train the default entropy model anew (an hour)
@@ -37,5 +47,5 @@ entropy-model: .venv/installed  ## train the default entropy model anew (an hour
 	$(BIN)/python tests/support/browser.py
 	touch $@
 
-clean:
+clean:  ## remove everything that these make
 	rm -rf .venv demo build *.egg-info

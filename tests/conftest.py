@@ -1,18 +1,18 @@
-"""What every test may need: small models, a small corpus of real text, and how files are dealt out.
+"""What every test may need: small models, a small corpus of real text; markers and order of tests.
 
 Nothing here imports Ray or a browser: a test that needs them asks :mod:`support` for them.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from support.texts import topics, write_jsonl
 from support.weights import sharpen
-from xdist.scheduler import LoadFileScheduling
 
 from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, save_entropy_model
 from model.tokenizer import encode_documents
@@ -26,18 +26,63 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
-class OneProcessAFile(LoadFileScheduling):
-    """With several processes (pytest-xdist), a file's tests share one, for their fixtures; so do
-    the files that start a Ray head node, whose agents have ports of their own."""
+FILES = {
+    "ray": (
+        *("jobs/test_cluster.py", "jobs/test_prepare_hub.py", "jobs/test_prepare_s3.py"),
+        "jobs/test_pretrain.py",
+    ),
+    "browser": ("jobs/test_patch_viewer.py",),
+    "slow": (
+        *("jobs/test_download_weights.py", "train/test_training.py", "train/test_resume.py"),
+        "train/test_metrics.py",
+    ),
+}
+"""By marker, files whose tests all have it. Where a marker is left out, they are not imported."""
+FIXTURES = {"local_ray": "ray", "patched": "ray", "run_job": "slow", "browser": "browser"}
+"""Markers of the tests that ask for a fixture, themselves or through other fixtures."""
+LONGEST_FIRST = (
+    *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
+    *("jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py", "jobs/test_patch_corpus.py"),
+    *("jobs/test_export_shards.py", "jobs/test_patch_report.py", "jobs/test_patch_viewer.py"),
+    *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
+)
+"""Files that take long. Processes that share the work (pytest-xdist) take a file after the other:
+if the last one were long, the other cores would idle. Files that share a Ray are neighbours."""
 
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        head_node = Path(file).stem in ("test_cluster", "test_pretrain")
-        return "head nodes" if head_node else file
+
+def within_tests(path: Path) -> str:
+    return path.relative_to(Path(__file__).parent).as_posix()
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessAFile:
-    return OneProcessAFile(config, log)
+def left_out(config: pytest.Config) -> list[str]:
+    """The markers that the command line leaves out, as in ``-m "not ray"``."""
+    return [marker for marker in FILES if f"not {marker}" in config.option.markexpr]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    files = [file for marker in left_out(config) for file in FILES[marker]]
+    return True if within_tests(collection_path) in files else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, files in FILES.items():
+            if within_tests(item.path) in files:
+                item.add_marker(marker)
+        for fixture in FIXTURES.keys() & getattr(item, "fixturenames", ()):
+            item.add_marker(FIXTURES[fixture])
+    places = {file: i for i, file in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(within_tests(item.path), len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries_of_markers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Without the tests that are marked for a library, nothing imports it."""
+    yield
+    libraries = {"ray": "ray", "browser": "playwright"}
+    for marker in libraries.keys() & left_out(request.config):
+        imported = libraries[marker] in sys.modules
+        assert not imported, f"a test without the marker {marker!r} imports {libraries[marker]}"
 
 
 @pytest.fixture(scope="session")

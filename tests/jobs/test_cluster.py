@@ -1,4 +1,4 @@
-"""The job on clusters: a node that is lost, a submitted job, and an object store."""
+"""Jobs on clusters: submitted ones, an object store, and a node that is lost."""
 
 import json
 import subprocess
@@ -9,49 +9,28 @@ from pathlib import Path
 import pytest
 import s3fs
 from ray.cluster_utils import Cluster
-from support.clusters import a_head_node, an_s3_server, free_port, ray_cli
+from support import tiny
+from support.clusters import a_head_node, an_s3_bucket, free_port, ray_cli
 from support.jobs import ROOT, command, contents, environment, job_here
+from support.local_ray import end_local_ray
 from support.texts import topics, write_jsonl
 
+from model import Patcher
 from pipeline import open_shards
 
 SMALL = ("--shard-bytes", 60_000)
 
 
-def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_directory):
-    """Two nodes of two CPUs; one is lost while all four workers are busy."""
-    flags = ("--input", corpus, "--entropy-model", small_model_directory, "--threshold", 2.5)
-    flags += SMALL
-    plain, out = tmp_path / "plain", tmp_path / "out"
-    assert run_job(*flags, "--output", plain, "--num-workers", 1).returncode == 0
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    try:
-        lost = cluster.add_node(num_cpus=2)
-        cluster.wait_for_nodes()
-        process = subprocess.Popen(
-            command(*flags, "--output", out, "--num-workers", 4, "--verify"),
-            env=environment(RAY_ADDRESS=cluster.address),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        while process.poll() is None and not list(out.glob("entries/*.json")):
-            time.sleep(0.02)
-        done_before = len(list(out.glob("entries/*.json")))
-        cluster.remove_node(lost, allow_graceful=False)
-        _, errors = process.communicate(timeout=240)
-    finally:
-        cluster.shutdown()
-    assert process.returncode == 0, errors
-    assert 0 < done_before < len(list(out.glob("entries/*.json")))
-    assert contents(out) == contents(plain)
+@pytest.fixture(scope="module")
+def s3(s3_server) -> Iterator[dict[str, str]]:
+    with an_s3_bucket(s3_server, "corpus"):
+        yield s3_server
 
 
-@pytest.fixture
-def head_node(tmp_path) -> Iterator[dict[str, str]]:
-    with a_head_node(tmp_path) as env:
+@pytest.fixture(scope="module")
+def head_node(s3, tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A cluster whose nodes can use the S3 server; gives the environment of who submits."""
+    with a_head_node(tmp_path_factory.mktemp("head-node"), **s3) as env:
         yield env
 
 
@@ -70,22 +49,43 @@ def test_ray_job_submit(corpus, tmp_path, head_node):
     assert "no such file" in failing.stdout
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
-    with an_s3_server(tmp_path_factory.mktemp("s3")) as variables:
-        yield variables
+def test_pretraining_on_s3_with_other_numbers_of_workers(tmp_path, head_node):
+    write_jsonl(tmp_path / "in" / "a.jsonl", [(name, text[:3000]) for name, text in topics()[:40]])
+    model, rule = tiny.entropy_model(), Patcher(tiny.THRESHOLD)
+    tiny.make_shards(tmp_path / "shards", tmp_path / "in", model, rule)
+    s3fs.S3FileSystem(skip_instance_cache=True).put(
+        str(tmp_path / "shards"), "corpus/shards", recursive=True
+    )
+    # Deaths of workers are seen at once.
+    env = head_node | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/pretrain.py")
+    submit += ("--config", "blt_debug", "--training.seq-len", 128, "--training.local-batch-size", 2)
+    submit += ("--metrics.log-freq", 1, "--checkpoint.interval", 2)
+    submit += ("--metrics.disable-color-printing", "--dataloader.shards", "s3://corpus/shards")
+    submit += ("--dump-folder", "s3://corpus/run")
+    done = ray_cli(*submit, "--num-workers", 2, "--training.steps", 3, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checkpoint: s3://corpus/run/checkpoint/step-3" in done.stdout
+    assert "Traceback" not in done.stdout
+    # The same batch, but from one rank.
+    one = ("--num-workers", 1, "--training.global-batch-size", 4, "--training.steps", 5)
+    again = ray_cli(*submit, *one, env=env)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Loading the checkpoint from s3://corpus/run/checkpoint/step-3" in again.stdout
+    assert "5 steps done" in again.stdout
+    assert "checkpoint: s3://corpus/run/checkpoint/step-5" in again.stdout
+    assert "test-secret" not in done.stdout + again.stdout
 
 
-def test_input_and_output_on_s3(s3, tmp_path, run_job, run_here, monkeypatch, capsys):
+def test_input_and_output_on_s3(s3, tmp_path, run_here, monkeypatch, capsys):
     source = write_jsonl(tmp_path / "in" / "a.jsonl", topics()[:30])
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
     filesystem.put_file(str(source), "corpus/in/a.jsonl")
     flags = ("--entropy-model", "ngram", "--target-patch-size", 4.5, *SMALL, "--verify", "--json")
     local = run_here("--input", source.parent, "--output", tmp_path / "out", *flags)
     assert local.returncode == 0, local.stderr
-    env = environment(**s3)
     remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/out")
-    done = run_job(*remote, *flags, env=env)
+    done = run_here(*remote, *flags)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["documents"] == 30 and result["problems"] == []
@@ -132,3 +132,42 @@ def test_an_unreachable_cluster_is_named(run_job, tmp_path):
     done = run_job(*flags, env=environment(RAY_ADDRESS=nobody))
     assert done.returncode == 1
     assert f"error: RAY_ADDRESS {nobody}: the cluster cannot be reached" in done.stderr
+
+
+def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_directory, monkeypatch):
+    """Two nodes of two CPUs; one is lost while all four workers are busy.
+
+    The last test here: to end such a cluster unsettles another Ray that this process has joined.
+    """
+    flags = ("--input", corpus, "--entropy-model", small_model_directory, "--threshold", 2.5)
+    flags += SMALL
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    end_local_ray()
+    # A Ray of this process may have switched it on, for all that is started from here.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        env = environment(RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled")
+        done = run_job(*flags, "--output", plain, "--num-workers", 1, env=env)
+        assert done.returncode == 0, done.stderr
+        lost = cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        process = subprocess.Popen(
+            command(*flags, "--output", out, "--num-workers", 4, "--verify"),
+            env=env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not list(out.glob("entries/*.json")):
+            time.sleep(0.02)
+        done_before = len(list(out.glob("entries/*.json")))
+        cluster.remove_node(lost, allow_graceful=False)
+        _, errors = process.communicate(timeout=240)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, errors
+    assert 0 < done_before < len(list(out.glob("entries/*.json")))
+    assert contents(out) == contents(plain)

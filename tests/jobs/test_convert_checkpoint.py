@@ -133,6 +133,7 @@ def test_a_step_of_an_entropy_model(entropy_model, layout, convert, tmp_path):
         torch.testing.assert_close(h, entropy_model.entropies(TOKENS), rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_as_a_user_does_it(blt, tmp_path):
     step = save_step(blt, tmp_path / "outputs" / "checkpoint")
     done = subprocess.run(

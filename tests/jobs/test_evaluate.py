@@ -62,6 +62,7 @@ def run(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_text_as_a_user_runs_it(there):
     flags = ("--model", there / "blt", "--entropy-model", there / "entropy")
     done = subprocess.run(

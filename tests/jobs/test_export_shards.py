@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import DatasetCard
 from support import tiny
 from support.jobs import ROOT, job_here
+from support.local_ray import to_join_local_ray
 from support.loopback_answers import TOKEN, Fault
 from support.loopback_hub import serve
 from support.loopback_uploads import READER, UploadHandler
@@ -376,10 +377,11 @@ def test_a_set_without_documents(run, made, tmp_path):
 
 
 class TestHub:
-    """Pushed by processes of their own: the client reads its settings when it is imported."""
+    """Pushed by processes of their own: the client reads its settings when it is imported. They
+    join the Ray of this process."""
 
     @pytest.fixture
-    def hub(self):
+    def hub(self, local_ray):
         with serve(UploadHandler) as hub:
             yield hub
 
@@ -388,6 +390,7 @@ class TestHub:
     ) -> subprocess.CompletedProcess[str]:
         # Our server knows nothing of Xet; the client then uploads as it does to such servers.
         settings = hub.settings(tmp_path / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
+        settings |= to_join_local_ray()
         job = [sys.executable, str(JOB), "--shards", str(made / shards), "--output", "me/patches"]
         job += ["--format", "hub", "--staging", str(tmp_path / "staging"), *flags]
         return subprocess.run(job, env=settings, capture_output=True, text=True, check=False)

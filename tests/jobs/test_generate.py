@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.jobs import ROOT, environment
+from support.jobs import ROOT, RunJob, environment, job_here
 from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig, Patcher, generate, save_blt
 
+JOB = ROOT / "jobs" / "generate.py"
 THRESHOLD = 3.3
 
 
@@ -30,9 +31,15 @@ def models(tmp_path_factory) -> tuple[Path, BLT, EntropyModel]:
     return directory, blt, entropy_model
 
 
-def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+@pytest.fixture
+def run(monkeypatch, capsys) -> RunJob:
+    """Run the job in this process: importing torch takes longer than what is tested."""
+    return job_here(JOB, monkeypatch, capsys)
+
+
+def run_alone(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "generate.py"), *map(str, arguments)],
+        [sys.executable, str(JOB), *map(str, arguments)],
         # What is printed is UTF-8 all the same.
         env=environment(OMP_NUM_THREADS="1", PYTHONIOENCODING="ascii"),
         input=stdin,
@@ -42,17 +49,19 @@ def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[b
     )
 
 
+@pytest.mark.slow
 def test_text_goes_to_standard_output(models):
     directory, blt, entropy_model = models
     expected = generate(blt, entropy_model, ["Hällo"], max_new_bytes=40)[0]
     for given in (("--prompt", "Hällo"), ()):
-        done = run("--model", directory, *given, "--max-new-bytes", 40, stdin="Hällo".encode())
+        flags = ("--model", directory, *given, "--max-new-bytes", 40)
+        done = run_alone(*flags, stdin="Hällo".encode())
         assert done.returncode == 0, done.stderr
         assert done.stdout.decode() == expected.decode(errors="replace") + "\n"
         assert f"{len(expected)} bytes in" in done.stderr.decode()
 
 
-def test_several_prompts_as_json(models):
+def test_several_prompts_as_json(run, models):
     directory, blt, entropy_model = models
     options = {"max_new_bytes": 20, "temperature": 0.8, "top_k": 20, "seed": 3}
     expected = generate(blt, entropy_model, ["a", "and so"], **options)
@@ -64,7 +73,7 @@ def test_several_prompts_as_json(models):
     assert result["bytes"] == sum(map(len, expected))
 
 
-def test_the_layout_of_transformers_holds_both_models(models, tmp_path):
+def test_the_layout_of_transformers_holds_both_models(run, models, tmp_path):
     directory, blt, entropy_model = models
     save_blt(blt, tmp_path / "both", layout="transformers", entropy_model=entropy_model)
     flags = ("--prompt", "Hello", "--max-new-bytes", 30)
@@ -87,13 +96,13 @@ def test_the_layout_of_transformers_holds_both_models(models, tmp_path):
         ("--model {model} --draft-bytes 2 --temperature 1", "--draft-bytes: drafts are checked"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(models, tmp_path, flags, message):
+def test_what_is_wrong_is_said_in_one_sentence(run, models, tmp_path, flags, message):
     directory, blt, _ = models
     save_blt(blt, tmp_path / "alone")
     for name, patcher in (("rule", None), ("space", Patcher(rule="space"))):
         save_blt(BLT(replace(blt.config, patcher=patcher)), tmp_path / name)
     done = run(*flags.format(tmp=tmp_path, model=directory).split(), "--prompt", "a")
     assert done.returncode == 2
-    said = done.stderr.decode()
+    said = done.stderr
     assert said.startswith(f"error: {message.format(tmp=tmp_path)}"), said
     assert said.count("\n") == 1 and not done.stdout

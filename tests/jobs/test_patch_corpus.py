@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.jobs import ROOT, command, contents, environment, full_disk
+from support.local_ray import share_local_ray, to_join_local_ray
 from support.texts import noise, topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, load_entropy_model
@@ -33,14 +34,16 @@ PART = 40
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory, small_model_directory) -> tuple[Path, Path, dict]:
-    """A finished run with the small transformer: model directory, output, printed result."""
+    """A finished run with the small transformer, which joined the Ray of this process: model
+    directory, output, printed result."""
+    share_local_ray(4)
     directory = tmp_path_factory.mktemp("patched")
     source = write_jsonl(directory / "in" / "topics.jsonl", topics()[:PART])
     out = directory / "out"
     flags = ("--entropy-model", small_model_directory, "--threshold", 2.5, "--id-column", "id")
     done = subprocess.run(
         command("--input", source, "--output", out, *flags, *SMALL, "--json", "--verify"),
-        env=environment(),
+        env=environment(**to_join_local_ray()),
         capture_output=True,
         text=True,
         check=False,

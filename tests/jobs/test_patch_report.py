@@ -131,6 +131,7 @@ def test_counting_again_of_sets_without_entropies_or_documents(
     assert found["rejects"]["count"] == 2 and sum(found["rejects"]["reasons"].values()) == 1
 
 
+@pytest.mark.slow
 def test_many_sets_are_merged_by_several_processes(run, sets):
     """In a process of its own, from which others can be forked: here may be Ray's threads."""
     for name in ("c", "d", "e"):

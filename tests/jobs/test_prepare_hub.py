@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import zstandard
 from support import loopback_hub
 from support.jobs import ROOT, command, environment
+from support.local_ray import share_local_ray, to_join_local_ray
 from support.loopback_answers import TOKEN, Fault, git_oid, sha256
 from support.loopback_hub import Hub
 from support.texts import topics
@@ -121,21 +123,31 @@ class Prepare:
     """Runs the job; all that it says is in ``said``."""
 
     def __init__(self, hub: Hub, directory: Path):
-        self.hub, self.said = hub, ""
+        self.hub, self.said, self.home = hub, "", directory / "home"
         self.temporary = directory / "tmp"
-        self.temporary.mkdir()
+        self.temporary.mkdir(exist_ok=True)
 
-    def start(self, output: Path, *flags: object, token: str | None = None) -> subprocess.Popen:
-        settings = self.hub.settings(self.temporary.parent / "home", token)
+    def settings(self, token: str | None) -> dict[str, str]:
         # Ray's sockets have short names only in a directory that has one.
-        settings |= {"TMPDIR": str(self.temporary), "RAY_TMPDIR": "/tmp"}
+        directories = {"TMPDIR": str(self.temporary), "RAY_TMPDIR": "/tmp"}
+        return self.hub.settings(self.home, token) | directories
+
+    def start(self, output: Path, *flags: object, **environment: str) -> subprocess.Popen:
         run = [sys.executable, str(ROOT / "jobs" / "prepare_corpus.py"), "--output", str(output)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*run, *map(str, flags)], env=settings, **pipes)
+        return subprocess.Popen([*run, *map(str, flags)], env=environment, **pipes)
 
     def __call__(self, output: Path, *flags: object, token: str | None = None, status: int = 0):
-        """The exit status has to be ``status``; gives the finished process."""
-        process = self.start(output, *flags, token=token)
+        """The exit status has to be ``status``; gives the finished process.
+
+        It joins a Ray whose workers have the same settings, which runs on for what comes next.
+        """
+        settings = self.settings(token)
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in settings.items():
+                environment.setenv(name, value)
+            share_local_ray(4)
+        process = self.start(output, *flags, **settings, **to_join_local_ray())
         out, err = process.communicate(timeout=240)
         self.said += out + err
         assert process.returncode == status, out + err
@@ -143,11 +155,18 @@ class Prepare:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory) -> Path:
+    """Home and temporary directory of clients: the same for all, as is their Ray."""
+    return tmp_path_factory.mktemp("clients")
+
+
 @pytest.fixture
-def prepare(hub, tmp_path) -> Iterator[Prepare]:
-    prepare = Prepare(hub, tmp_path)
+def prepare(hub, clients, tmp_path) -> Iterator[Prepare]:
+    prepare = Prepare(hub, clients)
+    shutil.rmtree(prepare.home, ignore_errors=True)
     yield prepare
-    stored = [path for path in tmp_path.rglob("*") if path.is_file()]
+    stored = [path for top in (tmp_path, clients) for path in top.rglob("*") if path.is_file()]
     told = [prepare.said.encode(), *(path.read_bytes() for path in stored)]
     assert not any(secret.encode() in text for text in told for secret in (TOKEN, "Signature="))
     # Nothing of the downloads is left behind.
@@ -259,7 +278,8 @@ def with_ids(path: str, documents: Documents) -> Documents:
 def check_patched(out: Path, patched: Path) -> None:
     """The prepared corpus goes on as it is."""
     run = command("--input", out, "--output", patched, "--rule", "space")
-    done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=120)
+    env = environment(**to_join_local_ray())
+    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     chunks = [pq.read_table(out / name).to_pylist() for name in chunk_names(out)[1:]]
     documents = [(row["sample_id"], row["text"]) for rows in chunks for row in rows]
@@ -268,6 +288,59 @@ def check_patched(out: Path, patched: Path) -> None:
 
 def names_asked(hub: Hub, pattern: str) -> set[str]:
     return {re.split(r"/[0-9a-f]{40}/", r.path.partition("?")[0])[1] for r in hub.asked(pattern)}
+
+
+def test_a_killed_run_goes_on_at_its_commit_from_within_the_file(hub, prepare, tmp_path):
+    """Meanwhile the branch moves."""
+    out = tmp_path / "out"
+    big = [(f"noise-{i}", random.Random(i).randbytes(5000).hex()) for i in range(100)]
+    files = {"one.jsonl.zst": dclm(topics()[:10]), "two.jsonl.zst": dclm(big)}
+    commit = hub.publish("lab/moves", files)
+    hub.faults("GET /cdn/.*two", [Fault(stall=200_000)])
+    flags = ("--corpus", "lab/moves", "--num-chunks", 2, "--sort-bytes", 60_000)
+    doomed = prepare.start(out, *flags, **prepare.settings(None))  # with a Ray of its own
+    while not arrived(out, "two") > 180_000:
+        assert doomed.poll() is None
+        time.sleep(0.05)
+    for process in [*psutil.Process(doomed.pid).children(recursive=True), doomed]:
+        process.send_signal(signal.SIGKILL)
+    doomed.communicate()
+    there = arrived(out, "two")
+    hub.publish("lab/moves", {"one.jsonl.zst": dclm(topics()[:5])})
+    hub.requests.clear()
+    prepare(out, *flags)
+    (request,) = hub.asked("GET /cdn/.*two")
+    assert request.range == f"bytes={there}-" and commit in request.path
+    documents = by_offset("one.jsonl.zst", topics()[:10]) + by_offset("two.jsonl.zst", big)
+    check_prepared(out, documents, files, f"hf://datasets/lab/moves@{commit}")
+    assert len(whole(out)) == 3
+    # What the branch has now, and by its revision what it had.
+    new, old = tmp_path / "new", tmp_path / "old"
+    prepare(new, "--corpus", "lab/moves")
+    assert manifest(new)["counts"]["records"] == 5
+    prepare(old, "--corpus", f"lab/moves@{commit}", *flags[2:])
+    assert whole(old) == whole(out)
+
+
+def arrived(out: Path, name: str) -> int:
+    """Bytes of a download that are on disk."""
+    return sum(path.stat().st_size for path in (out / "exchange" / "downloads").glob(f"*-{name}*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--corpus", "lab/set"], "--corpus lab/set: lab/set is gated: .*set HF_TOKEN"),
+        (["--corpus", "lab/none"], "--corpus lab/none: no dataset lab/none on the hub"),
+        (["--corpus", "lab/set", "--files", "*.txt"], "--corpus lab/set: .*no file that matches"),
+        (["--corpus", "fineweb_edu", "--tokenizer", "llama3"], "--tokenizer llama3: .* is gated"),
+        (["--corpus", "fineweb_edu", "--tokenizer", "gpt"], "--tokenizer gpt: no such tokenizer"),
+    ],
+)
+def test_what_cannot_be_had_is_told_before_any_work(prepare, tmp_path, flags, message):
+    done = prepare(tmp_path / "out", *flags, status=2)
+    assert re.match(f"error: {message}", done.stderr) and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_faults_that_stay_and_a_rerun_after_them(hub, prepare, tmp_path):
@@ -313,56 +386,3 @@ def test_faults_that_stay_and_a_rerun_after_them(hub, prepare, tmp_path):
     prepare(more, *flags, "--seed", 1, "--downloads", kept, token=TOKEN)
     assert names_asked(hub, CONTENT) == {"a.parquet"}
     assert prepared(more) != prepared(out) and Counter(prepared(more)) == Counter(prepared(out))
-
-
-def test_a_killed_run_goes_on_at_its_commit_from_within_the_file(hub, prepare, tmp_path):
-    """Meanwhile the branch moves."""
-    out = tmp_path / "out"
-    big = [(f"noise-{i}", random.Random(i).randbytes(5000).hex()) for i in range(100)]
-    files = {"one.jsonl.zst": dclm(topics()[:10]), "two.jsonl.zst": dclm(big)}
-    commit = hub.publish("lab/moves", files)
-    hub.faults("GET /cdn/.*two", [Fault(stall=200_000)])
-    flags = ("--corpus", "lab/moves", "--num-chunks", 2, "--sort-bytes", 60_000)
-    doomed = prepare.start(out, *flags)
-    while not arrived(out, "two") > 180_000:
-        assert doomed.poll() is None
-        time.sleep(0.05)
-    for process in [*psutil.Process(doomed.pid).children(recursive=True), doomed]:
-        process.send_signal(signal.SIGKILL)
-    doomed.communicate()
-    there = arrived(out, "two")
-    hub.publish("lab/moves", {"one.jsonl.zst": dclm(topics()[:5])})
-    hub.requests.clear()
-    prepare(out, *flags)
-    (request,) = hub.asked("GET /cdn/.*two")
-    assert request.range == f"bytes={there}-" and commit in request.path
-    documents = by_offset("one.jsonl.zst", topics()[:10]) + by_offset("two.jsonl.zst", big)
-    check_prepared(out, documents, files, f"hf://datasets/lab/moves@{commit}")
-    assert len(whole(out)) == 3
-    # What the branch has now, and by its revision what it had.
-    new, old = tmp_path / "new", tmp_path / "old"
-    prepare(new, "--corpus", "lab/moves")
-    assert manifest(new)["counts"]["records"] == 5
-    prepare(old, "--corpus", f"lab/moves@{commit}", *flags[2:])
-    assert whole(old) == whole(out)
-
-
-def arrived(out: Path, name: str) -> int:
-    """Bytes of a download that are on disk."""
-    return sum(path.stat().st_size for path in (out / "exchange" / "downloads").glob(f"*-{name}*"))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--corpus", "lab/set"], "--corpus lab/set: lab/set is gated: .*set HF_TOKEN"),
-        (["--corpus", "lab/none"], "--corpus lab/none: no dataset lab/none on the hub"),
-        (["--corpus", "lab/set", "--files", "*.txt"], "--corpus lab/set: .*no file that matches"),
-        (["--corpus", "fineweb_edu", "--tokenizer", "llama3"], "--tokenizer llama3: .* is gated"),
-        (["--corpus", "fineweb_edu", "--tokenizer", "gpt"], "--tokenizer gpt: no such tokenizer"),
-    ],
-)
-def test_what_cannot_be_had_is_told_before_any_work(prepare, tmp_path, flags, message):
-    done = prepare(tmp_path / "out", *flags, status=2)
-    assert re.match(f"error: {message}", done.stderr) and done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from support.clusters import an_s3_server
+from support.clusters import an_s3_bucket
 from support.faulty_proxy import KINDS, a_faulty_proxy
 from support.jobs import ROOT, command, environment, job_here
-from support.local_ray import a_local_ray
+from support.local_ray import share_local_ray, to_join_local_ray
 from support.texts import topics, write_jsonl
 
 PREPARE = ROOT / "jobs" / "prepare_corpus.py"
@@ -23,10 +23,10 @@ FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "500000", "-
 COPIES = 16
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
-    with an_s3_server(tmp_path_factory.mktemp("s3")) as variables:
-        yield variables
+@pytest.fixture
+def s3(s3_server) -> Iterator[dict[str, str]]:
+    with an_s3_bucket(s3_server, "faulty"):
+        yield s3_server
 
 
 def write_corpus(directory: Path) -> int:
@@ -66,8 +66,8 @@ def proxy(s3, tmp_path, monkeypatch) -> Iterator[Counter[str]]:
         # Ray has its own directory: what it writes there is no corpus.
         monkeypatch.setenv("RAY_TMPDIR", "/tmp")
         s3fs.S3FileSystem.clear_instance_cache()
-        with a_local_ray(4):
-            yield requests
+        share_local_ray(4)
+        yield requests
 
 
 def test_no_error_of_the_network_shows(s3, proxy, tmp_path, monkeypatch, capsys):
@@ -80,11 +80,11 @@ def test_no_error_of_the_network_shows(s3, proxy, tmp_path, monkeypatch, capsys)
     documents = write_corpus(corpus)
     straight = {"endpoint_url": s3["AWS_ENDPOINT_URL"]}
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True, client_kwargs=straight)
-    filesystem.put(str(corpus), "corpus/in", recursive=True)
+    filesystem.put(str(corpus), "faulty/in", recursive=True)
     done = prepare("--input", corpus, "--output", tmp_path / "out", *FLAGS)
     assert done.returncode == 0, done.stderr
 
-    remote = ("--input", "s3://corpus/in", "--output", "s3://corpus/prepared", *FLAGS)
+    remote = ("--input", "s3://faulty/in", "--output", "s3://faulty/prepared", *FLAGS)
     said, most = watched(command(*remote, "--name", "corpus", job=PREPARE), temporary)
     assert all(proxy[kind] > 1 for kind in KINDS), proxy
     assert sum(proxy[kind] for kind in KINDS) > 0.03 * proxy["passed"]
@@ -95,28 +95,28 @@ def test_no_error_of_the_network_shows(s3, proxy, tmp_path, monkeypatch, capsys)
     names = [path.name for path in (tmp_path / "out").glob("corpus.*")]
     assert len(names) == 11
     for name in names:
-        there = filesystem.cat_file(f"corpus/prepared/{name}")
+        there = filesystem.cat_file(f"faulty/prepared/{name}")
         assert there == (tmp_path / "out" / name).read_bytes()
-    manifest = json.loads(filesystem.cat_file("corpus/prepared/manifest.json"))
+    manifest = json.loads(filesystem.cat_file("faulty/prepared/manifest.json"))
     assert manifest["counts"]["records"] == documents
-    left = {path.split("/")[2] for path in filesystem.find("corpus/prepared")}
+    left = {path.split("/")[2] for path in filesystem.find("faulty/prepared")}
     assert left == {*names, "manifest.json", "run.json"}
 
-    flags = ("--input", "s3://corpus/prepared", "--output", "s3://corpus/patched", "--json")
+    flags = ("--input", "s3://faulty/prepared", "--output", "s3://faulty/patched", "--json")
     flags += ("--rule", "static", "--patch-size", 4, "--verify", "--num-workers", 2)
     before = proxy.copy()
     done = patch(*flags)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["documents"] == manifest["counts"]["chunks"]
     assert (proxy - before).total() > 0
-    done = report("--shards", "s3://corpus/patched", "--output", "s3://corpus/report")
+    done = report("--shards", "s3://faulty/patched", "--output", "s3://faulty/report")
     assert done.returncode == 0, done.stderr
-    assert b"<svg" in filesystem.cat_file("corpus/report/index.html")
-    flags = ("--shards", "s3://corpus/patched", "--output", "s3://corpus/exported")
+    assert b"<svg" in filesystem.cat_file("faulty/report/index.html")
+    flags = ("--shards", "s3://faulty/patched", "--output", "s3://faulty/exported")
     done = export(*flags, "--format", "datasets", "--verify", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    exported = filesystem.glob("corpus/exported/data/train-*.parquet")
+    exported = filesystem.glob("faulty/exported/data/train-*.parquet")
     assert len(exported) == result["files"] and not held_below(temporary)
     rows = sum(pq.read_metadata(filesystem.open(path)).num_rows for path in exported)
     assert rows == result["rows"] == manifest["counts"]["chunks"]
@@ -127,7 +127,10 @@ def test_no_error_of_the_network_shows(s3, proxy, tmp_path, monkeypatch, capsys)
 def watched(job: list[str], temporary: Path) -> tuple[str, int]:
     """What a job says, and the most that it holds in its temporary directory."""
     process = psutil.Popen(
-        job, env=environment(RAY_TMPDIR="/tmp"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        job,
+        env=environment(**to_join_local_ray()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     most = 0
     while process.poll() is None:

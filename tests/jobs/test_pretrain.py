@@ -1,5 +1,5 @@
-"""Pretraining on Ray and SLURM: undisturbed, with a worker or a driver that is killed, on S3; and
-what is refused.
+"""Pretraining on Ray and SLURM: undisturbed, with a worker or a driver that is killed; and what is
+refused.
 """
 
 import importlib.util
@@ -10,19 +10,17 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
 import ray
-import s3fs
 import torch
 from support import tiny
-from support.clusters import a_head_node, an_s3_server, ray_cli
 from support.jobs import ROOT, environment, hear_ctrl_c
-from support.local_ray import a_local_ray
+from support.local_ray import share_local_ray
 from support.texts import topics, write_jsonl
 
 from model import Patcher
@@ -108,10 +106,9 @@ def job() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with a_local_ray(2, "train", worker_output=False):
-        yield
+@pytest.fixture
+def local_ray() -> None:
+    share_local_ray(2, "train", worker_output=False)
 
 
 @pytest.fixture
@@ -261,37 +258,6 @@ def test_a_damaged_shard(shards, pretrain_here, tmp_path):
     assert last.startswith(f"error: training failed: {damaged}: cannot be read")
     assert last.endswith("; the same command goes on from the last checkpoint")
     assert "Traceback" not in said
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """A Ray cluster whose nodes can use an S3 server; gives the environment of who submits."""
-    with (
-        an_s3_server(tmp_path_factory.mktemp("s3")),
-        a_head_node(tmp_path_factory.mktemp("ray")) as env,
-    ):
-        yield variables() | env
-
-
-def test_on_s3_with_other_numbers_of_workers(shards, cluster):
-    s3fs.S3FileSystem(skip_instance_cache=True).put(str(shards), "corpus/shards", recursive=True)
-    s3 = ("s3://corpus/shards", "s3://corpus/run")
-    submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/pretrain.py")
-    done = ray_cli(*submit, *arguments(*s3, "--num-workers", 2, steps=3), env=cluster)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "checkpoint: s3://corpus/run/checkpoint/step-3" in done.stdout
-    assert "Traceback" not in done.stdout
-    # The same batch, but from one rank.
-    again = ray_cli(
-        *submit,
-        *arguments(*s3, "--num-workers", 1, "--training.global-batch-size", 4, steps=5),
-        env=cluster,
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "Loading the checkpoint from s3://corpus/run/checkpoint/step-3" in again.stdout
-    assert "5 steps done" in again.stdout
-    assert "checkpoint: s3://corpus/run/checkpoint/step-5" in again.stdout
-    assert "test-secret" not in done.stdout + again.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from support.texts import topics
@@ -65,6 +66,7 @@ def bits_per_byte(model: BLT, tokens: Tensor, lengths: Tensor) -> Tensor:
     return F.cross_entropy(logits.mT, tokens[:, 1:]) / math.log(2)
 
 
+@pytest.mark.slow
 def test_learns_more_than_ngrams():
     """Measured on text that neither has seen: 4.6, 3.6 and 2.7 bits per byte with 0, 1 and 2 bytes
     of context, 2.4 the model."""

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import psutil
+import pytest
 import s3fs
 
 from support.jobs import ROOT, environment
@@ -36,15 +38,19 @@ def ray_cli(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProc
 
 
 @contextmanager
-def a_head_node(directory: Path) -> Iterator[dict[str, str]]:
-    """A head node with its job server; gives the environment of someone who submits to it."""
+def a_head_node(directory: Path, **variables: str) -> Iterator[dict[str, str]]:
+    """A head node with its job server; gives the environment of someone who submits to it.
+
+    Args:
+        variables: of its environment, which jobs inherit.
+    """
     port, dashboard, agent = free_port(), free_port(), free_port()
     # The cluster has a token of its own: whether Ray asks for one by default depends on what else
     # was run on the machine.
     token = secrets.token_hex(32)
     # `python`, which the job is started with, is that of an activated environment.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, PATH=path)
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, PATH=path, **variables)
     head = subprocess.Popen(
         [
             *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
@@ -59,12 +65,16 @@ def a_head_node(directory: Path) -> Iterator[dict[str, str]]:
     )
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        for _ in range(20):
-            listed = ray_cli("job", "list", "--address", address, env=env)
-            if listed.returncode == 0:
-                break
-            time.sleep(1)
-        assert listed.returncode == 0, listed.stderr
+        # Asked by HTTP: each `ray job list` would take seconds of CPU time.
+        authorization = {"Authorization": f"Bearer {token}"}
+        for _ in range(240):
+            with suppress(httpx.TransportError):
+                answer = httpx.get(f"{address}/api/jobs/", headers=authorization, trust_env=False)
+                if answer.is_success:
+                    break
+            assert head.poll() is None, (directory / "head.log").read_text()
+            time.sleep(0.25)
+        assert answer.is_success, answer.text
         yield env | {"RAY_ADDRESS": address}
     finally:
         # It would take half a minute to end by itself.
@@ -98,29 +108,32 @@ def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
         stdout=(directory / "server.log").open("w"),
         stderr=subprocess.STDOUT,
     )
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-        "AWS_ACCESS_KEY_ID": "test-key",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = dict(os.environ)
-    os.environ.update(variables)
-    s3fs.S3FileSystem.clear_instance_cache()  # of other servers
     try:
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+            "AWS_ACCESS_KEY_ID": "test-key",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def an_s3_bucket(server: dict[str, str], name: str) -> Iterator[None]:
+    """A new bucket, with the environment to use it. Files of tests share a server, not a bucket."""
+    with pytest.MonkeyPatch.context() as settings:
+        for variable, value in server.items():
+            settings.setenv(variable, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # of other servers
         filesystem = s3fs.S3FileSystem(skip_instance_cache=True)
         for attempt in range(60):
             try:
-                filesystem.mkdir("corpus")
+                filesystem.mkdir(name)
                 break
-            except Exception:
-                assert server.poll() is None, (directory / "server.log").read_text()[-3000:]
+            except Exception:  # the server may have been started this moment
                 if attempt == 59:
                     raise
                 time.sleep(1)
-        yield variables
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        server.kill()
-        server.wait()
+        yield

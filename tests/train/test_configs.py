@@ -76,6 +76,7 @@ def test_the_loss_alone_can_be_compiled_on_a_cpu():
     parse("--config", "blt_debug", "--compile.enable", "--compile.components", "loss")
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_launcher(shards, tmp_path):
     """And Weights & Biases works."""
     given = (*tiny("entropy_debug", shards, rows=ROWS, steps=1), "--metrics.enable-wandb")
@@ -152,6 +153,7 @@ def refusals(shards: Path, other: Path, used: Path) -> list[tuple[list[object], 
     ]
 
 
+@pytest.mark.slow
 def test_refusals(shards, tmp_path):
     """In one sentence, and without a traceback."""
     other = tmp_path / "other"

@@ -219,6 +219,7 @@ def test_missing_directory(tmp_path):
             load_entropy_model(missing)
 
 
+@pytest.mark.slow
 def test_hub(tiny, tmp_path):
     imports = "from model.checkpoints.entropy_model import fingerprint, load_entropy_model"
     expression = "fingerprint(load_entropy_model(source, device='cpu'))"

@@ -160,6 +160,7 @@ def test_samples_of_one_prompt_differ(model):
     assert len(set(texts)) == 6
 
 
+@pytest.mark.slow
 def test_tasks_run_as_a_user_runs_them(directories, tmp_path):
     """Multiple choice and perplexity, through the job, offline."""
     tasks = f"{DATA / 'choices.yaml'},{DATA / 'texts.yaml'}"

@@ -12,7 +12,6 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from support import tiny
-from support.browser import PHONE, Watched
 from support.texts import topics, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -324,6 +323,8 @@ def pages(shards, parts, model, tokenizer, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["one", "two", "empty"])
 @pytest.mark.parametrize("kind", ["desktop", "phone", "dark"])
 def test_pages_in_a_browser(browser, pages, name, kind):
+    from support.browser import PHONE, Watched
+
     settings = {"phone": {"viewport": PHONE}, "dark": {"color_scheme": "dark"}}.get(kind, {})
     watched = Watched(browser, **settings)
     page = watched.page
@@ -349,6 +350,8 @@ def colour(page, of: str) -> list[int]:
 
 
 def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
+    from support.browser import Watched
+
     watched = Watched(browser)
     watched.page.goto(pages["one"].as_uri())
     excerpts = watched.page.locator(".patches").all()

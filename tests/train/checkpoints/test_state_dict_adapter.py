@@ -103,6 +103,7 @@ def of_rank(rank: int, kind: str, outputs: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.slow
 def test_sharded(kind, tmp_path):
     model = trained(kind)
     for layout in LAYOUTS:
