@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 from rich.console import Console
-from support.local_ray import a_local_ray
+from support.local_ray import end_local_ray, share_local_ray
 
 from pipeline.cluster import progress, stage
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
@@ -26,8 +26,9 @@ PIECES = dict.fromkeys(range(40), 10)
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    with a_local_ray(2):
-        yield
+    share_local_ray(2)
+    yield
+    end_local_ray()
 
 
 @pytest.fixture
