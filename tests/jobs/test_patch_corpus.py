@@ -273,7 +273,7 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_here, mo
     code = tmp_path / "checkout"
     for name in ("jobs", "model", "pipeline"):
         shutil.copytree(ROOT / name, code / name)
-    worker = code / "pipeline" / "worker.py"
+    worker = code / "pipeline" / "patch" / "patch_split.py"
     worker.write_text(worker.read_text().replace("BATCH_BYTES = 1 << 20", "BATCH_BYTES = 1"))
     arguments = ("--input", ".", "--output", "out", "--rule", "byte", "--json")
     monkeypatch.chdir(tmp_path / "text")
