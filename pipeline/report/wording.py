@@ -143,7 +143,8 @@ def entropies_note(sets: Sequence[SetFigures]) -> str:
     rules = {figures.rule for figures in sets if figures.threshold is not None}
     notes = []
     if rules & {"global", "combined"}:
-        notes.append("The dashed line is the threshold.")
+        several = "A dashed line is the threshold of the set in its colour."
+        notes.append("The dashed line is the threshold." if len(sets) == 1 else several)
     if rules == {"global"} and not any(figures.max_patch_length for figures in sets):
         notes.append("A new patch follows each token to its right.")
     if "combined" in rules:

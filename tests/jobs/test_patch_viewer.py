@@ -232,7 +232,7 @@ def test_what_cannot_be_served_is_told():
 )
 def test_wrong_flags_are_told_before_anything_is_served(wrong, said):
     with pytest.raises(ConfigError, match=said) as raised:
-        serve(PatchViewerConfig(port=0, **wrong), told=pytest.fail)
+        serve(PatchViewerConfig(port=0, **wrong), report_url=pytest.fail)
     assert "topsecret" not in str(raised.value)
 
 

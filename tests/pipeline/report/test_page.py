@@ -80,7 +80,7 @@ def figures(shards) -> SetFigures:
         Patcher(0.5, rule="combined", threshold_add=0.1),
     ],
 )
-def test_the_curve_is_that_of_cutting_everything_anew(parts, model, rule, tmp_path):
+def test_the_curve_is_that_of_patching_everything_again(parts, model, rule, tmp_path):
     shards = shard_set(tmp_path, model, rule, parts[:2])
     found = figures_of(read_counts("set", shards))
     documents = list(shards)
@@ -153,7 +153,7 @@ def test_sets_of_different_rules_are_not_merged(shards, parts, model, tmp_path):
     assert merge([spaces, other_model]).name == "2 sets"
 
 
-def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, model, tmp_path):
+def test_merged_sets_with_different_thresholds_are_named_as_such(shards, parts, model, tmp_path):
     other = shard_set(tmp_path / "other", model, Patcher(1.6), parts[:1])
     merged = figures_of(merge([read_counts("a", shards), read_counts("b", other)]))
     page = Report([merged], 8192, recomputed=False).page()
@@ -161,7 +161,7 @@ def test_of_merged_sets_with_different_thresholds_it_says_so(shards, parts, mode
     assert "has no threshold" not in page and "those of the global rule" not in page
 
 
-def test_what_it_says_of_thresholds_holds(shards, parts, model, tmp_path):
+def test_the_advice_on_thresholds_is_that_of_the_curve(shards, parts, model, tmp_path):
     (found,) = [figures_of(read_counts("set", shards))]
     best = found.suggested[0]
     size = f"{best.mean_patch_bytes:.2f} bytes on average"
@@ -186,7 +186,7 @@ def test_a_set_without_documents_changes_nothing_of_what_it_is_merged_with(shard
         assert merge(both).curve == curve
 
 
-def test_of_text_without_stored_entropies_no_averages_are_told(shards):
+def test_groups_have_no_mean_entropy_where_some_entropies_are_not_stored(shards):
     one = read_counts("set", shards)
     half = replace(one.statistics, entropies=one.statistics.entropies // 2)
     found = figures_of(replace(one, statistics=half))
@@ -194,8 +194,8 @@ def test_of_text_without_stored_entropies_no_averages_are_told(shards):
     assert "Only text whose entropies are stored" in Report([found], 8192, recomputed=True).page()
 
 
-def test_of_columns_with_many_values_it_says_what_is_counted(shards, model, tmp_path):
-    """More values than are told apart; each of them twice, so that they are groups."""
+def test_figures_of_columns_with_many_values_are_called_lower_bounds(shards, model, tmp_path):
+    """More values than a shard counts separately; each occurs twice, so that it is a group."""
     texts = [(f"{i % 300}", "a word ") for i in range(600)]
     write_jsonl(tmp_path / "in" / "a.jsonl", texts)
     settings = {"id_column": "id", "keep_columns": ("id",)}
@@ -293,7 +293,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(shards, tmp_path, content):
         load_tokenizer(str(tmp_path))
 
 
-def test_a_set_of_an_earlier_release_is_told_how_to_go_on(shards, tmp_path):
+def test_for_a_set_of_an_earlier_release_the_error_names_recompute(shards, tmp_path):
     manifest = {k: v for k, v in shards.manifest.items() if k != "summary"}
     OutputDirectory(str(tmp_path)).write("manifest.json", to_json(manifest))
     with pytest.raises(PipelineError, match="--recompute"):
