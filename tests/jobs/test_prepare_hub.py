@@ -124,6 +124,7 @@ class Prepare:
 
     def __init__(self, hub: Hub, directory: Path):
         self.hub, self.said, self.home = hub, "", directory / "home"
+        self.script = ROOT / "jobs" / "prepare_corpus.py"
         self.temporary = directory / "tmp"
         self.temporary.mkdir(exist_ok=True)
 
@@ -133,7 +134,7 @@ class Prepare:
         return self.hub.settings(self.home, token) | directories
 
     def start(self, output: Path, *flags: object, **environment: str) -> subprocess.Popen:
-        run = [sys.executable, str(ROOT / "jobs" / "prepare_corpus.py"), "--output", str(output)]
+        run = [sys.executable, str(self.script), "--output", str(output)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*run, *map(str, flags)], env=environment, **pipes)
 
@@ -259,6 +260,29 @@ def test_named_corpora(hub, prepare, tmp_path, name):
         check_patched(out, tmp_path / "patched")
     else:
         whole(out)
+
+
+WITH_TOY = """
+import runpy, sys
+sys.path.insert(0, {root!r})
+from pipeline.corpus.named import CORPORA, Corpus
+
+CORPORA["toy"] = Corpus("toy", "lab/toy", ("in/*.jsonl",), "jsonl", "text", "id", "{commit}")
+runpy.run_path({root!r} + "/jobs/prepare_corpus.py", run_name="__main__")
+"""
+
+
+def test_a_named_corpus_is_one_entry_in_the_table(hub, prepare, tmp_path):
+    files = {"in/a.jsonl": jsonl(topics()[:12]), "out/b.jsonl": jsonl(topics()[12:15])}
+    commit = hub.publish("lab/toy", files)
+    hub.publish("lab/toy", {"in/a.jsonl": jsonl(topics()[:3])})
+    prepare.script = tmp_path / "with_toy.py"
+    prepare.script.write_text(WITH_TOY.format(root=str(ROOT), commit=commit))
+    out = tmp_path / "out"
+    prepare(out, "--corpus", "toy", "--num-chunks", 2)
+    read = {"in/a.jsonl": files["in/a.jsonl"]}
+    check_prepared(out, topics()[:12], read, f"hf://datasets/lab/toy@{commit}")
+    assert chunk_names(out) == ["toy.val.parquet", "toy.chunk.00.parquet", "toy.chunk.01.parquet"]
 
 
 def chooses(corpus: str, path: str) -> bool:
