@@ -134,7 +134,7 @@ def own_config(shape: BLTConfig) -> dict[str, Any]:
 def from_own_config(config: dict[str, Any]) -> BLTConfig:
     values = own_arguments(config, BLTConfig)
     if values.get("patcher"):
-        values["patcher"] = Patcher(**values["patcher"])
+        values["patcher"] = Patcher.from_json(values["patcher"])
     return BLTConfig(**values)
 
 

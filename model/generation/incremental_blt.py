@@ -15,7 +15,7 @@ from model.entropy_model import EntropyModel
 from model.generation.incremental_entropies import incremental_entropies
 from model.generation.kv_cache import PIECE, KeyValueCache
 from model.ngram import NGramEntropyModel
-from model.patcher import ENTROPY_RULES, Patcher
+from model.patcher import Patcher
 from model.tokenizer import BOE_ID
 
 
@@ -44,16 +44,18 @@ class IncrementalBLT:
             ValueError: the rule needs an entropy model or the whole document, or is not BLT's.
         """
         config, device = model.config, model.device
-        if patcher.rule in ENTROPY_RULES and entropy_model is None:
+        if patcher.reads_entropies and entropy_model is None:
             raise ValueError(f"entropy_model: the {patcher.rule} rule needs one")
-        if patcher.rule == "top-k":
-            raise ValueError("patcher: the top-k rule chooses among a whole document")
-        if patcher.rule == "static" and patcher.published:
-            raise ValueError("patcher: the static rule as published has no patch at token 1")
+        if patcher.needs_whole_document:
+            raise ValueError(f"patcher: the {patcher.rule} rule chooses among a whole document")
+        if not patcher.boundary_rule.first_starts.get(1):
+            raise ValueError(
+                f"patcher: the {patcher.rule} rule as published has no patch at token 1"
+            )
         self.model, self.patcher = model, patcher
         self.entropies = (
             incremental_entropies(entropy_model, reset_at_newline)
-            if entropy_model is not None and patcher.rule in ENTROPY_RULES
+            if entropy_model is not None and patcher.reads_entropies
             else None
         )
         window = config.local_attention_window_len

@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.patcher import THRESHOLD_RULES
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import ShardSet
 
@@ -109,7 +108,7 @@ class ExportShardsConfig:
         if not stored and (self.threshold is not None or self.format == "reference"):
             flag = "--threshold" if self.threshold is not None else "--format reference"
             raise ConfigError(f"{flag}: {self.shards} holds no entropies")
-        if self.threshold is not None and shards.patcher.rule not in THRESHOLD_RULES:
+        if self.threshold is not None and not shards.patcher.has_threshold:
             raise ConfigError(f"--threshold: the {shards.patcher.rule} rule has none")
 
     def content(self) -> dict[str, Any]:

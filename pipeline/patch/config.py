@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from model.checkpoints.files import BUILT_IN
-from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
+from model.patcher import Patcher
+from model.rules import BoundaryRule, find_rule
+from pipeline.cli.rule_flag import rule_flag
 from pipeline.corpus.documents import Columns, Format
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import OWN_COLUMNS
@@ -40,9 +43,7 @@ class PatchCorpusConfig:
     keep_columns: tuple[str, ...] = ()
     """Further columns to copy into the shards, as strings."""
 
-    rule: Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte"] = "global"
-    """Where patches start. Entropies: global, monotonic, combined (with thresholds), top-k (a fixed
-    number); else: space, static, byte."""
+    rule: Annotated[str, rule_flag("Where patches start.")] = "global"
     threshold: float | None = None
     """Nats: entropy (global, combined) or its rise (monotonic) above which a patch starts."""
     target_patch_size: float | None = None
@@ -86,7 +87,7 @@ class PatchCorpusConfig:
     @property
     def scored_with(self) -> str:
         """The entropy model that is used: the one asked for, or the default."""
-        return self.entropy_model or (BUILT_IN if self.rule in ENTROPY_RULES else NGRAM)
+        return self.entropy_model or (BUILT_IN if self.boundary_rule.reads_entropies else NGRAM)
 
     @property
     def columns(self) -> Columns:
@@ -101,19 +102,20 @@ class PatchCorpusConfig:
         Raises:
             ConfigError: a value, or a combination of values, makes no sense; names the flag.
         """
-        if self.rule in THRESHOLD_RULES and (self.threshold is None) != self.calibrates:
+        has_threshold = self.boundary_rule.compares is not None
+        if has_threshold and (self.threshold is None) != self.calibrates:
             raise ConfigError(
                 f"--threshold: the {self.rule} rule needs either it or --target-patch-size "
                 "(4.5 is usual), not both"
             )
-        if self.calibrates and self.rule not in THRESHOLD_RULES:
+        if self.calibrates and not has_threshold:
             raise ConfigError(f"--target-patch-size: the {self.rule} rule has no threshold")
         for name in ("threshold", "threshold_add"):
             if not math.isfinite(getattr(self, name) or 0):
                 raise ConfigError(f"{flag(name)}: must be a finite number of nats")
         if self.calibrates and not 0.5 <= float(self.target_patch_size or 0) <= 10_000:
             raise ConfigError(f"--target-patch-size: {self.target_patch_size} bytes is no size")
-        self.patcher(0.0 if self.calibrates else self.threshold)
+        _ = self.patcher  # built here for its own checks
         for name in (
             *("num_workers", "calibration_bytes", "ngram_bytes"),
             *("shard_bytes", "max_document_bytes"),
@@ -130,15 +132,28 @@ class PatchCorpusConfig:
             if name in OWN_COLUMNS or columns.count(name) > 1:
                 raise ConfigError(f"--keep-columns: {name!r} is in the shards already")
 
-    def patcher(self, threshold: float | None) -> Patcher:
-        """The boundary rule with this threshold.
+    @property
+    def boundary_rule(self) -> BoundaryRule:
+        """What is known about the rule.
+
+        Raises:
+            ConfigError: there is no such rule.
+        """
+        try:
+            return find_rule(self.rule)
+        except ValueError as error:
+            raise _naming_flag(error) from error
+
+    @cached_property
+    def patcher(self) -> Patcher:
+        """The boundary rule with its settings; its threshold is 0 until it is calibrated.
 
         Raises:
             ConfigError: the flags of the rule do not fit together.
         """
         try:
             return Patcher(
-                threshold=threshold,
+                threshold=0.0 if self.calibrates else self.threshold,
                 rule=self.rule,
                 threshold_add=self.threshold_add,
                 patch_size=self.patch_size,
@@ -146,8 +161,7 @@ class PatchCorpusConfig:
                 published=self.published_rules,
             )
         except ValueError as error:
-            name, _, rest = str(error).partition(":")
-            raise ConfigError(f"{flag(name)}:{rest}") from error
+            raise _naming_flag(error) from error
 
     def content(self) -> dict[str, Any]:
         """The settings that decide what is in the shards: those that a resumed run must share."""
@@ -163,6 +177,12 @@ class PatchCorpusConfig:
             "entropy_model": self.scored_with,
             "keep_columns": list(self.keep_columns),
         }
+
+
+def _naming_flag(error: ValueError) -> ConfigError:
+    """An error whose message begins with a setting's name, naming the flag instead."""
+    name, _, rest = str(error).partition(":")
+    return ConfigError(f"{flag(name)}:{rest}")
 
 
 def flag(name: str) -> str:

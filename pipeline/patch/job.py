@@ -77,7 +77,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         run, model = begin_run(config, files, model, output, console)
     else:
         run, model = resume_run(run, config, files, model, output, console)
-    scorer = Scorer(model, Patcher(**run.made_with["patcher"]), config.reset_at_newline)
+    scorer = Scorer(model, Patcher.from_json(run.made_with["patcher"]), config.reset_at_newline)
     result = _patch(run, config, scorer, output, console)
     output.remove_temporary()
     return result

@@ -68,7 +68,7 @@ def begin_run(
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(Model, in_ray(_fit, 0, splits, config))
         _save(model, output)
-    patcher = config.patcher(0.0 if config.calibrates else config.threshold)
+    patcher = config.patcher
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = Scorer(model, patcher, config.reset_at_newline)
@@ -77,7 +77,7 @@ def begin_run(
     made_with = {
         "tokenizer": tokenizer,
         "entropy_model": _describe(model, config),
-        "patcher": {name: value for name, value in vars(patcher).items() if value is not None},
+        "patcher": patcher.to_json(),
         "columns": shard_schema(config.keep_columns, entropies=config.keep_entropies).names,
         "sources": source_records(files),
         "configuration": config.content(),

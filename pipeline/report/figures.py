@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from model.patcher import ENTROPY_RULES, THRESHOLD_RULES
+from model.rules import find_rule
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.run import LOG
 from pipeline.report.flops import TokenizerFigures, flops
@@ -150,7 +150,7 @@ def check_alike(a: tuple[str, dict[str, Any]], b: tuple[str, dict[str, Any]]) ->
     differ = None
     if rules[0] != rules[1]:
         differ = "cut by different rules"
-    elif models[0] != models[1] and rules[0].get("rule", "global") in ENTROPY_RULES:
+    elif models[0] != models[1] and find_rule(rules[0].get("rule", "global")).reads_entropies:
         differ = "scored by different entropy models"
     if differ:
         raise ConfigError(f"--merge: {a[0]} and {b[0]} were {differ}; without it they are compared")
@@ -198,11 +198,12 @@ def set_figures(
     statistics, summary, entries = counted.statistics, counted.summary, counted.entries
     patcher, model = counted.made["patcher"], counted.made["entropy_model"]
     rule = patcher.get("rule", "global")
+    facts = find_rule(rule)
     curve = counted.curve or summary.thresholds.curve()
     # Shards can be counted anew without entropies in them, and merged with others that hold some.
     scored = int(statistics.entropies.sum())
     known = scored == statistics.tokens
-    entropy_flops = float(model.get("flops_per_byte", 0.0)) if rule in ENTROPY_RULES else 0.0
+    entropy_flops = float(model.get("flops_per_byte", 0.0)) if facts.reads_entropies else 0.0
     cost = flops(statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)
     return {
         "name": counted.name,
@@ -220,7 +221,8 @@ def set_figures(
         "threshold": patcher.get("threshold"),
         # A rule that has a threshold lacks one where merged sets disagree on it.
         "thresholds_differ": patcher.get("threshold") is None
-        and patcher.get("rule") in THRESHOLD_RULES,
+        and "rule" in patcher
+        and facts.compares is not None,
         "max_patch_length": patcher.get("max_patch_length"),
         "made": counted.made,
         "patch_lengths": {

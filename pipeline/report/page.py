@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.ticker import EngFormatter
 
+from model.rules import Compared, find_rule
 from pipeline.drawing.patches_html import PATCHES_CSS, patches_html
 from pipeline.report.figures import MOST_SHOWN
 from pipeline.report.plots import PAPER, PLOTS, png, svg
@@ -128,13 +129,14 @@ def why(figures: Figures) -> str:
         return f"The {rule} rule has no threshold."
     starts = 100 * figures["patches"] / figures["tokens"]
     rise = figures["made"]["patcher"].get("threshold_add")
-    places = {
-        "global": f"the entropy exceeds the threshold, {threshold!r} nats",
-        "monotonic": f"the entropy rises by more than the threshold, {threshold!r} nats",
-        "combined": f"the entropy exceeds {threshold!r} nats and rises by more than {rise!r}",
+    places: dict[Compared | None, str] = {
+        "entropy": f"the entropy exceeds the threshold, {threshold!r} nats",
+        "rise": f"the entropy rises by more than the threshold, {threshold!r} nats",
+        "both": f"the entropy exceeds {threshold!r} nats and rises by more than {rise!r}",
     }
+    place = places[find_rule(rule).compares]
     cuts = f", or a patch has {longest} tokens" if longest else ""
-    said = f"A patch starts after {starts:.1f} % of tokens: where {places[rule]}{cuts}."
+    said = f"A patch starts after {starts:.1f} % of tokens: where {place}{cuts}."
     if figures["mean_entropy"] is not None:
         said += f" The mean entropy is {figures['mean_entropy']:.2f} nats."
     return said + _advice(figures)
@@ -229,15 +231,17 @@ def _curve_note(sets: Sequence[Figures]) -> str:
 
 
 def _entropies_note(sets: Sequence[Figures]) -> str:
-    rules = {figures["rule"] for figures in sets if figures["threshold"] is not None}
+    compared = {
+        find_rule(figures["rule"]).compares for figures in sets if figures["threshold"] is not None
+    }
     notes = []
-    if rules & {"global", "combined"}:
+    if compared & {"entropy", "both"}:
         notes.append("Dashed: the threshold.")
-    if rules == {"global"} and not any(figures["max_patch_length"] for figures in sets):
+    if compared == {"entropy"} and not any(figures["max_patch_length"] for figures in sets):
         notes.append("The share of tokens to its right is the share that a new patch follows.")
-    if "combined" in rules:
+    if "both" in compared:
         notes.append("The combined rule also asks how much the entropy rises.")
-    if "monotonic" in rules:
+    if "rise" in compared:
         notes.append("The monotonic rule compares how much the entropy rises, which is not shown.")
     return " ".join(notes)
 

@@ -17,6 +17,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from model.rules import find_rule
+
 LONGEST_NAME = 32
 """Characters of a set's name in a legend."""
 LONGEST_SHOWN = 32
@@ -95,7 +97,8 @@ def draw_entropies(axes: Axes, sets: Sequence[Figures], palette: Palette) -> Non
                 bin_ = int(share.argmax())
                 note, place = f" {share[bin_]:.0f} % ↑", (edges[bin_ + 1], CUT_OFF * highest)
                 axes.annotate(note, place, va="top", color=palette.text)
-        if figures["threshold"] is not None and figures["rule"] != "monotonic":
+        compared = find_rule(figures["rule"]).compares
+        if figures["threshold"] is not None and compared != "rise":
             axes.axvline(figures["threshold"], color=_marked(palette, sets, colour), ls="--", lw=1)
     if highest:
         axes.set_ylim(0, CUT_OFF * highest)

@@ -10,7 +10,6 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from model.patcher import THRESHOLD_RULES
 from pipeline.cluster.connect import connect
 from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter
@@ -158,7 +157,7 @@ def count_shard(
     """
     metadata = [name for name in shards.manifest["columns"] if name not in OWN_COLUMNS]
     patcher, total = shards.patcher, ShardCounts()
-    cuts = patcher.rule in THRESHOLD_RULES and patcher.max_patch_length is not None
+    cuts = patcher.has_threshold and patcher.max_patch_length is not None
     for batch in shards.checked_batches(entry):
         scored = scored_rows(batch)
         h_T, lengths_D = scored.entropies_T, scored.lengths_D

@@ -244,7 +244,7 @@ class ShardSet:
     @property
     def patcher(self) -> Patcher:
         """The rule that placed the boundaries."""
-        return Patcher(**self.manifest["patcher"])
+        return Patcher.from_json(self.manifest["patcher"])
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order, as Arrow record batches."""

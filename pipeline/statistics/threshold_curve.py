@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import zstandard
 
-from model.patcher import THRESHOLD_RULES, Patcher
+from model.patcher import Patcher
 
 VALUES = 1 << 16
 """Values of a float16."""
@@ -88,11 +88,13 @@ class ThresholdCounts:
             h_T: stored entropies: float16, nats, one a token.
             lengths_D: tokens of each document, BOS and EOS included.
         """
-        # Patches start at tokens 0 and 1 whatever h says; the last token has no slot after it.
-        published = patcher.published and patcher.rule in ("monotonic", "combined")
-        free = 1 + published + (published and patcher.rule == "combined")
+        if not patcher.has_threshold:
+            patcher = Patcher(0.0)
+        # The first slots start a patch, or not, whatever h says of the tokens before them; the last
+        # token has no slot after it.
+        first_starts = patcher.boundary_rule.first_starts
         first_D = lengths_D.cumsum() - lengths_D
-        never = [(first_D + position)[lengths_D > position] for position in range(free)]
+        never = [(first_D + slot - 1)[lengths_D > slot - 1] for slot in first_starts if slot]
         never_N = np.unique(np.concatenate([*never, first_D + lengths_D - 1]))
         key_T, compared_T = _compared(patcher, h_T)
         bits_T = key_T.view(np.uint16)
@@ -104,7 +106,7 @@ class ThresholdCounts:
         counts_B[_MINUS_ZERO] = 0
         return cls(
             bytes=int(lengths_D.sum()) - 2 * len(lengths_D),
-            always=int(np.minimum(lengths_D, 3 if published else 2).sum()),
+            always=sum(int((lengths_D > s).sum()) for s, starts in first_starts.items() if starts),
             counts_V=counts_B[_BITS_V],
         )
 
@@ -171,10 +173,10 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 
 def _compared(patcher: Patcher, h_T: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """What the rule compares with its threshold, as float16, and for which tokens if not all."""
-    if patcher.rule not in THRESHOLD_RULES or patcher.rule == "global":
+    if patcher.compares == "entropy":
         return h_T, None
     rise_T = np.diff(h_T.astype(np.float32), prepend=np.float32(0))
-    if patcher.rule == "combined":
+    if patcher.compares == "both":
         return h_T, rise_T > np.float32(patcher.threshold_add)
     # Rounded up: a float16 threshold lies below the rise exactly if it lies below that.
     rounded_T = rise_T.astype(np.float16)

@@ -240,6 +240,6 @@ def _shown_document(documents: Documents, number: int, anew: bool, patcher: Patc
     if anew:
         view = cut_anew(view, patcher)
     place = f"document {number:,} of {len(documents):,}"
-    given = vars(patcher if anew else stored).items()
-    rule = " ".join(f"{key} {value}" for key, value in given if value not in (None, False))
+    given = (patcher if anew else stored).to_json().items()
+    rule = " ".join(f"{key} {value}" for key, value in given if value is not False)
     return [ids_html([document.sample_id, place, f"cut by: {rule}"]), *_shown(view)]

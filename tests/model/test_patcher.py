@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import ByteTokenizer, Patcher
-from model.patcher import Rule
 
 H = torch.tensor([[9.0, 1.0, 3.0, 2.0, 2.5, 0.5, 4.0, 1.0]])
 
@@ -239,7 +238,7 @@ def test_empty_batch():
         ({"threshold": 1.0, "max_patch_length": 0}, "max_patch_length: must be at least 1"),
     ],
 )
-def test_settings_that_do_not_fit(settings_: dict[str, Rule], message):
+def test_settings_that_do_not_fit(settings_: dict, message):
     with pytest.raises(ValueError, match=message):
         Patcher(**settings_)
 
