@@ -1,4 +1,4 @@
-"""The shape of a BLT: its configuration, the paper's sizes, and what they cost.
+"""The shape of a BLT: its configuration and the paper's sizes. Their FLOPs: :mod:`model.flops`.
 
 Names are those of the published arguments. ``encoder``, ``global`` and ``decoder`` are the local
 encoder, the latent transformer and the local decoder of arXiv 2412.09871, section 3.
@@ -164,69 +164,3 @@ BLT_SIZES = {
     ),
 }
 """The paper's sizes (appendix, table of hyper-parameters)."""
-
-
-def transformer_flops(layers: int, dim: int, context: float, vocabulary: int = 0) -> float:
-    """Forward FLOPs for each position of a transformer (the paper's appendix on FLOPs).
-
-    Args:
-        context: positions that one sees.
-        vocabulary: of the output; 0 for no output layer.
-    """
-    feed_forward = 2 * layers * 2 * dim * 4 * dim
-    return (
-        feed_forward
-        + _qkvo(layers, dim, 1)
-        + _attention(layers, dim, context)
-        + 2 * dim * vocabulary
-    )
-
-
-def _attention(layers: int, dim: int, context: float) -> float:
-    return 4 * layers * dim * (context + 1) / 2
-
-
-def _qkvo(layers: int, dim: int, keys_per_query: float) -> float:
-    return (keys_per_query * 2 + 2) * 2 * layers * dim**2
-
-
-def _cross_attention(layers: int, dim: int, context: float, keys_per_query: float) -> float:
-    return _attention(layers, dim, context) + _qkvo(layers, dim, keys_per_query)
-
-
-def flops_by_part(config: BLTConfig, *, patch_size: float, context: int) -> dict[str, float]:
-    """Forward FLOPs for each byte by the paper's formulas (appendix on FLOPs, equation for BLT):
-    of the ``latent`` transformer, the local ``encoder`` and ``decoder``, and ``cross_attention``.
-
-    Hash embeddings and norms cost nothing there, feed-forward layers are taken as 8 ``dim**2``
-    multiplications each, and the entropy model is left out (add :func:`transformer_flops`).
-
-    Args:
-        patch_size: mean bytes a patch.
-        context: bytes of a sequence.
-    """
-    window = config.local_attention_window_len or context
-    k, dim = config.cross_attn_k, config.dim_local
-    encoder_crossings = config.n_layers_local_encoder if config.cross_attn_all_layers_encoder else 1
-    decoder_crossings = config.n_layers_local_decoder if config.cross_attn_all_layers_decoder else 1
-    latent = transformer_flops(config.n_layers_global, config.dim_global, context / patch_size)
-    gather = _cross_attention(encoder_crossings, dim, patch_size, patch_size / k) * k / patch_size
-    read = _cross_attention(decoder_crossings, dim, k, k / patch_size)
-    return {
-        "latent": latent / patch_size,
-        "encoder": transformer_flops(config.n_layers_local_encoder, dim, window),
-        "decoder": transformer_flops(config.n_layers_local_decoder, dim, window, config.vocab_size),
-        "cross_attention": gather + read,
-    }
-
-
-def flops_per_byte(
-    config: BLTConfig, *, patch_size: float, context: int, training: bool = False
-) -> float:
-    """The sum of :func:`flops_by_part`.
-
-    Args:
-        training: forward and backward, three times the forward pass.
-    """
-    forward = sum(flops_by_part(config, patch_size=patch_size, context=context).values())
-    return forward * (3 if training else 1)

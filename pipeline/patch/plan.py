@@ -11,7 +11,6 @@ import ray
 import torch
 from rich.console import Console
 
-from model.blt_config import transformer_flops
 from model.checkpoints.entropy_model import (
     CheckpointError,
     fingerprint,
@@ -19,6 +18,7 @@ from model.checkpoints.entropy_model import (
     save_entropy_model,
 )
 from model.entropy_model import EntropyModel
+from model.flops import entropy_model_flops
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
@@ -143,11 +143,8 @@ def _describe(model: Model, config: PatchCorpusConfig) -> dict[str, Any]:
 
 
 def _forward_flops(model: Model) -> float:
-    """What a byte costs; tables of an n-gram model are looked up, which is next to nothing."""
-    if not isinstance(model, EntropyModel):
-        return 0.0
-    shape = model.config
-    return transformer_flops(shape.n_layers, shape.dim, shape.window, shape.vocab_size)
+    """FLOPs per byte; an n-gram model looks entropies up, which costs next to nothing."""
+    return entropy_model_flops(model.config) if isinstance(model, EntropyModel) else 0.0
 
 
 def _save(model: Model, output: OutputDirectory) -> None:

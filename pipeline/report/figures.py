@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from model.flops import flops_by_size
 from model.rules import find_rule
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.run import LOG
-from pipeline.report.flops import TokenizerFigures, flops
 from pipeline.shards.shard_set import ShardEntry, ShardSet
 from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics
 from pipeline.statistics.excerpts import Excerpt
@@ -30,6 +30,16 @@ EMPTY = "(empty)"
 """Documents in which the column is an empty string."""
 MADE = ("patcher", "entropy_model", "configuration")
 """What manifests say of how a set was made."""
+
+
+@dataclass(frozen=True)
+class TokenizerFigures:
+    """A BPE tokenizer on a sample of text."""
+
+    name: str
+    vocabulary: int
+    bytes_per_token: float
+    sample_bytes: int
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,12 @@ def set_figures(
     scored = int(statistics.entropies.sum())
     known = scored == statistics.tokens
     entropy_flops = float(model.get("flops_per_byte", 0.0)) if facts.reads_entropies else 0.0
-    cost = flops(statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)
+    cost = flops_by_size(
+        patch_size=statistics.mean_patch_bytes,
+        context=context_bytes,
+        entropy_model=entropy_flops,
+        bpe=None if tokenizer is None else (tokenizer.bytes_per_token, tokenizer.vocabulary),
+    )
     return {
         "name": counted.name,
         "url": counted.url,

@@ -16,6 +16,7 @@ from pipeline.report.config import PatchReportConfig
 from pipeline.report.figures import (
     MADE,
     Counted,
+    TokenizerFigures,
     check_alike,
     counted_before,
     merge,
@@ -23,7 +24,6 @@ from pipeline.report.figures import (
     part,
     set_figures,
 )
-from pipeline.report.flops import TokenizerFigures
 from pipeline.report.page import PAGE, Report, whole_text
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials
