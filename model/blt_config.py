@@ -10,6 +10,9 @@ from model.layers.transformer import Block, default_hidden_dim
 from model.patcher import Patcher
 from model.tokenizer import VOCAB_SIZE
 
+PARTS = ("local_encoder", "local_decoder", "global")
+"""The three transformers; the names of their arguments end in these."""
+
 
 @dataclass(frozen=True)
 class BLTConfig:
@@ -38,38 +41,39 @@ class BLTConfig:
     hidden_dim_global: int | None = None
 
     cross_attn_k: int = 2
-    """Vectors a patch, each ``dim_local`` wide."""
+    """Vectors per patch, each ``dim_local`` wide."""
     cross_attn_nheads: int = 16
     cross_attn_all_layers_encoder: bool = False
-    """Patches gather after every layer, not only after the last."""
+    """Patches gather from bytes after every layer, not only after the last."""
     cross_attn_all_layers_decoder: bool = True
-    """Bytes read before every layer, not only before the first."""
+    """Bytes read from patches before every layer, not only before the first."""
     cross_attn_window_encoder: int = 1
-    """Patches, from a byte's own on, that gather from it."""
+    """How many patches gather from a byte: its own and those after it."""
     cross_attn_window_decoder: int = 1
-    """Patches, up to the last known, that a byte reads from."""
+    """How many patches a byte reads from: the latest known and those before it."""
 
     encoder_hash_byte_group_size: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
-    """Bytes of the hashed n-grams."""
+    """The lengths of the hashed n-grams, in bytes."""
     encoder_hash_byte_group_vocab: int = 500_002
     """Rows of each hash table."""
     encoder_hash_byte_group_nb_functions: int = 1
     hash_across_documents: bool = False
-    """n-grams at the start of a packed document reach back into the one before, as they did when
-    the published weights were trained. Off: a packed document is read as if it were alone."""
+    """Whether n-grams at the start of a packed document reach back into the one before, as they did
+    when the published weights were trained. If not, a packed document is read as if it were
+    alone."""
 
     local_attention_window_len: int | None = 512
-    """Bytes that a byte sees in encoder and decoder, itself included; None for all of its document
-    before it."""
+    """How many bytes a byte sees in encoder and decoder, itself included; None for all that its
+    document holds before it."""
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-5
     vocab_size: int = VOCAB_SIZE
     patcher: Patcher | None = None
-    """The boundary rule that the weights were trained with, where it is known."""
+    """The boundary rule that the weights were trained with, if it is known."""
 
     def __post_init__(self) -> None:
-        for part in ("local_encoder", "local_decoder", "global"):
-            dim = self.dim_global if part == "global" else self.dim_local
+        for part in PARTS:
+            dim = self.dim_of(part)
             heads, kv_heads = f"n_heads_{part}", f"n_kv_heads_{part}"
             self._default(kv_heads, getattr(self, heads))
             self._default(f"hidden_dim_{part}", default_hidden_dim(dim))
@@ -101,28 +105,36 @@ class BLTConfig:
         if part < 1 or whole % part:
             raise ValueError(f"{name}: {whole} cannot be divided by {part}")
 
-    def _block(self, part: str, dim: int) -> Block:
+    def dim_of(self, part: str) -> int:
+        """Width of one of PARTS."""
+        return self.dim_global if part == "global" else self.dim_local
+
+    def _block(self, part: str) -> Block:
         heads, kv_heads, hidden = (
             getattr(self, f"{name}_{part}") for name in ("n_heads", "n_kv_heads", "hidden_dim")
         )
-        return Block(dim, heads, kv_heads, hidden, self.norm_eps)
+        return Block(self.dim_of(part), heads, kv_heads, hidden, self.norm_eps)
 
     def local_encoder_block(self) -> Block:
-        return self._block("local_encoder", self.dim_local)
+        """A layer of the local encoder."""
+        return self._block("local_encoder")
 
     def local_decoder_block(self) -> Block:
-        return self._block("local_decoder", self.dim_local)
+        """A layer of the local decoder."""
+        return self._block("local_decoder")
 
     def global_block(self) -> Block:
-        return self._block("global", self.dim_global)
+        """A layer of the latent transformer."""
+        return self._block("global")
 
     @property
     def cross_attn_n_kv_heads_encoder(self) -> int:
-        """Cross attention groups keys and values like the self-attention beside it."""
+        """Key and value heads of cross attention, which groups them like the self-attention."""
         return self._cross_kv_heads(self.n_heads_local_encoder, self.n_kv_heads_local_encoder)
 
     @property
     def cross_attn_n_kv_heads_decoder(self) -> int:
+        """The same for the decoder."""
         return self._cross_kv_heads(self.n_heads_local_decoder, self.n_kv_heads_local_decoder)
 
     def _cross_kv_heads(self, heads: int, kv_heads: int | None) -> int:

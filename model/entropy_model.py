@@ -194,7 +194,8 @@ class EntropyModel(nn.Module):
     def _trunk(self, tokens_T: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         x_TD = self.tok_embeddings(tokens_T)
         x_TD = run_blocks(self.layers, x_TD, rotary, [attend] * len(self.layers))
-        return self.output(self.norm(x_TD))
+        logits_TV: Tensor = self.output(self.norm(x_TD))
+        return logits_TV
 
     @functools.cached_property
     def _compiled_trunk(self) -> Callable[[Tensor, Tensor, BlockMask], Tensor]:

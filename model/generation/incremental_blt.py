@@ -228,7 +228,7 @@ class IncrementalBLT:
         patch_BMW = latest_BM[:, :, None] - offset_W
         row_B11 = torch.arange(batch, device=x_TD.device)[:, None, None] * self._readable_slots
         index_BMW = (patch_BMW % self._readable_slots + row_B11).where(patch_BMW >= 0, -1)
-        logits_TV = self.model.local_decoder(
+        logits_TV: Tensor = self.model.local_decoder(
             x_TD,
             position_BM.flatten(),
             self._decoder.attends(first_B, columns),
