@@ -19,7 +19,7 @@ from model.layers.transformer import Initializer, init_weights, initializers, no
 
 
 class BLT(nn.Module):
-    """A Byte Latent Transformer with the parameter names and the arithmetic of the published weights."""
+    """A BLT; parameter names and arithmetic are those of the published weights."""
 
     def __init__(self, config: BLTConfig):
         super().__init__()

@@ -147,7 +147,7 @@ def transformers_rope_theta(part: JsonObject, default: float) -> float:
     ):
         if value != known:
             raise ValueError(f"argument {name}={value!r} is not supported")
-    theta: float = rope.get("rope_theta", part.get("rope_theta", default))
+    theta: float = {"rope_theta": default, **part, **rope}["rope_theta"]
     return theta
 
 

@@ -45,8 +45,8 @@ class GatherFromBytes(CrossAttention):
 
     A softmax over the bytes of each patch, whose number varies, is a sum over pairs of byte and
     patch that is scattered to the patches: with scores s and values v, a patch gets
-    ``sum exp(s - m) v / sum exp(s - m)``, where m is its highest score. A patch of the bytes a and b
-    with scores 1 and 3, for example, gets ``(exp(-2) v_a + v_b) / (exp(-2) + 1)``.
+    ``sum exp(s - m) v / sum exp(s - m)``, where m is its highest score. A patch of two bytes a, b
+    with the scores 1 and 3, for example, gets ``(exp(-2) v_a + v_b) / (exp(-2) + 1)``.
     """
 
     def forward(self, x_NKD: Tensor, bytes_TD: Tensor, patch_TW: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def _wrapped(value: int) -> int:
 
 
 class HashEmbedding(nn.ModuleList):
-    """Tables by hash function, then by n-gram size: a list, as the published parameter names are."""
+    """Tables by hash function, then by n-gram size; a list, for the published parameter names."""
 
     def __init__(self, sizes: Sequence[int], functions: int, rows: int, dim: int):
         """

@@ -160,7 +160,7 @@ def init_weights(module: nn.Module, initial: Mapping[str, Initializer]) -> None:
 
 
 def reset_constants(module: nn.Module) -> None:
-    """Compute again the constants that are neither trained nor stored, and that ``to_empty`` loses."""
+    """Compute again the constants that are not stored and that ``to_empty`` loses."""
     for part in module.modules():
         if isinstance(part, RotaryAngles):
             part.reset_parameters()

@@ -1,6 +1,6 @@
 """The flag ``--rule``: the name of a boundary rule in :data:`model.rules.RULES`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tyro
 
@@ -19,7 +19,7 @@ def rule_flag(purpose: str) -> Any:
     """
     rules = "; ".join(f"{name}: {RULES[name].description}" for name in plain_text_rules())
     return tyro.conf.arg(
-        constructor_factory=lambda: Literal[plain_text_rules()],
+        constructor_factory=lambda: cast(type, Literal[plain_text_rules()]),
         help=f"{purpose} {rules}.",
         help_behavior_hint=f"(default: {Patcher.rule})",
     )
