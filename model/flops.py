@@ -117,7 +117,7 @@ class SizeFlops(PassFlops):
 
     size: str
     parts: dict[str, float]
-    """Of a forward pass, as :func:`flops_by_part` gives them."""
+    """The parts of a forward pass, as :func:`flops_by_part` returns them."""
     entropy_model: float
     bpe: NotRequired[PassFlops]
     """A transformer of the latent one's shape that runs once per BPE token."""

@@ -179,8 +179,8 @@ def _slots(contexts: np.ndarray, order: int, table_bits: int) -> tuple[np.ndarra
 
 
 def _hashed_table(level: _ContextEntropies, order: int, min_count: int) -> np.ndarray:
-    """A table of int64 ``check << 16 | float16 entropy``, with -1 in empty slots. Of contexts that
-    share a slot, the most frequent one gets it.
+    """A table of int64 ``check << 16 | float16 entropy``, with -1 in empty slots. The most
+    frequent of the contexts that share a slot gets it.
 
     Args:
         min_count: contexts that occurred less often are left out.

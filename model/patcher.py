@@ -1,8 +1,8 @@
 """Cutting documents into patches by one boundary rule, given next-byte entropies or token ids.
 
 One vectorised implementation works on documents laid end to end (the *flat* form); the batch form
-is a view of it. The rules themselves are in :mod:`model.rules`. What holds for all of them is here:
-the first patches of a document, ``max_patch_length``, and what is counted.
+is a view of it. The rules themselves are in :mod:`model.rules`; this module holds what is the same
+for all of them: the first patches of a document, ``max_patch_length``, and the forms of the result.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,10 @@ class PatcherValues(TypedDict, total=False):
 class Patcher:
     """Cuts documents into patches by one rule.
 
-    Tokens of a document are numbered from 0 (BOS). Whatever the rule, patches start at token 0 and
-    at token 1; ``h[i]`` is the entropy of the prediction after token ``i``. Comparisons are made in
-    float32, so float16 entropies give the same boundaries wherever they are computed.
+    Tokens of a document are numbered from 0 (BOS); ``h[i]`` is the entropy of the prediction after
+    token ``i``. Patches start at token 0 and at token 1, whatever the rule (only static as published
+    starts none at 1). Comparisons are made in float32, so float16 entropies give the same
+    boundaries wherever they are computed.
 
     Raises:
         ValueError: the settings do not fit together; the message names the setting.
@@ -78,7 +79,7 @@ class Patcher:
 
     @property
     def compares(self) -> Compared | None:
-        """What is compared with the threshold; None for a rule without one."""
+        """The value that is compared with the threshold; None for a rule without one."""
         return self.boundary_rule.compares
 
     @property
@@ -108,10 +109,11 @@ class Patcher:
 
     @classmethod
     def from_json(cls, values: PatcherValues) -> "Patcher":
-        """
+        """The Patcher that :meth:`to_json` wrote.
+
         Raises:
             ValueError: the settings do not fit together; the message names the setting.
-            TypeError: there are others.
+            TypeError: a setting is unknown.
         """
         return cls(**values)
 
@@ -233,7 +235,7 @@ class Patcher:
                 start of a document, anything).
             tokens_BS: token ids of the same.
             position_B: position in its document of the piece's first token.
-            patch_start_B: where the patch began that is open there.
+            patch_start_B: position of the first token of the patch that the piece continues.
 
         Returns:
             ``[batch, piece]`` bool.

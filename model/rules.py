@@ -32,7 +32,7 @@ Compared = Literal["entropy", "rise", "both"]
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a rule looks at: documents, or pieces of documents, laid end to end.
+    """Documents, or pieces of documents, laid end to end: the input of a rule.
 
     T tokens in D pieces. The *slot* after a token is the place of the token that follows it.
     """
@@ -63,10 +63,10 @@ class BoundaryRule:
     settings: tuple[Setting, ...] = ()
     """The settings that the rule needs; it takes no others."""
     compares: Compared | None = None
-    """What the rule compares with its threshold: ``h[i]`` (entropy), ``h[i] - h[i-1]`` (rise), or
-    (both) ``h[i]`` with the threshold and the rise with ``threshold_add``; None for a rule without
-    a threshold. Patches must end exactly where a value exceeds its threshold: counts for other
-    thresholds rely on it."""
+    """The value that the rule compares with its threshold: ``h[i]`` (entropy), ``h[i] - h[i-1]``
+    (rise), or (both) ``h[i]`` with the threshold and the rise with ``threshold_add``. None for a
+    rule without a threshold. Patches must end exactly where a value exceeds its threshold: counts
+    for other thresholds rely on it."""
     reads_entropies: bool = False
     reads_tokens: bool = False
     whole_document: bool = False
@@ -228,7 +228,7 @@ RULES: dict[str, BoundaryRule] = {
         _delimiter_ends, "after every BPE delimiter", reads_tokens=True, plain_text=False
     ),
 }
-"""All rules by name. Those added while a program runs travel with each pickled Patcher."""
+"""All rules by name. Rules that are added while a program runs travel with each pickled Patcher."""
 
 _OWN_RULES = dict(RULES)
 
@@ -240,7 +240,7 @@ def find_rule(name: str, *, published: bool = False) -> BoundaryRule:
         published: as the published code applies it.
 
     Raises:
-        ValueError: there is none; names those that there are.
+        ValueError: there is none; lists the names.
     """
     if name not in RULES:
         raise ValueError(f"rule: {name!r} is not one of {', '.join(RULES)}")

@@ -167,7 +167,7 @@ def from_own_config(config: JsonObject) -> EntropyModelConfig:
 
 
 def _state(model: EntropyModel | NGramEntropyModel) -> tuple[JsonObject, dict[str, Tensor]]:
-    """What the fingerprint covers and our own layout holds: configuration and tensors."""
+    """Configuration and tensors, as the fingerprint covers them and our own layout holds them."""
     if isinstance(model, EntropyModel):
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         return {"kind": "transformer", **asdict(model.config)}, tensors

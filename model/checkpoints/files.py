@@ -1,7 +1,7 @@
 """Files of checkpoints: where they are, how they are read, and the errors that broken ones give.
 
-No code of a checkpoint is ever run: pickles are read with ``weights_only``. What the weights mean
-is known to :mod:`model.checkpoints.entropy_model` and :mod:`model.checkpoints.blt`.
+No code of a checkpoint is ever run: pickles are read with ``weights_only``. The modules
+:mod:`model.checkpoints.entropy_model` and :mod:`model.checkpoints.blt` know what the weights mean.
 """
 
 import json

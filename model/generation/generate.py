@@ -1,10 +1,10 @@
 """Writing on from prompts with a BLT, everything cached (arXiv 2412.09871; 2605.08044).
 
 The text is the one that running everything through the model anew for every byte would give, with
-the same boundaries and, up to rounding, the same logits. (Boundaries come from float32 entropies, as
-they are computed; shards hold them rounded to float16.) With ``draft_bytes`` the local models write
-ahead on their own, and one run of everything checks their draft (self-speculation). The result is
-the same greedy text: a drafted byte counts only if the whole model would have chosen it.
+the same boundaries and, up to rounding, the same logits. (Boundaries come from float32 entropies;
+shards hold float16.) With ``draft_bytes`` the local models write ahead on their own, and
+one run of everything checks their draft (self-speculation). The result is the same greedy text: a
+drafted byte counts only if the whole model would have chosen it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -148,8 +148,8 @@ def _write(
         kept_B = (1 + right_BM.long().cumprod(1).sum(1)) * writing_B
         state.keep(kept_B)
         if draft_bytes:
-            kept = zip(texts, tokens_BM.tolist(), kept_B.tolist(), strict=True)
-            yield [text.take(tokens[1:count]) for text, tokens, count in kept]
+            rows = zip(texts, tokens_BM.tolist(), kept_B.tolist(), strict=True)
+            yield [text.take(tokens[1:count]) for text, tokens, count in rows]
         next_B = sampling.choose(logits_BMV[row_B, (kept_B - 1).clamp(min=0)], generators)
 
 

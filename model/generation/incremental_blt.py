@@ -7,7 +7,8 @@ several drafted bytes at once. A piece takes four steps:
 1. The entropy model scores its tokens, and the boundary rule says which of them end a patch.
 2. The local encoder turns its tokens into byte states, which are kept.
 3. The patches that end in the piece gather from their bytes, whose states are kept from this piece
-   and earlier ones, and go through the latent transformer. What bytes read of them is kept.
+   and earlier ones, and go through the latent transformer. The keys and values that bytes read of
+   them are kept.
 4. The local decoder predicts the next bytes. Each byte reads from the latest patch that has ended
    with it or before it.
 

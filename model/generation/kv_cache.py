@@ -2,9 +2,9 @@
 
 A stack with a window keeps a ring of its last positions; one without keeps them all. The rows of a
 batch may have read different numbers of tokens. The position that a slot holds follows from the
-number that a row has read, so that tokens are taken back by lowering that number: nothing is erased.
-With 4 slots, for example, a row that has read 6 tokens holds the positions 4, 5, 2, 3; position p is
-in slot p modulo 4.
+number that a row has read: tokens are taken back by lowering that number, and nothing is erased.
+With 4 slots, for example, position p is in slot p modulo 4, and a row that has read 6 tokens holds
+the positions 4, 5, 2, 3.
 """
 
 import functools

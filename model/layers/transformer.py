@@ -130,7 +130,7 @@ def ones(parameter: Tensor, generator: torch.Generator | None) -> None:
 def initializers(module: nn.Module, depth: int) -> dict[str, Initializer]:
     """The initializers of a transformer's parameters, by name.
 
-    Weights are normal with the deviation ``1 / sqrt(inputs)``. Those that write to the residual
+    Weights are normal with the deviation ``1 / sqrt(inputs)``; weights that write to the residual
     stream (``wo``, ``w2``) are smaller by ``sqrt(2 * depth)``. Norms are 1.
 
     Args:

@@ -22,8 +22,8 @@ NGRAM = "ngram"
 class PatchCorpusConfig:
     """Cut a corpus into entropy patches: text files in, Arrow shards with patch boundaries out.
 
-    A rerun of the same command goes on where the last one stopped. Exit status: 0 if everything was
-    done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
+    A rerun of the same command continues where the last one stopped. Exit status: 0 if everything
+    was done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
     """
 
     input: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
@@ -35,7 +35,7 @@ class PatchCorpusConfig:
     a byte n-gram model on a sample of the corpus, far cheaper. By default entropy-1m, or ngram if
     the rule does not look at entropies."""
     format: Format = "auto"
-    """What the input files hold; auto goes by their names."""
+    """Format of the input files; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""
     id_column: str | None = None
@@ -47,38 +47,38 @@ class PatchCorpusConfig:
     threshold: float | None = None
     """Nats: entropy (global, combined) or its rise (monotonic) above which a patch starts."""
     target_patch_size: float | None = None
-    """Instead of a threshold: mean bytes a patch; the threshold is calibrated on a sample."""
+    """Instead of a threshold: mean bytes per patch; the threshold is calibrated on a sample."""
     threshold_add: float | None = None
-    """Nats: rise of entropy that the combined rule asks for as well."""
+    """Nats: rise of the entropy that the combined rule asks for as well."""
     patch_size: float | None = None
-    """Tokens a patch, for top-k and static."""
+    """Tokens per patch, for top-k and static."""
     max_patch_length: int | None = None
     """Tokens: longer patches are cut."""
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline."""
     published_rules: bool = False
-    """monotonic, combined, static: exactly as the published code, see model/patcher.py."""
+    """monotonic, combined, static: exactly as the published code, see model/rules.py."""
 
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
     gpus_per_worker: float | None = None
-    """GPUs for each worker; 1 by default if the cluster has any and the model can use it."""
+    """GPUs per worker; 1 by default if the cluster has any and the model can use it."""
     seed: int = 0
-    """Chooses the sample that the threshold is calibrated, and the n-gram model fitted, on."""
+    """Chooses the sample that calibrates the threshold and that the n-gram model is fitted on."""
     calibration_bytes: int = 2 << 20
     """Size of the sample for the threshold."""
     ngram_bytes: int = 64 << 20
     """Size of the sample for the n-gram model."""
     shard_bytes: int = 64 << 20
-    """Text in a shard, about; also the size of the pieces that large files are split into."""
+    """Text per shard, about; also the size of the pieces that large files are split into."""
     max_document_bytes: int = 256 << 20
-    """Longer documents are rejected: one has to fit into memory."""
+    """Longer documents are rejected: a document has to fit into memory."""
     keep_entropies: bool = True
-    """Store the entropies, so that shards can be cut anew without the model."""
+    """Store the entropies, so that shards can be re-patched without the model."""
     on_bad_document: Literal["reject", "fail"] = "reject"
-    """A broken document is counted and kept in rejects/, or stops the job."""
+    """A broken document is counted and stored in rejects/, or stops the job."""
     overwrite: bool = False
-    """Start anew: remove what an earlier run left in the output."""
+    """Start again: remove what an earlier run left in the output."""
     verify: bool = False
     """When done, read everything back and check it."""
     json: bool = False
@@ -91,14 +91,17 @@ class PatchCorpusConfig:
 
     @property
     def columns(self) -> Columns:
+        """The columns of the input that are used."""
         return Columns(self.text_column, self.id_column, self.keep_columns)
 
     @property
     def calibrates(self) -> bool:
+        """Whether the threshold is calibrated, not given."""
         return self.target_patch_size is not None
 
     def check(self) -> None:
-        """
+        """Check all values before any work begins.
+
         Raises:
             ConfigError: a value, or a combination of values, makes no sense; names the flag.
         """
@@ -134,7 +137,7 @@ class PatchCorpusConfig:
 
     @property
     def boundary_rule(self) -> BoundaryRule:
-        """What is known about the rule.
+        """The facts about the rule.
 
         Raises:
             ConfigError: there is no such rule.

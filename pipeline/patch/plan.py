@@ -1,4 +1,4 @@
-"""Before the first shard: which splits there are, with what model and threshold they are patched.
+"""The plan of a run: its splits, its entropy model and its threshold.
 
 A new run is planned, fitted and calibrated, then recorded; a rerun is checked against the record.
 """

@@ -55,7 +55,7 @@ def keep_within(number: Any) -> None:
 
 
 def _used(rule: str) -> dict[str, bool]:
-    """Of each setting, whether the rule uses it."""
+    """Whether the rule uses each setting."""
     return {name: name in find_rule(rule).settings for name in SETTINGS}
 
 
