@@ -1,4 +1,4 @@
-"""Turn what the trainer saved, or other weights, into a checkpoint in the layout that is wanted."""
+"""Convert a step of the trainer, or other weights, into a checkpoint of another layout."""
 
 import json
 import shutil
@@ -35,8 +35,8 @@ AnyEntropyModel = EntropyModel | NGramEntropyModel
 
 @dataclass(frozen=True)
 class ConvertCheckpointConfig:
-    """Write a checkpoint anew, in the dtype that it has: a step of the trainer, or weights in any
-    layout that can be loaded.
+    """Convert a checkpoint into another layout, in the dtype that it has: a step of the trainer, or
+    weights in any layout that can be loaded.
 
     Exit status: 0 if it was written, 1 if it could not be, 2 if a flag is wrong or the checkpoint
     cannot be read.
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def run(config: ConvertCheckpointConfig, console: Console) -> int:
-    """Convert, and print what was written."""
+    """Convert the checkpoint and print the files; returns the exit status."""
     output = _output(config.output)
     if is_step(config.checkpoint):
         try:
@@ -86,11 +86,11 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
 def write(
     output: Path, model: Model, entropy_model: AnyEntropyModel | None, layout: Layout
 ) -> None:
-    """Write all of it or nothing.
+    """Write the whole checkpoint or nothing.
 
     Raises:
         ConfigError: the layout cannot hold the model.
-        PipelineError: it cannot be written.
+        PipelineError: the output cannot be written.
     """
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -117,16 +117,20 @@ def _output(given: str) -> Path:
 
 
 def _convert_weights(config: ConvertCheckpointConfig, output: Path) -> Model:
-    """Weights are mapped from their files, which have to be there until all is written."""
+    """Convert weights, which are mapped from files that must exist until all is written.
+
+    Returns:
+        the model.
+    """
     source = config.checkpoint
     try:
         with local_directory("checkpoint", source) as directory:
             try:
                 model = _load(directory)
                 entropy_model = _entropy_model(config, model, directory)
-            except CheckpointError as error:  # call it what the user called it
+            except CheckpointError as error:  # name it as the user named it
                 message = str(error)
-                if directory.is_absolute():  # else it is that already
+                if directory.is_absolute():  # else the names are the same
                     message = message.replace(str(directory), source.rstrip("/"))
                 raise CheckpointError(message) from error
             write(output, model, entropy_model, config.layout)
@@ -148,10 +152,14 @@ def _load(directory: Path) -> Model:
 def _entropy_model(
     config: ConvertCheckpointConfig, model: Model, directory: Path | None
 ) -> AnyEntropyModel | None:
-    """The one to write with a BLT, if there is one.
+    """The entropy model to write with a BLT, if there is one.
 
     Args:
-        directory: of the checkpoint, if that can hold one.
+        directory: where the checkpoint is, if it can hold an entropy model.
+
+    Raises:
+        ConfigError: the flag makes no sense, or its model cannot be loaded.
+        CheckpointError: the checkpoint's own entropy model cannot be loaded.
     """
     if not isinstance(model, BLT):
         if config.entropy_model is not None:

@@ -1,4 +1,4 @@
-"""Download published weights from the hub, as far as they are not there yet."""
+"""Download published weights from the hub; files that exist already are not downloaded again."""
 
 import sys
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class DownloadWeightsConfig:
-    """Download checkpoints from the hub; an interrupted download goes on where it stopped.
+    """Download checkpoints from the hub; an interrupted download continues where it stopped.
 
-    The published ones are gated: accept their licence on the hub, then set HF_TOKEN. Exit status: 0
-    if everything is there, 1 if something cannot be downloaded.
+    The published checkpoints are gated: accept their licence on the hub, then set HF_TOKEN. Exit
+    status: 0 if everything is downloaded, 1 if something cannot be.
     """
 
     model: tuple[str, ...] = (PUBLISHED[0], PUBLISHED_ENTROPY_MODEL)
     """Hub ids."""
     output: str | None = None
-    """Directory to put each below, under its name; the hub's cache by default."""
+    """Directory that gets a directory per checkpoint; the hub's cache by default."""
 
 
 def main() -> int:

@@ -24,8 +24,8 @@ from pipeline.evaluate.models import fetched, load_model, load_patching
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Write on from prompts. What is written goes to standard output, without the prompt: at once
-    for one prompt, in the end, with an empty line between texts, for several.
+    """Write on from prompts. The new text goes to standard output, without the prompt: as it is
+    written for one prompt; at the end, with an empty line between texts, for several.
 
     Exit status: 0 if everything was written, 2 if a flag is wrong or a model cannot be loaded.
     """
@@ -41,7 +41,7 @@ class GenerateConfig:
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline."""
     max_new_bytes: int = 256
-    """The most to write after each prompt."""
+    """The most bytes to write after each prompt."""
     temperature: float = 0.0
     """0 always takes the likeliest byte (greedy); higher draws more freely."""
     top_k: int | None = None
@@ -51,10 +51,10 @@ class GenerateConfig:
     stop: tuple[str, ...] = ()
     """Texts that end the writing; they are not part of the result."""
     seed: int = 0
-    """Decides what is drawn: the same seed, the same text."""
+    """Decides what is drawn: the same seed gives the same text."""
     draft_bytes: int = 0
-    """Bytes that the local models write ahead before everything is run to check them; greedy only.
-    Changes the speed, never the text."""
+    """Bytes that the local models write ahead before the whole model checks them; greedy only. It
+    changes the speed, never the text."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -65,12 +65,12 @@ def main() -> int:
 
 
 def run(config: GenerateConfig, console: Console) -> int:
-    """Write, and print what is written."""
-    # Bytes: what was typed need not be UTF-8.
+    """Write on from the prompts and print the texts; returns the exit status."""
+    # As bytes, because a command line need not be UTF-8.
     prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
     try:
         pieces = _pieces(config, prompts)
-    except ValueError as error:  # an argument that makes no sense to the model: it is named
+    except ValueError as error:  # the model refuses an argument and names it
         raise ConfigError(_flag_of(str(error))) from error
     began = time.monotonic()
     try:
@@ -83,7 +83,7 @@ def run(config: GenerateConfig, console: Console) -> int:
             _print(json.dumps(_result(prompts, texts, seconds)) + "\n")
         elif len(prompts) > 1:
             _print("\n".join(text.decode(errors="replace") + "\n" for text in texts))
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader of standard output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     written = sum(map(len, texts))
@@ -121,13 +121,17 @@ def _pieces(config: GenerateConfig, prompts: Sequence[bytes]) -> Iterator[list[b
 
 
 def _print(text: str) -> None:
-    """UTF-8, whatever the locale."""
+    """Print text as UTF-8, whatever the locale."""
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 
 
 def _print_as_written(pieces: Iterator[bytes]) -> bytes:
-    """Print bytes as UTF-8 when their characters are complete; what is no UTF-8 as U+FFFD."""
+    """Print bytes as soon as their characters are complete; invalid UTF-8 becomes U+FFFD.
+
+    Returns:
+        all bytes.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     written = bytearray()
     for piece in pieces:
@@ -149,7 +153,7 @@ def _result(prompts: Sequence[bytes], texts: Sequence[bytes], seconds: float) ->
 
 
 def _flag_of(message: str) -> str:
-    """An error that begins with the name of an argument names the flag instead."""
+    """The message, naming the flag where it begins with the name of an argument."""
     name, colon, rest = message.partition(":")
     if name in GenerateConfig.__dataclass_fields__:
         return f"--{name.replace('_', '-')}{colon}{rest}"

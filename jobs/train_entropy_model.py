@@ -1,4 +1,10 @@
-"""Train the entropy model that comes with this repository, from nothing to files to ship."""
+"""Train the entropy model that comes with this repository, from nothing to files to ship.
+
+It gathers prose, translations and code from Python and two source packages, cuts them into shards,
+trains ``entropy_1m`` with this repository's trainer, measures bits per byte on documents that were
+held out, and writes weights and model card. A step that was done before is skipped, and a training
+that was stopped continues. All of it takes about an hour on two cores.
+"""
 
 import hashlib
 import json
@@ -25,8 +31,8 @@ PACKAGES = {
     "Django==5.2": "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89",
     "SQLAlchemy==2.0.43": "788bfcef6787a7764169cfe9859fe425bf44559619e1d9f56f5bddf2ebf6f417",
 }
-"""Source packages and their sha256: documentation, code, web pages, and translations into a hundred
-languages, under the BSD and MIT licences."""
+"""Source packages and their sha256. They hold documentation, code, web pages, and translations into
+a hundred languages, under the BSD and MIT licences."""
 KINDS = {
     ".txt": 9_000_000,
     ".rst": 6_000_000,
@@ -36,9 +42,9 @@ KINDS = {
     ".html": 1_000_000,
     ".css": 200_000,
 }
-"""Most bytes of each kind of file."""
+"""The most bytes to take of each kind of file."""
 HELD_OUT = 64
-"""One document in so many is kept for validation."""
+"""One document in so many is held out for validation."""
 
 CARD = """\
 # entropy-1m
@@ -85,14 +91,18 @@ class TrainEntropyModelConfig:
 
 
 def run(command: list[object], **options: object) -> None:
-    """A command that has to succeed."""
+    """Run a command.
+
+    Raises:
+        PipelineError: it fails.
+    """
     done = subprocess.run([str(part) for part in command], check=False, **options)  # type: ignore[call-overload]
     if done.returncode:
         raise PipelineError(f"exit status {done.returncode}: {' '.join(map(str, command))}")
 
 
 def source_files(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Names and places of all files that may be used."""
+    """The names and paths of all files that may be used."""
     for package, sha256 in PACKAGES.items():
         archives = directory / "packages" / package
         if not archives.exists():
@@ -117,7 +127,7 @@ def source_files(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def write_corpus(directory: Path) -> None:
-    """Write ``train.jsonl`` and ``validation.jsonl``: what is chosen depends on names alone."""
+    """Write ``train.jsonl`` and ``validation.jsonl``; names alone decide which files."""
     files = [(name, path) for name, path in source_files(directory) if path.suffix in KINDS]
     files.sort(key=lambda file: hashlib.sha256(file[0].encode()).digest())
     left, parts = dict(KINDS), {"train": [], "validation": []}  # type: ignore[var-annotated]
@@ -134,7 +144,7 @@ def write_corpus(directory: Path) -> None:
 
 
 def train(config: TrainEntropyModelConfig) -> None:
-    """Corpus, shards and training, as far as they are not done."""
+    """Make corpus and shards and train, skipping what was done before."""
     work, python = config.work, sys.executable
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "validation.jsonl").exists():
@@ -142,7 +152,7 @@ def train(config: TrainEntropyModelConfig) -> None:
     for part in ("train", "validation"):
         columns = ["--id-column", "id", "--keep-columns", "kind"]
         job = [python, ROOT / "jobs" / "patch_corpus.py", "--input", work / f"{part}.jsonl"]
-        # Cut by a rule that needs no model: an entropy model reads the text alone.
+        # A rule that needs no model will do: the training of an entropy model ignores patches.
         cut = ["--rule", "space", "--shard-bytes", 8_000_000]
         run([*job, *columns, "--output", work / part, *cut])
     torchrun = [python, "-m", "torch.distributed.run", "--nproc-per-node", config.processes]
@@ -160,20 +170,20 @@ def train(config: TrainEntropyModelConfig) -> None:
 
 
 def export(config: TrainEntropyModelConfig, console: Console) -> int:
-    """Train, measure, and write weights and card; the exit status."""
+    """Train, measure, and write weights and model card; returns the exit status."""
     train(config)
     work, python = config.work, sys.executable
     fresh = work / "weights"
     shutil.rmtree(fresh, ignore_errors=True)
     step = work / "run" / "checkpoint" / f"step-{config.steps}"
     run([python, ROOT / "jobs" / "convert_checkpoint.py", "--checkpoint", step, "--output", fresh])
-    found = work / "evaluation.json"
+    evaluation = work / "evaluation.json"
     job = [python, ROOT / "jobs" / "evaluate.py", "--model", fresh, "--by", "kind", "--json"]
-    with found.open("w") as file:
+    with evaluation.open("w") as file:
         run([*job, "--input", work / "validation.jsonl"], stdout=file)
     held_out = (work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     text = "".join(json.loads(line)["text"] for line in held_out).encode()
-    result = json.loads(found.read_text())
+    result = json.loads(evaluation.read_text())
     card = CARD.format(
         steps=config.steps,
         seen=config.steps * 16_384 / 1e6,
@@ -195,7 +205,7 @@ def export(config: TrainEntropyModelConfig, console: Console) -> int:
 
 
 def megabytes(path: Path) -> float:
-    """Text in a JSONL file."""
+    """Megabytes of text in a JSONL file."""
     with path.open(encoding="utf-8") as file:
         return sum(len(json.loads(line)["text"].encode()) for line in file) / 1e6
 

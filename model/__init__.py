@@ -5,6 +5,7 @@ from model.blt_config import BLT_SIZES, BLTConfig
 from model.checkpoints.blt import load_blt, save_blt
 from model.checkpoints.entropy_model import load_entropy_model, save_entropy_model
 from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.flops import flops_per_byte
 from model.generation.generate import generate
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
@@ -19,6 +20,7 @@ __all__ = [
     "EntropyModelConfig",
     "NGramEntropyModel",
     "Patcher",
+    "flops_per_byte",
     "generate",
     "load_blt",
     "load_entropy_model",

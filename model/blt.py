@@ -1,8 +1,8 @@
 """The Byte Latent Transformer (arXiv 2412.09871): bytes in, logits of the next byte out.
 
 ``tokens → embeddings → local encoder → patches → latent transformer → local decoder → logits``.
-Packed documents (each ends with its EOS) and rows of a batch never see one another. Reading
-checkpoints is :mod:`model.checkpoints.blt`'s job, writing text :mod:`model.generation.generate`'s.
+Packed documents (each ends with its EOS) and rows of a batch never see one another.
+:mod:`model.checkpoints.blt` reads checkpoints, :mod:`model.generation.generate` writes text.
 """
 
 import torch
@@ -19,7 +19,7 @@ from model.layers.transformer import Initializer, init_weights, initializers, no
 
 
 class BLT(nn.Module):
-    """Parameter names and arithmetic are those of the published weights."""
+    """A BLT; parameter names and arithmetic are those of the published weights."""
 
     def __init__(self, config: BLTConfig):
         super().__init__()
@@ -35,44 +35,45 @@ class BLT(nn.Module):
         self.local_decoder = LocalDecoder(config)
 
     def initializers(self) -> dict[str, Initializer]:
-        """What each parameter begins with, by name."""
-        found: dict[str, Initializer] = {}
+        """The initializer of each parameter, by name."""
+        by_name: dict[str, Initializer] = {}
         for prefix, part in self.named_children():
             if not isinstance(part, HashEmbedding):
                 depth = sum(1 for _ in part.get_submodule("layers").children())
                 of_part = initializers(part, depth)
-                found |= {f"{prefix}.{name}": initial for name, initial in of_part.items()}
+                by_name |= {f"{prefix}.{name}": initial for name, initial in of_part.items()}
         # A byte is the sum of one token row and one row of each table.
         table = normal((1 + len(self.encoder_hash_tok_embedding)) ** -0.5)
-        found["local_encoder.tok_embeddings.weight"] = table
+        by_name["local_encoder.tok_embeddings.weight"] = table
         for name, _ in self.encoder_hash_tok_embedding.named_parameters():
-            found[f"encoder_hash_tok_embedding.{name}"] = table
-        return found
+            by_name[f"encoder_hash_tok_embedding.{name}"] = table
+        return by_name
 
     def init_weights(self) -> None:
-        """Weights to begin training with."""
+        """Fill the model with weights to begin training with."""
         init_weights(self, self.initializers())
 
     @property
     def device(self) -> torch.device:
+        """Where the model computes."""
         return self.local_decoder.output.weight.device
 
     def forward(self, tokens_BS: Tensor, patch_lengths_BP: Tensor) -> Tensor:
-        """Logits of the token after each.
+        """Logits of the token after each token.
 
         Args:
-            tokens_BS: token ids, right-padded with -1 (what is said at padding has no meaning).
+            tokens_BS: token ids, right-padded with -1.
             patch_lengths_BP: tokens of each patch, right-padded with 0. The first patch of a row is
                 its first token; a row of n tokens has lengths that sum to n + 1 (where the next
                 token's place is known, as in training) or to n.
 
         Returns:
-            ``[batch, seq, vocab_size]`` float32.
+            ``[batch, seq, vocab_size]`` float32; the logits of padding are meaningless.
 
         Raises:
-            ValueError: patch lengths don't fit, or an id is no token's. (Checked on the CPU only: a
-                GPU would have to be waited for. There
-                :func:`model.layers.patch_layout.check_batch` does it.)
+            ValueError: patch lengths do not fit, or an id is not in the vocabulary. Only tensors on
+                the CPU are checked, because a GPU would have to be waited for: call
+                :func:`model.layers.patch_layout.check_batch` before they are copied there.
         """
         if tokens_BS.device.type == "cpu" and not torch.compiler.is_compiling():
             check_batch(tokens_BS, patch_lengths_BP, self.config.vocab_size)
@@ -97,20 +98,24 @@ class BLT(nn.Module):
         latent_NG = self.global_transformer(patches_NKD, position_N, attends)
         attends = [attend_bytes] * config.n_layers_local_decoder
         readable = self.local_decoder.patch_keys_values(latent_NG)
-        logits_TV = self.local_decoder(states[-1], position_T, attends, readable, layout.read_TW)
+        logits_TV: Tensor = self.local_decoder(
+            states[-1], position_T, attends, readable, layout.read_TW
+        )
         return logits_TV.view(*tokens_BS.shape, config.vocab_size)
 
     def embed(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
-        """Token and hash n-gram embeddings, ``[tokens, dim_local]``.
+        """Sums of token and hash n-gram embeddings, ``[tokens, dim_local]``.
 
         Args:
-            position_T: how far n-grams may reach back.
+            tokens_T: int64 ids.
+            position_T: how many tokens n-grams may reach back.
         """
-        of_token_TD = self.local_encoder.tok_embeddings(tokens_T)
-        return of_token_TD + self.encoder_hash_tok_embedding(tokens_T, position_T)
+        of_token_TD: Tensor = self.local_encoder.tok_embeddings(tokens_T)
+        of_ngrams_TD: Tensor = self.encoder_hash_tok_embedding(tokens_T, position_T)
+        return of_token_TD + of_ngrams_TD
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters by part; the hash tables, which cost no FLOPs, on their own."""
+        """How many parameters each part has; the hash tables, which cost no FLOPs, are a part."""
         return {
             name: sum(parameter.numel() for parameter in part.parameters())
             for name, part in self.named_children()

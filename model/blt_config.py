@@ -1,4 +1,4 @@
-"""The shape of a BLT: its configuration, the paper's sizes, and what they cost.
+"""The shape of a BLT: its configuration and the paper's sizes. Their FLOPs: :mod:`model.flops`.
 
 Names are those of the published arguments. ``encoder``, ``global`` and ``decoder`` are the local
 encoder, the latent transformer and the local decoder of arXiv 2412.09871, section 3.
@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from model.layers.transformer import Block, default_hidden_dim
 from model.patcher import Patcher
 from model.tokenizer import VOCAB_SIZE
+
+PARTS = ("local_encoder", "local_decoder", "global")
+"""The three transformers; the names of their arguments end in these."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +41,39 @@ class BLTConfig:
     hidden_dim_global: int | None = None
 
     cross_attn_k: int = 2
-    """Vectors a patch, each ``dim_local`` wide."""
+    """Vectors per patch, each ``dim_local`` wide."""
     cross_attn_nheads: int = 16
     cross_attn_all_layers_encoder: bool = False
-    """Patches gather after every layer, not only after the last."""
+    """Patches gather from bytes after every layer, not only after the last."""
     cross_attn_all_layers_decoder: bool = True
-    """Bytes read before every layer, not only before the first."""
+    """Bytes read from patches before every layer, not only before the first."""
     cross_attn_window_encoder: int = 1
-    """Patches, from a byte's own on, that gather from it."""
+    """How many patches gather from a byte: its own and those after it."""
     cross_attn_window_decoder: int = 1
-    """Patches, up to the last known, that a byte reads from."""
+    """How many patches a byte reads from: the latest known and those before it."""
 
     encoder_hash_byte_group_size: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
-    """Bytes of the hashed n-grams."""
+    """The lengths of the hashed n-grams, in bytes."""
     encoder_hash_byte_group_vocab: int = 500_002
     """Rows of each hash table."""
     encoder_hash_byte_group_nb_functions: int = 1
     hash_across_documents: bool = False
-    """n-grams at the start of a packed document reach back into the one before, as they did when
-    the published weights were trained. Off: a packed document is read as if it were alone."""
+    """Whether n-grams at the start of a packed document reach back into the one before, as they did
+    when the published weights were trained. If not, a packed document is read as if it were
+    alone."""
 
     local_attention_window_len: int | None = 512
-    """Bytes that a byte sees in encoder and decoder, itself included; None for all of its document
-    before it."""
+    """How many bytes a byte sees in encoder and decoder, itself included; None for all that its
+    document holds before it."""
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-5
     vocab_size: int = VOCAB_SIZE
     patcher: Patcher | None = None
-    """The boundary rule that the weights were trained with, where it is known."""
+    """The boundary rule that the weights were trained with, if it is known."""
 
     def __post_init__(self) -> None:
-        for part in ("local_encoder", "local_decoder", "global"):
-            dim = self.dim_global if part == "global" else self.dim_local
+        for part in PARTS:
+            dim = self.dim_of(part)
             heads, kv_heads = f"n_heads_{part}", f"n_kv_heads_{part}"
             self._default(kv_heads, getattr(self, heads))
             self._default(f"hidden_dim_{part}", default_hidden_dim(dim))
@@ -101,28 +105,36 @@ class BLTConfig:
         if part < 1 or whole % part:
             raise ValueError(f"{name}: {whole} cannot be divided by {part}")
 
-    def _block(self, part: str, dim: int) -> Block:
+    def dim_of(self, part: str) -> int:
+        """Width of one of PARTS."""
+        return self.dim_global if part == "global" else self.dim_local
+
+    def _block(self, part: str) -> Block:
         heads, kv_heads, hidden = (
             getattr(self, f"{name}_{part}") for name in ("n_heads", "n_kv_heads", "hidden_dim")
         )
-        return Block(dim, heads, kv_heads, hidden, self.norm_eps)
+        return Block(self.dim_of(part), heads, kv_heads, hidden, self.norm_eps)
 
     def local_encoder_block(self) -> Block:
-        return self._block("local_encoder", self.dim_local)
+        """A layer of the local encoder."""
+        return self._block("local_encoder")
 
     def local_decoder_block(self) -> Block:
-        return self._block("local_decoder", self.dim_local)
+        """A layer of the local decoder."""
+        return self._block("local_decoder")
 
     def global_block(self) -> Block:
-        return self._block("global", self.dim_global)
+        """A layer of the latent transformer."""
+        return self._block("global")
 
     @property
     def cross_attn_n_kv_heads_encoder(self) -> int:
-        """Cross attention groups keys and values like the self-attention beside it."""
+        """Key and value heads of cross attention, which groups them like the self-attention."""
         return self._cross_kv_heads(self.n_heads_local_encoder, self.n_kv_heads_local_encoder)
 
     @property
     def cross_attn_n_kv_heads_decoder(self) -> int:
+        """The same for the decoder."""
         return self._cross_kv_heads(self.n_heads_local_decoder, self.n_kv_heads_local_decoder)
 
     def _cross_kv_heads(self, heads: int, kv_heads: int | None) -> int:
@@ -164,69 +176,3 @@ BLT_SIZES = {
     ),
 }
 """The paper's sizes (appendix, table of hyper-parameters)."""
-
-
-def transformer_flops(layers: int, dim: int, context: float, vocabulary: int = 0) -> float:
-    """Forward FLOPs for each position of a transformer (the paper's appendix on FLOPs).
-
-    Args:
-        context: positions that one sees.
-        vocabulary: of the output; 0 for no output layer.
-    """
-    feed_forward = 2 * layers * 2 * dim * 4 * dim
-    return (
-        feed_forward
-        + _qkvo(layers, dim, 1)
-        + _attention(layers, dim, context)
-        + 2 * dim * vocabulary
-    )
-
-
-def _attention(layers: int, dim: int, context: float) -> float:
-    return 4 * layers * dim * (context + 1) / 2
-
-
-def _qkvo(layers: int, dim: int, keys_per_query: float) -> float:
-    return (keys_per_query * 2 + 2) * 2 * layers * dim**2
-
-
-def _cross_attention(layers: int, dim: int, context: float, keys_per_query: float) -> float:
-    return _attention(layers, dim, context) + _qkvo(layers, dim, keys_per_query)
-
-
-def flops_by_part(config: BLTConfig, *, patch_size: float, context: int) -> dict[str, float]:
-    """Forward FLOPs for each byte by the paper's formulas (appendix on FLOPs, equation for BLT):
-    of the ``latent`` transformer, the local ``encoder`` and ``decoder``, and ``cross_attention``.
-
-    Hash embeddings and norms cost nothing there, feed-forward layers are taken as 8 ``dim**2``
-    multiplications each, and the entropy model is left out (add :func:`transformer_flops`).
-
-    Args:
-        patch_size: mean bytes a patch.
-        context: bytes of a sequence.
-    """
-    window = config.local_attention_window_len or context
-    k, dim = config.cross_attn_k, config.dim_local
-    encoder_crossings = config.n_layers_local_encoder if config.cross_attn_all_layers_encoder else 1
-    decoder_crossings = config.n_layers_local_decoder if config.cross_attn_all_layers_decoder else 1
-    latent = transformer_flops(config.n_layers_global, config.dim_global, context / patch_size)
-    gather = _cross_attention(encoder_crossings, dim, patch_size, patch_size / k) * k / patch_size
-    read = _cross_attention(decoder_crossings, dim, k, k / patch_size)
-    return {
-        "latent": latent / patch_size,
-        "encoder": transformer_flops(config.n_layers_local_encoder, dim, window),
-        "decoder": transformer_flops(config.n_layers_local_decoder, dim, window, config.vocab_size),
-        "cross_attention": gather + read,
-    }
-
-
-def flops_per_byte(
-    config: BLTConfig, *, patch_size: float, context: int, training: bool = False
-) -> float:
-    """The sum of :func:`flops_by_part`.
-
-    Args:
-        training: forward and backward, three times the forward pass.
-    """
-    forward = sum(flops_by_part(config, patch_size=patch_size, context=context).values())
-    return forward * (3 if training else 1)

@@ -1,4 +1,4 @@
-"""What the rest of the code asks of an entropy model, and the batch form they all share."""
+"""The interface of entropy models, and the batch form that they all share."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from model.tokenizer import EOS_ID, PAD_ID, VOCAB_SIZE
 
 
 class ByteEntropyModel(Protocol):
-    """A model of the next byte that reads segments laid end to end."""
+    """A model that predicts the next byte; it reads segments laid end to end."""
 
     @property
     def device(self) -> torch.device:
@@ -18,11 +18,11 @@ class ByteEntropyModel(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens of the longest segment that the model can read; None for no limit."""
+        """Tokens of the longest segment that the model can read; None if there is no limit."""
 
     @property
     def token_budget(self) -> int:
-        """Tokens that a pack should hold on the device where the model is."""
+        """Tokens that a pack should hold on the model's device."""
 
     def entropies_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
         """Entropy (nats, float32) after each token of segments laid end to end."""
@@ -31,10 +31,10 @@ class ByteEntropyModel(Protocol):
 def batch_entropies(
     model: ByteEntropyModel, tokens_BS: Tensor, *, reset_at_newline: bool = False
 ) -> Tensor:
-    """Entropies of a batch, rows and documents independent of one another.
+    """The entropies of a batch; rows and documents are independent of one another.
 
-    A document ends with its EOS; context and positions start again after it and after every
-    ``context_length`` tokens of it. Padding (-1) is not read and gets 0.
+    A document ends with its EOS. Context and positions start again after each document, and after
+    every ``context_length`` tokens of one. Padding (-1) is not read, and its entropy is 0.
 
     Args:
         tokens_BS: token ids, right-padded with -1.

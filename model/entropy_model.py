@@ -1,8 +1,8 @@
 """The entropy model: a small causal byte transformer whose next-byte entropy places the patches.
 
 Parameter names and arithmetic are those of the published weights (arXiv 2412.09871, section 2.3).
-Reading checkpoints is :mod:`model.checkpoints.entropy_model`'s job; the hot loop over documents is
-``pipeline/patch/scoring.py``.
+:mod:`model.checkpoints.entropy_model` reads checkpoints; ``pipeline/patch/scoring.py`` has the hot
+loop over documents.
 """
 
 import functools
@@ -38,14 +38,18 @@ from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
 
 CPU_TOKENS = 4096
-"""Tokens in a pack on a CPU: activations of a layer then stay near the cache."""
+"""Tokens per pack on a CPU: the activations of a layer then stay near the cache."""
 GPU_TOKENS = 65536
-"""Tokens in a pack on a GPU: enough rows to keep the matrix units busy."""
+"""Tokens per pack on a GPU: enough rows to keep the matrix units busy."""
 
 
 @dataclass(frozen=True)
 class EntropyModelConfig:
-    """Shape of an entropy model; the defaults are those of the published one."""
+    """The shape of an entropy model; the defaults are those of the published one.
+
+    Raises:
+        ValueError: values do not fit together; the message names one.
+    """
 
     dim: int = 768
     n_layers: int = 14
@@ -57,7 +61,7 @@ class EntropyModelConfig:
     context_length: int = 8192
     """Tokens after which context and positions start again."""
     window: int = 512
-    """Keys that a query sees, itself included."""
+    """How many tokens a token sees, itself included."""
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     vocab_size: int = VOCAB_SIZE
@@ -79,10 +83,12 @@ class EntropyModelConfig:
 
     @property
     def kv_heads(self) -> int:
+        """Key and value heads."""
         return self.n_kv_heads or self.n_heads
 
     @property
     def head_dim(self) -> int:
+        """Width of a head."""
         return self.dim // self.n_heads
 
     def block(self) -> Block:
@@ -92,13 +98,13 @@ class EntropyModelConfig:
 
 
 def entropy_of(logits_TV: Tensor) -> Tensor:
-    """Entropy (nats, float32) of each row of logits."""
+    """The entropy (nats, float32) of the distribution that each row of logits stands for."""
     logp_TV = logits_TV.float().log_softmax(-1)
     return -torch.einsum("tv,tv->t", logp_TV.exp(), logp_TV)
 
 
 class EntropyModel(nn.Module):
-    """Byte transformer over segments laid end to end; computes in its weights' dtype."""
+    """A byte transformer over segments laid end to end; it computes in its weights' dtype."""
 
     def __init__(self, config: EntropyModelConfig):
         super().__init__()
@@ -110,11 +116,12 @@ class EntropyModel(nn.Module):
         self.rotary = RotaryAngles(config.head_dim, config.rope_theta)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was compiled is bound to this object: a copy makes its own.
+        # Compiled code is bound to this object: a copy compiles its own.
         return {name: v for name, v in self.__dict__.items() if name != "_compiled_trunk"}
 
     @property
     def device(self) -> torch.device:
+        """Where the model computes."""
         return self.output.weight.device
 
     @property
@@ -124,29 +131,29 @@ class EntropyModel(nn.Module):
 
     @property
     def token_budget(self) -> int:
-        """Tokens that a pack should hold on the device where the model is."""
+        """Tokens that a pack should hold on the model's device."""
         return max(GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS, self.context_length)
 
     def init_weights(self) -> None:
-        """Weights to begin training with."""
+        """Fill the model with weights to begin training with."""
         init_weights(self, self.initializers())
 
     def initializers(self) -> dict[str, Initializer]:
-        """What each parameter begins with, by name."""
+        """The initializer of each parameter, by name."""
         return initializers(self, len(self.layers))
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        """Logits of the token after each, as training asks for them: with fixed shapes, so that a
-        GPU is never waited for.
+        """Logits of the token after each token, for training: shapes are fixed, so that a GPU is
+        never waited for.
 
-        A document ends with its EOS; rows and documents don't see one another, and context starts
+        A document ends with its EOS. Rows and documents do not see one another, and context starts
         again after every ``context_length`` tokens.
 
         Args:
-            tokens_BS: token ids, right-padded with -1 (what is said at padding has no meaning).
+            tokens_BS: token ids, right-padded with -1.
 
         Returns:
-            ``[batch, seq, vocab_size]`` float32.
+            ``[batch, seq, vocab_size]`` float32; the logits of padding are meaningless.
         """
         position_T = since_start(document_starts(tokens_BS)).remainder(self.context_length)
         attend = segment_attention(position_T, self.config.window)
@@ -194,7 +201,8 @@ class EntropyModel(nn.Module):
     def _trunk(self, tokens_T: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         x_TD = self.tok_embeddings(tokens_T)
         x_TD = run_blocks(self.layers, x_TD, rotary, [attend] * len(self.layers))
-        return self.output(self.norm(x_TD))
+        logits_TV: Tensor = self.output(self.norm(x_TD))
+        return logits_TV
 
     @functools.cached_property
     def _compiled_trunk(self) -> Callable[[Tensor, Tensor, BlockMask], Tensor]:

@@ -1,9 +1,9 @@
-"""A count-based byte n-gram model: the cheap entropy model (arXiv 2412.09871, section 2.3 and 4.4).
+"""A count-based byte n-gram model: the cheap entropy model (arXiv 2412.09871, sections 2.3, 4.4).
 
-Fitting counts the n-grams of a sample in one pass and computes the exact entropy of the
-interpolated next-byte distribution (Witten and Bell, 1991) after every context that was seen.
-Scoring is then only a lookup: the longest context in the tables gives the entropy. No probability
-is computed on the hot path.
+Fitting counts the n-grams of a sample in one pass (:class:`NGramCounts`). From the counts it
+computes the exact entropy of the interpolated next-byte distribution (Witten and Bell, 1991) after
+every context that was seen (:func:`_entropies_by_order`). Scoring only looks entropies up: the
+longest context that is in the tables decides. No probability is computed on the hot path.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,12 +18,12 @@ from model.tokenizer import VOCAB_SIZE
 
 TOKEN_BITS = 9
 MAX_ORDER = 6
-"""Tokens of context: one more token and the key of an n-gram fills 63 bits."""
+"""Tokens of context: with one more token, the next, an n-gram's key fills 63 bits."""
 DIRECT_ORDER = 2
-"""Contexts up to this long index a table that holds all of them."""
+"""Contexts of up to so many tokens index a table that holds all of them."""
 MAX_TABLE_BITS = 22
 MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
-"""Odd, so that multiplying by it modulo a power of 2 can be undone (2**64 / golden ratio)."""
+"""2**64 / golden ratio. It is odd, so that multiplying by it modulo a power of 2 can be undone."""
 BLOCK_TOKENS = 1 << 16
 """Tokens looked up at a time: the temporaries of a block stay in the cache."""
 
@@ -31,8 +31,13 @@ BLOCK_TOKENS = 1 << 16
 def context_keys(tokens_T: np.ndarray, starts_S: np.ndarray, order: int) -> np.ndarray:
     """The last ``order`` tokens up to each position as one int64, the newest in the lowest bits.
 
-    Contexts do not reach back beyond ``starts_S``, the first positions of segments; what is missing
-    is id 0 (BOE).
+    The keys of 1 token are the tokens. Two keys of w tokens that end w tokens apart make a key of
+    2 w, so that the width doubles in each step: the tokens 5, 7, 9, for example, have the keys 5,
+    ``5 << 9 | 7`` and ``7 << 9 | 9`` for the order 2.
+
+    Args:
+        starts_S: first positions of segments, beyond which contexts do not reach back. Id 0 (BOE)
+            stands for each token that is missing.
     """
     keys, width = tokens_T.astype(np.int64), 1
     while width < order:
@@ -41,7 +46,8 @@ def context_keys(tokens_T: np.ndarray, starts_S: np.ndarray, order: int) -> np.n
         older = keys[:-width] & ((1 << TOKEN_BITS * step) - 1)
         keys[width:] |= older << (TOKEN_BITS * width)
         width += step
-    # Where segments are shorter than the order, several masks meet; the smallest is the right one.
+    # Masks of several segments meet where these are shorter than the order: the smallest is right,
+    # and as each mask keeps a part of what the larger ones keep, any sequence gives that.
     for distance in range(order - 1):
         at = starts_S + distance
         at = at[at < len(keys)]
@@ -61,7 +67,13 @@ class NGramCounts:
 
     @classmethod
     def of(cls, tokens_T: np.ndarray, lengths_S: np.ndarray, order: int) -> "NGramCounts":
-        """Counts of segments laid end to end."""
+        """The counts of segments laid end to end.
+
+        Args:
+            tokens_T: ids of all segments.
+            lengths_S: tokens of each segment.
+            order: tokens of context.
+        """
         predicts_T = np.ones(len(tokens_T), bool)
         predicts_T[np.cumsum(lengths_S) - 1] = False  # nothing follows the last token
         starts_S = np.cumsum(lengths_S) - lengths_S
@@ -70,19 +82,19 @@ class NGramCounts:
         return cls(order, *np.unique(keys << TOKEN_BITS | following, return_counts=True))
 
     def merge(self, other: "NGramCounts", limit: int) -> "NGramCounts":
-        """The sum of both; above ``limit`` n-grams the rarest are forgotten."""
+        """The sum of both. If it has more than ``limit`` n-grams, the rarest are left out."""
         grams = np.concatenate([self.grams_G, other.grams_G])
         counts = np.concatenate([self.counts_G, other.counts_G])
         grams, counts = _sum_by_key(grams, counts)
         while len(grams) > limit:
-            kept = counts > counts.min()
-            if not kept.any():  # all are equally rare
-                kept = np.arange(len(grams)) < limit
-            grams, counts = grams[kept], counts[kept]
+            frequent = counts > counts.min()
+            if not frequent.any():  # all are equally rare
+                frequent = np.arange(len(grams)) < limit
+            grams, counts = grams[frequent], counts[frequent]
         return NGramCounts(self.order, grams, counts)
 
     def shorter(self) -> "NGramCounts":
-        """The counts with one token of context less."""
+        """The counts with one token of context less: the oldest is dropped."""
         kept_bits = (1 << TOKEN_BITS * self.order) - 1
         return NGramCounts(self.order - 1, *_sum_by_key(self.grams_G & kept_bits, self.counts_G))
 
@@ -96,21 +108,32 @@ def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @dataclass
 class _ContextEntropies:
-    """Entropy after every context of one length that was seen."""
+    """The entropy after every context of one length that was seen."""
 
     contexts_C: np.ndarray
+    """int64 keys, sorted."""
     totals_C: np.ndarray
+    """int64: occurrences of each."""
     entropies_C: np.ndarray
+    """float64, nats."""
 
 
 def _entropies_by_order(counts: NGramCounts) -> Iterator[_ContextEntropies]:
-    """For contexts of 0, 1, ... ``counts.order`` tokens.
+    """The entropies after contexts of 0, 1, ... ``counts.order`` tokens.
 
-    After context c with N occurrences of T distinct tokens, ``p(w) = n(w) / (N + T) + λ p'(w)``
-    with ``λ = T / (N + T)`` and p' the distribution after the shortened context; before the empty
-    context, p' is uniform. With S the tokens seen after c and P'(S) their mass under p', tokens
-    outside S contribute ``-λ ln λ (1 - P'(S)) + λ (H' + Σ_S p' ln p')``, so that only what was
-    counted is visited.
+    Witten and Bell: after a context with N occurrences of T distinct tokens,
+    ``p(w) = n(w) / (N + T) + λ p'(w)`` with ``λ = T / (N + T)``, where p' is the distribution after
+    the context without its oldest token (uniform for the empty context).
+
+    Idea: p differs from ``λ p'`` only for the set S of tokens that were seen after the context.
+    All others together contribute ``-Σ λ p' ln(λ p')`` to the entropy, which is
+    ``-λ ln λ (1 - P'(S)) + λ (H' + Σ_S p' ln p')`` with P'(S) the mass of S under p' and H' the
+    entropy of p'. So each order needs H' and p'(S) of the order below and visits only what was
+    counted: its cost is that of the n-grams, not of contexts times vocabulary.
+
+    Example: four tokens, the empty context, and the counts a: 2, b: 1. N = 3, T = 2, λ = 2/5,
+    p' = 1/4 each. p(a) = 2/5 + 1/10 = 0.5, p(b) = 1/5 + 1/10 = 0.3, the other two 0.1 each: 1.168
+    nats. By the formula, a and b contribute 0.708, the others 0.183 + 0.4 (1.386 - 0.693) = 0.460.
     """
     by_order = [counts]
     while by_order[0].order:
@@ -143,10 +166,11 @@ def _entropies_by_order(counts: NGramCounts) -> Iterator[_ContextEntropies]:
 
 
 def _slots(contexts: np.ndarray, order: int, table_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where contexts stand in a hashed table, and what tells them from others that stand there.
+    """The place of each context in a hashed table, and a check that tells it from others there.
 
-    Index and check together are the context multiplied by an odd number: no two contexts share
-    both, so that a hit is never a false one.
+    Index (the high bits) and check (the rest) together are the context's key multiplied by an odd
+    number, modulo a power of 2. As that can be undone, no two contexts share both: a hit is never a
+    false one.
     """
     key_bits = TOKEN_BITS * order
     mixed = (contexts * np.int64(MULTIPLIER)) & ((1 << key_bits) - 1)
@@ -155,12 +179,17 @@ def _slots(contexts: np.ndarray, order: int, table_bits: int) -> tuple[np.ndarra
 
 
 def _hashed_table(level: _ContextEntropies, order: int, min_count: int) -> np.ndarray:
-    """Slots of ``check << 16 | float16 entropy``; -1 where empty. The most frequent wins a slot."""
-    kept = level.totals_C >= min_count
+    """A table of int64 ``check << 16 | float16 entropy``, with -1 in empty slots. The most
+    frequent of the contexts that share a slot gets it.
+
+    Args:
+        min_count: contexts that occurred less often are left out.
+    """
+    frequent = level.totals_C >= min_count
     contexts, totals, entropies = (
-        level.contexts_C[kept],
-        level.totals_C[kept],
-        level.entropies_C[kept],
+        level.contexts_C[frequent],
+        level.totals_C[frequent],
+        level.entropies_C[frequent],
     )
     table_bits = min(max(2 * len(contexts), 1 << 10).bit_length() + 1, MAX_TABLE_BITS)
     index, check = _slots(contexts, order, table_bits)
@@ -172,21 +201,23 @@ def _hashed_table(level: _ContextEntropies, order: int, min_count: int) -> np.nd
 
 
 class NGramEntropyModel:
-    """Entropy tables by context; see the module's text. Computes on the CPU, in one thread.
+    """Tables of entropies by context; see the module's text. It computes on the CPU, in one thread.
 
-    Entropies are stored, and so returned, with float16's precision.
+    Entropies are stored, and therefore returned, with the precision of float16.
     """
 
     context_length: int | None = None
     """Contexts are short: a document of any length is one segment."""
     token_budget = 1 << 20
+    """Tokens that a pack should hold."""
     device = torch.device("cpu")
 
     def __init__(self, direct: np.ndarray, hashed: dict[int, np.ndarray]):
         """
         Args:
             direct: float16 entropies indexed by the last two tokens.
-            hashed: by number of context tokens, from 3 without gaps; see ``_hashed_table``.
+            hashed: a table for each number of context tokens, from 3 without gaps; see
+                ``_hashed_table``.
         """
         self.direct = direct
         self.hashed = dict(sorted(hashed.items()))
@@ -205,15 +236,16 @@ class NGramEntropyModel:
         min_count: int = 2,
         max_grams: int = 1 << 25,
     ) -> "NGramEntropyModel":
-        """Count n-grams in one pass over ``(tokens_T, segment lengths_S)`` batches.
+        """A model of the n-grams in some text, in one pass over it.
 
         Args:
+            batches: ``tokens_T`` and ``lengths_S`` of segments laid end to end.
             order: tokens of context, 2 to 6.
-            min_count: longer contexts than two tokens are kept from this many occurrences on.
-            max_grams: memory bound; about 32 bytes each.
+            min_count: contexts of more than two tokens are left out if they occur less often.
+            max_grams: how many n-grams are counted at most; each takes about 32 bytes.
 
         Raises:
-            ValueError: nothing to count, or ``order`` out of range.
+            ValueError: there is no text, or ``order`` is out of range.
         """
         if not DIRECT_ORDER <= order <= MAX_ORDER:
             raise ValueError(f"order: must be {DIRECT_ORDER} to {MAX_ORDER}, got {order}")
@@ -231,7 +263,7 @@ class NGramEntropyModel:
         return cls(direct, hashed)
 
     def entropies_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
-        """Entropy (nats, float32) after each token of segments laid end to end."""
+        """The entropy (nats, float32) after each token of segments laid end to end."""
         tokens, ends_S = tokens_T.numpy(), lengths_S.numpy().cumsum()
         starts_S = ends_S - lengths_S.numpy()
         h_T = np.empty(len(tokens), np.float32)
@@ -245,6 +277,8 @@ class NGramEntropyModel:
         return torch.from_numpy(h_T)
 
     def _lookup(self, keys: np.ndarray) -> np.ndarray:
+        """float16 entropies after contexts of ``self.order`` tokens: those of the longest ends of
+        the contexts that are in the tables."""
         bits = np.empty(len(keys), np.uint16)
         missing = None  # positions still to look up; None for all
         for order in sorted(self.hashed, reverse=True):
@@ -252,13 +286,13 @@ class NGramEntropyModel:
             asked = keys if missing is None else keys[missing]
             asked = asked & ((1 << TOKEN_BITS * order) - 1)
             index, check = _slots(asked, order, len(table).bit_length() - 1)
-            found = table[index]
+            entries = table[index]
             if missing is None:
-                bits[:] = found
-                missing = np.flatnonzero(found >> 16 != check)
+                bits[:] = entries
+                missing = np.flatnonzero(entries >> 16 != check)
             else:
-                bits[missing] = found
-                missing = missing[found >> 16 != check]
+                bits[missing] = entries
+                missing = missing[entries >> 16 != check]
         direct = self.direct.view(np.uint16)
         if missing is None:
             bits[:] = direct[keys & (len(direct) - 1)]

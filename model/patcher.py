@@ -1,33 +1,40 @@
-"""Boundary rules: where patches start, given next-byte entropies or the tokens themselves.
+"""Cutting documents into patches by one boundary rule, given next-byte entropies or token ids.
 
 One vectorised implementation works on documents laid end to end (the *flat* form); the batch form
-is a view of it. Sources: arXiv 2412.09871, sections 2.2-2.4 and 4.4, and the behaviour of the code
-that the published weights were trained with.
+is a view of it. The rules themselves are in :mod:`model.rules`; this module holds what is the same
+for all of them: the first patches of a document, ``max_patch_length``, and the forms of the result.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from model.rules import RULES, SETTINGS, BoundaryRule, Compared, Pieces, added_rule, find_rule
 from model.segments import cut_long
-from model.tokenizer import BPE_ID, BYTE_OFFSET
 
-Rule = Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte", "bpe"]
-ENTROPY_RULES = ("global", "monotonic", "combined", "top-k")
-THRESHOLD_RULES = ("global", "monotonic", "combined")
-TOKEN_RULES = ("space", "bpe")
+
+class PatcherValues(TypedDict, total=False):
+    """A :class:`Patcher` as manifests and checkpoints hold it; what is not set is left out."""
+
+    threshold: float | None
+    rule: str
+    threshold_add: float | None
+    patch_size: float | None
+    max_patch_length: int | None
+    published: bool
 
 
 @dataclass(frozen=True)
 class Patcher:
     """Cuts documents into patches by one rule.
 
-    Tokens of a document are numbered from 0 (BOS). Whatever the rule, patches start at token 0 and
-    at token 1; ``h[i]`` is the entropy of the prediction after token ``i``. Comparisons are made in
-    float32, so float16 entropies give the same boundaries wherever they are computed.
+    Tokens of a document are numbered from 0 (BOS); ``h[i]`` is the entropy of the prediction after
+    token ``i``. Patches start at token 0 and at token 1, whatever the rule (only static, as
+    published, starts none at 1). Comparisons are made in float32, so float16 entropies give the same
+    boundaries wherever they are computed.
 
     Raises:
         ValueError: the settings do not fit together; the message names the setting.
@@ -35,7 +42,8 @@ class Patcher:
 
     threshold: float | None = None
     """Nats. global, combined: ``h[i] > threshold``; monotonic: ``h[i] - h[i-1] > threshold``."""
-    rule: Rule = "global"
+    rule: str = "global"
+    """A name of :data:`model.rules.RULES`."""
     threshold_add: float | None = None
     """Nats. combined: also ``h[i] - h[i-1] > threshold_add``."""
     patch_size: float | None = None
@@ -47,11 +55,9 @@ class Patcher:
     start a patch at token 2, combined never at token 3, static counts from token 0."""
 
     def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"rule: {self.rule!r} is not one of {', '.join(get_args(Rule))}")
-        self._check("threshold", self.rule in THRESHOLD_RULES)
-        self._check("threshold_add", self.rule == "combined")
-        self._check("patch_size", self.rule in ("top-k", "static"))
+        needed = find_rule(self.rule).settings
+        for name in SETTINGS:
+            self._check(name, name in needed)
         if self.patch_size is not None and not 1 <= self.patch_size < float("inf"):
             raise ValueError(f"patch_size: must be at least 1, got {self.patch_size}")
         if self.max_patch_length is not None and self.max_patch_length < 1:
@@ -66,6 +72,60 @@ class Patcher:
         if value is not None and value != value:
             raise ValueError(f"{name}: is not a number")
 
+    @property
+    def boundary_rule(self) -> BoundaryRule:
+        """The rule that is applied, as published if that was asked for."""
+        return find_rule(self.rule, published=self.published)
+
+    @property
+    def compares(self) -> Compared | None:
+        """The value that is compared with the threshold; None for a rule without one."""
+        return self.boundary_rule.compares
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether the rule has a threshold, so that another one can be tried."""
+        return self.compares is not None
+
+    @property
+    def reads_entropies(self) -> bool:
+        """Whether boundaries depend on entropies; if not, any values of their shape will do."""
+        return self.boundary_rule.reads_entropies
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether boundaries depend on token ids; if not, they can be left out."""
+        return self.boundary_rule.reads_tokens
+
+    @property
+    def needs_whole_document(self) -> bool:
+        """Whether a boundary may depend on tokens after it."""
+        return self.boundary_rule.whole_document
+
+    def to_json(self) -> PatcherValues:
+        """Plain values for :meth:`from_json`; what is None is left out."""
+        values: dict[str, Any] = vars(self)
+        return {name: value for name, value in values.items() if value is not None}  # type: ignore[return-value]
+
+    @classmethod
+    def from_json(cls, values: PatcherValues) -> "Patcher":
+        """The Patcher that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the settings do not fit together; the message names the setting.
+            TypeError: a setting is unknown.
+        """
+        return cls(**values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process (a Ray worker) knows only the rules that model.rules comes with.
+        return {"settings": dict(vars(self)), "added_rule": added_rule(self.rule)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state["settings"])
+        if state["added_rule"] is not None:
+            RULES[self.rule] = state["added_rule"]
+
     def patch_lengths(
         self,
         entropies_BS: Tensor,
@@ -74,17 +134,20 @@ class Patcher:
         lengths_B: Tensor | None = None,
         include_next_token: bool = False,
     ) -> Tensor:
-        """Patch lengths of a batch, one document a row.
+        """Patch lengths of a batch, one document per row.
 
         Args:
             entropies_BS: nats, any float dtype. Rules that ignore entropies use its shape only.
-            tokens_BS: token ids; needed by the space and bpe rules.
-            lengths_B: tokens in each row where rows are right-padded; all of them by default.
-            include_next_token: count one more slot a row, the token being predicted, as BLT does
+            tokens_BS: token ids; needed by the rules that read them (space and bpe).
+            lengths_B: tokens of each row where rows are right-padded; all of them by default.
+            include_next_token: count one more slot per row, the token being predicted, as BLT does
                 in training: lengths then sum to ``n + 1``.
 
         Returns:
             ``[batch, max_patches]`` int64, right-padded with 0; each row sums to ``n``.
+
+        Raises:
+            ValueError: the rule reads tokens, and there are none.
         """
         batch, width = entropies_BS.shape
         device = entropies_BS.device
@@ -115,10 +178,14 @@ class Patcher:
         Args:
             entropies_T: nats, all documents after one another.
             lengths_D: tokens of each document; sums to ``len(entropies_T)``.
+            tokens_T: token ids; needed by the rules that read them.
 
         Returns:
             ``lengths_P`` of all patches in order, and ``patches_D``, how many each document has;
             both int64.
+
+        Raises:
+            ValueError: lengths do not fit, or the rule reads tokens, and there are none.
         """
         if int(lengths_D.sum()) != len(entropies_T) or bool((lengths_D < 1).any()):
             raise ValueError(
@@ -129,7 +196,9 @@ class Patcher:
         # A document of n tokens has n slots, or n + 1 with the next token.
         slots_D = lengths_D + int(include_next_token)
         first_D = slots_D.cumsum(0) - slots_D
-        starts_S = self._starts(entropies_T, lengths_D, tokens_T, slots_D, first_D)
+        whole_D = torch.zeros_like(lengths_D)
+        pieces = Pieces(entropies_T, tokens_T, lengths_D, whole_D, include_next_token)
+        starts_S = self._starts(pieces, slots_D, first_D)
         start_P = _where(starts_S)
         lengths_P = torch.diff(start_P, append=start_P.new_tensor([len(starts_S)]))
         if self.max_patch_length is not None:
@@ -139,39 +208,17 @@ class Patcher:
         first_patch_D = torch.searchsorted(start_P, first_D)
         return lengths_P, torch.diff(first_patch_D, append=first_D.new_tensor([len(start_P)]))
 
-    def _starts(
-        self,
-        h_T: Tensor,
-        lengths_D: Tensor,
-        tokens_T: Tensor | None,
-        slots_D: Tensor,
-        first_D: Tensor,
-    ) -> Tensor:
+    def _starts(self, documents: Pieces, slots_D: Tensor, first_D: Tensor) -> Tensor:
         """Which slots start a patch; long patches are not cut here."""
-        slots, next_token = int(slots_D.sum()), len(h_T) < int(slots_D.sum())
-        if self.rule == "byte":
-            return torch.ones(slots, dtype=torch.bool, device=h_T.device)
-        starts_S = torch.zeros(slots, dtype=torch.bool, device=h_T.device)
-
-        def put(position: int, value: bool) -> None:
-            starts_S[first_D[slots_D > position] + position] = value
-
-        if self.rule == "static":
-            starts_S[self._static(slots_D, first_D)] = True
+        ends_T = self._ends(documents)
+        starts_S = ends_T.new_zeros(len(ends_T) + documents.next_token * len(slots_D))
+        if documents.next_token:
+            after_T = torch.arange(1, len(ends_T) + 1, device=ends_T.device)
+            starts_S[after_T + torch.repeat_interleave(documents.lengths_D)] = ends_T
         else:
-            # The slot after a token that ends a patch starts one.
-            ends_T = self._ends(h_T, lengths_D, tokens_T, next_token)
-            if next_token:
-                after_T = torch.arange(1, len(h_T) + 1, device=h_T.device)
-                starts_S[after_T + torch.repeat_interleave(lengths_D)] = ends_T
-            else:
-                starts_S[1:] = ends_T[:-1]
-            put(1, True)
-            if self.published and self.rule in ("monotonic", "combined"):
-                put(2, True)
-            if self.published and self.rule == "combined":
-                put(3, False)
-        put(0, True)
+            starts_S[1:] = ends_T[:-1]
+        for slot, starts in self.boundary_rule.first_starts.items():
+            starts_S[first_D[slots_D > slot] + slot] = starts
         return starts_S
 
     def ends_in_piece(
@@ -188,7 +235,7 @@ class Patcher:
                 start of a document, anything).
             tokens_BS: token ids of the same.
             position_B: position in its document of the piece's first token.
-            patch_start_B: where the patch began that is open there.
+            patch_start_B: position of the first token of the patch that the piece continues.
 
         Returns:
             ``[batch, piece]`` bool.
@@ -196,23 +243,16 @@ class Patcher:
         Raises:
             ValueError: the rule needs the whole document (top-k).
         """
-        if self.rule == "top-k":
-            raise ValueError("rule: top-k chooses among a whole document, not in pieces")
+        if self.needs_whole_document:
+            raise ValueError(f"rule: {self.rule} chooses among a whole document, not in pieces")
         rows, columns = tokens_BS.shape
         # The slot after a token starts a patch where the token ends one.
         slot_BS = position_B[:, None] + torch.arange(columns, device=tokens_BS.device)
-        if self.rule == "byte":
-            starts_BS = torch.ones_like(slot_BS, dtype=torch.bool)
-        elif self.rule == "static":
-            starts_BS = self._is_static(slot_BS)
-        else:
-            lengths_B = torch.full((rows,), columns, device=tokens_BS.device)
-            ends_T = self._ends(entropies_BS.flatten(), lengths_B, tokens_BS.flatten(), False)
-            starts_BS = ends_T.view(rows, columns) | (slot_BS < 2)
-            if self.published and self.rule in ("monotonic", "combined"):
-                starts_BS |= slot_BS == 2
-            if self.published and self.rule == "combined":
-                starts_BS &= slot_BS != 3
+        lengths_B = torch.full((rows,), columns, device=tokens_BS.device)
+        pieces = Pieces(entropies_BS.flatten(), tokens_BS.flatten(), lengths_B, position_B - 1)
+        starts_BS = self._ends(pieces).view(rows, columns)
+        for slot, starts in self.boundary_rule.first_starts.items():
+            starts_BS = starts_BS.masked_fill(slot_BS == slot, starts)
         if self.max_patch_length is not None:
             natural_BS = torch.where(starts_BS, slot_BS, 0)
             natural_BS[:, 0] = patch_start_B
@@ -220,72 +260,12 @@ class Patcher:
             starts_BS = starts_BS | (since_BS % self.max_patch_length == 0)
         return starts_BS[:, 1:]
 
-    def _ends(
-        self,
-        h_T: Tensor,
-        lengths_D: Tensor,
-        tokens_T: Tensor | None,
-        next_token: bool,
-    ) -> Tensor:
-        """Whether a patch ends with each token; what it says of token 0 is not used."""
-        if self.rule in TOKEN_RULES:
-            if tokens_T is None:
-                raise ValueError(f"tokens: the {self.rule} rule needs them")
-            return tokens_T == BPE_ID if self.rule == "bpe" else _space_ends(tokens_T, lengths_D)
-        h_T = h_T.float()
-        if self.rule == "top-k":
-            return self._top_k(h_T, lengths_D, next_token)
-        # A 0-d float32 tensor: a Python number would be compared in double precision or rounded
-        # to the other side's type, depending on the device and library.
-        threshold = torch.tensor(self.threshold, dtype=torch.float32, device=h_T.device)
-        if self.rule == "global":
-            return h_T > threshold
-        rise_T = torch.diff(h_T, prepend=h_T[:1])
-        if self.rule == "monotonic":
-            return rise_T > threshold
-        threshold_add = torch.tensor(self.threshold_add, dtype=torch.float32, device=h_T.device)
-        return (rise_T > threshold_add) & (h_T > threshold)
-
-    def _top_k(self, h_T: Tensor, lengths_D: Tensor, next_token: bool) -> Tensor:
-        """The ``n // patch_size - 2`` highest entropies of each document; ties go to the first."""
-        assert self.patch_size is not None
-        wanted_D = ((lengths_D / self.patch_size).floor().long() - 2).clamp(min=0)
-        document_T = torch.repeat_interleave(lengths_D)
-        first_D = lengths_D.cumsum(0) - lengths_D
-        position_T = torch.arange(len(h_T), device=h_T.device) - first_D[document_T]
-        # The last token's entropy decides about the slot after it, which may not exist.
-        candidate_T = (position_T > 0) & (position_T < (lengths_D - 1 + next_token)[document_T])
-        key_T = torch.where(candidate_T, h_T, -torch.inf)
-        order_T = key_T.argsort(descending=True, stable=True)
-        order_T = order_T[document_T[order_T].argsort(stable=True)]
-        ends_T = torch.empty_like(candidate_T)
-        # After the second sort a document's tokens stand together again, highest entropy first,
-        # so that their rank is the position within the document.
-        ends_T[order_T] = position_T < wanted_D[document_T]
-        return ends_T & candidate_T
-
-    def _static(self, slots_D: Tensor, first_D: Tensor) -> Tensor:
-        """Slots ``floor(k * patch_size)``, counted from token 1 (from token 0 as published)."""
-        assert self.patch_size is not None
-        origin = 0 if self.published else 1
-        most_D = (slots_D / self.patch_size).long() + 2
-        document_K = torch.repeat_interleave(most_D)
-        k_K = torch.arange(len(document_K), device=slots_D.device)
-        k_K -= (most_D.cumsum(0) - most_D)[document_K]
-        position_K = (k_K.double() * self.patch_size).floor().long() + origin
-        inside_K = position_K < slots_D[document_K]
-        return (first_D[document_K] + position_K)[inside_K]
-
-    def _is_static(self, slot_S: Tensor) -> Tensor:
-        """Whether a slot is one of those that :meth:`_static` gives."""
-        assert self.patch_size is not None
-        past_S = slot_S if self.published else slot_S - 1
-        k_S = (past_S.double() / self.patch_size).ceil()
-        # Division may round k to a neighbour: ask for the neighbours too.
-        starts_S = slot_S == 0
-        for step in (-1, 0, 1):
-            starts_S |= ((k_S + step) * self.patch_size).floor() == past_S
-        return starts_S
+    def _ends(self, pieces: Pieces) -> Tensor:
+        """Whether a patch ends with each token, as the rule's function says."""
+        rule = self.boundary_rule
+        if rule.reads_tokens and pieces.tokens_T is None:
+            raise ValueError(f"tokens: the {self.rule} rule needs them")
+        return rule.ends(pieces, *(getattr(self, name) for name in rule.settings))
 
 
 def _where(mask_S: Tensor) -> Tensor:
@@ -293,20 +273,3 @@ def _where(mask_S: Tensor) -> Tensor:
     if mask_S.device.type == "cpu":  # numpy finds them several times as fast there
         return torch.from_numpy(np.flatnonzero(mask_S.numpy()))
     return mask_S.nonzero()[:, 0]
-
-
-def _space_ends(tokens_T: Tensor, lengths_D: Tensor) -> Tensor:
-    """Ends of words: bytes that are neither letters, digits nor the rest of a character.
-
-    Of a run of such bytes only the first ends a patch. Special ids count as such bytes and always
-    end one.
-    """
-    byte_T = tokens_T - BYTE_OFFSET
-    letter_or_digit_T = torch.zeros_like(byte_T, dtype=torch.bool)
-    for first, last in ((ord("0"), ord("9")), (ord("A"), ord("Z")), (ord("a"), ord("z"))):
-        letter_or_digit_T |= (byte_T >= first) & (byte_T <= last)
-    continuation_T = (byte_T >= 0x80) & (byte_T < 0xC0)
-    space_T = ~(letter_or_digit_T | continuation_T)
-    after_space_T = space_T.roll(1)
-    after_space_T[lengths_D.cumsum(0) - lengths_D] = False
-    return (space_T & ~after_space_T) | (byte_T < 0)

@@ -1,8 +1,8 @@
-"""Segments: the stretches of text within which a model's context lives.
+"""Segments: stretches of text that a model reads without context from outside.
 
 A segment never crosses a document, is never longer than the model's context, and may be made to
 end at newlines (arXiv 2412.09871, section 4.4). Models read segments laid end to end, so that no
-token is spent on padding; positions and context start again with each.
+token is spent on padding; positions and context start again with each segment.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ def cut_segments(
     context_length: int | None,
     reset_at_newline: bool = False,
 ) -> Tensor:
-    """Lengths (int64) of the segments of documents laid end to end.
+    """The lengths (int64) of the segments of documents laid end to end.
 
     Args:
-        tokens_T: token ids; read only for newlines.
+        tokens_T: token ids; only newlines matter.
         document_lengths_D: tokens of each document; all at least 1.
         context_length: the longest segment, or None where a model needs no limit.
         reset_at_newline: a segment also ends with every newline.
@@ -42,7 +42,8 @@ def cut_segments(
 
 
 def cut_long(lengths_S: Tensor, longest: int) -> Tensor:
-    """Lengths with every one above ``longest`` cut into pieces of that length and a rest."""
+    """The lengths, each one above ``longest`` cut into pieces of that length and a rest: with
+    ``longest`` 4, the lengths 3 and 9 become 3, 4, 4, 1."""
     pieces_S = (lengths_S + longest - 1) // longest
     last_piece_S = pieces_S.cumsum(0) - 1
     pieces = lengths_S.new_full((int(pieces_S.sum()),), longest)
@@ -51,10 +52,12 @@ def cut_long(lengths_S: Tensor, longest: int) -> Tensor:
 
 
 def pack_segments(lengths_S: Tensor, token_budget: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of whole segments that hold at most ``token_budget`` tokens each (next-fit).
+    """Packs: runs of whole segments that hold at most ``token_budget`` tokens each (next-fit).
 
-    A segment longer than the budget is a pack of its own. Yields the slice of segments and the
-    slice of tokens of each pack; they follow one another without gaps.
+    A segment longer than the budget is a pack of its own.
+
+    Yields:
+        the slice of segments and the slice of tokens of each pack, one pack after the other.
     """
     end_S = lengths_S.cumsum(0).cpu()
     segment, token = 0, 0
@@ -67,10 +70,10 @@ def pack_segments(lengths_S: Tensor, token_budget: int) -> Iterator[tuple[slice,
 
 
 def document_starts(tokens_BS: Tensor) -> Tensor:
-    """Where the documents of packed rows begin (bool, as the tokens).
+    """Where the documents of packed rows begin: bool, of the tokens' shape.
 
-    A document ends with its EOS or with the row; padding (-1) is a document of its own, token by
-    token, so that it costs attention least.
+    A document ends with its EOS or with the row. Each token of padding (-1) is a document of its
+    own, so that it costs attention least.
     """
     starts_BS = (tokens_BS == PAD_ID) | (tokens_BS == EOS_ID).roll(1, 1)
     starts_BS[:, :1] = True
@@ -78,7 +81,7 @@ def document_starts(tokens_BS: Tensor) -> Tensor:
 
 
 def since_start(starts_BX: Tensor) -> Tensor:
-    """How far each column is from the last start at or before it; rows end to end."""
+    """The distance of each column from the last start at or before it; rows are laid end to end."""
     column_X = torch.arange(starts_BX.shape[1], device=starts_BX.device)
     start_BX = torch.where(starts_BX, column_X, 0).cummax(1).values
     return (column_X - start_BX).flatten()

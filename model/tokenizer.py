@@ -1,7 +1,7 @@
 """Bytes to token ids and back.
 
-A token id is the byte value plus 4; the four ids below that mark structure. There is nothing to
-train and nothing to download. A document is ``BOS + UTF-8 bytes + EOS``.
+A token id is the byte value plus 4; the four ids below 4 mark structure. There is nothing to train
+and nothing to download. A document is ``BOS + UTF-8 bytes + EOS``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,11 @@ BOS_ID = 1
 EOS_ID = 2
 BPE_ID = 3
 PAD_ID = -1
-"""Marks positions of a batch that hold no token; a model never reads it."""
+"""Marks positions of a batch that hold no token; models never read it."""
 BYTE_OFFSET = 4
 VOCAB_SIZE = 256 + BYTE_OFFSET
 NEXT_IDS = (EOS_ID, *range(BYTE_OFFSET, VOCAB_SIZE))
-"""What may follow a token in text: BOE, BOS and the BPE delimiter never do."""
+"""The ids that may follow a token in text: BOE, BOS and the BPE delimiter never do."""
 
 
 class ByteTokenizer:
@@ -50,14 +50,14 @@ class ByteTokenizer:
 
 
 def encode_documents(documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of many documents, laid end to end.
+    """The tokens of many documents, laid end to end.
 
     Returns:
         ``tokens_T`` (int32), each document as BOS + bytes + EOS, and ``lengths_D`` (int64), the
         number of tokens of each document.
     """
     lengths_D = np.fromiter((len(data) + 2 for data in documents), np.int64, len(documents))
-    # The joining bytes hold the places of EOS and BOS, which are written below.
+    # The zero bytes between documents hold the places of EOS and BOS, which are written below.
     joined = b"\0" + b"\0\0".join(documents) + b"\0" if documents else b""
     tokens_T = np.frombuffer(joined, np.uint8).astype(np.int32)
     tokens_T += BYTE_OFFSET

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.patcher import TOKEN_RULES, Patcher
+from model.patcher import Patcher
 from model.tokenizer import encode_documents
 
 
@@ -26,11 +26,6 @@ class PatchedTokens(NamedTuple):
     """int64, tokens; a function of ``entropies_T`` as stored."""
     patches_D: np.ndarray
     """int64: patches of each document."""
-
-
-def reads_tokens(patcher: Patcher) -> bool:
-    """Whether the rule looks at the tokens, and not at the entropies alone."""
-    return patcher.rule in TOKEN_RULES
 
 
 def patch_stored(
@@ -75,7 +70,7 @@ def recut(
     Raises:
         ValueError: the lengths do not sum to the entropies, or the texts do not fit them.
     """
-    if not reads_tokens(patcher):
+    if not patcher.reads_tokens:
         return patch_stored(patcher, entropies_T, lengths_D)
     tokens_T, token_lengths_D = encode_documents(texts)
     if not np.array_equal(token_lengths_D, lengths_D):

@@ -13,8 +13,8 @@ from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.tools.logging import logger
 
+from model.flops import training_flops
 from model.tokenizer import EOS_ID
-from train.flops import training_flops
 
 latest: dict[str, float] = {}
 """The metrics that this process logged last, by name. A caller of the training reads them."""

@@ -12,9 +12,9 @@ from torchtitan.protocols.model import BaseModel
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
+from model.flops import training_flops
 from model.layers.transformer import reset_constants
 from train.checkpoints.state_dict_adapter import WeightsAdapter
-from train.flops import training_flops
 from train.parallelize import parallelize_blt, parallelize_entropy_model
 
 ENTROPY_SIZES = {

@@ -11,7 +11,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from safetensors.torch import save_file
@@ -30,6 +30,7 @@ from model.checkpoints.entropy_model import Layout, load_entropy_model, save_ent
 from model.checkpoints.files import (
     CheckpointError,
     Dtype,
+    JsonObject,
     build,
     local_directory,
     own_arguments,
@@ -65,18 +66,18 @@ def load_blt(
             checkpoint has them with ``"stored"``.
 
     Raises:
-        CheckpointError: what is wrong, with the file, argument or weight it is wrong with.
+        CheckpointError: it cannot be read; names the file, argument or weight.
     """
     with local_directory("BLT", str(source)) as directory, reading("BLT", str(source)):
         return ready(_load(directory), device, dtype)
 
 
 def read_blt(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
-    """What a BLT in a local directory is, and its weights under the published names; these are
-    mapped: what is used of them is read then.
+    """The shape of a BLT in a local directory, and its weights under the published names. Weights
+    are mapped from their files: only what is used is read.
 
     Raises:
-        CheckpointError: what is wrong, with the file, argument or weight it is wrong with.
+        CheckpointError: it cannot be read; names the file, argument or weight.
     """
     with reading("BLT", str(directory)):
         return _read(directory)
@@ -89,11 +90,11 @@ def save_blt(
     layout: Layout = "own",
     entropy_model: EntropyModel | NGramEntropyModel | None = None,
 ) -> None:
-    """Write ``model``; ``directory`` is made if need be.
+    """Write ``model`` to ``directory``, which is made if need be.
 
     Args:
-        entropy_model: that places the boundaries; goes into the same files in transformers' layout,
-            into a directory below in the others.
+        entropy_model: the model that places the boundaries. It goes into the same files in
+            transformers' layout, and into a directory below in the others.
 
     Raises:
         CheckpointError: the layout cannot hold the model; says why.
@@ -102,15 +103,15 @@ def save_blt(
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
     if layout != "own" and isinstance(entropy_model, NGramEntropyModel):
         raise CheckpointError(f"the {layout} layout cannot hold an n-gram entropy model")
-    weights = {name: _alone(tensor) for name, tensor in model.state_dict().items()}
-    config: dict[str, Any]
+    weights = {name: _unshared(tensor) for name, tensor in model.state_dict().items()}
+    config: JsonObject
     if layout == "own":
         config = own_config(model.config)
     elif layout == "published":
         config = {"args": to_published_args(model.config)}
     else:
         assert not isinstance(entropy_model, NGramEntropyModel)
-        config = to_transformers_config(model.config, entropy_model)
+        config = {**to_transformers_config(model.config, entropy_model)}
         weights = to_transformers_weights(weights, entropy_model)
     target = Path(directory)
     if layout != "transformers" and entropy_model is not None:
@@ -120,27 +121,32 @@ def save_blt(
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """Tensors that share memory could not be written; others need no copy."""
+def _unshared(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, copied if it shares memory with others: such could not be written."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def own_config(shape: BLTConfig) -> dict[str, Any]:
-    """What ``config.json`` says of a BLT in our own layout."""
+def own_config(shape: BLTConfig) -> JsonObject:
+    """The ``config.json`` of a BLT in our own layout."""
     return {"format": FORMAT, **asdict(shape)}
 
 
-def from_own_config(config: dict[str, Any]) -> BLTConfig:
+def from_own_config(config: JsonObject) -> BLTConfig:
+    """The shape of a BLT, from the ``config.json`` of our own layout.
+
+    Raises:
+        ValueError: it holds an unknown argument, or values that do not fit together.
+    """
     values = own_arguments(config, BLTConfig)
     if values.get("patcher"):
-        values["patcher"] = Patcher(**values["patcher"])
+        values["patcher"] = Patcher.from_json(values["patcher"])
     return BLTConfig(**values)
 
 
 def own_entropy_model(directory: Path) -> Path | None:
-    """Where the entropy model is that a BLT's checkpoint holds: in its files or in a directory
-    below; None if it holds none.
+    """The directory of the entropy model that a BLT's checkpoint holds, in its own files or in a
+    directory below; None if it holds none.
 
     Raises:
         CheckpointError: the checkpoint's configuration cannot be read.
@@ -159,11 +165,11 @@ def load_entropy_model_of(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> EntropyModel | NGramEntropyModel:
-    """The entropy model that belongs to the BLT in ``source``: in the same files, in a directory
-    below or (of a local one) beside it, or on the hub beside the published BLTs.
+    """The entropy model that belongs to the BLT in ``source``. It lies in the same files, in a
+    directory below, in one beside (for a local BLT), or on the hub beside the published BLTs.
 
     Raises:
-        CheckpointError: there is none in these places, or it cannot be read.
+        CheckpointError: none of these places holds one, or it cannot be read.
     """
     text = str(source).rstrip("/")
     if text.removeprefix("hf://") in PUBLISHED:

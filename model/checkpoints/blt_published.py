@@ -1,13 +1,15 @@
-"""BLT as it was published: its arguments. The names of the weights are ours.
+"""The arguments of the published BLTs; the names of their weights are ours.
 
-``config.json`` of the hub's layout holds the arguments under the key ``args``, ``params.json`` of
-consolidated directories under ``model``; :mod:`model.checkpoints.blt` reads and writes these files.
+The hub's layout holds the arguments in ``config.json`` under the key ``args``, consolidated
+directories in ``params.json`` under ``model``. :mod:`model.checkpoints.blt` reads and writes the
+files.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
-from model.blt_config import BLTConfig
-from model.checkpoints.files import CheckpointError, differences, refuse_unknown
+from model.blt_config import PARTS, BLTConfig
+from model.checkpoints.files import CheckpointError, JsonObject, differences, refuse_unknown
 from model.layers.transformer import default_hidden_dim, hidden_dim_arguments
 from model.patcher import Patcher
 from model.tokenizer import EOS_ID
@@ -25,11 +27,13 @@ SAME_NAMES = (
 """Published arguments that :class:`BLTConfig` calls the same."""
 
 UNSEEN = ("n_heads_global", "n_heads_local_encoder", "n_heads_local_decoder", "cross_attn_nheads")
-"""Of these, arguments that the weights' shapes don't tell and that no two models need share."""
+"""The arguments among them that weights' shapes do not tell and that differ between models."""
 MAY_BE_NONE = ("local_attention_window_len", "n_kv_heads_global")
-"""Of these, arguments to which None is a value; elsewhere it means the usual one."""
+"""The arguments among them for which None is a value; for others it means the default."""
+PLAIN_MODES = ("space", "byte", "bpe")
+"""Published patching modes that are rules of ours by the same name, without settings."""
 
-FIXED_ARGS: dict[str, tuple[Any, ...]] = {
+FIXED_ARGS: dict[str, tuple[object, ...]] = {
     "architecture": ("vanilla",),
     "cross_attn_decoder": (True,),
     "cross_attn_encoder": (True,),
@@ -44,7 +48,7 @@ FIXED_ARGS: dict[str, tuple[Any, ...]] = {
     "use_local_encoder_transformer": (True,),
     "use_rope": (True,),
 }
-"""Published arguments of which we have the values that the published weights use."""
+"""Published arguments of which we support the values that the published weights use."""
 
 IGNORED_ARGS = {
     # Shapes, which the weights tell themselves, and lengths, which have no limit here.
@@ -58,7 +62,7 @@ IGNORED_ARGS = {
     *("log_patch_lengths", "loss_parallel", "pad_to_max_length", "recompute_attn"),
     *("recompute_fc1_out", "recompute_fc3_out", "rope_use_fp32_in_outer_product", "seed"),
     *("sequence_parallel", "share_encoder_decoder_emb", "sliding_window", "use_fsdp"),
-    # Patching, which is done outside of the model; the rule is read by _patcher.
+    # Patching, which is done outside of the model; PublishedPatching reads the rule.
     *("entropy_model_checkpoint_dir", "entropy_model_is_ngram_model", "max_patch_length"),
     *("monotonicity", "patch_in_forward", "patch_size", "patching_batch_size", "patching_device"),
     *("patching_mode", "patching_threshold", "patching_threshold_add", "patching_thresholds_str"),
@@ -70,16 +74,75 @@ IGNORED_ARGS = {
 """Published arguments that don't change what the weights compute."""
 
 
-def from_published_args(args: dict[str, Any], patching: dict[str, Any]) -> BLTConfig:
-    """The published arguments, each either used, known to be harmless, or refused by name.
+@dataclass(frozen=True)
+class PublishedPatching:
+    """How the published code says that data is patched."""
+
+    mode: str | None
+    threshold: float | None
+    threshold_add: float | None
+    monotonicity: bool
+    patch_size: float | None
+    max_patch_length: int | None
+
+    @classmethod
+    def of_data(cls, args: JsonObject) -> "PublishedPatching":
+        """From the arguments of the data's patcher."""
+        return cls(
+            args.get("patching_mode"),
+            args.get("threshold"),
+            args.get("threshold_add"),
+            bool(args.get("monotonicity")),
+            args.get("patch_size"),
+            args.get("max_patch_length"),
+        )
+
+    @classmethod
+    def of_model(cls, args: JsonObject) -> "PublishedPatching":
+        """From the arguments of a model, which call the thresholds something else."""
+        named = {"threshold": "patching_threshold", "threshold_add": "patching_threshold_add"}
+        return cls.of_data({**args, **{ours: args.get(theirs) for ours, theirs in named.items()}})
+
+    def patcher(self) -> Patcher | None:
+        """The rule; None where there is none, or one that is not ours."""
+        limit = self.max_patch_length
+        if self.mode in PLAIN_MODES:
+            return Patcher(rule=self.mode, max_patch_length=limit)
+        if self.mode == "static" and self.patch_size:
+            return Patcher(rule="static", patch_size=self.patch_size, max_patch_length=limit)
+        if self.mode != "entropy" or self.threshold is None:
+            return None
+        if self.monotonicity:
+            return Patcher(self.threshold, "monotonic", max_patch_length=limit, published=True)
+        if (rise := self.threshold_add) is not None:
+            return Patcher(self.threshold, "combined", rise, max_patch_length=limit, published=True)
+        return Patcher(self.threshold, max_patch_length=limit)
+
+
+class PatchingArgs(TypedDict, total=False):
+    """The arguments of a published model that describe its boundary rule."""
+
+    patching_mode: str
+    patching_threshold: float | None
+    patching_threshold_add: float | None
+    monotonicity: bool
+    patch_size: float | None
+    max_patch_length: int | None
+
+
+def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
+    """The shape that published arguments describe; each argument is used, known to be harmless, or
+    refused.
 
     Args:
-        patching: how the data was patched that the weights were trained on; empty if not known.
+        patching: arguments with which the training data was patched, which count instead of the
+            model's; empty if they are not known.
 
     Raises:
         ValueError: an argument's value is not supported; names it.
     """
-    patcher = _patcher(args, patching)
+    of_data = PublishedPatching.of_data(patching) if patching else PublishedPatching.of_model(args)
+    patcher = of_data.patcher()
     args = {name: value for name, value in args.items() if name not in IGNORED_ARGS}
     for name, known in FIXED_ARGS.items():
         value = args.pop(name, known[0])
@@ -92,12 +155,13 @@ def from_published_args(args: dict[str, Any], patching: dict[str, Any]) -> BLTCo
             f"{dim_local} wide"
         )
     multiplier, multiple_of = args.pop("ffn_dim_multiplier", None), args.pop("multiple_of", 256)
-    dims = {"global": args["dim_global"], "local_encoder": dim_local, "local_decoder": dim_local}
-    hidden: dict[str, Any] = {
-        f"hidden_dim_{part}": default_hidden_dim(dim, multiplier, multiple_of)
-        for part, dim in dims.items()
+    hidden: JsonObject = {
+        f"hidden_dim_{part}": default_hidden_dim(
+            args["dim_global"] if part == "global" else dim_local, multiplier, multiple_of
+        )
+        for part in PARTS
     }
-    windows: dict[str, Any] = {
+    windows: JsonObject = {
         name: args.pop(name, None) or 1
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
@@ -118,44 +182,20 @@ def from_published_args(args: dict[str, Any], patching: dict[str, Any]) -> BLTCo
     )
 
 
-def _patcher(args: dict[str, Any], patching: dict[str, Any]) -> Patcher | None:
-    """The boundary rule of the data that the weights were trained on, else that of the model's
-    arguments; None where there is none, or one that is not ours."""
-    if not patching:
-        names = {"threshold": "patching_threshold", "threshold_add": "patching_threshold_add"}
-        copied = ("patching_mode", "monotonicity", "max_patch_length", "patch_size")
-        patching = {name: args.get(name) for name in copied}
-        patching |= {ours: args.get(theirs) for ours, theirs in names.items()}
-    mode, limit = patching.get("patching_mode"), patching.get("max_patch_length")
-    threshold, rise = patching.get("threshold"), patching.get("threshold_add")
-    if mode in ("space", "byte", "bpe"):
-        return Patcher(rule=mode, max_patch_length=limit)
-    if mode == "static" and patching.get("patch_size"):
-        return Patcher(rule="static", patch_size=patching["patch_size"], max_patch_length=limit)
-    if mode != "entropy" or threshold is None:
-        return None
-    if patching.get("monotonicity"):
-        return Patcher(threshold, "monotonic", max_patch_length=limit, published=True)
-    if rise is not None:
-        return Patcher(threshold, "combined", rise, max_patch_length=limit, published=True)
-    return Patcher(threshold, max_patch_length=limit)
+def to_published_args(config: BLTConfig) -> JsonObject:
+    """The published arguments that describe a shape.
 
-
-def to_published_args(config: BLTConfig) -> dict[str, Any]:
-    """
     Raises:
         CheckpointError: the published arguments cannot say what the model is; says why.
     """
-    parts = ("local_encoder", "local_decoder", "global")
-    widths = {part: config.dim_global if part == "global" else config.dim_local for part in parts}
     multiplier, multiple_of = hidden_dim_arguments(
-        {(dim, getattr(config, f"hidden_dim_{part}")) for part, dim in widths.items()}
+        {(config.dim_of(part), getattr(config, f"hidden_dim_{part}")) for part in PARTS}
     )
     windows = {
         name: getattr(config, name) if getattr(config, name) > 1 else None
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
-    args = {
+    args: JsonObject = {
         **{name: values[0] for name, values in FIXED_ARGS.items()},
         **{name: getattr(config, name) for name in SAME_NAMES},
         "dim_local_encoder": config.dim_local,
@@ -175,16 +215,16 @@ def to_published_args(config: BLTConfig) -> dict[str, Any]:
     return args
 
 
-def _patching_args(patcher: Patcher | None) -> dict[str, Any]:
-    """Of a rule that only other rules are near to, the arguments are those of one of them."""
+def _patching_args(patcher: Patcher | None) -> PatchingArgs:
+    """The arguments that come nearest to a rule: where they would be read as another one, the
+    caller refuses the model."""
     if patcher is None:
         return {}
-    entropy = patcher.threshold is not None
     return {
-        "patching_mode": "entropy" if entropy else patcher.rule,
+        "patching_mode": "entropy" if patcher.has_threshold else patcher.rule,
         "patching_threshold": patcher.threshold,
         "patching_threshold_add": patcher.threshold_add,
-        "monotonicity": patcher.rule == "monotonic",
+        "monotonicity": patcher.compares == "rise",
         "patch_size": patcher.patch_size,
         "max_patch_length": patcher.max_patch_length,
     }

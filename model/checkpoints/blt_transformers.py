@@ -3,7 +3,7 @@
 One directory holds the BLT and, under ``model.patcher.``, its entropy model.
 """
 
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,9 +11,57 @@ from torch import Tensor
 from model.blt import BLT
 from model.blt_config import BLTConfig
 from model.checkpoints import entropy_layouts
-from model.checkpoints.files import CheckpointError, transformers_name, transformers_rope_theta
+from model.checkpoints.entropy_layouts import RopeParameters, TransformersEntropyConfig
+from model.checkpoints.files import (
+    CheckpointError,
+    JsonObject,
+    transformers_name,
+    transformers_rope_theta,
+)
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
+
+THEIR_RULE = "global"
+"""The only boundary rule that transformers has, called ``entropy`` there."""
+
+
+class TransformersPart(TypedDict):
+    """The configuration of encoder, decoder or latent transformer in transformers' BLT."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope_parameters: RopeParameters
+    vocab_size: int
+    cross_attn_k: NotRequired[int]
+    cross_attn_all_layers: NotRequired[bool]
+    hidden_size_global: NotRequired[int]
+
+
+class TransformersConfig(TypedDict):
+    """The configuration of transformers' ``BltForCausalLM``."""
+
+    architectures: list[str]
+    model_type: str
+    vocab_size: int
+    cross_attn_k: int
+    encoder_hash_byte_group_size: list[int]
+    encoder_hash_byte_group_vocab: int
+    encoder_hash_byte_group_nb_functions: int
+    hash_across_documents: bool
+    local_attention_window_len: int | None
+    rope_parameters: RopeParameters
+    patch_in_forward: bool
+    patching_mode: str
+    patching_threshold: float | None
+    max_patch_length: int | None
+    encoder_config: TransformersPart
+    decoder_config: TransformersPart
+    global_config: TransformersPart
+    patcher_config: NotRequired[TransformersEntropyConfig]
 
 
 def _blt_transformers_name(name: str) -> str:
@@ -22,8 +70,8 @@ def _blt_transformers_name(name: str) -> str:
 
 
 def from_transformers_weights(shape: BLTConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the published names; what has none keeps its name. The entropy model's, which
-    may be among them, are left out."""
+    """Weights under the published names; a weight that has none keeps its own. The entropy model's
+    weights, which may be among them, are left out."""
     with torch.device("meta"):
         expected = BLT(shape).state_dict()
     names = {_blt_transformers_name(name): name for name in expected}
@@ -39,19 +87,20 @@ def from_transformers_weights(shape: BLTConfig, theirs: dict[str, Tensor]) -> di
     return weights
 
 
-def from_transformers_config(config: dict[str, Any]) -> BLTConfig:
-    """
+def from_transformers_config(config: JsonObject) -> BLTConfig:
+    """The shape that a configuration of transformers' BLT describes.
+
     Raises:
         ValueError: an argument's value is not supported; names it.
     """
-    parts = {
+    parts: dict[str, JsonObject] = {
         "local_encoder": config["encoder_config"],
         "local_decoder": config["decoder_config"],
         "global": config["global_config"],
     }
     encoder, decoder = parts["local_encoder"], parts["local_decoder"]
     k = config.get("cross_attn_k", 2)
-    shapes: dict[str, Any] = {}
+    shapes: JsonObject = {}
     for name, part in parts.items():
         shapes |= {
             f"n_layers_{name}": part["num_hidden_layers"],
@@ -91,51 +140,32 @@ def from_transformers_config(config: dict[str, Any]) -> BLTConfig:
     )
 
 
-def _transformers_patcher(config: dict[str, Any]) -> Patcher | None:
+def _transformers_patcher(config: JsonObject) -> Patcher | None:
     threshold = config.get("patching_threshold")
     if config.get("patching_mode") != "entropy" or threshold is None:
         return None
-    return Patcher(threshold, max_patch_length=config.get("max_patch_length"))
+    return Patcher(threshold, THEIR_RULE, max_patch_length=config.get("max_patch_length"))
 
 
-def to_transformers_config(config: BLTConfig, entropy_model: EntropyModel | None) -> dict[str, Any]:
-    """
+def to_transformers_config(
+    config: BLTConfig, entropy_model: EntropyModel | None
+) -> TransformersConfig:
+    """The configuration of transformers' BLT that describes a shape.
+
+    Args:
+        entropy_model: the model that goes into the same files.
+
     Raises:
         CheckpointError: transformers has no such model; says why.
     """
-    heads = {config.n_heads_local_encoder, config.n_heads_local_decoder, config.cross_attn_nheads}
-    for what, wrong in {
-        "n_heads: its parts and cross attention have the same heads": len(heads) > 1,
-        "cross_attn_window: it has no such windows": (
-            config.cross_attn_window_encoder > 1 or config.cross_attn_window_decoder > 1
-        ),
-        "cross_attn_all_layers_encoder: it pools anew in every layer": (
-            config.cross_attn_all_layers_encoder and config.n_layers_local_encoder > 1
-        ),
-        "patcher: it has the global rule only": (
-            config.patcher is not None and config.patcher.rule != "global"
-        ),
-    }.items():
-        if wrong:
-            raise CheckpointError(f"transformers' layout cannot hold this model; {what}")
-
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-
-    def part(name: str, dim: int) -> dict[str, Any]:
-        return {
-            "hidden_size": dim,
-            "num_hidden_layers": getattr(config, f"n_layers_{name}"),
-            "num_attention_heads": getattr(config, f"n_heads_{name}"),
-            "num_key_value_heads": getattr(config, f"n_kv_heads_{name}"),
-            "intermediate_size": getattr(config, f"hidden_dim_{name}"),
-            "rms_norm_eps": config.norm_eps,
-            "rope_parameters": rope,
-            "vocab_size": config.vocab_size,
-        }
-
-    patcher = config.patcher
-    crossed = {"cross_attn_k": config.cross_attn_k}
-    return {
+    _check_representable(config)
+    patcher, rope = config.patcher, _rope(config)
+    encoder, decoder = (_part(config, name) for name in ("local_encoder", "local_decoder"))
+    encoder["cross_attn_k"] = decoder["cross_attn_k"] = config.cross_attn_k
+    encoder["cross_attn_all_layers"] = config.cross_attn_all_layers_encoder
+    decoder["cross_attn_all_layers"] = config.cross_attn_all_layers_decoder
+    decoder["hidden_size_global"] = config.dim_global
+    theirs: TransformersConfig = {
         "architectures": ["BltForCausalLM"],
         "model_type": "blt",
         "vocab_size": config.vocab_size,
@@ -150,28 +180,55 @@ def to_transformers_config(config: BLTConfig, entropy_model: EntropyModel | None
         "patching_mode": "entropy",
         "patching_threshold": patcher.threshold if patcher else None,
         "max_patch_length": patcher.max_patch_length if patcher else None,
-        "encoder_config": part("local_encoder", config.dim_local)
-        | crossed
-        | {"cross_attn_all_layers": config.cross_attn_all_layers_encoder},
-        "decoder_config": part("local_decoder", config.dim_local)
-        | crossed
-        | {
-            "cross_attn_all_layers": config.cross_attn_all_layers_decoder,
-            "hidden_size_global": config.dim_global,
-        },
-        "global_config": part("global", config.dim_global),
-        **(
-            {"patcher_config": entropy_layouts.to_transformers_config(entropy_model.config)}
-            if entropy_model
-            else {}
+        "encoder_config": encoder,
+        "decoder_config": decoder,
+        "global_config": _part(config, "global"),
+    }
+    if entropy_model:
+        theirs["patcher_config"] = entropy_layouts.to_transformers_config(entropy_model.config)
+    return theirs
+
+
+def _check_representable(config: BLTConfig) -> None:
+    heads = {config.n_heads_local_encoder, config.n_heads_local_decoder, config.cross_attn_nheads}
+    patcher = config.patcher
+    for what, wrong in {
+        "n_heads: its parts and cross attention have the same heads": len(heads) > 1,
+        "cross_attn_window: it has no such windows": (
+            config.cross_attn_window_encoder > 1 or config.cross_attn_window_decoder > 1
         ),
+        "cross_attn_all_layers_encoder: it pools anew in every layer": (
+            config.cross_attn_all_layers_encoder and config.n_layers_local_encoder > 1
+        ),
+        "patcher: it has the global rule only": (
+            patcher is not None and patcher.rule != THEIR_RULE
+        ),
+    }.items():
+        if wrong:
+            raise CheckpointError(f"transformers' layout cannot hold this model; {what}")
+
+
+def _rope(config: BLTConfig) -> RopeParameters:
+    return {"rope_type": "default", "rope_theta": config.rope_theta}
+
+
+def _part(config: BLTConfig, name: str) -> TransformersPart:
+    return {
+        "hidden_size": config.dim_of(name),
+        "num_hidden_layers": getattr(config, f"n_layers_{name}"),
+        "num_attention_heads": getattr(config, f"n_heads_{name}"),
+        "num_key_value_heads": getattr(config, f"n_kv_heads_{name}"),
+        "intermediate_size": getattr(config, f"hidden_dim_{name}"),
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": _rope(config),
+        "vocab_size": config.vocab_size,
     }
 
 
 def to_transformers_weights(
     weights: dict[str, Tensor], entropy_model: EntropyModel | None
 ) -> dict[str, Tensor]:
-    """Weights of a BLT, and of its entropy model, under transformers' names."""
+    """The weights of a BLT, and of its entropy model, under transformers' names."""
     tables = [name for name in weights if name.startswith("encoder_hash_tok_embedding.")]
     theirs = {
         _blt_transformers_name(name): tensor

@@ -3,13 +3,14 @@
 :mod:`model.checkpoints.entropy_model` reads and writes the files.
 """
 
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from model.checkpoints.files import (
     CheckpointError,
+    JsonObject,
     differences,
     refuse_unknown,
     transformers_name,
@@ -27,8 +28,48 @@ attention settings, which the published model was not run with (it is always cau
 document, window 512)."""
 
 
-def from_published_args(args: dict[str, Any]) -> EntropyModelConfig:
-    """The published arguments, each either used, known to be harmless, or refused by name.
+class PublishedEntropyArgs(TypedDict):
+    """The published arguments that describe the computation."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int | None
+    ffn_dim_multiplier: float | None
+    multiple_of: int
+    max_seqlen: int
+    rope_theta: float
+    norm_eps: float
+    vocab_size: int
+
+
+class RopeParameters(TypedDict):
+    """Rotary positions, as transformers writes them."""
+
+    rope_type: str
+    rope_theta: float
+
+
+class TransformersEntropyConfig(TypedDict):
+    """The configuration of transformers' ``BltPatcher``."""
+
+    architectures: NotRequired[list[str]]
+    model_type: NotRequired[str]
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None
+    intermediate_size: int | None
+    max_position_embeddings: int
+    sliding_window: int
+    rms_norm_eps: float
+    rope_parameters: RopeParameters
+    vocab_size: int
+
+
+def from_published_args(args: JsonObject) -> EntropyModelConfig:
+    """The shape that published arguments describe; each argument is used, known to be harmless, or
+    refused.
 
     Raises:
         ValueError: an argument's value is not supported; names it.
@@ -57,14 +98,15 @@ def from_published_args(args: dict[str, Any]) -> EntropyModelConfig:
     return config
 
 
-def to_published_args(config: EntropyModelConfig) -> dict[str, Any]:
-    """
+def to_published_args(config: EntropyModelConfig) -> PublishedEntropyArgs:
+    """The published arguments that describe a shape.
+
     Raises:
         CheckpointError: the published arguments cannot say what the model is; says why.
     """
     assert config.hidden_dim is not None
     multiplier, multiple_of = hidden_dim_arguments({(config.dim, config.hidden_dim)})
-    args = {
+    args: PublishedEntropyArgs = {
         "dim": config.dim,
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,
@@ -76,15 +118,16 @@ def to_published_args(config: EntropyModelConfig) -> dict[str, Any]:
         "norm_eps": config.norm_eps,
         "vocab_size": config.vocab_size,
     }
-    for name, (value, read) in differences(config, from_published_args(args)).items():
+    for name, (value, read) in differences(config, from_published_args({**args})).items():
         raise CheckpointError(
             f"the published layout cannot hold this model; {name}: {value} would be read as {read}"
         )
     return args
 
 
-def from_transformers_config(config: dict[str, Any]) -> EntropyModelConfig:
-    """
+def from_transformers_config(config: JsonObject) -> EntropyModelConfig:
+    """The shape that a configuration of transformers' patcher describes.
+
     Raises:
         ValueError: an argument's value is not supported; names it.
     """
@@ -105,7 +148,8 @@ def from_transformers_config(config: dict[str, Any]) -> EntropyModelConfig:
     )
 
 
-def to_transformers_config(config: EntropyModelConfig) -> dict[str, Any]:
+def to_transformers_config(config: EntropyModelConfig) -> TransformersEntropyConfig:
+    """The configuration of transformers' patcher that describes a shape."""
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,
@@ -123,7 +167,7 @@ def to_transformers_config(config: EntropyModelConfig) -> dict[str, Any]:
 def from_transformers_weights(
     shape: EntropyModelConfig, theirs: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Weights under the published names; what has none keeps its name."""
+    """Weights under the published names; a weight that has none keeps its own."""
     with torch.device("meta"):
         names = {_transformers_name(name): name for name in EntropyModel(shape).state_dict()}
     return {names.get(name, name): tensor for name, tensor in theirs.items()}
@@ -135,5 +179,5 @@ def to_transformers_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _transformers_name(name: str) -> str:
-    # What they call lm_head here is the entropy model's own.
+    # Here lm_head is the output layer of the entropy model itself.
     return transformers_name(name).replace("output.", "lm_head.")

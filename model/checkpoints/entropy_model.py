@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +23,7 @@ from model.checkpoints import entropy_layouts
 from model.checkpoints.files import (
     CheckpointError,
     Dtype,
+    JsonObject,
     build,
     local_directory,
     own_arguments,
@@ -66,7 +67,7 @@ def load_entropy_model(
             checkpoint has them with ``"stored"``.
 
     Raises:
-        CheckpointError: what is wrong, with the file, argument or weight it is wrong with.
+        CheckpointError: it cannot be read; names the file, argument or weight.
     """
     with (
         local_directory("entropy model", str(source)) as directory,
@@ -77,11 +78,11 @@ def load_entropy_model(
 
 
 def read_entropy_model(directory: Path) -> tuple[EntropyModelConfig, dict[str, Tensor]]:
-    """What a transformer in a local directory is, and its weights under the published names; these
-    are mapped: what is used of them is read then.
+    """The shape of a transformer entropy model in a local directory, and its weights under the
+    published names. Weights are mapped from their files: only what is used is read.
 
     Raises:
-        CheckpointError: what is wrong, with the file, argument or weight it is wrong with.
+        CheckpointError: it cannot be read; names the file, argument or weight.
     """
     with reading("entropy model", str(directory)):
         config = read_json(directory / "config.json")
@@ -91,7 +92,7 @@ def read_entropy_model(directory: Path) -> tuple[EntropyModelConfig, dict[str, T
 
 
 def holds_entropy_model_alone(directory: Path) -> bool:
-    """Whether a checkpoint is of an entropy model and of no BLT, by its configuration."""
+    """Whether the configuration of a checkpoint is that of an entropy model and not of a BLT."""
     config, params = (read_json(directory / name) for name in ("config.json", "params.json"))
     return (
         config.get("format") == FORMAT
@@ -106,7 +107,7 @@ def to_device(
     device: str | torch.device | None = None,
     dtype: Dtype = None,
 ) -> EntropyModel | NGramEntropyModel:
-    """Move a transformer where it computes fastest; the n-gram model stays on the CPU."""
+    """Move a transformer to where it computes fastest; an n-gram model stays on the CPU."""
     if isinstance(model, NGramEntropyModel):
         return model
     return ready(model, device, dtype)
@@ -115,16 +116,17 @@ def to_device(
 def save_entropy_model(
     model: EntropyModel | NGramEntropyModel, directory: str | Path, *, layout: Layout = "own"
 ) -> None:
-    """Write ``model``; ``directory`` is made if need be.
+    """Write ``model`` to ``directory``, which is made if need be.
 
     Raises:
         CheckpointError: the layout cannot hold the model; says why.
     """
     if layout not in get_args(Layout):
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
-    config, tensors = _state(model)
+    state, tensors = _state(model)
+    config: JsonObject
     if layout == "own":
-        config = {"format": FORMAT, **config}
+        config = {"format": FORMAT, **state}
     elif isinstance(model, NGramEntropyModel):
         raise CheckpointError(f"the {layout} layout cannot hold an n-gram entropy model")
     elif layout == "published":
@@ -140,7 +142,7 @@ def save_entropy_model(
 
 
 def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
-    """sha256 over the configuration and all weights, in the dtype that they have now."""
+    """The sha256 of configuration and all weights, in the dtype that they have now."""
     config, tensors = _state(model)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -150,16 +152,22 @@ def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
     return digest.hexdigest()
 
 
-def own_config(shape: EntropyModelConfig) -> dict[str, Any]:
-    """What ``config.json`` says of a transformer in our own layout."""
+def own_config(shape: EntropyModelConfig) -> JsonObject:
+    """The ``config.json`` of a transformer in our own layout."""
     return {"format": FORMAT, "kind": "transformer", **asdict(shape)}
 
 
-def from_own_config(config: dict[str, Any]) -> EntropyModelConfig:
+def from_own_config(config: JsonObject) -> EntropyModelConfig:
+    """The shape of a transformer, from the ``config.json`` of our own layout.
+
+    Raises:
+        ValueError: it holds an unknown argument, or values that do not fit together.
+    """
     return EntropyModelConfig(**own_arguments(config, EntropyModelConfig))
 
 
-def _state(model: EntropyModel | NGramEntropyModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _state(model: EntropyModel | NGramEntropyModel) -> tuple[JsonObject, dict[str, Tensor]]:
+    """Configuration and tensors, as the fingerprint covers them and our own layout holds them."""
     if isinstance(model, EntropyModel):
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         return {"kind": "transformer", **asdict(model.config)}, tensors
@@ -177,7 +185,7 @@ def _load(directory: Path) -> EntropyModel | NGramEntropyModel:
     return build(lambda: EntropyModel(shape), weights)
 
 
-def _read(config: dict[str, Any], directory: Path) -> tuple[EntropyModelConfig, dict[str, Tensor]]:
+def _read(config: JsonObject, directory: Path) -> tuple[EntropyModelConfig, dict[str, Tensor]]:
     if config.get("format") == FORMAT:
         return from_own_config(config), read_safetensors(directory)
     if "args" in config:

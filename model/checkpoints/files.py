@@ -1,7 +1,7 @@
-"""Files of checkpoints: where they are, how they are read, and what is said of broken ones.
+"""Files of checkpoints: where they are, how they are read, and the errors that broken ones give.
 
-No code of a checkpoint is ever run: pickles are read with ``weights_only``. What the weights are
-of is known to :mod:`model.checkpoints.entropy_model` and :mod:`model.checkpoints.blt`.
+No code of a checkpoint is ever run: pickles are read with ``weights_only``. The modules
+:mod:`model.checkpoints.entropy_model` and :mod:`model.checkpoints.blt` know what the weights mean.
 """
 
 import json
@@ -29,12 +29,14 @@ BUILT_IN = "entropy-1m"
 WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
 M = TypeVar("M", bound=nn.Module)
 Dtype = torch.dtype | Literal["stored"] | None
+JsonObject = dict[str, Any]
+"""An object of a JSON file: until it is checked, anything may be in it."""
 
 UNREADABLE = (
     *(SafetensorError, json.JSONDecodeError, OSError, EOFError),
     *(RuntimeError, KeyError, TypeError, AttributeError),
 )
-"""What json, safetensors, torch and our own look-ups raise over broken files."""
+"""Errors that json, safetensors, torch and our own look-ups raise over broken files."""
 
 TRANSFORMERS_NAMES = {
     "tok_embeddings": "embed_tokens",
@@ -62,7 +64,7 @@ class CheckpointError(ValueError):
 
 
 def transformers_name(name: str) -> str:
-    """What transformers calls a weight of the published name ``name``."""
+    """The name that transformers gives a weight of the published name ``name``."""
     for published, theirs in TRANSFORMERS_NAMES.items():
         name = name.replace(published, theirs)
     return name
@@ -70,7 +72,15 @@ def transformers_name(name: str) -> str:
 
 @contextmanager
 def reading(what: str, source: str) -> Iterator[None]:
-    """Say of any error over a checkpoint's files which checkpoint it is about."""
+    """Turn any error over a checkpoint's files into one that names the checkpoint.
+
+    Args:
+        what: the kind of checkpoint, for the message.
+        source: the name that the user gave it.
+
+    Raises:
+        CheckpointError: the files are broken, or hold something that is not supported.
+    """
     try:
         yield
     except CheckpointError:
@@ -88,8 +98,12 @@ def reading(what: str, source: str) -> Iterator[None]:
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object in a JSON file; empty if there is no such file."""
+def read_json(path: Path) -> JsonObject:
+    """The object in a JSON file; an empty one if there is no such file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     value = json.loads(path.read_text()) if path.exists() else {}
     if not isinstance(value, dict):
         raise ValueError(f"{path.name}: not a JSON object")
@@ -97,21 +111,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_unknown(args: Mapping[str, Any]) -> None:
-    """Published arguments that are not known: only a value that switches nothing on is harmless.
+    """Refuse published arguments that are not known, unless their value switches nothing on.
 
     Raises:
-        ValueError: one has another value; names it.
+        ValueError: one switches something on; names it.
     """
     refused = next((name for name, value in args.items() if value), None)
     if refused:
         raise ValueError(f"argument {refused}={args[refused]!r} is not supported")
 
 
-def own_arguments(config: Mapping[str, Any], shape: type) -> dict[str, Any]:
-    """What our own ``config.json`` says of a model whose configuration is the dataclass ``shape``.
+def own_arguments(config: JsonObject, shape: type) -> JsonObject:
+    """The arguments of the dataclass ``shape`` that our own ``config.json`` holds.
 
     Raises:
-        ValueError: it says something else as well; names it.
+        ValueError: the file holds an argument that the dataclass lacks; names it.
     """
     values = {name: value for name, value in config.items() if name not in ("format", "kind")}
     unknown = values.keys() - {field.name for field in fields(shape)}
@@ -120,40 +134,52 @@ def own_arguments(config: Mapping[str, Any], shape: type) -> dict[str, Any]:
     return values
 
 
-def transformers_rope_theta(part: Mapping[str, Any], default: float) -> float:
-    """Of a part of a transformers configuration that has rotary positions and SwiGLU layers.
+def transformers_rope_theta(part: JsonObject, default: float) -> float:
+    """The base of the rotary positions in a part of a transformers configuration.
 
     Raises:
-        ValueError: it has others; names the argument.
+        ValueError: the part has other positions, or other layers than SwiGLU; names the argument.
     """
-    rope = part.get("rope_parameters") or part.get("rope_scaling") or {}
+    rope: JsonObject = part.get("rope_parameters") or part.get("rope_scaling") or {}
     for name, value, known in (
         ("rope_type", rope.get("rope_type", "default"), "default"),
         ("hidden_act", part.get("hidden_act", "silu"), "silu"),
     ):
         if value != known:
             raise ValueError(f"argument {name}={value!r} is not supported")
-    return rope.get("rope_theta", part.get("rope_theta", default))
+    theta: float = {"rope_theta": default, **part, **rope}["rope_theta"]
+    return theta
 
 
 def read_consolidated(directory: Path) -> dict[str, Tensor]:
+    """The weights in ``consolidated.pth``, mapped from the file."""
     path = directory / "consolidated.pth"
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[
+        "model"
+    ]
+    return weights
 
 
 def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """Tensors of all safetensors files whose names start with the first prefix that any has."""
+    """The tensors of all safetensors files whose names start with one prefix, without it.
+
+    Args:
+        prefixes: the first one that any name starts with is taken.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
         raise ValueError("no .safetensors file")
-    found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
+    by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
     for path in paths:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 prefix = next((p for p in prefixes if name.startswith(p)), None)
                 if prefix is not None:
-                    found[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
-    return next((tensors for tensors in found.values() if tensors), {})
+                    by_prefix[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
+    return next((tensors for tensors in by_prefix.values() if tensors), {})
 
 
 def fitting(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,13 +224,19 @@ def build(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
 def differences(
     shape: "DataclassInstance", other: "DataclassInstance"
 ) -> dict[str, tuple[Any, Any]]:
-    """Arguments in which two configurations of one kind differ, with the value in each."""
+    """The arguments in which two configurations of one kind differ, with the value in each."""
     pairs = {f.name: (getattr(shape, f.name), getattr(other, f.name)) for f in fields(shape)}
     return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
 def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = None) -> M:
-    """The model where and in what it computes fastest, unless it is said; for use, not training."""
+    """The model in evaluation mode, on the device and in the dtype that compute fastest.
+
+    Args:
+        device: a GPU if there is one, by default.
+        dtype: bfloat16 on a GPU and float32 on a CPU, by default; ``"stored"`` leaves the weights
+            as they are.
+    """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "stored":
         return model.to(device).eval()
@@ -215,8 +247,16 @@ def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = Non
 
 @contextmanager
 def local_directory(what: str, source: str) -> Iterator[Path]:
-    """``source`` as a local directory: it is one, a URL that fsspec knows, a hub id, or the name of
-    the model that comes with this package."""
+    """``source`` as a local directory, which may be a temporary copy.
+
+    Args:
+        what: the kind of checkpoint, for messages.
+        source: a directory, a URL that fsspec knows, a hub id, or the name of the model that comes
+            with this package.
+
+    Raises:
+        CheckpointError: there is no such thing, or it cannot be reached.
+    """
     if "://" in source and not source.startswith("hf://"):
         with tempfile.TemporaryDirectory() as temporary:
             try:
@@ -225,11 +265,11 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
                 files = filesystem.find(path, maxdepth=2)
                 if not files:
                     raise FileNotFoundError("there are no files there")
-                for found in files:
-                    target = Path(temporary, found.removeprefix(path).lstrip("/"))
+                for file in files:
+                    target = Path(temporary, file.removeprefix(path).lstrip("/"))
                     if target.suffix in (".json", ".safetensors", ".pth"):
                         target.parent.mkdir(exist_ok=True)
-                        filesystem.get_file(found, str(target))
+                        filesystem.get_file(file, str(target))
             except (OSError, ValueError, ImportError) as error:
                 raise CheckpointError(f"cannot read the {what} in {source}: {error}") from error
             yield Path(temporary)
@@ -244,7 +284,7 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
 
 
 def download(repository: str, output: str | Path | None = None) -> str:
-    """The local copy of a hub repository's checkpoint, downloaded as far as it is not there.
+    """The directory of a hub repository's checkpoint, after what is missing was downloaded.
 
     Args:
         output: the directory to put it in; the hub's cache by default.

@@ -1,10 +1,10 @@
 """Writing on from prompts with a BLT, everything cached (arXiv 2412.09871; 2605.08044).
 
-The result is that of running the whole text through the model for every byte: the same boundaries
-(by entropies as they are computed, in float32; shards hold them rounded to float16), and the same
-logits up to rounding. With ``draft_bytes`` the local models write ahead on their own and
-one run of everything checks what they wrote (self-speculation); what comes out is the greedy text
-all the same.
+The text is the one that running everything through the model anew for every byte would give, with
+the same boundaries and, up to rounding, the same logits. (Boundaries come from float32 entropies;
+shards hold float16.) With ``draft_bytes`` the local models write ahead on their own, and
+one run of everything checks their draft (self-speculation). The result is the same greedy text: a
+drafted byte counts only if the whole model would have chosen it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,23 +38,25 @@ def generate(
     draft_bytes: int = 0,
     reset_at_newline: bool = False,
 ) -> list[bytes]:
-    """What the model writes after each prompt, up to EOS, a stop string or the limit.
+    """The text that the model writes after each prompt, up to EOS, a stop string or the limit.
 
     Args:
         entropy_model: places the boundaries; None for a rule that ignores entropies.
-        prompts: any number, of any lengths.
+        prompts: any number of texts, of any lengths.
         patcher: the boundary rule; that of the checkpoint by default.
+        max_new_bytes: the most bytes to write after each prompt.
         temperature: 0 takes the likeliest byte.
-        top_k, top_p: draw from the k likeliest, or from the likeliest that reach p together.
-        stop: what ends a text; not part of the result.
-        seed: of drawing; that of each prompt is one more than that of the prompt before it, so
-            that a text doesn't depend on the other prompts.
-        draft_bytes: bytes that the local models write ahead; greedy only, where it changes nothing
-            but the speed.
+        top_k: draw from the k likeliest bytes only.
+        top_p: draw only from the likeliest bytes that together have this probability.
+        stop: strings that end a text; they are not part of the result.
+        seed: seeds drawing for the first prompt; each later prompt has a seed one higher, so that a
+            text does not depend on the other prompts.
+        draft_bytes: bytes that the local models write ahead. Greedy only, where they change the
+            speed alone.
         reset_at_newline: the entropy model's context starts again after each newline.
 
     Returns:
-        the new bytes of each, without the prompt.
+        the new bytes of each text, without the prompt.
 
     Raises:
         ValueError: an argument makes no sense; names it.
@@ -91,9 +93,9 @@ def stream(
     draft_bytes: int,
     reset_at_newline: bool,
 ) -> Iterator[list[bytes]]:
-    """:func:`generate`, as it is written: the next bytes of each prompt's text, again and again.
+    """The texts of :func:`generate` as they are written: again and again the next bytes of each.
 
-    Bytes that could be the beginning of a stop string are held back until that is known.
+    Bytes that may be the beginning of a stop string are held back until that is known.
     """
     for name, given in (("prompts", prompts), ("stop", stop)):
         if isinstance(given, str | bytes):
@@ -146,8 +148,8 @@ def _write(
         kept_B = (1 + right_BM.long().cumprod(1).sum(1)) * writing_B
         state.keep(kept_B)
         if draft_bytes:
-            kept = zip(texts, tokens_BM.tolist(), kept_B.tolist(), strict=True)
-            yield [text.take(tokens[1:count]) for text, tokens, count in kept]
+            rows = zip(texts, tokens_BM.tolist(), kept_B.tolist(), strict=True)
+            yield [text.take(tokens[1:count]) for text, tokens, count in rows]
         next_B = sampling.choose(logits_BMV[row_B, (kept_B - 1).clamp(min=0)], generators)
 
 
@@ -156,7 +158,11 @@ def _as_bytes(text: str | bytes) -> bytes:
 
 
 def read_prompts(state: IncrementalBLT, prompts: Sequence[list[int]]) -> Tensor:
-    """Read tokens of prompts; gives the logits after the last token of each."""
+    """Read the tokens of prompts, PIECE at a time.
+
+    Returns:
+        the logits after the last token of each prompt, ``[batch, vocab_size]`` float32.
+    """
     device = state.model.device
     lengths_B = torch.tensor([len(tokens) for tokens in prompts], device=device)
     tokens_BS = torch.full((len(prompts), int(lengths_B.max())), BOE_ID, device=device)
@@ -174,7 +180,8 @@ def read_prompts(state: IncrementalBLT, prompts: Sequence[list[int]]) -> Tensor:
 
 
 def _draft(state: IncrementalBLT, next_B: Tensor, ahead: int) -> Tensor:
-    """The next token of each row, which is certain, and what the local models put after it."""
+    """The next token of each row, which is certain, and the tokens that the local models put after
+    it, ``[batch, 1 + ahead]``."""
     tokens = [next_B]
     for i in range(ahead):
         tokens.append(allowed(state.draft(tokens[-1], i)).argmax(-1))
@@ -183,17 +190,21 @@ def _draft(state: IncrementalBLT, next_B: Tensor, ahead: int) -> Tensor:
 
 @dataclass
 class _Text:
-    """What was written after one prompt."""
+    """The text that was written after one prompt."""
 
     limit: int
     stops: tuple[bytes, ...]
     written: bytearray = field(default_factory=bytearray)
-    told: int = 0
-    """Bytes handed out."""
+    handed_out: int = 0
+    """Bytes that :meth:`take` has returned."""
     done: bool = False
 
     def take(self, tokens: Sequence[int]) -> bytes:
-        """Add tokens until the text is done; gives the bytes that are sure to stay."""
+        """Add tokens until the text is done.
+
+        Returns:
+            the next bytes that are sure to stay.
+        """
         for token in tokens:
             if self.done:
                 break
@@ -206,12 +217,12 @@ class _Text:
                 del self.written[-len(ended) :]
             self.done = ended is not None or len(self.written) >= self.limit
         sure = len(self.written) - (0 if self.done else self._held_back())
-        new = bytes(self.written[self.told : sure])
-        self.told = max(self.told, sure)
+        new = bytes(self.written[self.handed_out : sure])
+        self.handed_out = max(self.handed_out, sure)
         return new
 
     def _held_back(self) -> int:
-        """Length of the longest end that a stop string could begin with."""
+        """The length of the longest end of the text that a stop string could begin with."""
         longest = max((len(s) - 1 for s in self.stops), default=0)
         for size in range(min(longest, len(self.written)), 0, -1):
             if any(s.startswith(self.written[-size:]) for s in self.stops):

@@ -1,9 +1,26 @@
-"""BLT read piece by piece: every part keeps what it needs of what was read before.
+"""BLT read piece by piece: every part keeps what later tokens need of the earlier ones.
 
-The same weights and modules as :class:`model.BLT`, run on the new tokens only. A patch goes
-through cross attention and the latent transformer when it ends, which its last byte's entropy
-tells; from then on bytes read from it. One piece may be of any length up to PIECE, so that this
-serves for prompts, for single bytes, and for checking several drafted bytes at once.
+The weights and modules are those of :class:`model.BLT`; they run on the new tokens only. A piece
+may have any length up to PIECE, so that this serves for prompts, for single bytes, and for checking
+several drafted bytes at once. A piece takes four steps:
+
+1. The entropy model scores its tokens, and the boundary rule says which of them end a patch.
+2. The local encoder turns its tokens into byte states, which are kept.
+3. The patches that end in the piece gather from their bytes, whose states are kept from this piece
+   and earlier ones, and go through the latent transformer. The keys and values that bytes read of
+   them are kept.
+4. The local decoder predicts the next bytes. Each byte reads from the latest patch that has ended
+   with it or before it.
+
+For example, "ab cde" is read as the pieces ``BOS a b`` and ``space c d e``, and the tokens BOS, b
+and d end patches. The first piece finishes the patches ``BOS`` and ``a b``; b reads from the latter
+already. The second piece finishes ``space c d``. The space and c still read from ``a b``, while d
+and e read from ``space c d``. The patch of e stays open.
+
+Invariant: after a piece, all that is kept equals what reading the whole text at once would compute,
+so that logits do not depend on how a text is cut into pieces. The content of each slot follows from
+how many tokens and patches a row has read. To take tokens back (:meth:`IncrementalBLT.keep`) is
+therefore to lower these counts; the next piece overwrites the rest.
 """
 
 import torch
@@ -15,15 +32,15 @@ from model.entropy_model import EntropyModel
 from model.generation.incremental_entropies import incremental_entropies
 from model.generation.kv_cache import PIECE, KeyValueCache
 from model.ngram import NGramEntropyModel
-from model.patcher import ENTROPY_RULES, Patcher
+from model.patcher import Patcher
 from model.tokenizer import BOE_ID
 
 
 class IncrementalBLT:
-    """A batch of documents, each read so far as it is. Rows are independent of one another.
+    """A batch of documents that are read on. Rows are independent of one another.
 
-    Memory grows by the encoder's states for each byte, and by latent keys and values for each
-    patch; the entropy model, the encoder's and the decoder's attention keep a window.
+    Memory grows by the encoder's states with each byte, and by latent keys and values with each
+    patch; the entropy model and the attention of encoder and decoder keep a window.
     """
 
     def __init__(
@@ -37,42 +54,47 @@ class IncrementalBLT:
     ):
         """
         Args:
-            entropy_model: may be None for a rule that ignores entropies.
+            entropy_model: places the boundaries; None for a rule that ignores entropies.
+            patcher: the boundary rule.
+            batch: how many documents there are.
             reset_at_newline: the entropy model's context starts again after each newline.
 
         Raises:
-            ValueError: the rule needs an entropy model or the whole document, or is not BLT's.
+            ValueError: the rule needs an entropy model or the whole document, or starts no patch at
+                token 1, as BLT needs it.
         """
         config, device = model.config, model.device
-        if patcher.rule in ENTROPY_RULES and entropy_model is None:
+        if patcher.reads_entropies and entropy_model is None:
             raise ValueError(f"entropy_model: the {patcher.rule} rule needs one")
-        if patcher.rule == "top-k":
-            raise ValueError("patcher: the top-k rule chooses among a whole document")
-        if patcher.rule == "static" and patcher.published:
-            raise ValueError("patcher: the static rule as published has no patch at token 1")
+        if patcher.needs_whole_document:
+            raise ValueError(f"patcher: the {patcher.rule} rule chooses among a whole document")
+        if not patcher.boundary_rule.first_starts.get(1):
+            raise ValueError(
+                f"patcher: the {patcher.rule} rule as published has no patch at token 1"
+            )
         self.model, self.patcher = model, patcher
         self.entropies = (
             incremental_entropies(entropy_model, reset_at_newline)
-            if entropy_model is not None and patcher.rule in ENTROPY_RULES
+            if entropy_model is not None and patcher.reads_entropies
             else None
         )
         window = config.local_attention_window_len
         self._encoder = KeyValueCache(config.n_layers_local_encoder, window)
         self._latent = KeyValueCache(config.n_layers_global, None)
         self._decoder = KeyValueCache(config.n_layers_local_decoder, window)
-        # Of every token: its id, and its state after each layer that patches gather from.
+        # The id of every token, and its state after each layer that patches gather from.
         self._tokens_BS = torch.full((batch, PIECE), BOE_ID, device=device)
         self._states_BSD: list[Tensor] = []
-        # Of every patch where it starts, and of the last ones what bytes read from them.
+        # The start of every patch, and the keys and values that bytes read of the last ones.
         self._starts_BP = torch.zeros(batch, PIECE, dtype=torch.int64, device=device)
         self._readable_slots = PIECE + config.cross_attn_window_decoder
         self._readable: list[tuple[Tensor, Tensor]] = []
-        # How far each row is, before the last piece and after it.
+        # Tokens and patches that each row has read, after the last piece and before it.
         self.read_B = torch.zeros(batch, dtype=torch.int64, device=device)
         self._patches_B = torch.zeros_like(self.read_B)
         self._before = (self.read_B, self._patches_B)
         self._kept_B = torch.zeros_like(self.read_B)
-        # Of the token before the last piece and of the piece; of the piece.
+        # The entropies of the last piece and of the token before it; which tokens ended a patch.
         self._h_BX = torch.zeros(batch, 1, device=device)
         self._ends_BM = torch.zeros(batch, 0, dtype=torch.bool, device=device)
 
@@ -81,11 +103,11 @@ class IncrementalBLT:
         """Logits after each of the next tokens, ``[batch, piece, vocab_size]`` float32.
 
         Args:
-            tokens_BM: at most PIECE, right-padded with any id.
-            counts_B: how many of them are each row's.
+            tokens_BM: at most PIECE columns, right-padded with any id.
+            counts_B: how many tokens each row has.
 
         Raises:
-            ValueError: the piece is longer: the caches would lose what it still sees.
+            ValueError: the piece is longer than PIECE: caches would lose what it still sees.
         """
         columns = tokens_BM.shape[1]
         if columns > PIECE:
@@ -105,21 +127,22 @@ class IncrementalBLT:
 
     @torch.inference_mode()
     def draft(self, token_B: Tensor, ahead: int) -> Tensor:
-        """Logits after a token that may turn out wrong, ``[batch, vocab_size]``, from the local
-        models alone: the patches known now stay the latest, whatever the token is.
+        """Logits after a token that may turn out wrong, ``[batch, vocab_size]``. Only the local
+        models run: the latest patch stays the same, whatever the token is.
 
         Args:
-            ahead: how many tokens were drafted before since the last :meth:`read`; at most PIECE.
+            token_B: the token that follows in each row.
+            ahead: how many tokens were drafted since the last :meth:`read`; at most PIECE.
         """
         position_BM, x_TD = self._encode(token_B[:, None], self.read_B + ahead)
         latest_B1 = self._patches_B[:, None] - 1
         return self._decode(x_TD, self.read_B + ahead, position_BM, latest_B1)[:, 0]
 
     def keep(self, kept_B: Tensor) -> None:
-        """Take back the last piece but for its first tokens.
+        """Take back the last piece except for its first tokens.
 
         Args:
-            kept_B: how many of each row's tokens stay.
+            kept_B: how many tokens of each row stay.
         """
         read_B, patches_B = self._before
         stays_BM = torch.arange(self._ends_BM.shape[1], device=kept_B.device) < kept_B[:, None]
@@ -143,7 +166,7 @@ class IncrementalBLT:
         )
 
     def _encode(self, tokens_BM: Tensor, first_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the tokens, and the encoder's states of them, which are kept."""
+        """The positions of the tokens, and the encoder's last states of them; all are kept."""
         model, (batch, columns) = self.model, tokens_BM.shape
         position_BM = first_B[:, None] + torch.arange(columns, device=first_B.device)
         row_B1 = torch.arange(batch, device=first_B.device)[:, None]
@@ -171,7 +194,7 @@ class IncrementalBLT:
     def _finish_patches(self, ends_BM: Tensor, position_BM: Tensor) -> None:
         """Run the patches that end in this piece through the latent transformer."""
         model, device = self.model, ends_BM.device
-        # X patches end, in rows of which one has most of them.
+        # X patches end; the Q of one row go through the latent transformer together.
         row_X, column_X = ends_BM.nonzero(as_tuple=True)
         place_X = (ends_BM.cumsum(1) - 1)[row_X, column_X]
         patch_X = self._patches_B[row_X] + place_X
@@ -196,12 +219,18 @@ class IncrementalBLT:
                 (k.new_zeros(*shape, *k.shape[1:]), v.new_zeros(*shape, *v.shape[1:]))
                 for k, v in readable
             ]
-        for kept, new in zip(self._readable, readable, strict=True):
-            for all_BR, of_X in zip(kept, new, strict=True):
-                all_BR[row_X, patch_X % self._readable_slots] = of_X
+        for buffers, new in zip(self._readable, readable, strict=True):
+            for buffer_BR, new_X in zip(buffers, new, strict=True):
+                buffer_BR[row_X, patch_X % self._readable_slots] = new_X
 
     def _gather(self, row_X: Tensor, patch_X: Tensor, end_X: Tensor) -> Tensor:
-        """Patches from the kept states of their bytes, ``[patches, k, dim]``."""
+        """The vectors of patches from the states of their bytes, ``[patches, k, dim]``.
+
+        Args:
+            row_X: the row of each patch.
+            patch_X: its index in the row.
+            end_X: the position of its last token.
+        """
         patches, window = len(row_X), self.model.config.cross_attn_window_encoder
         own_X = self._starts_BP[row_X, patch_X]
         first_X = self._starts_BP[row_X, (patch_X - window + 1).clamp(min=0)]
@@ -220,13 +249,20 @@ class IncrementalBLT:
     def _decode(
         self, x_TD: Tensor, first_B: Tensor, position_BM: Tensor, latest_BM: Tensor
     ) -> Tensor:
-        """Logits of bytes that each read from the patches up to the latest they know."""
+        """Logits after bytes that read from the patches up to the latest that they know.
+
+        Args:
+            x_TD: byte states of the encoder.
+            first_B: tokens that each row has read before.
+            position_BM: position of each byte.
+            latest_BM: index of the latest patch that each byte knows.
+        """
         batch, columns = position_BM.shape
         offset_W = torch.arange(self.model.config.cross_attn_window_decoder, device=x_TD.device)
         patch_BMW = latest_BM[:, :, None] - offset_W
         row_B11 = torch.arange(batch, device=x_TD.device)[:, None, None] * self._readable_slots
         index_BMW = (patch_BMW % self._readable_slots + row_B11).where(patch_BMW >= 0, -1)
-        logits_TV = self.model.local_decoder(
+        logits_TV: Tensor = self.model.local_decoder(
             x_TD,
             position_BM.flatten(),
             self._decoder.attends(first_B, columns),
@@ -237,7 +273,8 @@ class IncrementalBLT:
 
 
 def _with_room(buffer_BS: Tensor, needed: int) -> Tensor:
-    """The buffer, or a longer one with the same content: twice as long, so that it is rare."""
+    """The buffer, or one with the same content and room for ``needed`` columns: at least twice as
+    long, so that copying is rare."""
     if needed <= buffer_BS.shape[1]:
         return buffer_BS
     more = max(needed, 2 * buffer_BS.shape[1]) - buffer_BS.shape[1]

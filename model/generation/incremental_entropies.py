@@ -1,4 +1,4 @@
-"""Entropies of documents that are read piece by piece; equal to those of whole documents."""
+"""Entropies of documents that are read piece by piece; they equal those of whole documents."""
 
 from typing import Protocol
 
@@ -15,10 +15,10 @@ from model.tokenizer import PAD_ID
 
 
 class IncrementalEntropies(Protocol):
-    """Reads a batch on; the last piece can be taken back in part."""
+    """Reads the next pieces of a batch; the last piece can be taken back in part."""
 
     def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
-        """Entropy after each token of the next piece, float32, nats.
+        """The entropy after each token of the next piece, ``[batch, piece]`` float32, nats.
 
         Args:
             tokens_BM: right-padded with any id.
@@ -26,13 +26,14 @@ class IncrementalEntropies(Protocol):
         """
 
     def keep(self, kept_B: Tensor) -> None:
-        """How many tokens of the last piece count as read."""
+        """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
 
 
 def incremental_entropies(
     model: EntropyModel | NGramEntropyModel, reset_at_newline: bool
 ) -> IncrementalEntropies:
-    """
+    """A reader for a model.
+
     Args:
         reset_at_newline: context starts again after each newline.
     """
@@ -46,7 +47,7 @@ class _TransformerEntropies:
         self._model, self._reset = model, reset_at_newline
         self._cache = KeyValueCache(model.config.n_layers, model.config.window)
         self._segment_start_BX = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-        """Where the segment begins that each token of the last piece, and the one after, is in."""
+        """The start of the segment of each token of the last piece, and of the token after it."""
         self._kept_B = torch.zeros(1, dtype=torch.int64, device=model.device)
 
     def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
@@ -74,12 +75,12 @@ class _TransformerEntropies:
 
 
 class _NGramEntropies:
-    """Asks again for the last few tokens before each piece: that is all the context there is."""
+    """Scores each piece together with the few tokens before it, which are all its context."""
 
     def __init__(self, model: NGramEntropyModel, reset_at_newline: bool):
         self._model, self._reset = model, reset_at_newline
         self._rows_BX: Tensor | None = None
-        """The context and the last piece; padding on the left where less was read."""
+        """The context and the last piece; padding is on the left of rows that have read less."""
         self._kept_B = torch.zeros(1, dtype=torch.int64)
 
     def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class _NGramEntropies:
             self._rows_BX = torch.full((batch, order), PAD_ID)
         kept_BC = self._kept_B.expand(batch)[:, None] + torch.arange(order)
         self._rows_BX = torch.cat([self._rows_BX.gather(1, kept_BC), tokens_BM], 1)
-        # The batch form wants padding on the right.
+        # The batch form wants padding on the right: rotate the rows.
         missing_B1 = (self._rows_BX == PAD_ID).sum(1, keepdim=True)
         turned_BX = (torch.arange(order + columns) + missing_B1) % (order + columns)
         h_BX = batch_entropies(

@@ -1,8 +1,10 @@
-"""Keys and values of what was read before, for reading on token by token.
+"""Keys and values of the tokens that were read, so that reading can go on.
 
-A stack with a window keeps a ring of its last positions, one without keeps them all. Rows of a
-batch may have read unequally much. What is in a slot follows from how much a row has read: taking
-tokens back needs no more than saying that less was read.
+A stack with a window keeps a ring of its last positions; one without keeps them all. The rows of a
+batch may have read different numbers of tokens. The position that a slot holds follows from the
+number that a row has read: tokens are taken back by lowering that number, and nothing is erased.
+With 4 slots, for example, position p is in slot p modulo 4, and a row that has read 6 tokens holds
+the positions 4, 5, 2, 3.
 """
 
 import functools
@@ -14,11 +16,11 @@ from torch import Tensor
 from model.layers.attention import Attend
 
 PIECE = 256
-"""Tokens of a row that are read at a time, at most."""
+"""The most tokens of a row that are read at a time."""
 
 
 class KeyValueCache:
-    """Of every layer of one stack of blocks."""
+    """The keys and values of every layer of one stack of blocks."""
 
     def __init__(self, n_layers: int, window: int | None):
         """
@@ -26,19 +28,20 @@ class KeyValueCache:
             window: keys that a query sees, itself included; None for all before it.
         """
         self.n_layers, self.window = n_layers, window
-        # The longest piece more than the window: writing one overwrites only what nobody will see,
-        # even if all of it is taken back.
+        # The window and the longest piece: a piece overwrites only what no later token sees, even
+        # if all of the piece is taken back.
         self.slots = window + PIECE if window else PIECE
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cached: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attends(self, read_B: Tensor, columns: int, reach_BM: Tensor | None = None) -> list[Attend]:
-        """Attention of each layer for the next tokens of each row; it keeps their keys and values.
+        """The attention of each layer for the next tokens of each row; it keeps their keys and
+        values.
 
         Args:
             read_B: tokens that each row has read before.
-            columns: tokens to read now, at most PIECE; those of a row that has fewer are written
-                over when it reads on.
-            reach_BM: how far each of them may look back, if not to the row's start.
+            columns: tokens to read now, at most PIECE. A row that has fewer overwrites the others
+                when it reads on.
+            reach_BM: how far each token may look back, if not to the start of its row.
         """
         most = int(read_B.max()) + columns
         if self.window is None and most > self.slots:
@@ -65,10 +68,10 @@ class KeyValueCache:
     ) -> Tensor:
         batch, columns = index_BM.shape
         q_BMHD, k_BMHD, v_BMHD = (x.view(batch, columns, *x.shape[1:]) for x in (q, k, v))
-        if layer not in self._kept:
+        if layer not in self._cached:
             shape = (batch, self.slots, *k.shape[1:])
-            self._kept[layer] = (k.new_zeros(shape), v.new_zeros(shape))
-        keys_BRHD, values_BRHD = self._kept[layer]
+            self._cached[layer] = (k.new_zeros(shape), v.new_zeros(shape))
+        keys_BRHD, values_BRHD = self._cached[layer]
         row_B1 = torch.arange(batch, device=q.device)[:, None]
         keys_BRHD[row_B1, index_BM] = k_BMHD
         values_BRHD[row_B1, index_BM] = v_BMHD
@@ -84,7 +87,7 @@ class KeyValueCache:
 
     def _grow(self, slots: int) -> None:
         more = slots - self.slots
-        for layer, kept in self._kept.items():
-            keys, values = (F.pad(x, (0, 0, 0, 0, 0, more)) for x in kept)
-            self._kept[layer] = keys, values
+        for layer, cached in self._cached.items():
+            keys, values = (F.pad(x, (0, 0, 0, 0, 0, more)) for x in cached)
+            self._cached[layer] = keys, values
         self.slots = slots

@@ -36,7 +36,7 @@ class Sampling:
         """The next token of each row, ``[batch]`` int64.
 
         Args:
-            generators: one a row, on the CPU: what a row gets doesn't depend on the others.
+            generators: one per row, on the CPU, so that rows do not depend on one another.
         """
         logits_BV = allowed(logits_BV)
         if self.temperature == 0:
@@ -48,7 +48,7 @@ class Sampling:
         return torch.cat(drawn).to(logits_BV.device)
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
-        """What is drawn from (temperature above 0); rows sum to 1."""
+        """The distributions to draw from, for a temperature above 0; each row sums to 1."""
         # Differences, in double precision: the smallest temperature must not overflow.
         behind_BV = logits_BV.double() - logits_BV.double().amax(-1, keepdim=True)
         ordered_BV, token_BV = (behind_BV / self.temperature).sort(-1, descending=True)
@@ -57,14 +57,14 @@ class Sampling:
             p_BV[:, self.top_k :] = 0
         if self.top_p is not None:
             p_BV /= p_BV.sum(-1, keepdim=True)
-            # A token stays if those likelier than it don't reach the sum alone.
+            # A token stays if the likelier ones do not reach the sum without it.
             p_BV[p_BV.cumsum(-1) - p_BV >= self.top_p] = 0
         p_BV /= p_BV.sum(-1, keepdim=True)
         return torch.zeros_like(p_BV).scatter(-1, token_BV, p_BV)
 
 
 def allowed(logits: Tensor) -> Tensor:
-    """Logits with those of ids that never follow in text at minus infinity."""
+    """Logits that are minus infinity for the ids that never follow in text."""
     masked = torch.full_like(logits, -torch.inf)
     masked[..., list(NEXT_IDS)] = logits[..., list(NEXT_IDS)]
     return masked

@@ -1,8 +1,25 @@
 """Causal attention over segments laid end to end, sliding-window or full, and rotary positions.
 
-Query ``q`` sees key ``k`` if both are in one segment, ``k <= q`` and ``q - k < window``. Both forms
-below cost O(tokens * window): blocks of scaled_dot_product_attention on the CPU, FlexAttention with
-a block mask on a GPU. Which one is used is decided here and nowhere else.
+A query sees the keys of its own segment that stand at most ``window - 1`` tokens before it, and
+itself. Its position p in the segment says how many there are, so that one number per query, its
+*reach* ``min(p, window - 1)``, replaces segment ids: query ``q`` sees key ``k`` exactly if
+``0 <= q - k <= reach[q]``.
+
+Queries are handled in blocks of 128. The earliest key that a block needs is the earliest of its
+first query: within a segment ``q - reach[q]`` never falls, and a segment that begins inside the
+block needs nothing before it. The cost is therefore O(tokens * window), and not O(tokens ** 2).
+With blocks of 4, a window of 3, and segments of 6 and 2 tokens::
+
+    token      0 1 2 3   4 5 6 7
+    position   0 1 2 3   4 5 0 1
+    reach      0 1 2 2   2 2 0 1
+
+The second block begins at token 4 with the reach 2, so it reads keys from token 2 on (in whole
+blocks: from token 0 on). A mask then hides from each query the keys beyond its own reach: token 6
+sees itself alone.
+
+There are two forms: blocks of scaled_dot_product_attention on the CPU, FlexAttention with a block
+mask on a GPU. Which one is used is decided here and nowhere else.
 """
 
 import functools
@@ -14,27 +31,29 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128
-"""Tokens in a query block. Packs must be padded to a multiple."""
+"""Tokens per block of queries. Packs must be padded to a multiple."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(q_THD, k_TKD, v_TKD) -> out_THD`` for one layer."""
+"""The attention of one layer, ``(q_THD, k_TKD, v_TKD) -> out_THD``."""
 
 
 class RotaryAngles(nn.Module):
-    """``cos, sin`` of positions' angles: pair ``i`` turns by ``p * theta ** (-2 i / head_dim)``."""
+    """Cosines and sines of rotary angles: at position p, pair ``i`` of a head's features turns by
+    ``p * theta ** (-2 i / head_dim)``."""
 
     bits_F: Tensor
 
     def __init__(self, head_dim: int, theta: float):
         super().__init__()
         self.head_dim, self.theta = head_dim, theta
-        # As integers, because .to(bfloat16) must not round them; never left without memory.
+        # Kept as integers, because .to(bfloat16) must not round them, and made on the CPU even
+        # where the default device is "meta".
         self.register_buffer("bits_F", self._frequency_bits(), persistent=False)
 
     def _frequency_bits(self) -> Tensor:
         pair_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
-        # In this form, and on the CPU, for its rounding: an error in the last bit changes sharp
-        # logits by 1e-3.
+        # The form, and the CPU, decide the rounding: an error in the last bit changes sharp logits
+        # by 1e-3.
         return (1.0 / self.theta ** (pair_F / self.head_dim)).view(torch.int32)
 
     def reset_parameters(self) -> None:
@@ -42,16 +61,21 @@ class RotaryAngles(nn.Module):
         self.bits_F.copy_(self._frequency_bits())
 
     def forward(self, position_T: Tensor) -> Tensor:
-        """Float32, ``[tokens, head_dim / 2, 2]``."""
+        """Cosine and sine of each token's angles, float32, ``[tokens, head_dim / 2, 2]``."""
         angle_TF = position_T.float()[:, None] * self.bits_F.view(torch.float32)
         return torch.stack([angle_TF.cos(), angle_TF.sin()], dim=-1)
 
 
 def apply_rotary(x_THD: Tensor, rotary_TF2: Tensor) -> Tensor:
-    """Rotates the pairs ``(2i, 2i + 1)`` of each head, in float32 whatever the dtype of ``x``."""
+    """``x_THD`` with the pairs ``(2i, 2i + 1)`` of each head's features rotated, computed in
+    float32 whatever its dtype.
+
+    Args:
+        rotary_TF2: as :class:`RotaryAngles` returns them.
+    """
     pairs = x_THD.float().unflatten(-1, (-1, 2))
     rotary = rotary_TF2.unsqueeze(1)
-    if x_THD.is_cuda:  # The compiler fuses this form with its neighbours; complex numbers it can't.
+    if x_THD.is_cuda:  # The compiler fuses this form with its neighbours, but not complex numbers.
         (a, b), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     else:  # The same products; 8 times faster on a CPU.
@@ -60,9 +84,10 @@ def apply_rotary(x_THD: Tensor, rotary_TF2: Tensor) -> Tensor:
 
 
 def token_positions(lengths_S: Tensor, tokens: int) -> Tensor:
-    """Position of each token within its segment; ``tokens`` is the sum of the lengths.
+    """The position of each token in its segment, int64.
 
-    (Given, because a GPU would have to be waited for to learn it.)
+    Args:
+        tokens: the sum of the lengths, which a GPU would have to be waited for to learn.
     """
     start_S = lengths_S.cumsum(0) - lengths_S
     start_T = torch.repeat_interleave(start_S, lengths_S, output_size=tokens)
@@ -70,9 +95,10 @@ def token_positions(lengths_S: Tensor, tokens: int) -> Tensor:
 
 
 def segment_attention(position_T: Tensor, window: int | None) -> Attend:
-    """Attention among tokens of which each stands at a position within its segment.
+    """The attention among segments laid end to end.
 
     Args:
+        position_T: position of each token in its segment.
         window: keys that a query sees, itself included; None for all of its segment before it.
     """
     tokens = len(position_T)
@@ -96,27 +122,33 @@ def segment_attention(position_T: Tensor, window: int | None) -> Attend:
 
 
 class BlockedAttention:
-    """Attention for one pack on a CPU, given each token's position within its segment.
+    """The attention of one pack on a CPU.
 
-    Each block of 128 queries reads the keys that its window reaches back to. Blocks near the start
-    of a segment reach less far; blocks are grouped by reach, and masks made once for all layers.
+    Each block of queries reads as many whole blocks of keys before it as it needs; see the module's
+    text. Blocks that read equally many form a group, which is one call of
+    scaled_dot_product_attention. Masks are made once for all layers.
     """
 
     def __init__(self, position_T: Tensor, window: int):
+        """
+        Args:
+            position_T: position of each token in its segment; a multiple of BLOCK tokens.
+            window: keys that a query sees, itself included.
+        """
         position_NB = position_T.view(-1, BLOCK)
-        farthest_NB1 = position_NB.clamp(max=window - 1).int().unsqueeze(-1)
-        # Only the segment of the block's first query can reach back beyond the block.
-        reach_N = position_NB[:, 0].clamp(max=window - 1)
-        reach_N = (reach_N + BLOCK - 1) // BLOCK * BLOCK
+        reach_NB1 = position_NB.clamp(max=window - 1).int().unsqueeze(-1)
+        # Keys before the block that it reads: the reach of its first query, in whole blocks.
+        before_N = position_NB[:, 0].clamp(max=window - 1)
+        before_N = (before_N + BLOCK - 1) // BLOCK * BLOCK
         self.groups = []
-        for reach in reach_N.unique().tolist():
-            (block_G,) = (reach_N == reach).nonzero(as_tuple=True)
-            k_GK = block_G[:, None] * BLOCK + torch.arange(-reach, BLOCK)
-            # A key may be as far back as the query's position and the window allow, and not ahead.
-            # (The reach is rounded up: a key before the first token is farther than any position.)
-            distance_BK = torch.arange(BLOCK)[:, None] - torch.arange(-reach, BLOCK)
+        for before in before_N.unique().tolist():
+            (block_G,) = (before_N == before).nonzero(as_tuple=True)
+            k_GK = block_G[:, None] * BLOCK + torch.arange(-before, BLOCK)
+            # A key after the query counts as farther than any reach. So does one before the first
+            # token of the pack, which whole blocks may include: its distance exceeds any position.
+            distance_BK = torch.arange(BLOCK)[:, None] - torch.arange(-before, BLOCK)
             distance_BK = torch.where(distance_BK < 0, 2**31 - 1, distance_BK).int()
-            outside = distance_BK > farthest_NB1[block_G]
+            outside = distance_BK > reach_NB1[block_G]
             mask = torch.zeros(outside.shape).masked_fill_(outside, -torch.inf)
             self.groups.append((block_G, k_GK.clamp(min=0), mask.unsqueeze(1)))
 
@@ -138,8 +170,12 @@ class BlockedAttention:
 def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
     """FlexAttention's mask for one pack, made without visiting all pairs of blocks.
 
+    FlexAttention wants a list of key blocks for each block of queries. Here it is a run of blocks,
+    from that of the earliest key that the first query sees (see the module's text) to the queries'
+    own. Inside these blocks ``mask_mod`` decides about each pair.
+
     Args:
-        position_T: position of each token within its segment.
+        position_T: position of each token in its segment; a multiple of BLOCK tokens.
         window: keys that a query sees, itself included.
     """
     tokens, device = len(position_T), position_T.device
@@ -164,7 +200,7 @@ def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
 
 
 def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) -> Tensor:
-    """One layer's attention for one pack; meant to run compiled, on a GPU."""
+    """The attention of one layer for one pack; meant to run compiled, on a GPU."""
     q_1HTD, k_1KTD, v_1KTD = (x.transpose(0, 1).unsqueeze(0) for x in (q_THD, k_TKD, v_TKD))
     gqa = q_THD.shape[1] != k_TKD.shape[1]
     out = flex_attention(q_1HTD, k_1KTD, v_1KTD, block_mask=mask, enable_gqa=gqa)
@@ -173,6 +209,6 @@ def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) ->
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    # Not compiled, FlexAttention would write all pairs of tokens to memory. One kernel serves one
-    # shape, then any: batches may differ.
+    # Without compilation FlexAttention would write all pairs of tokens to memory. The first kernel
+    # serves one shape; where batches differ, the second serves any.
     return torch.compile(attend_flex)

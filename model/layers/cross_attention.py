@@ -1,9 +1,9 @@
 """Cross attention between bytes and patches, both ways (arXiv 2412.09871, section 3.2.2 and 3.3.1).
 
-A patch is k vectors. In the encoder they gather from the bytes of their patch; in the decoder a
-byte reads the vectors of the patch that is known when the byte is. Each query sees a handful of
-keys, so that neither way builds a mask of bytes by patches: keys are looked up by index, and the
-cost is O(bytes * k).
+A patch is k vectors. In the encoder these gather from the bytes of their patch; in the decoder each
+byte reads the vectors of the latest patch that is complete before the next byte. Each query sees a
+handful of keys, so neither way builds a mask of bytes by patches: keys are looked up by index, and
+the cost is O(bytes * k).
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class CrossAttention(nn.Module):
-    """Projections and norms shared by both ways; no rotary positions.
+    """The projections and norms that both ways share; there are no rotary positions.
 
     The published weights were trained with the residual added twice: the result is
     ``2 * x + wo(attention)``.
@@ -19,7 +19,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, n_heads: int, n_kv_heads: int, norm_eps: float):
         super().__init__()
-        self.head_dim = dim // n_heads  # as published: what is left over where heads don't divide
+        self.head_dim = dim // n_heads  # as published: a remainder of the width is unused
         self.cross_attn_norm_q = nn.RMSNorm(dim, eps=norm_eps)
         self.cross_attn_norm_kv = nn.RMSNorm(dim, eps=norm_eps)
         self.wq = nn.Linear(dim, n_heads * self.head_dim, bias=False)
@@ -30,8 +30,8 @@ class CrossAttention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """``[..., dim] -> [..., heads, head_dim]``, scaled."""
-        q = self.wq(self.cross_attn_norm_q(x)).unflatten(-1, (-1, self.head_dim))
-        return q * self.head_dim**-0.5
+        q: Tensor = self.wq(self.cross_attn_norm_q(x)).unflatten(-1, (-1, self.head_dim))
+        return q * float(self.head_dim**-0.5)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[..., dim] ->`` keys and values, each ``[..., heads, head_dim]``."""
@@ -41,20 +41,26 @@ class CrossAttention(nn.Module):
 
 
 class GatherFromBytes(CrossAttention):
-    """The encoder's way: patches gather from bytes."""
+    """The encoder's way: patches gather from bytes.
+
+    A softmax over the bytes of each patch, whose number varies, is a sum over pairs of byte and
+    patch that is scattered to the patches: with scores s and values v, a patch gets
+    ``sum exp(s - m) v / sum exp(s - m)``, where m is its highest score. A patch of two bytes a, b
+    with the scores 1 and 3, for example, gets ``(exp(-2) v_a + v_b) / (exp(-2) + 1)``.
+    """
 
     def forward(self, x_NKD: Tensor, bytes_TD: Tensor, patch_TW: Tensor) -> Tensor:
-        """``[patches, k, dim]``; a patch that no byte belongs to gathers nothing.
+        """The k vectors of each patch, ``[patches, k, dim]``; a patch without bytes gathers none.
 
         Args:
             x_NKD: the k vectors of each patch.
             bytes_TD: byte states.
-            patch_TW: the patches that see each byte.
+            patch_TW: indices of the patches that see each byte.
         """
         k_THE, v_THE = self.keys_values(bytes_TD)
         q_TWKHE = self.queries(x_NKD)[patch_TW]
         score_TWKH = torch.einsum("twkhe,the->twkh", q_TWKHE, k_THE).float()
-        # A softmax over all pairs of byte and patch that share the patch.
+        # X pairs of a byte and a patch that sees it.
         pair_patch = patch_TW.flatten()
         score_XKH = score_TWKH.flatten(0, 1)
         empty_NKH = score_XKH.new_full((len(x_NKD), *score_XKH.shape[1:]), -torch.inf)
@@ -68,19 +74,20 @@ class GatherFromBytes(CrossAttention):
         sum_NKHE = sum_NKHE.index_add(0, pair_patch, weighted.flatten(0, 1))
         # A patch with bytes has a total of at least 1.
         out_NKHE = sum_NKHE / total_NKH.clamp(min=1)[..., None]
-        return 2 * x_NKD + self.wo(out_NKHE.flatten(-2).type_as(x_NKD))
+        gathered_NKD: Tensor = self.wo(out_NKHE.flatten(-2).type_as(x_NKD))
+        return 2 * x_NKD + gathered_NKD
 
 
 class ReadFromPatches(CrossAttention):
-    """The decoder's way: bytes read from patches, of which keys and values are made beforehand."""
+    """The decoder's way: bytes read from patches, whose keys and values are made beforehand."""
 
     def forward(self, x_TD: Tensor, k_NKHE: Tensor, v_NKHE: Tensor, patch_TW: Tensor) -> Tensor:
-        """``[bytes, dim]``.
+        """Byte states, ``[bytes, dim]``.
 
         Args:
             x_TD: byte states.
             k_NKHE, v_NKHE: keys and values of the k vectors of each patch.
-            patch_TW: the patches that each byte sees; -1 for none.
+            patch_TW: indices of the patches that each byte sees; -1 for none.
         """
         q_THE = self.queries(x_TD)
         score_THWK = torch.einsum("the,twkhe->thwk", q_THE, k_NKHE[patch_TW]).float()
@@ -89,4 +96,5 @@ class ReadFromPatches(CrossAttention):
         weight_THX = score_THWK.flatten(-2).softmax(-1).type_as(q_THE)
         weight_THWK = weight_THX.view_as(score_THWK)
         out_THE = torch.einsum("thwk,twkhe->the", weight_THWK, v_NKHE[patch_TW])
-        return 2 * x_TD + self.wo(out_THE.flatten(-2))
+        read_TD: Tensor = self.wo(out_THE.flatten(-2))
+        return 2 * x_TD + read_TD

@@ -1,11 +1,11 @@
-"""Hash n-gram embeddings: what a byte is called in the light of those before it.
+"""Hash n-gram embeddings: a byte's embedding depends on the bytes before it, too.
 
-arXiv 2412.09871, section 3.2.1. The n-gram that ends at a byte is hashed by a rolling polynomial
-and looked up in one table for each n-gram size and hash function; the rows are summed.
+arXiv 2412.09871, section 3.2.1. The n-grams that end at a byte are hashed by a rolling polynomial.
+Each n-gram size and hash function has a table; the rows that the hashes select are summed.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,15 @@ PRIMES = (
 
 
 def hash_ngrams(tokens_T: Tensor, position_T: Tensor, size: int, prime: int, rows: int) -> Tensor:
-    """Table row of the n-gram that ends at each token.
+    """The table row of the n-gram that ends at each token, int64.
 
-    ``sum_j t[i - size + 1 + j] * prime ** j`` over token ids, in int64 arithmetic that wraps, then
-    the (non-negative) remainder by ``rows``. Missing tokens count as 0.
+    The hash is ``sum_j t[i - size + 1 + j] * prime ** j`` over token ids, in int64 arithmetic that
+    wraps; the row is its non-negative remainder by ``rows``. Missing tokens count as 0. With ids
+    5, 7 and 9, size 2 and prime 10, for example, the hashes are 50, 5 + 70 = 75 and 7 + 90 = 97.
 
     Args:
         tokens_T: int64 ids of sequences laid end to end.
-        position_T: of each token within its sequence, beyond whose start n-grams don't reach.
+        position_T: position of each token in its sequence; n-grams do not reach beyond its start.
     """
     hash_T = torch.zeros_like(tokens_T)
     for back in range(size):
@@ -35,7 +36,7 @@ def hash_ngrams(tokens_T: Tensor, position_T: Tensor, size: int, prime: int, row
 
 
 def _wrapped(value: int) -> int:
-    """What is left of ``value`` in a signed integer of 64 bits."""
+    """The signed integer of 64 bits that ``value`` wraps to."""
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
@@ -45,10 +46,13 @@ class HashEmbedding(nn.ModuleList):
     def __init__(self, sizes: Sequence[int], functions: int, rows: int, dim: int):
         """
         Args:
-            rows: of each table.
+            sizes: lengths of the n-grams.
+            functions: how many hash functions there are.
+            rows: rows of each table.
+            dim: width of each row.
 
         Raises:
-            ValueError: more hash functions than there are primes.
+            ValueError: there are more hash functions than primes.
         """
         if functions > len(PRIMES):
             raise ValueError(f"at most {len(PRIMES)} hash functions, got {functions}")
@@ -57,8 +61,8 @@ class HashEmbedding(nn.ModuleList):
         self.rows = rows
 
     def forward(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
-        """Sum over all tables, ``[tokens, dim]``; arguments as for :func:`hash_ngrams`."""
-        looked_up = (
+        """The sum over all tables, ``[tokens, dim]``; arguments as for :func:`hash_ngrams`."""
+        looked_up: Iterator[Tensor] = (
             table(hash_ngrams(tokens_T, position_T, size, prime, self.rows))
             for table, (size, prime) in zip(self, self.ngrams, strict=True)
         )

@@ -1,4 +1,5 @@
-"""The latent transformer: most of the weights, run once a patch (arXiv 2412.09871, section 3.1)."""
+"""The latent transformer holds most of the weights and runs once per patch (arXiv 2412.09871,
+section 3.1)."""
 
 from collections.abc import Sequence
 
@@ -24,11 +25,12 @@ class LatentTransformer(nn.Module):
         self.rotary = RotaryAngles(config.dim_global // config.n_heads_global, config.rope_theta)
 
     def forward(self, patches_NKD: Tensor, position_N: Tensor, attends: Sequence[Attend]) -> Tensor:
-        """``[patches, k, dim_local] -> [patches, dim_global]``.
+        """Latent states of patches, ``[patches, dim_global]``.
 
         Args:
-            position_N: of each patch within its document.
-            attends: attention of each layer.
+            patches_NKD: the k vectors of each patch, ``dim_local`` wide.
+            position_N: position of each patch in its document.
+            attends: the attention of each layer.
         """
         x_NG = self.token_embedding_projection(patches_NKD.flatten(-2))
         return run_blocks(self.layers, x_NG, self.rotary(position_N), attends)

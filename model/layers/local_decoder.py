@@ -11,7 +11,7 @@ from model.layers.attention import Attend, RotaryAngles
 from model.layers.cross_attention import ReadFromPatches
 
 PatchKeysValues = Sequence[tuple[Tensor, Tensor]]
-"""Of each cross attention, ``[patches, k, heads, head_dim]`` each."""
+"""Keys and values of patches for each cross attention, ``[patches, k, heads, head_dim]`` each."""
 
 
 class LocalDecoder(nn.Module):
@@ -34,7 +34,11 @@ class LocalDecoder(nn.Module):
         self.rotary = RotaryAngles(dim // config.n_heads_local_decoder, config.rope_theta)
 
     def patch_keys_values(self, latent_NG: Tensor) -> PatchKeysValues:
-        """What bytes will read of each patch."""
+        """The keys and values that bytes read of each patch.
+
+        Args:
+            latent_NG: states of the latent transformer, ``dim_global`` wide.
+        """
         x_NKD = self.patch_embedding_projection(latent_NG).unflatten(-1, (self.k, -1))
         layers = cast(Iterable[ReadFromPatches], self.cross_attn_layers)
         return [layer.keys_values(x_NKD) for layer in layers]
@@ -47,14 +51,14 @@ class LocalDecoder(nn.Module):
         patches: PatchKeysValues,
         patch_TW: Tensor,
     ) -> Tensor:
-        """Logits of the byte after each, ``[bytes, vocab_size]`` float32.
+        """Logits of the token after each byte, ``[bytes, vocab_size]`` float32.
 
         Args:
             x_TD: byte states of the encoder.
-            position_T: within the document.
-            attends: attention of each layer.
-            patches: what there is to read.
-            patch_TW: the patches that each byte reads; -1 for none.
+            position_T: position of each byte in its document.
+            attends: the attention of each layer.
+            patches: as :meth:`patch_keys_values` returns them.
+            patch_TW: indices of the patches that each byte reads from; -1 for none.
         """
         rotary = self.rotary(position_T)
         reads = dict(enumerate(self.cross_attn_layers))
@@ -62,4 +66,5 @@ class LocalDecoder(nn.Module):
             if i in reads:
                 x_TD = reads[i](x_TD, *patches[i], patch_TW)
             x_TD = layer(x_TD, rotary, attend)
-        return self.output(self.norm(x_TD)).float()
+        logits_TV: Tensor = self.output(self.norm(x_TD))
+        return logits_TV.float()

@@ -10,7 +10,10 @@ from model.layers.cross_attention import GatherFromBytes
 
 
 class LocalEncoder(nn.Module):
-    """A small byte transformer. Patches never flow back into it: both halves stand alone."""
+    """A small byte transformer, and cross attention from its states to patches.
+
+    Patches never flow back into the byte states, so that the two halves can be run apart.
+    """
 
     def __init__(self, config: BLTConfig):
         super().__init__()
@@ -33,12 +36,13 @@ class LocalEncoder(nn.Module):
     def byte_states(
         self, x_TD: Tensor, position_T: Tensor, attends: Sequence[Attend]
     ) -> list[Tensor]:
-        """States of bytes after each layer that patches gather from; the last goes on.
+        """Byte states, ``[bytes, dim]``, after each layer that patches gather from. The last ones
+        go on to the decoder.
 
         Args:
             x_TD: embeddings.
-            position_T: within the document.
-            attends: attention of each layer.
+            position_T: position of each byte in its document.
+            attends: the attention of each layer.
         """
         rotary = self.rotary(position_T)
         states = []
@@ -49,20 +53,22 @@ class LocalEncoder(nn.Module):
         return states
 
     def patches(self, states: Sequence[Tensor], patch_TW: Tensor, patches: int) -> Tensor:
-        """Patches from the byte states of all their bytes, ``[patches, k, dim]``.
+        """The k vectors of each patch, ``[patches, k, dim]``.
 
-        Vectors start from the largest value of each feature over the patch's own bytes.
+        They start from the largest value of each feature over the patch's own bytes, and then
+        gather from the bytes that the patch sees.
 
         Args:
-            states: as :meth:`byte_states` gives them.
-            patch_TW: the patches that see each byte, its own first; an index of ``patches`` stands
-                for none.
+            states: as :meth:`byte_states` returns them.
+            patch_TW: indices of the patches that see each byte, its own first; the index
+                ``patches`` stands for none.
+            patches: how many patches there are.
         """
         own_TD = patch_TW[:, :1].expand_as(states[0])
-        # One patch more takes what belongs to none.
+        # One patch more takes the bytes that belong to none.
         pooled_ND = states[0].new_zeros(patches + 1, states[0].shape[1])
         pooled_ND = pooled_ND.scatter_reduce(0, own_TD, states[0], "amax", include_self=False)
-        x_NKD = self.patch_embedding_projection(pooled_ND).unflatten(-1, (self.k, -1))
+        x_NKD: Tensor = self.patch_embedding_projection(pooled_ND).unflatten(-1, (self.k, -1))
         for state_TD, gather in zip(states, self.cross_attn_layers, strict=True):
             x_NKD = gather(x_NKD, state_TD, patch_TW)
         return x_NKD[:patches]

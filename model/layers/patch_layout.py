@@ -1,7 +1,23 @@
-"""Who belongs to whom in a batch: bytes, patches and documents, worked out once for all layers.
+"""Which bytes, patches and documents of a batch belong together, worked out once for all layers.
 
-Rows are laid end to end. Everything here is made of a few vectorised steps whose shapes depend on
-the batch's shape alone, so that a device is never waited for.
+Rows are laid end to end. A patch *owns* its bytes and gathers from them. A byte reads from the
+latest patch that is complete when the next byte is predicted: the patch before the one that the
+next byte belongs to. It must not read from a patch that contains the byte that it predicts. For a
+row of 5 tokens in patches of 1, 2 and 2::
+
+    token            0 1 2 3 4
+    own patch        0 1 1 2 2
+    next byte's      1 1 2 2 ?
+    reads patch      0 0 1 1 1
+
+Token 2 ends patch 1, so the patch is complete with it and token 2 reads from it. The last token's
+next byte belongs to patch 3 if the lengths count it (in training they are 1, 2, 2, 1, and token 4
+reads patch 2); otherwise it is taken to belong to the last patch, as here. Windows add neighbours
+within the document: the patches after a byte's own that gather from it, too, and the patches before
+the latest that it reads, too.
+
+The steps are vectorised, and their shapes depend on the batch's shape alone, so that a device is
+never waited for.
 """
 
 from dataclasses import dataclass
@@ -15,31 +31,32 @@ from model.tokenizer import BOE_ID, EOS_ID, PAD_ID
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """T bytes (rows times their width), N patches (rows times the most of a row)."""
+    """T tokens (rows times their width) and N patches (rows times the most that a row has)."""
 
     tokens_T: Tensor
-    """int64 ids; BOE where there is padding."""
+    """int64 ids; BOE in place of padding."""
     position_T: Tensor
-    """Of each byte within its document."""
+    """Position of each byte in its document."""
     row_position_T: Tensor
-    """Of each byte within its row."""
+    """Position of each byte in its row."""
     position_N: Tensor
-    """Of each patch within its document."""
+    """Position of each patch in its document."""
     gathering_TW: Tensor
-    """The patches that gather from each byte, its own first; N for none."""
+    """Indices of the patches that gather from each byte, its own first; N for none."""
     read_TW: Tensor
-    """The patches that each byte reads from, the latest first; -1 for none."""
+    """Indices of the patches that each byte reads from, the latest first; -1 for none."""
 
     @classmethod
     def of(
         cls, tokens_BS: Tensor, patch_lengths_BP: Tensor, window_encoder: int, window_decoder: int
     ) -> "PatchLayout":
-        """
+        """The layout of a batch that :func:`check_batch` accepts.
+
         Args:
             tokens_BS: ids, right-padded with -1.
-            patch_lengths_BP: tokens of each patch, right-padded with 0; see
-                :func:`check_batch`.
-            window_encoder, window_decoder: patches that gather from a byte, that a byte reads.
+            patch_lengths_BP: tokens of each patch, right-padded with 0.
+            window_encoder: how many patches gather from a byte.
+            window_decoder: how many patches a byte reads from.
         """
         (batch, width), patches = tokens_BS.shape, patch_lengths_BP.shape[1]
         device, total = tokens_BS.device, batch * patches
@@ -47,12 +64,12 @@ class PatchLayout:
         row_B1 = torch.arange(batch, device=device)[:, None] * patches
         inside_BS = tokens_BS != PAD_ID
 
-        # Patches are half-open intervals: one more than those that end at or before a slot.
+        # A slot belongs to the patch whose index is the number of patches that end at or before it.
         ends_BP = patch_lengths_BP.long().cumsum(1)
         slot_BS = column_S.expand(batch, width).contiguous()
         own_BS = torch.searchsorted(ends_BP, slot_BS, right=True)
         next_BS = torch.searchsorted(ends_BP, slot_BS + 1, right=True)
-        # Where lengths leave out the next token, it is taken to belong to the last patch.
+        # If the lengths leave out the next token, it is taken to belong to the last patch.
         last_B1 = (patch_lengths_BP > 0).sum(1, keepdim=True) - 1
         known_BS = (torch.minimum(next_BS, last_B1) - 1).clamp(min=0) + row_B1
         own_T = torch.where(inside_BS, own_BS + row_B1, total).flatten()
@@ -75,14 +92,23 @@ class PatchLayout:
 
 
 def _any_by_patch(marked_T: Tensor, patch_T: Tensor, patches: int) -> Tensor:
-    found_N = torch.zeros(patches + 1, dtype=torch.int32, device=marked_T.device)
-    return found_N.index_add(0, patch_T, marked_T.int())[:patches] > 0
+    """Which patches own a marked token."""
+    count_N = torch.zeros(patches + 1, dtype=torch.int32, device=marked_T.device)
+    return count_N.index_add(0, patch_T, marked_T.int())[:patches] > 0
 
 
 def _neighbours(
     patch_T: Tensor, document_N: Tensor, window: int, direction: int, none: int
 ) -> Tensor:
-    """``patch_T`` and the next patches in one direction, as far as the document goes."""
+    """``patch_T`` and the patches next to it, as far as its document goes: ``[tokens, window]``.
+
+    Args:
+        patch_T: index of a patch for each token.
+        document_N: a number for each patch that differs between documents.
+        window: how many patches, ``patch_T`` included.
+        direction: 1 for the patches after it, -1 for those before it.
+        none: what stands for no patch.
+    """
     if window == 1:
         return patch_T[:, None]
     patches = len(document_N)
@@ -96,11 +122,11 @@ def _neighbours(
 
 
 def check_batch(tokens_BS: Tensor, patch_lengths_BP: Tensor, vocab_size: int) -> None:
-    """Check that ids are in the vocabulary, and that patches cover each row: its n tokens, or one
-    more for the token after them.
+    """Check that ids are in the vocabulary, and that patches cover the n tokens of each row, or
+    n + 1 with the token after them.
 
     Raises:
-        ValueError: what is wrong, and in which row.
+        ValueError: they are not, or do not; says where.
     """
     if tokens_BS.dim() != 2 or patch_lengths_BP.dim() != 2:
         raise ValueError(

@@ -1,8 +1,8 @@
 """The transformer block that the entropy model and all three parts of BLT are made of.
 
-Pre-norm, no biases, rotary positions, grouped keys and values, SwiGLU; the arithmetic is that of
-the published weights. Blocks read tokens laid end to end; who may see whom is decided by the
-``attend`` function that they are given (:mod:`model.layers.attention`).
+It has pre-norm, rotary positions, grouped keys and values, SwiGLU, and no biases; the arithmetic is
+that of the published weights. Blocks read tokens laid end to end. The ``attend`` function that they
+are given decides which tokens see each other (:mod:`model.layers.attention`).
 """
 
 import math
@@ -26,23 +26,26 @@ def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: i
 def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float | None, int]:
     """Arguments with which :func:`default_hidden_dim` gives these widths, if there are any.
 
+    A width is a multiple of ``multiple_of``, so the greatest common divisor is the weakest claim. A
+    width w is what values in ``(w - multiple_of, w]`` are rounded up to, which bounds the
+    multiplier on both sides; the middle of what all widths allow is taken.
+
     Args:
         widths: pairs of ``dim`` and hidden width.
 
     Returns:
-        multiplier and ``multiple_of``. No others give all widths where these do not.
+        multiplier and ``multiple_of``. If these do not give all widths, no others do.
     """
     if all(hidden == default_hidden_dim(dim) for dim, hidden in widths):
         return None, 256
     multiple_of = math.gcd(*(hidden for _, hidden in widths))
-    # What is rounded up to `hidden` lies within one multiple below it.
     low = max((hidden - multiple_of + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     high = min((hidden + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     return (low + high) / 2, multiple_of
 
 
 class SelfAttention(nn.Module):
-    """Attention among the tokens of one sequence, rotary positions."""
+    """Attention among tokens, with rotary positions."""
 
     def __init__(self, dim: int, n_heads: int, n_kv_heads: int):
         super().__init__()
@@ -55,11 +58,12 @@ class SelfAttention(nn.Module):
     def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
         q, k, v = (w(x_TD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
         out_THD = attend(apply_rotary(q, rotary), apply_rotary(k, rotary), v)
-        return self.wo(out_THD.flatten(-2))
+        out_TD: Tensor = self.wo(out_THD.flatten(-2))
+        return out_TD
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The feed-forward part, SwiGLU: ``w2(silu(w1(x)) * w3(x))``."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -68,11 +72,12 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+        out_TD: Tensor = self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+        return out_TD
 
 
 class Block(nn.Module):
-    """One layer: attention, then the feed-forward part, each added to what it reads."""
+    """One layer: attention, then the feed-forward part, each added to its input."""
 
     def __init__(self, dim: int, n_heads: int, n_kv_heads: int, hidden_dim: int, norm_eps: float):
         super().__init__()
@@ -82,19 +87,22 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(dim, eps=norm_eps)
 
     def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        """
+        """States after the layer, ``[tokens, dim]``.
+
         Args:
+            x_TD: states before it.
             rotary: cos and sin of each token's angles, ``[tokens, head_dim / 2, 2]``.
             attend: the attention of this layer.
         """
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), rotary, attend)
-        return x_TD + self.feed_forward(self.ffn_norm(x_TD))
+        fed_TD: Tensor = self.feed_forward(self.ffn_norm(x_TD))
+        return x_TD + fed_TD
 
 
 def run_blocks(
     layers: nn.ModuleList, x_TD: Tensor, rotary: Tensor, attends: Sequence[Attend]
 ) -> Tensor:
-    """All layers after one another, each with its own attention."""
+    """States after all layers, each with its own attention."""
     for layer, attend in zip(layers, attends, strict=True):
         x_TD = layer(x_TD, rotary, attend)
     return x_TD
@@ -105,7 +113,7 @@ Initializer = Callable[[Tensor, torch.Generator | None], object]
 
 
 def normal(deviation: float) -> Initializer:
-    """Normal weights, cut off at three deviations."""
+    """An initializer with normal weights, cut off at three deviations."""
 
     def fill(parameter: Tensor, generator: torch.Generator | None) -> None:
         a, b = -3 * deviation, 3 * deviation
@@ -115,26 +123,36 @@ def normal(deviation: float) -> Initializer:
 
 
 def ones(parameter: Tensor, generator: torch.Generator | None) -> None:
-    """What norms begin with."""
+    """The initializer of norms."""
     nn.init.ones_(parameter)
 
 
 def initializers(module: nn.Module, depth: int) -> dict[str, Initializer]:
-    """What the parameters of a transformer begin with, by name: normal weights of deviation
-    ``1 / sqrt(inputs)``, those that write to the residual stream (``wo``, ``w2``) smaller by
-    ``sqrt(2 * depth)``; norms are 1."""
-    found: dict[str, Initializer] = {}
+    """The initializers of a transformer's parameters, by name.
+
+    Weights are normal with the deviation ``1 / sqrt(inputs)``; weights that write to the residual
+    stream (``wo``, ``w2``) are smaller by ``sqrt(2 * depth)``. Norms are 1.
+
+    Args:
+        depth: layers that write to the residual stream.
+    """
+    by_name: dict[str, Initializer] = {}
     for name, parameter in module.named_parameters():
         if parameter.dim() == 1:
-            found[name] = ones
+            by_name[name] = ones
             continue
         smaller = (2 * depth) ** 0.5 if name.endswith(("wo.weight", "w2.weight")) else 1
-        found[name] = normal(parameter.shape[-1] ** -0.5 / smaller)
-    return found
+        by_name[name] = normal(parameter.shape[-1] ** -0.5 / smaller)
+    return by_name
 
 
 def init_weights(module: nn.Module, initial: Mapping[str, Initializer]) -> None:
-    """Weights to begin training with, and the constants that ``to_empty`` loses."""
+    """Fill a module with weights to begin training with, and with the constants that ``to_empty``
+    loses.
+
+    Args:
+        initial: the initializer of each parameter, by name.
+    """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             initial[name](parameter, None)
@@ -142,7 +160,7 @@ def init_weights(module: nn.Module, initial: Mapping[str, Initializer]) -> None:
 
 
 def reset_constants(module: nn.Module) -> None:
-    """Compute what is neither trained nor stored again: after ``to_empty`` it is lost."""
+    """Compute again the constants that are not stored and that ``to_empty`` loses."""
     for part in module.modules():
         if isinstance(part, RotaryAngles):
             part.reset_parameters()

@@ -91,10 +91,11 @@ class HarnessBLT(LM):
                 threshold,
                 reset_at_newline=reset_at_newline,
             )
-        if self.patching.patcher.rule == "top-k":
+        patcher = self.patching.patcher
+        if patcher.needs_whole_document:
             raise ConfigError(
-                f"--model: {model} has the top-k rule, which cuts a text by what comes later in "
-                "it: a continuation has no likelihood given its context alone"
+                f"--model: {model} has the {patcher.rule} rule, which cuts a text by what comes "
+                "later in it: a continuation has no likelihood given its context alone"
             )
         self.blt, self.context = loaded, context
         self._next_seed = seed

@@ -17,7 +17,7 @@ from model.checkpoints.entropy_model import (
 from model.checkpoints.files import local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
-from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
+from model.patcher import Patcher
 from pipeline.errors import ConfigError
 from pipeline.patch.scoring import Scorer
 from pipeline.patches import patch_stored
@@ -110,7 +110,7 @@ def load_patching(
         ConfigError: there is no rule or no entropy model; says what to give.
     """
     patcher = with_threshold(model.config.patcher, threshold)
-    if patcher.rule not in ENTROPY_RULES:
+    if not patcher.reads_entropies:
         if entropy_model is not None:
             raise ConfigError(
                 f"--entropy-model: the {patcher.rule} rule of {directory} needs none; leave it out"
@@ -146,6 +146,6 @@ def with_threshold(patcher: Patcher | None, threshold: float | None) -> Patcher:
         return patcher
     if patcher is None:
         return Patcher(threshold)
-    if patcher.rule not in THRESHOLD_RULES:
+    if not patcher.has_threshold:
         raise ConfigError(f"--threshold: the {patcher.rule} rule has none; leave it out")
     return replace(patcher, threshold=threshold)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from model.patcher import THRESHOLD_RULES
 from pipeline.errors import ConfigError
 from pipeline.export.layouts import LAYOUTS
 from pipeline.shards.shard_set import ShardSet
@@ -88,10 +87,10 @@ class ExportShardsConfig:
             ConfigError: the set lacks what was asked for.
         """
         needed = self.repatches or LAYOUTS[self.format].needs_entropies
-        if needed and "entropies" not in shards.manifest["columns"]:
+        if needed and not shards.has_entropies:
             asked = "--threshold" if self.repatches else f"--format {self.format}"
             raise ConfigError(f"{asked}: {self.shards} holds no entropies")
-        if self.repatches and shards.patcher.rule not in THRESHOLD_RULES:
+        if self.repatches and not shards.patcher.has_threshold:
             raise ConfigError(f"--threshold: the {shards.patcher.rule} rule has none")
 
     def content(self) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def calibrate(scorer: Scorer, documents: Sequence[bytes], target_patch_size: flo
 
     # A rule compares with what is stored: no other thresholds make a difference.
     signal_T = h_T.astype(np.float32)
-    if scorer.patcher.rule == "monotonic":
+    if scorer.patcher.compares == "rise":
         signal_T = np.diff(signal_T)
     candidates = np.unique(signal_T)
     # Patches get longer with the threshold: find the first that reaches the target, and look at

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from model.checkpoints.files import BUILT_IN
-from model.patcher import ENTROPY_RULES, THRESHOLD_RULES, Patcher
+from model.patcher import Patcher
+from model.rules import BoundaryRule, find_rule
+from pipeline.cli.rule_flag import rule_flag
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
@@ -20,8 +23,8 @@ NGRAM = "ngram"
 class PatchCorpusConfig:
     """Cut a corpus into entropy patches: text files in, Arrow shards with patch boundaries out.
 
-    A rerun of the same command goes on where the last one stopped. Exit status: 0 if everything was
-    done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
+    A rerun of the same command continues where the last one stopped. Exit status: 0 if everything
+    was done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
     """
 
     input: Annotated[
@@ -38,7 +41,7 @@ class PatchCorpusConfig:
     a byte n-gram model on a sample of the corpus, far cheaper. By default entropy-1m, or ngram if
     the rule does not look at entropies."""
     format: FormatName = "auto"
-    """What the input files hold; auto goes by their names."""
+    """Format of the input files; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""
     id_column: str | None = None
@@ -46,44 +49,42 @@ class PatchCorpusConfig:
     keep_columns: tuple[str, ...] = ()
     """Further columns to copy into the shards, as strings."""
 
-    rule: Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte"] = "global"
-    """Where patches start. Entropies: global, monotonic, combined (with thresholds), top-k (a fixed
-    number); else: space, static, byte."""
+    rule: Annotated[str, rule_flag("Where patches start.")] = "global"
     threshold: float | None = None
     """Nats: entropy (global, combined) or its rise (monotonic) above which a patch starts."""
     target_patch_size: float | None = None
-    """Instead of a threshold: mean bytes a patch; the threshold is calibrated on a sample."""
+    """Instead of a threshold: mean bytes per patch; the threshold is calibrated on a sample."""
     threshold_add: float | None = None
-    """Nats: rise of entropy that the combined rule asks for as well."""
+    """Nats: rise of the entropy that the combined rule asks for as well."""
     patch_size: float | None = None
-    """Tokens a patch, for top-k and static."""
+    """Tokens per patch, for top-k and static."""
     max_patch_length: int | None = None
     """Tokens: longer patches are cut."""
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline."""
     published_rules: bool = False
-    """monotonic, combined, static: exactly as the published code, see model/patcher.py."""
+    """monotonic, combined, static: exactly as the published code, see model/rules.py."""
 
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
     gpus_per_worker: float | None = None
-    """GPUs for each worker; 1 by default if the cluster has any and the model can use it."""
+    """GPUs per worker; 1 by default if the cluster has any and the model can use it."""
     seed: int = 0
-    """Chooses the sample that the threshold is calibrated, and the n-gram model fitted, on."""
+    """Chooses the sample that calibrates the threshold and that the n-gram model is fitted on."""
     calibration_bytes: int = 2 << 20
     """Size of the sample for the threshold."""
     ngram_bytes: int = 64 << 20
     """Size of the sample for the n-gram model."""
     shard_bytes: int = 64 << 20
-    """Text in a shard, about; also the size of the pieces that large files are split into."""
+    """Text per shard, about; also the size of the pieces that large files are split into."""
     max_document_bytes: int = 256 << 20
-    """Longer documents are rejected: one has to fit into memory."""
+    """Longer documents are rejected: a document has to fit into memory."""
     keep_entropies: bool = True
-    """Store the entropies, so that shards can be cut anew without the model."""
+    """Store the entropies, so that shards can be re-patched without the model."""
     on_bad_document: Literal["reject", "fail"] = "reject"
-    """A broken document is counted and kept in rejects/, or stops the job."""
+    """A broken document is counted and stored in rejects/, or stops the job."""
     overwrite: bool = False
-    """Start anew: remove what an earlier run left in the output."""
+    """Start again: remove what an earlier run left in the output."""
     verify: bool = False
     """When done, read everything back and check it."""
     json: bool = False
@@ -92,34 +93,38 @@ class PatchCorpusConfig:
     @property
     def scored_with(self) -> str:
         """The entropy model that is used: the one asked for, or the default."""
-        return self.entropy_model or (BUILT_IN if self.rule in ENTROPY_RULES else NGRAM)
+        return self.entropy_model or (BUILT_IN if self.boundary_rule.reads_entropies else NGRAM)
 
     @property
     def columns(self) -> Columns:
+        """The columns of the input that are used."""
         return Columns(self.text_column, self.id_column, self.keep_columns)
 
     @property
     def calibrates(self) -> bool:
+        """Whether the threshold is calibrated, not given."""
         return self.target_patch_size is not None
 
     def check(self) -> None:
-        """
+        """Check all values before any work begins.
+
         Raises:
             ConfigError: a value, or a combination of values, makes no sense; names the flag.
         """
-        if self.rule in THRESHOLD_RULES and (self.threshold is None) != self.calibrates:
+        has_threshold = self.boundary_rule.compares is not None
+        if has_threshold and (self.threshold is None) != self.calibrates:
             raise ConfigError(
                 f"--threshold: the {self.rule} rule needs either it or --target-patch-size "
                 "(4.5 is usual), not both"
             )
-        if self.calibrates and self.rule not in THRESHOLD_RULES:
+        if self.calibrates and not has_threshold:
             raise ConfigError(f"--target-patch-size: the {self.rule} rule has no threshold")
         for name in ("threshold", "threshold_add"):
             if not math.isfinite(getattr(self, name) or 0):
                 raise ConfigError(f"{flag(name)}: must be a finite number of nats")
         if self.calibrates and not 0.5 <= float(self.target_patch_size or 0) <= 10_000:
             raise ConfigError(f"--target-patch-size: {self.target_patch_size} bytes is no size")
-        self.patcher(0.0 if self.calibrates else self.threshold)
+        _ = self.patcher  # built here for its own checks
         for name in (
             *("num_workers", "calibration_bytes", "ngram_bytes"),
             *("shard_bytes", "max_document_bytes"),
@@ -136,15 +141,28 @@ class PatchCorpusConfig:
             if name in OWN_COLUMNS or columns.count(name) > 1:
                 raise ConfigError(f"--keep-columns: {name!r} is in the shards already")
 
-    def patcher(self, threshold: float | None) -> Patcher:
-        """The boundary rule with this threshold.
+    @property
+    def boundary_rule(self) -> BoundaryRule:
+        """The facts about the rule.
+
+        Raises:
+            ConfigError: there is no such rule.
+        """
+        try:
+            return find_rule(self.rule)
+        except ValueError as error:
+            raise _naming_flag(error) from error
+
+    @cached_property
+    def patcher(self) -> Patcher:
+        """The boundary rule with its settings; its threshold is 0 until it is calibrated.
 
         Raises:
             ConfigError: the flags of the rule do not fit together.
         """
         try:
             return Patcher(
-                threshold=threshold,
+                threshold=0.0 if self.calibrates else self.threshold,
                 rule=self.rule,
                 threshold_add=self.threshold_add,
                 patch_size=self.patch_size,
@@ -152,8 +170,7 @@ class PatchCorpusConfig:
                 published=self.published_rules,
             )
         except ValueError as error:
-            name, _, rest = str(error).partition(":")
-            raise ConfigError(f"{flag(name)}:{rest}") from error
+            raise _naming_flag(error) from error
 
     def content(self) -> dict[str, Any]:
         """The settings that decide what is in the shards: those that a resumed run must share."""
@@ -169,6 +186,12 @@ class PatchCorpusConfig:
             "entropy_model": self.scored_with,
             "keep_columns": list(self.keep_columns),
         }
+
+
+def _naming_flag(error: ValueError) -> ConfigError:
+    """An error whose message begins with a setting's name, naming the flag instead."""
+    name, _, rest = str(error).partition(":")
+    return ConfigError(f"{flag(name)}:{rest}")
 
 
 def flag(name: str) -> str:

@@ -83,7 +83,8 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         run, model = begin_run(config, files, model, output, console)
     else:
         run, model = resume_run(run, config, files, model, output, console)
-    scorer = Scorer(model, Patcher(**run.provenance["patcher"]), config.reset_at_newline)
+    patcher = Patcher.from_json(run.provenance["patcher"])
+    scorer = Scorer(model, patcher, config.reset_at_newline)
     result = _patch(run, config, scorer, output, console)
     output.remove_temporary()
     return result

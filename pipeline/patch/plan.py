@@ -1,4 +1,4 @@
-"""Before the first shard: which splits there are, with what model and threshold they are patched.
+"""The plan of a run: its splits, its entropy model and its threshold.
 
 A new run is planned, fitted and calibrated, then recorded; a rerun is checked against the record.
 """
@@ -11,7 +11,6 @@ import ray
 import torch
 from rich.console import Console
 
-from model.blt_config import transformer_flops
 from model.checkpoints.entropy_model import (
     CheckpointError,
     fingerprint,
@@ -19,6 +18,7 @@ from model.checkpoints.entropy_model import (
     save_entropy_model,
 )
 from model.entropy_model import EntropyModel
+from model.flops import entropy_model_flops
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
@@ -76,7 +76,7 @@ def begin_run(
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
         _save(model, output)
-    patcher = config.patcher(0.0 if config.calibrates else config.threshold)
+    patcher = config.patcher
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = Scorer(model, patcher, config.reset_at_newline)
@@ -85,7 +85,7 @@ def begin_run(
     provenance = {
         "tokenizer": tokenizer,
         "entropy_model": _describe(model, config),
-        "patcher": {name: value for name, value in vars(patcher).items() if value is not None},
+        "patcher": patcher.to_json(),
         "columns": shard_schema(config.keep_columns, entropies=config.keep_entropies).names,
         "sources": source_records(files),
         "configuration": config.content(),
@@ -151,11 +151,8 @@ def _describe(model: AnyEntropyModel, config: PatchCorpusConfig) -> dict[str, An
 
 
 def _forward_flops(model: AnyEntropyModel) -> float:
-    """What a byte costs; tables of an n-gram model are looked up, which is next to nothing."""
-    if not isinstance(model, EntropyModel):
-        return 0.0
-    shape = model.config
-    return transformer_flops(shape.n_layers, shape.dim, shape.window, shape.vocab_size)
+    """FLOPs per byte; an n-gram model looks entropies up, which costs next to nothing."""
+    return entropy_model_flops(model.config) if isinstance(model, EntropyModel) else 0.0
 
 
 def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError
-from pipeline.report.flops import TokenizerFigures
+from pipeline.report.figures import TokenizerFigures
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.download import fetch

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from operator import mul
 from typing import Any
 
-from model.patcher import ENTROPY_RULES
+from model.rules import find_rule
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.run import LOG
 from pipeline.shards.entries import ShardEntry
@@ -222,7 +222,7 @@ def check_mergeable(a: tuple[str, Provenance], b: tuple[str, Provenance]) -> Non
     differ = None
     if rules[0] != rules[1]:
         differ = "cut by different rules"
-    elif models[0] != models[1] and of_a.rule in ENTROPY_RULES:
+    elif models[0] != models[1] and find_rule(of_a.rule).reads_entropies:
         differ = "scored by different entropy models"
     if differ:
         raise ConfigError(

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from model.patcher import ENTROPY_RULES, THRESHOLD_RULES
+from model.flops import flops_by_size
+from model.rules import find_rule
 from pipeline.report.counted import Provenance, RunTime, SetCounts
-from pipeline.report.flops import TokenizerFigures, flops
 from pipeline.shards.entries import ShardEntry
 from pipeline.statistics.counts import ENTROPY_BIN
 from pipeline.statistics.excerpts import Excerpt
@@ -23,6 +23,16 @@ EMPTY = "(empty)"
 """The group of documents in which the column is an empty string."""
 JSON_KEYS = {"provenance": "made"}
 """Fields of :class:`SetFigures` that report.json calls something else."""
+
+
+@dataclass(frozen=True)
+class TokenizerFigures:
+    """A BPE tokenizer on a sample of text."""
+
+    name: str
+    vocabulary: int
+    bytes_per_token: float
+    sample_bytes: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ class BpeFlops:
 
 @dataclass(frozen=True)
 class FlopsFigures:
-    """FLOPs per byte of one size of BLT, see :func:`pipeline.report.flops.flops`."""
+    """FLOPs per byte of one size of BLT, see :func:`model.flops.flops_by_size`."""
 
     size: str
     parts: dict[str, float]
@@ -229,7 +239,8 @@ def set_figures(
         threshold=patcher.get("threshold"),
         # A rule that has a threshold lacks one where merged sets disagree on it.
         thresholds_differ=patcher.get("threshold") is None
-        and patcher.get("rule") in THRESHOLD_RULES,
+        and "rule" in patcher
+        and find_rule(rule).compares is not None,
         max_patch_length=patcher.get("max_patch_length"),
         provenance=counts.provenance,
         patch_lengths=_lengths(counts),
@@ -313,10 +324,21 @@ def _flops(
     counts: SetCounts, context_bytes: int, tokenizer: TokenizerFigures | None
 ) -> list[FlopsFigures]:
     model = counts.provenance.entropy_model
-    scores = counts.provenance.rule in ENTROPY_RULES  # other rules need no entropy model
-    entropy_flops = float(model.get("flops_per_byte", 0.0)) if scores else 0.0
-    rows = flops(counts.statistics.mean_patch_bytes, entropy_flops, context_bytes, tokenizer)
+    scores = find_rule(counts.provenance.rule).reads_entropies  # others need no entropy model
+    rows = flops_by_size(
+        patch_size=counts.statistics.mean_patch_bytes,
+        context=context_bytes,
+        entropy_model=float(model.get("flops_per_byte", 0.0)) if scores else 0.0,
+        bpe=None if tokenizer is None else (tokenizer.bytes_per_token, tokenizer.vocabulary),
+    )
     return [
-        FlopsFigures(**row | ({"bpe": BpeFlops(**row["bpe"])} if "bpe" in row else {}))
+        FlopsFigures(
+            row["size"],
+            row["parts"],
+            row["entropy_model"],
+            row["inference"],
+            row["training"],
+            BpeFlops(**row["bpe"]) if "bpe" in row else None,
+        )
         for row in rows
     ]

@@ -22,8 +22,7 @@ from pipeline.report.counted import (
     merge_parts,
     read_counts,
 )
-from pipeline.report.figures import set_figures
-from pipeline.report.flops import TokenizerFigures
+from pipeline.report.figures import TokenizerFigures, set_figures
 from pipeline.report.page import PAGE, Report
 from pipeline.report.wording import printable
 from pipeline.shards.shard_set import ShardSet

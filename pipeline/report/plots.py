@@ -33,6 +33,7 @@ from matplotlib.axes import Axes
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from model.rules import find_rule
 from pipeline.report.figures import SetFigures
 
 LONGEST_NAME = 32
@@ -130,7 +131,7 @@ def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
                 bin_ = int(share.argmax())
                 note, place = f" {share[bin_]:.0f} % ↑", (edges[bin_ + 1], CUT_OFF * highest)
                 axes.annotate(note, place, va="top")
-        if figures.threshold is not None and figures.rule != "monotonic":
+        if figures.threshold is not None and find_rule(figures.rule).compares != "rise":
             axes.axvline(figures.threshold, color=_threshold_colour(sets, colour), ls="--", lw=1)
     if highest:
         axes.set_ylim(0, CUT_OFF * highest)

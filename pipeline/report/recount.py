@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from model.patcher import THRESHOLD_RULES
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
 from pipeline.corpus.documents import WHOLE_FILE
@@ -147,7 +146,7 @@ def count_shard(
     """
     metadata = shards.metadata_columns
     patcher, total = shards.patcher, ShardCounts()
-    cuts = patcher.rule in THRESHOLD_RULES and patcher.max_patch_length is not None
+    cuts = patcher.has_threshold and patcher.max_patch_length is not None
     for batch in shards.checked_batches(entry):
         scored = read_patches(batch)
         h_T, lengths_D = scored.entropies_T, scored.lengths_D

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.ticker import EngFormatter
 
+from model.rules import Compared, find_rule
 from pipeline.report.figures import SetFigures
 from pipeline.statistics.counts import LONGEST
 
@@ -36,13 +37,14 @@ def explanation(figures: SetFigures) -> str:
         return f"The {rule} rule has no threshold."
     starts = 100 * figures.patches / figures.tokens
     rise = figures.provenance.patcher.get("threshold_add")
-    places = {
-        "global": f"the entropy exceeds the threshold, {threshold!r} nats",
-        "monotonic": f"the entropy rises by more than the threshold, {threshold!r} nats",
-        "combined": f"the entropy exceeds {threshold!r} nats and rises by more than {rise!r}",
+    places: dict[Compared | None, str] = {
+        "entropy": f"the entropy exceeds the threshold, {threshold!r} nats",
+        "rise": f"the entropy rises by more than the threshold, {threshold!r} nats",
+        "both": f"the entropy exceeds {threshold!r} nats and rises by more than {rise!r}",
     }
+    place = places[find_rule(rule).compares]
     splits = f", or the patch before has {longest} tokens" if longest else ""
-    sentences = f"A patch starts after {starts:.1f} % of tokens: where {places[rule]}{splits}."
+    sentences = f"A patch starts after {starts:.1f} % of tokens: where {place}{splits}."
     if figures.mean_entropy is not None:
         sentences += f" The mean entropy is {figures.mean_entropy:.2f} nats."
     return sentences + _advice(figures)
@@ -140,15 +142,17 @@ def curve_note(sets: Sequence[SetFigures]) -> str:
 
 def entropies_note(sets: Sequence[SetFigures]) -> str:
     """How to read the plot of entropies of these sets."""
-    rules = {figures.rule for figures in sets if figures.threshold is not None}
+    compared = {
+        find_rule(figures.rule).compares for figures in sets if figures.threshold is not None
+    }
     notes = []
-    if rules & {"global", "combined"}:
+    if compared & {"entropy", "both"}:
         several = "A dashed line is the threshold of the set in its colour."
         notes.append("The dashed line is the threshold." if len(sets) == 1 else several)
-    if rules == {"global"} and not any(figures.max_patch_length for figures in sets):
+    if compared == {"entropy"} and not any(figures.max_patch_length for figures in sets):
         notes.append("A new patch follows each token to its right.")
-    if "combined" in rules:
+    if "both" in compared:
         notes.append("The combined rule also asks how much the entropy rises.")
-    if "monotonic" in rules:
+    if "rise" in compared:
         notes.append("The monotonic rule compares how much the entropy rises, which is not shown.")
     return " ".join(notes)

@@ -47,7 +47,7 @@ class ShardSet:
         try:
             self.manifest = read_manifest(self.output)
             self.entries = [_entry(i, values) for i, values in enumerate(self.manifest["shards"])]
-            self.patcher = Patcher(**self.manifest["patcher"])  # type: ignore[arg-type]
+            self.patcher = Patcher.from_json(self.manifest["patcher"])
         except (TypeError, ValueError) as error:
             raise PipelineError(f"{url}: {MANIFEST} is damaged: {error}") from error
 

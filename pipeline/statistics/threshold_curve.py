@@ -34,7 +34,7 @@ from typing import TypedDict, cast
 import numpy as np
 import zstandard
 
-from model.patcher import THRESHOLD_RULES, Patcher
+from model.patcher import Patcher
 from pipeline.patches import recut
 
 VALUES = 1 << 16
@@ -126,12 +126,12 @@ class ThresholdCounts:
             h_T: stored entropies: float16, nats, one per token.
             lengths_D: int64, tokens of each document, BOS and EOS included.
         """
-        # Patches start at tokens 0 and 1 whatever h is; no slot follows the last token. (The
-        # published variants start one at token 2, too, and the combined one none at token 3.)
-        published = patcher.published and patcher.rule in ("monotonic", "combined")
-        free = 1 + published + (published and patcher.rule == "combined")
+        if not patcher.has_threshold:
+            patcher = Patcher(0.0)
+        # The first slots start a patch, or not, whatever h is; no slot follows the last token.
+        first_starts = patcher.boundary_rule.first_starts
         first_D = lengths_D.cumsum() - lengths_D
-        never = [(first_D + position)[lengths_D > position] for position in range(free)]
+        never = [(first_D + slot - 1)[lengths_D > slot - 1] for slot in first_starts if slot]
         never_N = np.unique(np.concatenate([*never, first_D + lengths_D - 1]))
         key_T, compared_T = _compared(patcher, h_T)
         bits_T = key_T.view(np.uint16)
@@ -143,7 +143,7 @@ class ThresholdCounts:
         counts_B[_MINUS_ZERO] = 0
         return cls(
             bytes=int(lengths_D.sum()) - 2 * len(lengths_D),
-            always=int(np.minimum(lengths_D, 3 if published else 2).sum()),
+            always=sum(int((lengths_D > s).sum()) for s, starts in first_starts.items() if starts),
             counts_V=counts_B[_BITS_V],
         )
 
@@ -212,10 +212,10 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 def _compared(patcher: Patcher, h_T: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """The numbers that the rule compares with its threshold, as float16, and a mask of the tokens
     for which it does so; None: for all."""
-    if patcher.rule not in THRESHOLD_RULES or patcher.rule == "global":
+    if patcher.compares == "entropy":
         return h_T, None
     rise_T = np.diff(h_T.astype(np.float32), prepend=np.float32(0))
-    if patcher.rule == "combined":
+    if patcher.compares == "both":
         return h_T, rise_T > np.float32(patcher.threshold_add)
     # Rounded up: a float16 threshold lies below the rise exactly if it lies below the result.
     rounded_T = rise_T.astype(np.float16)

@@ -1,16 +1,16 @@
 """The configuration of ``jobs/patch_viewer.py``: each field is a flag."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from model.checkpoints.files import BUILT_IN
+from pipeline.cli.rule_flag import rule_flag
 from pipeline.errors import ConfigError
 
 LEAST_THRESHOLD, MOST_THRESHOLD = -2, 6
-"""Nats: what sliders reach. Rises may be negative; entropies of bytes are below 5.6."""
-ViewerRule = Literal["global", "monotonic", "combined", "top-k", "space", "static", "byte"]
+"""Nats: the ends of sliders. Rises may be negative; entropies of bytes are below 5.6."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class PatchViewerConfig:
     """A page to try patches on: type text, choose a model, a rule and a threshold, and look; or
     browse the documents of shard sets.
 
-    It can be reached from this machine only, unless --host says otherwise. Ctrl-C ends it.
+    Only this machine can reach the page, unless --host says otherwise. Ctrl-C ends it.
     """
 
     entropy_model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
@@ -28,17 +28,17 @@ class PatchViewerConfig:
     blt-titan."""
     shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[DIR ...]")] = ()
     """Shard sets to browse, directories or URLs."""
-    rule: ViewerRule = "global"
-    """Where patches start, to begin with."""
+    rule: Annotated[str, rule_flag("Where patches start, to begin with.")] = "global"
     threshold: float = 2.0
-    """Nats, to begin with; 2 gives about 4.5 bytes a patch of English with entropy-1m."""
+    """Nats, to begin with; 2 gives about 4.5 bytes per patch of English with entropy-1m."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in, without a password."""
     port: int = 7860
     """Port to listen on; 0 takes any that is free."""
 
     def check(self) -> None:
-        """
+        """Check all values before the page is served.
+
         Raises:
             ConfigError: a value makes no sense; names the flag.
         """

@@ -1,18 +1,19 @@
 """The viewer's settings of a boundary rule, in Gradio."""
 
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 
-from model.patcher import THRESHOLD_RULES, Patcher
-from pipeline.viewer.config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig, ViewerRule
+from model.patcher import Patcher
+from model.rules import SETTINGS, find_rule, plain_text_rules
+from pipeline.viewer.config import LEAST_THRESHOLD, MOST_THRESHOLD, PatchViewerConfig
 
 QUICK: dict[str, Any] = {
     "show_progress": "hidden",
     "trigger_mode": "always_last",  # what was typed meanwhile counts
     "api_visibility": "private",
 }
-"""Of events: how they are answered."""
+"""How events are answered."""
 
 
 def controls_of(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def controls_of(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
         "patch_size": ("size", "patch size (tokens)", (1, 32, 4.5), 0.5),
         "longest": ("longest", "longest patch (tokens; 0: any)", (0, 64, 0), 1),
     }
-    shown, rules = _used(config.rule), list(get_args(ViewerRule))
+    shown, rules = _used(config.rule), list(plain_text_rules())
     with gr.Row():
         rule = gr.Dropdown(rules, value=config.rule, label="rule", elem_id=f"{prefix}rule")
         controls: dict[str, Any] = {"rule": rule}
@@ -54,11 +55,8 @@ def keep_within(number: Any) -> None:
 
 
 def _used(rule: str) -> dict[str, bool]:
-    return {
-        "threshold": rule in THRESHOLD_RULES,
-        "threshold_add": rule == "combined",
-        "patch_size": rule in ("top-k", "static"),
-    }
+    """Whether the rule uses each setting."""
+    return {name: name in find_rule(rule).settings for name in SETTINGS}
 
 
 def _show_used(rule: str) -> list[Any]:
@@ -81,5 +79,5 @@ def patcher_of(
 
 def hide_unused(controls: dict[str, Any]) -> None:
     """When another rule is chosen."""
-    changed = [controls[name] for name in _used("global")]
+    changed = [controls[name] for name in SETTINGS]
     controls["rule"].change(_show_used, controls["rule"], changed, **QUICK)

@@ -242,6 +242,6 @@ def _shown_document(
     if repatch:
         view = repatched(view, patcher)
     place = f"document {number:,} of {len(documents):,}"
-    given = vars(patcher if repatch else stored).items()
-    rule = " ".join(f"{key} {value}" for key, value in given if value not in (None, False))
+    given = (patcher if repatch else stored).to_json().items()
+    rule = " ".join(f"{key} {value}" for key, value in given if value is not False)
     return [ids_html([document.sample_id, place, f"patched by: {rule}"]), *_shown(view)]

@@ -114,7 +114,7 @@ def _view(data: bytes, h_T: np.ndarray, patcher: Patcher) -> PatchView:
 
 def line(patcher: Patcher) -> float | None:
     """The threshold, where entropies themselves are compared with it."""
-    return patcher.threshold if patcher.rule in ("global", "combined") else None
+    return patcher.threshold if patcher.compares in ("entropy", "both") else None
 
 
 @lru_cache(maxsize=SCORED_TEXTS)

@@ -4,7 +4,7 @@ Two models, 12 and 58 million parameters beside the hash tables, on a row of 409
 (half of what the published models read at once) with patches of about 4.5 bytes; float32, one
 thread, measured in turn. Logits and gradients are checked to agree first. Target: 1.5 times as
 fast. Also printed: the share of the rate of a 2048x2048 float32 product that the FLOPs of
-:func:`model.blt_config.flops_per_byte` make.
+:func:`model.flops.flops_per_byte` make.
 
 With a GPU, instead: the share of a bfloat16 product's rate, eager and compiled, of BLT and of the
 entropy model.
@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.blt import BLT
-from model.blt_config import BLT_SIZES, BLTConfig, flops_per_byte
+from model.blt_config import BLT_SIZES, BLTConfig
 from model.checkpoints.blt import save_blt
 from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.flops import flops_per_byte
 from model.tokenizer import ByteTokenizer
 
 TARGET = 1.5

@@ -27,7 +27,7 @@ from bench_blt import MEDIUM, PRODUCT
 from support import tiny
 
 from model import NGramEntropyModel, Patcher
-from model.blt_config import flops_per_byte
+from model.flops import flops_per_byte
 from model.tokenizer import encode_documents
 from train.shim import prepare
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import BLT, BLT_SIZES, BLTConfig
-from model.blt_config import flops_per_byte, transformer_flops
+from model.flops import flops_per_byte, transformer_flops
 
 PAPER = {
     "400m": (470e6, 7e6, 50e6),

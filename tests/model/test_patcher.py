@@ -1,5 +1,9 @@
 """Every rule against cases worked out by hand, and against a plain loop over its definition."""
 
+import json
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import ByteTokenizer, Patcher
-from model.patcher import Rule
+from model.rules import RULES, BoundaryRule, Pieces
+from model.segments import NEWLINE_ID
 
 H = torch.tensor([[9.0, 1.0, 3.0, 2.0, 2.5, 0.5, 4.0, 1.0]])
 
@@ -95,6 +100,81 @@ def test_bpe_delimiter():
         2,
         1,
     ]
+
+
+def newline_ends(pieces: Pieces) -> torch.Tensor:
+    return pieces.tokens_T == NEWLINE_ID
+
+
+def test_an_added_rule(monkeypatch):
+    rule = BoundaryRule(newline_ends, "after every newline", reads_tokens=True)
+    monkeypatch.setitem(RULES, "newline", rule)
+    patcher = Patcher(rule="newline")
+    assert patcher.reads_tokens and not patcher.reads_entropies and not patcher.has_threshold
+    h, tokens = words("a\n\nbc")
+    # BOS | a newline | newline | b c EOS
+    assert lengths(patcher, h, tokens_BS=tokens) == [1, 2, 1, 3]
+    ends = patcher.ends_in_piece(h, tokens, torch.tensor([1]), torch.tensor([1]))
+    assert ends.tolist() == [[False, True, True, False, False, False]]
+    # A process that has not added it learns of it from the Patcher.
+    sent = pickle.dumps(patcher)
+    del RULES["newline"]
+    with pytest.raises(ValueError, match="rule: 'newline' is not one of global, monotonic"):
+        Patcher(rule="newline")
+    received = pickle.loads(sent)
+    assert received == patcher and RULES["newline"].reads_tokens
+    assert lengths(received, h, tokens_BS=tokens) == [1, 2, 1, 3]
+
+
+def test_a_rules_facts_are_asked_of_the_patcher():
+    facts = {p.rule: (p.compares, p.reads_entropies, p.reads_tokens) for p in ALL}
+    assert facts == {
+        "global": ("entropy", True, False),
+        "monotonic": ("rise", True, False),
+        "combined": ("both", True, False),
+        "top-k": (None, True, False),
+        "space": (None, False, True),
+        "static": (None, False, False),
+        "byte": (None, False, False),
+        "bpe": (None, False, True),
+    }
+    assert facts.keys() == RULES.keys()
+    assert [p.rule for p in ALL if p.needs_whole_document] == ["top-k", "top-k"]
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_what_a_rule_does_not_read_changes_nothing(published):
+    random = torch.Generator().manual_seed(0)
+    h = torch.rand(1, 300, generator=random) * 5
+    tokens = torch.randint(4, 260, (1, 300), generator=random)
+    for patcher in ALL:
+        patcher = replace(patcher, published=published)
+        expected = lengths(patcher, h, tokens_BS=tokens)
+        if not patcher.reads_tokens:
+            assert lengths(patcher, h) == expected
+        if not patcher.reads_entropies:
+            assert lengths(patcher, h * torch.nan, tokens_BS=tokens) == expected
+
+
+def test_plain_values_give_the_patcher_again():
+    for patcher in ALL:
+        values = json.loads(json.dumps(patcher.to_json()))
+        assert None not in values.values() and Patcher.from_json(values) == patcher
+    assert Patcher(2.0).to_json() == {"threshold": 2.0, "rule": "global", "published": False}
+
+
+@pytest.mark.parametrize("size", [1, 1.1, 4 / 3, 2.5, 3, 7.7, 100])
+@pytest.mark.parametrize("published", [False, True])
+def test_evenly_spaced_slots_are_found_in_pieces_however_far_into_a_document(size, published):
+    patcher = Patcher(rule="static", patch_size=size, published=published)
+    origin = 0 if published else 1
+    # Positions that neighbouring float32 numbers skip, too.
+    for position in (0, 1, 2, 50, 12345, 2**31 + 7):
+        h = torch.zeros(1, 41)
+        ends = patcher.ends_in_piece(h, h.long(), torch.tensor([position]), torch.tensor([0]))
+        near = range(max(int(position / size) - 2, 0), int((position + 41) / size) + 2)
+        starts = {0, *(int(k * size) + origin for k in near)}
+        assert ends[0].tolist() == [position + i in starts for i in range(1, 41)]
 
 
 def test_max_patch_length():
@@ -239,7 +319,7 @@ def test_empty_batch():
         ({"threshold": 1.0, "max_patch_length": 0}, "max_patch_length: must be at least 1"),
     ],
 )
-def test_settings_that_do_not_fit(settings_: dict[str, Rule], message):
+def test_settings_that_do_not_fit(settings_: dict, message):
     with pytest.raises(ValueError, match=message):
         Patcher(**settings_)
 

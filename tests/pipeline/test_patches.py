@@ -8,7 +8,7 @@ from model import Patcher
 from model.patcher import Rule
 from model.tokenizer import encode_documents
 from pipeline import patches
-from pipeline.patches import patch_stored, reads_tokens, recut
+from pipeline.patches import patch_stored, recut
 
 TEXTS = [text[:300].encode() for _, text in topics()[:5]] + [b"", "é".encode()]
 RULES = [
@@ -49,7 +49,7 @@ def test_every_rule_is_known_to_read_tokens_or_not(stored):
     assert {patcher.rule for patcher in RULES} == set(Rule.__args__)
     h_T, lengths_D, _ = stored
     for patcher in RULES:
-        if reads_tokens(patcher):
+        if patcher.reads_tokens:
             with pytest.raises(ValueError, match=r"tokens: the .* rule needs them"):
                 patch_stored(patcher, h_T, lengths_D)
             with pytest.raises(ValueError, match="texts: are not those of the documents"):

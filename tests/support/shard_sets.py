@@ -67,7 +67,7 @@ def write_shards(
         entry.statistics = statistics.to_json()
         entry.records, entry.shard_bytes = statistics.documents, len(output.read(entry.path))
         entries.append(entry)
-    rule = {name: value for name, value in vars(patcher).items() if value is not None}
+    rule = patcher.to_json()
     write_manifest(output, {"patcher": rule, "columns": schema.names}, entries)
     return ShardSet(str(url))
 

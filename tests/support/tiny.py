@@ -76,7 +76,7 @@ def make_shards(
             scorer = Scorer(model, patcher)
             patch_split(split, i, config, scorer, directory, lambda tokens: None)
     columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names
-    rule = {name: value for name, value in vars(patcher).items() if value is not None}
+    rule = patcher.to_json()
     model_of = {"source": "tiny", "fingerprint": "a" * 64}
     sources = [{"name": Path(url).name, "url": url} for url in config.input]
     provenance = {

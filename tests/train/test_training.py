@@ -29,7 +29,7 @@ from support.trainings import (
 from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, EntropyModel, load_blt, load_entropy_model, save_blt
-from model.blt_config import flops_per_byte
+from model.flops import flops_per_byte
 from model.tokenizer import EOS_ID
 from pipeline.shards.shard_set import open_shards
 from train.data.dataloader import ShardDataLoader

@@ -16,7 +16,8 @@ from support.texts import topics, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from model import NGramEntropyModel, Patcher
-from model.blt_config import BLT_SIZES, flops_per_byte, transformer_flops
+from model.blt_config import BLT_SIZES
+from model.flops import flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
