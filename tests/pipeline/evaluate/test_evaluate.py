@@ -1,10 +1,12 @@
 """Likelihoods, windows, bootstrap and whole evaluations, against direct computations."""
 
 import json
+import shutil
 from dataclasses import replace
 from math import log
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -296,6 +298,25 @@ def test_shards_are_cut_anew(prepared):
     )
     same_result(again.total, of_text.total)
     assert again.total.mean_patch_bytes < stored.total.mean_patch_bytes
+
+
+def test_shards_whose_lists_are_damaged_are_named(prepared, tmp_path):
+    directory = tmp_path / "shards"
+    shutil.copytree(prepared / "shards", directory)
+    path = min(directory.glob("shards/*.arrow"))
+    with pa.ipc.open_file(path) as file:
+        (batch,) = (file.get_batch(i) for i in range(file.num_record_batches))
+    for column, lists, flags, message in (
+        ("entropies", [[1.0]] * batch.num_rows, {"threshold": 4.4}, "lengths: must"),
+        ("patch_lengths", [None] * batch.num_rows, {}, "patch_lengths: a row has no list"),
+    ):
+        place = batch.schema.get_field_index(column)
+        field = batch.schema.field(place)
+        damaged = batch.set_column(place, field, pa.array(lists, field.type))
+        with pa.ipc.new_file(path, batch.schema) as writer:
+            writer.write_batch(damaged)
+        with pytest.raises(PipelineError, match=f"--shards {directory}: cannot be read: {message}"):
+            run(prepared, shards=str(directory), **flags)
 
 
 def test_sources_and_rejects(prepared, tmp_path):
