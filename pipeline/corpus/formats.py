@@ -16,28 +16,21 @@ table. A format whose files are read as a whole needs no more than names and one
 """
 
 import io
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from itertools import islice
-from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import orjson
 import pyarrow.parquet as pq
 
-from pipeline.corpus.columnar import READ_BYTES, arrow_rows, open_arrow, parquet_rows
-from pipeline.corpus.lines import COMPRESSIONS, open_decompressed, read_lines
+from pipeline.corpus.columnar import arrow_rows, open_arrow, parquet_rows
+from pipeline.corpus.json_lines import first_keys, json_rows
+from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import open_input
 
 EXPANSION = 3
 """Text is about so many times as large as what it was compressed to."""
-FIRST_LINES = 100
-"""Records of a JSONL file that are asked for the names of their fields."""
-BOM = b"\xef\xbb\xbf"
 
 Record: TypeAlias = tuple[str, dict[str, Any] | str]
 """Position, and the fields by name or the reason why there are none."""
@@ -162,7 +155,7 @@ class JsonLines(InputFormat):
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         with open_input(file.url) as raw:
-            columns = _first_keys(open_decompressed(raw, file.name))
+            columns = first_keys(open_decompressed(raw, file.name))
         if file.name.endswith(COMPRESSIONS):
             return Cut([], columns)
         starts = range(0, max(file.size, 1), split_bytes)
@@ -177,13 +170,7 @@ class JsonLines(InputFormat):
         columns: Sequence[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
-        # JSON may need 6 bytes (\u0041) for one byte of text, and other fields their own.
-        longest = 6 * max_document_bytes + READ_BYTES
-        for offset, line in read_lines(file, start, stop, longest):
-            if line is None:
-                yield str(offset), f"line of more than {longest} bytes (--max-document-bytes)"
-            elif line and not line.isspace():
-                yield str(offset), _parse_line(offset, line, columns)
+        return json_rows(file, start, stop, columns, max_document_bytes)
 
 
 class Arrow(InputFormat):
@@ -296,38 +283,3 @@ def _neighbours(sizes: Sequence[int], limit: int) -> list[Part]:
     if sizes:
         parts.append(Part(start, len(sizes), total))
     return parts
-
-
-def _first_keys(file: io.BufferedIOBase) -> list[str] | None:
-    """Fields of the first records: not all need to have all of them."""
-    keys: dict[str, None] = {}
-    for offset, line in islice(read_lines(file, 0, None, READ_BYTES), FIRST_LINES):
-        with suppress(ValueError, RecursionError):  # reading it tells what is wrong
-            value = _line_value(offset, line or b"")
-            keys |= dict.fromkeys(value if isinstance(value, dict) else ())
-    return list(keys) or None
-
-
-def _parse_line(offset: int, line: bytes, columns: Sequence[str]) -> dict[str, Any] | str:
-    """The fields in the line that begins at ``offset``, or what is wrong with it."""
-    try:
-        value = _line_value(offset, line, columns)
-    except UnicodeDecodeError as error:
-        return f"line is not valid UTF-8: {error.reason} at byte {error.start}"
-    except (ValueError, RecursionError) as error:
-        return f"line is not valid JSON: {error}"
-    return value if isinstance(value, dict) else "line is not a JSON object"
-
-
-def _line_value(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
-    """The value in a line, of which these fields are wanted."""
-    if not offset:
-        line = line.removeprefix(BOM)
-    with suppress(orjson.JSONDecodeError):
-        value = orjson.loads(line)
-        if isinstance(value, dict) and all(
-            isinstance(value.get(name, ""), (str, NoneType)) for name in columns
-        ):
-            return value
-    # Slower, but it knows large integers, NaN and lone surrogates, and says where a line is wrong.
-    return json.loads(line.decode())

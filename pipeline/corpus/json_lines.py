@@ -1,0 +1,76 @@
+"""Lines of JSONL files as Python values, one at a time; a line that is wrong is wrong alone."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from types import NoneType
+from typing import Any
+
+import orjson
+
+from pipeline.corpus.lines import read_lines
+
+FIRST_LINES = 100
+"""Records of a file that are asked for the names of their fields."""
+EXTRA_BYTES = 4 << 20
+"""Bytes that a line may have beside its text, at least."""
+BOM = b"\xef\xbb\xbf"
+
+
+def json_rows(
+    file: io.BufferedIOBase,
+    start: int,
+    stop: int | None,
+    columns: Sequence[str],
+    max_document_bytes: int,
+) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Offset and fields, or what is wrong, of the lines that begin from ``start`` to ``stop``.
+
+    Args:
+        columns: names of the fields that are wanted.
+        max_document_bytes: a line that is far longer than such a text needs is not read.
+    """
+    # JSON may need 6 bytes (\u0041) for one byte of text, and other fields their own.
+    longest = 6 * max_document_bytes + EXTRA_BYTES
+    for offset, line in read_lines(file, start, stop, longest):
+        if line is None:
+            yield str(offset), f"line of more than {longest} bytes (--max-document-bytes)"
+        elif line and not line.isspace():
+            yield str(offset), _parse_line(offset, line, columns)
+
+
+def first_keys(file: io.BufferedIOBase) -> list[str] | None:
+    """Fields of the first records: not all need to have all of them."""
+    keys: dict[str, None] = {}
+    for offset, line in islice(read_lines(file, 0, None, EXTRA_BYTES), FIRST_LINES):
+        with suppress(ValueError, RecursionError):  # reading it tells what is wrong
+            value = _line_value(offset, line or b"")
+            keys |= dict.fromkeys(value if isinstance(value, dict) else ())
+    return list(keys) or None
+
+
+def _parse_line(offset: int, line: bytes, columns: Sequence[str]) -> dict[str, Any] | str:
+    """The fields in the line that begins at ``offset``, or what is wrong with it."""
+    try:
+        value = _line_value(offset, line, columns)
+    except UnicodeDecodeError as error:
+        return f"line is not valid UTF-8: {error.reason} at byte {error.start}"
+    except (ValueError, RecursionError) as error:
+        return f"line is not valid JSON: {error}"
+    return value if isinstance(value, dict) else "line is not a JSON object"
+
+
+def _line_value(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
+    """The value in a line, of which these fields are wanted."""
+    if not offset:
+        line = line.removeprefix(BOM)
+    with suppress(orjson.JSONDecodeError):
+        value = orjson.loads(line)
+        if isinstance(value, dict) and all(
+            isinstance(value.get(name, ""), (str, NoneType)) for name in columns
+        ):
+            return value
+    # Slower, but it knows large integers, NaN and lone surrogates, and says where a line is wrong.
+    return json.loads(line.decode())
