@@ -33,8 +33,8 @@ class Patcher:
 
     Tokens of a document are numbered from 0 (BOS); ``h[i]`` is the entropy of the prediction after
     token ``i``. Patches start at token 0 and at token 1, whatever the rule (only static, as
-    published, starts none at 1). Comparisons are made in float32, so float16 entropies give the same
-    boundaries wherever they are computed.
+    published, starts none at 1). Comparisons are made in float32, so that float16 entropies give
+    the same boundaries wherever they are computed.
 
     Raises:
         ValueError: the settings do not fit together; the message names the setting.

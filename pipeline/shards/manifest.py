@@ -5,6 +5,7 @@ from dataclasses import asdict
 from types import NoneType
 from typing import Any, NotRequired, TypedDict, cast
 
+from model.patcher import PatcherValues
 from pipeline.errors import PipelineError
 from pipeline.shards.entries import Kind, ShardEntry, check_kinds, check_statistics
 from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord
@@ -25,21 +26,6 @@ class TokenizerRecord(TypedDict):
     bos: int
     eos: int
     vocabulary: int
-
-
-class PatcherRecord(TypedDict, total=False):
-    """The settings of :class:`model.patcher.Patcher` that are not None."""
-
-    threshold: float
-    """Nats."""
-    rule: str
-    threshold_add: float
-    """Nats."""
-    patch_size: float
-    """Tokens."""
-    max_patch_length: int
-    """Tokens."""
-    published: bool
 
 
 class EntropyModelRecord(TypedDict, total=False):
@@ -69,7 +55,7 @@ class Manifest(TypedDict):
     format_version: int
     tokenizer: NotRequired[TokenizerRecord]
     entropy_model: NotRequired[EntropyModelRecord]
-    patcher: PatcherRecord
+    patcher: PatcherValues
     columns: list[str]
     """Names of the columns, metadata last."""
     sources: NotRequired[list[SourceRecord]]

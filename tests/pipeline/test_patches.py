@@ -5,13 +5,13 @@ import pytest
 from support.texts import topics
 
 from model import Patcher
-from model.patcher import Rule
+from model.rules import RULES
 from model.tokenizer import encode_documents
 from pipeline import patches
 from pipeline.patches import patch_stored, recut
 
 TEXTS = [text[:300].encode() for _, text in topics()[:5]] + [b"", "é".encode()]
-RULES = [
+PATCHERS = [
     Patcher(1.0),
     Patcher(0.5, rule="monotonic", max_patch_length=9),
     Patcher(1.0, rule="combined", threshold_add=0.1, published=True),
@@ -31,7 +31,7 @@ def stored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return h_T, lengths_D, tokens_T
 
 
-@pytest.mark.parametrize("patcher", RULES, ids=lambda patcher: patcher.rule)
+@pytest.mark.parametrize("patcher", PATCHERS, ids=lambda patcher: patcher.rule)
 def test_re_patching_gives_what_patching_gives(stored, patcher, monkeypatch):
     h_T, lengths_D, tokens_T = stored
     expected = patch_stored(patcher, h_T, lengths_D, tokens_T)
@@ -46,7 +46,7 @@ def test_re_patching_gives_what_patching_gives(stored, patcher, monkeypatch):
 
 
 def test_every_rule_is_known_to_read_tokens_or_not(stored):
-    assert {patcher.rule for patcher in RULES} == set(Rule.__args__)
+    assert {patcher.rule for patcher in PATCHERS} == set(RULES)
     h_T, lengths_D, _ = stored
     for patcher in RULES:
         if patcher.reads_tokens:
