@@ -6,9 +6,9 @@ encoder, the latent transformer and the local decoder of arXiv 2412.09871, secti
 
 from dataclasses import asdict, dataclass
 
-from model.layers.transformer import Block, default_hidden_dim
 from model.patcher import Patcher
 from model.tokenizer import VOCAB_SIZE
+from model.widths import BlockShape, default_hidden_dim
 
 PARTS = ("local_encoder", "local_decoder", "global")
 """The three transformers; the names of their arguments end in these."""
@@ -109,23 +109,12 @@ class BLTConfig:
         """Width of one of PARTS."""
         return self.dim_global if part == "global" else self.dim_local
 
-    def _block(self, part: str) -> Block:
+    def block_shape(self, part: str) -> BlockShape:
+        """The shape of a layer of one of PARTS."""
         heads, kv_heads, hidden = (
             getattr(self, f"{name}_{part}") for name in ("n_heads", "n_kv_heads", "hidden_dim")
         )
-        return Block(self.dim_of(part), heads, kv_heads, hidden, self.norm_eps)
-
-    def local_encoder_block(self) -> Block:
-        """A layer of the local encoder."""
-        return self._block("local_encoder")
-
-    def local_decoder_block(self) -> Block:
-        """A layer of the local decoder."""
-        return self._block("local_decoder")
-
-    def global_block(self) -> Block:
-        """A layer of the latent transformer."""
-        return self._block("global")
+        return BlockShape(self.dim_of(part), heads, kv_heads, hidden, self.norm_eps)
 
     @property
     def cross_attn_n_kv_heads_encoder(self) -> int:

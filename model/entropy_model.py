@@ -29,13 +29,13 @@ from model.layers.attention import (
 from model.layers.transformer import (
     Block,
     Initializer,
-    default_hidden_dim,
     init_weights,
     initializers,
     run_blocks,
 )
 from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
+from model.widths import default_hidden_dim
 
 CPU_TOKENS = 4096
 """Tokens per pack on a CPU: the activations of a layer then stay near the cache."""

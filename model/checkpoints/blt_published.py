@@ -10,9 +10,9 @@ from typing import TypedDict
 
 from model.blt_config import PARTS, BLTConfig
 from model.checkpoints.files import CheckpointError, JsonObject, differences, refuse_unknown
-from model.layers.transformer import default_hidden_dim, hidden_dim_arguments
 from model.patcher import Patcher
 from model.tokenizer import EOS_ID
+from model.widths import default_hidden_dim, hidden_dim_arguments
 
 SAME_NAMES = (
     *("dim_global", "n_layers_global", "n_heads_global", "n_kv_heads_global"),

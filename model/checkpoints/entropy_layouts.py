@@ -17,7 +17,7 @@ from model.checkpoints.files import (
     transformers_rope_theta,
 )
 from model.entropy_model import EntropyModel, EntropyModelConfig
-from model.layers.transformer import default_hidden_dim, hidden_dim_arguments
+from model.widths import default_hidden_dim, hidden_dim_arguments
 
 IGNORED_ARGS = {
     *("attn_impl", "attn_bias_type", "sliding_window", "eos_id", "seed"),

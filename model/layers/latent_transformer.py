@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.blt_config import BLTConfig
 from model.layers.attention import Attend, RotaryAngles
-from model.layers.transformer import run_blocks
+from model.layers.transformer import Block, run_blocks
 
 
 class LatentTransformer(nn.Module):
@@ -21,7 +21,8 @@ class LatentTransformer(nn.Module):
             if incoming != config.dim_global
             else nn.Identity()
         )
-        self.layers = nn.ModuleList(config.global_block() for _ in range(config.n_layers_global))
+        shape = config.block_shape("global")
+        self.layers = nn.ModuleList(Block(*shape) for _ in range(config.n_layers_global))
         self.rotary = RotaryAngles(config.dim_global // config.n_heads_global, config.rope_theta)
 
     def forward(self, patches_NKD: Tensor, position_N: Tensor, attends: Sequence[Attend]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from model.blt_config import BLTConfig
 from model.layers.attention import Attend, RotaryAngles
 from model.layers.cross_attention import ReadFromPatches
+from model.layers.transformer import Block
 
 PatchKeysValues = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of patches for each cross attention, ``[patches, k, heads, head_dim]`` each."""
@@ -22,7 +23,8 @@ class LocalDecoder(nn.Module):
         dim, layers = config.dim_local, config.n_layers_local_decoder
         self.k = config.cross_attn_k
         self.patch_embedding_projection = nn.Linear(config.dim_global, dim * self.k, bias=False)
-        self.layers = nn.ModuleList(config.local_decoder_block() for _ in range(layers))
+        shape = config.block_shape("local_decoder")
+        self.layers = nn.ModuleList(Block(*shape) for _ in range(layers))
         self.cross_attn_layers = nn.ModuleList(
             ReadFromPatches(
                 dim, config.cross_attn_nheads, config.cross_attn_n_kv_heads_decoder, config.norm_eps

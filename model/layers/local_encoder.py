@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from model.blt_config import BLTConfig
 from model.layers.attention import Attend, RotaryAngles
 from model.layers.cross_attention import GatherFromBytes
+from model.layers.transformer import Block
 
 
 class LocalEncoder(nn.Module):
@@ -20,7 +21,8 @@ class LocalEncoder(nn.Module):
         dim, layers = config.dim_local, config.n_layers_local_encoder
         self.k = config.cross_attn_k
         self.tok_embeddings = nn.Embedding(config.vocab_size, dim)
-        self.layers = nn.ModuleList(config.local_encoder_block() for _ in range(layers))
+        shape = config.block_shape("local_encoder")
+        self.layers = nn.ModuleList(Block(*shape) for _ in range(layers))
         self.patch_embedding_projection = nn.Linear(dim, dim * self.k, bias=False)
         first = 0 if config.cross_attn_all_layers_encoder else layers - 1
         self.cross_attended = range(first, layers)

@@ -4,9 +4,17 @@ A room stands one floor above the highest room that it imports. A line that foll
 (jobs import errors by way of almost everything) is left out, so that the picture can be read.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.jobs import ROOT
+from support.rooms import rooms, table
+
+PICTURE = ROOT / "docs" / "rooms.svg"
 WIDTH, BOX_HEIGHT, FLOOR_HEIGHT, TOP = 1080, 30, 78, 20
 CHARACTER = 6.9
 """Width of a character of the labels."""
@@ -22,25 +30,25 @@ STYLE = """
 """
 
 
-def drawn(rooms: Mapping[str, Sequence[str]]) -> str:
+def drawn(imports: Mapping[str, Sequence[str]]) -> str:
     """The picture as SVG.
 
     Args:
-        rooms: what each room may import, from the top down.
+        imports: what each room may import, from the top down.
     """
-    floors = floors_of(rooms)
+    floors = floors_of(imports)
     highest = max(floors.values())
     places: dict[str, tuple[float, float]] = {}
     boxes = []
     for floor in range(highest, -1, -1):
         y = TOP + (highest - floor) * FLOOR_HEIGHT
-        on_floor = [room for room in rooms if floors[room] == floor]
+        on_floor = [room for room in imports if floors[room] == floor]
         for place, room in enumerate(on_floor):
             x = WIDTH * (place + 0.5) / len(on_floor)
             places[room] = x, y
             boxes.append(_box(room, x, y))
-    arrows = [
-        _arrow(places[room], places[target]) for room in rooms for target in direct(room, rooms)
+    lines = [
+        _line(places[room], places[target]) for room in imports for target in direct(room, imports)
     ]
     height = TOP * 2 + highest * FLOOR_HEIGHT + BOX_HEIGHT
     return "\n".join(
@@ -48,46 +56,49 @@ def drawn(rooms: Mapping[str, Sequence[str]]) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
             "<title>The rooms of blt-titan; lines lead down to what a room imports</title>",
             f"<style>{STYLE}</style>",
-            *arrows,
+            *lines,
             *boxes,
             "</svg>\n",
         ]
     )
 
 
-def floors_of(rooms: Mapping[str, Sequence[str]]) -> dict[str, int]:
+def floors_of(imports: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """The floor of each room, 0 at the ground. Rooms import only rooms further down the table."""
     floors: dict[str, int] = {}
-    for room in reversed(rooms):
-        floors[room] = 1 + max((floors[target] for target in rooms[room]), default=-1)
+    for room in reversed(imports):
+        floors[room] = 1 + max((floors[target] for target in imports[room]), default=-1)
     return floors
 
 
-def direct(room: str, rooms: Mapping[str, Sequence[str]]) -> list[str]:
+def direct(room: str, imports: Mapping[str, Sequence[str]]) -> list[str]:
     """What a room imports, without what it also reaches by way of another import."""
 
     def reached(start: str) -> set[str]:
-        return {start}.union(*(reached(target) for target in rooms[start]))
+        return {start}.union(*(reached(target) for target in imports[start]))
 
     return [
         target
-        for target in rooms[room]
-        if not any(target in reached(other) for other in rooms[room] if other != target)
+        for target in imports[room]
+        if not any(target in reached(other) for other in imports[room] if other != target)
     ]
 
 
 def _box(room: str, x: float, y: float) -> str:
-    label = escape(room.removesuffix("/"))
-    width = len(room) * CHARACTER + 14
-    package = room.partition("/")[0]
+    width = len(room) * CHARACTER + 18
+    package = rooms()[room].files.partition("/")[0]
     return (
         f'<g class="{package}"><rect x="{x - width / 2:.1f}" y="{y}" width="{width:.1f}" '
-        f'height="{BOX_HEIGHT}"/><text x="{x:.1f}" y="{y + 19}">{label}</text></g>'
+        f'height="{BOX_HEIGHT}"/><text x="{x:.1f}" y="{y + 19}">{escape(room)}</text></g>'
     )
 
 
-def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+def _line(start: tuple[float, float], end: tuple[float, float]) -> str:
     x0, y0 = start[0], start[1] + BOX_HEIGHT
     x1, y1 = end
     bend = (y1 - y0) / 2
     return f'<path d="M{x0:.1f} {y0} C{x0:.1f} {y0 + bend} {x1:.1f} {y1 - bend} {x1:.1f} {y1}"/>'
+
+
+if __name__ == "__main__":
+    PICTURE.write_text(drawn(table()))

@@ -48,7 +48,7 @@ def test_re_patching_gives_what_patching_gives(stored, patcher, monkeypatch):
 def test_every_rule_is_known_to_read_tokens_or_not(stored):
     assert {patcher.rule for patcher in PATCHERS} == set(RULES)
     h_T, lengths_D, _ = stored
-    for patcher in RULES:
+    for patcher in PATCHERS:
         if patcher.reads_tokens:
             with pytest.raises(ValueError, match=r"tokens: the .* rule needs them"):
                 patch_stored(patcher, h_T, lengths_D)

@@ -25,7 +25,7 @@ from model.checkpoints.blt import load_entropy_model_of
 from model.checkpoints.blt_published import from_published_args, to_published_args
 from model.checkpoints.entropy_model import fingerprint
 from model.checkpoints.files import CheckpointError
-from model.layers.transformer import default_hidden_dim, hidden_dim_arguments
+from model.widths import default_hidden_dim, hidden_dim_arguments
 
 TOKENS = torch.randint(4, 260, (2, 60), generator=torch.Generator().manual_seed(0))
 PATCHERS = [
