@@ -32,7 +32,7 @@ class Patcher:
     """Cuts documents into patches by one rule.
 
     Tokens of a document are numbered from 0 (BOS); ``h[i]`` is the entropy of the prediction after
-    token ``i``. Patches start at token 0 and at token 1, whatever the rule (only static as published
+    token ``i``. Patches start at token 0 and at token 1, whatever the rule (but static as published
     starts none at 1). Comparisons are made in float32, so float16 entropies give the same
     boundaries wherever they are computed.
 
