@@ -127,7 +127,7 @@ def source_files(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def write_corpus(directory: Path) -> None:
-    """Write ``train.jsonl`` and ``validation.jsonl``; names alone decide which files."""
+    """Write ``train.jsonl`` and ``validation.jsonl``: names alone decide what is in them."""
     files = [(name, path) for name, path in source_files(directory) if path.suffix in KINDS]
     files.sort(key=lambda file: hashlib.sha256(file[0].encode()).digest())
     left, parts = dict(KINDS), {"train": [], "validation": []}  # type: ignore[var-annotated]

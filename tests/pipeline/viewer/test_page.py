@@ -1,0 +1,17 @@
+"""What the page says of a document, without a browser."""
+
+from support import tiny
+from support.texts import write_jsonl
+
+from model import Patcher
+from pipeline.shards.random_access import Documents
+from pipeline.viewer.page import _shown_document
+
+
+def test_a_threshold_of_zero_is_named_as_any_other(tmp_path):
+    write_jsonl(tmp_path / "in" / "a.jsonl", [("a", "some text")])
+    model = tiny.entropy_model()
+    shards = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(0.5))
+    for anew, rule in ((False, "threshold 0.5 rule global"), (True, "threshold 0.0 rule global")):
+        place, *_ = _shown_document(Documents(shards), 0, anew, Patcher(0.0))
+        assert f"cut by: {rule}<" in place
