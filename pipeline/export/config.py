@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
@@ -30,7 +30,10 @@ class ExportShardsConfig:
     """Shard set of patch_corpus.py, directory or URL."""
     output: str
     """Directory or URL to write to; for hub: owner/name of the dataset repository."""
-    format: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(LAYOUTS) + "}")]
+    # The choices are looked up whenever a command line is read: layouts may be added meanwhile.
+    format: Annotated[
+        str, tyro.conf.arg(constructor_factory=lambda: cast(type, Literal[tuple(LAYOUTS)]))
+    ]
     """Layout to write."""
     drop_entropies: bool = False
     """Leave the entropies out: four fifths of the size, but then no threshold can be changed."""
@@ -65,8 +68,6 @@ class ExportShardsConfig:
         Raises:
             ConfigError: a value, or a combination of values, makes no sense; names the flag.
         """
-        if self.format not in LAYOUTS:
-            raise ConfigError(f"--format {self.format}: choose one of {', '.join(LAYOUTS)}")
         for layout in LAYOUTS.values():
             for name in set(layout.own_flags).difference(LAYOUTS[self.format].own_flags):
                 if getattr(self, name):

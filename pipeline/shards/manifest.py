@@ -83,8 +83,11 @@ _KINDS: dict[str, Kind] = {
 _OPTIONAL = Manifest.__optional_keys__
 
 
-def read_manifest(output: OutputDirectory) -> Manifest:
+def read_manifest(output: OutputDirectory, url: str) -> Manifest:
     """The manifest of a shard set.
+
+    Args:
+        url: the set as the user named it: errors begin with it.
 
     Raises:
         PipelineError: there is none, or one of another format or kind.
@@ -94,15 +97,15 @@ def read_manifest(output: OutputDirectory) -> Manifest:
         values = output.read_json(MANIFEST)
     except FileNotFoundError as error:
         raise PipelineError(
-            f"{output.url}: no {MANIFEST}: not a shard set, or its job has not finished; "
+            f"{url}: no {MANIFEST}: not a shard set, or its job has not finished; "
             "run the same command again to finish it"
         ) from error
     if not isinstance(values, dict) or "shards" not in values:
-        raise PipelineError(f"{output.url}: {_other_kind(values)}, not a shard set")
+        raise PipelineError(f"{url}: {_other_kind(values)}, not a shard set")
     version = values.get("format_version", FORMAT_VERSION)
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise PipelineError(
-            f"{output.url}: format version {version} is not {FORMAT_VERSION}, the one that this "
+            f"{url}: format version {version} is not {FORMAT_VERSION}, the one that this "
             "release reads"
         )
     check_kinds(values, _KINDS, _OPTIONAL)

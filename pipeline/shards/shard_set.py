@@ -45,7 +45,7 @@ class ShardSet:
         """
         self.output = OutputDirectory(url)
         try:
-            self.manifest = read_manifest(self.output)
+            self.manifest = read_manifest(self.output, url)
             self.entries = [_entry(i, values) for i, values in enumerate(self.manifest["shards"])]
             self.patcher = Patcher.from_json(self.manifest["patcher"])
         except (TypeError, ValueError) as error:

@@ -25,6 +25,7 @@ from support.loopback_uploads import READER, UploadHandler
 from support.texts import topics
 
 from model import NGramEntropyModel, Patcher
+from pipeline.export.layouts import LAYOUTS, Layout
 from pipeline.export.provenance import without_places
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory
@@ -155,6 +156,32 @@ def test_the_published_layout_is_read_as_it_is_described(run, made, tmp_path):
                 "--corpus", "other")  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert len(list(published_loader(tmp_path, "other", "transformer_100m"))) == len(expected)
+
+
+def test_a_layout_is_one_entry_of_the_table(run, made, tmp_path, monkeypatch):
+    """As CONTRIBUTING.md says; Ray sends the class of a test by value."""
+
+    class Flat(Layout):
+        name = "flat"
+
+        def paths(self, entries, shards, settings):
+            return [f"{entry.name}.parquet" for entry in entries]
+
+    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--format", "flat")
+    refused = run(*flags)
+    assert refused.returncode == 2 and "invalid choice 'flat'" in refused.stderr
+    monkeypatch.setitem(LAYOUTS, "flat", Flat())
+    assert run(*flags, "--verify").returncode == 0
+    paths = sorted((tmp_path / "out").glob("*.parquet"))
+    rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    assert len(paths) > 1 and rows == rows_of(made / "set")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["format"] == "flat" and len(manifest["files"]) == len(paths)
+    paths[0].unlink()
+    before = paths[1].stat().st_mtime_ns
+    assert run(*flags).returncode == 0 and paths[0].exists()
+    assert paths[1].stat().st_mtime_ns == before  # only what was lost is written again
+    assert run(*flags, "--overwrite", "--threshold", 3.0).returncode == 0
 
 
 def test_cut_anew_and_without_entropies(run, made, tmp_path):
