@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 FILES = {
     "ray": (
         *("jobs/test_cluster.py", "jobs/test_prepare_hub.py", "jobs/test_prepare_s3.py"),
-        "jobs/test_pretrain.py",
+        *("jobs/test_pretrain.py", "jobs/test_export_hub.py", "pipeline/cluster/test_stage.py"),
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
@@ -42,12 +42,16 @@ FIXTURES = {"local_ray": "ray", "patched": "ray", "run_job": "slow", "browser": 
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
-    *("jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py", "jobs/test_patch_corpus.py"),
-    *("jobs/test_export_shards.py", "jobs/test_patch_report.py", "jobs/test_patch_viewer.py"),
+    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py"),
+    *("jobs/test_patch_corpus.py", "jobs/test_export_shards.py", "jobs/test_patch_report.py"),
+    *("jobs/test_added_rule.py", "pipeline/cluster/test_stage.py", "jobs/test_patch_viewer.py"),
     *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
 )
 """Files that take long. Processes that share the work (pytest-xdist) take a file after the other:
 if the last one were long, the other cores would idle. Files that share a Ray are neighbours."""
+
+with_ray: set[Path] = set()
+"""Files with tests that need Ray."""
 
 
 def within_tests(path: Path) -> str:
@@ -71,8 +75,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(marker)
         for fixture in FIXTURES.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(FIXTURES[fixture])
+    with_ray.update(item.path for item in items if item.get_closest_marker("ray"))
     places = {file: i for i, file in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(within_tests(item.path), len(places)))
+
+
+@pytest.fixture
+def local_ray() -> None:
+    """One Ray for the tests of all files, as long as they want the same; see its module."""
+    from support.local_ray import share_local_ray
+
+    share_local_ray()
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Before a file that has no use for it, end the local Ray: idle, it takes CPU time, too."""
+    unused = nextitem is None or nextitem.path not in with_ray
+    if unused and "support.local_ray" in sys.modules:
+        from support.local_ray import end_local_ray
+
+        end_local_ray()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,8 @@
-"""Exports as a user makes them: read back by others, resumed, verified, refused, pushed."""
+"""Exports as a user makes them: read back by others, resumed, verified, refused."""
 
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +15,7 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 from support import tiny
-from support.jobs import ROOT, job_here
-from support.local_ray import to_join_local_ray
-from support.loopback_answers import TOKEN, Fault
-from support.loopback_hub import serve
-from support.loopback_uploads import READER, UploadHandler
+from support.jobs import ROOT, files_below, job_here
 from support.texts import topics
 
 from model import NGramEntropyModel, Patcher
@@ -84,11 +78,6 @@ def shards(made, tmp_path) -> Path:
 
 def rows_of(shards: Path) -> list[dict]:
     return [row for batch in ShardSet(str(shards)).batches() for row in batch.to_pylist()]
-
-
-def files(output: Path) -> dict[str, bytes]:
-    kept = (path for path in sorted(output.rglob("*")) if path.is_file())
-    return {str(path.relative_to(output)): path.read_bytes() for path in kept}
 
 
 def test_parquet_is_read_by_pyarrow(run, made, tmp_path):
@@ -208,8 +197,8 @@ def test_the_number_of_workers_and_kills_change_nothing(run, made, tmp_path):
         flags = ("--output", output, "--format", "datasets", "--num-workers", workers)
         done = run("--shards", made / "set", *flags)
         assert done.returncode == 0, done.stderr
-    one = files(tmp_path / "one")
-    three = files(tmp_path / "three")
+    one = files_below(tmp_path / "one")
+    three = files_below(tmp_path / "three")
     # The card bears the name of its directory.
     three["README.md"] = three["README.md"].replace(b"three", b"one")
     assert three == one
@@ -226,10 +215,10 @@ def test_the_number_of_workers_and_kills_change_nothing(run, made, tmp_path):
         "--shards", made / "set", "--output", output, "--format", "datasets", "--num-workers", 1
     )
     assert again.returncode == 0 and "(2 written now)" in again.stdout
-    assert files(output) == one
+    assert files_below(output) == one
     # All done: nothing is written again.
     last = run("--shards", made / "set", "--output", output, "--format", "datasets")
-    assert "(0 written now)" in last.stdout and files(output) == one
+    assert "(0 written now)" in last.stdout and files_below(output) == one
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
@@ -258,7 +247,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_done(run, shards, tmp_path, da
 def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp_path):
     flags = ("--shards", made / "set", "--output", tmp_path, "--format", "parquet", "--verify")
     assert run(*flags).returncode == 0
-    good = files(tmp_path)
+    good = files_below(tmp_path)
     first, second = sorted((tmp_path / "data").iterdir())[:2]
     data = bytearray(first.read_bytes())
     data[100] ^= 1
@@ -274,7 +263,7 @@ def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp
     assert done.returncode == 1 and not (tmp_path / "manifest.json").exists()
     assert f"{first}: sha256" in done.stdout and f"{second}: its rows are not" in done.stdout
     assert run(*flags).returncode == 0
-    assert files(tmp_path) == good
+    assert files_below(tmp_path) == good
 
 
 def test_another_command_is_refused_unless_it_starts_anew(run, made, shards, tmp_path):
@@ -293,7 +282,7 @@ def test_other_jobs_say_what_an_export_is_and_leave_it(run, made, tmp_path, monk
     assert (
         run("--shards", made / "set", "--output", tmp_path, "--format", "parquet").returncode == 0
     )
-    before = files(tmp_path)
+    before = files_below(tmp_path)
     for name, flags in (("patch_corpus.py", ("--rule", "byte")), ("prepare_corpus.py", ())):
         job = job_here(ROOT / "jobs" / name, monkeypatch, capsys)
         for more in ((), ("--overwrite",)):
@@ -305,7 +294,9 @@ def test_other_jobs_say_what_an_export_is_and_leave_it(run, made, tmp_path, monk
         refused = run("--shards", made / "set", "--output", tmp_path, "--format", "parquet", *flags)
         assert refused.returncode == 2 and "run.json is damaged: it is a list" in refused.stderr
     (tmp_path / "run.json").unlink()
-    assert files(tmp_path) == {name: data for name, data in before.items() if name != "run.json"}
+    assert files_below(tmp_path) == {
+        name: data for name, data in before.items() if name != "run.json"
+    }
 
 
 def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):
@@ -313,7 +304,7 @@ def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):
     (tmp_path / "out" / "_tmp").mkdir(parents=True)
     (tmp_path / "out" / "_tmp" / "half").touch()
     assert run(*flags).returncode == 0
-    whole = files(tmp_path / "out")
+    whole = files_below(tmp_path / "out")
 
     def removes_none(self, name: str) -> None:
         raise KeyboardInterrupt
@@ -328,7 +319,7 @@ def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):
             assert run(*flags, "--overwrite").returncode == 130
         done = run(*flags)
         assert done.returncode == 0, done.stderr
-        assert files(tmp_path / "out") == whole
+        assert files_below(tmp_path / "out") == whole
 
 
 def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
@@ -338,13 +329,13 @@ def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     assert run(*flags, "parquet").returncode == 0
-    assert list(files(tmp_path).values()).count(b"mine") == 3
+    assert list(files_below(tmp_path).values()).count(b"mine") == 3
     assert run(*flags, "datasets").returncode == 0
-    assert list(files(tmp_path).values()).count(b"mine") == 2
+    assert list(files_below(tmp_path).values()).count(b"mine") == 2
     # A card that was edited is not written again, when nothing else is.
     (tmp_path / "README.md").write_text("mine")
     assert run(*flags[:4], "--format", "datasets").returncode == 0
-    assert list(files(tmp_path).values()).count(b"mine") == 3
+    assert list(files_below(tmp_path).values()).count(b"mine") == 3
     (tmp_path / "README.md").unlink()
     assert run(*flags[:4], "--format", "datasets").returncode == 0
     assert b"mean bytes a patch" in (tmp_path / "README.md").read_bytes()
@@ -354,14 +345,14 @@ def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
 def test_what_is_lost_of_an_export_is_written_again(run, made, tmp_path, format):
     flags = ("--shards", made / "set", "--output", tmp_path / "out", "--format", format, "--json")
     assert run(*flags).returncode == 0
-    whole = files(tmp_path / "out")
+    whole = files_below(tmp_path / "out")
     lost = [name for name in whole if name.endswith((".parquet", ".arrow", ".complete"))]
     for name in (lost[0], lost[-1]):
         (tmp_path / "out" / name).unlink()
         done = run(*flags)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["exported"] == 1
-        assert files(tmp_path / "out") == whole
+        assert files_below(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize(
@@ -401,80 +392,6 @@ def test_a_set_without_documents(run, made, tmp_path):
         done = run("--shards", made / "bare", "--output", output, "--format", kind, "--verify")
         assert done.returncode == 0, done.stderr
         assert json.loads((output / "manifest.json").read_text())["files"] == []
-
-
-class TestHub:
-    """Pushed by processes of their own: the client reads its settings when it is imported. They
-    join the Ray of this process."""
-
-    @pytest.fixture
-    def hub(self, local_ray):
-        with serve(UploadHandler) as hub:
-            yield hub
-
-    def push(
-        self, hub, made, tmp_path, token=TOKEN, *flags, shards="set"
-    ) -> subprocess.CompletedProcess[str]:
-        # Our server knows nothing of Xet; the client then uploads as it does to such servers.
-        settings = hub.settings(tmp_path / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
-        settings |= to_join_local_ray()
-        job = [sys.executable, str(JOB), "--shards", str(made / shards), "--output", "me/patches"]
-        job += ["--format", "hub", "--staging", str(tmp_path / "staging"), *flags]
-        return subprocess.run(job, env=settings, capture_output=True, text=True, check=False)
-
-    def test_push_interrupted_and_resumed(self, hub, made, tmp_path):
-        hub.faults("PUT /lfs/", [None, None, *[Fault(status=403)] * 40])
-        broken = self.push(hub, made, tmp_path, TOKEN, "--private", "--num-workers", "1")
-        assert broken.returncode == 1 and "--output me/patches" in broken.stderr, broken.stderr
-        hub.plans.clear()
-        uploaded = set(hub.objects)
-        assert len(uploaded) == 2
-        hub.requests.clear()
-        done = self.push(hub, made, tmp_path)
-        assert done.returncode == 0, done.stderr
-        again = {request.path.rpartition("/")[2] for request in hub.asked("^PUT /lfs/")}
-        assert not again & uploaded
-        repository = hub.repositories["datasets/me/patches"]
-        there = repository.commits[repository.head]
-        assert hub.visibility == {"me/patches": "private"}
-        staged = files(tmp_path / "staging")
-        data = {name for name in staged if name.startswith("data/")}
-        assert {name for name in there if name.startswith("data/")} == data
-        beside = ("README.md", "manifest.json", "pictures/threshold.png")
-        assert all(there[name] == staged[name] for name in (*data, *beside))
-        assert DatasetCard(there["README.md"].decode()).data.pretty_name == "patches"
-        # It tells nothing of who made it.
-        assert str(made).encode() not in there["manifest.json"] + there["README.md"]
-        # What is staged costs much: who may not push does not lose it.
-        refused = self.push(hub, made, tmp_path, READER, "--overwrite", "--drop-entropies")
-        assert refused.returncode == 1 and files(tmp_path / "staging") == staged
-        for said in (broken, done):
-            assert TOKEN not in said.stdout + said.stderr
-
-    def test_a_repository_of_another_kind_is_left_alone(self, hub, made, tmp_path):
-        by_hand = {"README.md": b"mine", "data/train-00000-of-00001.parquet": b"my rows"}
-        by_hand["manifest.json"] = b'{"name": "my app"}'
-        hub.publish("me/patches", by_hand)
-        refused = self.push(hub, made, tmp_path, shards="bare")
-        assert refused.returncode == 2, refused.stderr
-        said = "me/patches: holds files that are no export's, such as data/train-00000-of-00001"
-        assert said in refused.stderr and not (tmp_path / "staging").exists()
-        repository = hub.repositories["datasets/me/patches"]
-        assert repository.commits[repository.head] == by_hand
-        # As a repository is that was made in a browser.
-        hub.publish("me/patches", {"README.md": b"mine", ".gitattributes": b""})
-        done = self.push(hub, made, tmp_path, shards="bare")
-        assert done.returncode == 0, done.stderr
-        there = repository.commits[repository.head]
-        assert json.loads(there["manifest.json"])["files"] == []
-        assert b"mine" not in there["README.md"]
-
-    def test_who_may_not_write_is_told(self, hub, made, tmp_path):
-        for token, status in ((READER, 403), ("", 401)):
-            done = self.push(hub, made, tmp_path, token)
-            assert done.returncode == 1 and not (tmp_path / "staging").exists()
-            assert f"--output me/patches: the hub refuses ({status})" in done.stderr
-            assert "HF_TOKEN" in done.stderr or status == 403
 
 
 def test_what_others_see_does_not_tell_where_it_was_made():

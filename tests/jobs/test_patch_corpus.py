@@ -36,7 +36,7 @@ PART = 40
 def patched(tmp_path_factory, small_model_directory) -> tuple[Path, Path, dict]:
     """A finished run with the small transformer, which joined the Ray of this process: model
     directory, output, printed result."""
-    share_local_ray(4)
+    share_local_ray()
     directory = tmp_path_factory.mktemp("patched")
     source = write_jsonl(directory / "in" / "topics.jsonl", topics()[:PART])
     out = directory / "out"

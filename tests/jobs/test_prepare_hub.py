@@ -144,10 +144,7 @@ class Prepare:
         It joins a Ray whose workers have the same settings, which runs on for what comes next.
         """
         settings = self.settings(token)
-        with pytest.MonkeyPatch.context() as environment:
-            for name, value in settings.items():
-                environment.setenv(name, value)
-            share_local_ray(4)
+        share_local_ray(settings=settings)
         process = self.start(output, *flags, **settings, **to_join_local_ray())
         out, err = process.communicate(timeout=240)
         self.said += out + err

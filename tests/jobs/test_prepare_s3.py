@@ -66,7 +66,7 @@ def proxy(s3, tmp_path, monkeypatch) -> Iterator[Counter[str]]:
         # Ray has its own directory: what it writes there is no corpus.
         monkeypatch.setenv("RAY_TMPDIR", "/tmp")
         s3fs.S3FileSystem.clear_instance_cache()
-        share_local_ray(4)
+        share_local_ray()
         yield requests
 
 

@@ -75,9 +75,13 @@ def job_here(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
     return run
 
 
+def files_below(directory: Path) -> dict[str, bytes]:
+    """All files, by their paths within the directory."""
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
 def contents(output: Path) -> dict[str, bytes]:
     """Everything that a run promises to make the same each time."""
     kept = ("shards", "rejects", "summaries", "entries", "manifest.json")
-    paths = [path for path in sorted(output.rglob("*")) if path.is_file()]
-    names = {path: path.relative_to(output) for path in paths}
-    return {str(n): p.read_bytes() for p, n in names.items() if n.parts[0] in kept}
+    return {n: data for n, data in files_below(output).items() if Path(n).parts[0] in kept}

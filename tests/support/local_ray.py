@@ -5,6 +5,8 @@ jobs that are tested.
 """
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 import ray
@@ -15,7 +17,12 @@ _running: tuple[object, ...] | None = None
 """What the running Ray was asked for as, with its environment."""
 
 
-def share_local_ray(num_cpus: int, *packages: str, worker_output: bool = True) -> None:
+def share_local_ray(
+    num_cpus: int = 4,
+    *packages: str,
+    worker_output: bool = True,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Let a local Ray run that jobs of this process find started.
 
     A Ray that runs already is used if it was started with the same arguments and, since workers
@@ -23,17 +30,20 @@ def share_local_ray(num_cpus: int, *packages: str, worker_output: bool = True) -
 
     Args:
         num_cpus, packages, worker_output: those of :func:`pipeline.cluster.connect.connect`.
+        settings: environment variables of Ray's processes, beside those of this one.
     """
     global _running
-    wanted = (num_cpus, packages, worker_output)
-    if ray.is_initialized() and _running == (*wanted, _environment()):
-        return
-    end_local_ray()
-    with pytest.MonkeyPatch.context() as kept:
+    with pytest.MonkeyPatch.context() as environment:
         # Joining prepends to it; what tests start should find the packages by itself.
-        kept.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        environment.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        wanted = (num_cpus, packages, worker_output, _environment())
+        if ray.is_initialized() and wanted == _running:
+            return
+        end_local_ray()
         connect(num_cpus, *packages, worker_output=worker_output)
-    _running = (*wanted, _environment())
+        _running = wanted
 
 
 def _environment() -> dict[str, str]:

@@ -6,7 +6,6 @@ workers.
 
 import os
 import time
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from uuid import uuid4
 
 import pytest
 from rich.console import Console
-from support.local_ray import end_local_ray, share_local_ray
 
 from pipeline.cluster import progress, stage
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
@@ -22,13 +20,6 @@ from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 
 PIECES = dict.fromkeys(range(40), 10)
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    share_local_ray(2)
-    yield
-    end_local_ray()
 
 
 @pytest.fixture

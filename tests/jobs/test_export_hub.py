@@ -1,0 +1,121 @@
+"""Exports that are pushed to a hub: resumed, refused, and nothing of others overwritten."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import DatasetCard
+from support import tiny
+from support.jobs import ROOT, files_below
+from support.local_ray import share_local_ray, to_join_local_ray
+from support.loopback_answers import TOKEN, Fault
+from support.loopback_hub import Hub, serve
+from support.loopback_uploads import READER, UploadHandler
+from support.texts import topics, write_jsonl
+
+from model import NGramEntropyModel, Patcher
+
+JOB = ROOT / "jobs" / "export_shards.py"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, ngram_model: NGramEntropyModel) -> Path:
+    """A set of several shards, and one without documents."""
+    directory = tmp_path_factory.mktemp("export")
+    for name, texts in (("set", topics()[:24]), ("bare", [])):
+        inputs = write_jsonl(directory / "in" / f"{name}.jsonl", [(i, t[:2500]) for i, t in texts])
+        tiny.make_shards(directory / name, inputs, ngram_model, Patcher(1.0), shard_bytes=12_000)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Hub]:
+    with serve(UploadHandler) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server) -> Hub:
+    """A hub with nothing in it; it stays at its address, so that the Ray of its clients can."""
+    for of_other_tests in (server.repositories, server.objects, server.visibility):
+        of_other_tests.clear()
+    server.plans.clear()
+    server.requests.clear()
+    return server
+
+
+def settings(hub: Hub, made: Path, token: str) -> dict[str, str]:
+    # Our server knows nothing of Xet; the client then uploads as it does to such servers.
+    return hub.settings(made / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
+
+
+def push(
+    hub: Hub, made: Path, tmp_path: Path, token: str = TOKEN, *flags: str, shards: str = "set"
+) -> subprocess.CompletedProcess[str]:
+    """By a process of its own, which joins a Ray whose workers may write to the hub: the hub's
+    client reads its settings when it is imported."""
+    share_local_ray(settings=settings(hub, made, TOKEN))
+    job = [sys.executable, str(JOB), "--shards", str(made / shards), "--output", "me/patches"]
+    job += ["--format", "hub", "--staging", str(tmp_path / "staging"), *flags]
+    env = settings(hub, made, token) | to_join_local_ray()
+    return subprocess.run(job, env=env, capture_output=True, text=True, check=False)
+
+
+def test_push_interrupted_and_resumed(hub, made, tmp_path):
+    hub.faults("PUT /lfs/", [None, None, *[Fault(status=403)] * 40])
+    broken = push(hub, made, tmp_path, TOKEN, "--private", "--num-workers", "1")
+    assert broken.returncode == 1 and "--output me/patches" in broken.stderr, broken.stderr
+    hub.plans.clear()
+    uploaded = set(hub.objects)
+    assert len(uploaded) == 2
+    hub.requests.clear()
+    done = push(hub, made, tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = {request.path.rpartition("/")[2] for request in hub.asked("^PUT /lfs/")}
+    assert not again & uploaded
+    repository = hub.repositories["datasets/me/patches"]
+    there = repository.commits[repository.head]
+    assert hub.visibility == {"me/patches": "private"}
+    staged = files_below(tmp_path / "staging")
+    data = {name for name in staged if name.startswith("data/")}
+    assert {name for name in there if name.startswith("data/")} == data
+    beside = ("README.md", "manifest.json", "pictures/threshold.png")
+    assert all(there[name] == staged[name] for name in (*data, *beside))
+    assert DatasetCard(there["README.md"].decode()).data.pretty_name == "patches"
+    # It tells nothing of who made it.
+    assert str(made).encode() not in there["manifest.json"] + there["README.md"]
+    # What is staged costs much: who may not push does not lose it.
+    refused = push(hub, made, tmp_path, READER, "--overwrite", "--drop-entropies")
+    assert refused.returncode == 1 and files_below(tmp_path / "staging") == staged
+    for said in (broken, done):
+        assert TOKEN not in said.stdout + said.stderr
+
+
+def test_a_repository_of_another_kind_is_left_alone(hub, made, tmp_path):
+    by_hand = {"README.md": b"mine", "data/train-00000-of-00001.parquet": b"my rows"}
+    by_hand["manifest.json"] = b'{"name": "my app"}'
+    hub.publish("me/patches", by_hand)
+    refused = push(hub, made, tmp_path, shards="bare")
+    assert refused.returncode == 2, refused.stderr
+    said = "me/patches: holds files that are no export's, such as data/train-00000-of-00001"
+    assert said in refused.stderr and not (tmp_path / "staging").exists()
+    repository = hub.repositories["datasets/me/patches"]
+    assert repository.commits[repository.head] == by_hand
+    # As a repository is that was made in a browser.
+    hub.publish("me/patches", {"README.md": b"mine", ".gitattributes": b""})
+    done = push(hub, made, tmp_path, shards="bare")
+    assert done.returncode == 0, done.stderr
+    there = repository.commits[repository.head]
+    assert json.loads(there["manifest.json"])["files"] == []
+    assert b"mine" not in there["README.md"]
+
+
+def test_who_may_not_write_is_told(hub, made, tmp_path):
+    for token, status in ((READER, 403), ("", 401)):
+        done = push(hub, made, tmp_path, token)
+        assert done.returncode == 1 and not (tmp_path / "staging").exists()
+        assert f"--output me/patches: the hub refuses ({status})" in done.stderr
+        assert "HF_TOKEN" in done.stderr or status == 403
