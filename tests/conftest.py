@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
 from support.texts import topics, write_jsonl
 from support.weights import sharpen
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 
 torch.set_num_threads(1)
+
+# A busy machine may take a second for what takes milliseconds otherwise.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 FILES = {

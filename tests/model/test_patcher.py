@@ -263,7 +263,7 @@ documents = st.lists(
     "patcher", ALL, ids=lambda p: f"{p.rule}-{p.max_patch_length}-{p.published}"
 )
 @pytest.mark.parametrize("next_token", [False, True])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(documents=documents)
 def test_flat_and_batch_forms_are_the_definition(patcher, next_token, documents):
     hs = [[h for h, _ in document] for document in documents]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.documents import Columns, Document, Reject, read_split
@@ -84,7 +84,6 @@ def test_large_files_are_split(tmp_path):
         assert len(plan_file(file, kind, 3000).splits) > 3
 
 
-@settings(deadline=None)
 @given(
     lines=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=12),
     split_bytes=st.integers(1, 60),

@@ -111,7 +111,7 @@ def test_greedy_looks_at_bytes_and_eos_only(patching):
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(2, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_windows_predict_each_token_once_with_half_a_context(sizes, context):
     lengths_D = np.array(sizes) + 2
     windows = cut_windows(lengths_D, context)

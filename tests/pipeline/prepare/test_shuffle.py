@@ -58,7 +58,7 @@ cuts = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     texts=corpora,
     cut=cuts,

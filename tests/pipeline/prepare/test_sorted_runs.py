@@ -75,7 +75,7 @@ def keys_on(grid: Grid) -> st.SearchStrategy[int]:
     return inner
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), grid=grids, window=st.sampled_from([1, 2000, 1 << 25]))
 def test_each_cell_holds_the_rows_with_its_keys(tmp_path_factory, data, grid, window):
     directory = tmp_path_factory.mktemp("runs")
@@ -133,7 +133,7 @@ def test_a_cell_can_be_read_alone_as_the_layout_is_described(tmp_path):
     assert [int(key) >> 60 for key in keys] == [1, 5, 12]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     per_run=st.lists(
         st.lists(st.integers(0, 50) | st.just(LAST), max_size=9), min_size=1, max_size=20
@@ -157,7 +157,6 @@ def test_the_lowest_keys_are_those_of_all_runs(tmp_path_factory, per_run, count)
 crowded = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([b"", b"a", b"b"])), max_size=12)
 
 
-@settings(deadline=None)
 @given(pairs=crowded, split=st.integers(0, 12))
 def test_only_the_first_of_equal_texts_with_equal_keys_stays(pairs, split):
     rows = [(key, place, text) for place, (key, text) in enumerate(pairs)]

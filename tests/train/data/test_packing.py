@@ -35,7 +35,7 @@ def filled(documents: DocumentArrays, tokens: int, patches: int | None, seed: in
     return tuple(arrays)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=40), min_size=1, max_size=30),
     st.integers(8, 60),
@@ -49,7 +49,7 @@ def test_every_token_is_predicted_once(patch_lengths, tokens, patches, seed):
     check_coverage(documents, pieces_of(*arrays))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=30), st.integers(8, 60))
 def test_rows_without_patches(lengths, tokens):
     documents = numbered(lengths, patches=False)
