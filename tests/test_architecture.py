@@ -1,5 +1,6 @@
 """The architecture is what docs/architecture.md says: its table is held against the imports."""
 
+import re
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -7,6 +8,8 @@ from pictures.rooms import PICTURE, drawn
 from support.jobs import ROOT
 from support.rooms import imports, modules, room_of, rooms, table
 
+WITH_RAY = ("pipeline/cluster/", "train/cluster/", "jobs/pretrain.py", "pipeline/patch/job.py")
+WITH_RAY += ("pipeline/patch/plan.py",)
 MOST_MODULES = 20
 """Modules in one folder: more cannot be taken in at a look."""
 
@@ -49,6 +52,14 @@ def test_no_module_imports_itself_by_way_of_others():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' → '.join(reversed(error.args[1]))}")
+
+
+def test_ray_stays_where_work_is_spread():
+    """Scoring, models and the trainer run where there is no Ray."""
+    for path in modules().values():
+        if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.MULTILINE):
+            place = path.relative_to(ROOT).as_posix()
+            assert place.startswith(WITH_RAY), f"{place} imports Ray"
 
 
 def test_no_folder_is_a_hall():
