@@ -17,12 +17,7 @@ import zstandard
 from pipeline.corpus.formats import FORMATS
 from pipeline.corpus.lines import open_decompressed
 from pipeline.corpus.splits import Split
-from pipeline.errors import (
-    BadDocumentError,
-    BadFileError,
-    PipelineError,
-    UnreachableFileError,
-)
+from pipeline.errors import BadDocumentError, BadFileError, UnreachableFileError, translated
 from pipeline.storage.output import open_input
 
 
@@ -92,12 +87,8 @@ def read_records(
         BadFileError: as :func:`read_split` does.
         UnreachableFileError: the file cannot be read now.
     """
-    try:
+    with translated(split.file.url, UnreachableFileError):
         yield from read_split(split, columns, max_document_bytes)
-    except PipelineError:
-        raise
-    except Exception as error:  # each filesystem has its own; all mean the same here
-        raise UnreachableFileError(f"{split.file.url}: cannot be read: {error}") from error
 
 
 def bad_document(url: str, reject: Reject) -> BadDocumentError:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.export.dataset_card import CARD
 from pipeline.export.exported_file import ExportedFile
 from pipeline.shards.manifest import is_export
@@ -181,15 +181,12 @@ def _staged(file: ExportedFile, output: OutputDirectory, directory: str) -> Path
     Raises:
         PipelineError: it is not there, or there is no room for a copy.
     """
-    path = Path(output.locate(file.path))
-    try:
+    where = output.locate(file.path)
+    path = Path(where) if output.local else Path(directory, "file")
+    with translated(f"--staging: {where}", what="cannot be uploaded"):
         if not output.local:
-            path = Path(directory, "file")
             output.filesystem.get_file(f"{output.path}/{file.path}", str(path))
         path.open("rb").close()
-    except Exception as error:  # each filesystem has its own
-        where = output.locate(file.path)
-        raise PipelineError(f"--staging: {where}: cannot be uploaded: {error}") from error
     return path
 
 
