@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     """A shard, and the file that it becomes."""
 
     entry: ShardEntry
-    """Without its statistics, which are long: workers get all pieces."""
+    """Without histograms: workers get all pieces."""
     bytes: int
     """Text in the shard."""
     path: str
@@ -34,7 +34,7 @@ def plan_export(shards: ShardSet, layout: Layout, config: ExportShardsConfig) ->
     """Every shard with documents, and where it goes."""
     entries = [entry for entry in shards.entries if entry.sha256 is not None]
     return [
-        Piece(replace(entry, statistics={}), entry.statistics["bytes"], path)
+        Piece(entry.without_histograms(), entry.statistics["bytes"], path)
         for entry, path in zip(entries, layout.paths(entries, shards, config), strict=True)
     ]
 

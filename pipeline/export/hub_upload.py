@@ -10,7 +10,6 @@ import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,7 @@ def _upload(
         "uploading",
         _upload_file,
         {i: files[i].bytes for i in waiting},
-        ([replace(file, statistics={}) for file in files], repository, output),
+        ([file.without_histograms() for file in files], repository, output),
         console,
         workers=num_workers,
         receive=receive,

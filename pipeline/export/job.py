@@ -1,7 +1,7 @@
 """The driver of ``export_shards.py``: a shard set → files of another layout, each committed."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -165,7 +165,7 @@ def _verify(
         "verifying",
         _verify_file,
         {i: file.bytes for i, file in enumerate(files)},
-        ([replace(file, statistics={}) for file in files], layout, output),
+        ([file.without_histograms() for file in files], layout, output),
         console,
         workers=config.num_workers,
     )

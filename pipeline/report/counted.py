@@ -181,15 +181,7 @@ def _as_source(counts: SetCounts) -> SetCounts:
     """A set with itself as its one source, and entries without the histograms, which a merged set
     needs no more."""
     sources = {counts.name: sum(counts.sources.values(), GroupCounts())}
-    entries = [
-        replace(
-            entry,
-            statistics={"bytes": entry.statistics["bytes"], "patches": entry.statistics["patches"]},
-        )
-        if entry.sha256 is not None
-        else entry
-        for entry in counts.entries
-    ]
+    entries = [entry.without_histograms() for entry in counts.entries]
     return replace(counts, sources=sources, entries=entries)
 
 

@@ -46,7 +46,10 @@ class ShardSet:
         self.output = OutputDirectory(url)
         try:
             self.manifest = read_manifest(self.output)
-            self.entries = [_entry(i, values) for i, values in enumerate(self.manifest["shards"])]
+            self.entries = [
+                ShardEntry.from_json(values, f"shards[{i}]")
+                for i, values in enumerate(self.manifest["shards"])
+            ]
             self.patcher = Patcher.from_json(self.manifest["patcher"])
         except (TypeError, ValueError) as error:
             raise PipelineError(f"{url}: {MANIFEST} is damaged: {error}") from error
@@ -149,13 +152,6 @@ class ShardSet:
         except (PipelineError, OSError, ValueError) as error:
             where = self.output.locate(entry.rejects_path)
             raise DamagedShardError(f"{where}: cannot be read: {error}") from error
-
-
-def _entry(number: int, values: object) -> ShardEntry:
-    try:
-        return ShardEntry.from_json(values)
-    except ValueError as error:
-        raise ValueError(f"shard {number}: {error}") from error
 
 
 def open_shards(url: str) -> ShardSet:

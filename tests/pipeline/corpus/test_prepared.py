@@ -43,17 +43,17 @@ def test_chunks_are_found_without_the_validation_set(tmp_path, changes):
 
 
 BAD = {
-    "it is not an object": [],
+    "it is [], not an object": [],
     "it has no 'format_version'": {},
     "its stage is 'export', not 'prepare'": GOOD | {"stage": "export"},
-    "chunks[0] is not an object": GOOD | {"chunks": ["c.chunk.00.parquet"]},
+    "chunks[0] is 'c.chunk.00.parquet', not an object": GOOD | {"chunks": ["c.chunk.00.parquet"]},
     "chunks[1] has no 'name'": GOOD | {"chunks": [GOOD["chunks"][0], CHUNK]},
-    "chunks[0].name is not a string": GOOD | {"chunks": [CHUNK | {"name": 5}]},
-    "chunks is not a list": GOOD | {"chunks": {}},
-    "counts.rejects is not an integer": GOOD | {"counts": GOOD["counts"] | {"rejects": "none"}},
-    "counts.records is not an integer": GOOD | {"counts": GOOD["counts"] | {"records": True}},
-    "validation is not an object": GOOD | {"validation": 0},
-    "sources[0].error is not a string": GOOD | {"sources": [GOOD["sources"][0] | {"error": 1}]},
+    "chunks[0].name is 5, not a string": GOOD | {"chunks": [CHUNK | {"name": 5}]},
+    "chunks is {}, not a list": GOOD | {"chunks": {}},
+    "counts.rejects is None, not an integer": GOOD | {"counts": GOOD["counts"] | {"rejects": None}},
+    "counts.records is True, not an integer": GOOD | {"counts": GOOD["counts"] | {"records": True}},
+    "validation is 0, not an object": GOOD | {"validation": 0},
+    "sources[0].error is 1, not a string": GOOD | {"sources": [GOOD["sources"][0] | {"error": 1}]},
 }
 
 
