@@ -88,7 +88,7 @@ class PreparedManifest(TypedDict):
     chunks: list[ManifestChunk]
 
 
-def read_manifest(directory: OutputDirectory) -> PreparedManifest:
+def read_prepared_manifest(directory: OutputDirectory) -> PreparedManifest:
     """The manifest of a prepared corpus.
 
     Raises:
@@ -123,7 +123,7 @@ def prepared_chunks(url: str) -> list[str] | None:
         if not any(map(_is_of_prepared, values.values())):
             return None
         if MANIFEST in values:
-            chunks = read_manifest(directory)["chunks"]
+            chunks = read_prepared_manifest(directory)["chunks"]
             return [directory.locate(chunk["name"]) for chunk in chunks]
     except PipelineError as error:
         raise ConfigError(f"--input {error}") from error

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from model.tokenizer import encode_documents
-from pipeline.corpus.documents import Document, bad_document, read_records
-from pipeline.corpus.formats import file_format, input_suffixes
+from pipeline.corpus.documents import Document, bad_document, check_columns, read_records
+from pipeline.corpus.formats import input_suffixes, known_format
 from pipeline.corpus.splits import Split, plan_file
 from pipeline.errors import (
     BadFileError,
@@ -137,26 +137,9 @@ def _batch(documents: list[tuple[str, Document]]) -> Batch:
 
 def _plan(files: list[InputFile], config: EvaluateConfig) -> list[Split]:
     """Each file as one split."""
-    plans = []
-    for file in files:
-        kind = file_format(file, config.format)
-        if kind is None:
-            raise ConfigError(f"--format: cannot tell what {file.url} holds from its name")
-        plans.append(plan_file(file, kind, split_bytes=1 << 62))
-    wanted = {
-        "--text-column": config.text_column,
-        "--id-column": config.id_column,
-        "--by": config.by,
-    }
-    offered = [plan.columns for plan in plans if plan.columns is not None]
-    if len(offered) == len(plans):
-        existing = list(dict.fromkeys(name for names in offered for name in names))
-        for flag, name in wanted.items():
-            if name is not None and name not in existing:
-                columns = ", ".join(existing)
-                raise ConfigError(
-                    f"{flag}: no input file has a column {name!r}; there are: {columns}"
-                )
+    known = [(file, known_format(file, config.format, "--format")) for file in files]
+    plans = [plan_file(file, name, split_bytes=1 << 62) for file, name in known]
+    check_columns(plans, config.columns, "--by")
     return [split for plan in plans for split in plan.splits]
 
 

@@ -148,7 +148,7 @@ def _entry_counts(entry: ShardEntry) -> GroupCounts:
     return GroupCounts(statistics["documents"], statistics["bytes"], statistics["patches"], units)
 
 
-def merge(sets: Iterable[SetCounts]) -> SetCounts:
+def merge_sets(sets: Iterable[SetCounts]) -> SetCounts:
     """Several sets as one, whose sources are the sets. Holds one of them at a time.
 
     Raises:

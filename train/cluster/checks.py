@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.cli.command import refuse_lost_output
+from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError, translated
 from train.__main__ import configurations
 from train.checkpoints.model_json import steps_in
@@ -46,11 +47,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     Raises:
         ConfigError: a number is too small; names the flag.
     """
-    for name, least in (("num_workers", 1), ("cpus_per_worker", 1), ("max_failures", -1)):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag}: must be at least {least}, got {value}")
+    check_at_least(flags, num_workers=1, cpus_per_worker=1, max_failures=-1)
 
 
 def absolute_paths(arguments: list[str]) -> list[str]:

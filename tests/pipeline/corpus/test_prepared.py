@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.prepared import prepared_chunks, read_manifest
+from pipeline.corpus.prepared import prepared_chunks, read_prepared_manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.statistics.counts import DocumentStatistics
 from pipeline.storage.output import OutputDirectory
@@ -39,7 +39,7 @@ def write(directory: Path, manifest: object = None, record: object = None) -> st
 def test_chunks_are_found_without_the_validation_set(tmp_path, changes):
     url = write(tmp_path, GOOD | changes, RECORD)
     assert prepared_chunks(url) == [f"{tmp_path}/c.chunk.0{i}.parquet" for i in range(2)]
-    assert read_manifest(OutputDirectory(url)) == GOOD | changes
+    assert read_prepared_manifest(OutputDirectory(url)) == GOOD | changes
 
 
 BAD = {
@@ -66,7 +66,7 @@ def test_a_manifest_that_is_none_is_named(tmp_path, problem):
         "it, or prepare the corpus anew with --overwrite"
     )
     with pytest.raises(PipelineError, match=f"^{sentence}$"):
-        read_manifest(OutputDirectory(url))
+        read_prepared_manifest(OutputDirectory(url))
     with pytest.raises(ConfigError, match=f"^--input {sentence}$"):
         prepared_chunks(url)
 
