@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.report.figures import TokenizerFigures
 from pipeline.shards.entries import ShardEntry
+from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.download import fetch
 from pipeline.storage.tokenizer_files import find_tokenizer
@@ -93,8 +94,8 @@ def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
 
 def _beginning(shards: ShardSet, entry: ShardEntry, size: int) -> Iterator[str]:
     """The first texts of a shard, at most ``size`` characters in all; the last one may be cut."""
-    for batch in shards.shard_batches(entry, ["text"]):
-        for text in batch["text"].to_pylist():
+    for batch in shards.shard_batches(entry, [TEXT]):
+        for text in batch[TEXT].to_pylist():
             if size <= 0:
                 return
             yield text[:size]
