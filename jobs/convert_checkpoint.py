@@ -70,7 +70,7 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
             model: Model = read_step(config.checkpoint)
         except CheckpointError as error:
             raise ConfigError(f"--checkpoint: {error}") from error
-        write(output, model, _entropy_model(config, model, None), config.layout)
+        write_checkpoint(output, model, _entropy_model(config, model, None), config.layout)
     else:
         model = _convert_weights(config, output)
     kind = "BLT" if isinstance(model, BLT) else "entropy model"
@@ -83,7 +83,7 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
     return 0
 
 
-def write(
+def write_checkpoint(
     output: Path, model: Model, entropy_model: AnyEntropyModel | None, layout: Layout
 ) -> None:
     """Write the whole checkpoint or nothing.
@@ -133,7 +133,7 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path) -> Model:
                 if directory.is_absolute():  # else the names are the same
                     message = message.replace(str(directory), source.rstrip("/"))
                 raise CheckpointError(message) from error
-            write(output, model, entropy_model, config.layout)
+            write_checkpoint(output, model, entropy_model, config.layout)
             return model
     except CheckpointError as error:
         steps = steps_in(source) if Path(source).is_dir() else []

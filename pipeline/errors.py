@@ -35,7 +35,11 @@ def message_of(error: BaseException) -> str:
 
 @contextmanager
 def translated(
-    where: str, kind: type[PipelineError] = PipelineError, what: str = "cannot be read"
+    where: str,
+    kind: type[PipelineError] = PipelineError,
+    what: str = "cannot be read",
+    *,
+    advice: str = "",
 ) -> Iterator[None]:
     """Turn whatever the block raises into one error that a user can act on.
 
@@ -46,6 +50,7 @@ def translated(
         where: the file, with the flag that names it if there is one: the message begins with it.
         kind: the error to raise.
         what: what is wrong with the file.
+        advice: what the user can do; the message ends with it.
 
     Raises:
         PipelineError: of type ``kind``; a PipelineError of the block stays as it is.
@@ -55,4 +60,5 @@ def translated(
     except PipelineError:
         raise
     except Exception as error:
-        raise kind(f"{where}: {what}: {message_of(error)}") from error
+        end = advice and f"; {advice}"
+        raise kind(f"{where}: {what}: {message_of(error)}{end}") from error

@@ -7,7 +7,7 @@ A *record* is what a file offers as a document: it becomes a :class:`Document` o
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,12 +16,13 @@ import zstandard
 
 from pipeline.corpus.formats import FORMATS
 from pipeline.corpus.lines import open_decompressed
-from pipeline.corpus.splits import Split
+from pipeline.corpus.splits import FilePlan, Split
 from pipeline.errors import (
     BadDocumentError,
     BadFileError,
-    PipelineError,
+    ConfigError,
     UnreachableFileError,
+    translated,
 )
 from pipeline.storage.output import open_input
 
@@ -39,6 +40,33 @@ class Columns:
     def all(self) -> list[str]:
         """All of them, each once; the first is the text."""
         return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.metadata]))
+
+
+def check_columns(
+    plans: Iterable[FilePlan], columns: Columns, metadata_flag: str = "--keep-columns"
+) -> None:
+    """Check that each wanted column is in some file; nothing is checked if a file does not tell.
+
+    Args:
+        metadata_flag: the flag that names columns of metadata, for the error.
+
+    Raises:
+        ConfigError: no file has a column that is wanted; names the flag.
+    """
+    existing: list[str] = []
+    for plan in plans:
+        has_columns = FORMATS[plan.splits[0].format].has_columns
+        offered = plan.columns if has_columns else [columns.text]
+        if offered is None:
+            return
+        existing += (name for name in offered if name not in existing)
+    wanted = [("--text-column", columns.text), ("--id-column", columns.id)]
+    wanted += [(metadata_flag, name) for name in columns.metadata]
+    for flag, name in wanted:
+        if name and name not in existing:
+            raise ConfigError(
+                f"{flag}: no input file has a column {name!r}; there are: {', '.join(existing)}"
+            )
 
 
 class Document(NamedTuple):
@@ -92,12 +120,8 @@ def read_records(
         BadFileError: as :func:`read_split` does.
         UnreachableFileError: the file cannot be read now.
     """
-    try:
+    with translated(split.file.url, UnreachableFileError):
         yield from read_split(split, columns, max_document_bytes)
-    except PipelineError:
-        raise
-    except Exception as error:  # each filesystem has its own; all mean the same here
-        raise UnreachableFileError(f"{split.file.url}: cannot be read: {error}") from error
 
 
 def bad_document(url: str, reject: Reject) -> BadDocumentError:

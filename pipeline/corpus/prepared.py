@@ -13,10 +13,10 @@ A prepared corpus is a directory::
 or the same with ``.jsonl``, named as the published recipe does.
 """
 
-from types import UnionType
-from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypedDict, cast
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.storage.json_shape import problem_of
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST, PREPARE, RECORD
 
@@ -88,7 +88,7 @@ class PreparedManifest(TypedDict):
     chunks: list[ManifestChunk]
 
 
-def read_manifest(directory: OutputDirectory) -> PreparedManifest:
+def read_prepared_manifest(directory: OutputDirectory) -> PreparedManifest:
     """The manifest of a prepared corpus.
 
     Raises:
@@ -96,7 +96,7 @@ def read_manifest(directory: OutputDirectory) -> PreparedManifest:
         PipelineError: it cannot be read, or is not such a manifest; names the file.
     """
     value = directory.read_json(MANIFEST)
-    problem = _problem(value, PreparedManifest, "it")
+    problem = problem_of(value, PreparedManifest)
     if problem is None and not _is_of_prepared(value):
         problem = f"its stage is {value['stage']!r}, not {PREPARE!r}"
     if problem is not None:
@@ -123,7 +123,7 @@ def prepared_chunks(url: str) -> list[str] | None:
         if not any(map(_is_of_prepared, values.values())):
             return None
         if MANIFEST in values:
-            chunks = read_manifest(directory)["chunks"]
+            chunks = read_prepared_manifest(directory)["chunks"]
             return [directory.locate(chunk["name"]) for chunk in chunks]
     except PipelineError as error:
         raise ConfigError(f"--input {error}") from error
@@ -136,31 +136,3 @@ def prepared_chunks(url: str) -> list[str] | None:
 def _is_of_prepared(value: object) -> bool:
     """Whether a manifest or record says that it is a prepared corpus'."""
     return isinstance(value, dict) and value.get("stage") == PREPARE
-
-
-def _problem(value: object, kind: Any, what: str) -> str | None:
-    """Where a JSON value is not of a type (a TypedDict and what those hold); None if it is.
-
-    Args:
-        what: the value in a sentence, like "chunks[3]".
-    """
-    if isinstance(kind, UnionType):
-        problems = [_problem(value, each, what) for each in get_args(kind)]
-        return None if None in problems else problems[0]
-    if is_typeddict(kind) and isinstance(value, dict):
-        for name, inner in get_type_hints(kind).items():
-            if name not in value:
-                return f"{what} has no {name!r}"
-            path = name if what == "it" else f"{what}.{name}"
-            if problem := _problem(value[name], inner, path):
-                return problem
-        return None
-    if get_origin(kind) is list and isinstance(value, list):
-        (inner,) = get_args(kind)
-        problems = [_problem(item, inner, f"{what}[{i}]") for i, item in enumerate(value)]
-        return next((problem for problem in problems if problem is not None), None)
-    plain = dict if is_typeddict(kind) else get_origin(kind) or kind
-    if isinstance(value, plain) and not isinstance(value, bool):
-        return None
-    names = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
-    return f"{what} is not {names.get(plain, 'null')}"

@@ -7,10 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from model.tokenizer import encode_documents
-from pipeline.corpus.documents import Document, read_split
-from pipeline.corpus.formats import file_format, input_suffixes
+from pipeline.corpus.documents import Document, bad_document, check_columns, read_records
+from pipeline.corpus.formats import input_suffixes, known_format
 from pipeline.corpus.splits import Split, plan_file
-from pipeline.errors import BadDocumentError, BadFileError, ConfigError, PipelineError
+from pipeline.errors import (
+    BadFileError,
+    ConfigError,
+    PipelineError,
+    UnreachableFileError,
+    translated,
+)
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.models import with_threshold
 from pipeline.patches import recut
@@ -103,27 +109,21 @@ class TextData:
 
     def _documents(self, problems: Problems) -> Iterator[tuple[str, Document]]:
         for split in self.splits:
-            file = split.file
             try:
                 yield from self._split_documents(split, problems)
-            except BadDocumentError:
-                raise
             except BadFileError as error:
-                problems.failures.append(f"{file.url}: {error}")
-            except Exception as error:  # each filesystem has its own; all mean the same here
-                problems.failures.append(f"{file.url}: cannot be read: {error}")
+                problems.failures.append(f"{split.file.url}: {error}")
+            except UnreachableFileError as error:
+                problems.failures.append(str(error))
 
     def _split_documents(self, split: Split, problems: Problems) -> Iterator[tuple[str, Document]]:
         name = split.file.name
-        for record in read_split(split, self.config.columns, self.config.max_document_bytes):
+        for record in read_records(split, self.config.columns, self.config.max_document_bytes):
             if isinstance(record, Document):
                 by = record.metadata[0] if record.metadata else name
                 yield NO_SOURCE if by is None else by, record
             elif self.config.on_bad_document == "fail":
-                raise BadDocumentError(
-                    f"{split.file.url}, position {record.position}: {record.reason} "
-                    "(--on-bad-document reject goes on without such documents)"
-                )
+                raise bad_document(split.file.url, record)
             else:
                 problems.reject(name, record.position, record.reason)
 
@@ -137,26 +137,9 @@ def _batch(documents: list[tuple[str, Document]]) -> Batch:
 
 def _plan(files: list[InputFile], config: EvaluateConfig) -> list[Split]:
     """Each file as one split."""
-    plans = []
-    for file in files:
-        kind = file_format(file, config.format)
-        if kind is None:
-            raise ConfigError(f"--format: cannot tell what {file.url} holds from its name")
-        plans.append(plan_file(file, kind, split_bytes=1 << 62))
-    wanted = {
-        "--text-column": config.text_column,
-        "--id-column": config.id_column,
-        "--by": config.by,
-    }
-    offered = [plan.columns for plan in plans if plan.columns is not None]
-    if len(offered) == len(plans):
-        existing = list(dict.fromkeys(name for names in offered for name in names))
-        for flag, name in wanted.items():
-            if name is not None and name not in existing:
-                columns = ", ".join(existing)
-                raise ConfigError(
-                    f"{flag}: no input file has a column {name!r}; there are: {columns}"
-                )
+    known = [(file, known_format(file, config.format, "--format")) for file in files]
+    plans = [plan_file(file, name, split_bytes=1 << 62) for file, name in known]
+    check_columns(plans, config.columns, "--by")
     return [split for plan in plans for split in plan.splits]
 
 
@@ -200,16 +183,12 @@ class ShardData:
         columns = [SAMPLE_ID, TEXT]
         columns += [PATCH_LENGTHS] if self.config.threshold is None else [ENTROPIES]
         columns += [self.config.by] if self.config.by else []
-        try:
+        where = f"--shards {self.shards.output.url}"
+        with translated(where, advice="patch_corpus.py --verify tells what is damaged"):
             for batch in self.shards.batches(columns):
                 entry = self.shards.entries[int(np.searchsorted(end_E, rows, side="right"))]
                 rows += batch.num_rows
                 yield self._batch(batch, entry.source)
-        except (OSError, ValueError) as error:  # those of Arrow are ValueErrors
-            raise PipelineError(
-                f"--shards {self.shards.output.url}: cannot be read: {error}; patch_corpus.py "
-                "--verify tells what is damaged"
-            ) from error
 
     def _batch(self, rows: pa.RecordBatch, source: str) -> Batch:
         tokens_T, lengths_D = encode_documents(read_texts(rows))

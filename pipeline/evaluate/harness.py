@@ -32,7 +32,7 @@ from model.blt import BLT
 from model.generation.generate import generate
 from model.tokenizer import encode_documents
 from pipeline.cli.progress_bar import metered
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, translated
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.job import RESAMPLES
 from pipeline.evaluate.likelihood import Predictions, predict
@@ -216,9 +216,7 @@ def load_tasks(names: Sequence[str], manager: TaskManager) -> list[Task | Group]
                 f"--harness-tasks: {name!r} is neither a task that lm-eval knows (lm_eval ls tasks "
                 "lists them) nor a YAML file"
             )
-        try:
+        with translated(f"--harness-tasks: {name}", ConfigError, "cannot be loaded"):
             found = manager.load([name])
-        except Exception as error:  # each source of data has its own; all mean the same here
-            raise ConfigError(f"--harness-tasks: {name}: cannot be loaded: {error}") from error
         tasks += found["groups"].values() or found["tasks"].values()
     return tasks

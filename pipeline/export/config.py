@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 import tyro
 
+from pipeline.cli.flags import check_at_least, flag_name
 from pipeline.errors import ConfigError
 from pipeline.export.layouts import LAYOUTS
 from pipeline.shards.shard_set import ShardSet
@@ -71,14 +72,13 @@ class ExportShardsConfig:
         for layout in LAYOUTS.values():
             for name in set(layout.own_flags).difference(LAYOUTS[self.format].own_flags):
                 if getattr(self, name):
-                    raise ConfigError(f"{flag(name)}: only --format {layout.name} uses it")
+                    raise ConfigError(f"{flag_name(name)}: only --format {layout.name} uses it")
         LAYOUTS[self.format].check(self)
         for name in ("corpus", "entropy_model_name"):
             value = getattr(self, name)
             if value is not None and (not FOLDER.fullmatch(value) or value in (".", "..")):
-                raise ConfigError(f"{flag(name)}: {value!r} is no directory's name")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ConfigError(f"--num-workers: must be at least 1, got {self.num_workers}")
+                raise ConfigError(f"{flag_name(name)}: {value!r} is no directory's name")
+        check_at_least(self, num_workers=1)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ConfigError("--threshold: must be a finite number of nats")
 
@@ -99,8 +99,3 @@ class ExportShardsConfig:
         names = ("drop_entropies", "threshold", "corpus", "entropy_model_name")
         settings = {"format": LAYOUTS[self.format].written_as}
         return settings | {name: getattr(self, name) for name in names}
-
-
-def flag(name: str) -> str:
-    """The flag of a field."""
-    return "--" + name.replace("_", "-")

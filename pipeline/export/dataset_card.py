@@ -15,6 +15,7 @@ from pipeline.report.config import CONTEXT_BYTES, TARGETS
 from pipeline.report.counted import Provenance, SetCounts
 from pipeline.report.figures import set_figures
 from pipeline.report.plots import PLOTS, png
+from pipeline.shards.format import ENTROPIES, PATCH_LENGTHS, SAMPLE_ID, TEXT
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.output import OutputDirectory
@@ -23,10 +24,10 @@ CARD, PICTURES = "README.md", "pictures"
 CARD_PLOTS = ("threshold", "patch-lengths", "entropies")
 """Of the report's, those beside the card."""
 COLUMNS = {
-    "sample_id": "the document's id",
-    "text": "its text",
-    "entropies": "nats, one a token (BOS, bytes, EOS): the entropy of the prediction after it",
-    "patch_lengths": "tokens of each patch; they sum to the bytes of the text and 2",
+    SAMPLE_ID: "the document's id",
+    TEXT: "its text",
+    ENTROPIES: "nats, one per token (BOS, bytes, EOS): the entropy of the prediction after it",
+    PATCH_LENGTHS: "tokens of each patch; they sum to the bytes of the text and 2",
 }
 
 
@@ -131,7 +132,7 @@ def _figures(
         ("documents", f"{statistics.documents:,}"),
         ("bytes of text", f"{statistics.bytes:,}"),
         ("patches", f"{statistics.patches:,}"),
-        ("mean bytes a patch", f"{statistics.mean_patch_bytes:.3f}"),
+        ("mean bytes per patch", f"{statistics.mean_patch_bytes:.3f}"),
         ("patch lengths (tokens)", ", ".join(percentiles)),
         ("documents left out", f"{rejects:,}"),
         ("boundary rule (nats)", plain(rule)),

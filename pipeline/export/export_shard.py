@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.errors import PipelineError, translated
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile, RowsHash
 from pipeline.export.layouts import Layout
@@ -22,7 +23,7 @@ class Piece(NamedTuple):
     """A shard, and the file that it becomes."""
 
     entry: ShardEntry
-    """Without its statistics, which are long: workers get all pieces."""
+    """Without histograms: workers get all pieces."""
     bytes: int
     """Text in the shard."""
     path: str
@@ -33,7 +34,7 @@ def plan_export(shards: ShardSet, layout: Layout, config: ExportShardsConfig) ->
     """Every shard with documents, and where it goes."""
     entries = [entry for entry in shards.entries if entry.sha256 is not None]
     return [
-        Piece(replace(entry, statistics={}), entry.statistics["bytes"], path)
+        Piece(entry.without_histograms(), entry.statistics["bytes"], path)
         for entry, path in zip(entries, layout.paths(entries, shards, config), strict=True)
     ]
 
@@ -92,17 +93,18 @@ def verify_file(file: ExportedFile, layout: Layout, output: OutputDirectory) -> 
     """What is wrong with an exported file; None if nothing is."""
     where = output.locate(file.path)
     try:
-        with output.open(file.path) as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if digest != file.sha256:
-            return f"{where}: sha256 is {digest}, {file.sha256} was written"
-        rows, rows_hash = 0, RowsHash()
-        with output.open(file.path) as opened:
-            for batch in layout.read(opened):
-                rows += batch.num_rows
-                rows_hash.update(batch)
-    except (OSError, pa.ArrowInvalid) as error:
-        return f"{where}: cannot be read: {error}"
+        with translated(where):
+            with output.open(file.path) as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            if digest != file.sha256:
+                return f"{where}: sha256 is {digest}, {file.sha256} was written"
+            rows, rows_hash = 0, RowsHash()
+            with output.open(file.path) as opened:
+                for batch in layout.read(opened):
+                    rows += batch.num_rows
+                    rows_hash.update(batch)
+    except PipelineError as error:
+        return str(error)
     if (rows, rows_hash.hexdigest()) != (file.rows, file.content):
         return f"{where}: its rows are not those of the shard"
     return None

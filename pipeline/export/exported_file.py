@@ -1,12 +1,12 @@
 """What is known of one exported file: its commit record, and the hash of its rows."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord
+from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord, without_histograms
 
 ENTRIES = "entries"
 """Directory of the commit records, one for each exported file."""
@@ -29,6 +29,10 @@ class ExportedFile:
     """Hash of the rows, whatever file they are in; see :class:`RowsHash`."""
     statistics: PatchStatisticsRecord = field(default_factory=lambda: PatchStatistics().to_json())
     """:class:`PatchStatistics` of the rows as exported."""
+
+    def without_histograms(self) -> "ExportedFile":
+        """The same without what is long in its statistics."""
+        return replace(self, statistics=without_histograms(self.statistics))
 
     @property
     def entry_path(self) -> str:

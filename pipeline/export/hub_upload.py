@@ -10,7 +10,6 @@ import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.console import Console
 
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.export.dataset_card import CARD
 from pipeline.export.exported_file import ExportedFile
 from pipeline.shards.manifest import is_export
@@ -144,7 +143,7 @@ def _upload(
         "uploading",
         _upload_file,
         {i: files[i].bytes for i in waiting},
-        ([replace(file, statistics={}) for file in files], repository, output),
+        ([file.without_histograms() for file in files], repository, output),
         console,
         workers=num_workers,
         receive=receive,
@@ -181,15 +180,12 @@ def _staged(file: ExportedFile, output: OutputDirectory, directory: str) -> Path
     Raises:
         PipelineError: it is not there, or there is no room for a copy.
     """
-    path = Path(output.locate(file.path))
-    try:
+    where = output.locate(file.path)
+    path = Path(where) if output.local else Path(directory, "file")
+    with translated(f"--staging: {where}", what="cannot be uploaded"):
         if not output.local:
-            path = Path(directory, "file")
             output.filesystem.get_file(f"{output.path}/{file.path}", str(path))
         path.open("rb").close()
-    except Exception as error:  # each filesystem has its own
-        where = output.locate(file.path)
-        raise PipelineError(f"--staging: {where}: cannot be uploaded: {error}") from error
     return path
 
 

@@ -1,7 +1,7 @@
 """The driver of ``export_shards.py``: a shard set → files of another layout, each committed."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -13,7 +13,7 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import Piece, export_shard, plan_export, verify_file
 from pipeline.export.exported_file import ExportedFile
 from pipeline.export.layouts import LAYOUTS, Layout
-from pipeline.export.manifest import write_manifest
+from pipeline.export.manifest import write_export_manifest
 from pipeline.export.run import ExportRun, committed_files
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials
@@ -72,7 +72,7 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
         raise unshared_storage(f"{flag} {output.url}")
     last = (MANIFEST, *layout.card_files[:1])
     if complete and (waiting or not all(map(output.exists, last))):
-        write_manifest(files, shards, layout, config, output)
+        write_export_manifest(files, shards, layout, config, output)
     problems = _verify(files, layout, config, output, console) if config.verify else []
     pushed = 0
     if complete and not problems:
@@ -165,7 +165,7 @@ def _verify(
         "verifying",
         _verify_file,
         {i: file.bytes for i, file in enumerate(files)},
-        ([replace(file, statistics={}) for file in files], layout, output),
+        ([file.without_histograms() for file in files], layout, output),
         console,
         workers=config.num_workers,
     )

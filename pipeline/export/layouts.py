@@ -33,6 +33,7 @@ from pipeline.export.file_writers import WriteRows, arrow_writer, parquet_writer
 from pipeline.export.hub_upload import open_repository, push
 from pipeline.export.provenance import without_places
 from pipeline.shards.entries import ShardEntry
+from pipeline.shards.format import ENTROPIES, SAMPLE_ID, TEXT, without_entropies
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.output import OutputDirectory
@@ -110,9 +111,7 @@ class Layout:
 
     def rows(self, batch: pa.RecordBatch, settings: ExportSettings) -> pa.RecordBatch:
         """The rows of a file, from those of a shard."""
-        if settings.drop_entropies and "entropies" in batch.schema.names:
-            return batch.drop_columns(["entropies"])
-        return batch
+        return without_entropies(batch) if settings.drop_entropies else batch
 
     def writer(self, path: Path) -> AbstractContextManager[WriteRows]:
         """A function that writes rows to a new local file, while the context lasts."""
@@ -231,9 +230,9 @@ class Reference(Layout):
     needs_entropies = True
     schema = pa.schema(
         [
-            pa.field("sample_id", pa.string(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("entropies", pa.list_(pa.float16()), nullable=False),
+            pa.field(SAMPLE_ID, pa.string(), nullable=False),
+            pa.field(TEXT, pa.string(), nullable=False),
+            pa.field(ENTROPIES, pa.list_(pa.float16()), nullable=False),
         ]
     )
 

@@ -15,7 +15,7 @@ PROVENANCE = ("tokenizer", "entropy_model", "patcher", "sources")
 """Keys of a shard set's manifest that an export's manifest takes over."""
 
 
-def write_manifest(
+def write_export_manifest(
     files: list[ExportedFile],
     shards: ShardSet,
     layout: Layout,

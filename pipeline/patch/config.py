@@ -10,7 +10,7 @@ import tyro
 from model.checkpoints.files import BUILT_IN
 from model.patcher import Patcher
 from model.rules import BoundaryRule, find_rule
-from pipeline.cli.rule_flag import rule_flag
+from pipeline.cli.flags import check_at_least, flag_name, rule_flag
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
@@ -121,17 +121,18 @@ class PatchCorpusConfig:
             raise ConfigError(f"--target-patch-size: the {self.rule} rule has no threshold")
         for name in ("threshold", "threshold_add"):
             if not math.isfinite(getattr(self, name) or 0):
-                raise ConfigError(f"{flag(name)}: must be a finite number of nats")
+                raise ConfigError(f"{flag_name(name)}: must be a finite number of nats")
         if self.calibrates and not 0.5 <= float(self.target_patch_size or 0) <= 10_000:
             raise ConfigError(f"--target-patch-size: {self.target_patch_size} bytes is no size")
         _ = self.patcher  # built here for its own checks
-        for name in (
-            *("num_workers", "calibration_bytes", "ngram_bytes"),
-            *("shard_bytes", "max_document_bytes"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{flag(name)}: must be at least 1, got {value}")
+        check_at_least(
+            self,
+            num_workers=1,
+            calibration_bytes=1,
+            ngram_bytes=1,
+            shard_bytes=1,
+            max_document_bytes=1,
+        )
         if self.max_document_bytes > 1 << 30:
             raise ConfigError("--max-document-bytes: at most 1 GiB, what one Arrow row can hold")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
@@ -191,9 +192,4 @@ class PatchCorpusConfig:
 def _naming_flag(error: ValueError) -> ConfigError:
     """An error whose message begins with a setting's name, naming the flag instead."""
     name, _, rest = str(error).partition(":")
-    return ConfigError(f"{flag(name)}:{rest}")
-
-
-def flag(name: str) -> str:
-    """The flag of a field."""
-    return "--" + name.replace("_", "-")
+    return ConfigError(f"{flag_name(name)}:{rest}")

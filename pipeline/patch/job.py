@@ -24,7 +24,7 @@ from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
-from pipeline.patch.plan import begin_run, gpus_per_worker, load_model, resume_run
+from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
 from pipeline.patch.run import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
 from pipeline.shards.entries import ShardEntry
@@ -76,7 +76,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         run = PatchRun.resume(output)
     config = _with_prepared(config)
     files = list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
-    model = load_model(config)
+    model = load_given_model(config)
     output.remove_temporary()
     connect(config.num_workers)
     if run is None:

@@ -44,7 +44,7 @@ def gpus_per_worker(config: PatchCorpusConfig, model: AnyEntropyModel) -> float:
     return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
 
-def load_model(config: PatchCorpusConfig) -> AnyEntropyModel | None:
+def load_given_model(config: PatchCorpusConfig) -> AnyEntropyModel | None:
     """The entropy model that was asked for; None if one is to be fitted.
 
     Raises:

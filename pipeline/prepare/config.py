@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pipeline.cli.flags import check_at_least
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName, input_suffixes
 from pipeline.corpus.named import CORPORA, Corpus, find_corpus
@@ -102,12 +103,14 @@ class PrepareCorpusConfig:
             raise ConfigError("--files: chooses among files of a --corpus; name yours in --input")
         if self.input and self.downloads:
             raise ConfigError("--downloads: only files of a --corpus are downloaded")
-        least = {"num_chunks": 1, "validation_documents": 0, "num_workers": 1, "sort_bytes": 1}
-        for name, smallest in (least | {"max_document_bytes": 1}).items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(f"{flag}: must be at least {smallest}, got {value}")
+        check_at_least(
+            self,
+            num_chunks=1,
+            validation_documents=0,
+            num_workers=1,
+            sort_bytes=1,
+            max_document_bytes=1,
+        )
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ConfigError(f"--seed: must be between 0 and 2**64 - 1, got {self.seed}")
         if self.max_document_bytes > 1 << 30:

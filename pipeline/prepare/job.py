@@ -20,7 +20,7 @@ from pipeline.cluster.plan_splits import plan_splits
 from pipeline.cluster.stage import Work, run_stage, unshared_storage
 from pipeline.corpus.formats import input_suffixes, known_format
 from pipeline.corpus.named import Corpus, list_corpus
-from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_manifest
+from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_prepared_manifest
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.prepare import stages
@@ -91,7 +91,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
         if output.exists(MANIFEST):
             if tokenizer:
                 download_tokenizer(str(config.tokenizer), tokenizer, output)
-            return _finished(output, read_manifest(output))
+            return _finished(output, read_prepared_manifest(output))
         console.print(f"going on with the run in {output.url}", highlight=False)
     connect(config.num_workers)
     output.remove_temporary()
@@ -206,7 +206,7 @@ class _Work:
         done = {n: f.size for n, f in enumerate(files) if sizes.get(f.name) == f.size}
         waiting = {n: f.size for n, f in enumerate(files) if n not in done}
         shared = (files, downloads, _scratch(downloads))
-        unreachable = self._run("downloading", stages.download, waiting, shared, done)
+        unreachable = self._run("downloading", stages.download_file, waiting, shared, done)
         if not unreachable:
             downloads.remove(EXCHANGE)
             downloads.remove_temporary()
@@ -242,7 +242,7 @@ class _Work:
         doing = "downloading and sorting" if is_hub_file(preparation.files[0]) else "sorting"
         sorted_bytes = {n: _text_bytes(unit) for n, unit in done.items()}
         shared = (units, preparation.shuffle, self._output, _scratch(self._output))
-        return self._run(doing, stages.sort, waiting, shared, sorted_bytes)
+        return self._run(doing, stages.sort_piece, waiting, shared, sorted_bytes)
 
     def _check_seen(self, done: Sized, pieces: Sized) -> None:
         if len(done) < len(pieces):
@@ -259,7 +259,7 @@ class _Work:
         done = merges_done(self._output)
         waiting = {n: size for n in range(len(pieces)) if n not in done}
         shared = (pieces, shuffle, self._output)
-        self._run("merging", stages.merge, waiting, shared, dict.fromkeys(done, size))
+        self._run("merging", stages.merge_piece, waiting, shared, dict.fromkeys(done, size))
         done = merges_done(self._output)
         self._check_seen(done, pieces)
         self._output.remove(f"{EXCHANGE}/runs")
@@ -278,7 +278,7 @@ class _Work:
         waiting = {n: each for n in ranges if n not in done}
         chunk_format = preparation.settings["format"]
         shared = (ranges, slices, preparation.shuffle, chunk_format, self._output)
-        self._run("writing chunks", stages.write, waiting, shared, written)
+        self._run("writing chunks", stages.write_piece, waiting, shared, written)
         self._check_seen(chunks_done(self._output), ranges)
 
 

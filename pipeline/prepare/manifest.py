@@ -2,7 +2,7 @@
 
 from pipeline.corpus.prepared import FORMAT_VERSION, PreparedManifest
 from pipeline.errors import PipelineError
-from pipeline.prepare.plan import Preparation, as_json
+from pipeline.prepare.plan import Preparation, plain_values
 from pipeline.prepare.shuffle import Chunk, Sorted, Source
 from pipeline.statistics.counts import DocumentStatistics
 from pipeline.storage.output import OutputDirectory
@@ -53,21 +53,21 @@ def manifest_of(
             "validation": validation.documents.documents if validation else 0,
             "chunks": sum(c.documents.documents for n, c in chunks.items() if n),
         },
-        "statistics": as_json(written),
+        "statistics": plain_values(written),
         "sources": [
             {
                 "name": file.name,
                 "url": file.url,
                 "bytes": file.size,
                 "version": file.version,
-                "documents": as_json(sources[file.name].documents),
+                "documents": plain_values(sources[file.name].documents),
                 "rejects": sources[file.name].rejects,
                 "error": sources[file.name].error,
             }
             for file in preparation.files
         ],
-        "validation": as_json(validation),
-        "chunks": [as_json(chunk) for number, chunk in sorted(chunks.items()) if number],
+        "validation": plain_values(validation),
+        "chunks": [plain_values(chunk) for number, chunk in sorted(chunks.items()) if number],
     }
 
 

@@ -150,9 +150,9 @@ def chunks_done(output: OutputDirectory) -> dict[int, Chunk]:
     return {number: read_chunk(entry) for number, entry in _entries(output, "chunks").items()}
 
 
-def commit_entry(output: OutputDirectory, kind: str, number: int, done: Sorted | Chunk) -> None:
+def commit_piece(output: OutputDirectory, kind: str, number: int, done: Sorted | Chunk) -> None:
     """Record that a piece of work is done; ``kind`` is units, merges or chunks."""
-    output.write(f"{EXCHANGE}/{kind}/{number:06d}.json", to_json(as_json(done)))
+    output.write(f"{EXCHANGE}/{kind}/{number:06d}.json", to_json(plain_values(done)))
 
 
 def _entries(output: OutputDirectory, kind: str) -> dict[int, Any]:
@@ -160,19 +160,19 @@ def _entries(output: OutputDirectory, kind: str) -> dict[int, Any]:
     return {int(name.removesuffix(".json")): entry for name, entry in entries.items()}
 
 
-def as_json(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """The result of a piece of work as plain values."""
     if isinstance(value, DocumentStatistics):
         return value.to_json()
     if isinstance(value, dict):
-        return {name: as_json(item) for name, item in value.items()}
+        return {name: plain_values(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [as_json(item) for item in value]
-    return as_json(vars(value)) if hasattr(value, "__dict__") else value
+        return [plain_values(item) for item in value]
+    return plain_values(vars(value)) if hasattr(value, "__dict__") else value
 
 
 def read_chunk(entry: dict[str, Any]) -> Chunk:
-    """The chunk that :func:`as_json` made an entry of."""
+    """The chunk that :func:`plain_values` made an entry of."""
     statistics = ("documents", "duplicates")
     return Chunk(**entry | {name: _statistics(entry[name]) for name in statistics})
 

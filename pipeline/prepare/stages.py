@@ -13,7 +13,7 @@ from pipeline.corpus.prepared import EXCHANGE
 from pipeline.corpus.splits import Split
 from pipeline.prepare.chunks import ChunkFormat
 from pipeline.prepare.key_ranges import Range
-from pipeline.prepare.plan import commit_entry
+from pipeline.prepare.plan import commit_piece
 from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
 from pipeline.prepare.sort_unit import sort_unit
 from pipeline.prepare.sorted_runs import SortedRun
@@ -23,7 +23,7 @@ from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 
 
-def download(
+def download_file(
     number: int, shared: tuple[Sequence[InputFile], OutputDirectory, Path], report: Reporter
 ) -> None:
     """Keep a file of the hub among the downloads."""
@@ -36,7 +36,7 @@ def download(
         shutil.move(copy, target)
 
 
-def sort(
+def sort_piece(
     number: int,
     shared: tuple[Sequence[Sequence[Split]], Shuffle, OutputDirectory, Path],
     report: Reporter,
@@ -44,10 +44,10 @@ def sort(
     """Sort a unit of the input into runs."""
     units, shuffle, output, scratch = shared
     made = sort_unit(number, units[number], shuffle, output, scratch, report)
-    commit_entry(output, "units", number, made)
+    commit_piece(output, "units", number, made)
 
 
-def merge(
+def merge_piece(
     number: int,
     shared: tuple[Sequence[tuple[Sequence[SortedRun], int]], Shuffle, OutputDirectory],
     report: Reporter,
@@ -57,10 +57,10 @@ def merge(
     runs, cell = merges[number]
     name = f"{EXCHANGE}/merged/{number:06d}.run"
     made = merge_runs(name, runs, cell, shuffle, output, report)
-    commit_entry(output, "merges", number, made)
+    commit_piece(output, "merges", number, made)
 
 
-def write(
+def write_piece(
     number: int,
     shared: tuple[Mapping[int, Range], Sequence[Slice], Shuffle, ChunkFormat, OutputDirectory],
     report: Reporter,
@@ -69,4 +69,4 @@ def write(
     ranges, slices, shuffle, chunk_format, output = shared
     name, keys = ranges[number]
     made = write_chunk(name, keys, slices, shuffle, chunk_format, output, report)
-    commit_entry(output, "chunks", number, made)
+    commit_piece(output, "chunks", number, made)

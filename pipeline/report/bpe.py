@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.report.figures import TokenizerFigures
 from pipeline.shards.entries import ShardEntry
+from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.download import fetch
 from pipeline.storage.tokenizer_files import find_tokenizer
@@ -47,10 +48,8 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def _read(name: str, path: Path) -> Tokenizer:
-    try:
+    with translated(f"--tokenizer {name}: {path}", ConfigError):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more definite
-        raise ConfigError(f"--tokenizer {name}: {path} cannot be read: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -79,11 +78,12 @@ def _sample(sets: Sequence[ShardSet], problems: list[str]) -> Iterator[str]:
     filled = [(s, entry) for s in sets for entry in s.entries if entry.sha256 is not None]
     chosen = evenly_spaced(filled, SAMPLED_SHARDS)
     for shards, entry in chosen:
+        where = shards.output.locate(entry.path)
         try:
-            yield from _beginning(shards, entry, SAMPLE_CHARACTERS // len(chosen))
-        except Exception as error:  # each filesystem has its own; all mean the same here
-            where = shards.output.locate(entry.path)
-            problems.append(f"{where}: cannot be read for --tokenizer: {error}")
+            with translated(where, what="cannot be read for --tokenizer"):
+                yield from _beginning(shards, entry, SAMPLE_CHARACTERS // len(chosen))
+        except PipelineError as error:
+            problems.append(str(error))
 
 
 def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
@@ -94,8 +94,8 @@ def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
 
 def _beginning(shards: ShardSet, entry: ShardEntry, size: int) -> Iterator[str]:
     """The first texts of a shard, at most ``size`` characters in all; the last one may be cut."""
-    for batch in shards.shard_batches(entry, ["text"]):
-        for text in batch["text"].to_pylist():
+    for batch in shards.shard_batches(entry, [TEXT]):
+        for text in batch[TEXT].to_pylist():
             if size <= 0:
                 return
             yield text[:size]

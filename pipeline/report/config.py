@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError
 from pipeline.storage.output import canonical_url
 
@@ -53,10 +54,7 @@ class PatchReportConfig:
         if not self.target_patch_size or not all(0 < size < 1e6 for size in self.target_patch_size):
             sizes = " ".join(map(str, self.target_patch_size))
             raise ConfigError(f"--target-patch-size: bytes per patch, such as 4.5, got {sizes!r}")
-        if self.context_bytes < 1:
-            raise ConfigError(f"--context-bytes: must be at least 1, got {self.context_bytes}")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ConfigError(f"--num-workers: must be at least 1, got {self.num_workers}")
+        check_at_least(self, context_bytes=1, num_workers=1)
         if self.num_workers is not None and not self.recompute:
             raise ConfigError("--num-workers: only --recompute has workers")
         places = (url.rstrip("/") if "://" in url else canonical_url(url) for url in self.shards)

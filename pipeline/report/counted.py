@@ -148,7 +148,7 @@ def _entry_counts(entry: ShardEntry) -> GroupCounts:
     return GroupCounts(statistics["documents"], statistics["bytes"], statistics["patches"], units)
 
 
-def merge(sets: Iterable[SetCounts]) -> SetCounts:
+def merge_sets(sets: Iterable[SetCounts]) -> SetCounts:
     """Several sets as one, whose sources are the sets. Holds one of them at a time.
 
     Raises:
@@ -181,15 +181,7 @@ def _as_source(counts: SetCounts) -> SetCounts:
     """A set with itself as its one source, and entries without the histograms, which a merged set
     needs no more."""
     sources = {counts.name: sum(counts.sources.values(), GroupCounts())}
-    entries = [
-        replace(
-            entry,
-            statistics={"bytes": entry.statistics["bytes"], "patches": entry.statistics["patches"]},
-        )
-        if entry.sha256 is not None
-        else entry
-        for entry in counts.entries
-    ]
+    entries = [entry.without_histograms() for entry in counts.entries]
     return replace(counts, sources=sources, entries=entries)
 
 

@@ -17,9 +17,9 @@ from pipeline.report.counted import (
     Provenance,
     SetCounts,
     check_mergeable,
-    merge,
     merge_part,
     merge_parts,
+    merge_sets,
     read_counts,
 )
 from pipeline.report.figures import TokenizerFigures, set_figures
@@ -90,7 +90,7 @@ def _count(
         return iter([_merged_in_processes(config, output, named)])
     else:
         counts = _read(partial(_read_counts, config, output, named), named)
-    return iter([merge(counts)]) if config.merge else counts
+    return iter([merge_sets(counts)]) if config.merge else counts
 
 
 def _read_counts(

@@ -35,7 +35,7 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
         "counting",
         _count_piece,
         {i: shards.entries[i].statistics["bytes"] for i in counting.waiting},
-        (shards.without_entries(), [replace(entry, statistics={}) for entry in shards.entries]),
+        (shards.without_entries(), [entry.without_histograms() for entry in shards.entries]),
         console,
         workers=num_workers,
         receive=counting.receive,

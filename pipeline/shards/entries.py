@@ -1,15 +1,12 @@
 """The record of each shard: it commits the shard, and the manifest repeats it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from types import NoneType
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord
+from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord, without_histograms
+from pipeline.storage.json_shape import problem_of
 from pipeline.storage.output import OutputDirectory, to_json
-
-Kind = type | tuple[type, ...]
 
 
 @dataclass
@@ -34,18 +31,19 @@ class ShardEntry:
     """:class:`PatchStatistics`: documents, bytes, patches and histograms."""
 
     @classmethod
-    def from_json(cls, values: Any) -> "ShardEntry":
+    def from_json(cls, values: Any, at: str = "it") -> "ShardEntry":
         """The entry that was written as JSON.
+
+        Args:
+            at: the entry's place, for the error.
 
         Raises:
             ValueError: it is no entry; says what is wrong with it.
         """
-        check_kinds(values, _ENTRY, _OPTIONAL)
-        check_kinds(values.get("statistics", _NO_STATISTICS), _STATISTICS)
-        try:
-            return cls(**values)
-        except TypeError as error:  # a key that is not known
-            raise ValueError(str(error)) from error
+        # Histograms have thousands of values, and there are thousands of entries.
+        if problem := problem_of(values, cls, at, depth=2):
+            raise ValueError(problem)
+        return cls(**values)
 
     @property
     def path(self) -> str:
@@ -59,63 +57,13 @@ class ShardEntry:
     def summary_path(self) -> str:
         return f"summaries/{self.name}.json"
 
+    def without_histograms(self) -> "ShardEntry":
+        """The same without what is long in its statistics."""
+        return replace(self, statistics=without_histograms(self.statistics))
+
     @property
     def patch_statistics(self) -> PatchStatistics:
         return PatchStatistics.from_json(self.statistics)
-
-
-_ENTRY: dict[str, Kind] = {
-    "name": str,
-    "source": str,
-    "records": int,
-    "rejects": int,
-    "last": bool,
-    "error": (str, NoneType),
-    "shard_bytes": int,
-    "sha256": (str, NoneType),
-    "statistics": dict,
-}
-_OPTIONAL = _ENTRY.keys() - {"name", "source"}
-_STATISTICS: dict[str, Kind] = {
-    "documents": int,
-    "bytes": int,
-    "tokens": int,
-    "patches": int,
-    "patch_lengths": dict,
-    "entropies": dict,
-}
-_NO_STATISTICS = PatchStatistics().to_json()
-
-
-def check_statistics(values: Any) -> None:
-    """
-    Raises:
-        ValueError: these are no statistics as :meth:`PatchStatistics.to_json` gives them.
-    """
-    check_kinds(values, _STATISTICS)
-
-
-def check_kinds(
-    values: Any, kinds: Mapping[str, Kind], optional: "set[str] | frozenset[str]" = frozenset()
-) -> None:
-    """Check a JSON object that was read.
-
-    Args:
-        kinds: the keys that it has to have, and the types of their values.
-        optional: those of the keys that may be missing.
-
-    Raises:
-        ValueError: a key is missing, or a value is of another type; names it.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{values!r:.50} is no JSON object")
-    for key, kind in kinds.items():
-        if key not in values:
-            if key in optional:
-                continue
-            raise ValueError(f"{key!r} is missing")
-        if not isinstance(values[key], kind):
-            raise ValueError(f"{key!r} cannot be {values[key]!r:.50}")
 
 
 def shard_name(file_index: int, split_index: int, piece: int) -> str:

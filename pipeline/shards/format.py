@@ -91,6 +91,11 @@ def with_patches(batch: pa.RecordBatch, patched: PatchedTokens) -> pa.RecordBatc
     return batch.set_column(place, field, _patch_lengths_array(patched).cast(field.type))
 
 
+def without_entropies(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch's rows without their entropies, if they have any."""
+    return batch.drop_columns([ENTROPIES]) if ENTROPIES in batch.schema.names else batch
+
+
 def _patch_lengths_array(patched: PatchedTokens) -> pa.ListArray:
     return _list_array(pa.array(patched.patch_lengths_P, pa.int32()), patched.patches_D)
 

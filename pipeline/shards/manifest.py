@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from types import NoneType
 from typing import Any, NotRequired, TypedDict, cast
 
 from model.patcher import PatcherValues
 from pipeline.errors import PipelineError
-from pipeline.shards.entries import Kind, ShardEntry, check_kinds, check_statistics
+from pipeline.shards.entries import ShardEntry
 from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord
 from pipeline.statistics.summary import Summary, SummaryRecord
+from pipeline.storage.json_shape import problem_of
 from pipeline.storage.output import OutputDirectory, to_json
 from pipeline.storage.run_record import EXPORT, MANIFEST
 
@@ -68,21 +68,6 @@ class Manifest(TypedDict):
     """A :class:`ShardEntry` each."""
 
 
-_KINDS: dict[str, Kind] = {
-    "format_version": int,
-    "tokenizer": dict,
-    "entropy_model": dict,
-    "patcher": dict,
-    "columns": list,
-    "sources": list,
-    "configuration": dict,
-    "statistics": dict,
-    "summary": (dict, NoneType),
-    "shards": list,
-}
-_OPTIONAL = Manifest.__optional_keys__
-
-
 def read_manifest(output: OutputDirectory, url: str) -> Manifest:
     """The manifest of a shard set.
 
@@ -108,11 +93,13 @@ def read_manifest(output: OutputDirectory, url: str) -> Manifest:
             f"{url}: format version {version} is not {FORMAT_VERSION}, the one that this "
             "release reads"
         )
-    check_kinds(values, _KINDS, _OPTIONAL)
-    check_statistics(values["statistics"])
-    for name in values["columns"]:
-        if not isinstance(name, str):
-            raise ValueError(f"'columns': {name!r:.50} is no name")
+    problem = (
+        problem_of(values, Manifest, depth=1)
+        or problem_of(values["columns"], list[str], "columns")
+        or problem_of(values["statistics"], PatchStatisticsRecord, "statistics", depth=1)
+    )
+    if problem is not None:
+        raise ValueError(problem)
     return cast(Manifest, values)
 
 

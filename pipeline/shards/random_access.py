@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import PipelineError
+from pipeline.errors import translated
 from pipeline.shards.format import SAMPLE_ID, PatchedDocument, read_documents
 from pipeline.shards.shard_set import ShardSet
 
@@ -35,11 +35,8 @@ class DocumentIndex:
             raise IndexError(f"no document {number}: there are {len(self)}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
         before = int(self._ends[shard - 1]) if shard else 0
-        where = self.shards.output.locate(self.entries[shard].path)
-        try:
+        with translated(self.shards.output.locate(self.entries[shard].path)):
             return self._read(shard, number - before)
-        except Exception as error:  # each filesystem has its own; all mean the same here
-            raise PipelineError(f"{where}: cannot be read: {error}") from error
 
     def _read(self, shard: int, row: int) -> PatchedDocument:
         with self.shards.output.open(self.entries[shard].path) as file:
@@ -70,16 +67,13 @@ class DocumentIndex:
         wanted = pa.scalar(sample_id, pa.string())
         before = 0
         for entry in self.entries:
-            try:
-                with self.shards.output.open(entry.path) as file:
-                    for ids in self._ids(file):
-                        row = int(ids.index(wanted).as_py())
-                        if row >= 0:
-                            return before + row
-                        before += len(ids)
-            except Exception as error:  # each filesystem has its own; all mean the same here
-                where = self.shards.output.locate(entry.path)
-                raise PipelineError(f"{where}: cannot be read: {error}") from error
+            where = self.shards.output.locate(entry.path)
+            with translated(where), self.shards.output.open(entry.path) as file:
+                for ids in self._ids(file):
+                    row = int(ids.index(wanted).as_py())
+                    if row >= 0:
+                        return before + row
+                    before += len(ids)
             if before >= MOST_SEARCHED:
                 return None
         return None

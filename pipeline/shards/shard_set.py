@@ -20,7 +20,7 @@ from copy import copy
 import pyarrow as pa
 
 from model.patcher import Patcher
-from pipeline.errors import DamagedShardError, PipelineError
+from pipeline.errors import DamagedShardError, PipelineError, translated
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.format import ENTROPIES, OWN_COLUMNS, PatchedDocument, read_documents
 from pipeline.shards.manifest import Manifest, read_manifest
@@ -46,7 +46,10 @@ class ShardSet:
         self.output = OutputDirectory(url)
         try:
             self.manifest = read_manifest(self.output, url)
-            self.entries = [_entry(i, values) for i, values in enumerate(self.manifest["shards"])]
+            self.entries = [
+                ShardEntry.from_json(values, f"shards[{i}]")
+                for i, values in enumerate(self.manifest["shards"])
+            ]
             self.patcher = Patcher.from_json(self.manifest["patcher"])
         except (TypeError, ValueError) as error:
             raise PipelineError(f"{url}: {MANIFEST} is damaged: {error}") from error
@@ -77,12 +80,8 @@ class ShardSet:
             PipelineError: it is damaged.
         """
         stored = self.manifest.get("summary")
-        try:
+        with translated(self.output.url, what=f"the summary in {MANIFEST} is damaged"):
             return Summary.from_json(stored) if stored else None
-        except Exception as error:  # whatever is wrong in it
-            raise PipelineError(
-                f"{self.output.url}: the summary in {MANIFEST} is damaged: {error}"
-            ) from error
 
     @property
     def has_entropies(self) -> bool:
@@ -116,13 +115,11 @@ class ShardSet:
             DamagedShardError: it is missing, another file, or cannot be read; names it.
         """
         where = self.output.locate(entry.path)
-        try:
+        with translated(where, DamagedShardError):
             with self.output.open(entry.path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest == entry.sha256:
                 yield from self.shard_batches(entry)
-        except Exception as error:  # each filesystem has its own; all mean the same here
-            raise DamagedShardError(f"{where}: cannot be read: {error}") from error
         if digest != entry.sha256:
             raise DamagedShardError(
                 f"{where}: sha256 is {digest}, the manifest says {entry.sha256}: it is damaged"
@@ -155,13 +152,6 @@ class ShardSet:
         except (PipelineError, OSError, ValueError) as error:
             where = self.output.locate(entry.rejects_path)
             raise DamagedShardError(f"{where}: cannot be read: {error}") from error
-
-
-def _entry(number: int, values: object) -> ShardEntry:
-    try:
-        return ShardEntry.from_json(values)
-    except ValueError as error:
-        raise ValueError(f"shard {number}: {error}") from error
 
 
 def open_shards(url: str) -> ShardSet:

@@ -18,8 +18,8 @@ LENGTH_BINS = 8
 DIGEST_BITS = 128
 
 
-class PatchStatisticsRecord(TypedDict, total=False):
-    """:class:`PatchStatistics` as JSON; a copy may hold only the keys that are needed."""
+class PatchStatisticsRecord(TypedDict):
+    """:class:`PatchStatistics` as JSON."""
 
     documents: int
     bytes: int
@@ -109,6 +109,11 @@ class PatchStatistics:
             _dense(values["patch_lengths"]),
             _dense(values["entropies"]),
         )
+
+
+def without_histograms(statistics: PatchStatisticsRecord) -> PatchStatisticsRecord:
+    """The same numbers with empty histograms, which are long: for copies that go to workers."""
+    return {**statistics, "patch_lengths": {}, "entropies": {}}
 
 
 @dataclass

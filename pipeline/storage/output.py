@@ -20,7 +20,7 @@ import orjson
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, PipelineError, message_of
+from pipeline.errors import ConfigError, PipelineError, message_of, translated
 
 _LOCAL = LocalFileSystem()
 _DIGITS_AS_0 = bytes(ord("0" if chr(i).isdecimal() else " ") for i in range(256))
@@ -246,10 +246,8 @@ class OutputDirectory:
         if not self.local:
             return Path(tempfile.gettempdir(), f"blt-titan-{name}")
         directory = Path(self.path, TEMPORARY)
-        try:
+        with translated(self.url, what="cannot be used"):
             directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PipelineError(f"{self.url}: cannot be used: {message_of(error)}") from error
         return directory / name
 
     @staticmethod

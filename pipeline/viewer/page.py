@@ -70,7 +70,7 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
     port = _free_port(config)
     for model in config.entropy_model:
         load(model)
-    page = build(config)
+    page = build_page(config)
     # Gradio asks itself whether it answers, which must not go through a proxy.
     for name in ("no_proxy", "NO_PROXY"):
         here = ("localhost", "127.0.0.1", config.host)
@@ -103,7 +103,7 @@ def _free_port(config: PatchViewerConfig) -> int:
         ) from error
 
 
-def build(config: PatchViewerConfig) -> gr.Blocks:
+def build_page(config: PatchViewerConfig) -> gr.Blocks:
     """Build the page.
 
     Raises:

@@ -107,7 +107,7 @@ def test_datasets_loads_it(run, made, tmp_path):
     assert sizes["download_size"] == result["bytes"]
     assert sizes["dataset_size"] == pytest.approx(loaded.data.nbytes, rel=0.1)
     statistics = ShardSet(str(made / "set")).statistics
-    assert f"| mean bytes a patch | {statistics.mean_patch_bytes:.3f} |" in card.text
+    assert f"| mean bytes per patch | {statistics.mean_patch_bytes:.3f} |" in card.text
     assert (out / "pictures" / "threshold.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -338,7 +338,7 @@ def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
     assert list(files_below(tmp_path).values()).count(b"mine") == 3
     (tmp_path / "README.md").unlink()
     assert run(*flags[:4], "--format", "datasets").returncode == 0
-    assert b"mean bytes a patch" in (tmp_path / "README.md").read_bytes()
+    assert b"mean bytes per patch" in (tmp_path / "README.md").read_bytes()
 
 
 @pytest.mark.parametrize("format", ["datasets", "reference"])

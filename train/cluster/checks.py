@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.cli.command import refuse_lost_output
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.cli.flags import check_at_least
+from pipeline.errors import ConfigError, PipelineError, translated
 from train.__main__ import configurations
 from train.checkpoints.model_json import steps_in
 from train.shim import prepare
@@ -46,11 +47,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     Raises:
         ConfigError: a number is too small; names the flag.
     """
-    for name, least in (("num_workers", 1), ("cpus_per_worker", 1), ("max_failures", -1)):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag}: must be at least {least}, got {value}")
+    check_at_least(flags, num_workers=1, cpus_per_worker=1, max_failures=-1)
 
 
 def absolute_paths(arguments: list[str]) -> list[str]:
@@ -102,7 +99,7 @@ def check_run(arguments: list[str]) -> RunPlan:
     if name not in configurations():
         raise ConfigError(f"--config: there is no {name}; there are {', '.join(configurations())}")
     config = parse_config(arguments)
-    try:
+    with translated(f"--dump-folder {config.dump_folder}", ConfigError):
         _check_data("--dataloader", config.dataloader, config.training)
         if config.validator.enable:
             _check_data("--validator.dataloader", config.validator.dataloader, config.training)
@@ -114,10 +111,6 @@ def check_run(arguments: list[str]) -> RunPlan:
             raise ConfigError(
                 f"--checkpoint.initial-load-path {initial}: there is no such directory"
             )
-    except ConfigError:
-        raise
-    except Exception as error:  # each filesystem raises its own errors
-        raise ConfigError(f"--dump-folder {config.dump_folder}: cannot be read: {error}") from error
     saves = config.checkpoint.enable and not config.checkpoint.load_only
     return RunPlan(config.training.steps, checkpoints, saves)
 

@@ -14,11 +14,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.documents import Columns, Document, Reject, read_split
+from pipeline.corpus.documents import Columns, Document, Reject, check_columns, read_split
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.lines import read_lines
 from pipeline.corpus.splits import plan_file
-from pipeline.errors import BadFileError
+from pipeline.errors import BadFileError, ConfigError
 from pipeline.storage.listing import InputFile
 
 TEXTS = [f"document {i} é\n" * (i % 7) for i in range(300)]
@@ -287,3 +287,18 @@ def test_a_missing_file_is_not_a_bad_one(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         list(read_split(split, Columns(), 1 << 20))
+
+
+def test_a_column_that_no_file_has_is_named(tmp_path):
+    for name, content in (("a.jsonl", b'{"text": "a", "lang": "en"}\n'), ("b.txt", b"b")):
+        (tmp_path / name).write_bytes(content)
+    plans = [
+        plan_file(input_file(tmp_path / name), form, 1 << 20)
+        for name, form in (("a.jsonl", "jsonl"), ("b.txt", "text"))
+    ]
+    check_columns(plans, Columns(metadata=("lang",)))
+    with pytest.raises(ConfigError, match="--by: no input file has a column 'lang'; there are: te"):
+        check_columns(plans[1:], Columns(metadata=("lang",)), "--by")
+    (tmp_path / "c.parquet").write_bytes(b"damaged: reading it says so")
+    unknown = plan_file(input_file(tmp_path / "c.parquet"), "parquet", 1 << 20)
+    check_columns([*plans, unknown], Columns(id="uuid"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.prepared import prepared_chunks, read_manifest
+from pipeline.corpus.prepared import prepared_chunks, read_prepared_manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.statistics.counts import DocumentStatistics
 from pipeline.storage.output import OutputDirectory
@@ -39,21 +39,21 @@ def write(directory: Path, manifest: object = None, record: object = None) -> st
 def test_chunks_are_found_without_the_validation_set(tmp_path, changes):
     url = write(tmp_path, GOOD | changes, RECORD)
     assert prepared_chunks(url) == [f"{tmp_path}/c.chunk.0{i}.parquet" for i in range(2)]
-    assert read_manifest(OutputDirectory(url)) == GOOD | changes
+    assert read_prepared_manifest(OutputDirectory(url)) == GOOD | changes
 
 
 BAD = {
-    "it is not an object": [],
+    "it is [], not an object": [],
     "it has no 'format_version'": {},
     "its stage is 'export', not 'prepare'": GOOD | {"stage": "export"},
-    "chunks[0] is not an object": GOOD | {"chunks": ["c.chunk.00.parquet"]},
+    "chunks[0] is 'c.chunk.00.parquet', not an object": GOOD | {"chunks": ["c.chunk.00.parquet"]},
     "chunks[1] has no 'name'": GOOD | {"chunks": [GOOD["chunks"][0], CHUNK]},
-    "chunks[0].name is not a string": GOOD | {"chunks": [CHUNK | {"name": 5}]},
-    "chunks is not a list": GOOD | {"chunks": {}},
-    "counts.rejects is not an integer": GOOD | {"counts": GOOD["counts"] | {"rejects": "none"}},
-    "counts.records is not an integer": GOOD | {"counts": GOOD["counts"] | {"records": True}},
-    "validation is not an object": GOOD | {"validation": 0},
-    "sources[0].error is not a string": GOOD | {"sources": [GOOD["sources"][0] | {"error": 1}]},
+    "chunks[0].name is 5, not a string": GOOD | {"chunks": [CHUNK | {"name": 5}]},
+    "chunks is {}, not a list": GOOD | {"chunks": {}},
+    "counts.rejects is None, not an integer": GOOD | {"counts": GOOD["counts"] | {"rejects": None}},
+    "counts.records is True, not an integer": GOOD | {"counts": GOOD["counts"] | {"records": True}},
+    "validation is 0, not an object": GOOD | {"validation": 0},
+    "sources[0].error is 1, not a string": GOOD | {"sources": [GOOD["sources"][0] | {"error": 1}]},
 }
 
 
@@ -66,7 +66,7 @@ def test_a_manifest_that_is_none_is_named(tmp_path, problem):
         "it, or prepare the corpus anew with --overwrite"
     )
     with pytest.raises(PipelineError, match=f"^{sentence}$"):
-        read_manifest(OutputDirectory(url))
+        read_prepared_manifest(OutputDirectory(url))
     with pytest.raises(ConfigError, match=f"^--input {sentence}$"):
         prepared_chunks(url)
 

@@ -21,7 +21,7 @@ from model.flops import flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
-from pipeline.report.counted import Provenance, SetCounts, merge, read_counts
+from pipeline.report.counted import Provenance, SetCounts, merge_sets, read_counts
 from pipeline.report.figures import SetFigures, set_figures
 from pipeline.report.job import short_names
 from pipeline.report.page import Report
@@ -129,7 +129,7 @@ def test_figures_are_those_of_a_loop_over_the_documents(shards, figures, parts):
 
 def test_merged_sets_are_the_set_of_all_their_documents(shards, figures, parts, model, tmp_path):
     apart = [shard_set(tmp_path / str(i), model, Patcher(1.0), [p]) for i, p in enumerate(parts)]
-    merged = figures_of(merge(read_counts(str(i), one) for i, one in enumerate(apart)))
+    merged = figures_of(merge_sets(read_counts(str(i), one) for i, one in enumerate(apart)))
     differ = ("name", "url", "sources", "drift", "rejects", "shard_bytes")
     assert replace(merged, **{key: getattr(figures, key) for key in differ}) == figures
     assert sorted(row.name for row in merged.sources) == ["0", "1", "2"]
@@ -143,20 +143,20 @@ def made_by_another(counts: SetCounts) -> Provenance:
 def test_sets_of_different_rules_are_not_merged(shards, parts, model, tmp_path):
     other = shard_set(tmp_path, model, Patcher(rule="space"), parts[:1])
     with pytest.raises(ConfigError, match="cut by different rules"):
-        merge([read_counts("a", shards), read_counts("b", other)])
+        merge_sets([read_counts("a", shards), read_counts("b", other)])
     one = read_counts("a", shards)
     by_another = replace(one, provenance=made_by_another(one))
     with pytest.raises(ConfigError, match="scored by different entropy models"):
-        merge([one, by_another])
+        merge_sets([one, by_another])
     # Where entropies place no boundary, it is the same whose they are.
     spaces = read_counts("b", other)
     other_model = replace(spaces, name="c", provenance=made_by_another(spaces))
-    assert merge([spaces, other_model]).name == "2 sets"
+    assert merge_sets([spaces, other_model]).name == "2 sets"
 
 
 def test_merged_sets_with_different_thresholds_are_named_as_such(shards, parts, model, tmp_path):
     other = shard_set(tmp_path / "other", model, Patcher(1.6), parts[:1])
-    merged = figures_of(merge([read_counts("a", shards), read_counts("b", other)]))
+    merged = figures_of(merge_sets([read_counts("a", shards), read_counts("b", other)]))
     page = Report([merged], 8192, recomputed=False).page()
     assert "The merged sets have different thresholds." in page and "different ones" in page
     assert "has no threshold" not in page and "those of the global rule" not in page
@@ -184,7 +184,7 @@ def test_a_set_without_documents_changes_nothing_of_what_it_is_merged_with(shard
     one = replace(read_counts("set", shards), curve=curve)
     none = read_counts("none", nothing)
     for both in ([one, none], [none, one]):
-        assert merge(both).curve == curve
+        assert merge_sets(both).curve == curve
 
 
 def test_groups_have_no_mean_entropy_where_some_entropies_are_not_stored(shards):

@@ -146,20 +146,20 @@ def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
 
 
 DAMAGED = {
-    "'shards' cannot be 3": {"shards": 3},
-    "'statistics' is missing": {"statistics": None},
-    "'patcher' cannot be 'space'": {"patcher": "space"},
-    "'columns': 3 is no name": {"columns": ["text", 3]},
-    "'format_version' cannot be '1'": {"format_version": "1"},
-    "'documents' is missing": {"statistics": {}},
-    "'summary' cannot be [1]": {"summary": [1]},
+    "shards is 3, not a list": {"shards": 3},
+    "it has no 'statistics'": {"statistics": None},
+    "patcher is 'space', not an object": {"patcher": "space"},
+    "columns[1] is 3, not a string": {"columns": ["text", 3]},
+    "format_version is '1', not an integer": {"format_version": "1"},
+    "statistics has no 'documents'": {"statistics": {}},
+    "summary is [1], not an object": {"summary": [1]},
     "rule: 'spaces' is not one of": {"patcher": {"rule": "spaces"}},
     "unexpected keyword argument 'bytes'": {"patcher": {"bytes": 3}},
-    "shard 0: 'first' is no JSON object": {"shards": ["first"]},
-    "shard 0: 'name' is missing": {"shards": [{}]},
-    "shard 0: 'sha256' cannot be 3": {"shards": [{"name": "a", "source": "b", "sha256": 3}]},
-    "unexpected keyword argument 'rows'": {"shards": [{"name": "a", "source": "b", "rows": 3}]},
-    "shard 0: 'tokens' is missing": {
+    "shards[0] is 'first', not an object": {"shards": ["first"]},
+    "shards[0] has no 'name'": {"shards": [{}]},
+    "shards[0].sha256 is 3, not a string": {"shards": [{"name": "a", "source": "b", "sha256": 3}]},
+    "shards[0] has an unknown 'rows'": {"shards": [{"name": "a", "source": "b", "rows": 3}]},
+    "shards[0].statistics has no 'tokens'": {
         "shards": [{"name": "a", "source": "b", "statistics": {"documents": 3, "bytes": 3}}]
     },
 }
