@@ -1,0 +1,1 @@
+"""Writing text: sampling, caches, and models that read only what is new."""

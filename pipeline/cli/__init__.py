@@ -1,0 +1,1 @@
+"""What commands share: running a job, telling errors, printing results, progress in one process."""

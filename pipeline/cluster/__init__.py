@@ -1,0 +1,1 @@
+"""All of Ray that jobs share: joining a cluster, stages of work, progress."""

@@ -1,0 +1,1 @@
+"""Input files → splits → documents, without Ray."""

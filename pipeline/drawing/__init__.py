@@ -1,0 +1,1 @@
+"""A text's patches and entropies, drawn as HTML, SVG and PNG."""

@@ -1,0 +1,1 @@
+"""Counts over documents and patches that add up exactly."""

@@ -1,0 +1,1 @@
+"""torchtitan's checkpoints: steps, the description of the model, weights of other layouts."""

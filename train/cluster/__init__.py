@@ -1,0 +1,1 @@
+"""Training on Ray Train: the part of the trainer that needs Ray."""

@@ -1,0 +1,1 @@
+"""Shards → rows: packing, the order of rows over epochs and ranks, the dataloader."""
