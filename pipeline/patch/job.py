@@ -21,7 +21,6 @@ from pipeline.cluster.stage import run_stage, unshared_storage
 from pipeline.corpus.formats import input_suffixes
 from pipeline.corpus.prepared import ID_COLUMN, prepared_chunks
 from pipeline.corpus.splits import Split
-from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
@@ -34,6 +33,7 @@ from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.listing import InputFile, list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.run_record import reaching
 
 
 @dataclass
@@ -65,10 +65,8 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     config.check()
     refuse_credentials("--output", config.output)
     refuse_lost_output(config.output)
-    try:
+    with reaching("--output"):
         output = OutputDirectory(config.output)
-    except PipelineError as error:
-        raise ConfigError(f"--output: {error}") from error
     run = None
     if config.overwrite:
         PatchRun.check_removable(output)

@@ -21,6 +21,7 @@ from pipeline.storage.run_record import (
     Written,
     changed_file_error,
     changed_files,
+    reaching,
 )
 
 MODEL_DIRECTORY = "entropy-model"
@@ -66,7 +67,9 @@ class PatchRun(RunRecord):
     def resume(cls, output: OutputDirectory, flag: str = "--output") -> Self | None:
         """See :meth:`RunRecord.resume`; shards without a record are refused, too."""
         run = super().resume(output, flag)
-        if run is None and output.names("entries"):
+        with reaching(flag):
+            entries = output.names("entries") if run is None else []
+        if entries:
             raise ConfigError(
                 f"{flag} {output.url}: holds shards but not the record of their run, "
                 f"{cls.path}{ANEW}"

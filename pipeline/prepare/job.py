@@ -22,7 +22,6 @@ from pipeline.corpus.formats import input_suffixes, known_format
 from pipeline.corpus.named import Corpus, list_corpus
 from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_prepared_manifest
 from pipeline.corpus.splits import whole_file
-from pipeline.errors import ConfigError, PipelineError
 from pipeline.prepare import stages
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.key_ranges import key_ranges, merge_groups, slices_of
@@ -40,7 +39,7 @@ from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
 from pipeline.storage.hub import download_directory, download_path, is_hub_file
 from pipeline.storage.listing import InputFile, list_inputs
 from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
-from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files
+from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files, reaching
 from pipeline.storage.tokenizer_files import (
     download_tokenizer,
     downloaded_tokenizer,
@@ -75,10 +74,8 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
         if url is not None:
             refuse_credentials(flag, url)
             refuse_lost_output(url, flag)
-    try:
+    with reaching("--output"):
         output = OutputDirectory(config.output)
-    except PipelineError as error:
-        raise ConfigError(f"--output: {error}") from error
     preparation = None
     if config.overwrite:
         Preparation.check_removable(output)

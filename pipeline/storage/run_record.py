@@ -9,7 +9,8 @@ shards has no ``stage``: it is older than the others.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError
@@ -25,6 +26,18 @@ CONTENTS = {None: "patch shards", PREPARE: "a prepared corpus", EXPORT: "an expo
 """What an output holds, by the stage that its record names."""
 ANEW = "; --overwrite starts anew"
 T = TypeVar("T")
+
+
+@contextmanager
+def reaching(flag: str) -> Iterator[None]:
+    """
+    Raises:
+        ConfigError: an output cannot be reached; names the flag.
+    """
+    try:
+        yield
+    except PipelineError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 class Written(NamedTuple):
@@ -129,12 +142,12 @@ class RunRecord(ABC):
     @classmethod
     def _values(cls, output: OutputDirectory, flag: str) -> dict[str, Any] | None:
         """The values of this job's record."""
-        try:
+        with reaching(flag):
             if not output.exists(cls.path):
                 return None
-            values = parse_json(output.read(cls.path))
-        except PipelineError as error:
-            raise ConfigError(f"{flag}: {error}") from error
+            data = output.read(cls.path)
+        try:
+            values = parse_json(data)
         except ValueError as error:
             raise cls._damaged(output, flag, error) from error
         if not isinstance(values, dict):
