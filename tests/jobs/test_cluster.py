@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from support import tiny
 from support.clusters import a_head_node, an_s3_bucket, free_port, ray_cli
 from support.jobs import ROOT, command, contents, environment, job_here
-from support.local_ray import end_local_ray
+from support.local_ray import end_local_ray, share_local_ray
 from support.texts import topics, write_jsonl
 
 from model import Patcher
@@ -25,6 +25,11 @@ SMALL = ("--shard-bytes", 60_000)
 def s3(s3_server) -> Iterator[dict[str, str]]:
     with an_s3_bucket(s3_server, "corpus"):
         yield s3_server
+
+
+@pytest.fixture
+def local_ray(s3) -> None:
+    share_local_ray(settings=s3)
 
 
 @pytest.fixture(scope="module")

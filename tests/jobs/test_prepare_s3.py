@@ -61,12 +61,13 @@ def proxy(s3, tmp_path, monkeypatch) -> Iterator[Counter[str]]:
     here, from a local Ray, and from processes with this environment."""
     (tmp_path / "temporary").mkdir()
     with a_faulty_proxy(s3["AWS_ENDPOINT_URL"], 0.05) as (url, requests):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
         # Ray has its own directory: what it writes there is no corpus.
-        monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+        settings = {"TMPDIR": str(tmp_path / "temporary"), "RAY_TMPDIR": "/tmp"}
+        settings |= s3 | {"AWS_ENDPOINT_URL": url}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        share_local_ray()
+        share_local_ray(settings=settings)
         yield requests
 
 

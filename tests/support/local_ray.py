@@ -14,7 +14,7 @@ import ray
 from pipeline.cluster.connect import connect
 
 _running: tuple[object, ...] | None = None
-"""What the running Ray was asked for as, with its environment."""
+"""What the running Ray was asked for as."""
 
 
 def share_local_ray(
@@ -25,30 +25,26 @@ def share_local_ray(
 ) -> None:
     """Let a local Ray run that jobs of this process find started.
 
-    A Ray that runs already is used if it was started with the same arguments and, since workers
-    inherit it, in the same environment. Otherwise it is ended, and another one is started.
+    A Ray that runs already is used if it was started with the same arguments. Otherwise it is
+    ended, and another one is started.
 
     Args:
         num_cpus, packages, worker_output: those of :func:`pipeline.cluster.connect.connect`.
-        settings: environment variables of Ray's processes, beside those of this one.
+        settings: environment variables that tests set, and workers need: they have the environment
+            in which Ray was started.
     """
     global _running
+    wanted = (num_cpus, packages, worker_output, dict(settings))
+    if ray.is_initialized() and wanted == _running:
+        return
+    end_local_ray()
     with pytest.MonkeyPatch.context() as environment:
         # Joining prepends to it; what tests start should find the packages by itself.
         environment.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
         for name, value in settings.items():
             environment.setenv(name, value)
-        wanted = (num_cpus, packages, worker_output, _environment())
-        if ray.is_initialized() and wanted == _running:
-            return
-        end_local_ray()
         connect(num_cpus, *packages, worker_output=worker_output)
-        _running = wanted
-
-
-def _environment() -> dict[str, str]:
-    """That of this process, without what pytest and Ray change in it by themselves."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "RAY_"))}
+    _running = wanted
 
 
 def to_join_local_ray() -> dict[str, str]:
