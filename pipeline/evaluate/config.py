@@ -45,14 +45,14 @@ class EvaluateConfig:
     one that lies with the model, or belongs to it on the hub."""
     threshold: float | None = None
     """Nats above which a patch starts, instead of the checkpoint's (of the shards', which are then
-    cut anew by their stored entropies)."""
+    re-patched by their stored entropies)."""
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline."""
     context: int = 8192
     """Bytes that a window holds."""
 
     format: FormatName = "auto"
-    """What the input files hold; auto goes by their names."""
+    """Format of the input files; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""
     id_column: str | None = None
@@ -65,7 +65,7 @@ class EvaluateConfig:
     """A broken document is counted and listed at the end, or stops the job."""
 
     confidence: float = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
     seed: int = 0
     """Chooses the documents of the bootstrap, and what harness tasks sample."""
     json: bool = False

@@ -132,7 +132,7 @@ class HarnessBLT(LM):
         return results
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What the model writes after each prompt, up to the first stop string."""
+        """The text that the model writes after each prompt, up to the first stop string."""
         results = []
         for batch in self._batches(requests, "generating"):
             # Requests of a task share their settings: neighbours are generated together.
@@ -160,7 +160,7 @@ class HarnessBLT(LM):
         return results
 
     def _predict(self, texts: Sequence[bytes], context: int | None) -> Iterator[Predictions]:
-        """What is said of each byte of each text."""
+        """The predictions of each byte of each text."""
         tokens_T, lengths_D = encode_documents(texts)
         patch_lengths_P = self.patching(tokens_T, lengths_D)
         said = predict(self.blt, tokens_T, lengths_D, patch_lengths_P, context)

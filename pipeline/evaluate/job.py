@@ -28,7 +28,7 @@ DRAWN_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """What a model needs for some documents."""
+    """The bits that a model needs per byte of some documents."""
 
     documents: int
     bytes: int
@@ -75,7 +75,7 @@ class Tally:
         self._nats.frombytes(nats_D.astype(np.float64).tobytes())
 
     def results(self, confidence: float, seed: int) -> tuple[BitsPerByte, dict[str, BitsPerByte]]:
-        """Of all documents, and of those of each source, by name."""
+        """The results of all documents together, and of each source's, by its name."""
         source_D, bytes_D, patches_D, nats_D = (
             np.array(values) for values in (self._source, self._bytes, self._patches, self._nats)
         )
@@ -97,7 +97,7 @@ class Tally:
 
 
 def bits_per_byte(nats_D: np.ndarray, bytes_D: np.ndarray) -> float | None:
-    """Of documents together; None if they hold no text."""
+    """Bits per byte of documents together; None if they hold no text."""
     total = int(bytes_D.sum())
     return float(nats_D.sum()) / (total * log(2)) if total else None
 
@@ -141,7 +141,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     """Score everything that was asked for.
 
     Raises:
-        PipelineError: the job cannot begin or go on.
+        PipelineError: the job cannot begin or continue.
     """
     config.check()
     data = ShardData(config) if config.shards else TextData(config)
@@ -182,7 +182,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 
 
 def _patching(config: EvaluateConfig, model: BLT | EntropyModel, directory: str) -> Patching | None:
-    """What cuts text for the model; None where there is nothing to cut."""
+    """The rule that cuts text into patches for the model; None if it reads no patches."""
     if isinstance(model, EntropyModel):
         for name, value in (
             ("--entropy-model", config.entropy_model),

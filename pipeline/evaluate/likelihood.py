@@ -28,12 +28,13 @@ PATCH_SHAPES = 4
 
 
 class Predictions(NamedTuple):
-    """Of each token of documents laid end to end, given all of its document before it."""
+    """A model's prediction of each token of documents laid end to end, given all that stands before
+    the token in its document."""
 
     nats_T: np.ndarray
     """float32: minus the log-probability; 0 for BOS, which is given."""
     greedy_T: np.ndarray
-    """bool: whether it is the most likely of the bytes and EOS; true for BOS."""
+    """bool: true if the token is the most likely of the bytes and EOS; true for BOS."""
 
 
 class Windows(NamedTuple):
@@ -83,7 +84,7 @@ def predict(
     context: int | None,
     report: Callable[[int], None] = lambda tokens: None,
 ) -> Predictions:
-    """What ``model`` says of every token of documents laid end to end.
+    """The predictions of ``model`` for every token of documents laid end to end.
 
     Args:
         tokens_T: ids; each document is BOS + bytes + EOS.

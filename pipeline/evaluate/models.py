@@ -98,7 +98,7 @@ def load_patching(
     *,
     reset_at_newline: bool = False,
 ) -> Patching:
-    """What cuts text into patches for ``model``, on the device where that is.
+    """The rule that cuts text into patches for ``model``, computed on the model's device.
 
     Args:
         source: what the user called the model.

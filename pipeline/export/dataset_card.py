@@ -22,7 +22,7 @@ from pipeline.storage.output import OutputDirectory
 
 CARD, PICTURES = "README.md", "pictures"
 CARD_PLOTS = ("threshold", "patch-lengths", "entropies")
-"""Of the report's, those beside the card."""
+"""The plots of a report that go beside the card."""
 COLUMNS = {
     SAMPLE_ID: "the document's id",
     TEXT: "its text",

@@ -102,7 +102,7 @@ class PatchCorpusConfig:
 
     @property
     def calibrates(self) -> bool:
-        """Whether the threshold is calibrated, not given."""
+        """True if the threshold is calibrated, not given."""
         return self.target_patch_size is not None
 
     def check(self) -> None:

@@ -55,7 +55,7 @@ def keep_within(number: Any) -> None:
 
 
 def _used(rule: str) -> dict[str, bool]:
-    """Whether the rule uses each setting."""
+    """Settings by name, with true for those that the rule uses."""
     return {name: name in find_rule(rule).settings for name in SETTINGS}
 
 

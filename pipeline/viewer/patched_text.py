@@ -42,7 +42,7 @@ class PatchView:
         return [self.data[a:b] for a, b in self._spans().tolist()]
 
     def _spans(self) -> np.ndarray:
-        """Where patches that hold text start and end (``[P, 2]`` bytes); there may be millions."""
+        """Start and end of each patch that holds text (``[P, 2]`` bytes); there may be millions."""
         edges = (np.concatenate([[0], self.patch_lengths_P.cumsum()]) - 1).clip(0, len(self.data))
         spans_P2 = np.stack([edges[:-1], edges[1:]], axis=1)
         return spans_P2[spans_P2[:, 0] < spans_P2[:, 1]]
@@ -102,7 +102,7 @@ def view_text(text: str, model: str, patcher: Patcher, reset_at_newline: bool = 
 
 
 def repatched(view: PatchView, patcher: Patcher) -> PatchView:
-    """The same text with the patches that another rule gives for its entropies."""
+    """The view's text with the patches that another rule gives for its entropies."""
     assert view.h_T is not None
     return _view(view.data, view.h_T, patcher)
 
