@@ -23,7 +23,7 @@ from pipeline.prefetch import prefetch
 
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 1 << 21
-"""Documents that are drawn at a time: what the bootstrap's memory is bounded by."""
+"""Documents that are drawn at a time: they bound the memory of the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BitsPerByte:
     bytes: int
     """UTF-8 bytes of text."""
     patches: int
-    """0 for a model that reads no patches."""
+    """Patches of the documents; 0 for a model that reads none."""
     bits_per_byte: float | None
     """None if there is no text."""
     interval: tuple[float, float] | None
@@ -46,13 +46,13 @@ class BitsPerByte:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result; ``problems.failures`` says what was not done."""
+    """The result of an evaluation; ``problems.failures`` says what was not done."""
 
     total: BitsPerByte
     sources: dict[str, BitsPerByte]
     problems: Problems
     seconds: float
-    """Spent on reading, patching and scoring."""
+    """Time of reading, patching and scoring."""
 
     @property
     def complete(self) -> bool:

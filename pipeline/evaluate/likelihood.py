@@ -1,4 +1,4 @@
-"""Documents → what a byte model says of each of their tokens. The hot path of evaluation; no Ray.
+"""Documents → a byte model's predictions of all their tokens: the hot path of evaluation.
 
 A document longer than the context is read in windows that overlap by at least half a context.
 Windows are laid end to end, sorted by length, and packed to a token budget: nothing is padded on a
@@ -20,9 +20,9 @@ from model.segments import pack_segments
 from model.tokenizer import BOS_ID, EOS_ID, NEXT_IDS, PAD_ID
 
 CPU_TOKENS = 4096
-"""Tokens in a pack of a BLT on a CPU, about."""
+"""Tokens per pack of a BLT on a CPU, about."""
 GPU_TOKENS = 32768
-"""Tokens in a pack of a BLT on a GPU, about."""
+"""Tokens per pack of a BLT on a GPU, about."""
 PATCH_SHAPES = 4
 """A pack of T tokens is given room for T, T/2, T/4 or T/8 patches on a GPU: so many shapes."""
 
@@ -41,11 +41,11 @@ class Windows(NamedTuple):
     """Stretches of documents: window w reads ``lengths_W[w]`` tokens from ``start_W[w]`` on."""
 
     start_W: np.ndarray
-    """Index of its first token among those of all documents."""
+    """Index of the window's first token among the tokens of all documents."""
     lengths_W: np.ndarray
-    """Its tokens, the last of which is only predicted."""
+    """Tokens of the window, the last of which is only predicted."""
     known_W: np.ndarray
-    """Predictions at its beginning that are left to the window before."""
+    """Predictions at the window's beginning that are left to the window before."""
 
 
 def cut_windows(lengths_D: np.ndarray, context: int | None) -> Windows:
@@ -57,7 +57,7 @@ def cut_windows(lengths_D: np.ndarray, context: int | None) -> Windows:
 
     Args:
         lengths_D: tokens of each document, BOS and EOS included.
-        context: tokens that a window predicts at most, 2 or more; None: one window a document.
+        context: tokens that a window predicts at most, 2 or more; None: one window per document.
     """
     predicted_D = lengths_D - 1
     context = context or max(int(predicted_D.max(initial=0)), 2)

@@ -19,9 +19,10 @@ FOLDER = re.compile(r"[^/\0]+")
 class ExportShardsConfig:
     """Copy a shard set into another layout.
 
-    parquet: one file a shard, in data/, which whatever reads Parquet can open. datasets: the same
-    with names and a dataset card that datasets.load_dataset understands. hub: that, pushed to a
-    dataset repository. reference: the Arrow files that facebookresearch/blt's own loader reads.
+    parquet: one file per shard, in data/, for any program that reads Parquet. datasets: these files
+    with names and a dataset card that datasets.load_dataset understands. hub: a datasets export,
+    pushed to a dataset repository. reference: the Arrow files that facebookresearch/blt's own
+    loader reads.
 
     A rerun of the same command continues where the last one stopped. Exit status: 0 if everything
     was done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.

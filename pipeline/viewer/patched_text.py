@@ -35,7 +35,7 @@ class PatchView:
     patch_lengths_P: np.ndarray
     """Tokens."""
     threshold: float | None = None
-    """Nats, where entropies are compared with one: drawn as a line."""
+    """Nats, drawn as a line; None where entropies are not compared with a threshold."""
 
     def patches(self) -> list[bytes]:
         """The patches that hold text."""
@@ -64,7 +64,7 @@ class PatchView:
         return f'<div class="counts">{"".join(cells)}</div>'
 
     def patches_html(self) -> str:
-        """The first patches in colours."""
+        """The first patches, each in a colour."""
         spans_P2 = self._spans()
         spans = spans_P2[:MOST_PATCHES].tolist()
         titles = [self._title(number, a, b) for number, (a, b) in enumerate(spans, 1)]
@@ -113,7 +113,7 @@ def _view(data: bytes, h_T: np.ndarray, patcher: Patcher) -> PatchView:
 
 
 def line(patcher: Patcher) -> float | None:
-    """The threshold, where entropies themselves are compared with it."""
+    """The threshold (nats) to draw; None where entropies themselves are not compared with one."""
     return patcher.threshold if patcher.compares in ("entropy", "both") else None
 
 
