@@ -46,7 +46,7 @@ class ConvertCheckpointConfig:
     """A step of the trainer (such as outputs/checkpoint/step-1000), or directory, URL or hub id of
     weights."""
     output: str
-    """Directory to make."""
+    """Directory to create."""
     layout: Layout = "own"
     """own; transformers: for its BltForCausalLM; published: names and arguments of the published
     weights."""

@@ -18,6 +18,7 @@ from model.blt import BLT
 from model.generation.generate import stream
 from model.generation.sampling import Sampling
 from pipeline.cli.command import run_job
+from pipeline.cli.flags import flag_name
 from pipeline.errors import ConfigError
 from pipeline.evaluate.models import fetched, load_model, load_patching
 
@@ -156,7 +157,7 @@ def _flag_of(message: str) -> str:
     """The message, naming the flag where it begins with the name of an argument."""
     name, colon, rest = message.partition(":")
     if name in GenerateConfig.__dataclass_fields__:
-        return f"--{name.replace('_', '-')}{colon}{rest}"
+        return f"{flag_name(name)}{colon}{rest}"
     return message
 
 

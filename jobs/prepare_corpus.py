@@ -42,7 +42,7 @@ def print_result(result: PrepareCorpusResult, console: Console) -> None:
             print_line(console, f"rejected documents, with reasons: {result.output}/rejects")
     print_problems(console, [f"failed: {failure}" for failure in result.failures])
     if manifest is None:
-        print_line(console, "no chunks were written yet; run the same command again to go on")
+        print_line(console, "no chunks were written yet; run the same command again to continue")
 
 
 def _rows(result: PrepareCorpusResult, manifest: PreparedManifest) -> Iterator[tuple[str, str]]:

@@ -80,7 +80,7 @@ def main() -> int:
     add("--json", action="store_true", help="print the result as JSON")
     flags, arguments = parser.parse_known_args()
     console = Console(stderr=True)
-    interrupted = "interrupted; the same command goes on from the last checkpoint"
+    interrupted = "interrupted; the same command continues from the last checkpoint"
     return run_command(lambda: run(flags, arguments, console), console, interrupted=interrupted)
 
 

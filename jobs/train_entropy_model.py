@@ -77,7 +77,7 @@ class TrainEntropyModelConfig:
     Gather prose, translations and code from Python and two source packages, cut them into shards,
     train ``entropy_1m`` with this repository's trainer, measure bits per byte on documents that
     were held out, and write weights and card. A step that was done before is skipped, and a
-    training that was stopped goes on. It takes about an hour on two cores.
+    training that was stopped continues. It takes about an hour on two cores.
     """
 
     work: Path = ROOT / "build" / "entropy-1m"

@@ -55,7 +55,7 @@ class BLT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that holds the model and computes."""
         return self.local_decoder.output.weight.device
 
     def forward(self, tokens_BS: Tensor, patch_lengths_BP: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ class BLTConfig:
     """Rows of each hash table."""
     encoder_hash_byte_group_nb_functions: int = 1
     hash_across_documents: bool = False
-    """Whether n-grams at the start of a packed document reach back into the one before, as they did
-    when the published weights were trained. If not, a packed document is read as if it were
+    """If true, n-grams at the start of a packed document reach back into the one before, as they
+    did when the published weights were trained. If false, a packed document is read as if it were
     alone."""
 
     local_attention_window_len: int | None = 512
@@ -123,7 +123,7 @@ class BLTConfig:
 
     @property
     def cross_attn_n_kv_heads_decoder(self) -> int:
-        """The same for the decoder."""
+        """Key-value heads of the decoder's cross-attention."""
         return self._cross_kv_heads(self.n_heads_local_decoder, self.n_kv_heads_local_decoder)
 
     def _cross_kv_heads(self, heads: int, kv_heads: int | None) -> int:

@@ -14,7 +14,7 @@ class ByteEntropyModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that holds the model and computes."""
 
     @property
     def context_length(self) -> int | None:

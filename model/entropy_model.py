@@ -121,7 +121,7 @@ class EntropyModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that holds the model and computes."""
         return self.output.weight.device
 
     @property

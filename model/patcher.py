@@ -84,22 +84,22 @@ class Patcher:
 
     @property
     def has_threshold(self) -> bool:
-        """Whether the rule has a threshold, so that another one can be tried."""
+        """True if the rule has a threshold, so that another one can be tried."""
         return self.compares is not None
 
     @property
     def reads_entropies(self) -> bool:
-        """Whether boundaries depend on entropies; if not, any values of their shape will do."""
+        """True if boundaries depend on entropies; otherwise any values of their shape will do."""
         return self.boundary_rule.reads_entropies
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether boundaries depend on token ids; if not, they can be left out."""
+        """True if boundaries depend on token ids; otherwise the ids can be left out."""
         return self.boundary_rule.reads_tokens
 
     @property
     def needs_whole_document(self) -> bool:
-        """Whether a boundary may depend on tokens after it."""
+        """True if a boundary may depend on tokens after it."""
         return self.boundary_rule.whole_document
 
     def to_json(self) -> PatcherValues:
@@ -209,7 +209,7 @@ class Patcher:
         return lengths_P, torch.diff(first_patch_D, append=first_D.new_tensor([len(start_P)]))
 
     def _starts(self, documents: Pieces, slots_D: Tensor, first_D: Tensor) -> Tensor:
-        """Which slots start a patch; long patches are not cut here."""
+        """Mark each slot that starts a patch; long patches are not cut here."""
         ends_T = self._ends(documents)
         starts_S = ends_T.new_zeros(len(ends_T) + documents.next_token * len(slots_D))
         if documents.next_token:
@@ -228,7 +228,7 @@ class Patcher:
         position_B: Tensor,
         patch_start_B: Tensor,
     ) -> Tensor:
-        """Whether a patch ends with each token, for documents that are read piece by piece.
+        """Mark each token that ends a patch, in documents that are read piece by piece.
 
         Args:
             entropies_BS: nats; the piece, and before it one column for the token before it (at the
@@ -261,7 +261,7 @@ class Patcher:
         return starts_BS[:, 1:]
 
     def _ends(self, pieces: Pieces) -> Tensor:
-        """Whether a patch ends with each token, as the rule's function says."""
+        """Mark each token that ends a patch, as the rule's function says."""
         rule = self.boundary_rule
         if rule.reads_tokens and pieces.tokens_T is None:
             raise ValueError(f"tokens: the {self.rule} rule needs them")

@@ -47,7 +47,7 @@ class Pieces:
     """int64: position of each piece's first token in its document, 0 for whole documents. A piece
     that begins one token before its document has -1; the rule's answer for that token is unused."""
     next_token: bool = False
-    """Whether a slot follows the last token of each document."""
+    """True if a slot follows the last token of each document."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BoundaryRule:
     :class:`Pieces`, so that the slot after the token starts the next patch. It is called with the
     values of :attr:`settings` in their order. Its answer for a document's first token is unused."""
     description: str
-    """Where patches start, for people; completes "patches start"."""
+    """The rule in words for people; they complete "patches start"."""
     settings: tuple[Setting, ...] = ()
     """The settings that the rule needs; it takes no others."""
     compares: Compared | None = None

@@ -70,7 +70,7 @@ def pack_segments(lengths_S: Tensor, token_budget: int) -> Iterator[tuple[slice,
 
 
 def document_starts(tokens_BS: Tensor) -> Tensor:
-    """Where the documents of packed rows begin: bool, of the tokens' shape.
+    """Mark each token that begins a document of a packed row: bool, of the tokens' shape.
 
     A document ends with its EOS or with the row. Each token of padding (-1) is a document of its
     own, so that it costs attention least.

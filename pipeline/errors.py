@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 class PipelineError(Exception):
-    """The job cannot go on; the message says what is wrong, where, and what to do."""
+    """The job cannot continue; the message says what is wrong, where, and what to do."""
 
 
 class ConfigError(PipelineError):
@@ -13,11 +13,11 @@ class ConfigError(PipelineError):
 
 
 class BadFileError(PipelineError):
-    """A file's content cannot be decoded (further): the file fails, the job goes on."""
+    """A file's content cannot be decoded (further): the file fails, the job continues."""
 
 
 class UnreachableFileError(PipelineError):
-    """A file cannot be read now: the rest of it is left for a rerun, the job goes on."""
+    """A file cannot be read now: the rest of it is left for a rerun, the job continues."""
 
 
 class BadDocumentError(PipelineError):

@@ -63,7 +63,7 @@ def command() -> int:
         return 0
     # torchtitan's parser prints this name.
     sys.argv[0] = "train"
-    interrupted = "interrupted; run the same command again to go on from the last checkpoint"
+    interrupted = "interrupted; run the same command again to continue from the last checkpoint"
     return run_command(lambda: _train(name), console, interrupted=interrupted)
 
 

@@ -91,7 +91,7 @@ SUPPRESSED_MESSAGES = (
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Whether a record is not one that torchtitan logs in every run."""
+    """True for a record that torchtitan does not log in every run."""
     return not str(record.msg).startswith(SUPPRESSED_MESSAGES)
 
 

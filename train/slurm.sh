@@ -40,7 +40,7 @@ requeue() {
         # The training may have just ended by itself.
         kill -TERM "$step" 2>/dev/null || true
     else
-        echo "time is nearly up, and SLURM does not requeue: training goes on until then" >&2
+        echo "time is nearly up, and SLURM does not requeue: training continues until then" >&2
     fi
 }
 trap requeue USR1

@@ -92,7 +92,7 @@ def read_entropy_model(directory: Path) -> tuple[EntropyModelConfig, dict[str, T
 
 
 def holds_entropy_model_alone(directory: Path) -> bool:
-    """Whether the configuration of a checkpoint is that of an entropy model and not of a BLT."""
+    """True if the configuration of a checkpoint describes an entropy model and not a BLT."""
     config, params = (read_json(directory / name) for name in ("config.json", "params.json"))
     return (
         config.get("format") == FORMAT

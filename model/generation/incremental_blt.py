@@ -153,7 +153,7 @@ class IncrementalBLT:
         self._kept_B = kept_B
 
     def _patch_ends(self, tokens_BM: Tensor) -> Tensor:
-        """Whether a patch ends with each token."""
+        """Mark each token that ends a patch."""
         before_B1 = self._tokens_BS.gather(1, (self.read_B - 1).clamp(min=0)[:, None])
         if self.entropies is None:
             h_BM = torch.zeros(tokens_BM.shape, device=tokens_BM.device)

@@ -1,4 +1,4 @@
-"""Which bytes, patches and documents of a batch belong together, worked out once for all layers.
+"""The bytes, patches and documents of a batch that belong together, found once for all layers.
 
 Rows are laid end to end. A patch *owns* its bytes and gathers from them. A byte reads from the
 latest patch that is complete when the next byte is predicted: the patch before the one that the
@@ -92,7 +92,7 @@ class PatchLayout:
 
 
 def _any_by_patch(marked_T: Tensor, patch_T: Tensor, patches: int) -> Tensor:
-    """Which patches own a marked token."""
+    """Mark each patch that owns a marked token."""
     count_N = torch.zeros(patches + 1, dtype=torch.int32, device=marked_T.device)
     return count_N.index_add(0, patch_T, marked_T.int())[:patches] > 0
 

@@ -1,4 +1,4 @@
-"""What the commands in ``jobs/`` have in common: their ``main``, errors, and the exit status."""
+"""The common part of the commands in ``jobs/``: their ``main``, errors, and the exit status."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def run_job(
     config_class: type[Config],
     run: Callable[[Config, Console], int],
     *,
-    interrupted: str = "interrupted; run the same command again to go on",
+    interrupted: str = "interrupted; run the same command again to continue",
 ) -> int:
     """The ``main`` of a job: flags become a configuration, and the configuration is run.
 
@@ -72,7 +72,7 @@ def _refuse_repeated_flags(arguments: list[str]) -> None:
 
 
 def submitted() -> bool:
-    """Whether this is the driver of a job that was submitted with ``ray job submit``."""
+    """True if this is the driver of a job that was submitted with ``ray job submit``."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 

@@ -1,4 +1,4 @@
-"""What flags have in common: their names, their limits, and the flag ``--rule``."""
+"""Flags that jobs share, and the names and limits of all flags."""
 
 from typing import Any, Literal, cast
 

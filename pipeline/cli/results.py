@@ -1,4 +1,4 @@
-"""What a command prints of its result, for people. Text is printed as it is, never as markup."""
+"""Results printed for people. Text is printed as it is, never as markup."""
 
 from collections.abc import Iterable
 

@@ -73,7 +73,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _directory(package: str) -> Path:
-    """Where a package lies. It is not imported: a driver need not have what workers need."""
+    """The directory of a package, which is not imported: a driver may lack what workers need."""
     spec = find_spec(package)
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent

@@ -33,7 +33,7 @@ import."""
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What the driver learns from a stage; results themselves are in storage."""
+    """A stage as the driver sees it when it ends; the results themselves are in storage."""
 
     messages: dict[int, str]
     """The messages of the pieces that have one, in the order of the pieces' numbers."""
@@ -42,7 +42,7 @@ class StageOutcome:
 
 
 class _PieceOutcome(TypedDict):
-    """What a worker sends of a piece: a row of a Ray dataset, so that no value is None."""
+    """A worker's message about a piece. It is a row of a Ray dataset, so that no value is None."""
 
     piece: int
     bytes: int
@@ -80,7 +80,7 @@ def run_stage(
             Messages are then not kept, so that many long ones need no memory.
 
     Raises:
-        PipelineError: the work cannot go on.
+        PipelineError: the work cannot continue.
     """
     if not pieces:
         return StageOutcome({}, [])
@@ -190,6 +190,7 @@ def _in_task(
 
 @lru_cache(maxsize=1)
 def _fetched(shared: "ray.ObjectRef[Any]") -> Any:
-    """What the pieces of a stage share; each worker process, which does many, fetches it once."""
+    """The value that the pieces of a stage share; a worker process, which does many pieces, fetches
+    it once."""
     bound_memory()
     return ray.get(shared)

@@ -73,7 +73,7 @@ class Document(NamedTuple):
     """A record that can be used."""
 
     position: str
-    """Where the record is in its file: what a position is depends on the format."""
+    """The place of the record in its file; its form depends on the format."""
     sample_id: str
     text: bytes
     """Valid UTF-8."""
@@ -114,7 +114,7 @@ def read_split(
 def read_records(
     split: Split, columns: Columns, max_document_bytes: int
 ) -> Iterator[Document | Reject]:
-    """The same as :func:`read_split`, with one error for whatever a filesystem raises.
+    """Read as :func:`read_split` does, with one error for whatever a filesystem raises.
 
     Raises:
         BadFileError: as :func:`read_split` does.
@@ -128,7 +128,7 @@ def bad_document(url: str, reject: Reject) -> BadDocumentError:
     """The error that stops a job at a record that cannot be used."""
     return BadDocumentError(
         f"{url}, position {reject.position}: {reject.reason} "
-        "(--on-bad-document reject goes on without such documents)"
+        "(--on-bad-document reject continues without such documents)"
     )
 
 
@@ -150,7 +150,7 @@ def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> b
 
 
 def _is_broken_content(error: Exception) -> bool:
-    """Whether an error is about the content of a file, not about reaching it."""
+    """True if an error is about the content of a file, not about reaching it."""
     decoding = (EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError)
     if isinstance(error, (pa.ArrowInvalid, pa.ArrowNotImplementedError, *decoding)):
         return True

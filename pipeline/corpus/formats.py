@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where a file is cut, and what it tells of its columns."""
+    """The parts of a file, and the names of its columns if it tells them."""
 
     parts: list[Part]
     """In order, every record in one of them; none if the file is read as a whole."""
@@ -63,9 +63,9 @@ class InputFormat(ABC):
     title: ClassVar[str]
     """The name in help texts."""
     endings: ClassVar[tuple[str, ...]]
-    """Of names of files, without that of a compression."""
+    """Endings of the files' names, without the ending of a compression."""
     is_compressible: ClassVar[bool] = True
-    """Whether files may be compressed as a whole, as the end of their names tells."""
+    """True if files may be compressed as a whole, as the end of their names tells."""
     has_columns: ClassVar[bool] = True
     """False: a record is a text and nothing else, whatever ``--text-column`` is."""
     is_data: ClassVar[bool] = True
@@ -82,7 +82,7 @@ class InputFormat(ABC):
         return file.size * (EXPANSION if file.name.endswith(COMPRESSIONS) else 1)
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
-        """Where to cut a file into parts of about ``split_bytes`` of text.
+        """Cut a file into parts of about ``split_bytes`` of text.
 
         It follows from the file's content and ``split_bytes`` alone: resumed runs and different
         clusters have to cut in the same places. Any exception means that the file is not cut.
@@ -231,7 +231,7 @@ if TYPE_CHECKING:
     FormatName: TypeAlias = str
 else:
     FormatName = Literal[(AUTO, *FORMATS)]
-"""What ``--format`` may be: AUTO, or the name of a format."""
+"""The values of ``--format``: AUTO, or the name of a format."""
 
 *_first, _last = (form.title for form in FORMATS.values())
 FORMAT_TITLES = f"{', '.join(_first)} or {_last}"
@@ -253,10 +253,10 @@ def file_format(file: InputFile, wanted: FormatName) -> str | None:
 
 
 def known_format(file: InputFile, wanted: FormatName, flag: str) -> str:
-    """The same, where there has to be one.
+    """The format of a file, as :func:`file_format` finds it; there has to be one.
 
     Args:
-        flag: that would tell the format.
+        flag: the flag that would tell the format.
 
     Raises:
         ConfigError: neither the flag nor the file's name tells the format.

@@ -21,14 +21,14 @@ from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST, PREPARE, RECORD
 
 FORMAT_VERSION = 1
-"""Of manifest and record."""
+"""The version of manifest and record."""
 REJECTS = "rejects"
 EXCHANGE = "exchange"
 ID_COLUMN, TEXT_COLUMN = "sample_id", "text"
 """Columns of chunks."""
 
 Statistics = dict[str, Any]
-"""What ``DocumentStatistics.to_json`` gives."""
+"""``DocumentStatistics`` as JSON."""
 
 
 class ManifestColumns(TypedDict):
@@ -82,7 +82,7 @@ class PreparedManifest(TypedDict):
     columns: ManifestColumns
     counts: ManifestCounts
     statistics: Statistics
-    """Of all documents that were written."""
+    """Counts over all documents that were written."""
     sources: list[ManifestSource]
     validation: ManifestChunk | None
     chunks: list[ManifestChunk]
@@ -134,5 +134,5 @@ def prepared_chunks(url: str) -> list[str] | None:
 
 
 def _is_of_prepared(value: object) -> bool:
-    """Whether a manifest or record says that it is a prepared corpus'."""
+    """True if a manifest or record says that it belongs to a prepared corpus."""
     return isinstance(value, dict) and value.get("stage") == PREPARE

@@ -18,9 +18,9 @@ class EvaluateConfig:
     everything before them in it, divided by the UTF-8 bytes. The interval is a bootstrap over
     documents.
 
-    Long documents are read in windows: of --context bytes, each half a context after the one
-    before. The first is scored from its start, each other only where it is new, so every byte is
-    scored exactly once, with at least half a context before it, and memory stays bounded.
+    Long documents are read in windows of --context bytes, each half a context after the one before.
+    The first window is scored from its start, each other window only where it is new. So every byte
+    is scored exactly once, with at least half a context before it, and memory stays bounded.
 
     Exit status: 0 if everything was done, 1 if a file could not be read or the job stopped, 2 if a
     flag is wrong.
@@ -36,23 +36,23 @@ class EvaluateConfig:
         ),
     ] = ()
     shards: str | None = None
-    """Instead: directory or URL of a finished shard set; its patches are used."""
+    """Directory or URL of a finished shard set to read instead of text; its patches are used."""
     harness_tasks: str | None = None
-    """Instead: tasks of lm-evaluation-harness, TASK[,TASK...]: names, or paths of YAML files."""
+    """Tasks of lm-evaluation-harness to run instead, TASK[,TASK...]: names, paths of YAML files."""
 
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model that places the patches in text; by default the
     one that lies with the model, or belongs to it on the hub."""
     threshold: float | None = None
-    """Nats above which a patch starts, instead of the checkpoint's (of the shards', which are then
-    cut anew by their stored entropies)."""
+    """Nats above which a patch starts, instead of the checkpoint's threshold. Shards are re-patched
+    with it from their stored entropies."""
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline."""
     context: int = 8192
-    """Bytes that a window holds."""
+    """Bytes per window."""
 
     format: FormatName = "auto"
-    """What the input files hold; auto goes by their names."""
+    """Format of the input files; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""
     id_column: str | None = None
@@ -60,12 +60,12 @@ class EvaluateConfig:
     by: str | None = None
     """Column or JSON field that tells the source of a document; by default its file's name."""
     max_document_bytes: int = 256 << 20
-    """Longer documents are rejected: one has to fit into memory."""
+    """Longer documents are rejected, because a document has to fit into memory."""
     on_bad_document: Literal["reject", "fail"] = "reject"
     """A broken document is counted and listed at the end, or stops the job."""
 
     confidence: float = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
     seed: int = 0
     """Chooses the documents of the bootstrap, and what harness tasks sample."""
     json: bool = False

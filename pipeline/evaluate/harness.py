@@ -39,9 +39,9 @@ from pipeline.evaluate.likelihood import Predictions, predict
 from pipeline.evaluate.models import fetched, load_model, load_patching
 
 BATCH_SIZE = 64
-BYTES_A_TOKEN = 4
-"""Tasks limit what is generated in tokens of models that have such: a token is about so many
-bytes."""
+BYTES_PER_TOKEN = 4
+"""About so many bytes are in one token of the models that tasks are written for: tasks limit the
+length of what is generated in such tokens."""
 
 
 @register_model("blt-titan")
@@ -62,8 +62,8 @@ class HarnessBLT(LM):
         """
         Args:
             model: directory, URL or hub id of a BLT.
-            entropy_model: the same of the entropy model that places its patches; by default the one
-                that lies with the BLT.
+            entropy_model: directory, URL or hub id of the entropy model that places its patches; by
+                default the one that lies with the BLT.
             threshold: nats above which a patch starts, instead of the checkpoint's.
             reset_at_newline: the entropy model's context starts again after each newline.
             context: bytes of a window of ``loglikelihood_rolling``; ``loglikelihood`` always reads
@@ -71,7 +71,8 @@ class HarnessBLT(LM):
             batch_size: requests that are handled together; "auto" for a usual number.
             device: where to compute; a GPU if there is one, by default. (The harness's command
                 says cuda where there is none, too.)
-            seed: of drawing, for tasks that sample; every request has its own.
+            seed: seed of the first request, for tasks that sample; each further request has the
+                next one.
 
         Raises:
             ConfigError: a model cannot be loaded, or ``context`` is too small.
@@ -106,8 +107,8 @@ class HarnessBLT(LM):
         """Log-probability (nats) of each continuation given its context, and whether all of it is
         what greedy decoding gives.
 
-        Exact: patches start where the tokens before them say, all of the context is read, and
-        nothing after the continuation matters.
+        The numbers are exact: patches start where the tokens before them say, all of the context is
+        read, and nothing after the continuation matters.
         """
         results = []
         for batch in self._batches(requests, "scoring continuations"):
@@ -132,7 +133,7 @@ class HarnessBLT(LM):
         return results
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What the model writes after each prompt, up to the first stop string."""
+        """The text that the model writes after each prompt, up to the first stop string."""
         results = []
         for batch in self._batches(requests, "generating"):
             # Requests of a task share their settings: neighbours are generated together.
@@ -144,7 +145,7 @@ class HarnessBLT(LM):
                     self.patching.entropy_model,
                     [request.args[0].encode() for request in group],
                     patcher=self.patching.patcher,
-                    max_new_bytes=settings["max_gen_toks"] * BYTES_A_TOKEN,
+                    max_new_bytes=settings["max_gen_toks"] * BYTES_PER_TOKEN,
                     temperature=settings["temperature"],
                     top_k=settings.get("top_k") or None,
                     top_p=settings.get("top_p"),
@@ -160,7 +161,7 @@ class HarnessBLT(LM):
         return results
 
     def _predict(self, texts: Sequence[bytes], context: int | None) -> Iterator[Predictions]:
-        """What is said of each byte of each text."""
+        """The predictions of each byte of each text."""
         tokens_T, lengths_D = encode_documents(texts)
         patch_lengths_P = self.patching(tokens_T, lengths_D)
         said = predict(self.blt, tokens_T, lengths_D, patch_lengths_P, context)

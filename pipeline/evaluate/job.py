@@ -23,18 +23,18 @@ from pipeline.prefetch import prefetch
 
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 1 << 21
-"""Documents that are drawn at a time: what the bootstrap's memory is bounded by."""
+"""Documents that are drawn at a time: they bound the memory of the bootstrap."""
 
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """What a model needs for some documents."""
+    """The bits that a model needs per byte of some documents."""
 
     documents: int
     bytes: int
     """UTF-8 bytes of text."""
     patches: int
-    """0 for a model that reads no patches."""
+    """Patches of the documents; 0 for a model that reads none."""
     bits_per_byte: float | None
     """None if there is no text."""
     interval: tuple[float, float] | None
@@ -46,13 +46,13 @@ class BitsPerByte:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result; ``problems.failures`` says what was not done."""
+    """The result of an evaluation; ``problems.failures`` says what was not done."""
 
     total: BitsPerByte
     sources: dict[str, BitsPerByte]
     problems: Problems
     seconds: float
-    """Spent on reading, patching and scoring."""
+    """Time of reading, patching and scoring."""
 
     @property
     def complete(self) -> bool:
@@ -75,7 +75,7 @@ class Tally:
         self._nats.frombytes(nats_D.astype(np.float64).tobytes())
 
     def results(self, confidence: float, seed: int) -> tuple[BitsPerByte, dict[str, BitsPerByte]]:
-        """Of all documents, and of those of each source, by name."""
+        """The results of all documents together, and of each source's, by its name."""
         source_D, bytes_D, patches_D, nats_D = (
             np.array(values) for values in (self._source, self._bytes, self._patches, self._nats)
         )
@@ -97,7 +97,7 @@ class Tally:
 
 
 def bits_per_byte(nats_D: np.ndarray, bytes_D: np.ndarray) -> float | None:
-    """Of documents together; None if they hold no text."""
+    """Bits per byte of documents together; None if they hold no text."""
     total = int(bytes_D.sum())
     return float(nats_D.sum()) / (total * log(2)) if total else None
 
@@ -141,7 +141,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     """Score everything that was asked for.
 
     Raises:
-        PipelineError: the job cannot begin or go on.
+        PipelineError: the job cannot begin or continue.
     """
     config.check()
     data = ShardData(config) if config.shards else TextData(config)
@@ -182,7 +182,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 
 
 def _patching(config: EvaluateConfig, model: BLT | EntropyModel, directory: str) -> Patching | None:
-    """What cuts text for the model; None where there is nothing to cut."""
+    """The rule that cuts text into patches for the model; None if it reads no patches."""
     if isinstance(model, EntropyModel):
         for name, value in (
             ("--entropy-model", config.entropy_model),

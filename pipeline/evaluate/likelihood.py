@@ -1,4 +1,4 @@
-"""Documents → what a byte model says of each of their tokens. The hot path of evaluation; no Ray.
+"""Documents → a byte model's predictions of all their tokens: the hot path of evaluation.
 
 A document longer than the context is read in windows that overlap by at least half a context.
 Windows are laid end to end, sorted by length, and packed to a token budget: nothing is padded on a
@@ -20,31 +20,32 @@ from model.segments import pack_segments
 from model.tokenizer import BOS_ID, EOS_ID, NEXT_IDS, PAD_ID
 
 CPU_TOKENS = 4096
-"""Tokens in a pack of a BLT on a CPU, about."""
+"""Tokens per pack of a BLT on a CPU, about."""
 GPU_TOKENS = 32768
-"""Tokens in a pack of a BLT on a GPU, about."""
+"""Tokens per pack of a BLT on a GPU, about."""
 PATCH_SHAPES = 4
 """A pack of T tokens is given room for T, T/2, T/4 or T/8 patches on a GPU: so many shapes."""
 
 
 class Predictions(NamedTuple):
-    """Of each token of documents laid end to end, given all of its document before it."""
+    """A model's prediction of each token of documents laid end to end, given all that stands before
+    the token in its document."""
 
     nats_T: np.ndarray
     """float32: minus the log-probability; 0 for BOS, which is given."""
     greedy_T: np.ndarray
-    """bool: whether it is the most likely of the bytes and EOS; true for BOS."""
+    """bool: true if the token is the most likely of the bytes and EOS; true for BOS."""
 
 
 class Windows(NamedTuple):
     """Stretches of documents: window w reads ``lengths_W[w]`` tokens from ``start_W[w]`` on."""
 
     start_W: np.ndarray
-    """Index of its first token among those of all documents."""
+    """Index of the window's first token among the tokens of all documents."""
     lengths_W: np.ndarray
-    """Its tokens, the last of which is only predicted."""
+    """Tokens of the window, the last of which is only predicted."""
     known_W: np.ndarray
-    """Predictions at its beginning that are left to the window before."""
+    """Predictions at the window's beginning that are left to the window before."""
 
 
 def cut_windows(lengths_D: np.ndarray, context: int | None) -> Windows:
@@ -56,7 +57,7 @@ def cut_windows(lengths_D: np.ndarray, context: int | None) -> Windows:
 
     Args:
         lengths_D: tokens of each document, BOS and EOS included.
-        context: tokens that a window predicts at most, 2 or more; None: one window a document.
+        context: tokens that a window predicts at most, 2 or more; None: one window per document.
     """
     predicted_D = lengths_D - 1
     context = context or max(int(predicted_D.max(initial=0)), 2)
@@ -83,7 +84,7 @@ def predict(
     context: int | None,
     report: Callable[[int], None] = lambda tokens: None,
 ) -> Predictions:
-    """What ``model`` says of every token of documents laid end to end.
+    """The predictions of ``model`` for every token of documents laid end to end.
 
     Args:
         tokens_T: ids; each document is BOS + bytes + EOS.

@@ -1,4 +1,4 @@
-"""The model that is evaluated or writes, and what cuts text into patches for it."""
+"""The model that is evaluated or writes, and the rule that cuts text into patches for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ class Patching:
 
     patcher: Patcher
     entropy_model: EntropyModel | NGramEntropyModel | None
-    """None where the rule looks at no entropies."""
+    """None where the rule reads no entropies."""
     reset_at_newline: bool = False
 
     def __call__(self, tokens_T: np.ndarray, lengths_D: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ def load_patching(
     *,
     reset_at_newline: bool = False,
 ) -> Patching:
-    """What cuts text into patches for ``model``, on the device where that is.
+    """The rule that cuts text into patches for ``model``, computed on the model's device.
 
     Args:
         source: what the user called the model.

@@ -19,12 +19,13 @@ FOLDER = re.compile(r"[^/\0]+")
 class ExportShardsConfig:
     """Copy a shard set into another layout.
 
-    parquet: one file a shard, in data/, which whatever reads Parquet can open. datasets: the same
-    with names and a dataset card that datasets.load_dataset understands. hub: that, pushed to a
-    dataset repository. reference: the Arrow files that facebookresearch/blt's own loader reads.
+    parquet: one file per shard, in data/, for any program that reads Parquet. datasets: these files
+    with names and a dataset card that datasets.load_dataset understands. hub: a datasets export,
+    pushed to a dataset repository. reference: the Arrow files that facebookresearch/blt's own
+    loader reads.
 
-    A rerun of the same command goes on where the last one stopped. Exit status: 0 if everything was
-    done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.
+    A rerun of the same command continues where the last one stopped. Exit status: 0 if everything
+    was done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.
     """
 
     shards: str
@@ -39,7 +40,7 @@ class ExportShardsConfig:
     drop_entropies: bool = False
     """Leave the entropies out: four fifths of the size, but then no threshold can be changed."""
     threshold: float | None = None
-    """Nats: cut anew from the stored entropies, with the rule that the shards were cut with."""
+    """Nats: re-patch from the stored entropies, with the rule that the shards were patched with."""
     corpus: str | None = None
     """reference: name of the corpus, in directory and file names; by default that of the chunks
     (NAME.chunk.NN...), or of the shard set's directory."""
@@ -53,7 +54,7 @@ class ExportShardsConfig:
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
     overwrite: bool = False
-    """Start anew: remove what an earlier export left in the output (hub: in --staging)."""
+    """Start again: remove what an earlier export left in the output (hub: in --staging)."""
     verify: bool = False
     """When done, read every file back and compare hashes of file and rows."""
     json: bool = False
@@ -61,7 +62,7 @@ class ExportShardsConfig:
 
     @property
     def repatches(self) -> bool:
-        """Whether patches are made anew from the stored entropies."""
+        """True if the documents are re-patched from the stored entropies."""
         return self.threshold is not None
 
     def check(self) -> None:

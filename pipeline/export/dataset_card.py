@@ -22,7 +22,7 @@ from pipeline.storage.output import OutputDirectory
 
 CARD, PICTURES = "README.md", "pictures"
 CARD_PLOTS = ("threshold", "patch-lengths", "entropies")
-"""Of the report's, those beside the card."""
+"""The plots of a report that go beside the card."""
 COLUMNS = {
     SAMPLE_ID: "the document's id",
     TEXT: "its text",
@@ -42,9 +42,9 @@ def write_card(
     """Write the card of an export, and its plots where the shards' manifest has what they need.
 
     Args:
-        name: of the dataset.
-        made: ``patcher``, ``entropy_model`` and ``sources`` of what was exported.
-        statistics: of the same.
+        name: the dataset's name.
+        made: ``patcher``, ``entropy_model`` and ``sources`` of the exported documents.
+        statistics: counts over these documents.
     """
     pictures = {}
     if files and shards.summary is not None:  # pictures alone would be taken for the data
@@ -82,8 +82,8 @@ def dataset_card(
     """The text of README.md, with the metadata that ``datasets`` and the hub read.
 
     Args:
-        name: of the dataset.
-        schema: of its files; None if there are none.
+        name: the dataset's name.
+        schema: the schema of its files; None if there are none.
         made: ``patcher``, ``entropy_model`` and ``sources``, as the manifest says.
         sizes: bytes of all files, and of their rows as Arrow.
         pictures: files beside the card, by title.

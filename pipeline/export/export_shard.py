@@ -90,7 +90,7 @@ def _patched_rows(
 
 
 def verify_file(file: ExportedFile, layout: Layout, output: OutputDirectory) -> str | None:
-    """What is wrong with an exported file; None if nothing is."""
+    """The problem of an exported file, in a sentence; None if it is whole."""
     where = output.locate(file.path)
     try:
         with translated(where):

@@ -1,4 +1,4 @@
-"""What is known of one exported file: its commit record, and the hash of its rows."""
+"""One exported file: its commit record, and the hash of its rows."""
 
 from dataclasses import dataclass, field, replace
 
@@ -31,12 +31,12 @@ class ExportedFile:
     """:class:`PatchStatistics` of the rows as exported."""
 
     def without_histograms(self) -> "ExportedFile":
-        """The same without what is long in its statistics."""
+        """A copy that lacks the histograms, which are long."""
         return replace(self, statistics=without_histograms(self.statistics))
 
     @property
     def entry_path(self) -> str:
-        """Where its commit record lies."""
+        """The path of its commit record, below the output."""
         return f"{ENTRIES}/{self.name}.json"
 
 

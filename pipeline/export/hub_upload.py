@@ -32,7 +32,7 @@ KIND = "dataset"
 PUSHED = "hub.json"
 """In the staging directory: the repositories that were pushed to."""
 COMMIT_FILES = 50
-"""Files that one commit adds: the hub limits commits an hour, and what one can hold."""
+"""Files that one commit adds: the hub limits the commits per hour and the size of each."""
 
 
 def open_repository(repository: str, output: OutputDirectory, *, private: bool) -> None:
@@ -69,7 +69,7 @@ def _files(repository: str) -> dict[str, str]:
 
 
 def _foreign_files(repository: str) -> set[str]:
-    """What is in a repository beyond what it is made with, unless it is an earlier export."""
+    """Files of a repository beyond those it is made with; none if it holds an earlier export."""
     there = _files(repository).keys() - {".gitattributes", CARD, "LICENSE"}
     if MANIFEST not in there:
         return there
@@ -175,7 +175,7 @@ def _upload_file(
 
 
 def _staged(file: ExportedFile, output: OutputDirectory, directory: str) -> Path:
-    """Where a file that was exported lies on this node.
+    """The path on this node of a file that was exported.
 
     Raises:
         PipelineError: it is not there, or there is no room for a copy.
@@ -209,10 +209,10 @@ def _saying(repository: str) -> Iterator[None]:
         said = hints.get(status, error.server_message or str(error).splitlines()[0])
         raise PipelineError(
             f"--output {repository}: the hub refuses ({status}): {said}; what is committed stays, "
-            "run the same command again to go on"
+            "run the same command again to continue"
         ) from error
     except Exception as error:  # of the network: each layer has its own
         raise PipelineError(
             f"--output {repository}: the hub cannot be reached: {type(error).__name__}: {error}; "
-            "run the same command again to go on"
+            "run the same command again to continue"
         ) from error

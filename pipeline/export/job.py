@@ -22,14 +22,14 @@ from pipeline.storage.run_record import MANIFEST
 
 @dataclass
 class ExportShardsResult:
-    """What a run did; ``complete`` is false if anything asked for was not done."""
+    """The result of a run; ``complete`` is false if anything asked for was not done."""
 
     output: str
     complete: bool
     files: int
     rows: int
     bytes: int
-    """Of the files."""
+    """Size of the files."""
     exported: int
     """Files written by this run; those of an earlier one are not counted."""
     pushed: int
@@ -37,7 +37,7 @@ class ExportShardsResult:
     failures: list[str]
     """Damaged shards: they are not exported."""
     problems: list[str]
-    """What verification found, if it was asked for."""
+    """One message for each file that verification, if it was asked for, finds damaged."""
     seconds: float
 
 
@@ -45,7 +45,7 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     """Export a shard set, or what is left of it.
 
     Raises:
-        PipelineError: the job cannot begin or go on; what is committed stays.
+        PipelineError: the job cannot begin or continue; what is committed stays.
     """
     config.check()
     layout = LAYOUTS[config.format]
@@ -174,7 +174,7 @@ def _verify(
         entries = [file.entry_path for file in wrong]
         marks = [mark for file in wrong for mark in layout.marks(file.path)]
         output.remove_files([MANIFEST, *marks, *entries])
-    again = "run the same command again to write it anew"
+    again = "run the same command again to write it again"
     return [f"{problem}; {again}" for problem in outcome.messages.values()]
 
 

@@ -76,13 +76,13 @@ class Layout:
     output_flag: ClassVar[str] = "--output"
     """The flag that names the directory of the files."""
     pushes: ClassVar[bool] = False
-    """Whether the export ends on the hub."""
+    """True if the export ends on the hub."""
     card_files: ClassVar[tuple[str, ...]] = ()
-    """What the export may hold beside its data, manifest and record."""
+    """Files that the export may hold beside its data, manifest and record."""
 
     @property
     def written_as(self) -> str:
-        """The layout of the files, which decides what a rerun goes on with."""
+        """The layout of the files: a rerun continues an export that has the same."""
         return self.name
 
     def check(self, settings: ExportSettings) -> None:
@@ -96,7 +96,7 @@ class Layout:
         return settings.output
 
     def destination(self, output: OutputDirectory, settings: ExportSettings) -> str:
-        """Where users find the export."""
+        """The URL or repository where users find the export."""
         return output.url
 
     def paths(
@@ -122,10 +122,10 @@ class Layout:
         yield from pq.ParquetFile(file).iter_batches(batch_size=1024)
 
     def begin(self, output: OutputDirectory, settings: ExportSettings) -> None:
-        """What has to succeed before anything is written or removed."""
+        """Do what has to succeed before anything is written or removed."""
 
     def public(self, provenance: dict[str, Any]) -> dict[str, Any]:
-        """What the manifest says of the origin of the data."""
+        """The provenance as the manifest states it."""
         return provenance
 
     def finish(
@@ -253,7 +253,7 @@ class Reference(Layout):
         return f"{settings.output.rstrip('/')}/{self.corpus(shards, settings)}/{model}"
 
     def corpus(self, shards: ShardSet, settings: ExportSettings) -> str:
-        """What the published layout calls the corpus."""
+        """The name of the corpus in the published layout."""
         if settings.corpus:
             return settings.corpus
         names = [PurePosixPath(entry.source).name for entry in shards.entries]

@@ -1,4 +1,4 @@
-"""What an export says of where its data came from, fit for others to see."""
+"""The origin of an export's data, fit for others to see."""
 
 from pathlib import PurePosixPath
 from typing import Any

@@ -53,17 +53,17 @@ class PatchCorpusConfig:
     threshold: float | None = None
     """Nats: entropy (global, combined) or its rise (monotonic) above which a patch starts."""
     target_patch_size: float | None = None
-    """Instead of a threshold: mean bytes per patch; the threshold is calibrated on a sample."""
+    """Mean bytes per patch, instead of a threshold, which is then calibrated on a sample."""
     threshold_add: float | None = None
     """Nats: rise of the entropy that the combined rule asks for as well."""
     patch_size: float | None = None
     """Tokens per patch, for top-k and static."""
     max_patch_length: int | None = None
-    """Tokens: longer patches are cut."""
+    """The most tokens per patch; longer patches are cut."""
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline."""
     published_rules: bool = False
-    """monotonic, combined, static: exactly as the published code, see model/rules.py."""
+    """Apply monotonic, combined and static exactly as the published code, see model/rules.py."""
 
     num_workers: int | None = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
@@ -72,13 +72,13 @@ class PatchCorpusConfig:
     seed: int = 0
     """Chooses the sample that calibrates the threshold and that the n-gram model is fitted on."""
     calibration_bytes: int = 2 << 20
-    """Size of the sample for the threshold."""
+    """Bytes of the sample that the threshold is calibrated on."""
     ngram_bytes: int = 64 << 20
-    """Size of the sample for the n-gram model."""
+    """Bytes of the sample that the n-gram model is fitted on."""
     shard_bytes: int = 64 << 20
-    """Text per shard, about; also the size of the pieces that large files are split into."""
+    """Bytes of text per shard, about; large files are split into pieces of this size."""
     max_document_bytes: int = 256 << 20
-    """Longer documents are rejected: a document has to fit into memory."""
+    """Longer documents are rejected, because a document has to fit into memory."""
     keep_entropies: bool = True
     """Store the entropies, so that shards can be re-patched without the model."""
     on_bad_document: Literal["reject", "fail"] = "reject"
@@ -102,7 +102,7 @@ class PatchCorpusConfig:
 
     @property
     def calibrates(self) -> bool:
-        """Whether the threshold is calibrated, not given."""
+        """True if the threshold is calibrated, not given."""
         return self.target_patch_size is not None
 
     def check(self) -> None:

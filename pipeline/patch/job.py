@@ -38,7 +38,7 @@ from pipeline.storage.run_record import reaching
 
 @dataclass
 class PatchCorpusResult:
-    """What a run did; ``complete`` is false if anything asked for was not done."""
+    """The result of a run; ``complete`` is false if anything asked for was not done."""
 
     output: str
     complete: bool
@@ -49,7 +49,7 @@ class PatchCorpusResult:
     failures: list[str]
     """Files that could not be read (to their end), and why."""
     problems: list[str]
-    """What verification found wrong, if it was asked for."""
+    """Problems that verification found, if it was asked for."""
     seconds: float
     """Time that patching took, without planning and calibration."""
     bytes_patched: int
@@ -60,7 +60,7 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     """Patch a corpus, or what is left of it.
 
     Raises:
-        PipelineError: the job cannot begin or go on; what is committed stays.
+        PipelineError: the job cannot begin or continue; what is committed stays.
     """
     config.check()
     refuse_credentials("--output", config.output)
@@ -101,7 +101,7 @@ def _with_prepared(config: PatchCorpusConfig) -> PatchCorpusConfig:
 
 
 class _Shared(NamedTuple):
-    """What all splits of a run need."""
+    """Values that all splits of a run need."""
 
     splits: list[Split]
     file_numbers: dict[InputFile, int]

@@ -79,7 +79,7 @@ def patch_split(
 
     Raises:
         UnreachableFileError: the file cannot be read now; committed shards stay.
-        PipelineError: the job cannot go on.
+        PipelineError: the job cannot continue.
     """
     piece, skip = 0, 0
     while output.exists(entry_path(shard_name(file_index, split.index, piece))):

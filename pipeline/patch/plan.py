@@ -106,7 +106,7 @@ def resume_run(
 ) -> tuple[PatchRun, AnyEntropyModel]:
     """Check that this is the run that was begun.
 
-    Files that were broken and have changed since are planned anew.
+    Files that were broken and have changed since are planned again.
 
     Raises:
         PipelineError: something else differs.
@@ -114,7 +114,7 @@ def resume_run(
     if model is None:
         model = _load(output.locate(MODEL_DIRECTORY))
     mended = run.check_same(_content(config, model), files, output)
-    console.print(f"going on with the run in {output.url}", highlight=False)
+    console.print(f"continuing the run in {output.url}", highlight=False)
     if mended:
         for file in mended:
             console.print(f"{file.url} was broken and has changed: reading it again")
@@ -127,9 +127,8 @@ def resume_run(
 def _print_threshold(config: PatchCorpusConfig, run: PatchRun, console: Console) -> None:
     if config.calibrates:
         threshold = run.provenance["patcher"]["threshold"]
-        console.print(
-            f"threshold {threshold!r} nats, calibrated for {config.target_patch_size} bytes a patch"
-        )
+        size = f"{config.target_patch_size} bytes per patch"
+        console.print(f"threshold {threshold!r} nats, calibrated for {size}")
 
 
 def _content(config: PatchCorpusConfig, model: AnyEntropyModel) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class PatchRun(RunRecord):
         """Check that a command is the one that this run began with, on the same input.
 
         Returns:
-            the files that this run found broken and that have changed since: it may go on with
+            the files that this run found broken and that have changed since: it may continue with
             them.
 
         Raises:
@@ -101,7 +101,7 @@ class PatchRun(RunRecord):
     def with_files(
         self, files: list[InputFile], splits: list[Split], output: OutputDirectory
     ) -> "PatchRun":
-        """Record this run anew with ``files`` in place of their former versions, and remove what
+        """Record this run again with ``files`` in place of their former versions, and remove what
         was committed of those."""
         new = {file.url: file for file in files}
         output.remove(MANIFEST)
@@ -135,7 +135,7 @@ class PatchRun(RunRecord):
 
 
 def source_records(files: list[InputFile]) -> list[dict[str, Any]]:
-    """What the manifest says of the input: nothing that changes when a file is only copied."""
+    """The input as the manifest lists it, without anything that changes when a file is copied."""
     return [{"name": file.name, "url": file.url, "bytes": file.size} for file in files]
 
 
@@ -151,5 +151,5 @@ def log_run(
 
 
 def is_complete(entries: list[ShardEntry]) -> bool:
-    """Whether the entries of a split reach its end."""
+    """True if the entries of a split reach its end."""
     return bool(entries) and entries[-1].last

@@ -24,7 +24,7 @@ class PrepareCorpusConfig:
     """Bring a corpus from the hub, object storage or disk to shuffled chunks, ready to be patched.
 
     The order is one random permutation of all documents, and depends on the corpus and the seed
-    alone. A rerun of the same command goes on where the last one stopped. Exit status: 0 if
+    alone. A rerun of the same command continues where the last one stopped. Exit status: 0 if
     everything was done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
     """
 
@@ -88,7 +88,7 @@ class PrepareCorpusConfig:
     on_bad_document: Literal["reject", "fail"] = "reject"
     """A broken document is counted and kept in rejects/, or stops the job."""
     overwrite: bool = False
-    """Start anew: remove what an earlier run left in the output."""
+    """Start again: remove what an earlier run left in the output."""
     json: bool = False
     """Print the result as JSON."""
 

@@ -49,7 +49,7 @@ from pipeline.storage.tokenizer_files import (
 
 @dataclass
 class PrepareCorpusResult:
-    """What a run did."""
+    """The result of a run."""
 
     output: str
     manifest: PreparedManifest | None
@@ -66,7 +66,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     """Prepare a corpus, or what is left of it.
 
     Raises:
-        PipelineError: the job cannot begin or go on; what is committed stays.
+        PipelineError: the job cannot begin or continue; what is committed stays.
     """
     config.check()
     corpus = config.find_corpus()
@@ -89,7 +89,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
             if tokenizer:
                 download_tokenizer(str(config.tokenizer), tokenizer, output)
             return _finished(output, read_prepared_manifest(output))
-        console.print(f"going on with the run in {output.url}", highlight=False)
+        console.print(f"continuing the run in {output.url}", highlight=False)
     connect(config.num_workers)
     output.remove_temporary()
     work = _Work(config, output, console)
@@ -284,7 +284,7 @@ def _text_bytes(unit: Sorted) -> int:
 
 
 def _scratch(directory: OutputDirectory) -> Path:
-    """Where a node keeps files of the hub while they are read; the same in every run."""
+    """The directory of files of the hub while a node reads them; every run has the same."""
     if directory.local:
         return Path(directory.path, EXCHANGE, "downloads")
     unique = hashlib.sha256(directory.url.encode()).hexdigest()[:16]

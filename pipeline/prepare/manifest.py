@@ -72,7 +72,7 @@ def manifest_of(
 
 
 def _sources(preparation: Preparation, units: dict[int, Sorted]) -> dict[str, Source]:
-    """What came of each file, added up over the units that read parts of it."""
+    """The counts of each file, added up over the units that read parts of it."""
     sources = {file.name: Source() for file in preparation.files}
     for _, unit in sorted(units.items()):
         for name, source in unit.sources.items():

@@ -76,7 +76,7 @@ class Preparation(RunRecord):
 
 @dataclass(frozen=True)
 class Downloads(RunRecord):
-    """What is to be downloaded, and kept, before a preparation can be planned."""
+    """The files to download, and keep, before a preparation can be planned."""
 
     path = f"{EXCHANGE}/files.json"
 

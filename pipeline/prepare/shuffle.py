@@ -98,7 +98,7 @@ class Shuffle:
 
 @dataclass
 class Source:
-    """What came of an input file, or of a part of it."""
+    """The counts of an input file, or of a part of it."""
 
     documents: DocumentStatistics = field(default_factory=DocumentStatistics)
     rejects: int = 0
@@ -115,7 +115,7 @@ class Source:
 
 @dataclass
 class Sorted:
-    """What came of a unit or of a merge: its runs."""
+    """The result of a unit or of a merge: its runs."""
 
     runs: list[SortedRun]
     duplicates: DocumentStatistics

@@ -99,7 +99,7 @@ class SortedRows(NamedTuple):
     keys_D: np.ndarray
     """uint64, ascending."""
     table: pa.Table
-    """The same rows, not sorted."""
+    """The rows in the order of the input."""
     order_D: np.ndarray
     """The document's row in the table."""
 

@@ -1,7 +1,7 @@
-"""What workers of ``prepare_corpus.py`` do: one step on one piece of work, then its entry.
+"""The work of ``prepare_corpus.py``'s workers: one step on one piece, then the piece's entry.
 
-Each function is the ``work`` of a stage: see :func:`pipeline.cluster.stage.run_stage`. What all
-pieces of the stage share is a tuple, which the driver makes in :mod:`pipeline.prepare.job`.
+Each function is the ``work`` of a stage: see :func:`pipeline.cluster.stage.run_stage`. All pieces
+of a stage share a tuple, which the driver makes in :mod:`pipeline.prepare.job`.
 """
 
 import shutil

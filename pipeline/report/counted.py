@@ -1,4 +1,4 @@
-"""What was counted of a shard set: taken from its manifest, or counted again by
+"""The counts of a shard set: taken from its manifest, or counted again by
 :mod:`pipeline.report.recount`; and several sets added up as one.
 
 Nothing here knows what a report says of the counts: see :mod:`pipeline.report.figures`.

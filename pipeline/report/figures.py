@@ -64,7 +64,7 @@ class EntropyFigures:
 
 @dataclass(frozen=True)
 class CurveFigures:
-    """What thresholds give, at rising thresholds."""
+    """The patches that rising thresholds give."""
 
     thresholds: list[float]
     """Nats."""
@@ -145,7 +145,7 @@ class FlopsFigures:
 
 @dataclass(frozen=True)
 class SetFigures:
-    """What a report says of a set. The order of the fields is that of ``--json``."""
+    """The figures of a set in a report. The order of the fields is that of ``--json``."""
 
     name: str
     url: str
@@ -167,7 +167,7 @@ class SetFigures:
     threshold: float | None
     """Nats; None if the rule has none, or if merged sets have different ones."""
     thresholds_differ: bool
-    """Whether merged sets have different thresholds."""
+    """True if merged sets have different thresholds."""
     max_patch_length: int | None
     """Tokens."""
     provenance: Provenance
@@ -175,7 +175,7 @@ class SetFigures:
     entropies: EntropyFigures
     curve: CurveFigures
     curve_has_cuts: bool
-    """Whether the curve counts the splits at ``max_patch_length``."""
+    """True if the curve counts the splits at ``max_patch_length``."""
     suggested: list[Suggestion]
     scripts: list[GroupFigures]
     columns: dict[str, list[GroupFigures]]
@@ -197,7 +197,7 @@ class SetFigures:
     """One for each size; empty if there are no patches."""
 
     def to_json(self) -> dict[str, Any]:
-        """What report.json holds of the set."""
+        """The set as report.json holds it."""
         values = asdict(self)
         values["patch_lengths"] = self.patch_lengths.to_json()
         values["flops"] = [row.to_json() for row in self.flops]

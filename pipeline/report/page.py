@@ -45,7 +45,7 @@ class Report:
     context_bytes: int
     """Bytes of a sequence, for the FLOPs of attention."""
     recomputed: bool
-    """Whether the shards were read, or only their manifests."""
+    """True if the shards were read, false if only their manifests."""
 
     @property
     def problems(self) -> list[str]:
@@ -53,7 +53,7 @@ class Report:
         return [problem for figures in self.sets for problem in figures.problems]
 
     def to_json(self) -> dict[str, Any]:
-        """What report.json holds."""
+        """The content of report.json."""
         return {
             "sets": [figures.to_json() for figures in self.sets],
             "context_bytes": self.context_bytes,

@@ -1,4 +1,4 @@
-"""What a report says in words: the overview, and sentences that depend on the figures.
+"""The words of a report that depend on its figures: the overview, and whole sentences.
 
 All other words of the page are in ``page.html.j2``.
 """
@@ -65,7 +65,7 @@ def _advice(figures: SetFigures) -> str:
 
 
 def _leaves_out_splits(figures: SetFigures) -> bool:
-    """Whether the curve, and with it the suggestions, leaves out splits at max_patch_length."""
+    """True if the curve, and with it the suggestions, leaves out splits at max_patch_length."""
     return bool(figures.max_patch_length) and not figures.curve_has_cuts
 
 
@@ -127,7 +127,7 @@ def _throughput(figures: SetFigures) -> str:
 
 
 def curve_note(sets: Sequence[SetFigures]) -> str:
-    """What readers of the curve, and of the suggestions, have to know of these sets."""
+    """A note to readers of these sets' curve and suggestions; empty if there is nothing to know."""
     notes = []
     if not any(figures.scored_tokens for figures in sets):
         notes.append(" The shards hold no entropies, so there is nothing to count.")

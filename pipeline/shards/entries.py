@@ -20,7 +20,7 @@ class ShardEntry:
     """Records of the split that this shard stands for: documents and rejects."""
     rejects: int = 0
     last: bool = False
-    """Whether the split ends with this shard."""
+    """True if the split ends with this shard."""
     error: str | None = None
     """Why the file could not be read to its end."""
     shard_bytes: int = 0
@@ -58,7 +58,7 @@ class ShardEntry:
         return f"summaries/{self.name}.json"
 
     def without_histograms(self) -> "ShardEntry":
-        """The same without what is long in its statistics."""
+        """A copy that lacks the histograms, which are long."""
         return replace(self, statistics=without_histograms(self.statistics))
 
     @property

@@ -85,7 +85,7 @@ def record_batch(
 
 
 def with_patches(batch: pa.RecordBatch, patched: PatchedTokens) -> pa.RecordBatch:
-    """The same rows with other patches."""
+    """A batch's rows with other patches."""
     place = batch.schema.get_field_index(PATCH_LENGTHS)
     field = batch.schema.field(place)
     return batch.set_column(place, field, _patch_lengths_array(patched).cast(field.type))

@@ -113,7 +113,7 @@ def _other_kind(manifest: Any) -> str:
 
 
 def is_export(manifest: Any) -> bool:
-    """Whether ``export_shards.py`` wrote a manifest."""
+    """True if ``export_shards.py`` wrote a manifest."""
     return isinstance(manifest, dict) and manifest.get("stage") == EXPORT
 
 

@@ -55,8 +55,8 @@ class ShardSet:
             raise PipelineError(f"{url}: {MANIFEST} is damaged: {error}") from error
 
     def without_entries(self) -> "ShardSet":
-        """The same without what grows with the number of shards: for workers, which get the entry
-        of each shard that they read."""
+        """A copy that lacks all that grows with the number of shards: for workers, which get the
+        entry of each shard that they read."""
         alone = copy(self)
         alone.entries = []
         alone.manifest = {
@@ -85,7 +85,7 @@ class ShardSet:
 
     @property
     def has_entropies(self) -> bool:
-        """Whether the entropies are stored, so that documents can be re-patched."""
+        """True if the entropies are stored, so that documents can be re-patched."""
         return ENTROPIES in self.manifest["columns"]
 
     @property

@@ -1,4 +1,4 @@
-"""Whether shards are what their manifest says: all is read back, every boundary recomputed."""
+"""Verification: all shards are read back, and every boundary is recomputed."""
 
 from collections.abc import Iterator
 

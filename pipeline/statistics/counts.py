@@ -112,7 +112,7 @@ class PatchStatistics:
 
 
 def without_histograms(statistics: PatchStatisticsRecord) -> PatchStatisticsRecord:
-    """The same numbers with empty histograms, which are long: for copies that go to workers."""
+    """A copy of the numbers with empty histograms, which are long: workers need no more."""
     return {**statistics, "patch_lengths": {}, "entropies": {}}
 
 
@@ -160,7 +160,7 @@ class DocumentStatistics:
         )
 
     def same_texts(self, other: "DocumentStatistics") -> bool:
-        """Whether both count the same texts, each equally often."""
+        """True if both count the same texts, each equally often."""
         mine, theirs = ((s.documents, s.bytes, s.digest) for s in (self, other))
         return mine == theirs
 

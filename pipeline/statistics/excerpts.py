@@ -127,7 +127,7 @@ def _first(key_D: np.ndarray) -> list[int]:
 
 
 def _character(data: bytes, position: int) -> int:
-    """Where the character begins that the byte at ``position`` belongs to."""
+    """The first byte of the character that the byte at ``position`` belongs to."""
     position = min(position, len(data))
     while 0 < position < len(data) and data[position] & 0xC0 == 0x80:
         position -= 1

@@ -1,4 +1,4 @@
-"""Which script a document is written in, by Unicode's script property of its letters."""
+"""The script that a document is written in, by Unicode's script property of its letters."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""Files of the hub → local copies, verified; a download goes on where a killed process stopped.
+"""Files of the hub → local copies, verified; a download continues where a killed process stopped.
 
 The hub's client downloads an interrupted file all over again (its issue 4196), so this module reads
 the body itself. Sessions, tokens, mirrors, the meaning of statuses and the waiting for a busy hub
@@ -77,7 +77,7 @@ def local_name(file: InputFile) -> str:
 def _no_room(file: InputFile, directory: Path) -> PipelineError:
     return PipelineError(
         f"{directory}: the disk has no room for {file.name} ({file.size} bytes); make room, then "
-        "run the same command again to go on"
+        "run the same command again to continue"
     )
 
 
@@ -137,7 +137,7 @@ def _stream(file: InputFile, start: int) -> Iterator[bytes]:
         max_retries=hub.RETRIES,
         base_wait_time=hub.FIRST_WAIT,
         max_wait_time=hub.LONGEST_WAIT,
-        retry_on_exceptions=(),  # it would begin anew inside this block
+        retry_on_exceptions=(),  # it would begin again inside this block
         retry_on_status_codes=hub.TRANSIENT_STATUSES,
     ) as response:
         hf_raise_for_status(response)
@@ -164,5 +164,5 @@ def _hub_error(file: InputFile, error: HfHubHTTPError) -> UnreachableFileError:
 def _unreachable(file: InputFile, problem: str) -> UnreachableFileError:
     return UnreachableFileError(
         f"{file.url}: cannot be downloaded now: {problem}; what has arrived is kept, run the same "
-        "command again to go on"
+        "command again to continue"
     )

@@ -95,7 +95,7 @@ class _LfsFields(TypedDict):
 
 
 class _TreeEntry(TypedDict):
-    """What the hub lists of a file or directory."""
+    """A file or directory as the hub lists it."""
 
     type: str
     path: str
@@ -121,7 +121,7 @@ def check_access(repository: Repository, file: InputFile) -> None:
 
 
 def is_hub_file(file: InputFile) -> bool:
-    """Whether a file comes from :func:`list_repository`."""
+    """True if a file comes from :func:`list_repository`."""
     return _URL.fullmatch(file.url) is not None and file.version.startswith(("sha256:", "git:"))
 
 

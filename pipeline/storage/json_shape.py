@@ -1,4 +1,4 @@
-"""Whether a JSON value has the shape that a type states, and where it has not.
+"""JSON values held against types: the first place where a value has another shape is named.
 
 The types are those that the rest of the code works with anyway: TypedDicts and dataclasses for
 objects, ``list[...]``, ``dict[str, ...]``, unions, and plain types. Numbers' ranges and the like

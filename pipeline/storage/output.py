@@ -238,7 +238,7 @@ class OutputDirectory:
     def _cannot_write(self, name: str, error: Exception) -> PipelineError:
         return PipelineError(
             f"cannot write {self.locate(name)}: {message_of(error)}; what is committed stays, "
-            "run the same command again to go on"
+            "run the same command again to continue"
         )
 
     def _temporary_path(self) -> Path:

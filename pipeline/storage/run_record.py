@@ -1,4 +1,4 @@
-"""The record of a run: what it reads and with which settings, so that a rerun goes on from there.
+"""The record of a run: what it reads and with which settings, so that a rerun continues from there.
 
 Each job writes ``run.json`` into its output before anything else. A rerun reads it, checks that the
 command and the input are those that the run began with, and does what is left. All jobs share this
@@ -21,9 +21,9 @@ RECORD = "run.json"
 MANIFEST = "manifest.json"
 """Each job writes its manifest last: an output that has one is finished."""
 PREPARE, EXPORT = "prepare", "export"
-"""What ``stage`` says in records and manifests; patch shards have none."""
+"""The values of ``stage`` in records and manifests; patch shards have none."""
 CONTENTS = {None: "patch shards", PREPARE: "a prepared corpus", EXPORT: "an export"}
-"""What an output holds, by the stage that its record names."""
+"""The content of an output in words, by the stage that its record names."""
 ANEW = "; --overwrite starts anew"
 T = TypeVar("T")
 
@@ -41,28 +41,28 @@ def reaching(flag: str) -> Iterator[None]:
 
 
 class Written(NamedTuple):
-    """What a run writes beside its manifest and its record, in the order of removal."""
+    """All that a run writes beside its manifest and its record, in the order of removal."""
 
     directories: Sequence[str]
     files: Sequence[str] = ()
 
 
 class RunRecord(ABC):
-    """What a run was asked to do: the base of each job's own record."""
+    """The task of a run: the base of each job's own record."""
 
     path: ClassVar[str] = RECORD
     stage: ClassVar[str | None] = None
     format_version: ClassVar[int | None] = None
     """The version of the record's form; None where records do not state one."""
     tells_what_to_remove: ClassVar[bool] = True
-    """Whether only the record knows which files the run wrote."""
+    """True if only the record knows which files the run wrote."""
 
     settings: dict[str, Any]
     """The settings that decide what is written: a rerun must share them."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """What the record holds beside stage, version and settings, as plain values."""
+        """The record's content beside stage, version and settings, as plain values."""
 
     @classmethod
     @abstractmethod
@@ -72,7 +72,7 @@ class RunRecord(ABC):
     @classmethod
     @abstractmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
-        """What a run with these values wrote, or may have written."""
+        """All that a run with these values wrote, or may have written."""
 
     def begin(self, output: OutputDirectory) -> None:
         """Write the record: from now on the output belongs to this run."""
@@ -103,7 +103,7 @@ class RunRecord(ABC):
 
     @classmethod
     def check_removable(cls, output: OutputDirectory, flag: str = "--output") -> Written:
-        """What ``--overwrite`` has to remove.
+        """All that ``--overwrite`` has to remove.
 
         Raises:
             ConfigError: the record is another job's, or it is damaged and nothing else tells what

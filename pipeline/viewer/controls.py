@@ -13,7 +13,7 @@ QUICK: dict[str, Any] = {
     "trigger_mode": "always_last",  # what was typed meanwhile counts
     "api_visibility": "private",
 }
-"""How events are answered."""
+"""Arguments of all events: they are answered at once, and for this page alone."""
 
 
 def controls_of(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def controls_of(config: PatchViewerConfig, prefix: str) -> dict[str, Any]:
 
 
 def keep_within(number: Any) -> None:
-    """Take what is typed beyond a component's limits for the limit, as its slider shows it."""
+    """Replace a typed number beyond a component's limits by the limit, as its slider shows it."""
     least, most = number.minimum, number.maximum
 
     def preprocess(typed: float | None) -> float:
@@ -55,7 +55,7 @@ def keep_within(number: Any) -> None:
 
 
 def _used(rule: str) -> dict[str, bool]:
-    """Whether the rule uses each setting."""
+    """Settings by name, with true for those that the rule uses."""
     return {name: name in find_rule(rule).settings for name in SETTINGS}
 
 
@@ -78,6 +78,6 @@ def patcher_of(
 
 
 def hide_unused(controls: dict[str, Any]) -> None:
-    """When another rule is chosen."""
+    """Hide the settings that a rule does not use, whenever another rule is chosen."""
     changed = [controls[name] for name in SETTINGS]
     controls["rule"].change(_show_used, controls["rule"], changed, **QUICK)

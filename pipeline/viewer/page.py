@@ -1,6 +1,6 @@
 """The viewer's page, in Gradio: its components, and what happens when one of them changes.
 
-What it shows of texts comes from :mod:`pipeline.viewer.patched_text`, as HTML in which texts are
+Texts are shown by :mod:`pipeline.viewer.patched_text`, which makes HTML in which they are
 escaped.
 """
 

@@ -35,14 +35,14 @@ class PatchView:
     patch_lengths_P: np.ndarray
     """Tokens."""
     threshold: float | None = None
-    """Nats, where entropies are compared with one: drawn as a line."""
+    """Nats, drawn as a line; None where entropies are not compared with a threshold."""
 
     def patches(self) -> list[bytes]:
         """The patches that hold text."""
         return [self.data[a:b] for a, b in self._spans().tolist()]
 
     def _spans(self) -> np.ndarray:
-        """Where patches that hold text start and end (``[P, 2]`` bytes); there may be millions."""
+        """Start and end of each patch that holds text (``[P, 2]`` bytes); there may be millions."""
         edges = (np.concatenate([[0], self.patch_lengths_P.cumsum()]) - 1).clip(0, len(self.data))
         spans_P2 = np.stack([edges[:-1], edges[1:]], axis=1)
         return spans_P2[spans_P2[:, 0] < spans_P2[:, 1]]
@@ -64,7 +64,7 @@ class PatchView:
         return f'<div class="counts">{"".join(cells)}</div>'
 
     def patches_html(self) -> str:
-        """The first patches in colours."""
+        """The first patches, each in a colour."""
         spans_P2 = self._spans()
         spans = spans_P2[:MOST_PATCHES].tolist()
         titles = [self._title(number, a, b) for number, (a, b) in enumerate(spans, 1)]
@@ -102,7 +102,7 @@ def view_text(text: str, model: str, patcher: Patcher, reset_at_newline: bool = 
 
 
 def repatched(view: PatchView, patcher: Patcher) -> PatchView:
-    """The same text with the patches that another rule gives for its entropies."""
+    """The view's text with the patches that another rule gives for its entropies."""
     assert view.h_T is not None
     return _view(view.data, view.h_T, patcher)
 
@@ -113,7 +113,7 @@ def _view(data: bytes, h_T: np.ndarray, patcher: Patcher) -> PatchView:
 
 
 def line(patcher: Patcher) -> float | None:
-    """The threshold, where entropies themselves are compared with it."""
+    """The threshold (nats) to draw; None where entropies themselves are not compared with one."""
     return patcher.threshold if patcher.compares in ("entropy", "both") else None
 
 

@@ -192,7 +192,7 @@ def test_what_ends_by_itself_as_slurm_signals_keeps_its_status(tmp_path, requeue
     run.until("begun")
     run.process.send_signal(signal.SIGUSR1)
     assert run.end() == 5
-    said = "goes back into the queue" if requeued else "training goes on"
+    said = "goes back into the queue" if requeued else "training continues"
     assert said in run.output
 
 
@@ -211,7 +211,7 @@ def test_killed_workers_and_drivers_change_nothing(
     run.until("step:  5")
     (_, killed) = workers_of(run)
     killed.kill()
-    run.until("workers were started again, to go on from the last checkpoint: ")
+    run.until("workers were started again, to continue from the last checkpoint: ")
     run.until("step:  7")
     workers = workers_of(run)
     run.process.kill()
@@ -239,7 +239,7 @@ def test_an_interrupted_run_and_a_folder_of_another_model(shards, pretrain_here,
     run.until("step:  3")
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 130
-    assert "interrupted; the same command goes on from the last checkpoint" in run.output
+    assert "interrupted; the same command continues from the last checkpoint" in run.output
     flags = [part.replace("blt_debug", "entropy_debug") for part in arguments(shards, tmp_path)]
     status, said = pretrain_here(*flags, "--dataloader.no-patches")
     assert status == 2
@@ -256,7 +256,7 @@ def test_a_damaged_shard(shards, pretrain_here, tmp_path):
     assert status == 1
     last = said.splitlines()[-1]
     assert last.startswith(f"error: training failed: {damaged}: cannot be read")
-    assert last.endswith("; the same command goes on from the last checkpoint")
+    assert last.endswith("; the same command continues from the last checkpoint")
     assert "Traceback" not in said
 
 

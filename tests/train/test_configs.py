@@ -39,7 +39,7 @@ def test_every_size_has_a_configuration():
         assert says and config.dataloader.shards == ["a", "b"] and config.training.steps == 7
         is_blt = name.startswith("blt")
         assert config.dataloader.patches == config.validator.dataloader.patches == is_blt
-        # A run that is started again goes on.
+        # A run that is started again continues.
         assert config.checkpoint.enable and not config.checkpoint.last_save_model_only
 
 

@@ -111,7 +111,7 @@ def test_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
     file.write_bytes(file.read_bytes()[:-50_000])
     refused = start(folder, *arguments(shards, ROWS)).wait()
     assert refused.exit_codes == [1]
-    assert_said(refused, "checkpoint/step-7: cannot be loaded: .*; remove it to go on")
+    assert_said(refused, "checkpoint/step-7: cannot be loaded: .*; remove it to continue")
     shutil.rmtree(file.parent)
     assert train(folder, *arguments(shards, ROWS)).losses == {7: whole.losses[7]}
 
@@ -141,7 +141,7 @@ def test_a_last_step_of_weights(whole, shards, kind, tmp_path):
     for step in (2, 4, 6, 8):
         shutil.rmtree(folder / "checkpoint" / f"step-{step}")
     for more, said in (
-        ((), "step-7: holds weights alone, which training cannot go on from, and there is no"),
+        ((), "step-7: holds weights alone, which training cannot continue from, and there is no"),
         (("--checkpoint.load-step", 7), "--checkpoint.load-step: .*step-7: holds weights alone"),
         (("--checkpoint.load-step", 6), "--checkpoint.load-step: .*step-6: there is no such step"),
     ):

@@ -30,7 +30,7 @@ class Checkpointer(CheckpointManager):
         """torchtitan's settings; its ``build`` makes this class."""
 
     def holds_final_weights(self, step: int) -> bool:
-        """Whether an earlier run trained to ``step`` and saved weights only."""
+        """True if an earlier run trained to ``step`` and saved weights only."""
         return _holds_weights_only(self._create_checkpoint_id(step))
 
     def _load(self, step: int = -1) -> bool:
@@ -54,8 +54,8 @@ class Checkpointer(CheckpointManager):
             last = self._find_load_step() if step == -1 else step
             source = initial if last == -1 else self._create_checkpoint_id(last)
             raise CheckpointError(
-                f"{source}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to go on "
-                "from the step before"
+                f"{source}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to "
+                "continue from the step before"
             ) from error
 
     def _find_load_step(self, folder: str = "") -> int:
@@ -71,7 +71,7 @@ class Checkpointer(CheckpointManager):
                 weights = weights or place
             elif filesystem.isfile(filesystem.join(place, INDEX)):
                 if weights:
-                    logger.warning(f"{weights}: {_WEIGHTS_ONLY}; going on from {place}")
+                    logger.warning(f"{weights}: {_WEIGHTS_ONLY}; continuing from {place}")
                 return step
         if weights:
             raise CheckpointError(
@@ -95,7 +95,8 @@ class Checkpointer(CheckpointManager):
             lines = str(cause).splitlines() or [""]
             raise CheckpointError(
                 f"{self._create_checkpoint_id(curr_step)}: cannot be written (is there room?): "
-                f"{type(cause).__name__}: {lines[0]}; the same command goes on from the step before"
+                f"{type(cause).__name__}: {lines[0]}; the same command continues from the "
+                "step before"
             ) from error
 
     def _save_last_step(self, curr_step: int) -> None:
@@ -104,11 +105,11 @@ class Checkpointer(CheckpointManager):
             complete_safetensors(self._create_checkpoint_id(curr_step))
 
 
-_WEIGHTS_ONLY = "holds weights alone, which training cannot go on from"
+_WEIGHTS_ONLY = "holds weights alone, which training cannot continue from"
 
 
 def _holds_weights_only(place: str) -> bool:
-    """Whether a directory is a complete step that lacks the state of the training."""
+    """True if a directory is a complete step that lacks the state of the training."""
     if filesystem.isfile(filesystem.join(place, INDEX)):
         with reading("step", place):
             return "train_state.step" not in StepReader(place).read_metadata().state_dict_metadata

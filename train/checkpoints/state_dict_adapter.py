@@ -52,11 +52,11 @@ class WeightsAdapter(BaseStateDictAdapter):
         self.fqn_to_index_mapping = None  # all weights go into one file
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The same names and weights: the reader does the adapting."""
+        """The names and weights as they are: the reader does the adapting."""
         return dict(state_dict)
 
     def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The same names and weights."""
+        """The names and weights as they are."""
         return dict(hf_state_dict)
 
     def get_hf_storage_reader(self, path: str, from_quantized: bool = False) -> "WeightsReader":

@@ -49,7 +49,7 @@ INDEX_CLASSES = {
 
 
 def is_step(source: str) -> bool:
-    """Whether a directory or URL is a step, complete or not, and not a checkpoint that describes
+    """True if a directory or URL is a step, complete or not, and not a checkpoint that describes
     its model itself."""
     try:
         names = set() if source.startswith("hf://") else _files(source)

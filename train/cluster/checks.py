@@ -38,7 +38,7 @@ class RunPlan(NamedTuple):
     checkpoints: str
     """Directory or URL of the steps."""
     saves: bool
-    """Whether the run saves steps at all."""
+    """True if the run saves steps at all."""
 
 
 def check_flags(flags: argparse.Namespace) -> None:

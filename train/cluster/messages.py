@@ -50,7 +50,7 @@ class ResultMessage:
     """Rank 0 trained to the end."""
 
     metrics: dict[str, float]
-    """What it logged last, by name."""
+    """The numbers that it logged last, by name."""
 
 
 Message = StartMessage | LineMessage | FailureMessage | ResultMessage
@@ -65,7 +65,7 @@ class MessageReader:
         self.failures: list[tuple[int, str]] = []
         """Since the last start of the workers; see :func:`_rank_failure`."""
         self.metrics: dict[str, float] = {}
-        """What rank 0 logged last; empty until it has trained to the end."""
+        """The numbers that rank 0 logged last; empty until it has trained to the end."""
 
     def handle(self, message: Message) -> None:
         """Print, or remember, what a message says.
@@ -89,7 +89,7 @@ class MessageReader:
                 if self.starts:
                     cause = min(self.failures, default=(2, "a worker's process died"))[1]
                     self.print_line(
-                        f"workers were started again, to go on from the last checkpoint: {cause}"
+                        f"workers were started again, to continue from the last checkpoint: {cause}"
                     )
                 self.starts += 1
                 self.failures = []
@@ -103,7 +103,7 @@ def training_error(error: Exception) -> PipelineError:
     else:
         cause = _first_line(getattr(error, "controller_failure", error))
     return PipelineError(
-        f"training failed: {cause}; the same command goes on from the last checkpoint"
+        f"training failed: {cause}; the same command continues from the last checkpoint"
     )
 
 
@@ -156,7 +156,7 @@ class ForwardedStream(io.TextIOBase):
         self.stream.write(text)
         *lines, self.partial_line = (self.partial_line + text).split("\n")
         for line in lines:
-            # Training goes on when no driver reads the lines, or reads them too slowly.
+            # Training continues when no driver reads the lines, or reads them too slowly.
             with suppress(RayError, queue.Full):
                 self.messages.put(LineMessage(line))
         return len(text)

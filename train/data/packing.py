@@ -48,9 +48,9 @@ class Rows(NamedTuple):
     tokens_N: np.ndarray
     """Positions that the piece takes."""
     opens_N: np.ndarray
-    """Whether it is the first of its document: ``x[a]`` is BOS."""
+    """True if the piece is the first of its document: ``x[a]`` is BOS."""
     closes_N: np.ndarray
-    """Whether it is the last of its document: ``x[b]`` is EOS."""
+    """True if the piece is the last of its document: ``x[b]`` is EOS."""
     patch_N: np.ndarray
     """Index of the patch that ends with ``x[a]``, which the leading 1 of the piece stands for."""
     patches_N: np.ndarray

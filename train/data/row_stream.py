@@ -66,7 +66,7 @@ class RowSettings:
     threshold: float | None = None
     """Nats; re-patch the stored entropies with it. None: patches as stored."""
     patches: bool = True
-    """Whether rows end where patches do."""
+    """True if rows end where patches do."""
     patches_per_row: int | None = None
     """Most patches per row; None: as many as the text of the shards needs."""
     shuffle_bytes: int = 64 << 20
@@ -151,7 +151,7 @@ class RowStream:
         """Yield windows from ``cursor`` on, each with the cursor of its first row to be read.
 
         Args:
-            infinite: go on after the first epoch.
+            infinite: continue after the first epoch.
 
         Raises:
             PipelineError: a shard cannot be read, or is not what its manifest says.

@@ -198,7 +198,7 @@ def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.n
     if (lengths_P[stops_D - patches_D] != 1).any():
         raise ValueError(
             "patch lengths: a document's first patch has more than the one token BOS, which no BLT "
-            "reads; patch the corpus anew without the published variant of the static rule"
+            "reads; patch the corpus again without the published variant of the static rule"
         )
 
 

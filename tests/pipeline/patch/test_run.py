@@ -1,4 +1,4 @@
-"""The record of a run: what goes on with it, and what is refused."""
+"""The record of a run: what continues it, and what is refused."""
 
 import json
 from dataclasses import replace

@@ -63,8 +63,8 @@ STAYING = {
     "shorter": "twice, has the hash sha256:.* and should have sha256:",
     "gone": "is no longer on the hub",
     "refused": "the hub refuses it .HTTP 403.*: accept .*/datasets/lab/refused, .*HF_TOKEN",
-    "down": "cannot be downloaded now: HTTP 503; .* run the same command again to go on",
-    "cut-off": "cannot be downloaded now: .*; .* run the same command again to go on",
+    "down": "cannot be downloaded now: HTTP 503; .* run the same command again to continue",
+    "cut-off": "cannot be downloaded now: .*; .* run the same command again to continue",
 }
 """Faults that a run does not wait for, and what it says of them."""
 TOKENIZERS = {

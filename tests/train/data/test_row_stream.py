@@ -1,4 +1,4 @@
-"""Windows: every document once an epoch, sets in their shares, and a cursor from which to go on."""
+"""Windows: every document once an epoch, sets in their shares, and a cursor to continue from."""
 
 import itertools
 import json
