@@ -14,7 +14,7 @@ from pipeline.export.export_shard import Piece, export_shard, plan_export, verif
 from pipeline.export.exported_file import ExportedFile
 from pipeline.export.layouts import LAYOUTS, Layout
 from pipeline.export.manifest import write_export_manifest
-from pipeline.export.run import ExportRun, committed_files
+from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import MANIFEST

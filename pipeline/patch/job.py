@@ -24,7 +24,7 @@ from pipeline.corpus.splits import Split
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
-from pipeline.patch.run import PatchRun, is_complete, log_run
+from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.manifest import write_manifest

@@ -28,7 +28,7 @@ from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError
 from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
-from pipeline.patch.run import MODEL_DIRECTORY, PatchRun, source_records
+from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.shards.format import shard_schema
 from pipeline.storage.listing import InputFile

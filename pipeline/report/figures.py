@@ -8,7 +8,7 @@ import numpy as np
 
 from model.flops import flops_by_size
 from model.rules import find_rule
-from pipeline.report.counted import Provenance, RunTime, SetCounts
+from pipeline.report.set_counts import Provenance, RunTime, SetCounts
 from pipeline.shards.entries import ShardEntry
 from pipeline.statistics.counts import ENTROPY_BIN
 from pipeline.statistics.excerpts import Excerpt

@@ -13,7 +13,9 @@ from rich.console import Console
 from pipeline.cli.command import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.config import PatchReportConfig
-from pipeline.report.counted import (
+from pipeline.report.figures import TokenizerFigures, set_figures
+from pipeline.report.page import PAGE, Report
+from pipeline.report.set_counts import (
     Provenance,
     SetCounts,
     check_mergeable,
@@ -22,8 +24,6 @@ from pipeline.report.counted import (
     merge_sets,
     read_counts,
 )
-from pipeline.report.figures import TokenizerFigures, set_figures
-from pipeline.report.page import PAGE, Report
 from pipeline.report.wording import printable
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials

@@ -13,7 +13,7 @@ from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
 from pipeline.corpus.documents import WHOLE_FILE
 from pipeline.errors import DamagedShardError
-from pipeline.report.counted import SetCounts
+from pipeline.report.set_counts import SetCounts
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.format import read_patches
 from pipeline.shards.shard_set import ShardSet

@@ -21,11 +21,11 @@ from model.flops import flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
-from pipeline.report.counted import Provenance, SetCounts, merge_sets, read_counts
 from pipeline.report.figures import SetFigures, set_figures
 from pipeline.report.job import short_names
 from pipeline.report.page import Report
 from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
+from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_counts
 from pipeline.report.wording import explanation, printable
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.threshold_curve import ThresholdCurve

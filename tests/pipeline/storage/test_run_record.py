@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.corpus.documents import Columns, Split
 from pipeline.errors import ConfigError
-from pipeline.export.run import ExportRun
-from pipeline.patch.run import PatchRun
+from pipeline.export.record import ExportRun
+from pipeline.patch.record import PatchRun
 from pipeline.prepare.plan import Preparation
 from pipeline.prepare.shuffle import Shuffle
 from pipeline.storage.listing import InputFile

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
-from pipeline.patch.run import PatchRun, is_complete
+from pipeline.patch.record import PatchRun, is_complete
 from pipeline.shards.entries import ShardEntry, commit_entry
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory

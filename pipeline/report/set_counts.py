@@ -11,7 +11,7 @@ from typing import Any
 
 from model.rules import find_rule
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch.run import LOG
+from pipeline.patch.record import LOG
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics
@@ -56,7 +56,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class RunTime:
-    """How long one run of patch_corpus.py took; :func:`pipeline.patch.run.log_run` writes it."""
+    """How long one run of patch_corpus.py took; :func:`pipeline.patch.record.log_run` writes it."""
 
     bytes: int
     """UTF-8 bytes of text that the run patched."""
