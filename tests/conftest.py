@@ -49,7 +49,8 @@ LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
     *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py"),
     *("jobs/test_patch_corpus.py", "jobs/test_export_shards.py", "jobs/test_patch_report.py"),
-    *("jobs/test_added_rule.py", "pipeline/cluster/test_stage.py", "jobs/test_patch_viewer.py"),
+    *("jobs/test_file_formats.py", "jobs/test_added_rule.py", "pipeline/cluster/test_stage.py"),
+    "jobs/test_patch_viewer.py",
     *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
 )
 """Files that take long. Processes that share the work (pytest-xdist) take a file after the other:

@@ -1,15 +1,17 @@
 """docs/format.md is complete: a reader that was written from it alone reads what the jobs write.
 
-The reader (``support/format_reader.py``) imports nothing of this project. It checks every output
-against its manifest; here its documents are compared with those of ``open_shards``, too.
+The reader (``support/format_reader.py``, ``support/format_checks.py``) was written by somebody who
+had not seen the code, and imports nothing of this project. It checks every output against its
+manifest; here its documents are compared with those of ``open_shards``, too.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import format_reader
+from support import format_checks, format_reader
 from support.jobs import ROOT, job_here
 from support.texts import topics
 
@@ -99,7 +101,7 @@ def patch(run: Callable[..., None], source: Path, output: Path, rule: str) -> Pa
 @pytest.mark.parametrize("rule", RULES)
 def test_shard_sets(run, source, tmp_path, rule):
     output = patch(run, source, tmp_path / "set", rule)
-    format_reader.check_shard_set(output)
+    format_checks.check_shard_set(output)
     shards = open_shards(str(output))
     documents = list(format_reader.read_shard_set(output))
     assert len(documents) == shards.statistics.documents == 67
@@ -118,7 +120,7 @@ def test_prepared_corpora(run, source, tmp_path, kind):
     output = tmp_path / "prepared"
     flags = ("--id-column", "id", *PREPARED[kind])
     run("prepare_corpus.py", "--input", source, "--output", output, *flags)
-    format_reader.check_prepared(output)
+    format_checks.check_prepared(output)
     held_out = {"parquet": 7, "jsonl": 0, "many": 1}[kind]
     documents = list(format_reader.read_prepared(output))
     assert len(documents) == 67 - held_out - 3 * (kind == "jsonl")
@@ -132,6 +134,23 @@ def test_exports(run, source, tmp_path):
         output = tmp_path / name
         run("export_shards.py", "--shards", shards, "--output", output, "--format", layout, *flags)
         (manifest,) = output.rglob("manifest.json")
-        format_reader.check_export(manifest.parent)
+        format_checks.check_export(manifest.parent)
         documents = list(format_reader.read_export(manifest.parent))
         assert [document.text for document in documents] == texts
+
+
+@pytest.mark.parametrize("damage", ["shards/*.arrow", "entries/*.json", "summaries/*.json"])
+def test_the_checks_notice(run, source, tmp_path, damage):
+    output = patch(run, source, tmp_path / "set", "global")
+    path = sorted(output.glob(damage))[0]
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"1", b"2", 1) if path.suffix == ".json" else data[::-1])
+    with pytest.raises((format_reader.FormatError, ValueError)):
+        format_checks.check_shard_set(output)
+
+
+def test_the_reader_imports_nothing_of_this_project():
+    for module in (format_reader, format_checks):
+        source = Path(module.__file__).read_text()
+        imports = re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
+        assert imports and not {"model", "pipeline", "train"} & set(imports)
