@@ -33,8 +33,10 @@ settings.load_profile("patient")
 
 FILES = {
     "ray": (
-        *("jobs/test_cluster.py", "jobs/test_prepare_hub.py", "jobs/test_prepare_s3.py"),
-        *("jobs/test_pretrain.py", "jobs/test_export_hub.py", "pipeline/cluster/test_stage.py"),
+        *("jobs/test_cluster.py", "jobs/test_export_hub.py", "jobs/test_export_shards.py"),
+        *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
+        *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
+        "pipeline/storage/test_run_record.py",  # starts none, but imports what imports it
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
@@ -57,7 +59,7 @@ LONGEST_FIRST = (
 if the last one were long, the other cores would idle. Files that share a Ray are neighbours."""
 
 with_ray: set[Path] = set()
-"""Files with tests that need Ray."""
+"""Files with tests that may use the local Ray."""
 
 
 def within_tests(path: Path) -> str:

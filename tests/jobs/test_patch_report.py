@@ -193,6 +193,7 @@ def test_what_others_write_beside_a_report_stays(run, sets):
     assert [path.name for path in other.parent.iterdir()] == ["another's"]
 
 
+@pytest.mark.ray  # which counting again imports
 @pytest.mark.parametrize(
     "flags, said",
     [

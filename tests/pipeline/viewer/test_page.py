@@ -4,7 +4,7 @@ from support import tiny
 from support.texts import write_jsonl
 
 from model import Patcher
-from pipeline.shards.random_access import Documents
+from pipeline.shards.random_access import DocumentIndex
 from pipeline.viewer.page import _shown_document
 
 
@@ -13,5 +13,5 @@ def test_a_threshold_of_zero_is_named_as_any_other(tmp_path):
     model = tiny.entropy_model()
     shards = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(0.5))
     for anew, rule in ((False, "threshold 0.5 rule global"), (True, "threshold 0.0 rule global")):
-        place, *_ = _shown_document(Documents(shards), 0, anew, Patcher(0.0))
-        assert f"cut by: {rule}<" in place
+        place, *_ = _shown_document(DocumentIndex(shards), 0, anew, Patcher(0.0))
+        assert f"patched by: {rule}<" in place
