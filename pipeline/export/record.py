@@ -40,6 +40,8 @@ class ExportRun(RunRecord):
 
     @classmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
+        if not values:
+            return Written((ENTRIES,))
         layout = LAYOUTS[values["content"]["format"]]
         paths = [file["path"] for file in values["files"]]
         marks = [mark for path in paths for mark in layout.marks(path)]

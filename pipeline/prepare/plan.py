@@ -68,9 +68,11 @@ class Preparation(RunRecord):
 
     @classmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
-        name = values["content"]["name"]
-        starts = (f"{name}.chunk.", f"{name}.val.")
-        chunks = [file for file in output.names() if file.startswith(starts)]
+        chunks = []
+        if values:
+            name = values["content"]["name"]
+            starts = (f"{name}.chunk.", f"{name}.val.")
+            chunks = [file for file in output.names() if file.startswith(starts)]
         return Written((EXCHANGE, "rejects", "tokenizer"), chunks)
 
 

@@ -72,7 +72,11 @@ class RunRecord(ABC):
     @classmethod
     @abstractmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
-        """All that a run with these values wrote, or may have written."""
+        """All that a run with these values wrote, or may have written.
+
+        Args:
+            values: those of the record; none if there is no record, or a damaged one.
+        """
 
     def begin(self, output: OutputDirectory) -> None:
         """Write the record: from now on the output belongs to this run."""
@@ -115,8 +119,6 @@ class RunRecord(ABC):
             if cls.tells_what_to_remove:
                 raise
             values = {}
-        if not values and cls.tells_what_to_remove:
-            return Written(())
         return cls._parsed(lambda found: cls.written(found, output), values, output, flag)
 
     @classmethod

@@ -108,3 +108,13 @@ def test_a_stage_that_nobody_knows_is_refused(output, tmp_path):
         for run in RUNS.values():
             with pytest.raises(ConfigError, match="holds something else; choose another"):
                 type(run).resume(output)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_without_a_record_only_a_job_s_own_directories_are_removed(output, tmp_path, kind):
+    for name in ("entries/a.json", "rejects/0.jsonl", "manifest.json", "others.txt"):
+        output.write(name, b"{}")
+    type(RUNS[kind]).remove(output)
+    left = {path.name for path in tmp_path.iterdir()} - {"_tmp"}
+    directory = {"a prepared corpus": "entries", "an export": "rejects"}.get(kind)
+    assert left == {"others.txt"} | ({directory} if directory else set())
