@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from support.jobs import ROOT, environment
 from support.shard_sets import real_texts, write_shards
 from support.trainings import (
@@ -138,7 +139,7 @@ def test_validation_is_a_loop_over_the_documents(runs, held_out, kind, tmp_path)
     step = runs[alone].folder / "checkpoint" / f"step-{STEPS}"
     job = runpy.run_path(str(ROOT / "jobs" / "convert_checkpoint.py"))
     config = job["ConvertCheckpointConfig"](str(step), str(tmp_path / "weights"), "transformers")
-    assert job["run"](config) == 0
+    assert job["run"](config, Console(stderr=True)) == 0
     model = (load_blt if kind == "blt" else load_entropy_model)(tmp_path / "weights", device="cpu")
     nats, of_bytes, labels = 0.0, 0, 0
     for document in open_shards(str(held_out)):
