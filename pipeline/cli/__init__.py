@@ -1,1 +1,1 @@
-"""What commands share: running a job, telling errors, printing results, progress in one process."""
+"""Pieces that all commands share: running a job, errors, results, progress in one process."""

@@ -72,7 +72,7 @@ def floors_of(imports: Mapping[str, Sequence[str]]) -> dict[str, int]:
 
 
 def direct(room: str, imports: Mapping[str, Sequence[str]]) -> list[str]:
-    """What a room imports, without what it also reaches by way of another import."""
+    """The imports of a room, without those that it also reaches by way of another."""
 
     def reached(start: str) -> set[str]:
         return {start}.union(*(reached(target) for target in imports[start]))

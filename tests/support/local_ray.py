@@ -14,7 +14,7 @@ import ray
 from pipeline.cluster.connect import connect
 
 _running: tuple[object, ...] | None = None
-"""What the running Ray was asked for as."""
+"""The arguments and settings that the running Ray was started with."""
 
 
 def share_local_ray(

@@ -88,7 +88,7 @@ def rooms() -> dict[str, Room]:
 
 @cache
 def table() -> dict[str, list[str]]:
-    """What each room may import, from the top down."""
+    """The rooms that each room may import, from the top down."""
     names = list(rooms())
     common = [name for name, room in rooms().items() if room.imports == EVERYBODY]
     allowed = {}

@@ -1,4 +1,4 @@
-"""What the page says of a document, without a browser."""
+"""The viewer says of a document how it was patched: without a browser."""
 
 from support import tiny
 from support.texts import write_jsonl
