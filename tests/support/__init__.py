@@ -1,1 +1,1 @@
-"""Pieces that tests share: real text, small models, loopback servers, jobs run as users run them."""
+"""Pieces that tests share: real text, small models, loopback servers, jobs run as users do."""
