@@ -11,7 +11,6 @@ from train.shim import prepare
 
 prepare()  # before the rest of torchtitan is imported: see train.shim
 
-from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.config import CompileConfig, DebugConfig, ParallelismConfig, TrainingConfig
 from torchtitan.distributed.activation_checkpoint import SelectiveAC
@@ -22,6 +21,7 @@ from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
+from train.skipping import FiniteLoss
 from train.tokenizer import TitanByteTokenizer
 from train.trainer import ByteTrainer
 from train.validator import ShardValidator
@@ -54,7 +54,7 @@ def _config(
         model_spec=model_spec,
         hf_assets_path=".",  # unused: no tokenizer files
         tokenizer=TitanByteTokenizer.Config(),
-        loss=CrossEntropyLoss.Config(global_vocab_size=VOCAB_SIZE),
+        loss=FiniteLoss.Config(global_vocab_size=VOCAB_SIZE),
         optimizer=default_adamw(lr=lr),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=warmup_steps, decay_type="cosine", min_lr_factor=0.1

@@ -58,6 +58,8 @@ class ByteMetrics(MetricsProcessor):
         """The running step's counts, over which the logged loss is a mean."""
         self.counts_since_log = Counts()
         self.validation_counts = Counts()
+        self.skipped_steps = 0
+        """Steps that runs into this folder have skipped: see :mod:`train.skipping`."""
 
     def count(self, inputs: dict[str, Tensor], labels_BS: Tensor) -> None:
         """Count a batch of the running step."""
@@ -102,6 +104,7 @@ class ByteMetrics(MetricsProcessor):
             "bits_per_byte": self._bits_per_byte(global_avg_loss, self.step_counts),
             "throughput(bytes/s)": counts.bytes / seconds,
             "padding(%)": 100 * counts.padding / counts.positions,
+            "skipped_steps": self.skipped_steps,
             **{f"flops_per_byte/{part}": value for part, value in flops.items()},
         }
         if counts.patches:

@@ -1,8 +1,11 @@
-"""torchtitan's trainer, extended to count bytes and to describe the model of its checkpoints."""
+"""torchtitan's trainer, extended to count bytes, to describe the model of its checkpoints, and to
+skip steps that are not finite."""
 
+import json
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,15 @@ from pipeline.errors import ConfigError
 from train.checkpoints.model_json import Shape, write_model_description
 from train.data.dataloader import Microbatch
 from train.metrics import Counts
+from train.skipping import (
+    NonFiniteGradientError,
+    SkippedStep,
+    SkippedSteps,
+    SkippingConfig,
+    check_weights,
+    find_bad_rows,
+    finite_gradients,
+)
 
 
 class ByteTrainer(Trainer):
@@ -25,6 +37,8 @@ class ByteTrainer(Trainer):
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
+        skipping: SkippingConfig = field(default_factory=SkippingConfig)
+
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
             _check_config(self)
@@ -95,12 +109,17 @@ class ByteTrainer(Trainer):
         if any_step and self.checkpointer.holds_final_weights(steps):
             logger.info(f"All {steps} steps were done before.")
             return
+        saves = checkpoint.enable and not checkpoint.load_only
+        folder = self.checkpointer.folder if saves else None
+        rows_of = self.dataloader.stream.fingerprint()
+        self.skipped = SkippedSteps(self.config.skipping, folder, rows_of)
         super().train()
 
     def batch_generator(self, data_iterable: Iterable[Microbatch]) -> Iterator[Microbatch]:
-        """Yield torchtitan's batches, and count each."""
+        """Yield torchtitan's batches, count each, and keep those of the running step."""
         for inputs, labels in super().batch_generator(data_iterable):
             self.metrics_processor.count(inputs, labels)
+            self.step_batches.append((inputs, labels, self.dataloader.last_rows))
             yield inputs, labels
 
     def post_dataloading_process(
@@ -110,9 +129,53 @@ class ByteTrainer(Trainer):
         return super().post_dataloading_process(input_dict, labels.long())
 
     def train_step(self, data_iterator: Iterator[Microbatch]) -> Any:
-        """Train one step; its counts turn the mean loss into bits per byte."""
+        """Train one step, or skip it: see :mod:`train.skipping`. The step's counts turn the mean
+        loss into bits per byte."""
         self.metrics_processor.step_counts = Counts()
-        return super().train_step(data_iterator)
+        self.step_batches: list[tuple[dict[str, Tensor], Tensor, range]] = []
+        first = self.dataloader.rows_read
+        rows = self.config.training.local_batch_size * self._data_ranks()
+        stop = first + rows * self.gradient_accumulation_steps
+        if known := self.skipped.holding(first, stop):
+            for _ in range(self.gradient_accumulation_steps):
+                self.ntokens_seen += next(data_iterator)[1].numel()
+            self._step_schedule()
+            logger.warning(f"Step {self.step} is passed over; it was skipped before: {known}.")
+            return
+        try:
+            with finite_gradients():
+                super().train_step(data_iterator)
+            self.skipped.in_a_row = 0
+        except NonFiniteGradientError as error:
+            self._skip_step(first, error.norm)
+
+    def _skip_step(self, first: int, norm: float) -> None:
+        """Find the bad rows of the running step, and record the step as skipped.
+
+        Raises:
+            PipelineError: the weights are not finite, or the budget is used up.
+        """
+        check_weights(self.model_parts[0], self.skipped.folder)
+        with self.train_context():
+            bad_rows = find_bad_rows(self.model_parts[0], self.step_batches)
+        self._step_schedule()
+        self.skipped.add(
+            SkippedStep(
+                step=self.step,
+                first_row=first,
+                stop_row=self.dataloader.rows_read,
+                rows_of=self.skipped.rows_of,
+                gradient_norm=str(norm),
+                bad_rows=bad_rows,
+                position=json.loads(self.dataloader.state_dict()["rows"])["cursor"],
+            )
+        )
+        self.metrics_processor.skipped_steps = len(self.skipped.steps)
+
+    def _step_schedule(self) -> None:
+        with warnings.catch_warnings():  # the optimizer makes no step, intentionally
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.lr_schedulers.step()
 
 
 def _check_config(config: ByteTrainer.Config) -> None:

@@ -104,9 +104,13 @@ class Training:
         return found[0]
 
 
-def start(folder: Path, *arguments: object, ranks: int = 1) -> Training:
+def start(folder: Path, *arguments: object, ranks: int = 1, fault: str = "") -> Training:
     """Begin to train: torchtitan's arguments; the last one may choose a kind of activation
-    checkpointing, as its parser wants it."""
+    checkpointing, as its parser wants it.
+
+    Args:
+        fault: see :func:`_inject`.
+    """
     given = [*map(str, arguments)]
     if len(given) > 1 and "--dump-folder" not in given:
         given[:0] = ["--dump-folder", str(folder)]
@@ -117,7 +121,7 @@ def start(folder: Path, *arguments: object, ranks: int = 1) -> Training:
     for rank in range(ranks):
         who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process = forks.Process(target=_rank, args=(given, who | where, training.records))
+        process = forks.Process(target=_rank, args=(given, who | where, training.records, fault))
         process.start()
         training.ranks.append(process)
     return training
@@ -142,9 +146,9 @@ def tiny(
     )
 
 
-def train(folder: Path, *arguments: object, ranks: int = 1) -> Training:
+def train(folder: Path, *arguments: object, ranks: int = 1, fault: str = "") -> Training:
     """Train to the end."""
-    training = start(folder, *arguments, ranks=ranks).wait()
+    training = start(folder, *arguments, ranks=ranks, fault=fault).wait()
     assert training.exit_codes == [0] * ranks, training.output
     return training
 
@@ -157,7 +161,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def _rank(arguments: list[str], environment: dict[str, Any], records: Path) -> None:
+def _rank(arguments: list[str], environment: dict[str, Any], records: Path, fault: str) -> None:
     """What one of the processes does."""
     os.environ |= {name: str(value) for name, value in environment.items()}
     rank = environment["RANK"]
@@ -165,6 +169,8 @@ def _rank(arguments: list[str], environment: dict[str, Any], records: Path) -> N
     os.dup2(file, 1)
     os.dup2(file, 2)
     _write_down(records / f"{rank}.jsonl", rank)
+    if fault:
+        _inject(fault)
     from train.__main__ import command
 
     sys.argv = ["train", *arguments]
@@ -204,6 +210,35 @@ def _write_down(path: Path, rank: int) -> None:
 
     original_batches = ByteTrainer.batch_generator
     BaseLogger.log, ByteTrainer.batch_generator = log, batch_generator
+
+
+BELL = 7
+"""A byte that no text of the tests holds, unless it shall spoil a row."""
+
+
+def _inject(fault: str) -> None:
+    """Break the training: ``row``: logits of rows with the byte BELL are NaN; ``gradient``: only
+    their gradient is; ``weights``: a weight of rank 0 is NaN from step 3 on."""
+    import torch
+
+    from train.trainer import ByteTrainer
+
+    def spoil(model: object, args: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+        bad_B = (args[0] == BELL + 4).any(1)
+        spoiled = logits + torch.where(bad_B, torch.nan, 0.0)[:, None, None]
+        if fault == "gradient" and logits.requires_grad and bad_B.any():
+            logits.register_hook(lambda gradient: gradient * torch.nan)
+        return spoiled if fault == "row" else logits
+
+    def train_step(self: ByteTrainer, data: Any) -> None:
+        model = self.model_parts[0]
+        if fault == "weights" and self.step == 3 and os.environ["RANK"] == "0":
+            next(model.parameters()).data.to_local().fill_(torch.nan)
+        if fault != "weights" and spoil not in model._forward_hooks.values():
+            model.register_forward_hook(spoil)
+        original(self, data)
+
+    original, ByteTrainer.train_step = ByteTrainer.train_step, train_step
 
 
 def digests(weights: dict[str, Any]) -> dict[str, str]:

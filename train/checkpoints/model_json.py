@@ -171,8 +171,11 @@ def _has_type(value: object, hint: Any) -> bool:
 
 
 def _write(filesystem: AbstractFileSystem, path: str, config: dict[str, Any]) -> None:
+    write_atomically(filesystem, path, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def write_atomically(filesystem: AbstractFileSystem, path: str, content: bytes) -> None:
     """Write in one atomic step; objects in object stores appear whole by themselves."""
-    content = (json.dumps(config, indent=2) + "\n").encode()
     if not isinstance(filesystem, LocalFileSystem):
         filesystem.pipe_file(path, content)
         return

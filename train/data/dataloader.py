@@ -108,6 +108,18 @@ class ShardDataLoader(BaseDataLoader):
                 self._next = cursor
                 yield batch
 
+    @property
+    def rows_read(self) -> int:
+        """Rows, over all ranks, before the next microbatch."""
+        return self._next.rows
+
+    @property
+    def last_rows(self) -> range:
+        """Numbers, in the sequence of all rows, of this rank's rows in the last microbatch."""
+        rank, ranks, batch = self.share
+        first = self.rows_read - (ranks - rank) * batch
+        return range(first, first + batch)
+
     def state_dict(self) -> dict[str, Any]:
         """The cursor of the row after the last microbatch that was yielded, as JSON; the same on
         all ranks."""
