@@ -57,7 +57,6 @@ class ByteMetrics(MetricsProcessor):
         self.step_counts = Counts()
         """The running step's counts, over which the logged loss is a mean."""
         self.counts_since_log = Counts()
-        self.validation_counts = Counts()
         self.skipped_steps = 0
         """Steps that runs into this folder have skipped: see :mod:`train.skipping`."""
 
@@ -129,16 +128,26 @@ class ByteMetrics(MetricsProcessor):
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
-        """Log a validation; ``loss`` is in nats per label."""
-        counts, self.validation_counts = self.validation_counts, Counts()
-        bits = self._bits_per_byte(loss, counts)
-        latest["validation_bits_per_byte"] = bits
-        bits_metric = {"validation_metrics/bits_per_byte": bits}
-        super().log_validation(loss, step, (extra_metrics or {}) | bits_metric)
+        """Log a validation.
+
+        Args:
+            loss: nats per label.
+            extra_metrics: bits per byte, in all and of parts.
+        """
+        bits = extra_metrics or {}
+        latest["validation_bits_per_byte"] = total = bits["validation_metrics/bits_per_byte"]
+        super().log_validation(loss, step, bits)
         # torchtitan restarts the time since the last log here, so its counts restart as well.
         self.counts_since_log = Counts()
         self.data_loading_times.clear()
-        logger.info(f"validation: {self.color.green}{bits:.4f} bits per byte{self.color.reset}")
+        parts = "".join(
+            f", {name.split('/', 1)[1].rpartition('/')[0]} {value:.4f}"
+            for name, value in bits.items()
+            if name != "validation_metrics/bits_per_byte"
+        )
+        logger.info(
+            f"validation: {self.color.green}{total:.4f} bits per byte{self.color.reset}{parts}"
+        )
 
     def elapsed(self) -> float:
         """Seconds since the last log."""

@@ -1,18 +1,35 @@
-"""Validation on shards, in bits per byte."""
+"""Validation on shards, in bits per byte: in all, of each shard set, and by a column of metadata.
 
-from dataclasses import dataclass, field
+Each set is read by itself, so that its figure does not depend on the other sets: every document of
+it once, on all ranks together. The loss of each label is counted for the set and for the group of
+the label's document, so the groups' nats and bytes sum to the total's exactly.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.validate import Validator
+from torchtitan.tools import utils
 
+from model.tokenizer import EOS_ID
 from pipeline.errors import ConfigError
-from train.data.dataloader import ShardDataLoader
-from train.metrics import Counts
+from train.data.dataloader import Microbatch, ShardDataLoader
+
+SHOWN_GROUPS = 10
+"""Groups with the most bytes that are logged; the others are summed."""
+OTHER_GROUPS = "(other)"
 
 
 class ShardValidator(Validator):
-    """torchtitan's validator, over all of the validation shards.
+    """Evaluates each validation set with torchtitan's settings of how often and how long.
 
     ``steps=-1`` is safe here: all ranks get the same number of batches, because the dataloader
     fills the last one up with empty rows.
@@ -21,29 +38,171 @@ class ShardValidator(Validator):
     @dataclass(kw_only=True, slots=True)
     class Config(Validator.Config):
         dataloader: ShardDataLoader.Config = field(default_factory=ShardDataLoader.Config)
-        """Held-out shards: --validator.dataloader.shards."""
+        """Held-out shards: --validator.dataloader.shards. Each set is measured by itself."""
+        names: list[str] = field(default_factory=list)
+        """Name of each set in the metrics; default: the end of its path."""
+        by: str | None = None
+        """Also measure each value of this column of metadata, which all sets have to have."""
 
     def __init__(self, config: Config, **kwargs: Any):
         """
         Raises:
-            ConfigError: a setting of the dataloader is wrong; names it.
+            ConfigError: a setting is wrong; names it.
             PipelineError: the shards cannot be read.
         """
         super().__init__(config, **kwargs)
-        names = ("dp_world_size", "dp_rank", "seq_len", "local_batch_size")
-        try:  # torchtitan would open the shards only after the first steps
-            self.dl_config.build(**{name: kwargs[name] for name in names})
-        except ConfigError as error:
-            raise ConfigError(f"--validator.{str(error).removeprefix('--')}") from error
+        share = ("dp_world_size", "dp_rank", "seq_len", "local_batch_size")
+        self.by = config.by
+        self.sets = open_sets(config, **{name: kwargs[name] for name in share})
 
-    def post_dataloading_process(
-        self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Count the batch; torchtitan's processing, with labels in int64."""
-        self.metrics_processor.validation_counts.add(input_dict, labels)
-        return super().post_dataloading_process(input_dict, labels.long(), model_parts)
-
+    @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
-        """Evaluate the validation shards once; the metrics log the result."""
-        self.metrics_processor.validation_counts = Counts()
-        super().validate(model_parts, step)
+        """Evaluate each set once, and log the results."""
+        (model,) = model_parts
+        model.eval()
+        sets = {name: self._evaluate(model, loader) for name, loader in self.sets.items()}
+        model.train()
+        groups = Tally()
+        for tally in sets.values():
+            groups.add(tally)
+        bits: dict[str, float] = {}
+        if len(sets) > 1:
+            bits |= {name: bits_per_byte(tally.total) for name, tally in sets.items()}
+        if self.by is not None:
+            largest = groups.largest(SHOWN_GROUPS)
+            bits |= {f"{self.by}/{name}": bits_per_byte(of) for name, of in largest.items()}
+        nats, labels, _ = groups.total.tolist()
+        extra = {f"validation_metrics/{name}/bits_per_byte": value for name, value in bits.items()}
+        extra["validation_metrics/bits_per_byte"] = bits_per_byte(groups.total)
+        self.metrics_processor.log_validation(nats / labels, step, extra)
+
+    def _evaluate(self, model: nn.Module, loader: ShardDataLoader) -> "Tally":
+        """The tally of one set over all ranks, by group."""
+        tally = Tally()
+        for inputs, labels_BS in self._batches(loader):
+            self.metrics_processor.ntokens_since_last_log += labels_BS.numel()
+            groups_BS = inputs.pop("groups", None)
+            inputs = {name: value.to(utils.device_type) for name, value in inputs.items()}
+            labels_BS = labels_BS.to(utils.device_type).long()
+            with self.validation_context():
+                logits_BSV = model(inputs.pop("input"), **inputs)
+                nats_BS = F.cross_entropy(
+                    logits_BSV.float().transpose(1, 2),
+                    labels_BS,
+                    ignore_index=IGNORE_INDEX,
+                    reduction="none",
+                )
+            numbers_BS = torch.zeros_like(labels_BS) if groups_BS is None else groups_BS
+            groups = loader.stream.groups
+            tally.add_batch(nats_BS, labels_BS, numbers_BS, groups.names if groups else [""])
+        mesh = self.parallel_dims.get_optional_mesh("batch")
+        return tally if mesh is None else tally.over_ranks(mesh.get_group())
+
+    def _batches(self, loader: ShardDataLoader) -> Iterator[Microbatch]:
+        steps = self.config.steps
+        return islice(loader, None if steps == -1 else steps)
+
+
+class Tally(dict[str, np.ndarray]):
+    """Nats, labels and bytes (float64 each) by the name of a group."""
+
+    @property
+    def total(self) -> np.ndarray:
+        return sum(self.values(), np.zeros(3))
+
+    def add(self, other: dict[str, Any]) -> None:
+        """Add another tally's counts."""
+        for name, counts in other.items():
+            self[name] = self.get(name, 0) + counts
+
+    def add_batch(
+        self, nats_BS: Tensor, labels_BS: Tensor, numbers_BS: Tensor, names: list[str]
+    ) -> None:
+        """Add labels' nats; ``names`` has the group of each number."""
+        labels = labels_BS.cpu().numpy().ravel()
+        known = labels != IGNORE_INDEX
+        numbers = numbers_BS.cpu().numpy().ravel()[known]
+        weights = (
+            nats_BS.double().cpu().numpy().ravel()[known],
+            np.ones(len(numbers)),
+            (labels[known] != EOS_ID).astype(float),
+        )
+        counts_G3 = np.stack([np.bincount(numbers, each, len(names)) for each in weights], axis=1)
+        self.add({names[g]: counts_G3[g] for g in np.flatnonzero(counts_G3[:, 1]).tolist()})
+
+    def over_ranks(self, group: torch.distributed.ProcessGroup) -> "Tally":
+        """The sum over the ranks of a group."""
+        tallies: list[Any] = [None] * group.size()
+        torch.distributed.all_gather_object(tallies, dict(self), group=group)
+        total = Tally()
+        for tally in tallies:
+            total.add(tally)
+        return total
+
+    def largest(self, count: int) -> "Tally":
+        """The groups with the most bytes, largest first, and the sum of the others, if any."""
+        ordered = sorted(self.items(), key=lambda item: (-item[1][2], item[0]))
+        largest = Tally(ordered[:count])
+        for _, counts in ordered[count:]:
+            largest.add({OTHER_GROUPS: counts})
+        return largest
+
+
+def bits_per_byte(counts: np.ndarray) -> float:
+    """Bits per byte for nats, labels and bytes. The nats of EOS count, EOS itself is no byte.
+
+    >>> round(bits_per_byte(np.array([7.7, 11, 10])), 2)
+    1.11
+    """
+    nats, _, count = counts.tolist()
+    return nats / max(count, 1) / math.log(2)
+
+
+def open_sets(config: ShardValidator.Config, **share: int) -> dict[str, ShardDataLoader]:
+    """The dataloader of each validation set, by the set's name.
+
+    Args:
+        share: the rank's place and the size of its batches, as the dataloader takes them.
+
+    Raises:
+        ConfigError: a setting is wrong; names the flag.
+        PipelineError: a set cannot be read.
+    """
+    if config.dataloader.weights:
+        raise ConfigError(
+            "--validator.dataloader.weights: each set is measured by itself; leave the weights out"
+        )
+    shared = replace(config.dataloader, infinite=config.steps != -1)
+    configs = [replace(shared, shards=[url]) for url in shared.shards] or [shared]
+    try:
+        sets = [each.build(by=config.by, **share) for each in configs]
+        widths = {each.stream.patches_per_row or 0 for each in sets}
+        if len(widths) > 1:  # one shape for all sets, so that a compiled model is compiled once
+            configs = [replace(each, patches_per_row=max(widths)) for each in configs]
+            sets = [each.build(by=config.by, **share) for each in configs]
+    except ConfigError as error:
+        text = str(error)
+        prefix = "--" if text.startswith("training.") else "--validator."
+        raise ConfigError(f"{prefix}{text}") from error
+    return dict(zip(_names(config), sets, strict=True))
+
+
+def _names(config: ShardValidator.Config) -> list[str]:
+    """A name for each set: as few of the last parts of its path as tell the sets apart.
+
+    Example: ``s3://b/wiki/validation`` and ``s3://b/code/validation`` are ``wiki/validation`` and
+    ``code/validation``.
+    """
+    urls, names = config.dataloader.shards, config.names
+    if not names:
+        parts = [url.rstrip("/").split("/") for url in urls]
+        for count in range(1, max(map(len, parts)) + 1):
+            names = ["/".join(part[-count:]) for part in parts]
+            if len(set(names)) == len(names):
+                break
+    if len(names) != len(urls) or len(set(names)) != len(names) or not all(names):
+        raise ConfigError(
+            f"--validator.names: {', '.join(names)}: give each of the {len(urls)} sets of "
+            "--validator.dataloader.shards a name of its own"
+        )
+    return names

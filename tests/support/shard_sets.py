@@ -32,6 +32,7 @@ def write_shards(
     entropies: bool = True,
     patcher: Patcher = PATCHER,
     seed: int = 0,
+    column: tuple[str, Sequence[str | None]] | None = None,
 ) -> ShardSet:
     """A shard set of documents that are patched at random.
 
@@ -39,12 +40,15 @@ def write_shards(
         rates: patches a token (of PATCHER), of one document after another, round and round.
         per_batch: documents in a record batch.
         per_shard: record batches in a shard.
+        column: a column of metadata, and the value of each document.
     """
     draw = np.random.default_rng(seed)
     output = OutputDirectory(str(url))
-    schema = shard_schema(entropies=entropies)
+    name, values = column or ("", [])
+    schema = shard_schema([name] if column else [], entropies=entropies)
     entries = []
-    rated = list(zip(texts, np.resize(rates, len(texts)).tolist(), strict=True))
+    metadata = [(value,) for value in values] or [()] * len(texts)
+    rated = list(zip(texts, np.resize(rates, len(texts)).tolist(), metadata, strict=True))
     for number, group in enumerate(_in_groups(_in_groups(rated, per_batch), per_shard)):
         entry = ShardEntry(shard_name(0, 0, number), "texts")
         statistics = PatchStatistics()
@@ -54,11 +58,11 @@ def write_shards(
         ):
             for batch in group:
                 documents = [
-                    Document(str(i), str(i), text, ()) for i, (text, _) in enumerate(batch)
+                    Document(str(i), str(i), text, held) for i, (text, _, held) in enumerate(batch)
                 ]
-                tokens_T, lengths_D = encode_documents([text for text, _ in batch])
+                tokens_T, lengths_D = encode_documents([text for text, _, _ in batch])
                 # Above the threshold of 1 with the probability that is asked for.
-                above_T = np.repeat([rate for _, rate in batch], lengths_D)
+                above_T = np.repeat([rate for _, rate, _ in batch], lengths_D)
                 h_T = (draw.random(len(tokens_T)) + above_T).astype(np.float16)
                 patched = patch_stored(patcher, h_T, lengths_D, tokens_T)
                 writer.write_batch(record_batch(documents, patched, schema))

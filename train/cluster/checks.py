@@ -6,8 +6,10 @@ checks itself, or a node with a GPU can run them for a driver that has none.
 
 import argparse
 import contextlib
+import functools
 import io
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,8 +23,6 @@ from train.shim import prepare
 if TYPE_CHECKING:
     from torchtitan.config import TrainingConfig
     from torchtitan.trainer import Trainer
-
-    from train.data.dataloader import ShardDataLoader
 
 PATH_FLAGS = (
     *("dump-folder", "checkpoint.initial-load-path"),
@@ -95,14 +95,17 @@ def check_run(arguments: list[str]) -> RunPlan:
     prepare()
     from torchtitan.tools import filesystem  # only after prepare(): see train.shim
 
+    from train.validator import open_sets
+
     name = arguments[1]
     if name not in configurations():
         raise ConfigError(f"--config: there is no {name}; there are {', '.join(configurations())}")
     config = parse_config(arguments)
     with translated(f"--dump-folder {config.dump_folder}", ConfigError):
-        _check_data("--dataloader", config.dataloader, config.training)
+        _check_data("--dataloader", config.training, config.dataloader.build)
         if config.validator.enable:
-            _check_data("--validator.dataloader", config.validator.dataloader, config.training)
+            open_validation = functools.partial(open_sets, config.validator)
+            _check_data("--validator.dataloader", config.training, open_validation)
         checkpoints = filesystem.join(config.dump_folder, config.checkpoint.folder)
         initial = config.checkpoint.initial_load_path
         # A run that has saved steps resumes from the last one, and reads no initial weights.
@@ -146,14 +149,14 @@ def _first_paragraph(box: io.TextIOWrapper) -> str:
     return " ".join(lines[:end]).removeprefix("Error parsing Config: ")
 
 
-def _check_data(flag: str, loader: "ShardDataLoader.Config", training: "TrainingConfig") -> None:
+def _check_data(flag: str, training: "TrainingConfig", open_shards: Callable[..., object]) -> None:
     """Open the shards of ``flag`` as the trainer will.
 
     Raises:
         ConfigError: the shards cannot be read, or not with these settings.
     """
     try:
-        loader.build(
+        open_shards(
             dp_world_size=1,
             dp_rank=0,
             seq_len=training.seq_len,
@@ -162,6 +165,8 @@ def _check_data(flag: str, loader: "ShardDataLoader.Config", training: "Training
     except PipelineError as error:
         text = str(error).removeprefix("dataloader.")
         separator = "." if text != str(error) else ".shards: "
-        if text.startswith("training."):
+        if text.startswith("--"):
+            flag = separator = ""
+        elif text.startswith("training."):
             flag, separator = "--", ""
         raise ConfigError(f"{flag}{separator}{text}") from error

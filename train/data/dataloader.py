@@ -21,7 +21,8 @@ from torchtitan.components.dataloader import BaseDataLoader
 
 from pipeline.errors import ConfigError
 from pipeline.prefetch import prefetch
-from train.data.filling import empty_rows, fill_rows
+from train.data.filling import empty_rows, fill_groups, fill_rows
+from train.data.groups import Groups
 from train.data.row_stream import Cursor, PackedWindow, RowSettings, RowStream
 
 Microbatch = tuple[dict[str, Tensor], Tensor]
@@ -64,10 +65,14 @@ class ShardDataLoader(BaseDataLoader):
         dp_rank: int,
         seq_len: int,
         local_batch_size: int,
+        by: str | None = None,
         **unused: object,
     ):
         """
         Args:
+            by: a column of metadata: microbatches also hold ``groups``, [B, S] int32, the number of
+                the value that the column has in the document of each label; ``stream.groups`` has
+                the values.
             unused: torchtitan's further arguments, a tokenizer and the checkpoint interval.
 
         Raises:
@@ -91,7 +96,7 @@ class ShardDataLoader(BaseDataLoader):
             patches_per_row=config.patches_per_row,
             shuffle_bytes=config.shuffle_bytes,
         )
-        self.stream = RowStream(config.shards, settings)
+        self.stream = RowStream(config.shards, settings, None if by is None else Groups(by))
         self.share = RankShare(dp_rank, dp_world_size, local_batch_size)
         self._next = self.stream.start()
         self._resumed = False
@@ -186,6 +191,7 @@ class _BatchBuilder:
     def __init__(self, stream: RowStream, share: RankShare):
         self.share, self.patches = share, stream.patches_per_row
         self.seq_len = stream.settings.seq_len
+        self.grouped = stream.groups is not None
         self.filled = 0
         """Rows of the microbatch, over all ranks, that have been passed so far."""
 
@@ -208,6 +214,9 @@ class _BatchBuilder:
         if begin < end:
             at = row + begin - self.filled
             fill_rows(window.documents, window.rows, at, *self._arrays(begin, end))
+            if self.groups_BS is not None:
+                groups = self.groups_BS[begin - rank * batch : end - rank * batch].numpy()
+                fill_groups(window.documents, window.rows, at, groups)
         self.filled += passed
         return passed
 
@@ -221,6 +230,8 @@ class _BatchBuilder:
         inputs = {"input": self.input_BS}
         if self.patch_lengths_BP is not None:
             inputs["patch_lengths"] = self.patch_lengths_BP
+        if self.groups_BS is not None:
+            inputs["groups"] = self.groups_BS
         return inputs, self.labels_BS
 
     def _allocate(self) -> None:
@@ -229,6 +240,7 @@ class _BatchBuilder:
 
         self.input_BS, self.labels_BS = rows(self.seq_len), rows(self.seq_len)
         self.patch_lengths_BP = None if self.patches is None else rows(self.patches)
+        self.groups_BS = rows(self.seq_len).zero_() if self.grouped else None
 
     def _arrays(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Views of rows ``begin`` to ``end`` of the microbatch, which are this rank's."""

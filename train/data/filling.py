@@ -76,6 +76,19 @@ def fill_rows(
         patch_lengths_BP.reshape(-1)[end_M - patches_M] = 1
 
 
+def fill_groups(documents: DocumentArrays, rows: Rows, first: int, groups_BS: np.ndarray) -> None:
+    """Write the group of the document that each position of the B rows from ``first`` on belongs
+    to; the group of padding is 0."""
+    assert documents.groups_D is not None
+    pieces = slice(rows.first_R[first], rows.first_R[first + len(groups_BS)])
+    row_M, tokens_M = rows.row_N[pieces] - first, rows.tokens_N[pieces]
+    used_B = np.bincount(row_M, tokens_M, len(groups_BS))
+    groups_BS[:] = 0
+    is_used_BS = np.arange(groups_BS.shape[1]) < used_B[:, None]
+    # Pieces lie end to end in each row, and in the order of the rows.
+    groups_BS[is_used_BS] = np.repeat(documents.groups_D[rows.document_N[pieces]], tokens_M)
+
+
 def _piece_ends(
     length_M: np.ndarray, row_M: np.ndarray, first_B: list[int], width: int
 ) -> tuple[np.ndarray, list[int]]:

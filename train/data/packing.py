@@ -45,6 +45,8 @@ class Rows(NamedTuple):
     byte_N: np.ndarray
     """Index of ``x[a]`` in :attr:`DocumentArrays.text`. BOS is not in the text: the index is then
     that of the byte before the document's first."""
+    document_N: np.ndarray
+    """Number of the piece's document."""
     tokens_N: np.ndarray
     """Positions that the piece takes."""
     opens_N: np.ndarray
@@ -291,6 +293,7 @@ def _rows(
         first_R=np.searchsorted(row_N, np.arange(len(place_R) + 1)),
         row_N=row_N,
         byte_N=text_D[line_D][document_N] + context_N - before_N,
+        document_N=line_D[document_N],
         tokens_N=end_N - context_N,
         opens_N=opens_N,
         closes_N=np.isin(stop_N, start_D) | (stop_N == total),

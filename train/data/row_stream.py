@@ -35,6 +35,7 @@ import numpy as np
 from model.patcher import Patcher
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import ShardSet
+from train.data.groups import Groups
 from train.data.packing import Rows, pack_rows
 from train.data.shard_source import Position, ShardSource
 from train.data.window import DocumentArrays, WindowBuilder
@@ -102,16 +103,21 @@ class PackedWindow(NamedTuple):
 class RowStream:
     """The sequence of rows, which can be read from any cursor on."""
 
-    def __init__(self, urls: Sequence[str], settings: RowSettings):
+    def __init__(self, urls: Sequence[str], settings: RowSettings, groups: Groups | None = None):
         """
+        Args:
+            groups: gives documents a group; it changes no row.
+
         Raises:
             ConfigError: a setting is wrong; names it.
             PipelineError: a shard set cannot be used; names it.
         """
         _check(urls, settings)
-        self.settings = settings
+        self.settings, self.groups = settings, groups
         self.sources = [
-            ShardSource(ShardSet(url), (settings.seed, 2, i), settings.threshold, settings.patches)
+            ShardSource(
+                ShardSet(url), (settings.seed, 2, i), settings.threshold, settings.patches, groups
+            )
             for i, url in enumerate(urls)
         ]
         tokens = np.array([source.tokens for source in self.sources], float)

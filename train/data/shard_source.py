@@ -30,6 +30,7 @@ from pipeline.shards.format import (
     read_text,
 )
 from pipeline.shards.shard_set import ShardSet
+from train.data.groups import Groups
 from train.data.packing import permutation
 from train.data.window import DocumentArrays
 
@@ -49,16 +50,23 @@ class ShardSource:
     """A shard set and the settings with which it is read."""
 
     def __init__(
-        self, shards: ShardSet, seed: tuple[int, ...], threshold: float | None, patches: bool
+        self,
+        shards: ShardSet,
+        seed: tuple[int, ...],
+        threshold: float | None,
+        patches: bool,
+        groups: Groups | None = None,
     ):
         """
         Args:
             seed: of the order of the shards.
             threshold: nats; re-patch the stored entropies with it. None: patches as stored.
             patches: whether documents get patches at all.
+            groups: gives documents a group.
 
         Raises:
-            ConfigError: the shards cannot be patched with another threshold.
+            ConfigError: the shards cannot be patched with another threshold, or lack the column of
+                the groups.
             PipelineError: the shard set holds no document.
         """
         self.shards, self.seed, self.wants_patches = shards, seed, patches
@@ -68,6 +76,9 @@ class ShardSource:
         if not statistics.documents:
             raise PipelineError(f"{shards.output.url}: holds no documents; nothing to train on")
         self.patcher = None if threshold is None else self._patcher(threshold)
+        self.groups = groups
+        if groups is not None:
+            groups.check(shards)
 
     def _patcher(self, threshold: float) -> Patcher:
         what = f"dataloader.threshold: {self.shards.output.url}"
@@ -146,6 +157,8 @@ class ShardSource:
         columns = [TEXT]
         if self.wants_patches:
             columns.append(PATCH_LENGTHS if self.patcher is None else ENTROPIES)
+        if self.groups is not None:
+            columns.append(self.groups.column)
         try:
             with pa.OSFile(where) if output.local else output.open(entry.path) as file:
                 schema = pa.ipc.open_file(file).schema
@@ -158,7 +171,11 @@ class ShardSource:
                 if first >= count:
                     raise ValueError(f"there are only {count} record batches")
                 for number in range(first, count):
-                    yield self._documents(reader.get_batch(number)), number + 1 == count
+                    batch = reader.get_batch(number)
+                    documents = self._documents(batch)
+                    if self.groups is not None:
+                        documents = documents._replace(groups_D=self.groups.of(batch))
+                    yield documents, number + 1 == count
         except Exception as error:  # each filesystem has its own; all mean the same here
             raise PipelineError(
                 f"{where}: cannot be read (record batch {number}): {error}; restore it, or make "

@@ -22,6 +22,8 @@ class DocumentArrays(NamedTuple):
     """Tokens per patch; the first patch of each document has one token. None: no patches."""
     patches_D: np.ndarray | None
     """int64: patches per document."""
+    groups_D: np.ndarray | None = None
+    """int32: the group that each document is counted in, for validation. None: no groups."""
 
 
 class WindowBuilder:
@@ -43,11 +45,14 @@ class WindowBuilder:
         self.lengths_P = _GrowingArray(tokens // 4, np.uint16 if longest < 2**16 else np.int32)
         self.lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
         self.patches = [np.zeros(0, np.int64)] if patches else None
+        self.groups: list[np.ndarray] = []
 
     def add(self, batch: DocumentArrays) -> None:
         """Append documents whose text has no further bytes around it."""
         self.text.add(batch.text)
         self.lengths.append(batch.lengths_D)
+        if batch.groups_D is not None:
+            self.groups.append(batch.groups_D)
         if self.patches is not None:
             batch = split_long_patches(batch, self.longest)
             assert batch.patch_lengths_P is not None and batch.patches_D is not None
@@ -58,10 +63,12 @@ class WindowBuilder:
         """All documents; to be called once, after the last batch."""
         self.text.add(np.zeros(2, np.uint8))
         lengths_D = np.concatenate(self.lengths)
+        groups_D = np.concatenate(self.groups) if self.groups else None
         if self.patches is None:
-            return DocumentArrays(self.text.values(), lengths_D, None, None)
+            return DocumentArrays(self.text.values(), lengths_D, None, None, groups_D)
         patches_D = np.concatenate(self.patches)
-        return DocumentArrays(self.text.values(), lengths_D, self.lengths_P.values(), patches_D)
+        lengths_P = self.lengths_P.values()
+        return DocumentArrays(self.text.values(), lengths_D, lengths_P, patches_D, groups_D)
 
 
 class _GrowingArray:
