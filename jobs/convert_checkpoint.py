@@ -1,4 +1,4 @@
-"""Convert a step of the trainer, or other weights, into a checkpoint of another layout."""
+"""Convert a step of the trainer, a mean of steps, or other weights, into another layout."""
 
 import json
 import shutil
@@ -25,7 +25,9 @@ from model.checkpoints.files import CheckpointError, local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from pipeline.cli.command import run_job
+from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError
+from train.checkpoints.average import read_average, steps_until
 from train.checkpoints.model_json import steps_in
 from train.checkpoints.steps import is_step, read_step
 
@@ -53,6 +55,8 @@ class ConvertCheckpointConfig:
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model to put with a BLT; the one that the checkpoint
     holds, if it holds one, by default."""
+    average: int = 1
+    """Steps whose weights are averaged, in float32: the given one and those before it."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -65,20 +69,28 @@ def main() -> int:
 def run(config: ConvertCheckpointConfig, console: Console) -> int:
     """Convert the checkpoint and print the files; returns the exit status."""
     output = _output(config.output)
+    check_at_least(config, average=1)
+    steps = [config.checkpoint]
     if is_step(config.checkpoint):
         try:
-            model: Model = read_step(config.checkpoint)
+            if config.average > 1:
+                steps = steps_until(config.checkpoint, config.average)
+            model: Model = read_average(steps) if len(steps) > 1 else read_step(config.checkpoint)
         except CheckpointError as error:
             raise ConfigError(f"--checkpoint: {error}") from error
         write_checkpoint(output, model, _entropy_model(config, model, None), config.layout)
+    elif config.average > 1:
+        raise ConfigError(f"--average: {config.checkpoint} is no step of the trainer; leave it out")
     else:
         model = _convert_weights(config, output)
     kind = "BLT" if isinstance(model, BLT) else "entropy model"
     files = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
     if config.json:
         result = {"output": config.output, "layout": config.layout, "model": kind, "files": files}
-        print(json.dumps(result))
+        print(json.dumps(result | ({"averaged": steps} if len(steps) > 1 else {})))
     else:
+        if len(steps) > 1:
+            print(f"mean of {', '.join(steps)}")
         print(f"{kind} written to {config.output} ({config.layout} layout): {', '.join(files)}")
     return 0
 

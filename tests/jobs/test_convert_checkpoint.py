@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -131,6 +132,62 @@ def test_a_step_of_an_entropy_model(entropy_model, layout, convert, tmp_path):
     if layout == "transformers":
         h, _, _ = BltPatcher.from_pretrained(output).eval()(TOKENS, use_cache=False)
         torch.testing.assert_close(h, entropy_model.entropies(TOKENS), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mean_of_steps(layout, dtype, convert, tmp_path):
+    """In float32, whatever the dtype of the steps, and rounded once."""
+    config = EntropyModelConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    steps, weights = [], []
+    for number in (9, 20, 100, 1000):
+        torch.manual_seed(number)
+        model = EntropyModel(config).to(dtype)
+        sharpen(model, 2)
+        steps.append(save_step(model, tmp_path / "checkpoint", number))
+        weights.append({name: weight.double() for name, weight in model.state_dict().items()})
+    output = tmp_path / "mean"
+    flags = ("--average", 3, "--layout", layout)
+    status, out, err = convert(f"{steps[2]}/", output, *flags, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["averaged"] == [str(step) for step in steps[2::-1]]
+    found = load_entropy_model(output, device="cpu", dtype="stored").state_dict()
+    for name, weight in found.items():
+        three = torch.stack([of_step[name] for of_step in weights[:3]])
+        mean = three.mean(0)
+        if dtype == torch.float32:
+            assert ((weight - mean).abs() <= three.abs().sum(0) * 2**-23).all()
+        else:  # the sum of three bfloat16 is nearly exact in float32
+            assert (weight != mean.to(dtype)).float().mean() < 0.01
+        assert weight.dtype == dtype
+    bucket = f"/{tmp_path.name}"
+    fsspec.filesystem("memory").put(str(tmp_path / "checkpoint"), bucket, recursive=True)
+    assert convert(f"memory:/{bucket}/step-100", tmp_path / "of-url", *flags)[0] == 0
+    same = [(place / "model.safetensors").read_bytes() for place in (output, tmp_path / "of-url")]
+    assert same[0] == same[1]
+
+
+def test_a_mean_that_cannot_be(entropy_model, blt, convert, tmp_path):
+    first = save_step(entropy_model, tmp_path / "checkpoint", 1)
+    second = save_step(entropy_model, tmp_path / "checkpoint", 2)
+    save_blt(blt, tmp_path / "weights")
+    for checkpoint, count, said in (
+        (second, 3, "step-2: 3 steps are to be averaged, and 2 are there, with those before it"),
+        (first, 2, "step-1: 2 steps are to be averaged, and 1 are there"),
+        (tmp_path / "weights", 2, "--average: .* is no step of the trainer"),
+        (second, 0, "--average: must be at least 1"),
+    ):
+        status, _, err = convert(checkpoint, tmp_path / "out", "--average", count)
+        assert status == 2 and re.search(said, " ".join(err.split())), err
+    other = save_step(EntropyModel(replace(entropy_model.config, dim=64)), tmp_path / "other", 3)
+    (tmp_path / "other" / "model.json").rename(other / "model.json")
+    other.rename(tmp_path / "checkpoint" / "step-3")
+    status, _, err = convert(tmp_path / "checkpoint" / "step-3", tmp_path / "out", "--average", 2)
+    assert status == 2 and "another model than the step before: dim is 32 there" in err, err
+    (first / ".metadata").unlink()
+    status, _, err = convert(second, tmp_path / "out", "--average", 2)
+    assert status == 2 and "step-1: has no .metadata: it was not written" in " ".join(err.split())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

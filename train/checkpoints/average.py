@@ -1,0 +1,61 @@
+"""The mean of the weights of several steps, which often does better than the last step alone.
+
+The sum is made in float32, step by step: whatever the number of steps, memory holds the sum and no
+more than two steps.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from model.blt import BLT
+from model.checkpoints.files import CheckpointError
+from model.entropy_model import EntropyModel
+from train.checkpoints.model_json import argument_differences, steps_in
+from train.checkpoints.steps import read_step
+
+
+def steps_until(step: str, count: int) -> list[str]:
+    """The ``count`` steps of a folder up to ``step``, which comes first.
+
+    Args:
+        step: directory or URL, such as ``outputs/checkpoint/step-1000``.
+
+    Raises:
+        CheckpointError: there are fewer.
+    """
+    folder, _, name = step.rstrip("/").rpartition("/")
+    steps = steps_in(folder or ".")
+    names = [each.rpartition("/")[2] for each in steps]
+    found = steps[names.index(name) :][:count] if name in names else [step]
+    if len(found) < count:
+        raise CheckpointError(
+            f"{step}: {count} steps are to be averaged, and {len(found)} are there, with those "
+            "before it"
+        )
+    return found
+
+
+@torch.no_grad()
+def read_average(steps: Sequence[str]) -> BLT | EntropyModel:
+    """A model whose weights are the means of the steps' weights, on the CPU.
+
+    Args:
+        steps: directories or URLs of one model; the result has the dtype of the first.
+
+    Raises:
+        CheckpointError: a step cannot be read, or is of another model; names it.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    model = None
+    for step in reversed(steps):
+        before, model = model, read_step(step)
+        if before and (differing := argument_differences(before.config, model.config)):
+            raise CheckpointError(f"{step}: is of another model than the step before: {differing}")
+        for name, weight in model.state_dict().items():
+            sums[name] = sums[name] + weight.float() if before else weight.float()
+    assert model is not None
+    dtypes = {name: weight.dtype for name, weight in model.state_dict().items()}
+    means = {name: (total / len(steps)).to(dtypes[name]) for name, total in sums.items()}
+    model.load_state_dict(means, assign=True)
+    return model
