@@ -218,8 +218,10 @@ BELL = 7
 
 def _inject(fault: str) -> None:
     """Break the training: ``row``: logits of rows with the byte BELL are NaN; ``gradient``: only
-    their gradient is; ``weights``: a weight of rank 0 is NaN from step 3 on."""
+    their gradient is; ``weights``: a weight of rank 0 is NaN from step 3 on; ``slow index`` and
+    ``no room``: the index of step 4 is never written, or cannot be."""
     import torch
+    from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 
     from train.trainer import ByteTrainer
 
@@ -234,11 +236,19 @@ def _inject(fault: str) -> None:
         model = self.model_parts[0]
         if fault == "weights" and self.step == 3 and os.environ["RANK"] == "0":
             next(model.parameters()).data.to_local().fill_(torch.nan)
-        if fault != "weights" and spoil not in model._forward_hooks.values():
+        if fault in ("row", "gradient") and spoil not in model._forward_hooks.values():
             model.register_forward_hook(spoil)
         original(self, data)
 
+    def finish(self: Any, **given: Any) -> None:
+        if "step-4" in str(self.path) and fault == "slow index":
+            time.sleep(60)
+        if "step-4" in str(self.path) and fault == "no room":
+            raise OSError("No space left on device")
+        write_index(self, **given)
+
     original, ByteTrainer.train_step = ByteTrainer.train_step, train_step
+    write_index, _FileSystemWriter.finish = _FileSystemWriter.finish, finish
 
 
 def digests(weights: dict[str, Any]) -> dict[str, str]:

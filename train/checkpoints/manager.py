@@ -3,8 +3,15 @@
 A last step may hold weights only (``--checkpoint.last_save_model_only``,
 ``--checkpoint.last_save_in_hf``), and training cannot resume from it. This manager recognizes such
 steps, and makes a last step of safetensors readable for the loaders of :mod:`model`.
+
+A step is complete once its index exists, which is written last. With ``--checkpoint.async_mode
+async`` that happens while training goes on; a run that is killed meanwhile leaves an incomplete
+step, and resumes from the one before.
 """
 
+import contextlib
+import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -14,7 +21,7 @@ from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
 from model.checkpoints.files import CheckpointError, reading
-from train.checkpoints.model_json import complete_safetensors, steps_in
+from train.checkpoints.model_json import checkpoint_filesystem, complete_safetensors, steps_in
 from train.checkpoints.steps import INDEX, StepReader
 
 
@@ -84,20 +91,62 @@ class Checkpointer(CheckpointManager):
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
         """
         Raises:
-            CheckpointError: the step, or the one before, cannot be written.
+            CheckpointError: the step, or the one before, cannot be written; names it.
         """
+        if self._should_save(curr_step, last_step):
+            self.maybe_wait_for_saving()
+            self._remove_index(curr_step)
+        with self._writing(curr_step):
+            saved = super()._save(curr_step, last_step)
+        if saved:
+            self.pending_step = curr_step
+        return saved
+
+    def _wait_for_saving(self) -> None:
+        """
+        Raises:
+            CheckpointError: the step that was being saved meanwhile cannot be written; names it.
+        """
+        with self._writing(self.pending_step):
+            super()._wait_for_saving()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
         try:
-            return super()._save(curr_step, last_step)
+            yield
         except (OSError, RuntimeError, CheckpointException) as error:
             cause: BaseException = error
             if isinstance(error, CheckpointException):
                 cause = next(iter(error.failures.values()))[0]
             lines = str(cause).splitlines() or [""]
             raise CheckpointError(
-                f"{self._create_checkpoint_id(curr_step)}: cannot be written (is there room?): "
+                f"{self._create_checkpoint_id(step)}: cannot be written (is there room?): "
                 f"{type(cause).__name__}: {lines[0]}; the same command continues from the "
                 "step before"
             ) from error
+
+    def _remove_index(self, step: int) -> None:
+        """Make a step that is about to be written anew incomplete until that is done."""
+        files, path = checkpoint_filesystem(self._create_checkpoint_id(step))
+        index = posixpath.join(path, INDEX)
+        if (not dist.is_initialized() or dist.get_rank() == 0) and files.exists(index):
+            with self._writing(step):
+                files.rm_file(index)
+
+    def _purge_stale_checkpoints(self) -> None:
+        """Remove all steps before the last ``keep_latest_k`` complete ones.
+
+        torchtitan counts incomplete ones as well: that of a run that was killed, and the one that
+        is being saved meanwhile, and might be left without any step to continue from.
+        """
+        if not self._should_purge():
+            return
+        complete = 0
+        for place in steps_in(self.folder):  # the last one first
+            if complete >= self.keep_latest_k:
+                self.purge_queue.put(place)
+            elif _is_complete(place):
+                complete += 1
 
     def _save_last_step(self, curr_step: int) -> None:
         super()._save_last_step(curr_step)
@@ -106,6 +155,10 @@ class Checkpointer(CheckpointManager):
 
 
 _WEIGHTS_ONLY = "holds weights alone, which training cannot continue from"
+
+
+def _is_complete(place: str) -> bool:
+    return any(filesystem.isfile(filesystem.join(place, name)) for name in (INDEX, "config.json"))
 
 
 def _holds_weights_only(place: str) -> bool:
