@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchtitan.components.loss import IGNORE_INDEX
-from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.metrics import MetricsProcessor, TensorBoardLogger
 from torchtitan.tools.logging import logger
 
 from model.flops import training_flops
@@ -148,6 +148,15 @@ class ByteMetrics(MetricsProcessor):
         logger.info(
             f"validation: {self.color.green}{total:.4f} bits per byte{self.color.reset}{parts}"
         )
+
+    def add_samples(self, texts: dict[str, str], step: int, seconds: float) -> None:
+        """Add texts, by prompt, to TensorBoard if it is on; the throughput is measured without the
+        ``seconds`` that they took."""
+        self.time_last_log += seconds
+        for board in getattr(self.logger, "_loggers", []):  # a rank that logs nothing has none
+            if isinstance(board, TensorBoardLogger):
+                for prompt, text in texts.items():
+                    board.writer.add_text(f"samples/{prompt or 'no prompt'}", text, step)
 
     def elapsed(self) -> float:
         """Seconds since the last log."""

@@ -39,6 +39,7 @@ from torchtitan.tools.logging import logger
 from model.tokenizer import BYTE_OFFSET
 from pipeline.errors import PipelineError
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
+from train.collective import gathered, on_rank_0
 
 SKIPPED_FILE = "skipped-steps.jsonl"
 SHOWN_ROWS = 4
@@ -163,7 +164,7 @@ class SkippedSteps:
         if folder is not None:
             self.filesystem, path = checkpoint_filesystem(folder)
             self.path = posixpath.join(path, SKIPPED_FILE)
-            self.steps = _on_rank_0(self._read)
+            self.steps = gathered(on_rank_0(self._read))[0]
 
     def _read(self) -> list[SkippedStep]:
         if not self.filesystem.exists(self.path):
@@ -224,27 +225,13 @@ class SkippedSteps:
                 )
 
 
-def _on_rank_0(read: Any) -> Any:
-    """The result of a call on rank 0, on all ranks; so is its error."""
-    result: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            result = [read()]
-        except PipelineError as error:
-            result = [error]
-    dist.broadcast_object_list(result)
-    if isinstance(result[0], PipelineError):
-        raise result[0]
-    return result[0]
-
-
 def check_weights(model: nn.Module, folder: str | None) -> None:
     """
     Raises:
         PipelineError: a weight is not finite, on any rank; names it. All ranks call this together.
     """
     bad = [name for name, weight in model.named_parameters() if not _is_finite(weight)]
-    for of_rank in _gathered(bad):
+    for of_rank in gathered(bad):
         if of_rank:
             where = f" in {folder}" if folder else ""
             raise PipelineError(
@@ -284,17 +271,10 @@ def find_bad_rows(
             if not math.isfinite(nats)
         ][: SHOWN_ROWS - len(bad)]
     # Ranks that share rows (tensor parallelism) find the same ones.
-    found = {each.row: each for of_rank in reversed(_gathered(bad)) for each in of_rank}
+    found = {each.row: each for of_rank in reversed(gathered(bad)) for each in of_rank}
     return tuple(found[row] for row in sorted(found))
 
 
 def _text(input_S: Tensor) -> str:
     tokens = input_S[input_S >= BYTE_OFFSET][:SHOWN_BYTES]
     return bytes((tokens - BYTE_OFFSET).tolist()).decode(errors="replace")
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The value of each rank."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -3,6 +3,7 @@ skip steps that are not finite."""
 
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,16 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from model import BLTConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from train.checkpoints.model_json import Shape, write_model_description
 from train.data.dataloader import Microbatch
 from train.metrics import Counts
+from train.samples import Samples, SamplesConfig
 from train.skipping import (
     NonFiniteGradientError,
     SkippedStep,
@@ -38,6 +41,7 @@ class ByteTrainer(Trainer):
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
         skipping: SkippingConfig = field(default_factory=SkippingConfig)
+        samples: SamplesConfig = field(default_factory=SamplesConfig)
 
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
@@ -47,6 +51,7 @@ class ByteTrainer(Trainer):
         super().__init__(config)
         if config.checkpoint.enable and torch.distributed.get_rank() == 0:
             write_model_description(self.checkpointer.folder, self._model_description())
+        self.samples = self._make_samples() if config.samples.freq > 0 else None
 
     def _model_description(self) -> Shape:
         """The model's shape, with the boundary rule of the shards if all of them have the same."""
@@ -55,6 +60,18 @@ class ByteTrainer(Trainer):
         if isinstance(shape, BLTConfig) and all(rule == rules[0] for rule in rules):
             return replace(shape, patcher=rules[0])
         return shape
+
+    def _make_samples(self) -> Samples:
+        config = self.config
+        return Samples(
+            config.samples,
+            self.model_config.shape,
+            self.dataloader.stream,
+            folder=config.dump_folder,
+            dtype=TORCH_DTYPE_MAP[config.training.mixed_precision_param],
+            device=self.device,
+            max_seconds=config.comm.train_timeout_seconds / 2,
+        )
 
     def init_distributed(self) -> ParallelDims:
         """
@@ -113,7 +130,11 @@ class ByteTrainer(Trainer):
         folder = self.checkpointer.folder if saves else None
         rows_of = self.dataloader.stream.fingerprint()
         self.skipped = SkippedSteps(self.config.skipping, folder, rows_of)
-        super().train()
+        try:
+            super().train()
+        except PipelineError:  # of all ranks alike, so a step that is being saved is completed
+            self.checkpointer.maybe_wait_for_saving()
+            raise
 
     def batch_generator(self, data_iterable: Iterable[Microbatch]) -> Iterator[Microbatch]:
         """Yield torchtitan's batches, count each, and keep those of the running step."""
@@ -129,6 +150,14 @@ class ByteTrainer(Trainer):
         return super().post_dataloading_process(input_dict, labels.long())
 
     def train_step(self, data_iterator: Iterator[Microbatch]) -> Any:
+        """Train one step, and write samples if it is time."""
+        self._train_or_skip(data_iterator)
+        if self.samples is not None and self.step % self.config.samples.freq == 0:
+            began = time.perf_counter()
+            texts = self.samples.write(self.model_parts[0], self.step)
+            self.metrics_processor.add_samples(texts or {}, self.step, time.perf_counter() - began)
+
+    def _train_or_skip(self, data_iterator: Iterator[Microbatch]) -> None:
         """Train one step, or skip it: see :mod:`train.skipping`. The step's counts turn the mean
         loss into bits per byte."""
         self.metrics_processor.step_counts = Counts()
@@ -211,6 +240,8 @@ def _check_config(config: ByteTrainer.Config) -> None:
                     "--metrics.save-tb-folder an absolute path"
                 )
     if not torch.cuda.is_available():
+        if getattr(config.checkpoint, "async_mode", "") == "async_with_pinned_mem":
+            raise ConfigError("--checkpoint.async-mode: pinned memory needs a GPU; use async")
         if config.compile.enable and "model" in config.compile.components:
             raise ConfigError(
                 "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "

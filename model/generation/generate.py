@@ -1,4 +1,5 @@
-"""Writing on from prompts with a BLT, everything cached (arXiv 2412.09871; 2605.08044).
+"""Writing on from prompts with a BLT, everything cached (arXiv 2412.09871; 2605.08044), or with an
+entropy model alone.
 
 The text is the one that running everything through the model anew for every byte would give, with
 the same boundaries and, up to rounding, the same logits. (Boundaries come from float32 entropies;
@@ -16,6 +17,7 @@ from torch import Tensor
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.generation.incremental_blt import IncrementalBLT
+from model.generation.incremental_entropies import IncrementalEntropyModel
 from model.generation.kv_cache import PIECE
 from model.generation.sampling import Sampling, allowed
 from model.ngram import NGramEntropyModel
@@ -24,7 +26,7 @@ from model.tokenizer import BOE_ID, BYTE_OFFSET, EOS_ID, ByteTokenizer
 
 
 def generate(
-    model: BLT,
+    model: BLT | EntropyModel,
     entropy_model: EntropyModel | NGramEntropyModel | None,
     prompts: Sequence[str | bytes],
     *,
@@ -41,6 +43,7 @@ def generate(
     """The text that the model writes after each prompt, up to EOS, a stop string or the limit.
 
     Args:
+        model: a BLT, or an entropy model, which needs neither another one nor a rule, and no draft.
         entropy_model: places the boundaries; None for a rule that ignores entropies.
         prompts: any number of texts, of any lengths.
         patcher: the boundary rule; that of the checkpoint by default.
@@ -81,7 +84,7 @@ def generate(
 
 
 def stream(
-    model: BLT,
+    model: BLT | EntropyModel,
     entropy_model: EntropyModel | NGramEntropyModel | None,
     prompts: Sequence[str | bytes],
     *,
@@ -100,9 +103,6 @@ def stream(
     for name, given in (("prompts", prompts), ("stop", stop)):
         if isinstance(given, str | bytes):
             raise ValueError(f"{name}: must be a list of texts, got one text")
-    patcher = patcher or model.config.patcher
-    if patcher is None:
-        raise ValueError("patcher: the checkpoint names no boundary rule: give one")
     if draft_bytes and sampling.temperature:
         raise ValueError("draft_bytes: drafts are checked against greedy text: temperature 0 only")
     if not 0 <= draft_bytes < PIECE:
@@ -114,9 +114,18 @@ def stream(
     stops = tuple(map(_as_bytes, stop))
     if not all(stops):
         raise ValueError("stop: an empty string would end every text")
-    state = IncrementalBLT(
-        model, entropy_model, patcher, len(prompts), reset_at_newline=reset_at_newline
-    )
+    state: IncrementalBLT | IncrementalEntropyModel
+    if isinstance(model, EntropyModel):
+        if draft_bytes:
+            raise ValueError("draft_bytes: an entropy model has no part that could write ahead")
+        state = IncrementalEntropyModel(model, len(prompts))
+    else:
+        patcher = patcher or model.config.patcher
+        if patcher is None:
+            raise ValueError("patcher: the checkpoint names no boundary rule: give one")
+        state = IncrementalBLT(
+            model, entropy_model, patcher, len(prompts), reset_at_newline=reset_at_newline
+        )
     if not prompts or not max_new_bytes:
         return iter(())
     texts = [_Text(max_new_bytes, stops) for _ in prompts]
@@ -126,7 +135,7 @@ def stream(
 
 
 def _write(
-    state: IncrementalBLT,
+    state: IncrementalBLT | IncrementalEntropyModel,
     prompts: Sequence[list[int]],
     texts: Sequence["_Text"],
     sampling: Sampling,
@@ -141,7 +150,9 @@ def _write(
         writing_B = torch.tensor([not text.done for text in texts], device=device)
         if not bool(writing_B.any()):
             return
-        tokens_BM = _draft(state, next_B, draft_bytes)
+        tokens_BM = next_B[:, None]
+        if isinstance(state, IncrementalBLT):
+            tokens_BM = _draft(state, next_B, draft_bytes)
         logits_BMV = state.read(tokens_BM, writing_B * tokens_BM.shape[1])
         # The first is certain; a drafted token is right if all before it lead to it.
         right_BM = tokens_BM[:, 1:] == allowed(logits_BMV[:, :-1]).argmax(-1)
@@ -157,7 +168,9 @@ def _as_bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
 
 
-def read_prompts(state: IncrementalBLT, prompts: Sequence[list[int]]) -> Tensor:
+def read_prompts(
+    state: IncrementalBLT | IncrementalEntropyModel, prompts: Sequence[list[int]]
+) -> Tensor:
     """Read the tokens of prompts, PIECE at a time.
 
     Returns:

@@ -1,4 +1,6 @@
-"""Entropies of documents that are read piece by piece; they equal those of whole documents."""
+"""Entropies of documents that are read piece by piece; they equal those of whole documents.
+
+So do the logits of an entropy model, which can write by itself."""
 
 from typing import Protocol
 
@@ -38,11 +40,43 @@ def incremental_entropies(
         reset_at_newline: context starts again after each newline.
     """
     if isinstance(model, EntropyModel):
-        return _TransformerEntropies(model, reset_at_newline)
+        return _TransformerReader(model, reset_at_newline)
     return _NGramEntropies(model, reset_at_newline)
 
 
-class _TransformerEntropies:
+class IncrementalEntropyModel:
+    """A batch of documents that an entropy model reads on, as a model that writes: see
+    :class:`model.generation.incremental_blt.IncrementalBLT`."""
+
+    def __init__(self, model: EntropyModel, batch: int):
+        """
+        Args:
+            batch: how many documents there are.
+        """
+        self.model = model
+        self._reader = _TransformerReader(model, reset_at_newline=False)
+        self._before_B = self.read_B = torch.zeros(batch, dtype=torch.int64, device=model.device)
+
+    @torch.inference_mode()
+    def read(self, tokens_BM: Tensor, counts_B: Tensor) -> Tensor:
+        """Logits after each of the next tokens, ``[batch, piece, vocab_size]`` float32.
+
+        Args:
+            tokens_BM: at most PIECE columns, right-padded with any id.
+            counts_B: how many tokens each row has.
+        """
+        self._before_B = self.read_B
+        logits_BMV = self._reader.logits(tokens_BM, self.read_B)
+        self.keep(counts_B)
+        return logits_BMV.float()
+
+    def keep(self, kept_B: Tensor) -> None:
+        """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
+        self.read_B = self._before_B + kept_B
+        self._reader.keep(kept_B)
+
+
+class _TransformerReader:
     def __init__(self, model: EntropyModel, reset_at_newline: bool):
         self._model, self._reset = model, reset_at_newline
         self._cache = KeyValueCache(model.config.n_layers, model.config.window)
@@ -51,6 +85,10 @@ class _TransformerEntropies:
         self._kept_B = torch.zeros(1, dtype=torch.int64, device=model.device)
 
     def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
+        return entropy_of(self.logits(tokens_BM, read_B).flatten(0, 1)).view(tokens_BM.shape)
+
+    def logits(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
+        """``[batch, piece, vocab_size]``, in the weights' dtype."""
         model, (batch, columns) = self._model, tokens_BM.shape
         tokens_BM, read_B = tokens_BM.to(model.device), read_B.to(model.device)
         position_BM = read_B[:, None] + torch.arange(columns, device=read_B.device)
@@ -68,7 +106,8 @@ class _TransformerEntropies:
             model.rotary(place_BM.flatten()),
             self._cache.attends(read_B, columns, place_BM),
         )
-        return entropy_of(model.output(model.norm(x_TD))).view(batch, columns)
+        logits_TV: Tensor = model.output(model.norm(x_TD))
+        return logits_TV.view(batch, columns, -1)
 
     def keep(self, kept_B: Tensor) -> None:
         self._kept_B = kept_B.to(self._model.device)

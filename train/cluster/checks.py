@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchtitan.trainer import Trainer
 
 PATH_FLAGS = (
-    *("dump-folder", "checkpoint.initial-load-path"),
+    *("dump-folder", "checkpoint.initial-load-path", "samples.prompts-file"),
     *("dataloader.shards", "validator.dataloader.shards"),
 )
 """Flags, without ``--``, whose values name files or directories that every worker reads."""

@@ -58,6 +58,25 @@ def test_greedy_text_is_that_of_running_everything_anew(models, patcher):
         assert written == list(expected), draft_bytes
 
 
+@torch.no_grad()
+def test_an_entropy_model_writes_by_itself(models):
+    _, model = models
+    expected = []
+    for prompt in PROMPTS:
+        data = prompt.encode() if isinstance(prompt, str) else prompt
+        tokens = ByteTokenizer().encode(data, eos=False)
+        begin = len(tokens)
+        while len(tokens) < begin + 60:  # beyond its window
+            logits = model.logits_packed(torch.tensor(tokens), torch.tensor([len(tokens)]))
+            if (token := int(allowed(logits[-1]).argmax())) == EOS_ID:
+                break
+            tokens.append(token)
+        expected.append(bytes(token - BYTE_OFFSET for token in tokens[begin:]))
+    assert generate(model, None, PROMPTS, max_new_bytes=60) == expected and any(expected)
+    with pytest.raises(ValueError, match="draft_bytes: an entropy model has no part"):
+        generate(model, None, PROMPTS, draft_bytes=1)
+
+
 def test_some_drafts_are_right_and_some_are_not(models, monkeypatch):
     """Else nothing would be shown of taking back and of going on."""
     from model.generation.incremental_blt import IncrementalBLT

@@ -1,0 +1,90 @@
+"""Texts that are written during training are those of the weights that the step is saved with."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.jobs import ROOT
+from support.shard_sets import real_texts, write_shards
+from support.trainings import ROWS, Training, start, tiny, train
+
+from model import Patcher, generate, load_blt, load_entropy_model
+from model.checkpoints.entropy_model import fingerprint
+
+PROMPTS = ("The quick, brown", "")
+FLAGS = ("--samples.freq", 2, "--samples.temperature", 0, "--samples.max-new-bytes", 12)
+FLAGS += ("--samples.prompts", *PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their manifest says that they were made with entropy-1m."""
+    url = tmp_path_factory.mktemp("shards")
+    write_shards(str(url), real_texts(20))
+    made_by(url, fingerprint(load_entropy_model("entropy-1m", device="cpu", dtype="stored")))
+    return url
+
+
+def made_by(url: Path, digest: str) -> None:
+    manifest = json.loads((url / "manifest.json").read_text())
+    manifest["entropy_model"] = {"source": "a/model", "fingerprint": digest}
+    (url / "manifest.json").write_text(json.dumps(manifest))
+
+
+def sampled(run: Training, step: int) -> dict[str, str]:
+    lines = (run.folder / "samples" / f"step-{step}.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert {each["step"] for each in found} == {step}
+    return {each["prompt"]: each["text"] for each in found}
+
+
+@pytest.mark.parametrize(("config", "ranks"), [("blt_debug", 2), ("entropy_debug", 1)])
+def test_the_text_is_that_of_the_checkpoint(config, ranks, shards, tmp_path):
+    given = tiny(config, shards, rows=ROWS // ranks, steps=4, checkpoint_interval=2)
+    board = ("--metrics.enable-tensorboard",) if ranks == 1 else ()
+    run = train(tmp_path / "run", *given, *board, *FLAGS, ranks=ranks)
+    job = runpy.run_path(str(ROOT / "jobs" / "convert_checkpoint.py"))
+    for step in (2, 4):
+        place = str(run.folder / "checkpoint" / f"step-{step}")
+        converted = job["ConvertCheckpointConfig"](place, str(tmp_path / str(step)))
+        assert job["run"](converted, Console(stderr=True)) == 0
+        load = load_blt if config == "blt_debug" else load_entropy_model
+        model = load(tmp_path / str(step), device="cpu")
+        entropy_model = load_entropy_model("entropy-1m", device="cpu")
+        texts = generate(model, entropy_model, PROMPTS, max_new_bytes=12)
+        expected = {p: t.decode(errors="replace") for p, t in zip(PROMPTS, texts, strict=True)}
+        assert sampled(run, step) == expected and any(expected.values())
+        for prompt, text in expected.items():
+            assert f"sample at step {step}: {prompt!r} -> {text!r}" in run.output
+    if board:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (events,) = (run.folder / "tb").iterdir()
+        tags = EventAccumulator(str(events)).Reload().Tags()["tensors"]
+        assert {f"samples/{prompt or 'no prompt'}/text_summary" for prompt in PROMPTS} == set(tags)
+        return
+    plain = train(tmp_path / "plain", *tiny(config, shards, rows=ROWS, steps=4))
+    assert run.losses == pytest.approx(plain.losses, rel=5e-6)
+
+
+def test_what_cannot_be_written_is_said(shards, tmp_path):
+    other, chosen = tmp_path / "other", tmp_path / "chosen"
+    write_shards(str(other), real_texts(9))
+    made_by(other, "ab" * 32)
+    write_shards(str(chosen), real_texts(9), patcher=Patcher(rule="top-k", patch_size=4))
+    (tmp_path / "prompts").write_bytes(b"\xff")
+    for place, flags, said in (
+        (other, (), "--samples.entropy-model: the shards were patched by a/model: give it"),
+        (other, ("entropy-model", "entropy-1m"), "a/model, and this is another one"),
+        (chosen, (), "--samples.freq: the top-k rule of the shards chooses among"),
+        (shards, ("temperature", "-1"), "--samples.temperature: must be 0 or more"),
+        (shards, ("prompts-file", tmp_path / "prompts"), "--samples.prompts-file: .*utf-8"),
+    ):
+        more = (f"--samples.{flags[0]}", flags[1]) if flags else ()
+        given = tiny("blt_debug", place, rows=ROWS, steps=1)
+        run = start(tmp_path / "run", *given, "--samples.freq", 1, *more).wait()
+        assert run.exit_codes == [2], run.output
+        assert re.search(said, run.output), run.output
