@@ -24,7 +24,7 @@ def on_rank_0(call: Callable[[], T]) -> T | None:
         its result on rank 0, and None elsewhere.
 
     Raises:
-        PipelineError: the function's own, on all ranks alike.
+        PipelineError: the function failed, on all ranks alike: none waits for another.
     """
     result: T | None = None
     error: list[PipelineError | None] = [None]
@@ -33,6 +33,8 @@ def on_rank_0(call: Callable[[], T]) -> T | None:
             result = call()
         except PipelineError as raised:
             error = [raised]
+        except Exception as raised:  # as an error that all ranks can unpickle
+            error = [PipelineError(f"rank 0: {type(raised).__name__}: {raised}")]
     dist.broadcast_object_list(error)
     if error[0] is not None:
         raise error[0]

@@ -23,7 +23,7 @@ import hashlib
 import json
 import math
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,8 +134,8 @@ class SkippedStep:
     gradient_norm: str
     bad_rows: tuple[BadRow, ...]
     """Empty if the loss of each row is finite; then the gradient alone was not."""
-    position: Any
-    """The dataloader's place after the step, as its state in checkpoints has it."""
+    place: Any
+    """The dataloader's place after the step, as far as rank 0 knows it."""
 
     def __str__(self) -> str:
         text = f"step {self.step} (rows {self.first_row} to {self.stop_row - 1})"
@@ -247,7 +247,7 @@ def _is_finite(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def find_bad_rows(
-    model: nn.Module, batches: list[tuple[dict[str, Tensor], Tensor, range]]
+    model: nn.Module, batches: list[tuple[dict[str, Tensor], Tensor, Sequence[int]]]
 ) -> tuple[BadRow, ...]:
     """The rows, of all ranks, whose own loss is not finite. All ranks call this together.
 

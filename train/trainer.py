@@ -1,11 +1,10 @@
 """torchtitan's trainer, extended to count bytes, to describe the model of its checkpoints, and to
 skip steps that are not finite."""
 
-import json
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,7 @@ class ByteTrainer(Trainer):
         """Train one step, or skip it: see :mod:`train.skipping`. The step's counts turn the mean
         loss into bits per byte."""
         self.metrics_processor.step_counts = Counts()
-        self.step_batches: list[tuple[dict[str, Tensor], Tensor, range]] = []
+        self.step_batches: list[tuple[dict[str, Tensor], Tensor, Sequence[int]]] = []
         first = self.dataloader.rows_read
         rows = self.config.training.local_batch_size * self._data_ranks()
         stop = first + rows * self.gradient_accumulation_steps
@@ -196,7 +195,7 @@ class ByteTrainer(Trainer):
                 rows_of=self.skipped.rows_of,
                 gradient_norm=str(norm),
                 bad_rows=bad_rows,
-                position=json.loads(self.dataloader.state_dict()["rows"])["cursor"],
+                place=self.dataloader.place,
             )
         )
         self.metrics_processor.skipped_steps = len(self.skipped.steps)

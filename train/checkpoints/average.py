@@ -1,7 +1,7 @@
 """The mean of the weights of several steps, which often does better than the last step alone.
 
-The sum is made in float32, step by step: whatever the number of steps, memory holds the sum and no
-more than two steps.
+The sum is made in float32, step by step: whatever the number of steps, memory holds the sum and one
+step.
 """
 
 from collections.abc import Sequence
@@ -47,15 +47,17 @@ def read_average(steps: Sequence[str]) -> BLT | EntropyModel:
         CheckpointError: a step cannot be read, or is of another model; names it.
     """
     sums: dict[str, torch.Tensor] = {}
-    model = None
+    model, shape = None, None
     for step in reversed(steps):
-        before, model = model, read_step(step)
-        if before and (differing := argument_differences(before.config, model.config)):
+        model = None  # its memory is free before the next one is read
+        model = read_step(step)
+        if shape and (differing := argument_differences(shape, model.config)):
             raise CheckpointError(f"{step}: is of another model than the step before: {differing}")
+        shape = model.config
         for name, weight in model.state_dict().items():
-            sums[name] = sums[name] + weight.float() if before else weight.float()
+            sums[name] = sums[name] + weight.float() if name in sums else weight.float()
     assert model is not None
-    dtypes = {name: weight.dtype for name, weight in model.state_dict().items()}
-    means = {name: (total / len(steps)).to(dtypes[name]) for name, total in sums.items()}
-    model.load_state_dict(means, assign=True)
+    for name, weight in model.state_dict().items():
+        sums[name] = (sums[name] / len(steps)).to(weight.dtype)
+    model.load_state_dict(sums, assign=True)
     return model

@@ -9,7 +9,7 @@ cursor after the last microbatch that was yielded, not after those that the thre
 """
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -119,11 +119,16 @@ class ShardDataLoader(BaseDataLoader):
         return self._next.rows
 
     @property
-    def last_rows(self) -> range:
+    def last_rows(self) -> Sequence[int]:
         """Numbers, in the sequence of all rows, of this rank's rows in the last microbatch."""
         rank, ranks, batch = self.share
         first = self.rows_read - (ranks - rank) * batch
         return range(first, first + batch)
+
+    @property
+    def place(self) -> Any:
+        """The cursor of the next row, as JSON values."""
+        return self._next
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor of the row after the last microbatch that was yielded, as JSON; the same on
