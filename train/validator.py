@@ -1,21 +1,33 @@
 """Validation on shards, in bits per byte."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torchtitan.components.validate import Validator
+from torchtitan.tools.utils import device_type
 
 from pipeline.errors import ConfigError
-from train.data.dataloader import ShardDataLoader
+from train.data.dataloader import Microbatch, ShardDataLoader
+from train.data.in_step import in_step
 from train.metrics import Counts
+
+
+class _InStep:
+    """Builds what torchtitan iterates over instead of a loader of these settings."""
+
+    def __init__(self, config: ShardDataLoader.Config):
+        self.config = config
+
+    def build(self, **kwargs: Any) -> Iterator[Microbatch]:
+        return in_step(self.config.build(**kwargs), device_type)
 
 
 class ShardValidator(Validator):
     """torchtitan's validator, over all of the validation shards.
 
-    ``steps=-1`` is safe here: all ranks get the same number of batches, because the dataloader
-    fills the last one up with empty rows.
+    ``steps=-1`` is safe here: ranks without rows get empty batches until no rank has any left.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -35,6 +47,8 @@ class ShardValidator(Validator):
             self.dl_config.build(**{name: kwargs[name] for name in names})
         except ConfigError as error:
             raise ConfigError(f"--validator.{str(error).removeprefix('--')}") from error
+        if not self.dl_config.infinite:
+            self.dl_config = _InStep(self.dl_config)
 
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
