@@ -20,7 +20,6 @@ import pyarrow as pa
 from model.patcher import Patcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patches import recut
-from pipeline.shards.entries import ShardEntry
 from pipeline.shards.format import (
     ENTROPIES,
     PATCH_LENGTHS,
@@ -62,7 +61,7 @@ class ShardSource:
             PipelineError: the shard set holds no document.
         """
         self.shards, self.seed, self.wants_patches = shards, seed, patches
-        self.entries = [entry for entry in shards.entries if entry.sha256 is not None]
+        self.arrays = shards.shards
         statistics = shards.statistics
         self.tokens, self.stored_patches = statistics.tokens, statistics.patches
         if not statistics.documents:
@@ -85,7 +84,7 @@ class ShardSource:
     @property
     def fingerprint(self) -> str:
         """A hash of the content of all shards, wherever they lie."""
-        content = [(entry.name, entry.sha256) for entry in self.entries]
+        content = list(zip(self.arrays.name, self.arrays.sha256, strict=True))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def patches_per_token(self, sample_tokens: int) -> float:
@@ -94,8 +93,8 @@ class ShardSource:
         if self.patcher is None:
             return self.stored_patches / self.tokens
         tokens = patches = 0
-        for entry in self.entries:
-            for documents, _ in self._batches(entry, 0):
+        for number in range(len(self.arrays.name)):
+            for documents, _ in self._batches(number, 0):
                 assert documents.patches_D is not None
                 tokens += int(documents.lengths_D.sum())
                 patches += int(documents.patches_D.sum())
@@ -113,12 +112,11 @@ class ShardSource:
         """
         epoch, shard, batch, read = position
         while read < tokens:
-            order = _order(len(self.entries), self.seed, epoch)
+            order = _order(len(self.arrays.name), self.seed, epoch)
             if shard == len(order):
                 epoch, shard = epoch + 1, 0
                 continue
-            entry = self.entries[order[shard]]
-            for documents, is_last in self._batches(entry, batch):
+            for documents, is_last in self._batches(int(order[shard]), batch):
                 batch += 1
                 read += int(documents.lengths_D.sum())
                 if is_last:
@@ -131,34 +129,29 @@ class ShardSource:
     def _check_read(self, read: int, epoch: int, order: np.ndarray) -> None:
         """Compare the tokens read up to the end of a shard, the last one of ``order``, with the
         manifest's."""
-        expected = epoch * self.tokens + sum(self.entries[i].statistics["tokens"] for i in order)
+        expected = epoch * self.tokens + int(self.arrays.tokens[order].sum())
         if read != expected:
-            where = self.shards.output.locate(self.entries[order[-1]].path)
+            where = self.shards.path(int(order[-1]))
             raise PipelineError(
                 f"{where}: holds other text than its manifest says ({read - expected:+} tokens); "
                 "restore it, or make the shards again"
             )
 
-    def _batches(self, entry: ShardEntry, first: int) -> Iterator[tuple[DocumentArrays, bool]]:
+    def _batches(self, shard: int, first: int) -> Iterator[tuple[DocumentArrays, bool]]:
         """The record batches of a shard from number ``first`` on, and whether each is the last."""
-        output, number = self.shards.output, first
-        where = output.locate(entry.path)
+        where, number = self.shards.path(shard), first
         columns = [TEXT]
         if self.wants_patches:
             columns.append(PATCH_LENGTHS if self.patcher is None else ENTROPIES)
         try:
-            with pa.OSFile(where) if output.local else output.open(entry.path) as file:
-                schema = pa.ipc.open_file(file).schema
-                options = pa.ipc.IpcReadOptions(
-                    included_fields=[schema.get_field_index(name) for name in columns],
-                    use_threads=False,
-                )
-                reader = pa.ipc.open_file(file, options=options)
-                count = reader.num_record_batches
-                if first >= count:
-                    raise ValueError(f"there are only {count} record batches")
-                for number in range(first, count):
-                    yield self._documents(reader.get_batch(number)), number + 1 == count
+            count = len(self.shards.batch_index(shard).rows)
+            if first >= count:
+                raise ValueError(f"there are only {count} record batches")
+            for batch in self.shards.shard_batches(shard, columns, start=first):
+                yield self._documents(batch), number + 1 == count
+                number += 1
+        except PipelineError:
+            raise
         except Exception as error:  # each filesystem has its own; all mean the same here
             raise PipelineError(
                 f"{where}: cannot be read (record batch {number}): {error}; restore it, or make "

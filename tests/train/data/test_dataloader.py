@@ -222,7 +222,7 @@ def test_a_damaged_shard_is_named(sets, tmp_path, damage):
             pass
     else:
         shutil.copy(other, victim)
-    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|holds other text)"):
+    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|is damaged)"):
         for _ in range(1000):
             next(batches)
     with pytest.raises(StopIteration):
