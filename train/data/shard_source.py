@@ -15,8 +15,8 @@ first touches it. Shards are checked as far as training depends on them: every e
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +37,8 @@ from pipeline.shards.shard_set import ShardSet
 from train.data.packing import permutation
 from train.data.window import DocumentArrays
 
-CACHED_SHARDS = 2048
-"""Shards whose list of record batches is kept."""
 CACHED_ORDERS = 4
 """Epochs whose order is kept: lanes are in neighbouring epochs."""
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class _Order(NamedTuple):
@@ -70,23 +65,21 @@ class ShardSource:
             PipelineError: the shard set holds no document.
         """
         self.shards, self.wants_patches, self.patcher = shards, patches, patcher
-        self.entries = [entry for entry in shards.entries if entry.sha256 is not None]
-        self.tokens_I = np.array([entry.statistics["tokens"] for entry in self.entries], np.int64)
-        statistics = shards.statistics
-        self.tokens, self.stored_patches = int(self.tokens_I.sum()), statistics.patches
+        arrays = shards.shards
+        self.tokens = int(arrays.tokens.sum())
+        self._stored_patches = int(arrays.patches.sum())
         if not self.tokens:
             raise PipelineError(f"{shards.output.url}: holds no documents; nothing to train on")
-        content = "\n".join(f"{entry.name} {entry.sha256}" for entry in self.entries)
+        content = "\n".join(map(" ".join, zip(arrays.name, arrays.sha256, strict=True)))
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         """A hash of the content of all shards, wherever they lie."""
         self._orders: OrderedDict[int, _Order] = OrderedDict()
-        self._indexes: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def patches_per_token(self, sample_tokens: int) -> float:
         """Patches per token of the whole set. With another rule, an estimate from about
         ``sample_tokens`` tokens at the beginning of the first epoch."""
         if self.patcher is None:
-            return self.stored_patches / self.tokens
+            return self._stored_patches / self.tokens
         tokens = patches = 0
         for documents in self.read(0, 0, min(sample_tokens, self.tokens)):
             assert documents.patches_D is not None
@@ -100,61 +93,43 @@ class ShardSource:
         Raises:
             PipelineError: a shard cannot be read, or is not what its manifest says.
         """
-        order = _cached(self._orders, epoch, CACHED_ORDERS, self._order)
+        order = self._order(epoch)
         place = int(np.searchsorted(order.first_I, start, side="right")) - 1
         while place < len(order.shard_I) and order.first_I[place] < stop:
-            shard, begin = int(order.shard_I[place]), int(order.first_I[place])
-            first_N = begin + _cached(self._indexes, shard, CACHED_SHARDS, self._index)
-            first, last = np.searchsorted(first_N[:-1], (start, stop)).tolist()
+            shard = int(order.shard_I[place])
+            stop_N = self.shards.batch_index(shard).tokens.cumsum()
+            first_N = order.first_I[place] + np.append(0, stop_N[:-1])
+            first, last = np.searchsorted(first_N, (start, stop)).tolist()
             if first < last:
                 yield from self._batches(shard, first, last)
             place += 1
 
     def _order(self, epoch: int) -> _Order:
-        shard_I = _order(len(self.entries), self.seed, epoch)
-        return _Order(shard_I, np.append(0, self.tokens_I[shard_I].cumsum()))
-
-    def _index(self, shard: int) -> np.ndarray:
-        """The token of the shard with which each record batch begins, and the number of tokens."""
-        where = self.shards.output.locate(self.entries[shard].path)
-        total = int(self.tokens_I[shard])
-        try:
-            with self._open(shard) as file:
-                count = pa.ipc.open_file(file).num_record_batches
-        except Exception as error:
-            raise PipelineError(
-                f"{where}: cannot be read: {error}; restore it, or make the shards again"
-            ) from error
-        return np.arange(count + 1) * total // max(count, 1)
-
-    def _open(self, shard: int):
-        output, entry = self.shards.output, self.entries[shard]
-        return pa.OSFile(output.locate(entry.path)) if output.local else output.open(entry.path)
+        if epoch not in self._orders:
+            tokens_I = self.shards.shards.tokens
+            shard_I = _order(len(tokens_I), self.seed, epoch)
+            self._orders[epoch] = _Order(shard_I, np.append(0, tokens_I[shard_I].cumsum()))
+            if len(self._orders) > CACHED_ORDERS:
+                self._orders.popitem(last=False)
+        self._orders.move_to_end(epoch)
+        return self._orders[epoch]
 
     def _batches(self, shard: int, first: int, last: int) -> Iterator[DocumentArrays]:
         """Record batches of a shard."""
-        where = self.shards.output.locate(self.entries[shard].path)
         columns = [TEXT]
         if self.wants_patches and self.patcher is None:
             columns.append(PATCH_LENGTHS)
         elif self.patcher is not None and self.patcher.reads_entropies:
             columns.append(ENTROPIES)
-        number = first
-        try:
-            with self._open(shard) as file:
-                schema = pa.ipc.open_file(file).schema
-                options = pa.ipc.IpcReadOptions(
-                    included_fields=[schema.get_field_index(name) for name in columns],
-                    use_threads=False,
-                )
-                reader = pa.ipc.open_file(file, options=options)
-                for number in range(first, last):
-                    yield self._documents(reader.get_batch(number))
-        except Exception as error:  # each filesystem has its own; all mean the same here
-            raise PipelineError(
-                f"{where}: cannot be read (record batch {number}): {error}; restore it, or make "
-                "the shards again"
-            ) from error
+        batches = self.shards.shard_batches(shard, columns, start=first, stop=last)
+        for number, batch in enumerate(batches, first):
+            try:
+                yield self._documents(batch)
+            except ValueError as error:
+                raise PipelineError(
+                    f"{self.shards.path(shard)}: cannot be read (record batch {number}): {error}; "
+                    "restore it, or make the shards again"
+                ) from error
 
     def _documents(self, batch: pa.RecordBatch) -> DocumentArrays:
         """
@@ -184,16 +159,6 @@ class ShardSource:
         texts = read_texts(batch) if patcher.reads_tokens else ()
         patched = recut(patcher, h_T, lengths_D, texts)
         return patched.patch_lengths_P.astype(np.int32), patched.patches_D
-
-
-def _cached(cache: OrderedDict[K, V], key: K, most: int, make: Callable[[K], V]) -> V:
-    """The value of a key, made anew unless it is among the ``most`` that were used last."""
-    if key not in cache:
-        cache[key] = make(key)
-        if len(cache) > most:
-            cache.popitem(last=False)
-    cache.move_to_end(key)
-    return cache[key]
 
 
 def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.ndarray) -> None:

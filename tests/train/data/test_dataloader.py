@@ -300,7 +300,7 @@ def test_a_damaged_shard_is_named(sets, tmp_path, damage):
     if damage == "gone":
         victim.unlink()
     elif damage == "cut short":
-        victim.write_bytes(victim.read_bytes()[:-200])
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     elif damage == "overwritten":
         victim.write_bytes(b"\x55" * victim.stat().st_size)
     elif damage == "empty":
@@ -308,7 +308,7 @@ def test_a_damaged_shard_is_named(sets, tmp_path, damage):
             pass
     else:
         shutil.copy(other, victim)
-    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|holds other text)"):
+    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|is damaged)"):
         for _ in range(1000):
             next(batches)
     with pytest.raises(StopIteration):

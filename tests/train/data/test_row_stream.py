@@ -161,11 +161,11 @@ def test_a_small_weighted_set_is_in_every_lane(sets, tmp_path):
     stream = RowStream(urls, RowSettings(512, weights=(1, 9), shuffle_bytes=2_000, lanes=8))
     assert stream.lanes == 8
     found = Counter()
-    for one in itertools.islice(opened(stream, infinite=True), 2000):
-        if one.cursor.window < 60:
+    for one in itertools.islice(opened(stream, infinite=True), 500):
+        if one.cursor.window < 48:
             found[one.lane] += texts_in(one.window).count(b"the only document of its set")
     # 25 tokens of each window of 250 are the set's; its document has 30.
-    assert [found[lane] for lane in range(8)] == [50] * 8
+    assert [found[lane] for lane in range(8)] == [40] * 8
 
 
 def test_lanes_without_a_record_batch_go_on_to_the_next_epoch(tmp_path):
