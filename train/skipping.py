@@ -134,8 +134,8 @@ class SkippedStep:
     gradient_norm: str
     bad_rows: tuple[BadRow, ...]
     """Empty if the loss of each row is finite; then the gradient alone was not."""
-    place: Any
-    """The dataloader's place after the step, as far as rank 0 knows it."""
+    lanes: int
+    """Lanes of the sequence: row n is row ``n // lanes`` of lane ``n % lanes``."""
 
     def __str__(self) -> str:
         text = f"step {self.step} (rows {self.first_row} to {self.stop_row - 1})"

@@ -195,7 +195,7 @@ class ByteTrainer(Trainer):
                 rows_of=self.skipped.rows_of,
                 gradient_norm=str(norm),
                 bad_rows=bad_rows,
-                place=self.dataloader.place,
+                lanes=self.dataloader.stream.lanes,
             )
         )
         self.metrics_processor.skipped_steps = len(self.skipped.steps)

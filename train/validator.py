@@ -22,6 +22,7 @@ from torchtitan.tools import utils
 from model.tokenizer import EOS_ID
 from pipeline.errors import ConfigError
 from train.data.dataloader import Microbatch, ShardDataLoader
+from train.data.in_step import in_step
 
 SHOWN_GROUPS = 10
 """Groups with the most bytes that are logged; the others are summed."""
@@ -31,8 +32,7 @@ OTHER_GROUPS = "(other)"
 class ShardValidator(Validator):
     """Evaluates each validation set with torchtitan's settings of how often and how long.
 
-    ``steps=-1`` is safe here: all ranks get the same number of batches, because the dataloader
-    fills the last one up with empty rows.
+    ``steps=-1`` is safe here: ranks without rows get empty batches until no rank has any left.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -99,8 +99,9 @@ class ShardValidator(Validator):
         return tally if mesh is None else tally.over_ranks(mesh.get_group())
 
     def _batches(self, loader: ShardDataLoader) -> Iterator[Microbatch]:
-        steps = self.config.steps
-        return islice(loader, None if steps == -1 else steps)
+        if self.config.steps == -1:
+            return in_step(loader, utils.device_type)
+        return islice(loader, self.config.steps)
 
 
 class Tally(dict[str, np.ndarray]):

@@ -177,18 +177,15 @@ class ShardData:
         Raises:
             PipelineError: a shard cannot be read.
         """
-        # A batch never crosses shards: the number of rows read so far gives its shard.
-        documents_E = [entry.statistics["documents"] for entry in self.shards.entries]
-        end_E, rows = np.cumsum(documents_E), 0
         columns = [SAMPLE_ID, TEXT]
         columns += [PATCH_LENGTHS] if self.config.threshold is None else [ENTROPIES]
         columns += [self.config.by] if self.config.by else []
         where = f"--shards {self.shards.output.url}"
         with translated(where, advice="patch_corpus.py --verify tells what is damaged"):
-            for batch in self.shards.batches(columns):
-                entry = self.shards.entries[int(np.searchsorted(end_E, rows, side="right"))]
-                rows += batch.num_rows
-                yield self._batch(batch, entry.source)
+            for shard in self.shards.entries:
+                if shard.sha256 is not None:
+                    for batch in self.shards.shard_batches(shard, columns):
+                        yield self._batch(batch, shard.source)
 
     def _batch(self, rows: pa.RecordBatch, source: str) -> Batch:
         tokens_T, lengths_D = encode_documents(read_texts(rows))

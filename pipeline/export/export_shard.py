@@ -12,7 +12,7 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile, RowsHash
 from pipeline.export.layouts import Layout
 from pipeline.patches import recut
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import Shard
 from pipeline.shards.format import read_patches, with_patches
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
@@ -22,10 +22,7 @@ from pipeline.storage.output import OutputDirectory, to_json
 class Piece(NamedTuple):
     """A shard, and the file that it becomes."""
 
-    entry: ShardEntry
-    """Without histograms: workers get all pieces."""
-    bytes: int
-    """Text in the shard."""
+    entry: Shard
     path: str
     """Path below the output."""
 
@@ -34,7 +31,7 @@ def plan_export(shards: ShardSet, layout: Layout, config: ExportShardsConfig) ->
     """Every shard with documents, and where it goes."""
     entries = [entry for entry in shards.entries if entry.sha256 is not None]
     return [
-        Piece(entry.without_histograms(), entry.statistics["bytes"], path)
+        Piece(entry, path)
         for entry, path in zip(entries, layout.paths(entries, shards, config), strict=True)
     ]
 
@@ -77,7 +74,7 @@ def export_shard(
 
 
 def _patched_rows(
-    shards: ShardSet, entry: ShardEntry, config: ExportShardsConfig
+    shards: ShardSet, entry: Shard, config: ExportShardsConfig
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a shard, re-patched if another threshold is asked for."""
     patcher = replace(shards.patcher, threshold=config.threshold) if config.repatches else None

@@ -129,10 +129,10 @@ def _export(
     outcome = run_stage(
         "exporting",
         _export_piece,
-        {i: pieces[i].bytes for i in waiting},
+        {i: pieces[i].entry.bytes for i in waiting},
         (pieces, shards.without_entries(), layout, config, output),
         console,
-        done={i: pieces[i].bytes for i in set(range(len(pieces))).difference(waiting)},
+        done={i: pieces[i].entry.bytes for i in set(range(len(pieces))).difference(waiting)},
         workers=config.num_workers,
     )
     return list(outcome.messages.values())
@@ -149,7 +149,7 @@ def _export_piece(
         export_shard(shards, pieces[number], layout, config, output)
     except DamagedShardError as error:
         return str(error)
-    report(pieces[number].bytes)
+    report(pieces[number].entry.bytes)
     return None
 
 

@@ -32,7 +32,7 @@ from pipeline.export.exported_file import ExportedFile
 from pipeline.export.file_writers import WriteRows, arrow_writer, parquet_writer
 from pipeline.export.hub_upload import open_repository, push
 from pipeline.export.provenance import without_places
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import Shard
 from pipeline.shards.format import ENTROPIES, SAMPLE_ID, TEXT, without_entropies
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
@@ -100,7 +100,7 @@ class Layout:
         return output.url
 
     def paths(
-        self, entries: Sequence[ShardEntry], shards: ShardSet, settings: ExportSettings
+        self, entries: Sequence[Shard], shards: ShardSet, settings: ExportSettings
     ) -> list[str]:
         """The path of each shard's file below the directory."""
         return [f"data/{entry.name}.parquet" for entry in entries]
@@ -164,7 +164,7 @@ class Datasets(Layout):
     card_files = (CARD, *(f"{PICTURES}/{name}.png" for name in CARD_PLOTS))
 
     def paths(
-        self, entries: Sequence[ShardEntry], shards: ShardSet, settings: ExportSettings
+        self, entries: Sequence[Shard], shards: ShardSet, settings: ExportSettings
     ) -> list[str]:
         total = len(entries)
         return [f"data/train-{i:05d}-of-{total:05d}.parquet" for i in range(total)]
@@ -262,7 +262,7 @@ class Reference(Layout):
         return first["corpus"] if first else PurePosixPath(shards.output.url).name
 
     def paths(
-        self, entries: Sequence[ShardEntry], shards: ShardSet, settings: ExportSettings
+        self, entries: Sequence[Shard], shards: ShardSet, settings: ExportSettings
     ) -> list[str]:
         """Shards are numbered within their chunk; chunks that have numbers keep them."""
         sources = list(dict.fromkeys(entry.source for entry in entries))

@@ -6,6 +6,7 @@ and commit the shards of splits, and writes the manifest.
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
@@ -21,14 +22,17 @@ from pipeline.cluster.stage import run_stage, unshared_storage
 from pipeline.corpus.formats import input_suffixes
 from pipeline.corpus.prepared import ID_COLUMN, prepared_chunks
 from pipeline.corpus.splits import Split
+from pipeline.patch.collect import closed_set, committed_shards, sum_shards
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
 from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.entries import ShardEntry
-from pipeline.shards.manifest import write_manifest
+from pipeline.shards.closing import Closing, Part
+from pipeline.shards.entries import Shard, committed_names
+from pipeline.shards.format import shard_schema
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.tables import as_shards
 from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.listing import InputFile, list_inputs
@@ -129,7 +133,10 @@ def _patch(
     output: OutputDirectory,
     console: Console,
 ) -> PatchCorpusResult:
-    committed = run.committed(output)
+    present = committed_shards(output, console, config.num_workers)
+    for message in run.discard_lost(present, output):
+        console.print(message, highlight=False)
+    committed = run.committed(present)
     done = {i: _text_bytes(e) for i, e in enumerate(committed) if is_complete(e)}
     waiting = {i: split.size for i, split in enumerate(run.splits) if i not in done}
     bytes_before = sum(map(_text_bytes, committed))
@@ -149,15 +156,14 @@ def _patch(
         gpus=gpus,
     )
     seconds = time.monotonic() - began
-    committed = run.committed(output)
-    entries = [entry for of_split in committed for entry in of_split]
-    unfinished = not all(map(is_complete, committed))
-    if unfinished and not outcome.unreachable:
-        raise unshared_storage(f"--output {output.url}")
-    if not unfinished:
-        write_manifest(output, run.provenance, entries)
+    closed = None if waiting else closed_set(output, console)
+    if closed is None:
+        finished = not outcome.unreachable
+        entries, statistics = _collect(run, config, output, console, finished=finished)
+    else:
+        entries, statistics = closed.entries, closed.statistics
+    verifies = config.verify and not outcome.unreachable
     failures = outcome.unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
-    statistics = sum((entry.patch_statistics for entry in entries), PatchStatistics())
     if statistics.bytes > bytes_before:
         resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
         used = _devices(config.num_workers, gpus, len(waiting), before | resources)
@@ -170,10 +176,46 @@ def _patch(
         shards=sum(entry.sha256 is not None for entry in entries),
         rejects=sum(entry.rejects for entry in entries),
         failures=failures,
-        problems=list(verify(ShardSet(output.url))) if config.verify and not unfinished else [],
+        problems=list(verify(ShardSet(output.url))) if verifies else [],
         seconds=seconds,
         bytes_patched=statistics.bytes - bytes_before,
     )
+
+
+def _collect(
+    run: PatchRun,
+    config: PatchCorpusConfig,
+    output: OutputDirectory,
+    console: Console,
+    *,
+    finished: bool,
+) -> tuple[list[Shard], PatchStatistics]:
+    """All committed shards in order, and the sum of their statistics; close the set if it is
+    finished.
+
+    Raises:
+        PipelineError: the storage does not show what workers committed.
+    """
+    schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
+    there = {name: name for name in committed_names(output)}
+    names = [name for of_split in run.committed(there) for name in of_split]
+    shards: list[Shard] = []
+    statistics = PatchStatistics()
+    with ExitStack() as stack:
+        closing = stack.enter_context(Closing(output, run.provenance)) if finished else None
+
+        def receive(part: Part) -> None:
+            nonlocal statistics
+            shards.extend(as_shards(part.entries))
+            statistics += part.statistics
+            if closing is not None:
+                closing.add(part)
+
+        sum_shards(output, names, schema, receive, console, config.num_workers)
+        by_name = {shard.name: shard for shard in shards}
+        if finished and not all(map(is_complete, run.committed(by_name))):
+            raise unshared_storage(f"--output {output.url}")
+    return shards, statistics
 
 
 def _devices(
@@ -191,5 +233,5 @@ def _devices(
     return workers, round(workers * gpus, 3)
 
 
-def _text_bytes(entries: list[ShardEntry]) -> int:
-    return sum(entry.statistics["bytes"] for entry in entries)
+def _text_bytes(shards: list[Shard]) -> int:
+    return sum(shard.bytes for shard in shards)

@@ -4,7 +4,6 @@ Reading, scoring and writing overlap, each in its own thread. A split is written
 shards; each is committed on its own, and a rerun skips the records of those that are.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
@@ -30,7 +28,8 @@ from pipeline.patch.scoring import Scorer
 from pipeline.patches import PatchedTokens, patch_stored
 from pipeline.prefetch import prefetch
 from pipeline.shards.entries import ShardEntry, commit_entry, entry_path, read_entry, shard_name
-from pipeline.shards.format import ipc_options, record_batch, shard_schema
+from pipeline.shards.format import record_batch, shard_schema
+from pipeline.shards.record_batches import BatchWriter
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
 from pipeline.storage.output import OutputDirectory, to_json
@@ -159,11 +158,10 @@ def _write_shard(
             if batch.documents:
                 if writer is None:
                     path = stack.enter_context(output.committing(entry.path))
-                    file = stack.enter_context(pa.OSFile(str(path), "wb"))
-                    writer = pa.ipc.new_file(file, schema, options=ipc_options())
+                    writer = stack.enter_context(BatchWriter(path, schema))
                 patched = scored.patch(scorer.patcher)
                 rows = record_batch(batch.documents, patched, schema)
-                writer.write_batch(rows)
+                writer.write(rows, int(patched.lengths_D.sum()))
                 summary += Summary.of(rows, patched, scorer.patcher, config.keep_columns)
                 statistics += PatchStatistics.of(
                     patched.lengths_D, patched.patch_lengths_P, patched.entropies_T
@@ -172,11 +170,7 @@ def _write_shard(
                 entry.last, entry.error = batch.ends_split, batch.error
                 break
         if writer is not None:
-            writer.close()
-            file.close()
-            with path.open("rb") as written:
-                entry.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-            entry.shard_bytes = path.stat().st_size
+            entry.describe(writer.close())
     summary.reject(reject.reason for reject in rejects)
     output.write(entry.summary_path, to_json(summary.to_json()))
     entry.rejects = len(rejects)

@@ -115,6 +115,8 @@ def resume_run(
         model = _load(output.locate(MODEL_DIRECTORY))
     mended = run.check_same(_content(config, model), files, output)
     console.print(f"continuing the run in {output.url}", highlight=False)
+    if output.read_json(run.path)["format_version"] != run.format_version:
+        run.begin(output)  # from now on no earlier release may continue it
     if mended:
         for file in mended:
             console.print(f"{file.url} was broken and has changed: reading it again")

@@ -3,15 +3,17 @@
 Workers commit an entry for each shard; the entries and this record together tell what is left.
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import count, takewhile
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError
-from pipeline.shards.entries import ShardEntry, read_entries, shard_name
-from pipeline.shards.manifest import FORMAT_VERSION
+from pipeline.shards.entries import Shard, committed_names, entry_path, read_entry, shard_name
+from pipeline.shards.manifest import FORMAT_VERSION, OLDER_VERSIONS
+from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 from pipeline.storage.run_record import (
@@ -32,11 +34,15 @@ LOG = "runs"
 """Holds how long runs took: the one directory whose content no rerun repeats."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class PatchRun(RunRecord):
     """A planned run of ``patch_corpus.py``."""
 
     format_version = FORMAT_VERSION
+    older_versions = OLDER_VERSIONS
     tells_what_to_remove = False
 
     files: list[InputFile]
@@ -61,7 +67,7 @@ class PatchRun(RunRecord):
 
     @classmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
-        return Written((*SHARD_DIRECTORIES, MODEL_DIRECTORY, LOG))
+        return Written((*SHARD_DIRECTORIES, MODEL_DIRECTORY, LOG), (ENTRIES_FILE, BATCHES_FILE))
 
     @classmethod
     def resume(cls, output: OutputDirectory, flag: str = "--output") -> Self | None:
@@ -92,7 +98,8 @@ class PatchRun(RunRecord):
         self.check_settings(where, settings)
         mended = changed_files(where, self.files, files)
         if mended:
-            broken = {e.source for entries in self.committed(output) for e in entries if e.error}
+            entries = (read_entry(output, name) for name in committed_names(output))
+            broken = {entry.source for entry in entries if entry.error}
             for file in mended:
                 if file.name not in broken:
                     raise changed_file_error(where, file)
@@ -123,15 +130,54 @@ class PatchRun(RunRecord):
         run.begin(output)
         return run
 
-    def committed(self, output: OutputDirectory) -> list[list[ShardEntry]]:
-        """Committed entries of each split, in order."""
+    def committed(self, present: Mapping[str, T]) -> list[list[T]]:
+        """What is known of the committed shards of each split, in order: up to the first one that
+        is not there.
+
+        Args:
+            present: by name of a shard.
+        """
         numbers = {file: i for i, file in enumerate(self.files)}
-        present = read_entries(output)
-        committed: list[list[ShardEntry]] = []
+        committed: list[list[T]] = []
         for split in self.splits:
             names = (shard_name(numbers[split.file], split.index, i) for i in count())
             committed.append([present[name] for name in takewhile(present.__contains__, names)])
         return committed
+
+    def discard_lost(self, present: dict[str, Shard], output: OutputDirectory) -> list[str]:
+        """Remove from ``present``, and from the output, the entries of shards whose files are not
+        what was written: gone, or of another size. Those that follow in the same split are made
+        anew with them. Lists the files, and reads none.
+
+        Returns:
+            a message for each lost shard.
+        """
+        sizes, summaries = output.sizes("shards"), set(output.names("summaries"))
+        messages = []
+        for shards in self.committed(present):
+            problems = (_problem(shard, sizes, summaries) for shard in shards)
+            lost = next(((i, what) for i, what in enumerate(problems) if what), None)
+            if lost is None:
+                continue
+            first, what = lost
+            messages.append(f"{output.locate(shards[first].path)}: {what}: making it again")
+            output.remove(MANIFEST)
+            for shard in reversed(shards[first:]):
+                output.remove(entry_path(shard.name))
+                del present[shard.name]
+        return messages
+
+
+def _problem(shard: Shard, sizes: Mapping[str, int], summaries: Collection[str]) -> str | None:
+    """What is wrong with the files of a shard, given those that are there."""
+    size = sizes.get(f"{shard.name}.arrow")
+    if shard.sha256 is not None and size is None:
+        return "is missing"
+    if shard.shard_bytes and size != shard.shard_bytes:
+        return f"has {size:,} bytes, {shard.shard_bytes:,} were written"
+    if summaries and f"{shard.name}.json" not in summaries:
+        return f"its {shard.summary_path} is missing"
+    return None
 
 
 def source_records(files: list[InputFile]) -> list[dict[str, Any]]:
@@ -150,6 +196,6 @@ def log_run(
     output.write(f"{LOG}/{ended.replace(':', '')}.json", to_json(took | used))
 
 
-def is_complete(entries: list[ShardEntry]) -> bool:
+def is_complete(entries: Sequence[Shard]) -> bool:
     """True if the entries of a split reach its end."""
     return bool(entries) and entries[-1].last

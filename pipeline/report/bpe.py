@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.report.figures import TokenizerFigures
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import Shard
 from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.download import fetch
@@ -92,7 +92,7 @@ def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _beginning(shards: ShardSet, entry: ShardEntry, size: int) -> Iterator[str]:
+def _beginning(shards: ShardSet, entry: Shard, size: int) -> Iterator[str]:
     """The first texts of a shard, at most ``size`` characters in all; the last one may be cut."""
     for batch in shards.shard_batches(entry, [TEXT]):
         for text in batch[TEXT].to_pylist():

@@ -9,7 +9,7 @@ import numpy as np
 from model.flops import flops_by_size
 from model.rules import find_rule
 from pipeline.report.set_counts import Provenance, RunTime, SetCounts
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import Shard
 from pipeline.statistics.counts import ENTROPY_BIN
 from pipeline.statistics.excerpts import Excerpt
 from pipeline.statistics.groups import OTHERS, GroupCounts, Groups
@@ -315,9 +315,8 @@ def _groups(groups: Groups, known: bool) -> list[GroupFigures]:
     ]
 
 
-def _drift(entry: ShardEntry) -> ShardFigures:
-    size, patches = entry.statistics["bytes"], entry.statistics["patches"]
-    return ShardFigures(entry.name, size, size / max(patches, 1))
+def _drift(shard: Shard) -> ShardFigures:
+    return ShardFigures(shard.name, shard.bytes, shard.bytes / max(shard.patches, 1))
 
 
 def _flops(

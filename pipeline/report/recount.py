@@ -14,7 +14,7 @@ from pipeline.cluster.stage import run_stage
 from pipeline.corpus.documents import WHOLE_FILE
 from pipeline.errors import DamagedShardError
 from pipeline.report.set_counts import SetCounts
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import Shard
 from pipeline.shards.format import read_patches
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
@@ -34,8 +34,8 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
     run_stage(
         "counting",
         _count_piece,
-        {i: shards.entries[i].statistics["bytes"] for i in counting.waiting},
-        (shards.without_entries(), [entry.without_histograms() for entry in shards.entries]),
+        {i: shards.entries[i].bytes for i in counting.waiting},
+        (shards.without_entries(), shards.entries),
         console,
         workers=num_workers,
         receive=counting.receive,
@@ -67,7 +67,7 @@ class _Counting:
     """Adds up what workers counted: in the order of the shards, whichever is counted first, and
     without keeping what is added."""
 
-    def __init__(self, entries: Sequence[ShardEntry]):
+    def __init__(self, entries: Sequence[Shard]):
         self.total = ShardCounts()
         self.entries = [entry for entry in entries if entry.sha256 is None]
         self.problems: list[str] = []
@@ -86,8 +86,7 @@ class _Counting:
                 continue
             counts = ShardCounts.from_json(found)
             self.total += counts
-            statistics = counts.statistics.to_json()
-            self.entries.append(replace(self._all[number], statistics=statistics))
+            self.entries.append(self._all[number].counting(counts.statistics))
 
 
 @dataclass
@@ -127,7 +126,7 @@ class ShardCounts:
         )
 
 
-def _count_piece(number: int, shared: tuple[ShardSet, list[ShardEntry]], report: Reporter) -> str:
+def _count_piece(number: int, shared: tuple[ShardSet, list[Shard]], report: Reporter) -> str:
     """Count one shard; returns the counts, or what is wrong with the shard, as JSON."""
     shards, entries = shared
     try:
@@ -136,9 +135,7 @@ def _count_piece(number: int, shared: tuple[ShardSet, list[ShardEntry]], report:
         return json.dumps({"problem": str(error)})
 
 
-def count_shard(
-    shards: ShardSet, entry: ShardEntry, report: Any = lambda count: None
-) -> ShardCounts:
+def count_shard(shards: ShardSet, entry: Shard, report: Any = lambda count: None) -> ShardCounts:
     """Count one shard.
 
     Raises:

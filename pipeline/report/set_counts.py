@@ -6,16 +6,15 @@ Nothing here knows what a report says of the counts: see :mod:`pipeline.report.f
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from operator import mul
 from typing import Any
 
 from model.rules import find_rule
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.record import LOG
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import Shard
 from pipeline.shards.shard_set import ShardSet
-from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics
-from pipeline.statistics.groups import ENTROPY_UNIT, GroupCounts, Groups
+from pipeline.statistics.counts import PatchStatistics
+from pipeline.statistics.groups import GroupCounts, Groups
 from pipeline.statistics.summary import Summary
 from pipeline.statistics.threshold_curve import ThresholdCurve
 
@@ -76,7 +75,7 @@ class SetCounts:
     provenance: Provenance
     statistics: PatchStatistics
     summary: Summary
-    entries: Sequence[ShardEntry]
+    entries: Sequence[Shard]
     runs: Sequence[RunTime] = ()
     sources: Groups = field(default_factory=dict)
     """Counts by input file; of merged sets, by set."""
@@ -93,7 +92,7 @@ class SetCounts:
         shards: ShardSet,
         statistics: PatchStatistics,
         summary: Summary,
-        entries: Sequence[ShardEntry],
+        entries: Sequence[Shard],
     ) -> "SetCounts":
         """Counts of a set, with everything that its directory says besides."""
         return cls(
@@ -131,21 +130,12 @@ def _run_times(shards: ShardSet) -> list[RunTime]:
         return []
 
 
-def _by_file(entries: Sequence[ShardEntry]) -> Groups:
+def _by_file(entries: Sequence[Shard]) -> Groups:
     groups: Groups = {}
     for entry in entries:
-        groups[entry.source] = groups.get(entry.source, GroupCounts()) + _entry_counts(entry)
+        counts = GroupCounts(entry.documents, entry.bytes, entry.patches, entry.entropy)
+        groups[entry.source] = groups.get(entry.source, GroupCounts()) + counts
     return groups
-
-
-def _entry_counts(entry: ShardEntry) -> GroupCounts:
-    """Counts of a shard. Entries hold histograms of entropies, not sums: each entropy counts as
-    the middle of its bin."""
-    statistics = entry.statistics
-    counts = statistics["entropies"]
-    whole = sum(map(mul, map(int, counts), counts.values()))
-    units = round((whole + sum(counts.values()) / 2) * ENTROPY_BIN / ENTROPY_UNIT)
-    return GroupCounts(statistics["documents"], statistics["bytes"], statistics["patches"], units)
 
 
 def merge_sets(sets: Iterable[SetCounts]) -> SetCounts:
@@ -178,17 +168,15 @@ def merge_parts(parts: Iterable[SetCounts]) -> SetCounts:
 
 
 def _as_source(counts: SetCounts) -> SetCounts:
-    """A set with itself as its one source, and entries without the histograms, which a merged set
-    needs no more."""
+    """A set with itself as its one source."""
     sources = {counts.name: sum(counts.sources.values(), GroupCounts())}
-    entries = [entry.without_histograms() for entry in counts.entries]
-    return replace(counts, sources=sources, entries=entries)
+    return replace(counts, sources=sources)
 
 
 def _sum(parts: Iterable[SetCounts]) -> SetCounts:
     total: SetCounts | None = None
     sources: Groups = {}
-    entries: list[ShardEntry] = []
+    entries: list[Shard] = []
     for counts in parts:
         sources |= counts.sources
         entries += counts.entries

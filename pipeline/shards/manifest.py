@@ -1,21 +1,19 @@
-"""The manifest that closes a shard set: every shard, and what they were made from and with."""
+"""The manifest of a shard set: what its shards were made from and with, and their sums."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NotRequired, TypedDict, cast
 
 from model.patcher import PatcherValues
 from pipeline.errors import PipelineError
-from pipeline.shards.entries import ShardEntry
-from pipeline.statistics.counts import PatchStatistics, PatchStatisticsRecord
-from pipeline.statistics.summary import Summary, SummaryRecord
+from pipeline.shards.tables import TableRecord
+from pipeline.statistics.counts import PatchStatisticsRecord
+from pipeline.statistics.summary import SummaryRecord
 from pipeline.storage.json_shape import problem_of
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import EXPORT, MANIFEST
 
-FORMAT_VERSION = 1
-SUMMARIES_AT_ONCE = 256
-"""Summaries that are read at a time: each is some tens of kilobytes."""
+FORMAT_VERSION = 2
+OLDER_VERSIONS = (1,)
+"""Versions that are read, too: version 1 has no hashes, and its entries are in the manifest."""
 
 
 class TokenizerRecord(TypedDict):
@@ -64,8 +62,12 @@ class Manifest(TypedDict):
     """The sum of the shards'."""
     summary: NotRequired[SummaryRecord | None]
     """The sum of the shards' summaries."""
-    shards: list[dict[str, Any]]
-    """A :class:`ShardEntry` each."""
+    entries: NotRequired[TableRecord]
+    """The index of ``entries.arrow``, from version 2 on."""
+    batches: NotRequired[TableRecord]
+    """That of ``batches.arrow``."""
+    shards: NotRequired[list[dict[str, Any]]]
+    """In version 1: a :class:`ShardEntry` each."""
 
 
 def read_manifest(output: OutputDirectory, url: str) -> Manifest:
@@ -85,22 +87,35 @@ def read_manifest(output: OutputDirectory, url: str) -> Manifest:
             f"{url}: no {MANIFEST}: not a shard set, or its job has not finished; "
             "run the same command again to finish it"
         ) from error
-    if not isinstance(values, dict) or "shards" not in values:
+    if not isinstance(values, dict) or not {"shards", "entries"} & values.keys():
         raise PipelineError(f"{url}: {_other_kind(values)}, not a shard set")
-    version = values.get("format_version", FORMAT_VERSION)
-    if isinstance(version, int) and version != FORMAT_VERSION:
+    version = values.get("format_version", 1)
+    if isinstance(version, int) and version not in (FORMAT_VERSION, *OLDER_VERSIONS):
         raise PipelineError(
-            f"{url}: format version {version} is not {FORMAT_VERSION}, the one that this "
-            "release reads"
+            f"{url}: is of format version {version}; this release reads versions up to "
+            f"{FORMAT_VERSION}: install a newer one, or patch the corpus again"
         )
     problem = (
         problem_of(values, Manifest, depth=1)
         or problem_of(values["columns"], list[str], "columns")
         or problem_of(values["statistics"], PatchStatisticsRecord, "statistics", depth=1)
+        or _table_problem(values)
     )
     if problem is not None:
         raise ValueError(problem)
     return cast(Manifest, values)
+
+
+def _table_problem(values: dict[str, Any]) -> str | None:
+    """The first thing that is wrong with what a manifest says of its shards."""
+    if values.get("format_version", 1) == 1:
+        return None if "shards" in values else "it has no 'shards'"
+    for name in ("entries", "batches"):
+        if name not in values:
+            return f"it has no {name!r}"
+        if problem := problem_of(values[name], TableRecord, name):
+            return problem
+    return None
 
 
 def _other_kind(manifest: Any) -> str:
@@ -115,38 +130,3 @@ def _other_kind(manifest: Any) -> str:
 def is_export(manifest: Any) -> bool:
     """True if ``export_shards.py`` wrote a manifest."""
     return isinstance(manifest, dict) and manifest.get("stage") == EXPORT
-
-
-def write_manifest(
-    output: OutputDirectory, provenance: Mapping[str, Any], entries: Sequence[ShardEntry]
-) -> None:
-    """Close the shard set.
-
-    Args:
-        provenance: how the shards were made, as the manifest says it: tokenizer, entropy model,
-            rule, columns, sources, configuration.
-    """
-    total = sum((entry.patch_statistics for entry in entries), PatchStatistics())
-    summary = read_summary(output, entries)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        **provenance,
-        "statistics": total.to_json(),
-        "summary": None if summary is None else summary.to_json(),
-        "shards": [asdict(entry) for entry in entries],
-    }
-    output.write(MANIFEST, to_json(manifest))
-
-
-def read_summary(output: OutputDirectory, entries: Sequence[ShardEntry]) -> Summary | None:
-    """The sum of the shards' summaries; None if one has none, because an earlier release wrote
-    it."""
-    names = [f"{entry.name}.json" for entry in entries]
-    if not set(names) <= set(output.names("summaries")):
-        return None
-    total = Summary()
-    for start in range(0, len(names), SUMMARIES_AT_ONCE):
-        part = names[start : start + SUMMARIES_AT_ONCE]
-        for values in output.read_all_json("summaries", part).values():
-            total += Summary.from_json(values)
-    return total

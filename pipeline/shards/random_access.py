@@ -1,7 +1,5 @@
 """Any document of a shard set, without reading those before it."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 
@@ -17,10 +15,12 @@ class DocumentIndex:
     """Documents of a shard set by their number: 0 for the first one of the first shard."""
 
     def __init__(self, shards: ShardSet):
+        """
+        Raises:
+            PipelineError: the set's entries are damaged; names the file.
+        """
         self.shards = shards
-        self.entries = [entry for entry in shards.entries if entry.sha256 is not None]
-        counts = [entry.statistics["documents"] for entry in self.entries]
-        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._ends = shards.shards.documents.cumsum()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -29,51 +29,34 @@ class DocumentIndex:
         """
         Raises:
             IndexError: there is no such document.
-            PipelineError: its shard cannot be read; names it.
+            PipelineError: its shard is damaged or cannot be read; names it.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"no document {number}: there are {len(self)}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
-        before = int(self._ends[shard - 1]) if shard else 0
-        with translated(self.shards.output.locate(self.entries[shard].path)):
-            return self._read(shard, number - before)
-
-    def _read(self, shard: int, row: int) -> PatchedDocument:
-        with self.shards.output.open(self.entries[shard].path) as file:
-            batch_number = 0
-            # The first column alone tells how long batches are.
-            for ids in self._ids(file):
-                if row < len(ids):
-                    break
-                row -= len(ids)
-                batch_number += 1
-            batch = pa.ipc.open_file(file).get_batch(batch_number)
-        return next(read_documents(batch.slice(row, 1)))
-
-    @staticmethod
-    def _ids(file: pa.NativeFile) -> Iterator[pa.StringArray]:
-        options = pa.ipc.IpcReadOptions(included_fields=[0])
-        reader = pa.ipc.open_file(file, options=options)
-        for i in range(reader.num_record_batches):
-            yield reader.get_batch(i)[SAMPLE_ID]
+        row = number - (int(self._ends[shard - 1]) if shard else 0)
+        with translated(self.shards.path(shard)):
+            ends = self.shards.batch_index(shard).rows.cumsum()
+            batch = int(np.searchsorted(ends, row, side="right"))
+            rows = self.shards.read_batch(shard, batch)
+            return next(read_documents(rows.slice(row - (int(ends[batch]) - rows.num_rows), 1)))
 
     def find(self, sample_id: str) -> int | None:
         """The number of the first document with this id; None if it is not among the first
         MOST_SEARCHED.
 
         Raises:
-            PipelineError: a shard before it cannot be read; names it.
+            PipelineError: a shard before it is damaged or cannot be read; names it.
         """
         wanted = pa.scalar(sample_id, pa.string())
         before = 0
-        for entry in self.entries:
-            where = self.shards.output.locate(entry.path)
-            with translated(where), self.shards.output.open(entry.path) as file:
-                for ids in self._ids(file):
-                    row = int(ids.index(wanted).as_py())
+        for shard in range(len(self._ends)):
+            with translated(self.shards.path(shard)):
+                for batch in self.shards.shard_batches(shard, [SAMPLE_ID]):
+                    row = int(batch[SAMPLE_ID].index(wanted).as_py())
                     if row >= 0:
                         return before + row
-                    before += len(ids)
+                    before += batch.num_rows
             if before >= MOST_SEARCHED:
                 return None
         return None

@@ -1,14 +1,18 @@
 """Verification: all shards are read back, and every boundary is recomputed."""
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from pipeline.errors import DamagedShardError, PipelineError
+from pipeline.errors import DamagedShardError, PipelineError, translated
 from pipeline.patches import recut
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import Shard, ShardEntry, entry_path, read_entry
 from pipeline.shards.format import read_entropies, read_patches, read_text, read_texts
+from pipeline.shards.record_batches import BatchIndex
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
 from pipeline.storage.run_record import MANIFEST
@@ -17,26 +21,76 @@ from pipeline.storage.run_record import MANIFEST
 def verify(shards: ShardSet) -> Iterator[str]:
     """Everything that is wrong with the shards: one sentence per problem.
 
-    Checks sha256, rows, sums of patch lengths, statistics, and that the boundaries are those
-    that the rule gives for the stored entropies.
+    Checks the hashes of all files and record batches, rows, sums of patch lengths, statistics, that
+    entries and manifest agree, and that the boundaries are those that the rule gives for the stored
+    entropies.
     """
     total = PatchStatistics()
-    for entry in shards.entries:
-        total += entry.patch_statistics
-        if entry.sha256 is None:
-            continue
-        where = shards.output.locate(entry.path)
-        try:
-            yield from (f"{where}: {problem}" for problem in _verify_rows(shards, entry))
-        except DamagedShardError as error:
-            yield str(error)
+    try:
+        yield from _verify_tables(shards)
+        for shard in shards.entries:
+            try:
+                entry = _read_entry(shards, shard)
+            except (PipelineError, OSError) as error:
+                yield str(error)
+                continue
+            total += entry.patch_statistics
+            if shard.sha256 is None:
+                continue
+            where = shards.output.locate(shard.path)
+            try:
+                yield from (f"{where}: {problem}" for problem in _verify_rows(shards, shard, entry))
+            except DamagedShardError as error:
+                yield str(error)
+    except DamagedShardError as error:
+        yield str(error)
+        return
     if total.to_json() != shards.manifest["statistics"]:
         yield f"{shards.output.locate(MANIFEST)}: statistics are not the sum of the shards'"
 
 
-def _verify_rows(shards: ShardSet, entry: ShardEntry) -> Iterator[str]:
+def _verify_tables(shards: ShardSet) -> Iterator[str]:
+    """Compare the files of columns as a whole with what the manifest says of them."""
+    if not shards.is_checked:
+        return
+    tables = {ENTRIES_FILE: shards.manifest["entries"], BATCHES_FILE: shards.manifest["batches"]}
+    for name, stated in tables.items():
+        where = shards.output.locate(name)
+        with translated(where, DamagedShardError), shards.output.open(name) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != stated["sha256"]:
+            yield f"{where}: sha256 is {digest}, the manifest says {stated['sha256']}"
+
+
+def _read_entry(shards: ShardSet, shard: Shard) -> ShardEntry:
+    """The entry of a shard, if it says what the set knows of the shard.
+
+    Raises:
+        PipelineError: it does not, or it is damaged; names it.
+    """
+    where = shards.output.locate(entry_path(shard.name))
+    with translated(where, DamagedShardError):
+        entry = read_entry(shards.output, shard.name)
+        row = entry.row()
+        known = replace(row, batches=shard.batches, first_batch=shard.first_batch)
+        index = entry.batch_index
+    stored = shards.batch_index(shard) if shards.is_checked and shard.sha256 else None
+    if known != shard or not _same_index(index, stored):
+        raise DamagedShardError(f"{where}: does not say what the set's manifest knows of the shard")
+    return entry
+
+
+def _same_index(a: BatchIndex | None, b: BatchIndex | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.to_json() == b.to_json()
+
+
+def _verify_rows(shards: ShardSet, shard: Shard, entry: ShardEntry) -> Iterator[str]:
+    shards.check_file(shard)
     statistics, summary = PatchStatistics(), Summary()
-    for number, batch in enumerate(shards.checked_batches(entry)):
+    index = shards.batch_index(shard)
+    for number, batch in enumerate(shards.checked_batches(shard)):
         try:
             stored = read_patches(batch)
             _, lengths_D = read_text(batch)
@@ -53,28 +107,39 @@ def _verify_rows(shards: ShardSet, entry: ShardEntry) -> Iterator[str]:
         if not np.array_equal(counts_D, lengths_D):
             yield f"batch {number}: not one entropy for each token"
             return
+        stated = (int(index.rows[number]), int(index.tokens[number]))
+        found = (len(lengths_D), int(lengths_D.sum()))
+        if shards.is_checked and found != stated:
+            yield f"batch {number}: has {found} rows and tokens, its entry says {stated}"
         if shards.has_entropies:
             expected = recut(shards.patcher, stored.entropies_T, lengths_D, read_texts(batch))
             if not np.array_equal(expected.patch_lengths_P, stored.patch_lengths_P):
                 yield f"batch {number}: boundaries are not those of the stored entropies"
             summary += Summary.of(batch, stored, shards.patcher, shards.metadata_columns)
         statistics += PatchStatistics.of(lengths_D, stored.patch_lengths_P, stored.entropies_T)
+    yield from _verify_counts(shards, shard, entry, statistics, summary)
+
+
+def _verify_counts(
+    shards: ShardSet, shard: Shard, entry: ShardEntry, statistics: PatchStatistics, summary: Summary
+) -> Iterator[str]:
+    """Compare what the rows give with what was recorded of them."""
     recorded = entry.patch_statistics
     if not shards.has_entropies:
         recorded.entropies = np.zeros(0, np.int64)
     if statistics.to_json() != recorded.to_json():
         yield "rows do not give the statistics in the manifest"
     elif shards.has_entropies and shards.manifest.get("summary"):
-        yield from _verify_summary(shards, entry, summary)
+        yield from _verify_summary(shards, shard, summary)
 
 
-def _verify_summary(shards: ShardSet, entry: ShardEntry, summary: Summary) -> Iterator[str]:
+def _verify_summary(shards: ShardSet, shard: Shard, summary: Summary) -> Iterator[str]:
     """Compare what rows give with the shard's summary; they do not know the rejects' reasons."""
     try:
-        stored = shards.output.read_json(entry.summary_path)
+        stored = shards.output.read_json(shard.summary_path)
         reasons = stored["reasons"]
     except (PipelineError, OSError, KeyError, TypeError) as error:
-        yield f"{entry.summary_path} cannot be read: {error}"
+        yield f"{shard.summary_path} cannot be read: {error}"
         return
     if summary.to_json() | {"reasons": reasons} != stored:
-        yield f"rows do not give what {entry.summary_path} says"
+        yield f"rows do not give what {shard.summary_path} says"

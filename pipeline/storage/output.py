@@ -146,6 +146,15 @@ class OutputDirectory:
             found = self.filesystem.find(root, detail=True)
         return {path.removeprefix(f"{root}/"): int(info["size"]) for path, info in found.items()}
 
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self._reaching():
+            return int(self.filesystem.size(f"{self.path}/{name}"))
+
     def read(self, name: str) -> bytes:
         """
         Raises:
@@ -176,6 +185,28 @@ class OutputDirectory:
         found = dict(zip(wanted, ranges, strict=True))
         return [found.get(i, b"") for i in range(len(paths))]
 
+    def read_into(self, name: str, start: int, target: memoryview) -> int:
+        """Fill ``target`` with the bytes of a file from ``start`` on; locally without a copy.
+
+        Returns:
+            how many bytes there were: fewer than asked for if the file ends before.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self._reaching():
+            if not self.local:
+                stop = start + len(target)
+                data = self.filesystem.cat_file(f"{self.path}/{name}", start=start, end=stop)
+                target[: len(data)] = data
+                return len(data)
+            with Path(self.path, name).open("rb", buffering=0) as file:
+                file.seek(start)
+                done = 0
+                while count := file.readinto(target[done:]):
+                    done += count
+                return done
+
     def read_json(self, name: str) -> Any:
         """The value in a JSON file."""
         return self._parse(name, self.read(name))
@@ -192,13 +223,24 @@ class OutputDirectory:
     def read_all_json(self, directory: str, names: Sequence[str] | None = None) -> dict[str, Any]:
         """The values in JSON files of a directory, all or these; remotely many at a time."""
         names = self.names(directory) if names is None else names
-        paths = [f"{self.path}/{directory}/{name}" for name in names]
-        if not paths:
-            return {}
+        paths = [f"{directory}/{name}" for name in names]
+        read = zip(names, paths, self.read_all(paths), strict=True)
+        return {name: self._parse(path, data) for name, path, data in read}
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        """The content of each of these small files; remotely many at a time.
+
+        Raises:
+            FileNotFoundError: one is missing.
+        """
+        if self.local or not names:
+            return [self.read(name) for name in names]
+        paths = [f"{self.path}/{name}" for name in names]
         with self._reaching():
             found = self.filesystem.cat(paths)
+        # A filesystem's path may differ from the one that it was asked for; names do not.
         by_name = {PurePosixPath(path).name: data for path, data in found.items()}
-        return {name: self._parse(f"{directory}/{name}", by_name[name]) for name in names}
+        return [by_name[PurePosixPath(name).name] for name in names]
 
     def open(self, name: str) -> io.BufferedIOBase:
         return open_input(self.locate(name))

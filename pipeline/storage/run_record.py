@@ -54,6 +54,8 @@ class RunRecord(ABC):
     stage: ClassVar[str | None] = None
     format_version: ClassVar[int | None] = None
     """The version of the record's form; None where records do not state one."""
+    older_versions: ClassVar[tuple[int, ...]] = ()
+    """Versions of records that are continued, too."""
     tells_what_to_remove: ClassVar[bool] = True
     """True if only the record knows which files the run wrote."""
 
@@ -99,7 +101,7 @@ class RunRecord(ABC):
         if values is None:
             return None
         version = values.get("format_version")
-        if version != cls.format_version:
+        if version not in (cls.format_version, *cls.older_versions):
             raise ConfigError(
                 f"{flag} {output.url}: was begun by another release (format {version}){ANEW}"
             )

@@ -1,20 +1,19 @@
 """Shard sets made directly, without Ray and without a model: for tests of what reads them."""
 
-import hashlib
 import random
 from collections.abc import Sequence
 from pydoc_data.topics import topics
 
 import numpy as np
-import pyarrow as pa
 
 from model import Patcher
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document
 from pipeline.patches import patch_stored
-from pipeline.shards.entries import ShardEntry, shard_name
-from pipeline.shards.format import ipc_options, record_batch, shard_schema
-from pipeline.shards.manifest import write_manifest
+from pipeline.shards.closing import write_manifest
+from pipeline.shards.entries import ShardEntry, commit_entry, shard_name
+from pipeline.shards.format import record_batch, shard_schema
+from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.output import OutputDirectory
@@ -52,10 +51,7 @@ def write_shards(
     for number, group in enumerate(_in_groups(_in_groups(rated, per_batch), per_shard)):
         entry = ShardEntry(shard_name(0, 0, number), "texts")
         statistics = PatchStatistics()
-        with (
-            output.committing(entry.path) as path,
-            pa.ipc.new_file(str(path), schema, options=ipc_options()) as writer,
-        ):
+        with output.committing(entry.path) as path, BatchWriter(path, schema) as writer:
             for batch in group:
                 documents = [
                     Document(str(i), str(i), text, held) for i, (text, _, held) in enumerate(batch)
@@ -65,11 +61,11 @@ def write_shards(
                 above_T = np.repeat([rate for _, rate, _ in batch], lengths_D)
                 h_T = (draw.random(len(tokens_T)) + above_T).astype(np.float16)
                 patched = patch_stored(patcher, h_T, lengths_D, tokens_T)
-                writer.write_batch(record_batch(documents, patched, schema))
+                writer.write(record_batch(documents, patched, schema), int(lengths_D.sum()))
                 statistics += PatchStatistics.of(lengths_D, patched.patch_lengths_P, h_T)
-        entry.sha256 = hashlib.sha256(output.read(entry.path)).hexdigest()
-        entry.statistics = statistics.to_json()
-        entry.records, entry.shard_bytes = statistics.documents, len(output.read(entry.path))
+            entry.describe(writer.close())
+        entry.statistics, entry.records = statistics.to_json(), statistics.documents
+        commit_entry(output, entry)
         entries.append(entry)
     rule = patcher.to_json()
     write_manifest(output, {"patcher": rule, "columns": schema.names}, entries)

@@ -11,9 +11,9 @@ from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.scoring import Scorer
+from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import read_entries
 from pipeline.shards.format import shard_schema
-from pipeline.shards.manifest import write_manifest
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory

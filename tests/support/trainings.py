@@ -22,7 +22,7 @@ from typing import Any
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["torch", "train.config_registry", "torchtitan.train"])
 
-SHUFFLE_BYTES = 50_000
+SHUFFLE_BYTES, LANES = 50_000, 4
 PEAK_FLOPS = 1e10
 """Instead of a measurement at every start."""
 SEQ_LEN, ROWS, STEPS = 128, 12, 4
@@ -141,6 +141,7 @@ def tiny(
         *("--training.local-batch-size", rows, "--training.global-batch-size", ROWS),
         *("--training.steps", steps, "--lr-scheduler.total-steps", 100),
         *("--lr-scheduler.warmup-steps", 2, "--dataloader.shuffle-bytes", SHUFFLE_BYTES),
+        *("--dataloader.lanes", LANES),
         *("--metrics.log-freq", 1, "--metrics.disable-color-printing"),
         *("--checkpoint.interval", checkpoint_interval),
     )

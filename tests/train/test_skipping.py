@@ -10,7 +10,19 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from support.shard_sets import real_texts, write_shards
-from support.trainings import BELL, LOSS, ROWS, SEQ_LEN, Training, digest, start, tiny, train
+from support.trainings import (
+    BELL,
+    LANES,
+    LOSS,
+    ROWS,
+    SEQ_LEN,
+    SHUFFLE_BYTES,
+    Training,
+    digest,
+    start,
+    tiny,
+    train,
+)
 
 from model.tokenizer import BYTE_OFFSET, VOCAB_SIZE
 from train.checkpoints.steps import StepReader
@@ -32,7 +44,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bell(shards) -> int:
     """The number of the row that rings."""
-    config = ShardDataLoader.Config(shards=[str(shards)], shuffle_bytes=50_000, patches=False)
+    config = ShardDataLoader.Config(
+        shards=[str(shards)], shuffle_bytes=SHUFFLE_BYTES, lanes=LANES, patches=False
+    )
     rows = iter(config.build(dp_world_size=1, dp_rank=0, seq_len=SEQ_LEN, local_batch_size=1))
     found = [i for i in range(STEPS * ROWS) if (next(rows)[0]["input"] == BELL + BYTE_OFFSET).any()]
     assert len(found) == 1 and ROWS <= found[0] < (STEPS - 2) * ROWS

@@ -13,9 +13,11 @@ import contextlib
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torchtitan.components.checkpointer.base import DATALOADER
 from torchtitan.components.checkpointer.dcp import CheckpointManager
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
@@ -64,6 +66,23 @@ class Checkpointer(CheckpointManager):
                 f"{source}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to "
                 "continue from the step before"
             ) from error
+
+    def dcp_load(
+        self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
+    ) -> None:
+        """
+        Raises:
+            ConfigError: the dataloader cannot continue from the state that a step holds.
+        """
+        if DATALOADER in state_dict and not from_hf:
+            # Its keys depend on the text that the run began with.
+            with reading("step", checkpoint_id):
+                keys = StepReader(checkpoint_id).read_metadata().state_dict_metadata
+            prefix = f"{DATALOADER}."
+            state_dict[DATALOADER].expect(
+                [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+            )
+        super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
 
     def _find_load_step(self, folder: str = "") -> int:
         """The last step that training can resume from; -1 if there are no steps.

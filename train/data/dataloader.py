@@ -1,32 +1,42 @@
 """torchtitan's dataloader over patch shards: each rank's microbatches of rows, made in a thread.
 
 The rows of all ranks are one sequence (:mod:`train.data.row_stream`). Microbatch m of R ranks with
-B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, and rank r gets the r-th B of them. A run that
-resumes on another number of ranks, or with another B, continues with the next row.
+B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, of which each rank takes B
+(:mod:`train.data.ranks`). A run that resumes on another number of ranks, or with another B,
+continues with the next row.
 
-Every rank reads and packs each window, but fills the arrays of its own rows only. The state is the
-cursor after the last microbatch that was yielded, not after those that the thread has made.
+A rank reads and packs the windows of its own lanes. The state has a key per lane, which the ranks
+that read the lane write, and one for what they all know; a checkpoint holds the union. It is that of
+the last microbatch that was yielded, not of those that the thread has made.
 """
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+import math
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.tools.logging import logger
 
 from pipeline.errors import ConfigError
 from pipeline.prefetch import prefetch
 from train.data.filling import empty_rows, fill_groups, fill_rows
 from train.data.groups import Groups
-from train.data.row_stream import Cursor, PackedWindow, RowSettings, RowStream
+from train.data.lanes import Cursor, LaneCursor, lane_from_json, lane_to_json, rows_passed
+from train.data.packing import PackedWindow
+from train.data.ranks import RankShare
+from train.data.row_settings import LANES, RowSettings, RuleSettings
+from train.data.row_stream import LaneWindow, RowStream
 
 Microbatch = tuple[dict[str, Tensor], Tensor]
 """Inputs by name, and labels; see :class:`ShardDataLoader`."""
+COMMON_KEY, LANE_KEY = "rows", "lane "
+MUCH_TEXT = 1.5
+"""Text that a rank reads, relative to its share, from which on the log says so."""
 
 
 class ShardDataLoader(BaseDataLoader):
@@ -44,18 +54,33 @@ class ShardDataLoader(BaseDataLoader):
         """Share of the text of each shard set; default: every document once per epoch."""
         seed: int = 0
         """Seed of the order of shards, documents and rows."""
+        rule: str | None = None
+        """Re-patch documents by this boundary rule; default: as the shard sets are patched."""
         threshold: float | None = None
-        """Re-patch the stored entropies with the set's own rule and this threshold (nats)."""
+        """Re-patch the stored entropies with this threshold (nats)."""
+        threshold_add: float | None = None
+        """Re-patch with this second threshold of the combined rule (nats)."""
+        patch_size: float | None = None
+        """Re-patch with this size (tokens), for the rules static and top-k."""
+        max_patch_length: int | None = None
+        """Re-patch with at most so many tokens per patch."""
         patches_per_row: int | None = None
         """Most patches per row; default: as many as the text of the shard sets needs."""
-        shuffle_bytes: int = 64 << 20
-        """Bytes of text that are shuffled, and held in memory, at a time."""
+        lanes: int = LANES
+        """Parts of the text that are read side by side; fewer if the text is small. R ranks read
+        no more than they need if R divides it. A checkpoint's number stays."""
+        shuffle_bytes: int | None = None
+        """Bytes of text that all ranks together hold in memory, and shuffle, at a time; default: 4
+        MiB per lane and shard set (of the first 4)."""
         prefetch: int = 4
         """Microbatches that are made ahead of training."""
         infinite: bool = True
         """Start the next epoch when one ends; otherwise stop after the first."""
         patches: bool = True
         """Yield patch lengths. Without them, as entropy models read rows, rows end at any byte."""
+        change_on_resume: bool = False
+        """Let a resumed run have other shard sets, weights, rules or rows than its checkpoint; each
+        set goes on at its place."""
 
     def __init__(
         self,
@@ -91,27 +116,50 @@ class ShardDataLoader(BaseDataLoader):
             seq_len=seq_len,
             seed=config.seed,
             weights=tuple(config.weights),
-            threshold=config.threshold,
+            rule=RuleSettings(
+                rule=config.rule,
+                threshold=config.threshold,
+                threshold_add=config.threshold_add,
+                patch_size=config.patch_size,
+                max_patch_length=config.max_patch_length,
+            ),
             patches=config.patches,
             patches_per_row=config.patches_per_row,
             shuffle_bytes=config.shuffle_bytes,
+            lanes=config.lanes,
         )
         self.stream = RowStream(config.shards, settings, None if by is None else Groups(by))
         self.share = RankShare(dp_rank, dp_world_size, local_batch_size)
-        self._next = self.stream.start()
+        self._next = self._start()
         self._resumed = False
+        factor = self.share.text_factor(self.stream.lanes)
+        # The lanes of a small set are fewer, whatever the flag says, and reading it costs little.
+        if factor > MUCH_TEXT and self.stream.lanes == config.lanes and dp_rank == 0:
+            more = math.ceil(config.lanes / dp_world_size) * dp_world_size
+            logger.warning(
+                f"dataloader: each of the {dp_world_size} ranks reads {factor:.1f} times its share "
+                f"of the text, as their number does not divide {config.lanes} lanes; a new run "
+                f"reads just its share with --dataloader.lanes {more}"
+            )
+
+    def _start(self) -> Cursor:
+        return self.stream.start(self.share.lanes(self.stream.lanes))
 
     def __iter__(self) -> Iterator[Microbatch]:
         """Start from the state that was loaded last, once; otherwise from the first row."""
         if not self._resumed:
-            self._next = self.stream.start()
+            self._next = self._start()
         self._resumed = False
         batches = microbatches(self.stream, self._next, self.share, infinite=self.config.infinite)
         # One core is enough, and all that the model may leave.
         with closing(prefetch(batches, self.config.prefetch, cores=1)) as ahead:
-            for batch, cursor in ahead:
-                self._next = cursor
+            for batch, rows, opened in ahead:
+                self._next = Cursor(rows, {**self._next.lanes, **opened})
                 yield batch
+
+    def empty_batch(self) -> Microbatch:
+        """A microbatch that no loss depends on."""
+        return _filled(self.stream, self.share.batch, [])
 
     @property
     def rows_read(self) -> int:
@@ -121,139 +169,184 @@ class ShardDataLoader(BaseDataLoader):
     @property
     def last_rows(self) -> Sequence[int]:
         """Numbers, in the sequence of all rows, of this rank's rows in the last microbatch."""
-        rank, ranks, batch = self.share
-        first = self.rows_read - (ranks - rank) * batch
-        return range(first, first + batch)
-
-    @property
-    def place(self) -> Any:
-        """The cursor of the next row, as JSON values."""
-        return self._next
+        first = self.rows_read - self.share.ranks * self.share.batch
+        rows: list[int] = self.share.rows(first, self.stream.lanes).tolist()
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor of the row after the last microbatch that was yielded, as JSON; the same on
-        all ranks."""
-        state = {"cursor": self._next, "made from": self.stream.fingerprint()}
+        """The cursor of the row after the last microbatch that was yielded, as JSON strings.
+
+        One key is the same on all ranks, and one per lane is the same on all ranks that have it. A
+        loader that stops after an epoch has no state: its ranks are not at the same row.
+        """
+        if not self.config.infinite:
+            return {}
+        common = {
+            "rows": self._next.rows,
+            "lanes": self.stream.lanes,
+            "made from": self.stream.fingerprint(),
+        }
         # A string is a leaf for torch.distributed.checkpoint.
-        return {"rows": json.dumps(state)}
+        lanes = {
+            f"{LANE_KEY}{lane}": json.dumps(lane_to_json(cursor))
+            for lane, cursor in self._next.lanes.items()
+        }
+        return {COMMON_KEY: json.dumps(common), **lanes}
+
+    def expect(self, keys: Collection[str]) -> None:
+        """Prepare for loading: let :meth:`state_dict` have keys that a checkpoint holds.
+
+        Args:
+            keys: those of the dataloader's state in the checkpoint.
+
+        Raises:
+            ConfigError: it is a checkpoint of an earlier release.
+        """
+        lanes = sum(key.startswith(LANE_KEY) for key in keys)
+        if COMMON_KEY in keys and not lanes:
+            raise ConfigError(
+                "dataloader: the checkpoint was made by an earlier release, which ordered rows in "
+                "another way; finish the run with that release, or start from the first row (leave "
+                f"the dataloader's state out: {_EXCLUDE})"
+            )
+        if lanes and lanes != self.stream.lanes:
+            self.stream.set_lanes(lanes)
+            self._next = self._start()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next iteration continue from a state of any number of ranks and batch size.
+
+        Args:
+            state_dict: with the keys of at least the lanes that this rank reads.
 
         Raises:
             ConfigError: the state belongs to other shards or settings; names what differs.
         """
         if not state_dict:
             return
-        state = json.loads(state_dict["rows"])
-        saved, own = state["made from"], self.stream.fingerprint()
+        common = json.loads(state_dict[COMMON_KEY])
+        saved, own = common["made from"], self.stream.fingerprint()
         changed = [name for name in own if own[name] != saved.get(name)]
-        if changed:
+        fixed = [name for name in changed if name in ("seed", "packing version")]
+        if changed and (fixed or not self.config.change_on_resume):
             values = [f"{name} (was {saved.get(name)}, is {own[name]})" for name in changed]
+            way_on = "resume with the same shards and settings, or "
+            if not fixed:
+                way_on += (
+                    "let each set go on at its place with other ones "
+                    "(--dataloader.change-on-resume), or "
+                )
             raise ConfigError(
-                f"dataloader: the checkpoint was made with other rows: {', '.join(values)}; resume "
-                "with the same shards and settings, or leave the dataloader's state out "
-                "(--checkpoint.exclude_from_loading dataloader) to start from the first row"
+                f"dataloader: the checkpoint was made with other rows: {', '.join(values)}; "
+                f"{way_on}leave the dataloader's state out ({_EXCLUDE}) to start from the first row"
             )
-        self._next = Cursor.from_json(state["cursor"])
+        self.stream.set_lanes(common["lanes"])
+        lanes = {
+            lane: lane_from_json(json.loads(state_dict[f"{LANE_KEY}{lane}"]))
+            for lane in self.share.lanes(self.stream.lanes)
+        }
+        self._next = Cursor(common["rows"], lanes)
+        if changed:
+            self._next = self.stream.continued(common["rows"], lanes, saved["shards"])
+            logger.warning(f"dataloader: from row {common['rows']} on {', '.join(changed)} change")
         self._resumed = True
 
 
-class RankShare(NamedTuple):
-    """The part of a microbatch that a rank gets: the ``rank``-th of ``ranks`` equal parts."""
-
-    rank: int
-    ranks: int
-    batch: int
-    """Rows per rank."""
+_EXCLUDE = "--checkpoint.exclude_from_loading dataloader"
 
 
 def microbatches(
     stream: RowStream, cursor: Cursor, share: RankShare, *, infinite: bool
-) -> Generator[tuple[Microbatch, Cursor], None, None]:
-    """Yield a rank's microbatches from ``cursor`` on, each with the cursor after the rows of all
-    ranks.
+) -> Generator[tuple[Microbatch, int, dict[int, LaneCursor]], None, None]:
+    """Yield a rank's microbatches from ``cursor`` on, each with the number of rows of all ranks up
+    to its end and the cursors of lanes that have changed.
 
-    When the rows end, empty rows fill the last microbatch up, so that all ranks have the same
-    number of microbatches.
+    When the rows end, each rank yields what its lanes hold, and fills its last microbatch up with
+    empty rows: ranks then differ in their number of microbatches (:mod:`train.data.in_step`).
     """
-    builder = _BatchBuilder(stream, share)
-    # The next window is read and packed while this one is used.
-    windows = prefetch(stream.windows(cursor, infinite=infinite))
-    for window, cursor in windows:
-        while cursor.row < len(window.rows):
-            passed = builder.add(window, cursor.row)
-            cursor = cursor._replace(row=cursor.row + passed, rows=cursor.rows + passed)
-            if builder.full:
-                yield builder.finish(), cursor
-    if builder.filled:
-        yield builder.finish(), cursor
+    reader = _LaneReader(stream, cursor, share, infinite=infinite)
+    rows = cursor.rows
+    picked: list[tuple[PackedWindow, int]] = []
+    while reader.reading:
+        for number in share.rows(rows, stream.lanes).tolist():
+            picked += reader.row(number)
+        rows += share.ranks * share.batch
+        reader.pass_rows(rows)
+        if len(picked) >= share.batch:
+            batch = _filled(stream, share.batch, picked[: share.batch])
+            del picked[: share.batch]
+            yield batch, rows, reader.take_opened()
+    if picked:
+        yield _filled(stream, share.batch, picked), rows, reader.take_opened()
 
 
-class _BatchBuilder:
-    """Collects a rank's part of a microbatch, whose rows may come from several windows."""
+class _LaneReader:
+    """The windows in progress of the lanes that a rank reads."""
 
-    def __init__(self, stream: RowStream, share: RankShare):
-        self.share, self.patches = share, stream.patches_per_row
-        self.seq_len = stream.settings.seq_len
-        self.grouped = stream.groups is not None
-        self.filled = 0
-        """Rows of the microbatch, over all ranks, that have been passed so far."""
+    def __init__(self, stream: RowStream, cursor: Cursor, share: RankShare, *, infinite: bool):
+        self.lanes = stream.lanes
+        # A microbatch may begin as many windows as it has rows.
+        ahead = min(share.batch, len(cursor.lanes))
+        self.windows = prefetch(stream.windows(cursor, infinite=infinite), ahead)
+        self.held: dict[int, LaneWindow] = {}
+        self.stops: dict[int, float] = {
+            lane: rows_passed(cursor.rows, lane, self.lanes) for lane in cursor.lanes
+        }
+        """Rows of each lane up to the end of the window that is held."""
+        self.common = share.common_lanes(self.lanes)
+        self.reading = len(cursor.lanes)
+        """Lanes that have not ended."""
+        self.opened: dict[int, LaneCursor] = {}
 
-    @property
-    def full(self) -> bool:
-        return self.filled == self.share.ranks * self.share.batch
+    def row(self, number: int) -> list[tuple[PackedWindow, int]]:
+        """The window that holds a row of the sequence, and the row's number there; empty if its
+        lane has ended. Rows have to be asked for in rising order."""
+        row, lane = divmod(number, self.lanes)
+        while row >= self.stops[lane]:
+            self._open()
+        held = self.held[lane]
+        return [] if held.window is None else [(held.window, row - held.cursor.first)]
 
-    def add(self, window: PackedWindow, row: int) -> int:
-        """Take the rows of a window from ``row`` on; returns how many were passed, over all ranks.
+    def pass_rows(self, rows: int) -> None:
+        """Leave the rows of common lanes behind that other ranks took, of the first ``rows``."""
+        for lane in self.common:
+            while rows_passed(rows, lane, self.lanes) > self.stops[lane]:
+                self._open()
 
-        Example: rank 1 of 2 with 3 rows each needs rows 3-5 of a microbatch of 6. A window with 4
-        rows left passes rows 0-3, of which row 3 is filled; the next window fills rows 4 and 5.
-        """
-        rank, ranks, batch = self.share
-        if not self.filled:
-            self._allocate()
-        passed = min(ranks * batch - self.filled, len(window.rows) - row)
-        begin = max(self.filled, rank * batch)
-        end = min(self.filled + passed, (rank + 1) * batch)
-        if begin < end:
-            at = row + begin - self.filled
-            fill_rows(window.documents, window.rows, at, *self._arrays(begin, end))
-            if self.groups_BS is not None:
-                groups = self.groups_BS[begin - rank * batch : end - rank * batch].numpy()
-                fill_groups(window.documents, window.rows, at, groups)
-        self.filled += passed
-        return passed
+    def _open(self) -> None:
+        """Take the window that comes next, of whichever lane: all rows of the lane's window before
+        it lie before the row that is asked for."""
+        opened = next(self.windows)
+        self.held[opened.lane] = opened
+        if opened.window is None:
+            self.stops[opened.lane] = math.inf
+            self.reading -= 1
+        else:
+            self.stops[opened.lane] = opened.cursor.first + len(opened.window.rows)
+            self.opened[opened.lane] = opened.cursor
 
-    def finish(self) -> Microbatch:
-        """The rank's part of the microbatch, filled up with empty rows."""
-        rank, _, batch = self.share
-        begin = max(self.filled, rank * batch)
-        if begin < (rank + 1) * batch:
-            empty_rows(*self._arrays(begin, (rank + 1) * batch))
-        self.filled = 0
-        inputs = {"input": self.input_BS}
-        if self.patch_lengths_BP is not None:
-            inputs["patch_lengths"] = self.patch_lengths_BP
-        if self.groups_BS is not None:
-            inputs["groups"] = self.groups_BS
-        return inputs, self.labels_BS
+    def take_opened(self) -> dict[int, LaneCursor]:
+        """The cursors of windows that were opened since the last call."""
+        opened, self.opened = self.opened, {}
+        return opened
 
-    def _allocate(self) -> None:
-        def rows(width: int) -> Tensor:
-            return torch.empty(self.share.batch, width, dtype=torch.int32)
 
-        self.input_BS, self.labels_BS = rows(self.seq_len), rows(self.seq_len)
-        self.patch_lengths_BP = None if self.patches is None else rows(self.patches)
-        self.groups_BS = rows(self.seq_len).zero_() if self.grouped else None
-
-    def _arrays(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Views of rows ``begin`` to ``end`` of the microbatch, which are this rank's."""
-        first = self.share.rank * self.share.batch
-        own = slice(begin - first, end - first)
-        patch_lengths = self.patch_lengths_BP
-        return (
-            self.input_BS[own].numpy(),
-            self.labels_BS[own].numpy(),
-            None if patch_lengths is None else patch_lengths[own].numpy(),
-        )
+def _filled(stream: RowStream, rows: int, picked: list[tuple[PackedWindow, int]]) -> Microbatch:
+    """A microbatch of the picked rows, filled up with empty ones."""
+    shape = (rows, stream.settings.seq_len)
+    input_BS = torch.empty(shape, dtype=torch.int32)
+    labels_BS = torch.empty(shape, dtype=torch.int32)
+    tensors, inputs = [input_BS, labels_BS], {"input": input_BS}
+    if stream.patches_per_row is not None:
+        tensors.append(torch.empty(rows, stream.patches_per_row, dtype=torch.int32))
+        inputs["patch_lengths"] = tensors[2]
+    arrays = [tensor.numpy() for tensor in tensors]
+    arrays += [None] * (3 - len(arrays))
+    if stream.groups is not None:
+        inputs["groups"] = torch.zeros(shape, dtype=torch.int32)
+        fill_groups(picked, inputs["groups"].numpy()[: len(picked)])
+    if picked:
+        fill_rows(picked, *(a if a is None else a[: len(picked)] for a in arrays))
+    if len(picked) < rows:
+        empty_rows(*(a if a is None else a[len(picked) :] for a in arrays))
+    return inputs, labels_BS

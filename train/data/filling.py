@@ -1,7 +1,8 @@
 """Rows → the arrays of a batch. Plain numpy; every byte that is trained on goes through here.
 
-Each piece of a row is a slice of the window's text. All slices are copied in one call; what is not
-a byte of the text (BOS, EOS, padding) is written over the copy afterwards.
+Each piece of a row is a slice of its window's text. The rows of a batch come from many windows; all
+slices are copied in one call, and what is not a byte of the text (BOS, EOS, padding) is written over
+the copy afterwards.
 
 >>> from train.data.packing import pack_rows
 >>> documents = DocumentArrays(
@@ -10,9 +11,9 @@ a byte of the text (BOS, EOS, padding) is written over the copy afterwards.
 ...     patch_lengths_P=np.array([1, 1, 2]),
 ...     patches_D=np.array([3]),
 ... )
->>> documents, rows = pack_rows(documents, np.random.PCG64(0), tokens=6, patches=4)
+>>> window = pack_rows(documents, np.random.PCG64(0), tokens=6, patches=4)
 >>> input_BS, labels_BS, patch_lengths_BP = (np.empty((1, n), np.int32) for n in (6, 6, 4))
->>> fill_rows(documents, rows, 0, input_BS, labels_BS, patch_lengths_BP)
+>>> fill_rows([(window, 0)], input_BS, labels_BS, patch_lengths_BP)
 >>> input_BS.tolist()  # BOS, h, i, EOS, padding
 [[1, 108, 109, 2, -1, -1]]
 >>> labels_BS.tolist()  # h, i, EOS, ignored
@@ -21,12 +22,13 @@ a byte of the text (BOS, EOS, padding) is written over the copy afterwards.
 [[1, 1, 2, 0]]
 """
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
-from train.data.packing import Rows
+from train.data.packing import PackedWindow
 from train.data.window import DocumentArrays
 
 IGNORE_LABEL = -100
@@ -34,27 +36,26 @@ IGNORE_LABEL = -100
 
 
 def fill_rows(
-    documents: DocumentArrays,
-    rows: Rows,
-    first: int,
+    rows: Sequence[tuple[PackedWindow, int]],
     input_BS: np.ndarray,
     labels_BS: np.ndarray,
     patch_lengths_BP: np.ndarray | None,
 ) -> None:
-    """Write the B rows from number ``first`` on into int32 arrays, padded with -1, -100 and 0.
+    """Write B rows into int32 arrays, padded with -1, -100 and 0.
 
     Args:
-        documents: as :func:`train.data.packing.pack_rows` returned them, with the rows.
+        rows: B windows, each with the number of a row of it.
         patch_lengths_BP: None where rows have no patches.
     """
-    first_B = rows.first_R[first : first + len(input_BS) + 1].tolist()
-    pieces = slice(first_B[0], first_B[-1])
-    first_B = [n - pieces.start for n in first_B]
-    row_M = rows.row_N[pieces] - first
-    byte_M, tokens_M = rows.byte_N[pieces], rows.tokens_N[pieces]
+    of_row = [window.rows.pieces(row) for window, row in rows]
+    counts_B = [len(pieces) for pieces in of_row]
+    first_B = [0, *accumulate(counts_B)]
+    row_M = np.repeat(np.arange(len(of_row)), counts_B)
+    columns = np.concatenate(of_row).T.astype(np.int64)
+    byte_M, tokens_M, patch_M, patches_M, opens_M, closes_M, _ = columns
     end_M, used_B = _piece_ends(tokens_M, row_M, first_B, input_BS.shape[1])
-    starts, stops = byte_M.tolist(), (byte_M + tokens_M).tolist()
-    input_BS[:] = _copy_slices(documents.text, starts, stops, first_B, used_B, input_BS.shape)
+    texts = [window.documents.text for window, _ in rows]
+    input_BS[:] = _copy_slices(texts, byte_M, tokens_M, first_B, used_B, input_BS.shape)
     input_BS += BYTE_OFFSET
     # A label is the next token. The last one of a document is EOS, which is written below.
     labels_BS[:, :-1] = input_BS[:, 1:]
@@ -62,31 +63,33 @@ def fill_rows(
         input_BS[row, used:] = PAD_ID
         labels_BS[row, used:] = IGNORE_LABEL
     input_T, labels_T = input_BS.reshape(-1), labels_BS.reshape(-1)
-    input_T[(end_M - tokens_M)[rows.opens_N[pieces]]] = BOS_ID
+    input_T[(end_M - tokens_M)[opens_M != 0]] = BOS_ID
     input_T[end_M - 1] = EOS_ID
-    labels_T[end_M[rows.closes_N[pieces]] - 2] = EOS_ID
+    labels_T[end_M[closes_M != 0] - 2] = EOS_ID
     labels_T[end_M - 1] = IGNORE_LABEL
     if patch_lengths_BP is not None:
-        assert documents.patch_lengths_P is not None
-        patch_M, patches_M = rows.patch_N[pieces], rows.patches_N[pieces]
         end_M, used_B = _piece_ends(patches_M, row_M, first_B, patch_lengths_BP.shape[1])
-        starts, stops = patch_M.tolist(), (patch_M + patches_M).tolist()
-        lengths_P, shape = documents.patch_lengths_P, patch_lengths_BP.shape
-        patch_lengths_BP[:] = _copy_slices(lengths_P, starts, stops, first_B, used_B, shape)
+        lengths = [_patch_lengths(window.documents) for window, _ in rows]
+        shape = patch_lengths_BP.shape
+        patch_lengths_BP[:] = _copy_slices(lengths, patch_M, patches_M, first_B, used_B, shape)
         patch_lengths_BP.reshape(-1)[end_M - patches_M] = 1
 
 
-def fill_groups(documents: DocumentArrays, rows: Rows, first: int, groups_BS: np.ndarray) -> None:
-    """Write the group of the document that each position of the B rows from ``first`` on belongs
-    to; the group of padding is 0."""
-    assert documents.groups_D is not None
-    pieces = slice(rows.first_R[first], rows.first_R[first + len(groups_BS)])
-    row_M, tokens_M = rows.row_N[pieces] - first, rows.tokens_N[pieces]
-    used_B = np.bincount(row_M, tokens_M, len(groups_BS))
+def fill_groups(rows: Sequence[tuple[PackedWindow, int]], groups_BS: np.ndarray) -> None:
+    """Write the group of the document that each position of B rows belongs to; that of padding
+    is 0."""
     groups_BS[:] = 0
-    is_used_BS = np.arange(groups_BS.shape[1]) < used_B[:, None]
-    # Pieces lie end to end in each row, and in the order of the rows.
-    groups_BS[is_used_BS] = np.repeat(documents.groups_D[rows.document_N[pieces]], tokens_M)
+    for (window, row), groups_S in zip(rows, groups_BS, strict=True):
+        assert window.documents.groups_D is not None
+        places = slice(window.rows.first_R[row], window.rows.first_R[row + 1])
+        groups_M = window.documents.groups_D[window.rows.document_N[places]]
+        groups_T = np.repeat(groups_M, window.rows.tokens_N[places])
+        groups_S[: len(groups_T)] = groups_T
+
+
+def _patch_lengths(documents: DocumentArrays) -> np.ndarray:
+    assert documents.patch_lengths_P is not None
+    return documents.patch_lengths_P
 
 
 def _piece_ends(
@@ -101,23 +104,24 @@ def _piece_ends(
 
 
 def _copy_slices(
-    source: np.ndarray,
-    starts: list[int],
-    stops: list[int],
+    source_B: list[np.ndarray],
+    start_M: np.ndarray,
+    length_M: np.ndarray,
     first_B: list[int],
     used_B: list[int],
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    """An array of ``shape`` whose rows hold slices of ``source``, then zeros.
+    """An array of ``shape`` whose rows hold slices of each row's source, then zeros.
 
     Args:
-        starts, stops: of the slices.
+        start_M, length_M: of the slices.
         first_B: the first slice of each row, and the number of slices.
         used_B: the length of all slices of each row.
     """
-    blank = np.zeros(shape[1], source.dtype)
+    starts, stops = start_M.tolist(), (start_M + length_M).tolist()
+    blank = np.zeros(shape[1], source_B[0].dtype)
     slices: list[np.ndarray] = []
-    for (first, last), used in zip(pairwise(first_B), used_B, strict=True):
+    for source, (first, last), used in zip(source_B, pairwise(first_B), used_B, strict=True):
         slices += [source[starts[n] : stops[n]] for n in range(first, last)]
         slices.append(blank[used:])
     return np.concatenate(slices).reshape(shape)

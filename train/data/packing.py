@@ -33,33 +33,65 @@ SCRAP_SHARE = 128
 
 
 class Rows(NamedTuple):
-    """The pieces of each row: R rows with N pieces in all, in the order of the rows.
-
-    All arrays hold int64, or bool where a docstring says "whether".
-    """
+    """The pieces of each row: R rows with N pieces in all, in the order of the rows."""
 
     first_R: np.ndarray
-    """R + 1 values: the number of each row's first piece, and N."""
-    row_N: np.ndarray
-    """The row of each piece."""
-    byte_N: np.ndarray
-    """Index of ``x[a]`` in :attr:`DocumentArrays.text`. BOS is not in the text: the index is then
-    that of the byte before the document's first."""
-    document_N: np.ndarray
-    """Number of the piece's document."""
-    tokens_N: np.ndarray
-    """Positions that the piece takes."""
-    opens_N: np.ndarray
-    """True if the piece is the first of its document: ``x[a]`` is BOS."""
-    closes_N: np.ndarray
-    """True if the piece is the last of its document: ``x[b]`` is EOS."""
-    patch_N: np.ndarray
-    """Index of the patch that ends with ``x[a]``, which the leading 1 of the piece stands for."""
-    patches_N: np.ndarray
-    """Patches of the piece, including the leading 1."""
+    """int64, R + 1 values: the number of each row's first piece, and N."""
+    pieces_NF: np.ndarray
+    """``[N, 7]``, int32 (int64 if a window holds 2 GB): one line per piece, so that a row is one
+    slice. The columns are those of the properties below, in their order."""
+
+    @property
+    def byte_N(self) -> np.ndarray:
+        """Index of ``x[a]`` in :attr:`DocumentArrays.text`. BOS is not in the text: the index is
+        then that of the byte before the document's first."""
+        return self.pieces_NF[:, 0]
+
+    @property
+    def tokens_N(self) -> np.ndarray:
+        """Positions that the piece takes."""
+        return self.pieces_NF[:, 1]
+
+    @property
+    def patch_N(self) -> np.ndarray:
+        """Index of the patch that ends with ``x[a]``, which the leading 1 of the piece stands
+        for."""
+        return self.pieces_NF[:, 2]
+
+    @property
+    def patches_N(self) -> np.ndarray:
+        """Patches of the piece, including the leading 1."""
+        return self.pieces_NF[:, 3]
+
+    @property
+    def opens_N(self) -> np.ndarray:
+        """1 if the piece is the first of its document: ``x[a]`` is BOS. Otherwise 0."""
+        return self.pieces_NF[:, 4]
+
+    @property
+    def closes_N(self) -> np.ndarray:
+        """1 if the piece is the last of its document: ``x[b]`` is EOS. Otherwise 0."""
+        return self.pieces_NF[:, 5]
+
+    @property
+    def document_N(self) -> np.ndarray:
+        """Number of the piece's document in the window."""
+        return self.pieces_NF[:, 6]
 
     def __len__(self) -> int:
         return len(self.first_R) - 1
+
+    def pieces(self, row: int) -> np.ndarray:
+        """The lines of one row's pieces."""
+        return self.pieces_NF[self.first_R[row] : self.first_R[row + 1]]
+
+
+class PackedWindow(NamedTuple):
+    """Documents of a shuffle window, and the rows that they are packed into."""
+
+    documents: DocumentArrays
+    """``patch_lengths_P`` is in the order that :attr:`Rows.patch_N` counts in."""
+    rows: Rows
 
 
 class RowSize(NamedTuple):
@@ -202,17 +234,13 @@ class _RowCutter:
 
 def pack_rows(
     documents: DocumentArrays, bits: np.random.BitGenerator, tokens: int, patches: int | None
-) -> tuple[DocumentArrays, Rows]:
+) -> PackedWindow:
     """Pack documents into rows that hold each document once.
 
     Args:
         bits: random bits that shuffle first the documents, then the rows.
         tokens: positions per row.
         patches: most patches per row; None where documents have no patches.
-
-    Returns:
-        The documents, with ``patch_lengths_P`` in the order that ``Rows.patch_N`` counts in, and
-        the rows.
 
     Raises:
         ValueError: a patch has more than ``tokens - 2`` tokens; see
@@ -247,7 +275,8 @@ def pack_rows(
     split = int(patches_D[order_D[dense_D]].sum())
     cuts = _RowCutter(ends_P, start_D.tolist(), split, row).cut()
     place_R = permutation(bits, len(cuts[0]) - 1)
-    return documents, _rows(documents, line_D, start_D, ends_P, np.array(cuts), split, place_R)
+    rows = _rows(documents, line_D, start_D, ends_P, np.array(cuts), split, place_R)
+    return PackedWindow(documents, rows)
 
 
 def _rows(
@@ -289,17 +318,18 @@ def _rows(
         end_N, context_N = ends[stop_N - 1], ends[patch_N] - 1
         before_N = ends[start_D[document_N]] - 1
     text_D = (documents.lengths_D - 2).cumsum() - (documents.lengths_D - 2)
-    return Rows(
-        first_R=np.searchsorted(row_N, np.arange(len(place_R) + 1)),
-        row_N=row_N,
-        byte_N=text_D[line_D][document_N] + context_N - before_N,
-        document_N=line_D[document_N],
-        tokens_N=end_N - context_N,
-        opens_N=opens_N,
-        closes_N=np.isin(stop_N, start_D) | (stop_N == total),
-        patch_N=patch_N,
-        patches_N=stop_N - patch_N,
+    columns = (
+        text_D[line_D][document_N] + context_N - before_N,
+        end_N - context_N,
+        patch_N,
+        stop_N - patch_N,
+        opens_N,
+        np.isin(stop_N, start_D) | (stop_N == total),
+        line_D[document_N],
     )
+    dtype = np.int32 if documents.lengths_D.sum() < 2**31 else np.int64
+    pieces_NF = np.stack(columns, axis=1).astype(dtype)
+    return Rows(np.searchsorted(row_N, np.arange(len(place_R) + 1)), pieces_NF)
 
 
 def permutation(bits: np.random.BitGenerator, count: int) -> np.ndarray:

@@ -1,26 +1,29 @@
-"""One shard set, read epoch after epoch in a seeded order of its shards, from any record batch on.
+"""One shard set, read by ranges of tokens of a seeded order of its shards.
 
-Each epoch has an order of its own, a function of the seed and the epoch's number alone (see
-:func:`_order`), so a :class:`Position` of four numbers is all that a resumed run needs: no order is
-stored, and no shard is read twice or left out. Within a shard, record batches keep their order;
-:mod:`train.data.packing` shuffles the documents of a window.
+Each epoch has an order of its own, a function of the seed, the set's content and the epoch's number
+alone (see :func:`_order`). In that order the set is one line of tokens, on which a record batch lies
+where its first token does: a range of tokens stands for the record batches that begin in it. Ranges
+that lie end to end, however they are cut, therefore hold every record batch exactly once.
 
-Shards are checked as far as training depends on them: every error names the file.
+Example: two shards of 70 and 30 tokens, in record batches of 30, 40 and 30 tokens, and an order that
+puts the second first. Record batches begin at tokens 0 (of the second shard), 30 and 60 (of the
+first). The range 0 to 50 holds the first two, 50 to 100 the third.
+
+Opening a set reads totals of shards; where record batches lie in a shard is looked up when a range
+first touches it. Shards are checked as far as training depends on them: every error names the file.
 """
 
 import hashlib
-import json
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from model.patcher import Patcher
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.patches import recut
-from pipeline.shards.entries import ShardEntry
 from pipeline.shards.format import (
     ENTROPIES,
     PATCH_LENGTHS,
@@ -28,159 +31,122 @@ from pipeline.shards.format import (
     read_entropies,
     read_patch_lengths,
     read_text,
+    read_texts,
 )
 from pipeline.shards.shard_set import ShardSet
 from train.data.groups import Groups
 from train.data.packing import permutation
 from train.data.window import DocumentArrays
 
+CACHED_ORDERS = 4
+"""Epochs whose order is kept: lanes are in neighbouring epochs."""
 
-class Position(NamedTuple):
-    """The record batch of a shard set that is read next."""
 
-    epoch: int = 0
-    shard: int = 0
-    """Its place in the epoch's order."""
-    batch: int = 0
-    tokens: int = 0
-    """Tokens that were read before it, in all epochs."""
+class _Order(NamedTuple):
+    """The shards of an epoch, in their order."""
+
+    shard_I: np.ndarray
+    first_I: np.ndarray
+    """The token of the epoch with which each begins, and the number of tokens."""
 
 
 class ShardSource:
     """A shard set and the settings with which it is read."""
 
+    seed: tuple[int, ...] = ()
+    """Seed of the order of the shards."""
+
     def __init__(
         self,
         shards: ShardSet,
-        seed: tuple[int, ...],
-        threshold: float | None,
+        patcher: Patcher | None,
         patches: bool,
         groups: Groups | None = None,
     ):
         """
         Args:
-            seed: of the order of the shards.
-            threshold: nats; re-patch the stored entropies with it. None: patches as stored.
+            patcher: the rule that patches documents anew; None: patches as stored.
             patches: whether documents get patches at all.
             groups: gives documents a group.
 
         Raises:
-            ConfigError: the shards cannot be patched with another threshold, or lack the column of
-                the groups.
+            ConfigError: the shards lack the column of the groups.
             PipelineError: the shard set holds no document.
         """
-        self.shards, self.seed, self.wants_patches = shards, seed, patches
-        self.entries = [entry for entry in shards.entries if entry.sha256 is not None]
-        statistics = shards.statistics
-        self.tokens, self.stored_patches = statistics.tokens, statistics.patches
-        if not statistics.documents:
-            raise PipelineError(f"{shards.output.url}: holds no documents; nothing to train on")
-        self.patcher = None if threshold is None else self._patcher(threshold)
-        self.groups = groups
         if groups is not None:
             groups.check(shards)
-
-    def _patcher(self, threshold: float) -> Patcher:
-        what = f"dataloader.threshold: {self.shards.output.url}"
-        if not self.shards.has_entropies:
-            raise ConfigError(
-                f"{what} was made without entropies; make it with them, or leave the threshold out"
-            )
-        try:
-            return replace(self.shards.patcher, threshold=threshold)
-        except ValueError as error:
-            raise ConfigError(
-                f"{what} cannot be patched with one: {error}; leave the threshold out"
-            ) from error
-
-    @property
-    def fingerprint(self) -> str:
+        self.groups = groups
+        self.shards, self.wants_patches, self.patcher = shards, patches, patcher
+        arrays = shards.shards
+        self.tokens = int(arrays.tokens.sum())
+        self._stored_patches = int(arrays.patches.sum())
+        if not self.tokens:
+            raise PipelineError(f"{shards.output.url}: holds no documents; nothing to train on")
+        content = "\n".join(map(" ".join, zip(arrays.name, arrays.sha256, strict=True)))
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         """A hash of the content of all shards, wherever they lie."""
-        content = [(entry.name, entry.sha256) for entry in self.entries]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        self._orders: OrderedDict[int, _Order] = OrderedDict()
 
     def patches_per_token(self, sample_tokens: int) -> float:
-        """Patches per token of the whole set. With another threshold, an estimate from about
-        ``sample_tokens`` tokens at the beginning of the set."""
+        """Patches per token of the whole set. With another rule, an estimate from about
+        ``sample_tokens`` tokens at the beginning of the first epoch."""
         if self.patcher is None:
-            return self.stored_patches / self.tokens
+            return self._stored_patches / self.tokens
         tokens = patches = 0
-        for entry in self.entries:
-            for documents, _ in self._batches(entry, 0):
-                assert documents.patches_D is not None
-                tokens += int(documents.lengths_D.sum())
-                patches += int(documents.patches_D.sum())
-                if tokens >= sample_tokens:
-                    return patches / tokens
+        for documents in self.read(0, 0, min(sample_tokens, self.tokens)):
+            assert documents.patches_D is not None
+            tokens += int(documents.lengths_D.sum())
+            patches += int(documents.patches_D.sum())
         return patches / tokens
 
-    def read(self, position: Position, tokens: int) -> Iterator[tuple[DocumentArrays, Position]]:
-        """Yield record batches, each with the position after it, until ``tokens`` tokens have been
-        read, including those before ``position``. Record batches are not cut: the last one may go
-        beyond ``tokens``.
+    def read(self, epoch: int, start: int, stop: int) -> Iterator[DocumentArrays]:
+        """Yield the record batches whose first token is one of ``start`` to ``stop`` of an epoch.
 
         Raises:
             PipelineError: a shard cannot be read, or is not what its manifest says.
         """
-        epoch, shard, batch, read = position
-        while read < tokens:
-            order = _order(len(self.entries), self.seed, epoch)
-            if shard == len(order):
-                epoch, shard = epoch + 1, 0
-                continue
-            entry = self.entries[order[shard]]
-            for documents, is_last in self._batches(entry, batch):
-                batch += 1
-                read += int(documents.lengths_D.sum())
-                if is_last:
-                    self._check_read(read, epoch, order[: shard + 1])
-                    shard, batch = shard + 1, 0
-                yield documents, Position(epoch, shard, batch, read)
-                if read >= tokens:
-                    return
+        order = self._order(epoch)
+        place = int(np.searchsorted(order.first_I, start, side="right")) - 1
+        while place < len(order.shard_I) and order.first_I[place] < stop:
+            shard = int(order.shard_I[place])
+            stop_N = self.shards.batch_index(shard).tokens.cumsum()
+            first_N = order.first_I[place] + np.append(0, stop_N[:-1])
+            first, last = np.searchsorted(first_N, (start, stop)).tolist()
+            if first < last:
+                yield from self._batches(shard, first, last)
+            place += 1
 
-    def _check_read(self, read: int, epoch: int, order: np.ndarray) -> None:
-        """Compare the tokens read up to the end of a shard, the last one of ``order``, with the
-        manifest's."""
-        expected = epoch * self.tokens + sum(self.entries[i].statistics["tokens"] for i in order)
-        if read != expected:
-            where = self.shards.output.locate(self.entries[order[-1]].path)
-            raise PipelineError(
-                f"{where}: holds other text than its manifest says ({read - expected:+} tokens); "
-                "restore it, or make the shards again"
-            )
+    def _order(self, epoch: int) -> _Order:
+        if epoch not in self._orders:
+            tokens_I = self.shards.shards.tokens
+            shard_I = _order(len(tokens_I), self.seed, epoch)
+            self._orders[epoch] = _Order(shard_I, np.append(0, tokens_I[shard_I].cumsum()))
+            if len(self._orders) > CACHED_ORDERS:
+                self._orders.popitem(last=False)
+        self._orders.move_to_end(epoch)
+        return self._orders[epoch]
 
-    def _batches(self, entry: ShardEntry, first: int) -> Iterator[tuple[DocumentArrays, bool]]:
-        """The record batches of a shard from number ``first`` on, and whether each is the last."""
-        output, number = self.shards.output, first
-        where = output.locate(entry.path)
+    def _batches(self, shard: int, first: int, last: int) -> Iterator[DocumentArrays]:
+        """Record batches of a shard."""
         columns = [TEXT]
-        if self.wants_patches:
-            columns.append(PATCH_LENGTHS if self.patcher is None else ENTROPIES)
+        if self.wants_patches and self.patcher is None:
+            columns.append(PATCH_LENGTHS)
+        elif self.patcher is not None and self.patcher.reads_entropies:
+            columns.append(ENTROPIES)
         if self.groups is not None:
             columns.append(self.groups.column)
-        try:
-            with pa.OSFile(where) if output.local else output.open(entry.path) as file:
-                schema = pa.ipc.open_file(file).schema
-                options = pa.ipc.IpcReadOptions(
-                    included_fields=[schema.get_field_index(name) for name in columns],
-                    use_threads=False,
-                )
-                reader = pa.ipc.open_file(file, options=options)
-                count = reader.num_record_batches
-                if first >= count:
-                    raise ValueError(f"there are only {count} record batches")
-                for number in range(first, count):
-                    batch = reader.get_batch(number)
-                    documents = self._documents(batch)
-                    if self.groups is not None:
-                        documents = documents._replace(groups_D=self.groups.of(batch))
-                    yield documents, number + 1 == count
-        except Exception as error:  # each filesystem has its own; all mean the same here
-            raise PipelineError(
-                f"{where}: cannot be read (record batch {number}): {error}; restore it, or make "
-                "the shards again"
-            ) from error
+        batches = self.shards.shard_batches(shard, columns, start=first, stop=last)
+        for number, batch in enumerate(batches, first):
+            try:
+                documents = self._documents(batch)
+                if self.groups is not None:
+                    documents = documents._replace(groups_D=self.groups.of(batch))
+                yield documents
+            except ValueError as error:
+                raise PipelineError(
+                    f"{self.shards.path(shard)}: cannot be read (record batch {number}): {error}; "
+                    "restore it, or make the shards again"
+                ) from error
 
     def _documents(self, batch: pa.RecordBatch) -> DocumentArrays:
         """
@@ -193,13 +159,23 @@ class ShardSource:
         if self.patcher is None:
             lengths_P, patches_D = read_patch_lengths(batch)
         else:
+            lengths_P, patches_D = self._recut(self.patcher, batch, lengths_D)
+        _check_patches(lengths_P, patches_D, lengths_D)
+        return DocumentArrays(text, lengths_D, lengths_P, patches_D)
+
+    @staticmethod
+    def _recut(
+        patcher: Patcher, batch: pa.RecordBatch, lengths_D: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Patch lengths by another rule, and how many each document has."""
+        h_T = np.zeros(int(lengths_D.sum()), np.float16)  # a rule without entropies needs no values
+        if patcher.reads_entropies:
             h_T, counts_D = read_entropies(batch)
             if not np.array_equal(counts_D, lengths_D):
                 raise ValueError("there is not one entropy for each token")
-            patched = recut(self.patcher, h_T, lengths_D)
-            lengths_P, patches_D = patched.patch_lengths_P.astype(np.int32), patched.patches_D
-        _check_patches(lengths_P, patches_D, lengths_D)
-        return DocumentArrays(text, lengths_D, lengths_P, patches_D)
+        texts = read_texts(batch) if patcher.reads_tokens else ()
+        patched = recut(patcher, h_T, lengths_D, texts)
+        return patched.patch_lengths_P.astype(np.int32), patched.patches_D
 
 
 def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.ndarray) -> None:
@@ -215,7 +191,8 @@ def _check_patches(lengths_P: np.ndarray, patches_D: np.ndarray, lengths_D: np.n
     if (lengths_P[stops_D - patches_D] != 1).any():
         raise ValueError(
             "patch lengths: a document's first patch has more than the one token BOS, which no BLT "
-            "reads; patch the corpus again without the published variant of the static rule"
+            "reads; patch the corpus again without the published variant of the static rule, or "
+            "choose another rule for training (--dataloader.rule)"
         )
 
 

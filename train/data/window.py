@@ -1,5 +1,6 @@
 """The documents of a shuffle window in memory: one array for each column, documents end to end."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,69 +27,31 @@ class DocumentArrays(NamedTuple):
     """int32: the group that each document is counted in, for validation. None: no groups."""
 
 
-class WindowBuilder:
-    """Copies record batches end to end into the arrays of a window.
+def join_documents(
+    batches: Sequence[DocumentArrays], longest: int, *, patches: bool
+) -> DocumentArrays:
+    """The arrays of a window, from record batches whose text has no further bytes around it.
 
-    Each batch is copied as it arrives, so the reader can reuse its memory for the next one.
+    Args:
+        longest: most tokens per patch; longer patches are split.
+        patches: whether the documents have patches.
     """
-
-    def __init__(self, tokens: int, longest: int, *, patches: bool):
-        """
-        Args:
-            tokens: expected number; the arrays grow beyond it if need be.
-            longest: most tokens per patch; longer patches are split.
-            patches: whether the documents have patches.
-        """
-        self.longest = longest
-        self.text = _GrowingArray(tokens + 3, np.uint8)
-        self.text.add(np.zeros(1, np.uint8))
-        self.lengths_P = _GrowingArray(tokens // 4, np.uint16 if longest < 2**16 else np.int32)
-        self.lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
-        self.patches = [np.zeros(0, np.int64)] if patches else None
-        self.groups: list[np.ndarray] = []
-
-    def add(self, batch: DocumentArrays) -> None:
-        """Append documents whose text has no further bytes around it."""
-        self.text.add(batch.text)
-        self.lengths.append(batch.lengths_D)
-        if batch.groups_D is not None:
-            self.groups.append(batch.groups_D)
-        if self.patches is not None:
-            batch = split_long_patches(batch, self.longest)
-            assert batch.patch_lengths_P is not None and batch.patches_D is not None
-            self.lengths_P.add(batch.patch_lengths_P)
-            self.patches.append(batch.patches_D)
-
-    def documents(self) -> DocumentArrays:
-        """All documents; to be called once, after the last batch."""
-        self.text.add(np.zeros(2, np.uint8))
-        lengths_D = np.concatenate(self.lengths)
-        groups_D = np.concatenate(self.groups) if self.groups else None
-        if self.patches is None:
-            return DocumentArrays(self.text.values(), lengths_D, None, None, groups_D)
-        patches_D = np.concatenate(self.patches)
-        lengths_P = self.lengths_P.values()
-        return DocumentArrays(self.text.values(), lengths_D, lengths_P, patches_D, groups_D)
-
-
-class _GrowingArray:
-    """An array that doubles its memory when values no longer fit."""
-
-    def __init__(self, capacity: int, dtype: type):
-        self.array: np.ndarray = np.empty(capacity, dtype)
-        self.used = 0
-
-    def add(self, values: np.ndarray) -> None:
-        stop = self.used + len(values)
-        if stop > len(self.array):
-            larger = np.empty(2 * stop, self.array.dtype)
-            larger[: self.used] = self.values()
-            self.array = larger
-        self.array[self.used : stop] = values
-        self.used = stop
-
-    def values(self) -> np.ndarray:
-        return self.array[: self.used]
+    around = np.zeros(1, np.uint8)
+    text = np.concatenate([around, *(batch.text for batch in batches), around, around])
+    lengths_D = np.concatenate([np.zeros(0, np.int64), *(batch.lengths_D for batch in batches)])
+    groups = [batch.groups_D for batch in batches if batch.groups_D is not None]
+    groups_D = np.concatenate(groups) if groups else None
+    if not patches:
+        return DocumentArrays(text, lengths_D, None, None, groups_D)
+    dtype = np.uint16 if longest < 2**16 else np.int32
+    lengths_P, patches_D = [np.zeros(0, dtype)], [np.zeros(0, np.int64)]
+    for batch in batches:
+        batch = split_long_patches(batch, longest)
+        assert batch.patch_lengths_P is not None and batch.patches_D is not None
+        lengths_P.append(batch.patch_lengths_P.astype(dtype))
+        patches_D.append(batch.patches_D)
+    joined = np.concatenate(lengths_P), np.concatenate(patches_D)
+    return DocumentArrays(text, lengths_D, *joined, groups_D)
 
 
 def split_long_patches(documents: DocumentArrays, longest: int) -> DocumentArrays:

@@ -8,7 +8,7 @@ import pytest
 from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
 from pipeline.patch.record import PatchRun, is_complete
-from pipeline.shards.entries import ShardEntry, commit_entry
+from pipeline.shards.entries import ShardEntry, commit_entry, read_entries
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import RECORD
@@ -30,10 +30,14 @@ def output(tmp_path) -> OutputDirectory:
     return output
 
 
+def rows(output):
+    return {name: entry.row() for name, entry in read_entries(output).items()}
+
+
 def test_a_record_is_read_as_it_was_written(output):
     run = PatchRun.resume(output)
     assert run == PatchRun(FILES, SPLITS, CONTENT, {"sources": []})
-    committed = run.committed(output)
+    committed = run.committed(rows(output))
     assert [[entry.name[7:] for entry in entries] for entries in committed] == [
         ["00000-00000"],
         ["00001-00000"],
@@ -85,5 +89,5 @@ def test_a_broken_file_that_was_mended_is_done_again(output):
     again = run.with_files(mended[:1], [whole], output)
     assert again == PatchRun.resume(output)
     assert again.splits == [whole, *SPLITS[2:]]
-    assert [len(entries) for entries in again.committed(output)] == [0, 1, 0]
+    assert [len(entries) for entries in again.committed(rows(output))] == [0, 1, 0]
     assert again.provenance["sources"][0]["bytes"] == 90

@@ -1,6 +1,5 @@
 """Shards written and read back, what verification notices, and manifests that are damaged."""
 
-import hashlib
 import json
 import shutil
 
@@ -13,9 +12,11 @@ from pipeline import open_shards
 from pipeline.corpus.documents import Document, Reject, rejects_json
 from pipeline.errors import PipelineError
 from pipeline.patch.scoring import Scorer
+from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import ShardEntry, commit_entry, read_entries, read_entry
-from pipeline.shards.format import ipc_options, record_batch, shard_schema
-from pipeline.shards.manifest import FORMAT_VERSION, write_manifest
+from pipeline.shards.format import record_batch, shard_schema
+from pipeline.shards.manifest import FORMAT_VERSION
+from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
@@ -38,12 +39,9 @@ def write(
     batch = change(record_batch(DOCUMENTS, scored, schema))
     statistics = PatchStatistics.of(scored.lengths_D, scored.patch_lengths_P, scored.entropies_T)
     entry = ShardEntry("000000-00000-00000", "a", records=5, rejects=1, last=True)
-    with (
-        output.committing(entry.path) as path,
-        pa.ipc.new_file(str(path), schema, options=ipc_options()) as writer,
-    ):
-        writer.write_batch(batch)
-    entry.sha256 = hashlib.sha256(output.read(entry.path)).hexdigest()
+    with output.committing(entry.path) as path, BatchWriter(path, schema) as writer:
+        writer.write(batch, int(scored.lengths_D.sum()))
+        entry.describe(writer.close())
     entry.statistics = statistics.to_json()
     output.write(entry.rejects_path, rejects_json("a", [Reject("7", "broken")], None))
     if summary:

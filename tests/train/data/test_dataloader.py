@@ -2,15 +2,15 @@
 
 import gc
 import itertools
+import json
 import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ def sets(tmp_path_factory) -> list[str]:
 
 
 def build(shards, rank=0, ranks=1, batch=1, seq_len=SEQ_LEN, **changes) -> ShardDataLoader:
-    settings = {"shuffle_bytes": 20_000, "infinite": False} | changes
+    settings = {"shuffle_bytes": 8_000, "lanes": 8} | changes
     config = ShardDataLoader.Config(shards=shards, **settings)
     return config.build(
         dp_world_size=ranks,
@@ -63,24 +63,41 @@ def is_empty(row: bytes) -> bool:
     return row.split(b"|", 1)[0].startswith(np.int32(EOS_ID).tobytes() + np.int32(-1).tobytes())
 
 
-def interleaved(loaders, count=None) -> list[bytes]:
-    """The rows of all ranks in the order of the whole job; all make the same number of batches."""
-    batches = [list(itertools.islice(iter(loader), count)) for loader in loaders]
-    assert len({len(of_rank) for of_rank in batches}) == 1
-    states = [loader.state_dict() for loader in loaders]
-    assert all(state == states[0] for state in states)
-    return [row for ranks in zip(*batches, strict=True) for one in ranks for row in rows_of(one)]
+def read(loaders, count: int) -> tuple[list[list[bytes]], dict]:
+    """Rows of each microbatch of all ranks, in the order of their bytes, and the state."""
+    batches = [[rows_of(batch) for batch in itertools.islice(loader, count)] for loader in loaders]
+    together = [sorted(itertools.chain(*ranks)) for ranks in zip(*batches, strict=True)]
+    return together, union(loader.state_dict() for loader in loaders)
+
+
+def union(states) -> dict:
+    """The state of all ranks, as a checkpoint has it: equal wherever two have the same key."""
+    together: dict = {}
+    for state in states:
+        assert all(together.get(key, value) == value for key, value in state.items())
+        together |= state
+    return together
+
+
+def in_order(batches: list[list[bytes]]) -> list[bytes]:
+    """All rows of microbatches of one row."""
+    return [row for (row,) in batches]
+
+
+def together(rows: list[bytes], size: int) -> list[list[bytes]]:
+    """The rows of each microbatch of so many rows of all ranks."""
+    return [sorted(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
 
 
 @pytest.fixture(scope="module")
 def sequence(sets) -> list[bytes]:
-    """All rows of an epoch, in order."""
-    return [row for batch in build(sets) for row in rows_of(batch)]
+    """The first rows, in order: some epochs."""
+    return in_order(read([build(sets)], 700)[0])
 
 
 def test_an_epoch_holds_every_token_and_the_model_accepts_it(sets):
     found = Counter()
-    for inputs, labels in build(sets, batch=3):
+    for inputs, labels in build(sets, batch=3, infinite=False):
         tokens, lengths = inputs["input"], inputs["patch_lengths"]
         assert tokens.dtype == labels.dtype == lengths.dtype == torch.int32
         assert tokens.shape == labels.shape == (3, SEQ_LEN)
@@ -92,32 +109,67 @@ def test_an_epoch_holds_every_token_and_the_model_accepts_it(sets):
     assert found == expected | {EOS_ID: len(texts)}
 
 
-@pytest.mark.parametrize(("ranks", "batch"), [(1, 4), (2, 3), (3, 1), (5, 7), (64, 8)])
+@pytest.mark.parametrize(
+    ("ranks", "batch"), [(1, 4), (2, 3), (3, 8), (3, 1), (4, 6), (5, 7), (8, 3), (12, 2), (64, 2)]
+)
 def test_any_number_of_ranks_reads_the_same_rows(sets, sequence, ranks, batch):
-    rows = interleaved([build(sets, rank, ranks, batch) for rank in range(ranks)])
-    assert rows[: len(sequence)] == sequence
-    rest = rows[len(sequence) :]
-    assert len(rest) < ranks * batch and all(map(is_empty, rest))
+    expected = together(sequence, ranks * batch)
+    loaders = [build(sets, rank, ranks, batch) for rank in range(ranks)]
+    assert loaders[0].stream.lanes == 8
+    assert read(loaders, len(expected))[0] == expected
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 8, 20])
+def test_an_epoch_of_any_number_of_ranks(sets, ranks):
+    """The same rows, each once; ranks may have different numbers of microbatches."""
+    rows: list[list[bytes]] = []
+    for count in (1, ranks):
+        loaders = [build(sets, rank, count, 2, infinite=False) for rank in range(count)]
+        found = [row for loader in loaders for batch in loader for row in rows_of(batch)]
+        rows.append(sorted(row for row in found if not is_empty(row)))
+        assert all(loader.state_dict() == {} for loader in loaders)
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_resumed_anywhere_on_any_number_of_ranks(sets, seed):
-    whole = interleaved([build(sets, infinite=True)], 500)
+def test_resumed_anywhere_on_any_number_of_ranks(sets, sequence, seed):
     draw = random.Random(seed)
-    read: list[bytes] = []
-    state: dict = {}
-    while len(read) < 400:
-        ranks, batch = draw.randint(1, 5), draw.randint(1, 6)
+    rows, state = 0, {}
+    while True:
+        ranks, batch, count = draw.randint(1, 9), draw.randint(1, 6), draw.randint(1, 10)
+        if rows + ranks * batch * count > len(sequence):
+            break
         loaders = [
-            build(sets, rank, ranks, batch, infinite=True, prefetch=draw.randint(1, 5))
-            for rank in range(ranks)
+            build(sets, rank, ranks, batch, prefetch=draw.randint(1, 5)) for rank in range(ranks)
         ]
         for loader in loaders:
             loader.load_state_dict(state)
-            assert loader.state_dict() == state or not state
-        read += interleaved(loaders, draw.randint(1, 10))
-        state = loaders[0].state_dict()
-    assert read[:500] == whole[: len(read)]
+        assert union(loader.state_dict() for loader in loaders) == state or not state
+        found, state = read(loaders, count)
+        expected = sequence[rows : rows + ranks * batch * count]
+        assert found == together(expected, ranks * batch)
+        rows += ranks * batch * count
+    assert rows > 400
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 5), (5, 3), (7, 1), (1, 7), (6, 9)])
+def test_every_token_once_before_and_after_resuming(sets, before, after):
+    """Over two epochs, counted by position: the text's bytes with their neighbours."""
+    whole = build(sets).stream
+    state: dict = {}
+    found: Counter = Counter()
+    while True:
+        ranks = before if not state else after
+        loaders = [build(sets, rank, ranks, 2) for rank in range(ranks)]
+        for loader in loaders:
+            loader.load_state_dict(state)
+        batches, state = read(loaders, 4)
+        found.update(row for batch in batches for row in batch)
+        if json.loads(state["rows"])["rows"] > 300:
+            break
+    rows = json.loads(state["rows"])["rows"]
+    expected = Counter(in_order(read([build(sets)], rows)[0]))
+    assert found == expected and whole.lanes == 8
 
 
 def test_prefetching_changes_nothing(sets, sequence):
@@ -134,20 +186,15 @@ def test_prefetching_changes_nothing(sets, sequence):
 
 def test_iterating_again_starts_anew(sets, sequence):
     loader = build(sets)
-    assert interleaved([loader]) == interleaved([loader]) == sequence
+    assert in_order(read([loader], 20)[0]) == in_order(read([loader], 20)[0]) == sequence[:20]
     state = loader.state_dict()
     loader.load_state_dict(state)
-    assert list(loader) == [] and interleaved([loader]) == sequence
-    # As torchtitan's validator does it.
-    config = replace(loader.config, infinite=True)
-    again = config.build(
-        dp_world_size=1, dp_rank=0, tokenizer=None, seq_len=512, local_batch_size=1
-    )
-    assert len(list(itertools.islice(again, len(sequence) + 3))) == len(sequence) + 3
+    assert in_order(read([loader], 20)[0]) == sequence[20:40]
+    assert in_order(read([loader], 20)[0]) == sequence[:20]
 
 
 def test_bytes_alone(sets):
-    rows = list(build(sets, batch=2, patches=False))
+    rows = list(build(sets, batch=2, patches=False, infinite=False))
     assert all(list(inputs) == ["input"] for inputs, _ in rows)
     labels = sum(int((labels >= 0).sum()) for _, labels in rows)
     documents = [document.text.encode() for url in sets for document in open_shards(url)]
@@ -155,47 +202,86 @@ def test_bytes_alone(sets):
 
 
 def test_weights_go_on_where_they_were(sets):
-    settings = {"weights": (1, 3), "infinite": True}
-    whole = interleaved([build(sets, **settings)], 300)
-    first = build(sets, batch=5, **settings)
-    read = interleaved([first], 20)
-    second = build(sets, batch=10, **settings)
+    whole = in_order(read([build(sets, weights=(1, 3))], 300)[0])
+    first = build(sets, batch=5, weights=(1, 3))
+    assert read([first], 20)[0] == together(whole[:100], 5)
+    second = build(sets, batch=10, weights=(1, 3))
     second.load_state_dict(first.state_dict())
-    assert read + interleaved([second], 20) == whole
+    assert read([second], 20)[0] == together(whole[100:], 10)
     with pytest.raises(ConfigError, match=r"dataloader.weights: .* no common end"):
-        build(sets, weights=(1, 3))
+        build(sets, weights=(1, 3), infinite=False)
     with pytest.raises(ConfigError, match=r"dataloader\.prefetch: must be at least 1"):
         build(sets, prefetch=0)
 
 
 def test_a_checkpoint_of_other_rows_is_refused(sets):
-    loader = build(sets, infinite=True)
+    loader = build(sets)
     next(iter(loader))
     state = loader.state_dict()
     for changes, message in (
-        ({"seed": 1}, r"seed \(was 0, is 1\)"),
         ({"seq_len": 256}, r"seq_len \(was 512, is 256\), patches_per_row"),
         ({"shards": sets[:1]}, "shards"),
-        ({"threshold": 1.0}, r"threshold \(was None, is 1.0\)"),
+        ({"threshold": 1.1}, r"rule \(was \{\}, is \{'threshold': 1.1\}\)"),
         ({"weights": (1, 1)}, r"weights \(was \[\], is \[1, 1\]\)"),
         ({"patches": False}, "patches"),
+        ({"shuffle_bytes": 16_000}, r"window_bytes \(was 1000, is 2000\)"),
     ):
-        other = build(**{"shards": sets, "infinite": True} | changes)
-        with pytest.raises(ConfigError, match=f"made with other rows: .*{message}"):
-            other.load_state_dict(state)
+        changes = {"shards": sets} | changes
+        way_on = r".*resume with the same.*\(--dataloader.change-on-resume\), or leave the"
+        with pytest.raises(ConfigError, match=f"made with other rows: .*{message}{way_on}"):
+            build(**changes).load_state_dict(state)
+        build(**changes, change_on_resume=True).load_state_dict(state)
+    for change in (False, True):
+        with pytest.raises(ConfigError, match=r"seed \(was 0, is 1\); resume with the same shards"):
+            build(sets, seed=1, change_on_resume=change).load_state_dict(state)
     build(sets, prefetch=9).load_state_dict(state)
 
 
+def test_the_number_of_lanes_stays(sets, sequence):
+    """Another one is for new runs: the checkpoint's stays, whatever ranks there are."""
+    first = build(sets)
+    read([first], 30)
+    state = first.state_dict()
+    for ranks in (1, 2):
+        loaders = [
+            build(sets, rank, ranks, 2, lanes=4, shuffle_bytes=4_000) for rank in range(ranks)
+        ]
+        for loader in loaders:
+            assert loader.stream.lanes == 4
+            loader.expect(list(state))
+            assert loader.state_dict().keys() <= state.keys()
+            loader.load_state_dict(state)
+        assert read(loaders, 20)[0] == together(sequence[30 : 30 + 40 * ranks], 2 * ranks)
+
+
+def test_a_checkpoint_of_an_earlier_release_is_refused(sets):
+    with pytest.raises(ConfigError, match=r"an earlier release, .*exclude_from_loading dataloader"):
+        build(sets).expect(["rows"])
+    build(sets).expect([])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process is meant
 def test_distributed_checkpoints_hold_the_state(sets, sequence, tmp_path):
     loader = build(sets)
     next(iter(loader))
-    # One process alone is what is meant.
-    warnings.filterwarnings("ignore", "torch.distributed is disabled")
     dcp.save({"dataloader": loader}, checkpoint_id=tmp_path, no_dist=True)
-    resumed = build(sets)
-    dcp.load({"dataloader": resumed}, checkpoint_id=tmp_path, no_dist=True)
-    assert resumed.state_dict() == loader.state_dict()
-    assert interleaved([resumed]) == sequence[1:]
+    # A rank of others needs some of the keys.
+    resumed = [build(sets, rank, 2) for rank in range(2)]
+    for one in resumed:
+        dcp.load({"dataloader": one}, checkpoint_id=tmp_path, no_dist=True)
+    assert union(one.state_dict() for one in resumed) == loader.state_dict()
+    assert read(resumed, 10)[0] == together(sequence[1:21], 2)
+
+
+def test_a_log_line_says_which_number_of_lanes_suits_the_ranks(sets, caplog):
+    build(sets, 0, 8)
+    build(sets, 1, 12)
+    # The set is too small for more lanes.
+    build(sets, 0, 12, lanes=512)
+    assert not caplog.messages
+    build(sets, 0, 12)
+    assert "each of the 12 ranks reads 3.0 times its share" in caplog.text
+    assert "a new run reads just its share with --dataloader.lanes 12" in caplog.text
 
 
 def shard_files(directory) -> list:
@@ -208,13 +294,13 @@ def test_a_damaged_shard_is_named(sets, tmp_path, damage):
     directory = tmp_path / "set"
     shutil.copytree(sets[0], directory)
     victim, other = shard_files(directory)[1:3]
-    loader = build([str(directory)], infinite=True, shuffle_bytes=2000)
+    loader = build([str(directory)], shuffle_bytes=2000)
     batches = iter(loader)
     next(batches)
     if damage == "gone":
         victim.unlink()
     elif damage == "cut short":
-        victim.write_bytes(victim.read_bytes()[:-200])
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     elif damage == "overwritten":
         victim.write_bytes(b"\x55" * victim.stat().st_size)
     elif damage == "empty":
@@ -222,7 +308,7 @@ def test_a_damaged_shard_is_named(sets, tmp_path, damage):
             pass
     else:
         shutil.copy(other, victim)
-    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|holds other text)"):
+    with pytest.raises(PipelineError, match=f"{victim}: (cannot be read|is damaged)"):
         for _ in range(1000):
             next(batches)
     with pytest.raises(StopIteration):
@@ -246,15 +332,15 @@ def wait_for_threads() -> None:
 
 def test_the_thread_ends(sets):
     cores = torch.get_num_threads()
-    exhausted = build(sets)
+    exhausted = build(sets, infinite=False)
     list(exhausted)
     wait_for_threads()
-    closed = iter(build(sets, infinite=True))
+    closed = iter(build(sets))
     next(closed)
     assert len(prefetching()) == 2  # one makes windows, one makes batches of them
     closed.close()
     wait_for_threads()
-    dropped = iter(build(sets, infinite=True))
+    dropped = iter(build(sets))
     next(dropped)
     del dropped
     wait_for_threads()

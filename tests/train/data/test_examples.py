@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 from support.shard_sets import write_shards
 
-from train.data import filling, packing, shard_source
-from train.data.dataloader import ShardDataLoader
-from train.data.row_stream import RowSettings, RowStream
+from train.data import filling, lanes, packing, ranks, shard_source
+from train.data.row_settings import RowSettings
+from train.data.row_stream import RowStream
+from train.data.shard_source import ShardSource
+
+MODULES = [filling, lanes, packing, ranks, shard_source]
 
 
-@pytest.mark.parametrize("module", [filling, packing, shard_source], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
@@ -28,33 +31,24 @@ def shards(tmp_path_factory) -> Path:
 
 
 def test_an_epoch_is_a_whole_number_of_windows(shards):
-    stream = RowStream([str(shards)], RowSettings(8, patches=False, shuffle_bytes=50))
-    assert [stream._until(0, window) for window in range(3)] == [50, 100, 150]
-    cursors = [
-        cursor for _, cursor in itertools.islice(stream.windows(stream.start(), infinite=True), 4)
+    settings = RowSettings(8, patches=False, shuffle_bytes=50, lanes=1)
+    stream = RowStream([str(shards)], settings)
+    opened = itertools.islice(stream.windows(stream.start([0]), infinite=True), 4)
+    tokens, epochs = [], []
+    for window in opened:
+        tokens.append(int(window.window.documents.lengths_D.sum()))
+        epochs.append(window.cursor.begin[0].epoch)
+    assert tokens == [60, 40, 60, 40] and epochs == [0, 0, 1, 1]
+
+
+def test_ranges_of_a_line_of_tokens(tmp_path):
+    texts = [b"a" * 28, b"b" * 38, b"c" * 28]
+    shards = write_shards(str(tmp_path), texts, per_batch=1, per_shard=2)
+    source = ShardSource(shards, None, patches=False)
+    source.seed = (1,)
+    epoch = next(e for e in range(99) if next(source.read(e, 0, 1)).text[0] == ord("c"))
+    found = [
+        [bytes(documents.text[:1]) for documents in source.read(epoch, *limits)]
+        for limits in ((0, 50), (50, 100))
     ]
-    (starts,) = zip(*(cursor.positions for cursor in cursors), strict=True)
-    assert [position.tokens for position in starts] == [0, 60, 100, 160]
-    assert [position.epoch for position in starts] == [0, 0, 0, 1]
-
-
-def rows(shards: Path, ranks: int, batch: int, state: dict, count: int) -> tuple[list, dict]:
-    """The rows of each rank's microbatches, and the state after them."""
-    config = ShardDataLoader.Config(shards=[str(shards)], patches=False, shuffle_bytes=50)
-    read: list = [[] for _ in range(count)]
-    states = []
-    for rank in range(ranks):
-        loader = config.build(dp_world_size=ranks, dp_rank=rank, seq_len=8, local_batch_size=batch)
-        loader.load_state_dict(state)
-        for n, (inputs, _) in enumerate(itertools.islice(iter(loader), count)):
-            read[n] += inputs["input"].tolist()
-        states.append(loader.state_dict())
-    assert all(state == states[0] for state in states)
-    return [row for microbatch in read for row in microbatch], states[0]
-
-
-def test_two_ranks_then_three(shards):
-    expected, _ = rows(shards, ranks=1, batch=1, state={}, count=14)
-    first, state = rows(shards, ranks=2, batch=2, state={}, count=2)
-    then, _ = rows(shards, ranks=3, batch=1, state=state, count=2)
-    assert first == expected[:8] and then == expected[8:14]
+    assert found == [[b"c", b"a"], [b"b"]]

@@ -11,7 +11,7 @@ from model.layers.patch_layout import check_batch
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
 from train.data.filling import IGNORE_LABEL, empty_rows, fill_rows
 from train.data.packing import pack_rows
-from train.data.window import DocumentArrays, WindowBuilder, split_long_patches
+from train.data.window import DocumentArrays, join_documents, split_long_patches
 
 
 def numbered(patch_lengths: list[list[int]] | list[int], *, patches: bool = True) -> DocumentArrays:
@@ -28,10 +28,11 @@ def numbered(patch_lengths: list[list[int]] | list[int], *, patches: bool = True
 
 def filled(documents: DocumentArrays, tokens: int, patches: int | None, seed: int = 0) -> tuple:
     """All rows of some documents."""
-    documents, rows = pack_rows(documents, np.random.PCG64(seed), tokens, patches)
-    shapes = [(len(rows), tokens), (len(rows), tokens), (len(rows), patches or 0)]
-    arrays = [np.full(shape, -7, np.int32) for shape in shapes]
-    fill_rows(documents, rows, 0, *arrays[:2], arrays[2] if patches else None)
+    window = pack_rows(documents, np.random.PCG64(seed), tokens, patches)
+    rows = len(window.rows)
+    arrays = [np.full((rows, width), -7, np.int32) for width in (tokens, tokens, patches or 0)]
+    picked = [(window, row) for row in range(rows)]
+    fill_rows(picked, *arrays[:2], arrays[2] if patches else None)
     return tuple(arrays)
 
 
@@ -117,8 +118,7 @@ def test_long_patches_are_cut():
         pack_rows(documents, np.random.PCG64(0), 11, 6)
 
 
-@pytest.mark.parametrize("expected", [0, 100])
-def test_parts_are_laid_end_to_end(expected):
+def test_parts_are_laid_end_to_end():
     parts = [
         DocumentArrays(
             np.frombuffer(text, np.uint8), np.array(lengths), np.array(patches), np.array(n)
@@ -128,17 +128,30 @@ def test_parts_are_laid_end_to_end(expected):
             (b"c", [2, 3], [1, 1, 1, 2], [2, 2]),
         )
     ]
-    collector = WindowBuilder(expected, 2, patches=True)
-    without = WindowBuilder(expected, 2, patches=False)
-    for part in parts:
-        collector.add(part)
-        without.add(part)
-    joined = collector.documents()
+    joined = join_documents(parts, 2, patches=True)
     assert bytes(joined.text) == b"\0abc\0\0" and joined.lengths_D.tolist() == [4, 2, 3]
     assert joined.patch_lengths_P.tolist() == [1, 2, 1, 1, 1, 1, 2]
+    assert joined.patch_lengths_P.dtype == np.uint16
     assert joined.patches_D.tolist() == [3, 2, 2]
-    joined = without.documents()
+    joined = join_documents(parts, 2, patches=False)
     assert joined.patch_lengths_P is None and joined.patches_D is None
+    assert join_documents(parts, 2**16, patches=True).patch_lengths_P.dtype == np.int32
+
+
+def test_rows_of_several_windows_at_once():
+    draw = np.random.default_rng(2)
+    windows = []
+    for seed in range(3):
+        documents = numbered([draw.geometric(0.3, 20).tolist() for _ in range(8)])
+        documents = documents._replace(text=documents.text + 10_000 * seed)
+        windows.append(pack_rows(documents, np.random.PCG64(seed), 40, 20))
+    picked = [(windows[n % 3], n // 3) for n in range(9)]
+    together = [np.zeros((9, width), np.int32) for width in (40, 40, 20)]
+    fill_rows(picked, *together)
+    for n, one in enumerate(picked):
+        alone = [np.zeros((1, width), np.int32) for width in (40, 40, 20)]
+        fill_rows([one], *alone)
+        assert all((a[n] == b[0]).all() for a, b in zip(together, alone, strict=True))
 
 
 def test_empty_rows_are_accepted_and_teach_nothing():
@@ -150,6 +163,6 @@ def test_empty_rows_are_accepted_and_teach_nothing():
 
 @pytest.mark.parametrize("patches", [True, False])
 def test_no_documents_give_no_rows(patches):
-    documents = WindowBuilder(0, 14, patches=patches).documents()
+    documents = join_documents([], 14, patches=patches)
     _, rows = pack_rows(documents, np.random.PCG64(0), 16, 4)
     assert len(rows) == 0
