@@ -129,6 +129,7 @@ class ByteTrainer(Trainer):
         folder = self.checkpointer.folder if saves else None
         rows_of = self.dataloader.stream.fingerprint()
         self.skipped = SkippedSteps(self.config.skipping, folder, rows_of)
+        self.metrics_processor.skipped_steps = len(self.skipped.steps)
         try:
             super().train()
         except PipelineError:  # of all ranks alike, so a step that is being saved is completed
