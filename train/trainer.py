@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from torchtitan.trainer import Trainer
 
 from model import BLTConfig
 from pipeline.errors import ConfigError
-from train.checkpoints.model_json import Shape, write_model_description
+from train.checkpoints.model_json import write_model_description
 from train.data.dataloader import Microbatch
+from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
 
 
@@ -27,20 +28,35 @@ class ByteTrainer(Trainer):
     class Config(Trainer.Config):
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
+            if self.dataloader.allow_mixed_patches:
+                self.validator.dataloader.allow_mixed_patches = True
             _check_config(self)
 
     def __init__(self, config: Config):
         super().__init__(config)
-        if config.checkpoint.enable and torch.distributed.get_rank() == 0:
-            write_model_description(self.checkpointer.folder, self._model_description())
+        shape, notes = self.model_config.shape, self.dataloader.notes
+        if isinstance(shape, BLTConfig):
+            shape = with_patches(shape, self.dataloader.stream.provenance)
+            notes = notes + self._compare_validation()
+        if torch.distributed.get_rank() == 0:
+            for note in notes:
+                logger.warning(f"Patches: {note}.")
+            if config.checkpoint.enable:
+                write_model_description(
+                    self.checkpointer.folder,
+                    shape,
+                    initial=config.checkpoint.initial_load_path,
+                    allow_mixed_patches=config.dataloader.allow_mixed_patches,
+                )
 
-    def _model_description(self) -> Shape:
-        """The model's shape, with the boundary rule of the shards if all of them have the same."""
-        shape = self.model_config.shape
-        rules = self.dataloader.stream.patchers
-        if isinstance(shape, BLTConfig) and all(rule == rules[0] for rule in rules):
-            return replace(shape, patcher=rules[0])
-        return shape
+    def _compare_validation(self) -> list[str]:
+        if not self.config.validator.enable:
+            return []
+        return compare_validation(
+            self.validator.provenance,
+            self.dataloader.stream.provenance,
+            allowed=self.config.dataloader.allow_mixed_patches,
+        )
 
     def init_distributed(self) -> ParallelDims:
         """

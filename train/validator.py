@@ -32,9 +32,12 @@ class ShardValidator(Validator):
         super().__init__(config, **kwargs)
         names = ("dp_world_size", "dp_rank", "seq_len", "local_batch_size")
         try:  # torchtitan would open the shards only after the first steps
-            self.dl_config.build(**{name: kwargs[name] for name in names})
+            loader = self.dl_config.build(**{name: kwargs[name] for name in names})
         except ConfigError as error:
             raise ConfigError(f"--validator.{str(error).removeprefix('--')}") from error
+
+        self.provenance = loader.stream.provenance
+        """How the patches of each validation set were made."""
 
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]

@@ -20,6 +20,7 @@ from copy import copy
 import pyarrow as pa
 
 from model.patcher import Patcher
+from model.provenance import EntropyModelIdentity
 from pipeline.errors import DamagedShardError, PipelineError, translated
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.format import ENTROPIES, OWN_COLUMNS, PatchedDocument, read_documents
@@ -37,6 +38,8 @@ class ShardSet:
     entries: list[ShardEntry]
     patcher: Patcher
     """The rule that placed the boundaries."""
+    entropy_model: EntropyModelIdentity | None
+    """The model that gave the entropies; None if the manifest does not say."""
 
     def __init__(self, url: str):
         """
@@ -51,6 +54,8 @@ class ShardSet:
                 for i, values in enumerate(self.manifest["shards"])
             ]
             self.patcher = Patcher.from_json(self.manifest["patcher"])
+            model = self.manifest.get("entropy_model")
+            self.entropy_model = None if model is None else EntropyModelIdentity.from_json(model)
         except (TypeError, ValueError) as error:
             raise PipelineError(f"{url}: {MANIFEST} is damaged: {error}") from error
 

@@ -11,11 +11,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from model.provenance import PatchProvenance
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError, translated
 from train.__main__ import configurations
 from train.checkpoints.model_json import steps_in
+from train.data.provenance import compare_validation
 from train.shim import prepare
 
 if TYPE_CHECKING:
@@ -100,9 +102,14 @@ def check_run(arguments: list[str]) -> RunPlan:
         raise ConfigError(f"--config: there is no {name}; there are {', '.join(configurations())}")
     config = parse_config(arguments)
     with translated(f"--dump-folder {config.dump_folder}", ConfigError):
-        _check_data("--dataloader", config.dataloader, config.training)
+        training = _check_data("--dataloader", config.dataloader, config.training)
         if config.validator.enable:
-            _check_data("--validator.dataloader", config.validator.dataloader, config.training)
+            validation = _check_data(
+                "--validator.dataloader", config.validator.dataloader, config.training
+            )
+            if config.dataloader.patches:
+                allowed = config.dataloader.allow_mixed_patches
+                compare_validation(validation, training, allowed=allowed)
         checkpoints = filesystem.join(config.dump_folder, config.checkpoint.folder)
         initial = config.checkpoint.initial_load_path
         # A run that has saved steps resumes from the last one, and reads no initial weights.
@@ -146,19 +153,25 @@ def _first_paragraph(box: io.TextIOWrapper) -> str:
     return " ".join(lines[:end]).removeprefix("Error parsing Config: ")
 
 
-def _check_data(flag: str, loader: "ShardDataLoader.Config", training: "TrainingConfig") -> None:
+def _check_data(
+    flag: str, loader: "ShardDataLoader.Config", training: "TrainingConfig"
+) -> list[PatchProvenance]:
     """Open the shards of ``flag`` as the trainer will.
+
+    Returns:
+        how the patches of each set were made.
 
     Raises:
         ConfigError: the shards cannot be read, or not with these settings.
     """
     try:
-        loader.build(
+        opened = loader.build(
             dp_world_size=1,
             dp_rank=0,
             seq_len=training.seq_len,
             local_batch_size=training.local_batch_size,
         )
+        return opened.stream.provenance
     except PipelineError as error:
         text = str(error).removeprefix("dataloader.")
         separator = "." if text != str(error) else ".shards: "

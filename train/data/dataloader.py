@@ -22,6 +22,7 @@ from torchtitan.components.dataloader import BaseDataLoader
 from pipeline.errors import ConfigError
 from pipeline.prefetch import prefetch
 from train.data.filling import empty_rows, fill_rows
+from train.data.provenance import compare_sets
 from train.data.row_stream import Cursor, PackedWindow, RowSettings, RowStream
 
 Microbatch = tuple[dict[str, Tensor], Tensor]
@@ -55,6 +56,8 @@ class ShardDataLoader(BaseDataLoader):
         """Start the next epoch when one ends; otherwise stop after the first."""
         patches: bool = True
         """Yield patch lengths. Without them, as entropy models read rows, rows end at any byte."""
+        allow_mixed_patches: bool = False
+        """Train on, resume from and validate with patches of different rules or entropy models."""
 
     def __init__(
         self,
@@ -92,6 +95,11 @@ class ShardDataLoader(BaseDataLoader):
             shuffle_bytes=config.shuffle_bytes,
         )
         self.stream = RowStream(config.shards, settings)
+        self.notes: list[str] = []
+        """Sentences about the shard sets that the log should hold."""
+        if config.patches:
+            sets, allowed = self.stream.provenance, config.allow_mixed_patches
+            self.notes = compare_sets(sets, allowed=allowed)
         self.share = RankShare(dp_rank, dp_world_size, local_batch_size)
         self._next = self.stream.start()
         self._resumed = False

@@ -32,8 +32,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.patcher import Patcher
+from model.provenance import PatchProvenance
 from pipeline.errors import ConfigError
+from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
 from train.data.packing import Rows, pack_rows
 from train.data.shard_source import Position, ShardSource
@@ -122,9 +123,9 @@ class RowStream:
         self.patches_per_row = self._patches_per_row() if settings.patches else None
 
     @property
-    def patchers(self) -> list[Patcher]:
-        """The boundary rule of each shard set, with the threshold that is used."""
-        return [source.patcher or source.shards.patcher for source in self.sources]
+    def provenance(self) -> list[PatchProvenance]:
+        """How the patches of each shard set were made, with the rule that is used."""
+        return [provenance_of(source.shards, source.patcher) for source in self.sources]
 
     def _patches_per_row(self) -> int:
         if self.settings.patches_per_row is not None:
