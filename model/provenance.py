@@ -175,7 +175,7 @@ def _recorded_differences(
 ) -> PatchDifferences:
     if recorded.identified or not given.patcher.reads_entropies:
         return patch_differences(recorded, given, names)
-    unknown = f"{names[0]} does not record an entropy model to compare that of {names[1]} with"
+    unknown = f"{names[0]} does not record its entropy model: that of {names[1]} is not compared"
     alone = replace(given, entropy_model=None)
     return patch_differences(recorded, alone, names)._replace(note=unknown)
 

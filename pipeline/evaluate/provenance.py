@@ -41,7 +41,7 @@ def compare_with_training(
     if record:
         _report(closest(record, given, ("the checkpoint", what)), flag, allowed=allowed, say=say)
     elif given.patcher.reads_entropies:
-        say("note: the checkpoint does not record the patches that it was trained on to compare")
+        say(f"note: the checkpoint does not record its patches: those of {what} are not compared")
     kinds = kinds_of(record)
     if len(kinds) > 1:
         say(

@@ -15,7 +15,9 @@ def provenance_of(shards: ShardSet, patcher: Patcher | None = None) -> PatchProv
     Args:
         patcher: the rule by which the set is re-patched; its own by default.
     """
-    return PatchProvenance(patcher or shards.patcher, shards.entropy_model, (shards.output.url,))
+    patcher = patcher or shards.patcher
+    model = shards.entropy_model if patcher.reads_entropies else None
+    return PatchProvenance(patcher, model, (shards.output.url,))
 
 
 def recorded(provenances: Sequence[PatchProvenance]) -> tuple[PatchProvenance, ...]:

@@ -1,11 +1,13 @@
 """For tests of evaluation: a tiny BLT with its entropy model, and shards made without Ray."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
+from model.checkpoints.entropy_model import fingerprint
+from model.provenance import EntropyModelIdentity
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
@@ -77,7 +79,7 @@ def make_shards(
             patch_split(split, i, config, scorer, directory, lambda tokens: None)
     columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names
     rule = patcher.to_json()
-    model_of = {"source": "tiny", "fingerprint": "a" * 64}
+    model_of = asdict(EntropyModelIdentity("tiny", fingerprint(model), "cpu float32", False))
     sources = [{"name": Path(url).name, "url": url} for url in config.input]
     provenance = {
         "patcher": rule,

@@ -7,6 +7,7 @@ makes a directory of safetensors complete.
 """
 
 import json
+import logging
 import posixpath
 import uuid
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from model.provenance import closest, grouped
 from pipeline.storage.output import filesystem_of
 
 DESCRIPTION_FILE = "model.json"
+
+logger = logging.getLogger(__name__)
 
 Shape = BLTConfig | EntropyModelConfig
 LATER_FIELDS = ("patch_provenance",)
@@ -85,12 +88,14 @@ def with_earlier_patches(shape: Shape, before: Shape | None, where: str, *, allo
     if not earlier or not shape.patch_provenance:
         return shape
     for given in shape.patch_provenance:
-        differ = closest(earlier, given, ("the weights", "the shards")).boundaries
-        if differ and not allowed:
+        differ = closest(earlier, given, ("the weights", "the shards"))
+        if differ.boundaries and not allowed:
             raise CheckpointError(
-                f"{where}: was trained on other patches: {differ}; train on shards that were "
-                "patched alike, or go on with both (--dataloader.allow-mixed-patches)"
+                f"{where}: was trained on other patches: {differ.boundaries}; train on shards that "
+                "were patched alike, or go on with both (--dataloader.allow-mixed-patches)"
             )
+        for note in filter(None, differ):
+            logger.warning(f"{where}: {note}.")
     return replace(shape, patch_provenance=grouped([*shape.patch_provenance, *earlier]))
 
 
