@@ -65,8 +65,8 @@ def write_model_description(
             raise CheckpointError(
                 f"{folder}: holds steps of another model: {differing}; train into another folder"
             )
-    elif initial:
-        before, where = _initial_shape(initial, shape), initial
+    elif initial and isinstance(shape, BLTConfig):
+        before, where = _initial_shape(initial), initial
     shape = with_earlier_patches(shape, before, where, allowed=allow_mixed_patches)
     _write(filesystem, target, config_json(shape))
 
@@ -85,6 +85,8 @@ def with_earlier_patches(shape: Shape, before: Shape | None, where: str, *, allo
     if not isinstance(shape, BLTConfig) or not isinstance(before, BLTConfig):
         return shape
     earlier = before.known_patches
+    if not earlier:
+        logger.warning(f"{where}: does not say which patches it was trained on.")
     if not earlier or not shape.patch_provenance:
         return shape
     for given in shape.patch_provenance:
@@ -99,15 +101,14 @@ def with_earlier_patches(shape: Shape, before: Shape | None, where: str, *, allo
     return replace(shape, patch_provenance=grouped([*shape.patch_provenance, *earlier]))
 
 
-def _initial_shape(initial: str, like: Shape) -> Shape | None:
-    """The model of the weights to begin with; None if they cannot be read, which loading them says,
-    or do not say what they are."""
+def _initial_shape(initial: str) -> Shape | None:
+    """The model of the weights to begin with; None if it cannot be read: loading them says why."""
     try:
-        described = (Path(initial, name).exists() for name in ("config.json", "params.json"))
-        if isinstance(like, BLTConfig) and any(described):
+        if any(Path(initial, name).exists() for name in ("config.json", "params.json")):
             return read_blt(Path(initial))[0]
         return read_model_description(initial)
-    except CheckpointError:
+    except (CheckpointError, OSError):
+        logger.warning(f"{initial}: does not say which patches it was trained on.")
         return None
 
 

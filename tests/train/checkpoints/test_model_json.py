@@ -72,7 +72,7 @@ def test_patches_of_all_runs_are_recorded(tmp_path):
     with pytest.raises(CheckpointError, match=message):
         write_model_description(str(folder), other)
     rule = replace(one, patch_provenance=(replace(ONE, patcher=Patcher(2.0)),))
-    with pytest.raises(CheckpointError, match=r"the rule of the weights is global \(threshold 1\.5\)"):
+    with pytest.raises(CheckpointError, match=r"rule of the weights is global \(threshold 1\.5\)"):
         write_model_description(str(folder), rule)
     assert read_model_description(str(folder)) == one
     # Further sets of the same patches, and other patches where that is allowed, are added.
