@@ -20,6 +20,9 @@ from train.data.dataloader import Microbatch
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
 
+SHOWN_NOTES = 10
+"""Differences between shard sets that are logged one by one."""
+
 
 class ByteTrainer(Trainer):
     """torchtitan's loop, which counts each microbatch and writes ``model.json``."""
@@ -39,8 +42,10 @@ class ByteTrainer(Trainer):
             shape = with_patches(shape, self.dataloader.stream.provenance)
             notes = notes + self._compare_validation()
         if torch.distributed.get_rank() == 0:
-            for note in notes:
+            for note in notes[:SHOWN_NOTES]:
                 logger.warning(f"Patches: {note}.")
+            if len(notes) > SHOWN_NOTES:
+                logger.warning(f"Patches: {len(notes) - SHOWN_NOTES} more sets differ.")
             if config.checkpoint.enable:
                 write_model_description(
                     self.checkpointer.folder,

@@ -135,6 +135,13 @@ def test_the_record_of_patches_goes_along(entropy_model, layout, convert, tmp_pa
     assert convert(tmp_path / "between", tmp_path / "end") == (0, ANY, "")
     assert load_blt(tmp_path / "between", device="cpu").config.patch_provenance == record
     assert load_blt(tmp_path / "end", device="cpu").config.patch_provenance == record
+    if layout == "transformers":  # which passes over the record
+        theirs, loading = BltForCausalLM.from_pretrained(
+            tmp_path / "between", output_loading_info=True
+        )
+        assert not any(loading[what] for what in ("missing_keys", "unexpected_keys"))
+        theirs.save_pretrained(tmp_path / "theirs")
+        assert load_blt(tmp_path / "theirs", device="cpu").config.patch_provenance == record
     allowed = (*flags, tmp_path / "other", "--allow-other-entropies")
     status, _, err = convert(tmp_path / "end", tmp_path / "other-model", *allowed)
     assert status == 0 and err.startswith("note: the entropy model of the checkpoint is small")
