@@ -5,6 +5,7 @@ import shutil
 import sys
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 # A checkout that is not installed: the packages lie beside this directory.
@@ -17,6 +18,7 @@ from model.blt import BLT
 from model.checkpoints.blt import load_blt, own_entropy_model, save_blt
 from model.checkpoints.entropy_model import (
     Layout,
+    fingerprint,
     holds_entropy_model_alone,
     load_entropy_model,
     save_entropy_model,
@@ -24,9 +26,12 @@ from model.checkpoints.entropy_model import (
 from model.checkpoints.files import CheckpointError, local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
+from model.provenance import EntropyModelIdentity
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.evaluate.provenance import compare_entropy_model
 from train.checkpoints.average import read_average, steps_until
 from train.checkpoints.model_json import steps_in
 from train.checkpoints.steps import is_step, read_step
@@ -57,6 +62,8 @@ class ConvertCheckpointConfig:
     holds, if it holds one, by default."""
     average: int = 1
     """Steps whose weights are averaged, in float32: the given one and those before it."""
+    allow_other_entropies: bool = False
+    """Put an entropy model with a BLT that was trained with another one."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -78,11 +85,13 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
             model: Model = read_average(steps) if len(steps) > 1 else read_step(config.checkpoint)
         except CheckpointError as error:
             raise ConfigError(f"--checkpoint: {error}") from error
-        write_checkpoint(output, model, _entropy_model(config, model, None), config.layout)
+        entropy_model = _entropy_model(config, model, None)
+        _compare(config, model, entropy_model, console)
+        write_checkpoint(output, model, entropy_model, config.layout)
     elif config.average > 1:
         raise ConfigError(f"--average: {config.checkpoint} is no step of the trainer; leave it out")
     else:
-        model = _convert_weights(config, output)
+        model = _convert_weights(config, output, console)
     kind = "BLT" if isinstance(model, BLT) else "entropy model"
     files = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
     if config.json:
@@ -128,7 +137,7 @@ def _output(given: str) -> Path:
     return output
 
 
-def _convert_weights(config: ConvertCheckpointConfig, output: Path) -> Model:
+def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Console) -> Model:
     """Convert weights, which are mapped from files that must exist until all is written.
 
     Returns:
@@ -145,12 +154,36 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path) -> Model:
                 if directory.is_absolute():  # else the names are the same
                     message = message.replace(str(directory), source.rstrip("/"))
                 raise CheckpointError(message) from error
+            _compare(config, model, entropy_model, console)
             write_checkpoint(output, model, entropy_model, config.layout)
             return model
     except CheckpointError as error:
         steps = steps_in(source) if Path(source).is_dir() else []
         hint = f"; it holds steps: give one of them, such as {steps[0]}" if steps else ""
         raise ConfigError(f"--checkpoint: {error}{hint}") from error
+
+
+def _compare(
+    config: ConvertCheckpointConfig,
+    model: Model,
+    entropy_model: AnyEntropyModel | None,
+    console: Console,
+) -> None:
+    """Compare the entropy model that a BLT gets with those that its checkpoint records.
+
+    Raises:
+        ConfigError: it is another one, and that is not allowed.
+    """
+    if not isinstance(model, BLT) or not any(e.identified for e in model.config.patch_provenance):
+        return
+    if entropy_model is not None:
+        source = config.entropy_model or config.checkpoint
+        compare_entropy_model(
+            model.config,
+            EntropyModelIdentity(source, fingerprint(entropy_model)),
+            allowed=config.allow_other_entropies,
+            say=partial(print_line, console),
+        )
 
 
 def _load(directory: Path) -> Model:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 # A checkout that is not installed: the packages lie beside this directory.
@@ -19,8 +20,9 @@ from model.generation.generate import stream
 from model.generation.sampling import Sampling
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import flag_name
+from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError
-from pipeline.evaluate.models import fetched, load_model, load_patching
+from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,16 @@ class GenerateConfig:
     """Texts to write on from, each on its own; standard input, as one text, by default."""
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model; the one that lies with the BLT by default."""
+    rule: str | None = None
+    """Name of the rule that places the boundaries, instead of the checkpoint's, or which of its
+    rules where it was trained on sets of several."""
     threshold: float | None = None
     """Nats: where a patch starts, instead of the checkpoint's own."""
     reset_at_newline: bool = False
-    """The entropy model's context starts again after each newline."""
+    """The entropy model's context starts again after each newline; by default as the checkpoint
+    records it."""
+    allow_other_entropies: bool = False
+    """Go on with entropies of another model than the one that the checkpoint was trained with."""
     max_new_bytes: int = 256
     """The most bytes to write after each prompt."""
     temperature: float = 0.0
@@ -70,7 +78,7 @@ def run(config: GenerateConfig, console: Console) -> int:
     # As bytes, because a command line need not be UTF-8.
     prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
     try:
-        pieces = _pieces(config, prompts)
+        pieces = _pieces(config, prompts, console)
     except ValueError as error:  # the model refuses an argument and names it
         raise ConfigError(_flag_of(str(error))) from error
     began = time.monotonic()
@@ -93,20 +101,16 @@ def run(config: GenerateConfig, console: Console) -> int:
     return 0
 
 
-def _pieces(config: GenerateConfig, prompts: Sequence[bytes]) -> Iterator[list[bytes]]:
+def _pieces(
+    config: GenerateConfig, prompts: Sequence[bytes], console: Console
+) -> Iterator[list[bytes]]:
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     with fetched(config.model) as directory:
         model = load_model(directory)
         if not isinstance(model, BLT):
             raise ConfigError(f"--model: {config.model} is an entropy model; give a BLT")
-        patching = load_patching(
-            model,
-            config.model,
-            directory,
-            config.entropy_model,
-            config.threshold,
-            reset_at_newline=config.reset_at_newline,
-        )
+        say = partial(print_line, console)
+        patching = load_patching(model, config.model, directory, PatchFlags.of(config), say)
     return stream(
         model,
         patching.entropy_model,

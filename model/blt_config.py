@@ -7,6 +7,7 @@ encoder, the latent transformer and the local decoder of arXiv 2412.09871, secti
 from dataclasses import asdict, dataclass
 
 from model.patcher import Patcher
+from model.provenance import PatchProvenance
 from model.tokenizer import VOCAB_SIZE
 from model.widths import BlockShape, default_hidden_dim
 
@@ -69,7 +70,10 @@ class BLTConfig:
     norm_eps: float = 1e-5
     vocab_size: int = VOCAB_SIZE
     patcher: Patcher | None = None
-    """The boundary rule that the weights were trained with, if it is known."""
+    """The boundary rule that the weights were trained with, if it is known and one."""
+    patch_provenance: tuple[PatchProvenance, ...] = ()
+    """How the patches were made that the weights were trained with, the latest first; empty if it
+    is not known. It changes nothing that is computed."""
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -95,6 +99,12 @@ class BLTConfig:
                 raise ValueError(f"{name}: must be positive, got {value}")
         if self.vocab_size < VOCAB_SIZE:
             raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
+
+    @property
+    def known_patches(self) -> tuple[PatchProvenance, ...]:
+        """The provenances that are recorded; without a record the rule alone, if it is known."""
+        alone = () if self.patcher is None else (PatchProvenance(self.patcher),)
+        return self.patch_provenance or alone
 
     def _default(self, name: str, value: int) -> None:
         if getattr(self, name) is None:

@@ -72,6 +72,16 @@ class Patcher:
         if value is not None and value != value:
             raise ValueError(f"{name}: is not a number")
 
+    def __str__(self) -> str:
+        """The rule in words, such as ``global (threshold 1.5)``."""
+        given = {name: value for name, value in self.to_json().items() if value is not False}
+        listed = ", ".join(
+            name if value is True else f"{name} {value}"
+            for name, value in given.items()
+            if name != "rule"
+        )
+        return f"{self.rule} ({listed})" if listed else self.rule
+
     @property
     def boundary_rule(self) -> BoundaryRule:
         """The rule that is applied, as published if that was asked for."""

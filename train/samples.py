@@ -205,8 +205,9 @@ def _patching(shape: Shape, stream: RowStream) -> tuple[Patcher | None, bool]:
     """
     if not isinstance(shape, BLTConfig):
         return None, False
-    patcher = stream.patchers[0]
-    if any(other != patcher for other in stream.patchers):
+    patchers = [each.patcher for each in stream.provenance]
+    patcher = patchers[0]
+    if any(other != patcher for other in patchers):
         logger.warning(f"samples: the shard sets have different rules; boundaries follow {patcher}")
     if patcher.needs_whole_document:
         raise ConfigError(

@@ -5,7 +5,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from torchtitan.trainer import Trainer
 from model import BLTConfig
 from pipeline.errors import ConfigError, PipelineError
 from train.checkpoints.model_json import Shape, write_model_description
+from train.collective import on_rank_0
 from train.data.dataloader import Microbatch
+from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
 from train.samples import Samples, SamplesConfig
 from train.skipping import (
@@ -33,6 +35,9 @@ from train.skipping import (
     finite_gradients,
 )
 
+SHOWN_NOTES = 10
+"""Differences between shard sets that are logged one by one."""
+
 
 class ByteTrainer(Trainer):
     """torchtitan's loop, which counts each microbatch and writes ``model.json``."""
@@ -44,21 +49,41 @@ class ByteTrainer(Trainer):
 
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
+            if self.dataloader.allow_mixed_patches:
+                self.validator.dataloader.allow_mixed_patches = True
             _check_config(self)
 
     def __init__(self, config: Config):
         super().__init__(config)
-        if config.checkpoint.enable and torch.distributed.get_rank() == 0:
-            write_model_description(self.checkpointer.folder, self._model_description())
+        shape, notes = self.model_config.shape, self.dataloader.notes
+        if isinstance(shape, BLTConfig):
+            shape = with_patches(shape, self.dataloader.stream.provenance)
+            notes = notes + self._compare_validation()
+        on_rank_0(lambda: self._describe(shape, notes))
         self.samples = self._make_samples() if config.samples.freq > 0 else None
 
-    def _model_description(self) -> Shape:
-        """The model's shape, with the boundary rule of the shards if all of them have the same."""
-        shape = self.model_config.shape
-        rules = self.dataloader.stream.patchers
-        if isinstance(shape, BLTConfig) and all(rule == rules[0] for rule in rules):
-            return replace(shape, patcher=rules[0])
-        return shape
+    def _describe(self, shape: Shape, notes: list[str]) -> None:
+        """Log what is to be said of the shard sets, and write ``model.json``."""
+        for note in notes[:SHOWN_NOTES]:
+            logger.warning(f"Patches: {note}.")
+        if len(notes) > SHOWN_NOTES:
+            logger.warning(f"Patches: {len(notes) - SHOWN_NOTES} more sets differ.")
+        if self.config.checkpoint.enable:
+            write_model_description(
+                self.checkpointer.folder,
+                shape,
+                initial=self.config.checkpoint.initial_load_path,
+                allow_mixed_patches=self.config.dataloader.allow_mixed_patches,
+            )
+
+    def _compare_validation(self) -> list[str]:
+        if not self.config.validator.enable:
+            return []
+        return compare_validation(
+            [p for held_out in self.validator.sets.values() for p in held_out.stream.provenance],
+            self.dataloader.stream.provenance,
+            allowed=self.config.dataloader.allow_mixed_patches,
+        )
 
     def _make_samples(self) -> Samples:
         config = self.config

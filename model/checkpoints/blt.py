@@ -6,10 +6,13 @@
 * published, consolidated: ``params.json`` (key ``model``) + ``consolidated.pth`` (key ``model``);
 * transformers: ``config.json`` with ``"model_type": "blt"`` + safetensors; the entropy model, which
   :func:`model.load_entropy_model` reads, may lie in the same files.
+
+In every ``config.json`` that we write, the key ``patch_provenance`` holds how the patches were made
+that the weights were trained with (:class:`model.provenance.PatchProvenance`), if it is known.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
@@ -43,8 +46,10 @@ from model.checkpoints.files import (
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
+from model.provenance import PatchProvenance
 
 FORMAT = "blt-titan/blt/1"
+PROVENANCE = "patch_provenance"
 ENTROPY_MODEL = "entropy_model"
 """Directory of the entropy model, below a BLT of ours or beside a published one."""
 PUBLISHED = ("facebook/blt-1b", "facebook/blt-7b")
@@ -108,10 +113,11 @@ def save_blt(
     if layout == "own":
         config = own_config(model.config)
     elif layout == "published":
-        config = {"args": to_published_args(model.config)}
+        config = {"args": to_published_args(model.config), **_provenance_entry(model.config)}
     else:
         assert not isinstance(entropy_model, NGramEntropyModel)
         config = {**to_transformers_config(model.config, entropy_model)}
+        config |= _provenance_entry(model.config)
         weights = to_transformers_weights(weights, entropy_model)
     target = Path(directory)
     if layout != "transformers" and entropy_model is not None:
@@ -129,7 +135,8 @@ def _unshared(tensor: Tensor) -> Tensor:
 
 def own_config(shape: BLTConfig) -> JsonObject:
     """The ``config.json`` of a BLT in our own layout."""
-    return {"format": FORMAT, **asdict(shape)}
+    shape_alone = {k: v for k, v in asdict(shape).items() if k != PROVENANCE}
+    return {"format": FORMAT, **shape_alone, **_provenance_entry(shape)}
 
 
 def from_own_config(config: JsonObject) -> BLTConfig:
@@ -141,7 +148,26 @@ def from_own_config(config: JsonObject) -> BLTConfig:
     values = own_arguments(config, BLTConfig)
     if values.get("patcher"):
         values["patcher"] = Patcher.from_json(values["patcher"])
-    return BLTConfig(**values)
+    values.pop(PROVENANCE, None)
+    return _with_provenance(BLTConfig(**values), config)
+
+
+def _provenance_entry(shape: BLTConfig) -> JsonObject:
+    """The key of ``config.json`` that holds how the training's patches were made, in every layout;
+    other programs pass over it."""
+    entry = [asdict(each) for each in shape.patch_provenance]
+    return {PROVENANCE: entry} if entry else {}
+
+
+def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
+    """
+    Raises:
+        ValueError: the entry is damaged; says where.
+    """
+    entry = config.get(PROVENANCE, [])
+    if not isinstance(entry, list):
+        raise ValueError(f"{PROVENANCE}: {entry!r:.80} is no list")
+    return replace(shape, patch_provenance=tuple(map(PatchProvenance.from_json, entry)))
 
 
 def own_entropy_model(directory: Path) -> Path | None:
@@ -193,12 +219,13 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
     if config.get("format") == FORMAT:
         return from_own_config(config), read_safetensors(directory)
     if config.get("model_type") == "blt":
-        shape = from_transformers_config(config)
+        shape = _with_provenance(from_transformers_config(config), config)
         return shape, from_transformers_weights(shape, read_safetensors(directory))
     if "args" in config:
         train = read_json(directory / "train_args.json")
         patching = train.get("data", {}).get("patcher_args") or {}
-        return from_published_args(config["args"], patching), read_safetensors(directory)
+        shape = _with_provenance(from_published_args(config["args"], patching), config)
+        return shape, read_safetensors(directory)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):
         patching = params.get("data", {}).get("patcher_args") or {}

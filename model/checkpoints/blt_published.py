@@ -5,7 +5,7 @@ directories in ``params.json`` under ``model``. :mod:`model.checkpoints.blt` rea
 files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from model.blt_config import PARTS, BLTConfig
@@ -208,7 +208,8 @@ def to_published_args(config: BLTConfig) -> JsonObject:
     }
     if not config.hash_across_documents:  # other readers know no such argument
         del args["hash_across_documents"]
-    for name, (value, read) in differences(config, from_published_args(args, {})).items():
+    alone = replace(config, patch_provenance=())  # config.json holds it beside the arguments
+    for name, (value, read) in differences(alone, from_published_args(args, {})).items():
         raise CheckpointError(
             f"the published layout cannot hold this model; {name}: {value} would be read as {read}"
         )

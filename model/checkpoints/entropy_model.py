@@ -11,7 +11,7 @@ No code of a checkpoint is ever run: pickles are read with ``weights_only``. Lay
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -38,6 +38,7 @@ from model.ngram import NGramEntropyModel
 
 __all__ = [
     "CheckpointError",
+    "computed_in",
     "fingerprint",
     "from_own_config",
     "holds_entropy_model_alone",
@@ -50,6 +51,11 @@ __all__ = [
 
 FORMAT = "blt-titan/entropy-model/1"
 Layout = Literal["own", "transformers", "published"]
+FIRST_ARGUMENTS = (
+    *("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "context_length", "window"),
+    *("rope_theta", "norm_eps", "vocab_size"),
+)
+"""The arguments that every fingerprint covers."""
 
 
 def load_entropy_model(
@@ -142,14 +148,44 @@ def save_entropy_model(
 
 
 def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
-    """The sha256 of configuration and all weights, in the dtype that they have now."""
+    """The sha256 of configuration and weights: equal exactly for models that compute the same.
+
+    A transformer is hashed in float32, under our names, with its arguments as our own layout
+    states them. So neither the layout nor the dtype of its files matters (bfloat16 weights are
+    the same numbers in float32), but weights that were rounded to bfloat16 are another model.
+    Manifests have held this value from their first release on: it must not change.
+    """
     config, tensors = _state(model)
+    if isinstance(model, EntropyModel):
+        config = {"kind": config["kind"], **_stated_arguments(model.config)}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
+        if isinstance(model, EntropyModel):
+            tensor = tensor.float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def computed_in(model: EntropyModel | NGramEntropyModel) -> str:
+    """Kind of device, and dtype, in which a model computes entropies; ``cpu float32`` for an n-gram
+    model."""
+    if isinstance(model, NGramEntropyModel):
+        return "cpu float32"
+    return f"{model.device.type} {str(model.output.weight.dtype).removeprefix('torch.')}"
+
+
+def _stated_arguments(shape: EntropyModelConfig) -> JsonObject:
+    """The arguments that a fingerprint covers. One that a later release adds counts where it is
+    not the default, so that earlier fingerprints stay what they are."""
+    values: JsonObject = {}
+    for field in fields(shape):
+        value = getattr(shape, field.name)
+        if field.name in FIRST_ARGUMENTS or value != field.default:
+            # Some files say 10000 where others say 10000.0.
+            values[field.name] = float(value) if isinstance(field.default, float) else value
+    return values
 
 
 def own_config(shape: EntropyModelConfig) -> JsonObject:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipeline.cli.flags import flag_name
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
@@ -43,11 +44,17 @@ class EvaluateConfig:
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model that places the patches in text; by default the
     one that lies with the model, or belongs to it on the hub."""
+    rule: str | None = None
+    """Name of the rule that places the boundaries, instead of the checkpoint's, or which of its
+    rules where it was trained on sets of several."""
     threshold: float | None = None
     """Nats above which a patch starts, instead of the checkpoint's threshold. Shards are re-patched
     with it from their stored entropies."""
     reset_at_newline: bool = False
-    """The entropy model's context starts again after each newline."""
+    """The entropy model's context starts again after each newline; by default as the checkpoint
+    records it."""
+    allow_other_entropies: bool = False
+    """Go on with entropies of another model than the one that the checkpoint was trained with."""
     context: int = 8192
     """Bytes per window."""
 
@@ -94,9 +101,11 @@ class EvaluateConfig:
                 f"{' and '.join(given) or '--input'}: give one of --input (text), --shards and "
                 "--harness-tasks"
             )
-        if self.shards and (self.entropy_model is not None or self.reset_at_newline):
-            name = "--entropy-model" if self.entropy_model is not None else "--reset-at-newline"
-            raise ConfigError(f"{name}: the patches of --shards are there already; leave it out")
+        for name in ("entropy_model", "rule", "reset_at_newline"):
+            if self.shards and getattr(self, name):
+                raise ConfigError(
+                    f"{flag_name(name)}: the patches of --shards are there already; leave it out"
+                )
         if self.context < 2:
             raise ConfigError(f"--context: must be at least 2 bytes, got {self.context}")
         if not 0 < self.confidence < 1:

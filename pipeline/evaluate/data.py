@@ -18,7 +18,7 @@ from pipeline.errors import (
     translated,
 )
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.models import with_threshold
+from pipeline.evaluate.provenance import with_threshold
 from pipeline.patches import recut
 from pipeline.shards.format import (
     ENTROPIES,
@@ -29,6 +29,7 @@ from pipeline.shards.format import (
     read_patches,
     read_texts,
 )
+from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.listing import InputFile, list_inputs
 
@@ -169,6 +170,7 @@ class ShardData:
                 "leave it out, or patch the corpus with them"
             )
         self.patcher = with_threshold(self.shards.patcher, config.threshold)
+        self.provenance = provenance_of(self.shards, self.patcher)
         self.bytes = self.shards.statistics.bytes
 
     def batches(self) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ Importing this module registers it; lm-eval is an optional extra (``pip install 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ from model.blt import BLT
 from model.generation.generate import generate
 from model.tokenizer import encode_documents
 from pipeline.cli.progress_bar import metered
+from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, translated
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.job import RESAMPLES
 from pipeline.evaluate.likelihood import Predictions, predict
-from pipeline.evaluate.models import fetched, load_model, load_patching
+from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
 
 BATCH_SIZE = 64
 BYTES_PER_TOKEN = 4
@@ -58,6 +60,8 @@ class HarnessBLT(LM):
         batch_size: int | str = BATCH_SIZE,
         device: str | None = None,
         seed: int = 0,
+        rule: str | None = None,
+        allow_other_entropies: bool = False,
     ):
         """
         Args:
@@ -65,7 +69,8 @@ class HarnessBLT(LM):
             entropy_model: directory, URL or hub id of the entropy model that places its patches; by
                 default the one that lies with the BLT.
             threshold: nats above which a patch starts, instead of the checkpoint's.
-            reset_at_newline: the entropy model's context starts again after each newline.
+            reset_at_newline: the entropy model's context starts again after each newline; by
+                default as the checkpoint records it.
             context: bytes of a window of ``loglikelihood_rolling``; ``loglikelihood`` always reads
                 all of its context.
             batch_size: requests that are handled together; "auto" for a usual number.
@@ -73,6 +78,9 @@ class HarnessBLT(LM):
                 says cuda where there is none, too.)
             seed: seed of the first request, for tasks that sample; each further request has the
                 next one.
+            rule: name of the rule that places the boundaries, instead of the checkpoint's.
+            allow_other_entropies: go on with entropies of another model than the one that the
+                checkpoint was trained with.
 
         Raises:
             ConfigError: a model cannot be loaded, or ``context`` is too small.
@@ -84,14 +92,11 @@ class HarnessBLT(LM):
             loaded = load_model(directory, device if torch.cuda.is_available() else None)
             if not isinstance(loaded, BLT):
                 raise ConfigError(f"--model: {model} is an entropy model; the harness needs a BLT")
-            self.patching = load_patching(
-                loaded,
-                model,
-                directory,
-                entropy_model,
-                threshold,
-                reset_at_newline=reset_at_newline,
+            flags = PatchFlags(
+                entropy_model, rule, threshold, reset_at_newline, allow_other_entropies
             )
+            say = partial(print_line, Console(stderr=True))
+            self.patching = load_patching(loaded, model, directory, flags, say)
         patcher = self.patching.patcher
         if patcher.needs_whole_document:
             raise ConfigError(
@@ -192,6 +197,8 @@ def evaluate_tasks(config: EvaluateConfig) -> dict[str, Any]:
         config.reset_at_newline,
         config.context,
         seed=config.seed,
+        rule=config.rule,
+        allow_other_entropies=config.allow_other_entropies,
     )
     return lm_eval.simple_evaluate(
         model,

@@ -6,6 +6,7 @@ One process, on a GPU if there is one; no Ray. The hot path is :mod:`pipeline.ev
 import time
 from array import array
 from dataclasses import dataclass
+from functools import partial
 from math import log
 
 import numpy as np
@@ -14,11 +15,19 @@ from rich.console import Console
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from pipeline.cli.progress_bar import metered
+from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import Batch, Problems, ShardData, TextData
 from pipeline.evaluate.likelihood import predict
-from pipeline.evaluate.models import Patching, fetched, load_model, load_patching
+from pipeline.evaluate.models import (
+    PatchFlags,
+    Patching,
+    fetched,
+    load_model,
+    load_patching,
+)
+from pipeline.evaluate.provenance import Say, compare_with_training
 from pipeline.prefetch import prefetch
 
 RESAMPLES = 2000
@@ -147,15 +156,16 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     data = ShardData(config) if config.shards else TextData(config)
     with fetched(config.model) as directory:
         model = load_model(directory)
-        patching = _patching(config, model, directory)
+        patching = _patching(config, model, directory, partial(print_line, console))
     if isinstance(data, ShardData) and isinstance(model, BLT):
-        trained_with = model.config.patcher
-        if trained_with is not None and trained_with != data.patcher:
-            console.print(
-                f"note: the patches follow {data.patcher}, the model was trained with "
-                f"{trained_with}",
-                highlight=False,
-            )
+        compare_with_training(
+            model.config,
+            data.provenance,
+            "the shards",
+            flag="--shards",
+            allowed=config.allow_other_entropies,
+            say=partial(print_line, console),
+        )
     problems, tally = Problems(), Tally()
     batches = data.batches() if isinstance(data, ShardData) else data.batches(problems)
     began = time.monotonic()
@@ -181,13 +191,17 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     return Evaluation(*tally.results(config.confidence, config.seed), problems, seconds)
 
 
-def _patching(config: EvaluateConfig, model: BLT | EntropyModel, directory: str) -> Patching | None:
+def _patching(
+    config: EvaluateConfig, model: BLT | EntropyModel, directory: str, say: Say
+) -> Patching | None:
     """The rule that cuts text into patches for the model; None if it reads no patches."""
     if isinstance(model, EntropyModel):
         for name, value in (
             ("--entropy-model", config.entropy_model),
+            ("--rule", config.rule),
             ("--threshold", config.threshold),
             ("--reset-at-newline", config.reset_at_newline or None),
+            ("--allow-other-entropies", config.allow_other_entropies or None),
         ):
             if value is not None:
                 raise ConfigError(
@@ -197,14 +211,7 @@ def _patching(config: EvaluateConfig, model: BLT | EntropyModel, directory: str)
         return None
     if config.shards:
         return None
-    return load_patching(
-        model,
-        config.model,
-        directory,
-        config.entropy_model,
-        config.threshold,
-        reset_at_newline=config.reset_at_newline,
-    )
+    return load_patching(model, config.model, directory, PatchFlags.of(config), say)
 
 
 def _check_finite(nats_D: np.ndarray, batch: Batch) -> None:

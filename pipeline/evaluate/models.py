@@ -2,23 +2,34 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from model.blt import BLT
 from model.checkpoints.blt import PUBLISHED, load_blt, load_entropy_model_of
 from model.checkpoints.entropy_model import (
     CheckpointError,
+    computed_in,
+    fingerprint,
     holds_entropy_model_alone,
     load_entropy_model,
+    to_device,
 )
 from model.checkpoints.files import local_directory, reading
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
+from model.provenance import EntropyModelIdentity, PatchProvenance
 from pipeline.errors import ConfigError
+from pipeline.evaluate.provenance import (
+    Say,
+    choose_patcher,
+    compare_with_training,
+    recorded_reset,
+)
 from pipeline.patch.scoring import Scorer
 from pipeline.patches import patch_stored
 
@@ -89,63 +100,79 @@ def load_model(directory: str, device: str | None = None) -> BLT | EntropyModel:
     return model
 
 
-def load_patching(
-    model: BLT,
-    source: str,
-    directory: str,
-    entropy_model: str | None,
-    threshold: float | None,
-    *,
-    reset_at_newline: bool = False,
-) -> Patching:
+@dataclass(frozen=True)
+class PatchFlags:
+    """The flags that say how text is patched; each job's configuration has them."""
+
+    entropy_model: str | None = None
+    """Directory, URL or hub id, instead of the one that lies with the BLT."""
+    rule: str | None = None
+    threshold: float | None = None
+    """Nats, instead of the checkpoint's."""
+    reset_at_newline: bool = False
+    allow_other_entropies: bool = False
+
+    @classmethod
+    def of(cls, config: object) -> "PatchFlags":
+        """The flags among the fields of a job's configuration."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+
+def load_patching(model: BLT, source: str, directory: str, flags: PatchFlags, say: Say) -> Patching:
     """The rule that cuts text into patches for ``model``, computed on the model's device.
 
     Args:
         source: what the user called the model.
         directory: where it lies on this machine, perhaps with its entropy model.
-        entropy_model: where to take the entropy model from instead.
-        threshold: nats, instead of the checkpoint's.
+        say: prints what is to be known about the patches.
 
     Raises:
-        ConfigError: there is no rule or no entropy model; says what to give.
+        ConfigError: there is no rule or no entropy model, or another than the one that the model
+            was trained with; says what to give.
     """
-    patcher = with_threshold(model.config.patcher, threshold)
-    if not patcher.reads_entropies:
-        if entropy_model is not None:
-            raise ConfigError(
-                f"--entropy-model: the {patcher.rule} rule of {directory} needs none; leave it out"
-            )
-        return Patching(patcher, None)
+    config = model.config
+    patcher = choose_patcher(config, flags.rule, flags.threshold)
+    scoring, identity, reset = None, None, False
+    if patcher.reads_entropies:
+        scoring = _load_entropy_model(model, source, directory, flags.entropy_model)
+        # The weights in the dtype that they are scored in may have another fingerprint.
+        recorded = any(each.identified for each in config.patch_provenance)
+        known = fingerprint(scoring) if recorded else None
+        scoring = to_device(scoring, model.device)
+        reset = flags.reset_at_newline or recorded_reset(config.patch_provenance, known)
+        name = flags.entropy_model or source
+        identity = EntropyModelIdentity(name, known, computed_in(scoring), reset)
+    elif flags.entropy_model is not None:
+        raise ConfigError(
+            f"--entropy-model: the {patcher.rule} rule of {directory} needs none; leave it out"
+        )
+    compare_with_training(
+        config,
+        PatchProvenance(patcher, identity),
+        "this run",
+        flag="--entropy-model",
+        allowed=flags.allow_other_entropies,
+        say=say,
+    )
+    return Patching(patcher, scoring, reset)
+
+
+def _load_entropy_model(
+    model: BLT, source: str, directory: str, given: str | None
+) -> EntropyModel | NGramEntropyModel:
+    """The entropy model that was given, or lies with a BLT, on the CPU.
+
+    Raises:
+        ConfigError: there is none; says which to give.
+    """
     try:
-        if entropy_model is not None:
-            scoring = load_entropy_model(entropy_model, device=model.device)
-        else:
-            published = source.removeprefix("hf://") in PUBLISHED
-            scoring = load_entropy_model_of(source if published else directory, device=model.device)
+        if given is not None:
+            return load_entropy_model(given, device="cpu", dtype=torch.float32)
+        published = source.removeprefix("hf://") in PUBLISHED
+        place = source if published else directory
+        return load_entropy_model_of(place, device="cpu", dtype=torch.float32)
     except CheckpointError as error:
-        hint = "" if entropy_model else "; give the one whose patches the model was trained on"
-        raise ConfigError(f"--entropy-model: {error}{hint}") from error
-    return Patching(patcher, scoring, reset_at_newline)
-
-
-def with_threshold(patcher: Patcher | None, threshold: float | None) -> Patcher:
-    """
-    Args:
-        patcher: the rule that is known, if one is.
-        threshold: nats, to replace its own.
-
-    Raises:
-        ConfigError: there is no rule, or it has no threshold.
-    """
-    if threshold is None:
-        if patcher is None:
-            raise ConfigError(
-                "--threshold: the checkpoint does not say which rule its patches follow; give the "
-                "threshold (nats) that it was trained with"
-            )
-        return patcher
-    if patcher is None:
-        return Patcher(threshold)
-    if not patcher.has_threshold:
-        raise ConfigError(f"--threshold: the {patcher.rule} rule has none; leave it out")
-    return replace(patcher, threshold=threshold)
+        models = [str(e.entropy_model) for e in model.config.patch_provenance if e.entropy_model]
+        named = f": {' or '.join(dict.fromkeys(models))}" if models else ""
+        hint = f"; give the one whose patches the model was trained on{named}"
+        raise ConfigError(f"--entropy-model: {error}{'' if given else hint}") from error

@@ -1,7 +1,8 @@
 """The origin of an export's data, fit for others to see."""
 
-from pathlib import PurePosixPath
 from typing import Any
+
+from pipeline.shards.provenance import is_public, public_model, public_name
 
 
 def without_places(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -13,24 +14,11 @@ def without_places(provenance: dict[str, Any]) -> dict[str, Any]:
     sources = [
         {
             **source,
-            "name": _public(source["name"]),
-            "url": _public(source["url"]) if _is_public(source["url"]) else None,
+            "name": public_name(source["name"]),
+            "url": public_name(source["url"]) if is_public(source["url"]) else None,
         }
-        for source in provenance["sources"]
+        for source in provenance.get("sources", [])
     ]
-    model = provenance["entropy_model"]
-    # A hub id is two words; a directory may look like one.
-    source = _public(str(model.get("source", "")), directories=1)
+    model = provenance.get("entropy_model", {})
+    source = public_model(str(model.get("source", "")))
     return provenance | {"sources": sources, "entropy_model": model | {"source": source}}
-
-
-def _is_public(url: str) -> bool:
-    return url.startswith(("hf://", "http://", "https://"))
-
-
-def _public(name: str, directories: int = 100) -> str:
-    """A name without the place where the file lies, if it tells; paths below an input may stay."""
-    if _is_public(name):
-        return name.partition("?")[0].partition("#")[0]
-    private = name.startswith(("/", ".", "~")) or "://" in name or name.count("/") > directories
-    return PurePosixPath(name).name if private else name

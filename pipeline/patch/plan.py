@@ -4,6 +4,7 @@ A new run is planned, fitted and calibrated, then recorded; a rerun is checked a
 """
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from model.entropy_model import EntropyModel
 from model.flops import entropy_model_flops
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
+from model.provenance import EntropyModelIdentity
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cluster.connect import in_ray
 from pipeline.cluster.plan_splits import plan_splits
@@ -142,13 +144,11 @@ def _content(config: PatchCorpusConfig, model: AnyEntropyModel) -> dict[str, Any
 
 
 def _describe(model: AnyEntropyModel, config: PatchCorpusConfig) -> dict[str, Any]:
-    return {
-        "source": config.scored_with,
-        "fingerprint": fingerprint(model),
-        "computed_in": "cuda bfloat16" if gpus_per_worker(config, model) else "cpu float32",
-        "reset_at_newline": config.reset_at_newline,
-        "flops_per_byte": _forward_flops(model),
-    }
+    computed_in = "cuda bfloat16" if gpus_per_worker(config, model) else "cpu float32"
+    identity = EntropyModelIdentity(
+        config.scored_with, fingerprint(model), computed_in, config.reset_at_newline
+    )
+    return asdict(identity) | {"flops_per_byte": _forward_flops(model)}
 
 
 def _forward_flops(model: AnyEntropyModel) -> float:

@@ -1,7 +1,7 @@
 """The driver of ``jobs/patch_report.py``: shard sets → counts → figures → files."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from pipeline.report.set_counts import (
     read_counts,
 )
 from pipeline.report.wording import printable
+from pipeline.shards.provenance import short_names
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 
@@ -79,7 +80,7 @@ def _count(
     config: PatchReportConfig, output: OutputDirectory, console: Console
 ) -> Iterator[SetCounts]:
     """The counts of each set, or of all sets as one."""
-    named = dict(zip(config.shards, short_names(config.shards), strict=True))
+    named = dict(zip(config.shards, short_names(map(printable, config.shards)), strict=True))
     counts: Iterator[SetCounts]
     if config.recompute:
         from pipeline.report.recount import recompute  # with Ray Data, which takes its time
@@ -187,13 +188,3 @@ def _read(read: Callable[[str], T], urls: Iterable[str]) -> Iterator[T]:
         for remote, group in groupby(urls, lambda url: "://" in url):
             while part := list(islice(group, READERS)):
                 yield from readers.map(read, part) if remote else map(read, part)
-
-
-def short_names(urls: Sequence[str]) -> list[str]:
-    """Names for sets: the last parts of their URLs, as few parts as make the names differ."""
-    parts = [[part for part in printable(url).split("/") if part] for url in urls]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(some[-count:]) for some in parts]
-        if len(set(names)) == len(names) and all(names):
-            return names
-    return list(map(printable, urls))

@@ -6,8 +6,10 @@ Nothing here knows what a report says of the counts: see :mod:`pipeline.report.f
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
+from model.patcher import Patcher, PatcherValues
+from model.provenance import EntropyModelIdentity, PatchProvenance, patch_differences
 from model.rules import find_rule
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.record import LOG
@@ -39,6 +41,15 @@ class Provenance:
         """The boundary rule's name; a manifest leaves the default one out."""
         rule: str = self.patcher.get("rule", "global")
         return rule
+
+    def patches(self) -> PatchProvenance:
+        """The part that decides the patches; merged sets of different thresholds have the
+        threshold 0 here."""
+        values = dict(self.patcher)
+        if find_rule(self.rule).compares:
+            values.setdefault("threshold", 0.0)
+        identity = EntropyModelIdentity.from_json(self.entropy_model)
+        return PatchProvenance(Patcher.from_json(cast(PatcherValues, values)), identity)
 
     def common(self, other: "Provenance") -> "Provenance":
         """The settings that are the same in both."""
@@ -197,17 +208,11 @@ def check_mergeable(a: tuple[str, Provenance], b: tuple[str, Provenance]) -> Non
             threshold, or use the entropies of different models.
     """
     (url_a, of_a), (url_b, of_b) = a, b
-    rules = [{**provenance.patcher, "threshold": None} for provenance in (of_a, of_b)]
-    models = [provenance.entropy_model.get("fingerprint") for provenance in (of_a, of_b)]
-    differ = None
-    if rules[0] != rules[1]:
-        differ = "cut by different rules"
-    elif models[0] != models[1] and find_rule(of_a.rule).reads_entropies:
-        differ = "scored by different entropy models"
+    differ = patch_differences(
+        of_a.patches(), of_b.patches(), (url_a, url_b), any_threshold=True
+    ).boundaries
     if differ:
-        raise ConfigError(
-            f"--merge: {url_a} and {url_b} were {differ}; without it they are compared"
-        )
+        raise ConfigError(f"--merge: {differ}; without --merge they are compared")
 
 
 def _added(a: SetCounts, b: SetCounts) -> SetCounts:

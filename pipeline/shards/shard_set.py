@@ -28,6 +28,7 @@ from functools import cache, cached_property, lru_cache
 import pyarrow as pa
 
 from model.patcher import Patcher
+from model.provenance import EntropyModelIdentity
 from pipeline.errors import DamagedShardError, PipelineError, translated
 from pipeline.shards.entries import Shard, ShardEntry, shard_path
 from pipeline.shards.format import (
@@ -52,6 +53,8 @@ class ShardSet:
     manifest: Manifest
     patcher: Patcher
     """The rule that placed the boundaries."""
+    entropy_model: EntropyModelIdentity | None
+    """The model that gave the entropies; None if the manifest does not say."""
 
     def __init__(self, url: str):
         """
@@ -65,6 +68,8 @@ class ShardSet:
             self.patcher = Patcher.from_json(self.manifest["patcher"])
             if self.schema.names != self.manifest["columns"]:
                 raise ValueError(f"columns: are not in the order {self.schema.names}")
+            model = self.manifest.get("entropy_model")
+            self.entropy_model = None if model is None else EntropyModelIdentity.from_json(model)
         except (TypeError, ValueError) as error:
             raise PipelineError(f"{url}: {MANIFEST} is damaged: {error}") from error
 

@@ -20,6 +20,7 @@ from model.patcher import Patcher
 from pipeline.drawing.entropy_svg import CURVE_CSS
 from pipeline.drawing.patches_html import DARK_PATCHES, LIGHT_PATCHES
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.shards.provenance import provenance_of
 from pipeline.shards.random_access import MOST_SEARCHED, DocumentIndex
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import refuse_credentials
@@ -242,6 +243,5 @@ def _shown_document(
     if repatch:
         view = repatched(view, patcher)
     place = f"document {number:,} of {len(documents):,}"
-    given = (patcher if repatch else stored).to_json().items()
-    rule = " ".join(f"{key} {value}" for key, value in given if value is not False)
-    return [ids_html([document.sample_id, place, f"patched by: {rule}"]), *_shown(view)]
+    by = provenance_of(documents.shards, patcher if repatch else None)
+    return [ids_html([document.sample_id, place, f"patched by: {by}"]), *_shown(view)]

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import fsspec
 import pytest
@@ -30,6 +31,7 @@ from model import (
     save_entropy_model,
 )
 from model.checkpoints.entropy_model import fingerprint
+from model.provenance import EntropyModelIdentity, PatchProvenance
 from train.checkpoints.model_json import write_model_description
 
 JOB = ROOT / "jobs" / "convert_checkpoint.py"
@@ -114,6 +116,36 @@ def test_a_step_of_a_blt(blt, entropy_model, layout, convert, tmp_path):
         found = theirs.eval()(TOKENS, patch_lengths=LENGTHS, use_cache=False).logits
         torch.testing.assert_close(found, logits(blt), rtol=0, atol=2e-4)
     assert output.stat().st_mode == (tmp_path / "entropy").stat().st_mode
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_record_of_patches_goes_along(entropy_model, layout, convert, tmp_path):
+    """From a step to any layout and back, with the entropy model that it names and no other."""
+    identity = EntropyModelIdentity("small", fingerprint(entropy_model), "cuda bfloat16", False)
+    record = (PatchProvenance(Patcher(1.5), identity, ("a", "b")),)
+    step = save_step(BLT(replace(SHAPE, patch_provenance=record)), tmp_path / "checkpoint")
+    save_entropy_model(entropy_model, tmp_path / "entropy")
+    other = EntropyModel(entropy_model.config)
+    save_entropy_model(other, tmp_path / "other")
+    flags = ("--layout", layout, "--entropy-model")
+    status, out, err = convert(step, tmp_path / "wrong", *flags, tmp_path / "other")
+    assert (status, out) == (2, "") and not (tmp_path / "wrong").exists()
+    assert err.startswith("error: --entropy-model: the entropy model of the checkpoint is small (")
+    assert f"is {tmp_path / 'other'} (fingerprint {fingerprint(other)[:12]}); take those" in err
+    assert convert(step, tmp_path / "between", *flags, tmp_path / "entropy") == (0, ANY, "")
+    assert convert(tmp_path / "between", tmp_path / "end") == (0, ANY, "")
+    assert load_blt(tmp_path / "between", device="cpu").config.patch_provenance == record
+    assert load_blt(tmp_path / "end", device="cpu").config.patch_provenance == record
+    if layout == "transformers":  # which passes over the record
+        theirs, loading = BltForCausalLM.from_pretrained(
+            tmp_path / "between", output_loading_info=True
+        )
+        assert not any(loading[what] for what in ("missing_keys", "unexpected_keys"))
+        theirs.save_pretrained(tmp_path / "theirs")
+        assert load_blt(tmp_path / "theirs", device="cpu").config.patch_provenance == record
+    allowed = (*flags, tmp_path / "other", "--allow-other-entropies")
+    status, _, err = convert(tmp_path / "end", tmp_path / "other-model", *allowed)
+    assert status == 0 and err.startswith("note: the entropy model of the checkpoint is small")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -21,7 +22,8 @@ JOB = ROOT / "jobs" / "evaluate.py"
 def there(tmp_path_factory) -> Path:
     """Models of all kinds, text, and shards of it."""
     directory = tmp_path_factory.mktemp("evaluate")
-    blt, entropy_model, rule = tiny.blt(), tiny.entropy_model(), Patcher(tiny.THRESHOLD)
+    entropy_model, rule = tiny.entropy_model(), Patcher(tiny.THRESHOLD)
+    blt = tiny.blt(patch_provenance=(tiny.record(entropy_model),))
     save_blt(blt, directory / "blt")
     save_blt(blt, directory / "both", layout="transformers", entropy_model=entropy_model)
     save_blt(tiny.blt(patcher=None), directory / "no-rule")
@@ -117,7 +119,75 @@ def test_shards_and_text_agree(there, run):
     assert len(json.loads(run(*stored, "--by", "id").out)["sources"]) == 5
     finer = run(*stored, "--threshold", 4.3)
     assert json.loads(finer.out)["patches"] > other["patches"]
-    assert "note: the patches follow" in finer.error and "note:" not in shards.error
+    assert finer.error.count("note: ") == 1 and "note:" not in shards.error + text.error
+    assert (
+        "note: the rule of the checkpoint is global (threshold 4.49), that of the shards is global "
+        "(threshold 4.3)"
+    ) in finer.error
+
+
+def test_the_entropy_model_is_the_one_trained_with(there, run, tmp_path):
+    other = tiny.entropy_model()
+    tiny.sharpen(other, 1.01)
+    save_entropy_model(other, tmp_path / "other")
+    tiny.make_shards(tmp_path / "shards", there / "in", other, Patcher(tiny.THRESHOLD))
+    name = tiny.record(other).entropy_model.fingerprint[:12]
+    trained = tiny.record(tiny.entropy_model()).entropy_model
+    given = ("--input", there / "in", "--entropy-model", tmp_path / "other")
+    for flags, flag, of, source in (
+        (given, "--entropy-model", "this run", tmp_path / "other"),
+        (("--shards", tmp_path / "shards"), "--shards", "the shards", "tiny"),
+    ):
+        done = run("--model", there / "blt", *flags)
+        assert done.status == 2 and done.out == ""
+        assert done.error == (
+            f"error: {flag}: the entropy model of the checkpoint is {trained}, that of {of} is "
+            f"{source} (fingerprint {name}); take those that the model was trained with, or go on "
+            "all the same (--allow-other-entropies)"
+        )
+        allowed = run("--model", there / "blt", *flags, "--allow-other-entropies")
+        assert allowed.status == 0 and "note: the entropy model of the checkpoint" in allowed.error
+    # A directory of another name or layout may hold the same model.
+    save_entropy_model(tiny.entropy_model(), tmp_path / "same", layout="transformers")
+    flags = ("--input", there / "in", "--entropy-model", tmp_path / "same", "--threshold", 4.3)
+    done = run("--model", there / "blt", *flags)
+    assert done.status == 0 and done.error.count("note: ") == 1
+    assert "that of this run is global (threshold 4.3)" in done.error
+
+
+def test_a_checkpoint_without_a_record_cannot_be_compared(there, run, tmp_path):
+    save_blt(tiny.blt(), tmp_path / "old")
+    save_blt(tiny.blt(patcher=None), tmp_path / "older")
+    text = ("--input", there / "in", "--entropy-model", there / "entropy")
+    text += ("--threshold", tiny.THRESHOLD)
+    for model, data, said in (
+        ("old", text, "its entropy model: that of this run is not compared"),
+        ("old", ("--shards", there / "shards"), "its entropy model: that of the shards is not"),
+        ("older", text, "its patches: those of this run are not compared"),
+        ("older", ("--shards", there / "shards"), "its patches: those of the shards are not"),
+    ):
+        done = run("--model", tmp_path / model, *data)
+        assert done.status == 0 and done.error.count("note: ") == 1, done.error
+        assert f"note: the checkpoint does not record {said}" in done.error
+
+
+def test_contexts_of_the_entropies_are_as_recorded(there, run, tmp_path):
+    entropy_model = tiny.entropy_model()
+    one = tiny.record(entropy_model)
+    reset = replace(one, entropy_model=replace(one.entropy_model, reset_at_newline=True))
+    for name, record in (("reset", reset), ("plain", one)):
+        blt = tiny.blt(patch_provenance=(record,))
+        save_blt(blt, tmp_path / name, entropy_model=entropy_model)
+    data = ("--input", there / "in", "--json")
+    recorded = run("--model", tmp_path / "reset", *data)
+    again = run("--model", tmp_path / "reset", *data, "--reset-at-newline")
+    assert recorded.status == again.status == 0 and "note:" not in recorded.error + again.error
+    patches = {json.loads(done.out)["patches"] for done in (recorded, again)}
+    plain = run("--model", tmp_path / "plain", *data)
+    assert len(patches) == 1 and json.loads(plain.out)["patches"] not in patches
+    refused = run("--model", tmp_path / "plain", *data, "--reset-at-newline")
+    assert refused.status == 2
+    assert "the entropies of this run start again after each newline, those of" in refused.error
 
 
 def test_an_entropy_model_is_evaluated_without_patches(there, run):
@@ -169,6 +239,11 @@ def test_what_is_lost_is_told(there, run, tmp_path):
         ("--model M/blt --shards M/shards --by lang", "--by: the shards have no column 'lang'"),
         ("--model M/blt --shards M/thin --threshold 4", "--threshold: the shards were written"),
         ("--model M/blt --shards M/shards --entropy-model M/entropy", "--entropy-model: the patch"),
+        ("--model M/blt --shards M/shards --rule space", "--rule: the patches of --shards"),
+        ("--model M/both --input M/in --rule none", "--rule: 'none' is not one of global, "),
+        ("--model M/both --input M/in --rule monotonic", "--threshold: the monotonic rule needs"),
+        ("--model M/both --input M/in --rule top-k", "--rule: the top-k rule also has patch_size"),
+        ("--model M/entropy --input M/in --rule space", "--rule: M/entropy is an entropy model"),
         ("--model M/blt --shards M/shards --context 1", "--context: must be at least 2 bytes"),
         ("--model M/blt --shards M/shards --confidence 95", "--confidence: must lie between"),
         ("--model M/blt --shards M/shards --seed -1", "--seed: must not be negative"),
@@ -187,7 +262,7 @@ def test_an_ngram_model_has_no_bits_per_byte(there, run, tmp_path, ngram_model: 
     done = run("--model", tmp_path / "ngram", "--input", there / "in")
     assert done.status == 2 and "n-gram model: it stores entropies" in done.error
     # As the model that places the boundaries it will do.
-    flags = ("--entropy-model", tmp_path / "ngram", "--threshold", 2.0)
+    flags = ("--entropy-model", tmp_path / "ngram", "--threshold", 2.0, "--allow-other-entropies")
     done = run("--model", there / "blt", "--input", there / "in", *flags)
     assert done.status == 0
 

@@ -11,7 +11,18 @@ import torch
 from support.jobs import ROOT, RunJob, environment, job_here
 from support.weights import sharpen
 
-from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig, Patcher, generate, save_blt
+from model import (
+    BLT,
+    BLT_SIZES,
+    EntropyModel,
+    EntropyModelConfig,
+    Patcher,
+    generate,
+    save_blt,
+    save_entropy_model,
+)
+from model.checkpoints.entropy_model import fingerprint
+from model.provenance import EntropyModelIdentity, PatchProvenance
 
 JOB = ROOT / "jobs" / "generate.py"
 THRESHOLD = 3.3
@@ -23,8 +34,11 @@ def models(tmp_path_factory) -> tuple[Path, BLT, EntropyModel]:
     torch.manual_seed(5)
     config = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, window=40)
     entropy_model = EntropyModel(config).eval()
-    blt = BLT(replace(BLT_SIZES["debug"], patcher=Patcher(THRESHOLD))).eval()
     sharpen(entropy_model, 4)
+    identity = EntropyModelIdentity("small", fingerprint(entropy_model), "cpu float32", False)
+    record = (PatchProvenance(Patcher(THRESHOLD), identity, ("texts",)),)
+    shape = replace(BLT_SIZES["debug"], patcher=Patcher(THRESHOLD), patch_provenance=record)
+    blt = BLT(shape).eval()
     sharpen(blt, 3)
     directory = tmp_path_factory.mktemp("blt")
     save_blt(blt, directory, entropy_model=entropy_model)
@@ -82,6 +96,58 @@ def test_the_layout_of_transformers_holds_both_models(run, models, tmp_path):
     assert both.stdout == run("--model", directory, *flags).stdout
 
 
+def test_a_model_of_mixed_sets_asks_for_a_rule(run, models, tmp_path):
+    _, blt, entropy_model = models
+    (one,) = blt.config.patch_provenance
+    other = replace(one.entropy_model, source="large", fingerprint="f" * 64)
+    record = (
+        one,
+        PatchProvenance(Patcher(3.5, max_patch_length=6), other, ("a", "b", "c", "d")),
+        PatchProvenance(Patcher(rule="space"), None, ("words",)),
+    )
+    mixed = BLT(replace(blt.config, patcher=None, patch_provenance=record))
+    mixed.load_state_dict(blt.state_dict())
+    save_blt(mixed, tmp_path, entropy_model=entropy_model)
+    flags = ("--model", tmp_path, "--prompt", "Hello", "--max-new-bytes", 30)
+    asked = run(*flags)
+    assert asked.returncode == 2 and asked.stderr == (
+        "error: --rule, --threshold: the model was trained on sets with different patches: "
+        f"global (threshold 3.3) on entropies of {one.entropy_model} in texts; "
+        f"global (threshold 3.5, max_patch_length 6) on entropies of {other} in a, b, c and 1 more"
+        "; space in words; name the rule and the threshold of one, and give its --entropy-model\n"
+    )
+    for given, rule, model in (
+        (("--threshold", THRESHOLD), Patcher(THRESHOLD), entropy_model),
+        (("--rule", "space"), Patcher(rule="space"), None),
+        (  # the recorded rule with all its settings
+            ("--rule", "global", "--threshold", 3.5, "--allow-other-entropies"),
+            Patcher(3.5, max_patch_length=6),
+            entropy_model,
+        ),
+    ):
+        done = run(*flags, *given)
+        assert done.returncode == 0, done.stderr
+        expected = generate(blt, model, ["Hello"], max_new_bytes=30, patcher=rule)[0]
+        assert done.stdout == expected.decode(errors="replace") + "\n"
+        assert "note: the model was trained on 3 kinds of patches: global" in done.stderr
+    assert run(*flags, "--rule", "global").returncode == 2  # there are two
+
+
+def test_another_entropy_model_is_refused(run, models, tmp_path):
+    directory, _, entropy_model = models
+    other = EntropyModel(entropy_model.config)
+    save_entropy_model(other, tmp_path)
+    flags = ("--model", directory, "--prompt", "a", "--entropy-model", tmp_path)
+    done = run(*flags)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(
+        "error: --entropy-model: the entropy model of the checkpoint is s"
+    )
+    assert done.stderr.endswith("go on all the same (--allow-other-entropies)\n")
+    done = run(*flags, "--allow-other-entropies", "--max-new-bytes", 3)
+    assert done.returncode == 0 and "note: the entropy model of the checkpoint" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -100,7 +166,8 @@ def test_what_is_wrong_is_said_in_one_sentence(run, models, tmp_path, flags, mes
     directory, blt, _ = models
     save_blt(blt, tmp_path / "alone")
     for name, patcher in (("rule", None), ("space", Patcher(rule="space"))):
-        save_blt(BLT(replace(blt.config, patcher=patcher)), tmp_path / name)
+        shape = replace(blt.config, patcher=patcher, patch_provenance=())
+        save_blt(BLT(shape), tmp_path / name)
     done = run(*flags.format(tmp=tmp_path, model=directory).split(), "--prompt", "a")
     assert done.returncode == 2
     said = done.stderr

@@ -199,7 +199,7 @@ def test_what_others_write_beside_a_report_stays(run, sets):
     [
         (["{a}", "nowhere"], "--shards nowhere"),
         (["{a}", "{b}", "--output", "{b}"], "--output {b}: is a shard set"),
-        (["{a}", "{b}", "--merge"], "--merge: {a} and {b} were cut by different rules"),
+        (["{a}", "{b}", "--merge"], "--merge: the rule of {a} is "),
         (["{a}", "--output", "{a}/manifest.json/x"], "{a}/manifest.json/x"),
     ],
 )

@@ -184,7 +184,7 @@ def test_documents_of_a_shard_set(watched, there):
     lengths = Patcher(0.4).patch_lengths(torch.from_numpy(documents[4].entropies)[None])[0]
     anew = documents[4]._replace(patch_lengths=lengths.numpy())
     wait_for_patches(watched, [p for p in anew.patches() if p], "browse-")
-    assert "patched by: threshold 0.4 rule global" in page.inner_text("#browse-where")
+    assert "patched by: global (threshold 0.4)" in page.inner_text("#browse-where")
     put(watched, "#number", 99)
     page.wait_for_selector("#browse-where .error")
     assert "no document 99: there are 6" in page.inner_text("#browse-where")

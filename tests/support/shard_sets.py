@@ -2,11 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pydoc_data.topics import topics
 
 import numpy as np
 
 from model import Patcher
+from model.provenance import EntropyModelIdentity
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document
 from pipeline.patches import patch_stored
@@ -32,6 +34,7 @@ def write_shards(
     patcher: Patcher = PATCHER,
     seed: int = 0,
     column: tuple[str, Sequence[str | None]] | None = None,
+    entropy_model: EntropyModelIdentity | None = None,
 ) -> ShardSet:
     """A shard set of documents that are patched at random.
 
@@ -40,6 +43,7 @@ def write_shards(
         per_batch: documents in a record batch.
         per_shard: record batches in a shard.
         column: a column of metadata, and the value of each document.
+        entropy_model: whose entropies the manifest says that these are.
     """
     draw = np.random.default_rng(seed)
     output = OutputDirectory(str(url))
@@ -68,7 +72,10 @@ def write_shards(
         commit_entry(output, entry)
         entries.append(entry)
     rule = patcher.to_json()
-    write_manifest(output, {"patcher": rule, "columns": schema.names}, entries)
+    provenance: dict[str, object] = {"patcher": rule, "columns": schema.names}
+    if entropy_model is not None:
+        provenance["entropy_model"] = asdict(entropy_model)
+    write_manifest(output, provenance, entries)
     return ShardSet(str(url))
 
 

@@ -1,11 +1,13 @@
 """For tests of evaluation: a tiny BLT with its entropy model, and shards made without Ray."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
+from model.checkpoints.entropy_model import fingerprint
+from model.provenance import EntropyModelIdentity, PatchProvenance
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
@@ -61,6 +63,12 @@ def entropy_model() -> EntropyModel:
     return model
 
 
+def record(model: EntropyModel | NGramEntropyModel, **changes: object) -> PatchProvenance:
+    """The provenance of shards that :func:`make_shards` makes with THRESHOLD."""
+    identity = EntropyModelIdentity("tiny", fingerprint(model), "cpu float32", False)
+    return replace(PatchProvenance(Patcher(THRESHOLD), identity, ("shards",)), **changes)
+
+
 def make_shards(
     output: Path,
     inputs: Path,
@@ -77,7 +85,7 @@ def make_shards(
             patch_split(split, i, config, scorer, directory, lambda tokens: None)
     columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names
     rule = patcher.to_json()
-    model_of = {"source": "tiny", "fingerprint": "a" * 64}
+    model_of = asdict(record(model))["entropy_model"]
     sources = [{"name": Path(url).name, "url": url} for url in config.input]
     provenance = {
         "patcher": rule,

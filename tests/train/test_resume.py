@@ -13,6 +13,8 @@ from support.shard_sets import real_texts, write_shards
 from support.trainings import ROWS, SEQ_LEN, Training, start, tiny, train, wait_for
 
 from model import load_entropy_model
+from model.provenance import EntropyModelIdentity
+from train.checkpoints.model_json import read_model_description
 from train.checkpoints.steps import read_step
 
 STEPS = 7
@@ -152,3 +154,31 @@ def test_a_last_step_of_weights(whole, shards, kind, tmp_path):
 
 def assert_said(run: Training, text: str) -> None:
     assert re.search(f"error: .*{text}", run.output), run.output
+
+
+def test_mixed_patches_are_refused_or_recorded(tmp_path):
+    """Of two entropy models: in training and in validation."""
+    urls = [tmp_path / name / "patched" for name in ("one", "other")]
+    for url, digit in zip(urls, "ab", strict=True):
+        model = EntropyModelIdentity("small", digit * 64, "cpu float32", False)
+        write_shards(str(url), real_texts(4), entropy_model=model)
+    one, other = urls
+    validating = ("--validator.enable", "--validator.dataloader.shards", other)
+    allowing = (*validating, "--validator.freq", 1, "--dataloader.allow-mixed-patches")
+    once = {"rows": ROWS, "steps": 1}
+    refused = start(tmp_path / "refused", *tiny("blt_debug", one, **once), *validating)
+    both = tiny("blt_debug", f"{one},{other}", **once)
+    run = train(tmp_path / "run", *both, *allowing)
+    assert refused.wait().exit_codes == [2], refused.output
+    assert_said(refused, "--validator.dataloader.shards: have other patches than the training sets")
+    assert "Patches: the entropy model of " in run.output
+    record = read_model_description(f"{run.folder}/checkpoint/step-1").patch_provenance
+    found = {each.entropy_model.fingerprint[0]: each.sets for each in record}
+    assert found == {"a": ("one/patched",), "b": ("other/patched",)}
+    # Weights that were trained on other patches are not trained on, either.
+    weights = ("--checkpoint.initial-load-path", f"{run.folder}/checkpoint/step-1")
+    third = tmp_path / "third"
+    write_shards(str(third), real_texts(4), entropy_model=EntropyModelIdentity("c", "c" * 64))
+    further = start(tmp_path / "further", *tiny("blt_debug", third, **once), *weights).wait()
+    assert further.exit_codes == [1]
+    assert_said(further, "checkpoint/step-1: was trained on other patches: the entropy model of ")

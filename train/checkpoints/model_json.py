@@ -7,10 +7,11 @@ makes a directory of safetensors complete.
 """
 
 import json
+import logging
 import posixpath
 import uuid
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -21,36 +22,94 @@ from fsspec.implementations.local import LocalFileSystem
 from model.blt_config import BLTConfig
 from model.checkpoints import blt as blt_checkpoint
 from model.checkpoints import entropy_model as entropy_checkpoint
+from model.checkpoints.blt import read_blt
 from model.checkpoints.files import CheckpointError, differences, reading
 from model.entropy_model import EntropyModelConfig
+from model.provenance import closest, grouped
 from pipeline.storage.output import filesystem_of
 
 DESCRIPTION_FILE = "model.json"
 
+logger = logging.getLogger(__name__)
+
 Shape = BLTConfig | EntropyModelConfig
+LATER_FIELDS = ("patch_provenance",)
+"""Fields that a description of an earlier release lacks, and whose default stands for that."""
 
 
-def write_model_description(folder: str, shape: Shape) -> None:
+def write_model_description(
+    folder: str, shape: Shape, *, initial: str | None = None, allow_mixed_patches: bool = False
+) -> None:
     """Write what the model is whose steps are, or will be, in ``folder``; called before training.
 
-    One rank is enough, but every rank may call it. The boundary rule may change between runs; the
-    file holds that of the last run.
+    One rank is enough, but every rank may call it. The file holds the boundary rule of the last
+    run, and how the patches of all runs were made.
 
     Args:
         folder: directory or URL of all steps; created if need be.
+        initial: directory or URL of weights that the first run begins with.
+        allow_mixed_patches: earlier steps, or the initial weights, may have been trained on other
+            patches than those of ``shape``.
 
     Raises:
-        CheckpointError: the folder holds steps of another model; names the arguments that differ.
+        CheckpointError: the folder holds steps of another model, or trained on other patches; names
+            what differs.
     """
     filesystem, path = checkpoint_filesystem(folder)
     target = posixpath.join(path, DESCRIPTION_FILE)
-    if filesystem.exists(target) and steps_in(folder):
-        differing = argument_differences(_read(filesystem, target), shape)
+    before, where = None, folder
+    if steps_in(folder):
+        before = _read(filesystem, target) if filesystem.exists(target) else None
+        differing = "" if before is None else argument_differences(before, shape)
         if differing:
             raise CheckpointError(
                 f"{folder}: holds steps of another model: {differing}; train into another folder"
             )
+    elif initial and isinstance(shape, BLTConfig):
+        before, where = _initial_shape(initial), initial
+    shape = with_earlier_patches(shape, before, where, allowed=allow_mixed_patches)
     _write(filesystem, target, config_json(shape))
+
+
+def with_earlier_patches(shape: Shape, before: Shape | None, where: str, *, allowed: bool) -> Shape:
+    """The shape with the patches that its weights were trained on before, after those of now.
+
+    Args:
+        before: the model whose weights are trained on; None if it is not known.
+        where: the place of those weights, for errors.
+        allowed: the patches may differ.
+
+    Raises:
+        CheckpointError: they differ; says in what.
+    """
+    if not isinstance(shape, BLTConfig) or not isinstance(before, BLTConfig):
+        return shape
+    earlier = before.known_patches
+    if not earlier:
+        logger.warning(f"{where}: does not say which patches it was trained on.")
+    if not earlier or not shape.patch_provenance:
+        return shape
+    for given in shape.patch_provenance:
+        differ = closest(earlier, given, ("the weights", "the shards"))
+        if differ.boundaries and not allowed:
+            raise CheckpointError(
+                f"{where}: was trained on other patches: {differ.boundaries}; train on shards that "
+                "were patched alike, or go on with both (--dataloader.allow-mixed-patches)"
+            )
+        for note in filter(None, differ):
+            logger.warning(f"{where}: {note}.")
+    return replace(shape, patch_provenance=grouped([*shape.patch_provenance, *earlier]))
+
+
+def _initial_shape(initial: str) -> Shape | None:
+    """The model of the weights to begin with; None if it cannot be read: loading them says why."""
+    try:
+        if any(Path(initial, name).exists() for name in ("config.json", "params.json")):
+            return read_blt(Path(initial))[0]
+        return read_model_description(initial)
+    except (CheckpointError, OSError):
+        logger.warning(f"{initial}: does not say which patches it was trained on.")
+        return None
 
 
 def read_model_description(step: str) -> Shape:
@@ -101,7 +160,7 @@ def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()
     return ", ".join(
         f"{name} is {values[0]} there and {values[1]} here"
         for name, values in differences(there, here).items()
-        if name != "patcher" and name not in ignore
+        if name not in ("patcher", "patch_provenance", *ignore)
     )
 
 
@@ -149,10 +208,11 @@ def _check_values(values: Mapping[str, Any], dataclass: type) -> None:
         ValueError: fields are missing, or one has a value of another type; names them.
     """
     missing = [field.name for field in fields(dataclass) if field.name not in values]
+    missing = [name for name in missing if name not in LATER_FIELDS]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}; restore it from a copy")
     for name, hint in get_type_hints(dataclass).items():
-        if not _has_type(values[name], hint):
+        if name in values and not _has_type(values[name], hint):
             raise ValueError(f"{name}: {values[name]!r} is not of the right type")
 
 

@@ -23,7 +23,6 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
-from torchtitan.tools.logging import logger
 
 from model.blt import BLT
 from model.blt_config import BLTConfig
@@ -130,7 +129,6 @@ def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
             f"{directory}: is of another model than the one that is trained: {differing}; "
             "train the model of the checkpoint"
         )
-    _warn_of_other_rule(theirs, shape)
     with torch.device("meta"):
         model = BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
     with reading("checkpoint", str(directory)):
@@ -143,13 +141,3 @@ def _unstated_arguments(directory: Path) -> tuple[str, ...]:
     config = read_json(directory / "config.json")
     name = "hash_across_documents"
     return () if name in config.get("args", config) else (name,)
-
-
-def _warn_of_other_rule(theirs: Shape, ours: Shape) -> None:
-    if isinstance(theirs, BLTConfig) and isinstance(ours, BLTConfig):
-        patchers = theirs.patcher, ours.patcher
-        if None not in patchers and patchers[0] != patchers[1]:
-            logger.warning(
-                "The weights were trained with another boundary rule than that of the data: "
-                f"{patchers[0]} there, {patchers[1]} here."
-            )

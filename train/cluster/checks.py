@@ -6,7 +6,6 @@ checks itself, or a node with a GPU can run them for a driver that has none.
 
 import argparse
 import contextlib
-import functools
 import io
 import logging
 from collections.abc import Callable
@@ -18,11 +17,14 @@ from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError, translated
 from train.__main__ import configurations
 from train.checkpoints.model_json import steps_in
+from train.data.provenance import compare_validation
 from train.shim import prepare
 
 if TYPE_CHECKING:
     from torchtitan.config import TrainingConfig
     from torchtitan.trainer import Trainer
+
+    from train.data.dataloader import ShardDataLoader
 
 PATH_FLAGS = (
     *("dump-folder", "checkpoint.initial-load-path", "samples.prompts-file"),
@@ -102,10 +104,21 @@ def check_run(arguments: list[str]) -> RunPlan:
         raise ConfigError(f"--config: there is no {name}; there are {', '.join(configurations())}")
     config = parse_config(arguments)
     with translated(f"--dump-folder {config.dump_folder}", ConfigError):
-        _check_data("--dataloader", config.training, config.dataloader.build)
+        (loader,) = _check_data(
+            "--dataloader", config.training, lambda **share: [config.dataloader.build(**share)]
+        )
         if config.validator.enable:
-            open_validation = functools.partial(open_sets, config.validator)
-            _check_data("--validator.dataloader", config.training, open_validation)
+            validation = _check_data(
+                "--validator.dataloader",
+                config.training,
+                lambda **share: list(open_sets(config.validator, **share).values()),
+            )
+            if config.dataloader.patches:
+                compare_validation(
+                    [each for held_out in validation for each in held_out.stream.provenance],
+                    loader.stream.provenance,
+                    allowed=config.dataloader.allow_mixed_patches,
+                )
         checkpoints = filesystem.join(config.dump_folder, config.checkpoint.folder)
         initial = config.checkpoint.initial_load_path
         # A run that has saved steps resumes from the last one, and reads no initial weights.
@@ -149,14 +162,19 @@ def _first_paragraph(box: io.TextIOWrapper) -> str:
     return " ".join(lines[:end]).removeprefix("Error parsing Config: ")
 
 
-def _check_data(flag: str, training: "TrainingConfig", open_shards: Callable[..., object]) -> None:
+def _check_data(
+    flag: str, training: "TrainingConfig", open_shards: "Callable[..., list[ShardDataLoader]]"
+) -> "list[ShardDataLoader]":
     """Open the shards of ``flag`` as the trainer will.
+
+    Args:
+        open_shards: gets a rank's place and the size of its batches.
 
     Raises:
         ConfigError: the shards cannot be read, or not with these settings.
     """
     try:
-        open_shards(
+        return open_shards(
             dp_world_size=1,
             dp_rank=0,
             seq_len=training.seq_len,

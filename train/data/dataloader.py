@@ -28,6 +28,7 @@ from train.data.filling import empty_rows, fill_groups, fill_rows
 from train.data.groups import Groups
 from train.data.lanes import Cursor, LaneCursor, lane_from_json, lane_to_json, rows_passed
 from train.data.packing import PackedWindow
+from train.data.provenance import compare_sets
 from train.data.ranks import RankShare
 from train.data.row_settings import LANES, RowSettings, RuleSettings
 from train.data.row_stream import LaneWindow, RowStream
@@ -81,6 +82,8 @@ class ShardDataLoader(BaseDataLoader):
         change_on_resume: bool = False
         """Let a resumed run have other shard sets, weights, rules or rows than its checkpoint; each
         set goes on at its place."""
+        allow_mixed_patches: bool = False
+        """Train on, resume from and validate with patches of different rules or entropy models."""
 
     def __init__(
         self,
@@ -129,6 +132,11 @@ class ShardDataLoader(BaseDataLoader):
             lanes=config.lanes,
         )
         self.stream = RowStream(config.shards, settings, None if by is None else Groups(by))
+        self.notes: list[str] = []
+        """Sentences about the shard sets that the log should hold."""
+        if config.patches:
+            sets, allowed = self.stream.provenance, config.allow_mixed_patches
+            self.notes = compare_sets(sets, allowed=allowed)
         self.share = RankShare(dp_rank, dp_world_size, local_batch_size)
         self._next = self._start()
         self._resumed = False

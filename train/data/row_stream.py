@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.patcher import Patcher
+from model.provenance import PatchProvenance
 from pipeline.errors import ConfigError
+from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
 from train.data.groups import Groups
 from train.data.lanes import Cursor, LaneCursor, Line, Place, number_of_lanes, rows_passed
@@ -98,9 +99,9 @@ class RowStream:
         self.windows_per_epoch = math.ceil(tokens / (self.window_bytes * lanes))
 
     @property
-    def patchers(self) -> list[Patcher]:
-        """The boundary rule of each shard set that is used."""
-        return [source.patcher or source.shards.patcher for source in self.sources]
+    def provenance(self) -> list[PatchProvenance]:
+        """How the patches of each shard set were made, with the rule that is used."""
+        return [provenance_of(source.shards, source.patcher) for source in self.sources]
 
     def _check_repeats(self, urls: Sequence[str]) -> None:
         """

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from support import loopback_hub
 from support.blt_cases import random_lengths, random_tokens, rows_of, sharp_blt, tiny
+from support.tiny import CONFIG
 from support.weights import Malicious
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from model.checkpoints.blt import load_entropy_model_of
 from model.checkpoints.blt_published import FIXED_ARGS, IGNORED_ARGS, UNSEEN
 from model.checkpoints.entropy_model import fingerprint
 from model.checkpoints.files import CheckpointError
+from model.provenance import EntropyModelIdentity, PatchProvenance
 
 SHAPE = tiny(
     hidden_dim_local_encoder=64,
@@ -330,3 +332,32 @@ def test_hub(blt, tmp_path):
     assert refusals[2].startswith("no/such: no such directory, and no such model on the hub")
     assert refusals[3].startswith("drops/it: cannot be downloaded from the hub")
     assert not hub.asked("photo")
+
+
+@pytest.mark.parametrize("layout", ["own", "published", "transformers"])
+def test_the_record_of_patches_is_kept(small_model, layout, tmp_path):
+    identity = EntropyModelIdentity("small", fingerprint(small_model), "cuda bfloat16", True)
+    record = (
+        PatchProvenance(Patcher(1.5, max_patch_length=8), identity, ("a", "b")),
+        PatchProvenance(Patcher(rule="space"), None, ("c",)),
+    )
+    model = BLT(replace(CONFIG, patcher=None, patch_provenance=record))
+    save_blt(model, tmp_path, layout=layout, entropy_model=small_model)
+    loaded = load_blt(tmp_path, device="cpu")
+    assert loaded.config.patch_provenance == record and loaded.config.patcher is None
+    # The weights of another layout are the same entropy model.
+    assert fingerprint(load_entropy_model_of(tmp_path, device="cpu")) == identity.fingerprint
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for damage, message in (
+        ("all", "patch_provenance: 'all' is no list"),
+        ([{}], "patch_provenance: {} has no boundary rule"),
+        ([{"patcher": {"rule": "byte"}, "sets": [3]}], "patch_provenance: sets: "),
+    ):
+        path.write_text(json.dumps(config | {"patch_provenance": damage}))
+        with pytest.raises(CheckpointError, match=f"{tmp_path}: {message}") as raised:
+            load_blt(tmp_path, device="cpu")
+        assert "\n" not in str(raised.value)
+    del config["patch_provenance"]  # as earlier releases wrote it
+    path.write_text(json.dumps(config))
+    assert load_blt(tmp_path, device="cpu").config.patch_provenance == ()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,8 +19,14 @@ from torch import Tensor
 from transformers.models.blt import configuration_blt as blt
 from transformers.models.blt.modeling_blt import BltForCausalLM
 
-from model import EntropyModel, EntropyModelConfig, load_entropy_model, save_entropy_model
-from model.checkpoints.entropy_model import CheckpointError, fingerprint
+from model import (
+    EntropyModel,
+    EntropyModelConfig,
+    NGramEntropyModel,
+    load_entropy_model,
+    save_entropy_model,
+)
+from model.checkpoints.entropy_model import FIRST_ARGUMENTS, CheckpointError, fingerprint
 
 ARGS = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seqlen": 512, "vocab_size": 260}
 PARAMS = {**ARGS, "ffn_dim_multiplier": 1.0}
@@ -124,6 +131,39 @@ def test_fingerprint_tells_models_apart(tiny, ngram_model, tmp_path):
     assert fingerprint(changed) != fingerprint(tiny)
     save_entropy_model(ngram_model, tmp_path)
     assert fingerprint(load_entropy_model(tmp_path)) == fingerprint(ngram_model)
+
+
+def test_a_fingerprint_is_of_content_and_stays(tiny, tmp_path):
+    """Manifests of earlier releases hold it: the same weights have to have it for ever."""
+    counted = EntropyModel(tiny.config)
+    with torch.no_grad():
+        for parameter in counted.parameters():
+            parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape) / 64)
+    assert fingerprint(counted).startswith("36be564778b5336c272b315eb3e499f6")
+    tables = NGramEntropyModel(np.arange(6, dtype=np.float16), {3: np.arange(4)})
+    assert fingerprint(tables).startswith("ff17f54e945968f3fc64f4b517bd59f5")
+    # The same numbers in another dtype are the same model, rounded ones are not.
+    rounded = EntropyModel(tiny.config)
+    rounded.load_state_dict(tiny.state_dict())
+    rounded.to(torch.bfloat16)
+    save_entropy_model(rounded, tmp_path)
+    for dtype in ("stored", torch.float32):
+        loaded = load_entropy_model(tmp_path, device="cpu", dtype=dtype)
+        assert fingerprint(loaded) == fingerprint(rounded) != fingerprint(tiny)
+    # Some files say 10000 where others say 10000.0.
+    same = EntropyModel(replace(tiny.config, rope_theta=int(tiny.config.rope_theta)))
+    same.load_state_dict(tiny.state_dict())
+    assert fingerprint(same) == fingerprint(tiny)
+
+
+def test_an_argument_of_a_later_release_counts_where_it_is_given(tiny, monkeypatch):
+    before = fingerprint(tiny)
+    first = tuple(name for name in FIRST_ARGUMENTS if name != "norm_eps")
+    monkeypatch.setattr("model.checkpoints.entropy_model.FIRST_ARGUMENTS", first)
+    without = fingerprint(tiny)  # as if norm_eps were new: its default is left out
+    other = EntropyModel(replace(tiny.config, norm_eps=1e-6))
+    other.load_state_dict(tiny.state_dict())
+    assert len({before, without, fingerprint(other)}) == 3
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])

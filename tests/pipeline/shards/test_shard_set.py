@@ -147,6 +147,7 @@ DAMAGED = {
     "shards is 3, not a list": {"shards": 3},
     "it has no 'statistics'": {"statistics": None},
     "patcher is 'space', not an object": {"patcher": "space"},
+    "entropy_model.source: 3 is no str": {"entropy_model": {"source": 3}},
     "columns[1] is 3, not a string": {"columns": ["text", 3]},
     "format_version is '1', not an integer": {"format_version": "1"},
     "statistics has no 'documents'": {"statistics": {}},

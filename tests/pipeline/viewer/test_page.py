@@ -12,6 +12,6 @@ def test_a_threshold_of_zero_is_named_as_any_other(tmp_path):
     write_jsonl(tmp_path / "in" / "a.jsonl", [("a", "some text")])
     model = tiny.entropy_model()
     shards = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(0.5))
-    for anew, rule in ((False, "threshold 0.5 rule global"), (True, "threshold 0.0 rule global")):
+    for anew, rule in ((False, "global (threshold 0.5)"), (True, "global (threshold 0.0)")):
         place, *_ = _shown_document(DocumentIndex(shards), 0, anew, Patcher(0.0))
-        assert f"patched by: {rule}<" in place
+        assert f"patched by: {rule} on entropies of tiny (fingerprint " in place

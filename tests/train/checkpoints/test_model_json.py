@@ -8,6 +8,7 @@ import pytest
 
 from model import BLT, BLT_SIZES, EntropyModelConfig, Patcher, load_blt, save_blt
 from model.checkpoints.files import CheckpointError
+from model.provenance import EntropyModelIdentity, PatchProvenance
 from train.checkpoints.model_json import (
     complete_safetensors,
     config_json,
@@ -17,7 +18,16 @@ from train.checkpoints.model_json import (
 )
 
 BLT_SHAPE = replace(BLT_SIZES["debug"], patcher=Patcher(1.5, "combined", 0.5, published=True))
-SHAPES = [BLT_SHAPE, replace(BLT_SHAPE, patcher=None), EntropyModelConfig(dim=30, n_heads=3)]
+MODEL = EntropyModelIdentity("small", "a" * 64, "cpu float32", False)
+ONE = PatchProvenance(Patcher(1.5), MODEL, ("one",))
+OTHER = PatchProvenance(Patcher(1.5), replace(MODEL, fingerprint="b" * 64), ("other",))
+RECORDED = replace(BLT_SHAPE, patcher=None, patch_provenance=(ONE, OTHER))
+SHAPES = [
+    RECORDED,
+    BLT_SHAPE,
+    replace(BLT_SHAPE, patcher=None),
+    EntropyModelConfig(dim=30, n_heads=3),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: type(shape).__name__)
@@ -48,6 +58,69 @@ def test_steps_of_another_model_are_not_added(tmp_path):
     assert read_model_description(f"{folder}/step-3") == changed
 
 
+def test_patches_of_all_runs_are_recorded(tmp_path):
+    folder = tmp_path / "checkpoint"
+    one = replace(BLT_SHAPE, patcher=ONE.patcher, patch_provenance=(ONE,))
+    other = replace(one, patch_provenance=(OTHER,))
+    write_model_description(str(folder), other)
+    write_model_description(str(folder), one)  # nothing was saved so far
+    assert read_model_description(str(folder)) == one
+    (folder / "step-3").mkdir()
+    message = f"{folder}: was trained on other patches: the entropy model of the weights is small "
+    message += r"\(fingerprint aaaaaaaaaaaa\), that of the shards is small \(fingerprint bbbbb.*; "
+    message += r"train on .* \(--dataloader.allow-mixed-patches\)"
+    with pytest.raises(CheckpointError, match=message):
+        write_model_description(str(folder), other)
+    rule = replace(one, patch_provenance=(replace(ONE, patcher=Patcher(2.0)),))
+    with pytest.raises(CheckpointError, match=r"rule of the weights is global \(threshold 1\.5\)"):
+        write_model_description(str(folder), rule)
+    assert read_model_description(str(folder)) == one
+    # Further sets of the same patches, and other patches where that is allowed, are added.
+    more = replace(ONE, sets=("more",))
+    write_model_description(str(folder), replace(one, patch_provenance=(more,)))
+    write_model_description(str(folder), other, allow_mixed_patches=True)
+    kept = read_model_description(str(folder)).patch_provenance
+    assert kept == (OTHER, replace(ONE, sets=("more", "one")))
+    write_model_description(str(folder), one)
+    assert set(read_model_description(str(folder)).patch_provenance) == {
+        OTHER,
+        replace(ONE, sets=("one", "more")),
+    }
+
+
+def test_steps_of_an_earlier_release_have_no_record(tmp_path):
+    folder = tmp_path / "checkpoint"
+    (folder / "step-3").mkdir(parents=True)
+    write_model_description(str(folder), replace(BLT_SHAPE, patcher=ONE.patcher))
+    assert "patch_provenance" not in (folder / "model.json").read_text()
+    now = replace(BLT_SHAPE, patcher=ONE.patcher, patch_provenance=(ONE,))
+    with pytest.raises(CheckpointError, match="the rule of the weights is global"):
+        other = replace(ONE, patcher=Patcher(2.0))
+        write_model_description(str(folder), replace(now, patch_provenance=(other,)))
+    write_model_description(str(folder), now)
+    record = read_model_description(str(folder)).patch_provenance
+    assert record == (ONE, PatchProvenance(ONE.patcher))
+
+
+def test_initial_weights_of_other_patches(tmp_path):
+    now = replace(BLT_SHAPE, patcher=OTHER.patcher, patch_provenance=(OTHER,))
+    before = replace(BLT_SHAPE, patcher=ONE.patcher, patch_provenance=(ONE,))
+    save_blt(BLT(before), tmp_path / "weights", layout="own")
+    write_model_description(str(tmp_path / "run"), before)
+    (tmp_path / "run" / "step-9").mkdir()
+    for initial in (tmp_path / "weights", tmp_path / "run" / "step-9"):
+        folder = str(tmp_path / f"of-{initial.name}")
+        with pytest.raises(CheckpointError, match=f"{initial}: was trained on other patches"):
+            write_model_description(folder, now, initial=str(initial))
+        write_model_description(folder, now, initial=str(initial), allow_mixed_patches=True)
+        assert read_model_description(folder).patch_provenance == (OTHER, ONE)
+    # Loading says what is wrong with a directory; and steps count more than initial weights.
+    write_model_description(str(tmp_path / "new"), now, initial=str(tmp_path / "none"))
+    (tmp_path / "new" / "step-1").mkdir()
+    write_model_description(str(tmp_path / "new"), now, initial=str(tmp_path / "weights"))
+    assert read_model_description(str(tmp_path / "new")) == now
+
+
 def test_steps_in(tmp_path):
     for name in ("step-9", "step-10", "step-x", "step-", "other", "model.json"):
         (tmp_path / name).mkdir()
@@ -72,6 +145,8 @@ def test_a_damaged_description_is_named_in_one_sentence(tmp_path):
     file = tmp_path / "model.json"
     blt, entropy = config_json(BLT_SHAPE), config_json(EntropyModelConfig())
     without_width = {name: value for name, value in blt.items() if name != "dim_global"}
+    recorded = config_json(RECORDED)
+    first, *others = recorded["patch_provenance"]
     for content, message in (
         ("[]", f"{file}: not a JSON object"),
         ("{}", f"{file}: format: None is not known"),
@@ -84,6 +159,12 @@ def test_a_damaged_description_is_named_in_one_sentence(tmp_path):
         (json.dumps({**entropy, "n_layers": True}), f"{file}: n_layers: True is not of"),
         (json.dumps({**blt, "patcher": {}}), f"{file}: lacks threshold, rule, "),
         (json.dumps({**blt, "patcher": []}), rf"{file}: patcher: \[\] is not of"),
+        (json.dumps({**recorded, "patch_provenance": 3}), f"{file}: patch_provenance: 3 is not of"),
+        (json.dumps({**recorded, "patch_provenance": [{}]}), f"{file}: lacks patcher, entropy_mod"),
+        (
+            json.dumps({**recorded, "patch_provenance": [first | {"sets": [3]}, *others]}),
+            rf"{file}: sets: \[3\] is not of the right type",
+        ),
         (
             json.dumps({**blt, "patcher": {**blt["patcher"], "rule": "none"}}),
             "rule: 'none' is not one of",

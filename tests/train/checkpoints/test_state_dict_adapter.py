@@ -1,7 +1,6 @@
 """Training on from weights of any layout, sharded or not, and saving such weights."""
 
 import json
-import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from support.titan import LAYOUTS, SHAPES, TOKENS, manager, output, trained, wri
 from torch.distributed.fsdp import fully_shard
 from transformers.models.blt.modeling_blt import BltForCausalLM, BltPatcher
 
-from model import BLT, Patcher, load_blt, load_entropy_model, save_blt, save_entropy_model
+from model import BLT, load_blt, load_entropy_model, save_blt, save_entropy_model
 from model.checkpoints.files import CheckpointError
 from train.checkpoints.model_json import write_model_description
 from train.checkpoints.state_dict_adapter import WeightsAdapter, read_weights
@@ -173,16 +172,6 @@ def test_an_argument_that_only_some_layouts_tell(tmp_path):
     for layout in ("own", "transformers", "published"):
         with pytest.raises(CheckpointError, match="documents is True there and False here"):
             titan.load(tmp_path / layout, SHAPES["blt"], tmp_path)
-
-
-def test_another_boundary_rule_is_told(tmp_path, caplog):
-    write(trained("blt"), tmp_path / "weights", "own")
-    for patcher, warned in ((None, False), (Patcher(1.5), False), (Patcher(2.5), True)):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            shape = replace(SHAPES["blt"], patcher=patcher)
-            titan.load(tmp_path / "weights", shape, tmp_path)
-        assert ("threshold=2.5" in caplog.text) == warned
 
 
 def test_other_kinds_of_models(ngram_model, tmp_path):

@@ -219,7 +219,7 @@ def test_any_rule_at_load_time(sets, settings):
     stream = RowStream(sets, RowSettings(512, rule=RuleSettings(**settings)))
     other = "rule" in settings
     expected = Patcher(**settings) if other else replace(PATCHER, **settings)
-    assert stream.patchers == [expected, expected]
+    assert [each.patcher for each in stream.provenance] == [expected, expected]
     (window,) = epoch(stream)
     # Rows have no room for longer patches.
     cut = split_long_patches(window.documents, 510)
