@@ -13,7 +13,7 @@ from torchtitan.protocols.model_spec import ModelSpec
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
 from model.flops import training_flops
-from model.layers.transformer import reset_constants
+from model.layers.initializers import reset_constants
 from train.checkpoints.state_dict_adapter import WeightsAdapter
 from train.parallelize import parallelize_blt, parallelize_entropy_model
 

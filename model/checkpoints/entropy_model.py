@@ -34,6 +34,7 @@ from model.checkpoints.files import (
     ready,
 )
 from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.initialisation import INITIALISATION
 from model.ngram import NGramEntropyModel
 
 __all__ = [
@@ -142,8 +143,10 @@ def save_entropy_model(
 
 
 def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
-    """The sha256 of configuration and all weights, in the dtype that they have now."""
+    """The sha256 of configuration and all weights, in the dtype that they have now. How the weights
+    were initialised is no part of it."""
     config, tensors = _state(model)
+    config = {name: value for name, value in config.items() if name not in INITIALISATION}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -167,7 +170,7 @@ def from_own_config(config: JsonObject) -> EntropyModelConfig:
 
 
 def _state(model: EntropyModel | NGramEntropyModel) -> tuple[JsonObject, dict[str, Tensor]]:
-    """Configuration and tensors, as the fingerprint covers them and our own layout holds them."""
+    """Configuration and tensors, as our own layout holds them."""
     if isinstance(model, EntropyModel):
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         return {"kind": "transformer", **asdict(model.config)}, tensors

@@ -23,6 +23,7 @@ from model.checkpoints import blt as blt_checkpoint
 from model.checkpoints import entropy_model as entropy_checkpoint
 from model.checkpoints.files import CheckpointError, differences, reading
 from model.entropy_model import EntropyModelConfig
+from model.initialisation import INITIALISATION
 from pipeline.storage.output import filesystem_of
 
 DESCRIPTION_FILE = "model.json"
@@ -101,7 +102,7 @@ def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()
     return ", ".join(
         f"{name} is {values[0]} there and {values[1]} here"
         for name, values in differences(there, here).items()
-        if name != "patcher" and name not in ignore
+        if name != "patcher" and name not in (*INITIALISATION, *ignore)
     )
 
 
@@ -148,11 +149,12 @@ def _check_values(values: Mapping[str, Any], dataclass: type) -> None:
     Raises:
         ValueError: fields are missing, or one has a value of another type; names them.
     """
-    missing = [field.name for field in fields(dataclass) if field.name not in values]
+    names = [field.name for field in fields(dataclass)]
+    missing = [name for name in names if name not in values and name not in INITIALISATION]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}; restore it from a copy")
     for name, hint in get_type_hints(dataclass).items():
-        if not _has_type(values[name], hint):
+        if name in values and not _has_type(values[name], hint):
             raise ValueError(f"{name}: {values[name]!r} is not of the right type")
 
 
