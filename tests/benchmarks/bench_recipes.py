@@ -1,17 +1,19 @@
 """Recipes side by side: held-out bits per byte of short trainings, by arm and seed.
 
 An arm changes one thing of a configuration: its initial weights, or flags of the trainer. All arms
-of a seed train on the same rows in the same order, so that their differences can be paired. The text
-is Python's help topics and library sources; whole files are held out.
+of a seed train on the same rows in the same order, so that differences can be paired. The text is
+Python's help topics and library sources; whole files are held out.
 
-Each run leaves a file in ``build/recipes``: a command that was stopped goes on where it was, and a
-new arm costs its own runs only. A run of blt_debug takes some minutes of one core.
+Runs go 100 steps at a time, all of them to step 100 first, on one thread. Steps and results are
+kept in ``build/recipes``: a command that was stopped goes on where it was, and a new arm costs its
+own runs only. 100 steps of blt_debug take a minute of a core.
 
     python tests/benchmarks/bench_recipes.py     # all arms of blt_debug and entropy_debug
     python tests/benchmarks/bench_recipes.py --configs blt_debug --arms published before
 """
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -27,8 +29,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 RUNS = ROOT / "build" / "recipes"
 SEEDS = (0, 1, 2)
-EVERY = 100
-"""Steps between validations."""
+STEPS = (100, 200, 300)
+"""Steps after which the held-out text is read; the last one ends the schedule."""
 TEXT_BYTES, HELD_OUT = 3_200_000, 40
 """Bytes of text; one document of so many is held out."""
 THRESHOLD = 2.1
@@ -94,52 +96,49 @@ def make_shards() -> None:
             tiny.make_shards(RUNS / part, RUNS / f"{part}.jsonl", model, Patcher(THRESHOLD))
 
 
-def run(config_name: str, arm: Arm, seed: int, steps: int) -> dict[str, float]:
-    """Held-out bits per byte by step."""
+def run(config_name: str, arm_name: str, seed: int, until: int) -> float:
+    """Train on to a step; held-out bits per byte there."""
     import torch
 
     from train.__main__ import _set_single_process_environment
     from train.shim import prepare
 
     prepare()
-    from torchtitan.components.metrics import BaseLogger
     from torchtitan.config import ConfigManager
 
+    from train.metrics import latest
     from train.model_spec import TrainedBLT, TrainedEntropyModel
     from train.validator import ShardValidator
 
     torch.set_num_threads(1)
     _set_single_process_environment()
+    arm = ARMS[arm_name]
     flags = {
         "--config": config_name,
         "--dataloader.shards": RUNS / "train",
         "--validator.dataloader.shards": RUNS / "validation",
-        "--validator.freq": EVERY,
-        "--training.steps": steps,
+        "--training.steps": until,
+        "--lr-scheduler.total-steps": STEPS[-1],
+        "--checkpoint.interval": until,
+        "--checkpoint.keep-latest-k": 2,
         "--debug.seed": seed,
         "--dataloader.seed": seed,
-        "--dump-folder": RUNS / "outputs",
+        "--dump-folder": RUNS / "outputs" / f"{config_name}-{arm_name}-{seed}".replace(" ", "-"),
     }
     given = [str(part) for flag in flags.items() for part in flag]
-    given += ["--validator.enable", "--checkpoint.no-enable", *arm.flags]
+    given += ["--validator.enable", *arm.flags]
     config: Any = ConfigManager().parse_args(["--module", "train", *given])
     spec = config.model_spec.model
     spec.shape = replace(spec.shape, **arm.shape)
     if arm.rescale is not None:
         _rescale(TrainedBLT if config_name.startswith("blt") else TrainedEntropyModel, arm.rescale)
-    found: dict[str, float] = {}
-
-    def log(self: object, metrics: dict[str, Any], step: int) -> None:
-        if "validation_metrics/bits_per_byte" in metrics:
-            found[str(step)] = metrics["validation_metrics/bits_per_byte"]
-
-    BaseLogger.log = log  # type: ignore[method-assign]
     # torchtitan validates after the first step, too.
-    ShardValidator.should_validate = lambda self, step: step % EVERY == 0  # type: ignore[method-assign]
+    ShardValidator.should_validate = lambda self, step: False  # type: ignore[method-assign]
     trainer = config.build()
     trainer.train()
+    trainer.validator.validate(trainer.model_parts, until)
     trainer.close()
-    return found
+    return latest["validation_bits_per_byte"]
 
 
 def _rescale(kind: Any, rescale: Callable[[Any, str], float]) -> None:
@@ -164,16 +163,17 @@ def table(config: str, arms: list[str]) -> None:
     found: dict[str, dict[str, list[float]]] = {}
     for arm in arms:
         files = [RUNS / f"{config}-{arm}-{seed}.json" for seed in SEEDS]
-        runs = [json.loads(file.read_text()) for file in files if file.exists()]
-        if len(runs) == len(SEEDS):
-            found[arm] = {step: [run[step] for run in runs] for step in runs[0]}
+        runs = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+        shared = [step for step in map(str, STEPS) if all(step in run for run in runs)]
+        found[arm] = {step: [run[step] for run in runs] for step in shared}
     print(f"\n{config}: held-out bits per byte, mean over {len(SEEDS)} seeds (least–most)")
     for arm, steps in found.items():
         cells = (f"{step}: {mean(v):.3f} ({min(v):.3f}–{max(v):.3f})" for step, v in steps.items())
         print(f"  {arm:16}", "   ".join(cells))
     for arm in list(found)[1:]:
         cells = []
-        for step, values in found[arm].items():
+        for step in (step for step in found[arm] if step in found[arms[0]]):
+            values = found[arm][step]
             pairs = zip(values, found[arms[0]][step], strict=True)
             differences = [value - first for value, first in pairs]
             spread = f"{min(differences):+.3f} to {max(differences):+.3f}"
@@ -185,26 +185,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--configs", nargs="+", default=["entropy_debug", "blt_debug"])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seed", type=int, help="make one run and print it")
+    parser.add_argument("--until", type=int, default=STEPS[-1], choices=STEPS)
+    parser.add_argument("--seed", type=int, help="do one run to --until, and print its result")
     given = parser.parse_args()
     if given.seed is not None:
-        (config,), (arm,) = given.configs, given.arms
-        print(json.dumps(run(config, ARMS[arm], given.seed, given.steps)))
+        print(run(*given.configs, *given.arms, given.seed, given.until))
         return 0
     make_shards()
-    for seed in SEEDS:
-        for config in given.configs:
-            for arm in given.arms:
-                file = RUNS / f"{config}-{arm}-{seed}.json"
-                if file.exists():
-                    continue
-                one = ["--configs", config, "--arms", arm, "--seed", seed, "--steps", given.steps]
-                command = [sys.executable, __file__, *map(str, one)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                line = done.stdout.splitlines()[-1]
-                file.write_text(line)
-                print(f"{config} {arm} {seed}: {json.loads(line)}", flush=True)
+    steps = [step for step in STEPS if step <= given.until]
+    for step, seed, config, arm in itertools.product(steps, SEEDS, given.configs, given.arms):
+        file = RUNS / f"{config}-{arm}-{seed}.json"
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if str(step) not in found:
+            one = ["--configs", config, "--arms", arm, "--seed", str(seed), "--until", str(step)]
+            command = [sys.executable, __file__, *one]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found[str(step)] = float(done.stdout.splitlines()[-1])
+            file.write_text(json.dumps(found))
+            print(f"{config}, {arm}, seed {seed}, step {step}: {found[str(step)]:.4f}", flush=True)
     for config in given.configs:
         table(config, given.arms)
     return 0
