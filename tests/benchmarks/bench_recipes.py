@@ -37,6 +37,15 @@ THRESHOLD = 2.1
 """Nats: the patches of entropy-1m are then about 4.5 bytes long."""
 
 
+CONFIGS = {
+    "entropy_debug": (),
+    "blt_debug": (),
+    # A quarter of its rows.
+    "entropy_1m": ("--training.local-batch-size", "2", "--training.global-batch-size", "2"),
+}
+"""Flags by configuration."""
+
+
 def smaller_residuals(model: Any, name: str) -> float:
     """nanoGPT's factor: what writes to the residual stream is smaller by sqrt(2 * depth)."""
     part = model.get_submodule(name.split(".")[0]) if hasattr(model, "local_encoder") else model
@@ -126,7 +135,7 @@ def run(config_name: str, arm_name: str, seed: int, until: int) -> float:
         "--dump-folder": RUNS / "outputs" / f"{config_name}-{arm_name}-{seed}".replace(" ", "-"),
     }
     given = [str(part) for flag in flags.items() for part in flag]
-    given += ["--validator.enable", *arm.flags]
+    given += ["--validator.enable", *CONFIGS[config_name], *arm.flags]
     config: Any = ConfigManager().parse_args(["--module", "train", *given])
     spec = config.model_spec.model
     spec.shape = replace(spec.shape, **arm.shape)
@@ -183,8 +192,9 @@ def table(config: str, arms: list[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", nargs="+", default=["entropy_debug", "blt_debug"])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    debug = ["entropy_debug", "blt_debug"]
+    parser.add_argument("--configs", nargs="+", default=debug, choices=CONFIGS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--until", type=int, default=STEPS[-1], choices=STEPS)
     parser.add_argument("--seed", type=int, help="do one run to --until, and print its result")
     given = parser.parse_args()
