@@ -144,7 +144,8 @@ def _check_values(values: Mapping[str, Any], dataclass: type) -> None:
     """Check the keys and JSON types of a dataclass's fields; ranges are the dataclass's own matter.
 
     A missing field would silently get its default, and the model would compute something else than
-    what was trained. A field that a later release adds has to be optional here.
+    what was trained. A field that a later release adds has to be optional here,
+    as those are that matter before training only.
 
     Raises:
         ValueError: fields are missing, or one has a value of another type; names them.
