@@ -70,13 +70,14 @@ class Arm:
     """What each initial weight is multiplied by."""
 
 
+DISABLED = {"init_std_factor": "disabled"}
 ARMS = {
-    "published": Arm(),
-    "before": Arm(rescale=as_before),
-    "residuals": Arm(rescale=smaller_residuals),
+    "published": Arm(shape=DISABLED),
+    "before": Arm(shape=DISABLED, rescale=as_before),
+    "residuals": Arm(shape=DISABLED, rescale=smaller_residuals),
     "current_depth": Arm(shape={"init_std_factor": "current_depth"}),
     "global_depth": Arm(shape={"init_std_factor": "global_depth"}),
-    "cosine to 0": Arm(flags=("--lr-scheduler.min-lr-factor", "0")),
+    "cosine to 0": Arm(flags=("--lr-scheduler.min-lr-factor", "0"), shape=DISABLED),
 }
 
 
