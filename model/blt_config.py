@@ -6,6 +6,7 @@ encoder, the latent transformer and the local decoder of arXiv 2412.09871, secti
 
 from dataclasses import asdict, dataclass
 
+from model.initialisation import InitStdFactor, check_initialisation
 from model.patcher import Patcher
 from model.provenance import PatchProvenance
 from model.tokenizer import VOCAB_SIZE
@@ -74,8 +75,14 @@ class BLTConfig:
     patch_provenance: tuple[PatchProvenance, ...] = ()
     """How the patches were made that the weights were trained with, the latest first; empty if it
     is not known. It changes nothing that is computed."""
+    init_std_factor: InitStdFactor = "disabled"
+    """What divides the deviations of initial weights: :func:`model.initialisation.std_divisor`."""
+    init_base_std: float | None = None
+    """The deviation of the initial weights of the latent transformer's blocks, instead of the one
+    that follows from their widths and the factor."""
 
     def __post_init__(self) -> None:
+        check_initialisation(self.init_std_factor, self.init_base_std)
         for part in PARTS:
             dim = self.dim_of(part)
             heads, kv_heads = f"n_heads_{part}", f"n_kv_heads_{part}"

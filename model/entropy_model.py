@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from model.entropies import batch_entropies
+from model.initialisation import INITIALISATION, InitStdFactor, check_initialisation
 from model.layers.attention import (
     BLOCK,
     Attend,
@@ -26,13 +27,8 @@ from model.layers.attention import (
     token_positions,
     window_block_mask,
 )
-from model.layers.transformer import (
-    Block,
-    Initializer,
-    init_weights,
-    initializers,
-    run_blocks,
-)
+from model.layers.initializers import Initializer, init_weights, initializers
+from model.layers.transformer import Block, run_blocks
 from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
 from model.widths import default_hidden_dim
@@ -65,14 +61,20 @@ class EntropyModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     vocab_size: int = VOCAB_SIZE
+    init_std_factor: InitStdFactor = "disabled"
+    """What divides the deviations of initial weights: :func:`model.initialisation.std_divisor`."""
+    init_base_std: float | None = None
+    """The deviation of the initial weights of all blocks, instead of the one that follows from
+    their widths and the factor."""
 
     def __post_init__(self) -> None:
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.hidden_dim is None:
             object.__setattr__(self, "hidden_dim", default_hidden_dim(self.dim))
+        check_initialisation(self.init_std_factor, self.init_base_std)
         for name, value in asdict(self).items():
-            if not value > 0:
+            if name not in INITIALISATION and not value > 0:
                 raise ValueError(f"{name}: must be positive, got {value}")
         if self.dim % (2 * self.n_heads):
             raise ValueError(f"n_heads: {self.n_heads} heads do not divide {self.dim} into pairs")
@@ -140,7 +142,7 @@ class EntropyModel(nn.Module):
 
     def initializers(self) -> dict[str, Initializer]:
         """The initializer of each parameter, by name."""
-        return initializers(self, len(self.layers))
+        return initializers(self, self.config.init_std_factor, self.config.init_base_std)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Logits of the token after each token, for training: shapes are fixed, so that a GPU is

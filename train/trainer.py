@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.config import TORCH_DTYPE_MAP, TrainingConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
@@ -115,19 +115,7 @@ class ByteTrainer(Trainer):
                 f"--parallelism.*-degree: {listed}: their product has to be the number of "
                 f"processes, {torch.distributed.get_world_size()} (-1 stands for what is left)"
             ) from error
-        training = self.config.training
-        if training.local_batch_size < 1:
-            raise ConfigError(
-                f"--training.local-batch-size: at least 1, got {training.local_batch_size}"
-            )
-        ranks = dims.dp_replicate * dims.dp_shard
-        rows = training.local_batch_size * ranks
-        if training.global_batch_size % rows and training.global_batch_size > 0:
-            raise ConfigError(
-                f"--training.global-batch-size: {training.global_batch_size} is no multiple of "
-                f"{rows}, the rows that all ranks take at once (--training.local-batch-size "
-                f"{training.local_batch_size} on {ranks} ranks)"
-            )
+        check_batch(self.config.training, dims.dp_replicate * dims.dp_shard)
         return dims
 
     def state_dict(self) -> dict[str, Any]:
@@ -230,6 +218,31 @@ class ByteTrainer(Trainer):
         with warnings.catch_warnings():  # the optimizer makes no step, intentionally
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.lr_schedulers.step()
+
+
+def check_batch(training: TrainingConfig, ranks: int) -> None:
+    """
+    Args:
+        ranks: ranks that read different rows.
+
+    Raises:
+        ConfigError: the ranks cannot divide the rows of a step; says which numbers would do.
+    """
+    local, rows_of_step = training.local_batch_size, training.global_batch_size
+    if local < 1:
+        raise ConfigError(f"--training.local-batch-size: at least 1, got {local}")
+    rows = local * ranks
+    if rows_of_step <= 0 or rows_of_step % rows == 0:
+        return
+    below = rows_of_step // rows * rows
+    batches = " or ".join(str(batch) for batch in (below, below + rows) if batch)
+    smaller = [n for n in range(local - 1, 0, -1) if rows_of_step % (n * ranks) == 0][:1]
+    ways = [f"--training.local-batch-size {n}" for n in smaller]
+    raise ConfigError(
+        f"--training.global-batch-size: {rows_of_step} is no multiple of {rows}, the rows that all "
+        f"ranks take at once (--training.local-batch-size {local} on {ranks} ranks); give "
+        f"{', or '.join([*ways, f'a batch of {batches} rows'])}"
+    )
 
 
 def _check_config(config: ByteTrainer.Config) -> None:

@@ -141,6 +141,7 @@ def on_gpu() -> None:
     with tempfile.TemporaryDirectory() as directory:
         config = blt_1b()
         config.training.steps, config.metrics.log_freq = 40, 10
+        config.training.global_batch_size = -1  # no accumulation
         shards = make_shards(Path(directory, "text"), 20_000_000)
         trainer = trainer_of(config, shards, directory)
         found: list[dict[str, Any]] = []

@@ -25,6 +25,7 @@ from model.checkpoints import entropy_model as entropy_checkpoint
 from model.checkpoints.blt import read_blt
 from model.checkpoints.files import CheckpointError, differences, reading
 from model.entropy_model import EntropyModelConfig
+from model.initialisation import INITIALISATION
 from model.provenance import closest, grouped
 from pipeline.storage.output import filesystem_of
 
@@ -160,7 +161,7 @@ def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()
     return ", ".join(
         f"{name} is {values[0]} there and {values[1]} here"
         for name, values in differences(there, here).items()
-        if name not in ("patcher", "patch_provenance", *ignore)
+        if name not in ("patcher", "patch_provenance", *INITIALISATION, *ignore)
     )
 
 
@@ -202,13 +203,14 @@ def _check_values(values: Mapping[str, Any], dataclass: type) -> None:
     """Check the keys and JSON types of a dataclass's fields; ranges are the dataclass's own matter.
 
     A missing field would silently get its default, and the model would compute something else than
-    what was trained. A field that a later release adds has to be optional here.
+    what was trained. A field that a later release adds has to be optional here,
+    as those are that matter before training only.
 
     Raises:
         ValueError: fields are missing, or one has a value of another type; names them.
     """
     missing = [field.name for field in fields(dataclass) if field.name not in values]
-    missing = [name for name in missing if name not in LATER_FIELDS]
+    missing = [name for name in missing if name not in (*LATER_FIELDS, *INITIALISATION)]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}; restore it from a copy")
     for name, hint in get_type_hints(dataclass).items():

@@ -21,6 +21,7 @@ from model import (
     save_blt,
     save_entropy_model,
 )
+from model.checkpoints import entropy_layouts
 from model.checkpoints.blt import load_entropy_model_of
 from model.checkpoints.blt_published import from_published_args, to_published_args
 from model.checkpoints.entropy_model import fingerprint
@@ -57,6 +58,19 @@ def test_blt(patcher, tmp_path):
     loaded = load_blt(tmp_path, device="cpu")
     assert loaded.config == blt.config
     assert all(torch.equal(loaded.state_dict()[k], w) for k, w in blt.state_dict().items())
+
+
+@pytest.mark.parametrize(("factor", "std"), [("disabled", None), ("dim_ratio", 0.02)])
+def test_initialisation_is_stated(factor, std):
+    stated = {"init_std_factor": factor, "init_base_std": std}
+    blt, entropy_model = tiny(**stated), EntropyModelConfig(**stated)
+    args = to_published_args(blt)
+    assert stated.items() <= args.items()
+    assert stated.items() <= entropy_layouts.to_published_args(entropy_model).items()
+    none = from_published_args({**args, "init_base_std": 0.0}, {})  # as the published code reads it
+    assert none == replace(blt, init_base_std=None)
+    with pytest.raises(ValueError, match="init_std_factor: 'deep' is not one of"):
+        from_published_args({**args, "init_std_factor": "deep"}, {})
 
 
 def test_any_shape_is_read_as_it_was_or_refused():

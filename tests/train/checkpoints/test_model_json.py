@@ -8,6 +8,7 @@ import pytest
 
 from model import BLT, BLT_SIZES, EntropyModelConfig, Patcher, load_blt, save_blt
 from model.checkpoints.files import CheckpointError
+from model.initialisation import INITIALISATION
 from model.provenance import EntropyModelIdentity, PatchProvenance
 from train.checkpoints.model_json import (
     complete_safetensors,
@@ -119,6 +120,20 @@ def test_initial_weights_of_other_patches(tmp_path):
     (tmp_path / "new" / "step-1").mkdir()
     write_model_description(str(tmp_path / "new"), now, initial=str(tmp_path / "weights"))
     assert read_model_description(str(tmp_path / "new")) == now
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=lambda shape: type(shape).__name__)
+def test_initialisation_is_no_part_of_a_trained_model(shape, tmp_path):
+    """Descriptions that earlier releases wrote lack it, and steps go on whatever it is."""
+    earlier = {k: v for k, v in config_json(shape).items() if k not in INITIALISATION}
+    (tmp_path / "model.json").write_text(json.dumps(earlier))
+    (tmp_path / "step-3").mkdir()
+    assert read_model_description(str(tmp_path / "step-3")) == shape
+    other = replace(shape, init_std_factor="global_depth", init_base_std=0.02)
+    write_model_description(str(tmp_path), other)
+    assert read_model_description(str(tmp_path)) == other
+    damaged = {**config_json(other), "init_base_std": "0.02"}
+    (tmp_path / "model.json").write_text(json.dumps(damaged))
+    with pytest.raises(CheckpointError, match=r"init_base_std: '0\.02' is not of the right type"):
+        read_model_description(str(tmp_path))
 
 
 def test_steps_in(tmp_path):
