@@ -6,9 +6,9 @@ loop over documents.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from model.layers.transformer import (
 )
 from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
-from model.widths import default_hidden_dim
+from model.widths import check_heads, check_numbers, default_hidden_dim
 
 CPU_TOKENS = 4096
 """Tokens per pack on a CPU: the activations of a layer then stay near the cache."""
@@ -52,32 +52,36 @@ class EntropyModelConfig:
     """
 
     dim: int = 768
+    """Width of the model."""
     n_layers: int = 14
+    """Layers."""
     n_heads: int = 12
+    """Attention heads."""
     n_kv_heads: int | None = None
     """Key and value heads; as many as ``n_heads`` by default."""
     hidden_dim: int | None = None
-    """Width of the feed-forward layer; :func:`default_hidden_dim` of ``dim`` by default."""
+    """Width of the feed-forward layers; from ``dim`` by default."""
     context_length: int = 8192
     """Tokens after which context and positions start again."""
     window: int = 512
     """How many tokens a token sees, itself included."""
     rope_theta: float = 10_000.0
+    """Base of the rotary positions."""
     norm_eps: float = 1e-5
+    """Added to the mean square that norms divide by."""
     vocab_size: int = VOCAB_SIZE
+    """Token ids: 256 bytes and the special ones; more are never predicted."""
+
+    FOLLOWS: ClassVar[Mapping[str, str]] = {"n_kv_heads": "n_heads", "hidden_dim": "dim"}
+    """Values that follow from another one where they are None; see :func:`model.widths.resized`."""
 
     def __post_init__(self) -> None:
+        check_numbers(asdict(self))
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.hidden_dim is None:
             object.__setattr__(self, "hidden_dim", default_hidden_dim(self.dim))
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"{name}: must be positive, got {value}")
-        if self.dim % (2 * self.n_heads):
-            raise ValueError(f"n_heads: {self.n_heads} heads do not divide {self.dim} into pairs")
-        if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_kv_heads: {self.kv_heads} does not divide {self.n_heads} heads")
+        check_heads(("n_heads", "n_kv_heads"), self.dim, self.n_heads, self.kv_heads)
         if self.vocab_size < VOCAB_SIZE:
             raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
 

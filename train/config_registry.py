@@ -22,6 +22,7 @@ from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
+from train.shape_flags import ShapeFlags
 from train.tokenizer import TitanByteTokenizer
 from train.trainer import ByteTrainer
 from train.validator import ShardValidator
@@ -52,6 +53,7 @@ def _config(
     patches = model_spec.name == "blt"
     return ByteTrainer.Config(
         model_spec=model_spec,
+        shape=ShapeFlags(model_spec.model.shape),
         hf_assets_path=".",  # unused: no tokenizer files
         tokenizer=TitanByteTokenizer.Config(),
         loss=CrossEntropyLoss.Config(global_vocab_size=VOCAB_SIZE),

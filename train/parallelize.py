@@ -31,7 +31,6 @@ from torchtitan.distributed.tensor_parallel import NoParallel
 from model import BLT
 from model.layers.hash_embedding import HashEmbedding
 from model.layers.transformer import Block
-from pipeline.errors import ConfigError
 
 
 def parallelize_blt(model: BLT, *, float8: bool, **settings: Any) -> nn.Module:
@@ -95,20 +94,10 @@ def compile_blocks(
 def _split_over_tensor_parallel_ranks(
     model: nn.Module, latent: nn.Module | None, mesh: DeviceMesh
 ) -> None:
-    """
-    Raises:
-        ConfigError: the ranks cannot share the attention heads evenly.
-    """
     split: dict[str, ParallelStyle] = {}
     if latent is not None:
         for prefix, block in latent.named_modules():
             if isinstance(block, Block):
-                heads = block.attention.wk.out_features // block.attention.head_dim
-                if heads % mesh.size():
-                    raise ConfigError(
-                        f"--parallelism.tensor-parallel-degree: {mesh.size()} ranks cannot share "
-                        f"the {heads} attention heads of the latent transformer evenly"
-                    )
                 names = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
                 for name in (*names, "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"):
                     is_output = name.endswith(("wo", "w2"))

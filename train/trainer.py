@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from train.checkpoints.model_json import Shape, write_model_description
 from train.data.dataloader import Microbatch
 from train.metrics import Counts
+from train.shape_flags import ShapeFlags, with_shape
 
 
 class ByteTrainer(Trainer):
@@ -25,8 +26,12 @@ class ByteTrainer(Trainer):
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
+        shape: ShapeFlags
+        """The shape of the model: the configuration's, changed by these flags."""
+
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
+            self.model_spec = with_shape(self.model_spec, self.shape.resolve())
             _check_config(self)
 
     def __init__(self, config: Config):
@@ -138,6 +143,13 @@ def _check_config(config: ByteTrainer.Config) -> None:
         raise ConfigError(
             "--dataloader.no-infinite: is for validation only; set the length of a training with "
             "--training.steps"
+        )
+    shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
+    if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:
+        raise ConfigError(
+            f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
+            f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
+            "and values: --shape.n-kv-heads-global)"
         )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):

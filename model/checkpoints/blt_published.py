@@ -165,7 +165,7 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
         name: args.pop(name, None) or 1
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
-    sizes = args.pop("encoder_hash_byte_group_size")
+    sizes = args.pop("encoder_hash_byte_group_size") or ()  # None: no hash embeddings
     for name in UNSEEN:
         if not args.get(name):
             raise ValueError(f"argument {name} is missing")
@@ -202,7 +202,7 @@ def to_published_args(config: BLTConfig) -> JsonObject:
         "dim_local_decoder": config.dim_local,
         "ffn_dim_multiplier": multiplier,
         "multiple_of": multiple_of,
-        "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
+        "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size) or None,
         **windows,
         **_patching_args(config.patcher),
     }

@@ -15,7 +15,7 @@ class LatentTransformer(nn.Module):
 
     def __init__(self, config: BLTConfig):
         super().__init__()
-        incoming = config.dim_local * config.cross_attn_k
+        incoming = config.dim_local * config.patch_vectors
         self.token_embedding_projection = (
             nn.Linear(incoming, config.dim_global, bias=False)
             if incoming != config.dim_global

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from train.data.dataloader import ShardDataLoader
 
 PATH_FLAGS = (
-    *("dump-folder", "checkpoint.initial-load-path"),
+    *("dump-folder", "checkpoint.initial-load-path", "shape.file"),
     *("dataloader.shards", "validator.dataloader.shards"),
 )
 """Flags, without ``--``, whose values name files or directories that every worker reads."""

@@ -145,7 +145,7 @@ def test_published_arguments_that_may_be_ignored(blt, tmp_path):
         ({"dim_local_decoder": 32}, "dim_local_decoder=32 is not supported: the encoder is 16"),
         ({"weight_tying": True}, "argument weight_tying=True is not supported"),
         ({"encoder_enable_byte_ngrams": True}, "encoder_enable_byte_ngrams=True is not supported"),
-        ({"n_heads_global": 3}, "n_heads_global: 32 cannot be divided by 6"),
+        ({"n_heads_global": 3}, "n_heads_global: 3 heads do not divide 32 features"),
         ({"encoder_hash_byte_group_size": []}, "encoder_hash_byte_group_size"),
         ({"encoder_hash_byte_group_nb_functions": 12}, "at most 11 hash functions"),
         ({"dim_global": "32"}, "cannot read the BLT"),

@@ -78,7 +78,7 @@ def test_a_damaged_description_is_named_in_one_sentence(tmp_path):
         ("{", f"cannot read the model description in {file}"),
         (json.dumps({"format": entropy["format"]}), f"{file}: lacks dim, n_layers, "),
         (json.dumps(without_width), f"{file}: lacks dim_global; restore it"),
-        (json.dumps({**blt, "n_heads_global": 7}), "n_heads_global: 128 cannot be divided"),
+        (json.dumps({**blt, "n_heads_global": 7}), "n_heads_global: 7 heads do not divide 128"),
         (json.dumps({**blt, "n_layers_global": "2"}), f"{file}: n_layers_global: '2' is not of"),
         (json.dumps({**blt, "dim_local": float("inf")}), f"{file}: dim_local: inf is not of"),
         (json.dumps({**entropy, "n_layers": True}), f"{file}: n_layers: True is not of"),
