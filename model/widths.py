@@ -93,7 +93,7 @@ def resized(shape: S, changes: Mapping[str, Any]) -> S:
         for name, source in shape.FOLLOWS.items()
         if source in changes and changes[source] != getattr(shape, source)
     }
-    return replace(shape, **{**derived, **changes})  # type: ignore[type-var]
+    return replace(shape, **{**derived, **changes})
 
 
 def added_later(default: Any) -> Any:

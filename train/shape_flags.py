@@ -65,7 +65,7 @@ class ShapeFlags:
             raise ConfigError(f"{flag(name)}:{_with_flags(problem, base)}{source}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The values of the shape that is trained, for torchtitan's records of its configuration."""
+        """The values of the shape that is trained, which torchtitan records."""
         return asdict(self.resolve())
 
 
@@ -182,12 +182,20 @@ def field_docstrings(cls: type) -> dict[str, str]:
     return texts
 
 
-def with_shape(spec: Any, shape: Shape) -> Any:
-    """torchtitan's ``ModelSpec`` of a configuration, for another shape of the same kind."""
-    if shape == spec.model.shape:
-        return spec
-    changed = "" if spec.flavor.endswith(CHANGED) else CHANGED
-    return replace(spec, model=replace(spec.model, shape=shape), flavor=spec.flavor + changed)
+def set_shape(config: Any) -> None:
+    """Give the shape of a training's flags to its model: ``config.shape`` to ``config.model_spec``.
+
+    Args:
+        config: a ``ByteTrainer.Config``.
+
+    Raises:
+        ConfigError: a flag of the shape is wrong; names it.
+    """
+    spec, shape = config.model_spec, config.shape.resolve()
+    if shape != spec.model.shape:
+        size = spec.flavor.removesuffix(CHANGED)
+        model = replace(spec.model, shape=shape)
+        config.model_spec = replace(spec, model=model, flavor=size + CHANGED)
 
 
 CHANGED = ", changed by --shape"

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from train.checkpoints.model_json import Shape, write_model_description
 from train.data.dataloader import Microbatch
 from train.metrics import Counts
-from train.shape_flags import ShapeFlags, with_shape
+from train.shape_flags import ShapeFlags, set_shape
 
 
 class ByteTrainer(Trainer):
@@ -31,7 +31,7 @@ class ByteTrainer(Trainer):
 
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
-            self.model_spec = with_shape(self.model_spec, self.shape.resolve())
+            set_shape(self)
             _check_config(self)
 
     def __init__(self, config: Config):

@@ -148,8 +148,8 @@ def test_a_file_with_some_values_changes_the_configuration(tmp_path):
         (
             "",
             "--shape.cross-attn-nheads 3 --shape.n-kv-heads-local-encoder 1",
-            "--shape.cross-attn-nheads: 3 heads cannot share keys and values in groups of 4, as the "
-            "encoder's 4 heads do (--shape.n-kv-heads-local-encoder is 1)",
+            "--shape.cross-attn-nheads: 3 heads cannot share keys and values in groups of 4, as "
+            "the encoder's 4 heads do (--shape.n-kv-heads-local-encoder is 1)",
         ),
         (
             "",
@@ -206,6 +206,9 @@ def test_an_ablation_is_trained_written_and_read(tmp_path):
     model = read_step(step)
     assert isinstance(model, BLT) and not len(model.encoder_hash_tok_embedding)
     assert run.losses[2] < 5.6 and torch.isfinite(model.local_decoder.output.weight).all()
-    assert len(generate(model.eval(), None, ["a"], patcher=Patcher(rule="space"), max_new_bytes=5)[0]) <= 5
+    assert (
+        len(generate(model.eval(), None, ["a"], patcher=Patcher(rule="space"), max_new_bytes=5)[0])
+        <= 5
+    )
     # The shape is the file's where another run begins with it.
     assert shape_of("blt_1b", file=run.folder / "checkpoint" / "model.json").dim_global == 96

@@ -189,7 +189,7 @@ def has_type(value: object, hint: Any) -> bool:
         element = get_args(hint)[0]
         return isinstance(value, list) and all(has_type(item, element) for item in value)
     if get_origin(hint) is Literal:
-        return value in get_args(hint)
+        return isinstance(value, str)
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         _check_values(value, hint)
         return True

@@ -5,7 +5,7 @@ import json
 import posixpath
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from model.blt_config import BLTConfig
 from model.checkpoints.blt_published import from_published_args
@@ -14,8 +14,6 @@ from model.checkpoints.entropy_layouts import from_published_args as from_entrop
 from model.checkpoints.files import CheckpointError, reading
 from model.widths import resized
 from train.checkpoints.model_json import Shape, check_types, checkpoint_filesystem, from_description
-
-S = TypeVar("S", BLTConfig, Shape)
 
 
 @functools.cache  # a configuration is built more than once
@@ -41,7 +39,9 @@ def read_shape_file(url: str, base: Shape) -> Shape:
             raise ValueError("not a JSON object")
         shape = _shape(config, base)
         if type(shape) is not type(base):
-            kinds = ["a BLT" if isinstance(s, BLTConfig) else "an entropy model" for s in (shape, base)]
+            kinds = [
+                "a BLT" if isinstance(s, BLTConfig) else "an entropy model" for s in (shape, base)
+            ]
             raise ValueError(
                 f"describes {kinds[0]}, and the configuration trains {kinds[1]}; take "
                 f"another --config, or the {posixpath.basename(path)} of {kinds[1]}"
@@ -64,9 +64,11 @@ def _shape(config: dict[str, Any], base: Shape) -> Shape:
     return _changed(config, base)
 
 
-def _changed(values: Mapping[str, Any], base: S) -> S:
+def _changed(values: Mapping[str, Any], base: Shape) -> Shape:
     known = [field.name for field in fields(base) if field.name != "patcher"]
     if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"{unknown[0]}: is no value of this model's shape; known: {', '.join(known)}")
+        raise ValueError(
+            f"{unknown[0]}: is no value of this model's shape; known: {', '.join(known)}"
+        )
     check_types(values, type(base))
-    return cast(S, resized(base, values))
+    return resized(base, values)

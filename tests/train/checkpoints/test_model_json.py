@@ -68,6 +68,18 @@ def test_safetensors_are_completed(tmp_path):
     assert load_blt(step).config == BLT_SHAPE
 
 
+def test_a_description_of_before_an_ablation_could_be_said(tmp_path):
+    """Every BLT had cross attention then."""
+    config = config_json(BLT_SHAPE)
+    del config["cross_attn_encoder"], config["cross_attn_decoder"]
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    assert read_model_description(str(tmp_path / "step-1")) == BLT_SHAPE
+    wrong = {**config, "cross_attn_encoder": 1}
+    (tmp_path / "model.json").write_text(json.dumps(wrong))
+    with pytest.raises(CheckpointError, match="cross_attn_encoder: 1 is not of the right type"):
+        read_model_description(str(tmp_path / "step-1"))
+
+
 def test_a_damaged_description_is_named_in_one_sentence(tmp_path):
     file = tmp_path / "model.json"
     blt, entropy = config_json(BLT_SHAPE), config_json(EntropyModelConfig())
