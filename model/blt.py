@@ -96,7 +96,7 @@ class BLT(nn.Module):
         attends = [attend_patches] * config.n_layers_global
         latent_NG = self.global_transformer(patches_NKD, position_N, attends)
         attends = [attend_bytes] * config.n_layers_local_decoder
-        readable = self.local_decoder.patch_keys_values(latent_NG)
+        readable = self.local_decoder.readable(latent_NG)
         logits_TV: Tensor = self.local_decoder(
             states[-1], position_T, attends, readable, layout.read_TW
         )
@@ -110,6 +110,8 @@ class BLT(nn.Module):
             position_T: how many tokens n-grams may reach back.
         """
         of_token_TD: Tensor = self.local_encoder.tok_embeddings(tokens_T)
+        if not len(self.encoder_hash_tok_embedding):
+            return of_token_TD
         of_ngrams_TD: Tensor = self.encoder_hash_tok_embedding(tokens_T, position_T)
         return of_token_TD + of_ngrams_TD
 

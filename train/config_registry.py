@@ -25,6 +25,7 @@ from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
 from train.optimizer import BLTOptimizers
+from train.shape_flags import ShapeFlags
 from train.skipping import FiniteLoss
 from train.tokenizer import TitanByteTokenizer
 from train.trainer import ByteTrainer
@@ -65,6 +66,7 @@ def _config(
         optimizer = BLTOptimizers.Config(param_groups=optimizer.param_groups)
     return ByteTrainer.Config(
         model_spec=model_spec,
+        shape=ShapeFlags(model_spec.model.shape),
         hf_assets_path=".",  # unused: no tokenizer files
         tokenizer=TitanByteTokenizer.Config(),
         loss=FiniteLoss.Config(global_vocab_size=VOCAB_SIZE),

@@ -30,14 +30,14 @@ from torchtitan.distributed.tensor_parallel import NoParallel
 
 from model import BLT
 from model.layers.hash_embedding import HashEmbedding
+from model.layers.latent_transformer import LatentTransformer
 from model.layers.transformer import Block
-from pipeline.errors import ConfigError
 
 
 def parallelize_blt(model: BLT, *, float8: bool, **settings: Any) -> nn.Module:
     """Parallelize a BLT; see :func:`_parallelize`."""
     if float8:
-        _multiply_in_float8(model.global_transformer)
+        multiply_in_float8(model.global_transformer, settings["parallel_dims"].tp)
     stacks = [model.local_encoder, model.global_transformer, model.local_decoder]
     return _parallelize(model, stacks, latent=model.global_transformer, **settings)
 
@@ -95,20 +95,10 @@ def compile_blocks(
 def _split_over_tensor_parallel_ranks(
     model: nn.Module, latent: nn.Module | None, mesh: DeviceMesh
 ) -> None:
-    """
-    Raises:
-        ConfigError: the ranks cannot share the attention heads evenly.
-    """
     split: dict[str, ParallelStyle] = {}
     if latent is not None:
         for prefix, block in latent.named_modules():
             if isinstance(block, Block):
-                heads = block.attention.wk.out_features // block.attention.head_dim
-                if heads % mesh.size():
-                    raise ConfigError(
-                        f"--parallelism.tensor-parallel-degree: {mesh.size()} ranks cannot share "
-                        f"the {heads} attention heads of the latent transformer evenly"
-                    )
                 names = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
                 for name in (*names, "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"):
                     is_output = name.endswith(("wo", "w2"))
@@ -122,21 +112,39 @@ def _split_over_tensor_parallel_ranks(
             parallelize_module(module, mesh, NoParallel(use_local_output=True))
 
 
-def _multiply_in_float8(latent: nn.Module) -> None:
+FLOAT8_MULTIPLE = 16
+"""Float8 matrix units multiply matrices whose widths, and dimension that is summed over, are
+multiples of this."""
+
+
+def multiply_in_float8(latent: LatentTransformer, ranks: int) -> None:
+    """Let the latent transformer's linear layers multiply in float8, forward and backward.
+
+    Args:
+        ranks: how many ranks share each layer (tensor parallelism).
+
+    Raises:
+        ImportError: torchao is not installed.
+    """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ImportError("float8 needs torchao: pip install torchao") from error
+    latent.position_multiple = FLOAT8_MULTIPLE
     emulate = not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
     convert_to_float8_training(
         latent,
-        # Float8 matrix units require widths that are multiples of 16.
-        module_filter_fn=lambda module, _: (
-            isinstance(module, nn.Linear)
-            and not (module.in_features % 16 or module.out_features % 16)
-        ),
+        module_filter_fn=lambda module, _: fits_float8(module, ranks),
         config=Float8LinearConfig(emulate=emulate),
     )
+
+
+def fits_float8(module: nn.Module, ranks: int = 1) -> bool:
+    """True for a linear layer whose parts on tensor-parallel ranks have widths for float8."""
+    if not isinstance(module, nn.Linear):
+        return False
+    widths = (module.in_features, module.out_features)
+    return not any(width % (FLOAT8_MULTIPLE * ranks) for width in widths)
 
 
 def _shard(

@@ -25,6 +25,7 @@ from train.data.dataloader import Microbatch
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
 from train.samples import Samples, SamplesConfig
+from train.shape_flags import ShapeFlags, set_shape
 from train.skipping import (
     NonFiniteGradientError,
     SkippedStep,
@@ -47,8 +48,12 @@ class ByteTrainer(Trainer):
         skipping: SkippingConfig = field(default_factory=SkippingConfig)
         samples: SamplesConfig = field(default_factory=SamplesConfig)
 
+        shape: ShapeFlags
+        """The shape of the model: the configuration's, changed by these flags."""
+
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
+            set_shape(self)
             if self.dataloader.allow_mixed_patches:
                 self.validator.dataloader.allow_mixed_patches = True
             _check_config(self)
@@ -268,6 +273,13 @@ def _check_config(config: ByteTrainer.Config) -> None:
         raise ConfigError(
             "--dataloader.no-infinite: is for validation only; set the length of a training with "
             "--training.steps"
+        )
+    shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
+    if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:
+        raise ConfigError(
+            f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
+            f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
+            "and values: --shape.n-kv-heads-global)"
         )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):

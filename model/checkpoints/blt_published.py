@@ -173,7 +173,7 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
     initialisation = published_initialisation(args)
-    sizes = args.pop("encoder_hash_byte_group_size")
+    sizes = args.pop("encoder_hash_byte_group_size") or ()  # None: no hash embeddings
     for name in UNSEEN:
         if not args.get(name):
             raise ValueError(f"argument {name} is missing")
@@ -211,8 +211,8 @@ def to_published_args(config: BLTConfig) -> JsonObject:
         "dim_local_decoder": config.dim_local,
         "ffn_dim_multiplier": multiplier,
         "multiple_of": multiple_of,
-        "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
         **{name: getattr(config, name) for name in INITIALISATION},
+        "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size) or None,
         **windows,
         **_patching_args(config.patcher),
     }

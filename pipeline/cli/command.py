@@ -1,6 +1,7 @@
 """The common part of the commands in ``jobs/``: their ``main``, errors, and the exit status."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +33,12 @@ def run_job(
     Returns:
         the exit status; see :func:`run_command`.
     """
-    config = tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,))
     console = Console(stderr=True)
-    return run_command(lambda: run(config, console), console, interrupted=interrupted)
+
+    def job() -> int:
+        return run(tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,)), console)
+
+    return run_command(job, console, interrupted=interrupted)
 
 
 def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -> int:
@@ -46,7 +50,7 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
 
     Returns:
         the exit status: the job's own, or 2 for a wrong flag, 1 for another error that a user can
-        act on, 130 after Ctrl-C.
+        act on, 130 after Ctrl-C, 141 if the reader of the output is gone (``| head``).
     """
     try:
         _refuse_repeated_flags(sys.argv[1:])
@@ -57,6 +61,27 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
     except PipelineError as error:
         print_problems(console, [f"error: {error}"])
         return 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:
+        if not _reader_is_gone():  # it was another pipe, or a connection
+            raise
+        return 141
+    finally:
+        _write_the_rest()
+
+
+def _reader_is_gone() -> bool:
+    """True if standard output is a pipe whose other end is closed."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
+def _write_the_rest() -> None:
+    """Write what standard output still holds, or drop it without a word if nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_repeated_flags(arguments: list[str]) -> None:
