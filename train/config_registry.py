@@ -13,7 +13,7 @@ prepare()  # before the rest of torchtitan is imported: see train.shim
 
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
-from torchtitan.config import CompileConfig, DebugConfig, ParallelismConfig, TrainingConfig
+from torchtitan.config import CompileConfig, DebugConfig, TrainingConfig
 from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.protocols.model_spec import ModelSpec
 
@@ -22,6 +22,7 @@ from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
+from train.parallelize import Parallelism
 from train.tokenizer import TitanByteTokenizer
 from train.trainer import ByteTrainer
 from train.validator import ShardValidator
@@ -67,9 +68,7 @@ def _config(
             disable_cuda_graphs=True,
         ),
         # Sequence parallelism would restrict sequence lengths to multiples of its degree.
-        parallelism=ParallelismConfig(
-            spmd_backend="partial_dtensor", enable_sequence_parallel=False
-        ),
+        parallelism=Parallelism(spmd_backend="partial_dtensor", enable_sequence_parallel=False),
         compile=CompileConfig(enable=large and torch.cuda.is_available()),
         activation_checkpoint=SelectiveAC.Config() if large else None,
         dataloader=ShardDataLoader.Config(patches=patches),

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from train.checkpoints.model_json import Shape, write_model_description
 from train.data.dataloader import Microbatch
 from train.metrics import Counts
+from train.table_optimizer import clipping_tables
 
 
 class ByteTrainer(Trainer):
@@ -112,7 +113,8 @@ class ByteTrainer(Trainer):
     def train_step(self, data_iterator: Iterator[Microbatch]) -> Any:
         """Train one step; its counts turn the mean loss into bits per byte."""
         self.metrics_processor.step_counts = Counts()
-        return super().train_step(data_iterator)
+        with clipping_tables(self.model_parts):
+            return super().train_step(data_iterator)
 
 
 def _check_config(config: ByteTrainer.Config) -> None:
@@ -138,6 +140,14 @@ def _check_config(config: ByteTrainer.Config) -> None:
         raise ConfigError(
             "--dataloader.no-infinite: is for validation only; set the length of a training with "
             "--training.steps"
+        )
+    if (
+        getattr(parallelism, "hash_tables", "plain") == "sharded"
+        and config.optimizer.implementation == "fused_opt_states_bf16"
+    ):
+        raise ConfigError(
+            "--optimizer.implementation: fused_opt_states_bf16 needs gradients of whole tables; "
+            "choose --parallelism.hash-tables plain, or another implementation"
         )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):
