@@ -79,10 +79,9 @@ class ShardedTables(HashEmbedding):
         ranks = self.mesh.size()
         if ranks == 1:
             return ids_KT
-        tables, tokens = ids_KT.shape
-        gathered = ids_KT.new_empty(ranks * tables, tokens)
-        dist.all_gather_into_tensor(gathered, ids_KT, group=self.mesh.get_group())
-        return gathered.view(ranks, tables, tokens).transpose(0, 1).flatten(1)
+        ids_RKT = ids_KT.new_empty(ranks, *ids_KT.shape)
+        dist.all_gather([*ids_RKT.unbind()], ids_KT, group=self.mesh.get_group())
+        return ids_RKT.transpose(0, 1).flatten(1)
 
     def columns_to_tokens(self, x_NC: Tensor) -> Tensor:
         """From this rank's columns of all ranks' tokens to all columns of this rank's tokens."""
@@ -105,7 +104,7 @@ class ShardedTables(HashEmbedding):
         received = self._exchange(
             torch.cat(parts), [len(part) for part in parts], [len(x_TD) * own] * ranks
         )
-        return torch.cat(received).view(-1, own)
+        return torch.cat(received).view(len(x_TD) * ranks, own)
 
     def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> tuple[Tensor, ...]:
         """Send each rank its part of ``x``; returns the parts that the ranks sent here."""
