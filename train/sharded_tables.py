@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -131,9 +130,9 @@ class _SumOfRows(torch.autograd.Function):
         shards = [weight.to_local() for weight in weights]
         home = shards[0].device  # CPU offload keeps weights, and so lookups, on the CPU
         ids_KN = tables.gather_ids(ids_KT).to(home)
-        summed_NC = F.embedding(ids_KN[0], shards[0])
+        summed_NC = shards[0].index_select(0, ids_KN[0])
         for ids_N, shard in zip(ids_KN[1:], shards[1:], strict=True):
-            summed_NC += F.embedding(ids_N, shard)
+            summed_NC += shard.index_select(0, ids_N)
         if has_backward:
             for gradient, ids_N in zip(tables.gradients, ids_KN, strict=True):
                 gradient.touch(ids_N, tables.rows)

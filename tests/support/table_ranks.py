@@ -1,5 +1,6 @@
-"""Four gloo ranks that train a tiny BLT with its hash tables sharded and plain, in every way that
-:mod:`train` does, once for all tests of it. What they found is written down by the first rank.
+"""Gloo ranks that train a tiny BLT with its hash tables sharded and plain, in every way that
+:mod:`train` does. The same processes are the ranks of all trainings, one after another; the first
+of them writes down what they found.
 """
 
 import json
@@ -12,17 +13,16 @@ from support.trainings import forks
 
 RANKS = 4
 ROWS, WIDTH, PATCH = 12, 48, 4
-"""Of all ranks' batches of a step together: rows, tokens of a row, tokens of a patch."""
-STEPS, SAVED = 5, 2
-"""Steps of each training, and the step that checkpoints are of."""
-TABLE_ROWS, DIM = 997, 64
+"""Rows of a step, of all ranks together; tokens of a row; tokens of a patch."""
+STEPS, SAVED = 4, 2
+"""Steps of each training, and the step that it saves."""
+TABLES, TABLE_ROWS, DIM = 6, 997, 64
 MAX_NORM = 0.3
-"""Smaller than any norm of these gradients."""
-FORMS = ("plain", "sharded")
+"""Smaller than all norms of these gradients."""
 
 
 def run_ranks(folder: Path) -> dict[str, Any]:
-    """What each training of :data:`LAYOUTS` found, by its name."""
+    """What each training of :data:`LAYOUTS` found, by its name; and "lookups"."""
     ranks = [forks.Process(target=_rank, args=(rank, folder), daemon=True) for rank in range(RANKS)]
     for rank in ranks:
         rank.start()
@@ -51,7 +51,7 @@ LAYOUTS: tuple[tuple[int, int, tuple[tuple[str, str | None, int], ...]], ...] = 
             ("sharded", "sharded on 2 x 1", 1),
         ),
     ),
-    (1, 1, (("plain", None, 3), ("sharded", None, 3), ("plain", "sharded on 4 x 2", 2))),
+    (1, 1, (("sharded", None, 3), ("plain", "sharded on 4 x 2", 2))),
 )
 
 
@@ -97,7 +97,9 @@ class TinyTraining:
         from train.parallelize import Parallelism, parallelize_blt
         from train.table_optimizer import split_off_tables
 
-        shape = replace(BLT_SIZES["debug"], encoder_hash_byte_group_vocab=TABLE_ROWS)
+        shape = replace(
+            BLT_SIZES["debug"], n_layers_global=1, encoder_hash_byte_group_vocab=TABLE_ROWS
+        )
         torch.manual_seed(0)
         with torch.device("meta"):
             model = TrainedBLT.Config(shape=shape).build()
@@ -130,11 +132,12 @@ class TinyTraining:
         for step in range(first, STEPS + 1):
             with counted_traffic() as sent:
                 loss, norm = self.step(step, accumulate)
+            self.evaluate()
             losses.append(loss)
             norms.append(norm)
             if save and step == SAVED:
                 self.save(save)
-        state = self.optimizers.state_dict()
+        state = self.model.state_dict() | self.optimizers.state_dict()
         shapes = {name: list(getattr(value, "shape", [])) for name, value in state.items()}
         return {"losses": losses, "norms": norms, "sent": dict(sent), "state": shapes}
 
@@ -166,9 +169,14 @@ class TinyTraining:
         self.schedule.step()
         if mesh:
             torch.distributed.all_reduce(total, group=mesh.get_group())
-        with torch.no_grad():  # evaluation between steps leaves no trace
-            self.model(tokens[:1, :-1], lengths[:1])
         return float(total), float(norm)
+
+    def evaluate(self) -> None:
+        """Read, between steps: it has to leave no trace."""
+        import torch
+
+        with torch.no_grad():
+            self.model(torch.full((1, PATCH), 100), torch.tensor([[1, PATCH - 1]]))
 
     def _state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizers.state_dict()}
@@ -217,7 +225,7 @@ def _lookups() -> list[float]:
     for table, gradient in zip(plain, sharded.gradients, strict=True):
         columns = table.weight.grad[:, 2 * rank : 2 * rank + 2]
         assert gradient.of_rows(0, 50).shape == columns.shape
-        differences.append(float((gradient.of_rows(0, 50) - columns).abs().sum()))
-        touched = int(columns.any(dim=1).sum())
-        assert columns.numel() == 0 or int(gradient.touched) == touched < 50
+        differences.append(float((gradient.of_rows(0, 50) - columns).norm()))
+        touched = int(table.weight.grad.any(dim=1).sum())
+        assert int(gradient.touched) == touched < 50 and len(gradient.values) <= 51
     return differences
