@@ -184,7 +184,7 @@ def _shard(
     }
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
-    sharded = {table.weight for tables in sharded_tables(model) for table in tables}
+    sharded = {weight for tables in sharded_tables(model) for weight in tables.weights}
     options["ignored_params"] = sharded
     # Plain hash tables hold most of a small model's weights, so each is gathered by itself.
     plain = (part for part in model.children() if isinstance(part, HashEmbedding) and not sharded)

@@ -57,7 +57,9 @@ class ShardedTables(HashEmbedding):
         nn.ModuleList.__init__(self, tables)
         self.ngrams, self.rows, self.dtype = tables.ngrams, tables.rows, dtype
         self.mesh = mesh
-        for table in self:
+        for table in tables:
+            assert isinstance(table, nn.Embedding)
+            self.dim: int = table.embedding_dim
             shard = distribute_tensor(table.weight, mesh, [Shard(1)], src_data_rank=None)
             table.weight = nn.Parameter(shard)
         self.gradients = [RowGradient() for _ in self]
@@ -69,12 +71,12 @@ class ShardedTables(HashEmbedding):
         ids_KT = torch.stack([*self.row_ids(tokens_T, position_T)])
         if self.rows <= 1 << 31:
             ids_KT = ids_KT.int()
-        weights = [table.weight for table in self]
-        summed_TD: Tensor = _SumOfRows.apply(self, ids_KT, torch.is_grad_enabled(), *weights)
+        training = torch.is_grad_enabled()
+        summed_TD: Tensor = _SumOfRows.apply(self, ids_KT, training, *self.weights)
         return summed_TD
 
     def gather_ids(self, ids_KT: Tensor) -> Tensor:
-        """The ids of all ranks' tokens, one rank's after another's: ``[tables, ranks * tokens]``."""
+        """The ids of all ranks' tokens, rank after rank, ``[tables, ranks * tokens]``."""
         ranks = self.mesh.size()
         if ranks == 1:
             return ids_KT
@@ -112,11 +114,16 @@ class ShardedTables(HashEmbedding):
         return out.split(received)
 
     @property
+    def weights(self) -> list[Any]:
+        """The parameter of each table."""
+        return [table.weight for table in self]
+
+    @property
     def widths(self) -> list[int]:
         """How many columns each rank keeps: as many as DTensor deals out, the last ones fewer."""
-        dim, ranks = self[0].weight.shape[1], self.mesh.size()
-        width = -(-dim // ranks)
-        return [max(0, min(width, dim - rank * width)) for rank in range(ranks)]
+        ranks = self.mesh.size()
+        width = -(-self.dim // ranks)
+        return [max(0, min(width, self.dim - rank * width)) for rank in range(ranks)]
 
 
 class _SumOfRows(torch.autograd.Function):
@@ -157,9 +164,9 @@ class _SumOfRows(torch.autograd.Function):
 class RowGradient:
     """This rank's columns of the gradient of one table: of the rows that were looked up alone.
 
-    Rows get slots in the order of their first lookup. Slot 0 is that of all other rows, and its
-    gradient stays 0: ``values[slot_R]`` is the whole gradient, and no row is a special case. If rows
-    7 and 2 are looked up, and then 7 and 5, slots are 2 and 1 (in the order of rows), and then 3.
+    Rows get slots as they are looked up. Slot 0 is that of all other rows, and its gradient stays
+    0: ``values[slot_R]`` is the whole gradient, and no row is a special case. If a microbatch looks
+    up rows 7 and 2, their slots are 2 and 1; if the next one looks up 7 and 5, row 5 gets slot 3.
 
     Attributes:
         slot_R: int32, the slot of each of the table's rows; None if nothing was looked up.

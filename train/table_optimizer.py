@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.adam import adam
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.distributed import utils as dist_utils
 
@@ -31,6 +30,10 @@ CHUNK = 1 << 24
 """Values of a dense gradient: 64 MB."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 """torch's names; AMSGrad alone has the last."""
+SETTINGS = (
+    *("lr", "weight_decay", "decoupled_weight_decay", "eps", "amsgrad", "maximize"),
+    *("foreach", "fused", "capturable", "differentiable"),
+)
 
 
 class TableAdamW(torch.optim.AdamW):
@@ -79,12 +82,9 @@ def _update(
     """One step of AdamW for one table."""
     weight = table.to_local()
     moments = [state[name].to_local() for name in MOMENTS if name in state]
-    settings = {
-        name: group[name]
-        for name in ("foreach", "capturable", "differentiable", "fused", "amsgrad", "maximize")
-        + ("lr", "weight_decay", "eps", "decoupled_weight_decay")
-    }
+    settings: dict[str, Any] = {name: group[name] for name in SETTINGS}
     settings["beta1"], settings["beta2"] = group["betas"]
+    adam: Any = torch.optim.adam.adam
     rows = max(1, CHUNK // max(1, weight.shape[1])) if weight.numel() else len(weight)
     for start in range(0, len(weight) if weight.numel() else 0, rows):
         stop = start + rows
@@ -112,7 +112,7 @@ def split_off_tables(
     """
     gradients: dict[nn.Parameter, RowGradient] = {}
     for tables in (tables for part in model_parts for tables in sharded_tables(part)):
-        gradients |= {t.weight: g for t, g in zip(tables, tables.gradients, strict=True)}
+        gradients |= zip(tables.weights, tables.gradients, strict=True)
     groups = []
     for optimizer in optimizers.optimizers:
         for group in optimizer.param_groups:

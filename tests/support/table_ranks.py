@@ -39,7 +39,7 @@ def run_ranks(folder: Path) -> dict[str, Any]:
 
 
 LAYOUTS: tuple[tuple[int, int, tuple[tuple[str, str | None, int], ...]], ...] = (
-    # Ranks; copies of the model (HSDP); trainings: form, the checkpoint to begin with, microbatches.
+    # Ranks; copies of the model (HSDP); trainings: form, checkpoint to begin with, microbatches.
     (2, 1, (("plain", None, 2), ("sharded", None, 2))),
     (4, 2, (("plain", None, 1), ("sharded", None, 1))),
     (
@@ -84,8 +84,8 @@ def _rank(rank: int, folder: Path) -> None:
 
 
 class TinyTraining:
-    """A step as torchtitan makes it, with its parts: forward and backward of microbatches, clipping,
-    AdamW, a schedule; and its checkpoints."""
+    """A training made of the parts that torchtitan makes it of: forward and backward of
+    microbatches, clipping, AdamW, a schedule, checkpoints."""
 
     def __init__(self, dims: Any, form: str):
         import torch
@@ -122,9 +122,7 @@ class TinyTraining:
         config = LRSchedulersContainer.Config(warmup_steps=2, decay_type="cosine")
         self.schedule = config.build(optimizers=self.optimizers, training_steps=10)
 
-    def train(
-        self, first: int, accumulate: int, save: Path | None = None
-    ) -> dict[str, Any]:
+    def train(self, first: int, accumulate: int, save: Path | None = None) -> dict[str, Any]:
         """Losses and norms of steps, bytes sent in the last one, and names of the state."""
         from support.traffic import counted_traffic
 
@@ -159,7 +157,9 @@ class TinyTraining:
         total = torch.zeros(())
         for rows in torch.arange(ROWS)[rank::ranks].chunk(accumulate):
             logits = self.model(tokens[rows, :-1], lengths[rows])
-            loss = F.cross_entropy(logits.flatten(0, 1), tokens[rows, 1:].flatten(), reduction="sum")
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), tokens[rows, 1:].flatten(), reduction="sum"
+            )
             loss = loss / (ROWS * WIDTH)
             loss.backward()
             total += loss.detach()
@@ -213,7 +213,7 @@ def _lookups() -> list[float]:
     sharded = ShardedTables(tables, mesh, torch.float32)
     assert sharded.widths == [2, 2, 2, 0]
     rank = mesh.get_local_rank()
-    for repeat in range(2):
+    for _ in range(2):
         tokens_RT = torch.randint(4, 8, (RANKS, 30))
         position_T = torch.arange(30)
         weights_RTD = torch.randn(RANKS, 30, 6)

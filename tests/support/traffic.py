@@ -28,7 +28,10 @@ COLLECTIVES: dict[str, Sent] = {
     ),
     "all_reduce": lambda ranks, given: 2 * (ranks - 1) / ranks * given["tensor"].nbytes,
     "all_to_all_single": lambda ranks, given: (
-        (sum(given["input_split_sizes"]) - given["input_split_sizes"][dist.get_rank(given["group"])])
+        (
+            sum(given["input_split_sizes"])
+            - given["input_split_sizes"][dist.get_rank(given["group"])]
+        )
         * _nth(given, 1).element_size()
     ),
 }

@@ -171,11 +171,13 @@ def test_other_optimizers_are_refused(one_rank):
     config = default_adamw(lr=0.1)
     config.param_groups[0].optimizer_name = "Adam"
     optimizers = config.build(model_parts=[model])
-    with pytest.raises(ConfigError, match=r"sharded tables need AdamW, and tables.0.weight has Adam"):
+    with pytest.raises(
+        ConfigError, match=r"sharded tables need AdamW, and tables.0.weight has Adam"
+    ):
         split_off_tables(optimizers, [model], None)
     config = blt_debug()
     config.optimizer.implementation = "fused_opt_states_bf16"
-    with pytest.raises(ConfigError, match="choose --parallelism.hash-tables plain"):
+    with pytest.raises(ConfigError, match=r"choose --parallelism.hash-tables plain"):
         replace(config)
 
 
@@ -198,9 +200,8 @@ def test_offloaded_tables_of_512_ranks(monkeypatch):
             # Without a GPU there is no autograd on its fake tensors.
             context = SimpleNamespace()
             context.save_for_backward = lambda ids_KN: vars(context).update(saved_tensors=(ids_KN,))
-            weights = [table.weight for table in tables]
             with torch.no_grad():
-                summed_TD = _SumOfRows.forward(context, tables, ids_KT, True, *weights)
+                summed_TD = _SumOfRows.forward(context, tables, ids_KT, True, *tables.weights)
                 assert summed_TD.shape == (64, 1024) and summed_TD.dtype == torch.bfloat16
                 assert summed_TD.device.type == "cuda"
                 _SumOfRows.backward(context, torch.ones_like(summed_TD))
