@@ -15,7 +15,7 @@ from train.shim import prepare
 prepare()  # before the rest of torchtitan is imported: see train.shim
 
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
-from torchtitan.config import CompileConfig, DebugConfig, ParallelismConfig, TrainingConfig
+from torchtitan.config import CompileConfig, DebugConfig, TrainingConfig
 from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.protocols.model_spec import ModelSpec
 
@@ -25,6 +25,7 @@ from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
 from train.optimizer import BLTOptimizers
+from train.parallelize import Parallelism
 from train.shape_flags import ShapeFlags
 from train.skipping import FiniteLoss
 from train.tokenizer import TitanByteTokenizer
@@ -84,9 +85,7 @@ def _config(
             disable_cuda_graphs=True,
         ),
         # Sequence parallelism would restrict sequence lengths to multiples of its degree.
-        parallelism=ParallelismConfig(
-            spmd_backend="partial_dtensor", enable_sequence_parallel=False
-        ),
+        parallelism=Parallelism(spmd_backend="partial_dtensor", enable_sequence_parallel=False),
         compile=CompileConfig(enable=large and torch.cuda.is_available()),
         activation_checkpoint=SelectiveAC.Config() if large else None,
         dataloader=ShardDataLoader.Config(patches=patches),

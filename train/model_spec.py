@@ -16,6 +16,7 @@ from model.flops import training_flops
 from model.layers.initializers import reset_constants
 from train.checkpoints.state_dict_adapter import WeightsAdapter
 from train.parallelize import parallelize_blt, parallelize_entropy_model
+from train.table_optimizer import split_off_tables
 
 ENTROPY_SIZES = {
     "100m": EntropyModelConfig(),
@@ -123,7 +124,7 @@ def blt_spec(size: str, *, float8: bool = False) -> ModelSpec:
         model=TrainedBLT.Config(shape=BLT_SIZES[size]),
         parallelize_fn=functools.partial(parallelize_blt, float8=float8),
         pipelining_fn=None,
-        post_optimizer_build_fn=None,
+        post_optimizer_build_fn=split_off_tables,
         state_dict_adapter=WeightsAdapter,
     )
 

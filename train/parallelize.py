@@ -1,12 +1,14 @@
 """Parallelize and compile the models: tensor parallelism, activation checkpointing,
-``torch.compile``, then FSDP2 or HSDP, all with torchtitan's functions.
+``torch.compile``, then FSDP2 or HSDP, all with torchtitan's functions; but hash tables are sharded
+by :mod:`train.sharded_tables`.
 
 Tensor parallelism splits the latent transformer, which has most of the weights. All ranks of a
 tensor-parallel group compute the other layers alike.
 """
 
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +34,16 @@ from model import BLT
 from model.layers.hash_embedding import HashEmbedding
 from model.layers.latent_transformer import LatentTransformer
 from model.layers.transformer import Block
+from train.sharded_tables import ShardedTables, sharded_tables
+
+
+@dataclass(kw_only=True, slots=True)
+class Parallelism(ParallelismConfig):
+    """torchtitan's settings, and that of the hash tables."""
+
+    hash_tables: Literal["sharded", "plain"] = "sharded"
+    """sharded: ranks exchange the rows that are looked up, and have gradients of those alone.
+    plain: FSDP gathers whole tables. Checkpoints of one resume as the other."""
 
 
 def parallelize_blt(model: BLT, *, float8: bool, **settings: Any) -> nn.Module:
@@ -67,6 +79,10 @@ def _parallelize(
 
     torchtitan passes the other arguments to every model's ``parallelize_fn``.
     """
+    if getattr(parallelism, "hash_tables", "plain") == "sharded":
+        # All ranks that read different rows: copies of a model (HSDP) share one copy of the tables.
+        mesh = parallel_dims.get_mesh("batch" if parallel_dims.dp_replicate_enabled else "fsdp")
+        _shard_tables(model, mesh, TORCH_DTYPE_MAP[training.mixed_precision_param])
     if parallel_dims.tp_enabled:
         _split_over_tensor_parallel_ranks(model, latent, parallel_dims.get_mesh("tp"))
     for stack in stacks:
@@ -107,6 +123,8 @@ def _split_over_tensor_parallel_ranks(
         parallelize_module(latent, mesh, split)
     # The gradient norm and the fused optimizer require all parameters on one mesh.
     split_modules = {latent.get_submodule(name) for name in split} if latent is not None else set()
+    # Sharded tables have both of their own.
+    split_modules |= {table for tables in sharded_tables(model) for table in tables}
     for module in list(model.modules()):
         if module not in split_modules and any(True for _ in module.parameters(recurse=False)):
             parallelize_module(module, mesh, NoParallel(use_local_output=True))
@@ -147,6 +165,12 @@ def fits_float8(module: nn.Module, ranks: int = 1) -> bool:
     return not any(width % (FLOAT8_MULTIPLE * ranks) for width in widths)
 
 
+def _shard_tables(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    for name, part in list(model.named_children()):
+        if isinstance(part, HashEmbedding) and len(part):
+            setattr(model, name, ShardedTables(part, mesh, dtype))
+
+
 def _shard(
     model: nn.Module,
     stacks: list[nn.Module],
@@ -168,10 +192,11 @@ def _shard(
     }
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
-    # Hash tables hold most of a small model's weights, so each is gathered by itself.
-    tables = [
-        table for part in model.children() if isinstance(part, HashEmbedding) for table in part
-    ]
+    sharded = {weight for tables in sharded_tables(model) for weight in tables.weights}
+    options["ignored_params"] = sharded
+    # Plain hash tables hold most of a small model's weights, so each is gathered by itself.
+    plain = (part for part in model.children() if isinstance(part, HashEmbedding) and not sharded)
+    tables = [table for part in plain for table in part]
     blocks = [block for stack in stacks for block in stack.get_submodule("layers").children()]
     for module in (*tables, *blocks):
         fully_shard(module, **options)

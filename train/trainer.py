@@ -35,6 +35,7 @@ from train.skipping import (
     find_bad_rows,
     finite_gradients,
 )
+from train.table_optimizer import clipping_tables
 
 SHOWN_NOTES = 10
 """Differences between shard sets that are logged one by one."""
@@ -190,7 +191,7 @@ class ByteTrainer(Trainer):
             logger.warning(f"Step {self.step} is passed over; it was skipped before: {known}.")
             return
         try:
-            with finite_gradients():
+            with clipping_tables(self.model_parts), finite_gradients():
                 super().train_step(data_iterator)
             self.skipped.in_a_row = 0
         except NonFiniteGradientError as error:
@@ -280,6 +281,14 @@ def _check_config(config: ByteTrainer.Config) -> None:
             f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
             f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
             "and values: --shape.n-kv-heads-global)"
+        )
+    if (
+        getattr(parallelism, "hash_tables", "plain") == "sharded"
+        and config.optimizer.implementation == "fused_opt_states_bf16"
+    ):
+        raise ConfigError(
+            "--optimizer.implementation: fused_opt_states_bf16 needs gradients of whole tables; "
+            "choose --parallelism.hash-tables plain, or another implementation"
         )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):
