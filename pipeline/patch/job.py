@@ -7,7 +7,6 @@ and commit the shards of splits, and writes the manifest.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import NamedTuple
 
 import ray
@@ -18,8 +17,8 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
-from pipeline.corpus.formats import input_suffixes
-from pipeline.corpus.prepared import ID_COLUMN, prepared_chunks
+from pipeline.corpus.inputs import find_inputs
+from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.corpus.splits import Split
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
@@ -31,7 +30,7 @@ from pipeline.shards.manifest import write_manifest
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.listing import InputFile, list_inputs
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import reaching
 
@@ -72,8 +71,11 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         PatchRun.check_removable(output)
     else:
         run = PatchRun.resume(output)
-    config = _with_prepared(config)
-    files = list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
+    inputs = find_inputs(config.input, config.format, output=output.url)
+    inputs.print_unread(console)
+    if inputs.all_prepared and config.id_column is None:
+        config = replace(config, id_column=ID_COLUMN)
+    files = inputs.files
     model = load_given_model(config)
     output.remove_temporary()
     connect(config.num_workers)
@@ -81,23 +83,12 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         run, model = begin_run(config, files, model, output, console)
     else:
         run, model = resume_run(run, config, files, model, output, console)
+    run.provenance["unread"] = inputs.unread_record()
     patcher = Patcher.from_json(run.provenance["patcher"])
     scorer = Scorer(model, patcher, config.reset_at_newline)
     result = _patch(run, config, scorer, output, console)
     output.remove_temporary()
     return result
-
-
-def _with_prepared(config: PatchCorpusConfig) -> PatchCorpusConfig:
-    """The configuration with prepared corpora as their chunks, which have ids."""
-    for url in config.input:
-        refuse_credentials("--input", url)
-    chunks = [prepared_chunks(url) for url in config.input]
-    if not any(chunks):
-        return config
-    inputs = [paths or [url] for url, paths in zip(config.input, chunks, strict=True)]
-    id_column = config.id_column or (ID_COLUMN if all(chunks) else None)
-    return replace(config, input=tuple(chain.from_iterable(inputs)), id_column=id_column)
 
 
 class _Shared(NamedTuple):

@@ -20,7 +20,7 @@ from pipeline.corpus.documents import (
     Document,
     Reject,
     bad_document,
-    read_records,
+    read_split,
     rejects_json,
 )
 from pipeline.corpus.splits import Split
@@ -97,7 +97,7 @@ def patch_split(
 
 
 def _records(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[Document | Reject]:
-    records = read_records(split, config.columns, config.max_document_bytes)
+    records = read_split(split, config.columns, config.max_document_bytes)
     return islice(records, skip, None)
 
 

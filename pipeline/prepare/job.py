@@ -18,7 +18,8 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import plan_splits
 from pipeline.cluster.stage import Work, run_stage, unshared_storage
-from pipeline.corpus.formats import input_suffixes, known_format
+from pipeline.corpus.formats import known_format
+from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.named import Corpus, list_corpus
 from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_prepared_manifest
 from pipeline.corpus.splits import whole_file
@@ -37,7 +38,7 @@ from pipeline.prepare.plan import (
 )
 from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
 from pipeline.storage.hub import download_directory, download_path, is_hub_file
-from pipeline.storage.listing import InputFile, list_inputs
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
 from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files, reaching
 from pipeline.storage.tokenizer_files import (
@@ -81,7 +82,9 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
         Preparation.check_removable(output)
     else:
         preparation = Preparation.resume(output)
-    files = _files(preparation, corpus, config, output)
+    inputs = _inputs(preparation, corpus, config, output)
+    inputs.print_unread(console)
+    files = inputs.files
     tokenizer = _tokenizer(config, output)
     if preparation is not None:
         _check_same(preparation, files, config, output)
@@ -92,7 +95,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
         console.print(f"continuing the run in {output.url}", highlight=False)
     connect(config.num_workers)
     output.remove_temporary()
-    work = _Work(config, output, console)
+    work = _Work(config, output, console, inputs)
     if preparation is None:
         output.check_writable()
         if config.downloads:
@@ -116,21 +119,21 @@ def _finished(output: OutputDirectory, manifest: PreparedManifest) -> PrepareCor
     return PrepareCorpusResult(output.url, manifest, failures)
 
 
-def _files(
+def _inputs(
     preparation: Preparation | None,
     corpus: Corpus | None,
     config: PrepareCorpusConfig,
     output: OutputDirectory,
-) -> list[InputFile]:
+) -> Inputs:
     if corpus is None:
-        return list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
+        return find_inputs(config.input, config.input_format, output=output.url)
     if preparation is not None:  # at the commit that it began with
-        return preparation.files
+        return Inputs(preparation.files)
     begun = None if config.overwrite else Downloads.resume(output)
     if begun is None:
-        return list_corpus(corpus)
+        return Inputs(list_corpus(corpus))
     begun.check_settings(f"--output {output.url}", config.content())
-    return begun.files
+    return Inputs(begun.files)
 
 
 def _tokenizer(config: PrepareCorpusConfig, output: OutputDirectory) -> list[InputFile]:
@@ -178,7 +181,14 @@ def _begin(
 class _Work:
     """The stages; each does what is left of it."""
 
-    def __init__(self, config: PrepareCorpusConfig, output: OutputDirectory, console: Console):
+    def __init__(
+        self,
+        config: PrepareCorpusConfig,
+        output: OutputDirectory,
+        console: Console,
+        inputs: Inputs,
+    ):
+        self._inputs = inputs
         self._output, self._console, self._workers = output, console, config.num_workers
 
     def _run(
@@ -222,6 +232,7 @@ class _Work:
         self._write(units, slices, preparation)
         merges, chunks = merges_done(self._output), chunks_done(self._output)
         manifest = manifest_of(preparation, units, merges, chunks)
+        manifest["unread"] = self._inputs.unread_record()
         self._output.write(MANIFEST, to_json(manifest))
         result = _finished(self._output, manifest)
         result.seconds = time.monotonic() - began

@@ -14,7 +14,7 @@ from pipeline.corpus.documents import (
     Document,
     Reject,
     bad_document,
-    read_records,
+    read_split,
     rejects_json,
 )
 from pipeline.corpus.prepared import EXCHANGE, REJECTS
@@ -159,7 +159,7 @@ def _batches(split: Split, shuffle: Shuffle) -> Iterator[tuple[list[Document], l
     rejects: list[Reject] = []
     size = 0
     try:
-        for record in read_records(split, shuffle.columns, shuffle.max_document_bytes):
+        for record in read_split(split, shuffle.columns, shuffle.max_document_bytes):
             if isinstance(record, Document):
                 documents.append(record)
                 size += len(record.text)

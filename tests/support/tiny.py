@@ -7,6 +7,7 @@ import torch
 
 from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
 from pipeline.corpus.formats import file_format
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
@@ -15,7 +16,6 @@ from pipeline.shards.entries import read_entries
 from pipeline.shards.format import shard_schema
 from pipeline.shards.manifest import write_manifest
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 
 THRESHOLD = 4.49
@@ -71,7 +71,7 @@ def make_shards(
     """What ``patch_corpus.py`` would write."""
     config = PatchCorpusConfig(input=(str(inputs),), output=str(output), **settings)
     directory = OutputDirectory(str(output))
-    for i, file in enumerate(list_inputs(config.input, suffixes=(".jsonl",))):
+    for i, file in enumerate(find_inputs(config.input).files):
         for split in plan_file(file, file_format(file, "auto"), 1 << 30).splits:
             scorer = Scorer(model, patcher)
             patch_split(split, i, config, scorer, directory, lambda tokens: None)

@@ -24,10 +24,10 @@ from support.shuffles import (
 
 import pipeline.prepare.sort_unit
 from pipeline.corpus.documents import Columns
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadDocumentError, PipelineError
 from pipeline.prepare.sort_unit import sort_unit
-from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 
 
@@ -201,7 +201,7 @@ def test_positions_not_places_in_the_work_decide(tmp_path):
 
 
 def sort_one(source: Path, output: Path, split_bytes: int = 1 << 20, **settings: object):
-    (file,) = list_inputs([str(source)], suffixes=(".jsonl", ".gz"))
+    (file,) = find_inputs([str(source)]).files
     splits = plan_file(file, "jsonl", split_bytes).splits
     shuffle = replace(SHUFFLE, **settings)
     return sort_unit(3, splits, shuffle, OutputDirectory(str(output)), output, lambda count: None)
