@@ -82,10 +82,28 @@ def arrow_rows(
         stop = reader.num_record_batches if stop is None else stop
         batches = (reader.get_batch(i) for i in range(start, stop))
     for i, batch in enumerate(batches, start):
+        _check_buffers(batch)
         for number, row in enumerate(_rows(batch, columns)):
             yield f"{i}:{number}", row
     if not is_file:
         _check_end(raw)
+
+
+def _check_buffers(batch: pa.RecordBatch) -> None:
+    """Check that offsets and indices lie within their buffers: Arrow believes what a file says, and
+    a damaged one would make it read elsewhere, or end the process.
+
+    Raises:
+        pa.ArrowInvalid: they do not.
+    """
+    for column in batch.columns:
+        if column.type in TEXT_TYPES[:2]:  # a text that is no UTF-8 is wrong alone
+            column = column.view(pa.binary() if column.type == pa.string() else pa.large_binary())
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
 
 
 def _check_end(raw: io.BufferedIOBase) -> None:

@@ -21,7 +21,7 @@ from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.corpus.splits import Split
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import patch_split
+from pipeline.patch.patch_split import give_up, patch_split
 from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
 from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
@@ -138,7 +138,11 @@ def _patch(
         workers=config.num_workers,
         setup=_hold_model,
         gpus=gpus,
+        gives_up=True,
     )
+    for number, reason in outcome.deadly.items():
+        split = run.splits[number]
+        give_up(split, numbers[split.file], reason, output)
     seconds = time.monotonic() - began
     committed = run.committed(output)
     entries = [entry for of_split in committed for entry in of_split]

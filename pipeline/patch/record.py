@@ -92,11 +92,15 @@ class PatchRun(RunRecord):
         self.check_settings(where, settings)
         mended = changed_files(where, self.files, files)
         if mended:
-            broken = {e.source for entries in self.committed(output) for e in entries if e.error}
+            broken = self.broken_files(output)
             for file in mended:
                 if file.name not in broken:
                     raise changed_file_error(where, file)
         return mended
+
+    def broken_files(self, output: OutputDirectory) -> set[str]:
+        """Names of the files that could not be read to their end."""
+        return {e.source for entries in self.committed(output) for e in entries if e.error}
 
     def with_files(
         self, files: list[InputFile], splits: list[Split], output: OutputDirectory

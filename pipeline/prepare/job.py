@@ -8,7 +8,7 @@ entry is not done again.
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from rich.console import Console
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import plan_splits
-from pipeline.cluster.stage import Work, run_stage, unshared_storage
+from pipeline.cluster.stage import StageOutcome, Work, run_stage, unshared_storage
 from pipeline.corpus.formats import known_format
 from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.named import Corpus, list_corpus
 from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_prepared_manifest
-from pipeline.corpus.splits import whole_file
+from pipeline.corpus.splits import Split, whole_file
+from pipeline.errors import PipelineError
 from pipeline.prepare import stages
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.key_ranges import key_ranges, merge_groups, slices_of
@@ -78,6 +79,9 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     with reaching("--output"):
         output = OutputDirectory(config.output)
     preparation = None
+    if config.retry_failed and output.exists(MANIFEST):
+        failed = any(source["error"] for source in read_prepared_manifest(output)["sources"])
+        config = replace(config, overwrite=config.overwrite or failed)
     if config.overwrite:
         Preparation.check_removable(output)
     else:
@@ -191,6 +195,27 @@ class _Work:
         self._inputs = inputs
         self._output, self._console, self._workers = output, console, config.num_workers
 
+    def _stage(
+        self,
+        doing: str,
+        work: Work,
+        pieces: Mapping[int, int],
+        shared: tuple[object, ...],
+        done: Mapping[int, int],
+        *,
+        gives_up: bool = True,
+    ) -> StageOutcome:
+        return run_stage(
+            doing,
+            work,
+            pieces,
+            shared,
+            self._console,
+            done=done,
+            workers=self._workers,
+            gives_up=gives_up,
+        )
+
     def _run(
         self,
         doing: str,
@@ -199,10 +224,8 @@ class _Work:
         shared: tuple[object, ...],
         done: Mapping[int, int],
     ) -> list[str]:
-        """Run a stage; returns why files could not be reached."""
-        workers = self._workers
-        outcome = run_stage(doing, work, pieces, shared, self._console, done=done, workers=workers)
-        return outcome.unreachable
+        """Run a stage that has to do all pieces; returns why files could not be reached."""
+        return self._stage(doing, work, pieces, shared, done, gives_up=False).unreachable
 
     def download(
         self, files: list[InputFile], downloads: OutputDirectory
@@ -249,8 +272,30 @@ class _Work:
         waiting = {n: size for n, size in sizes.items() if n not in done}
         doing = "downloading and sorting" if is_hub_file(preparation.files[0]) else "sorting"
         sorted_bytes = {n: _text_bytes(unit) for n, unit in done.items()}
-        shared = (units, preparation.shuffle, self._output, _scratch(self._output))
-        return self._run(doing, stages.sort_piece, waiting, shared, sorted_bytes)
+        unreachable: list[str] = []
+        deadly: dict[Split, str] = {}
+        while waiting:
+            shared = (units, deadly, preparation.shuffle, self._output, _scratch(self._output))
+            outcome = self._stage(doing, stages.sort_piece, waiting, shared, sorted_bytes)
+            unreachable += outcome.unreachable
+            found = self._deadly_splits([units[n] for n in outcome.deadly], preparation.shuffle)
+            if outcome.deadly and not found:
+                number, how = next(iter(outcome.deadly.items()))
+                names = ", ".join(sorted({split.file.url for split in units[number]}))
+                raise PipelineError(f"sorting {names} {how}; see Ray's logs for more")
+            deadly |= found
+            waiting = {n: sizes[n] for n in outcome.deadly}
+        return unreachable
+
+    def _deadly_splits(
+        self, units: Sequence[Sequence[Split]], shuffle: Shuffle
+    ) -> dict[Split, str]:
+        """The splits of some units that end the process which reads them, and how."""
+        splits = [split for unit in units for split in unit]
+        sizes = {n: split.size for n, split in enumerate(splits)}
+        shared = (splits, shuffle, _scratch(self._output))
+        outcome = self._stage("looking for damage", stages.read_piece, sizes, shared, {})
+        return {splits[n]: how for n, how in outcome.deadly.items()}
 
     def _check_seen(self, done: Sized, pieces: Sized) -> None:
         if len(done) < len(pieces):

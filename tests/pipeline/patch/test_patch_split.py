@@ -14,9 +14,9 @@ from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 from pipeline.patch import patch_split as worker
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import patch_split
+from pipeline.patch.patch_split import give_up, patch_split
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.entries import read_entries
+from pipeline.shards.entries import entry_path, read_entries
 from pipeline.storage import output as storage_output
 from pipeline.storage.output import OutputDirectory
 
@@ -104,6 +104,22 @@ def test_of_a_file_that_breaks_off_the_beginning_is_kept(tmp_path, ngram_model, 
     patching.run(tmp_path / "out")
     patching.run(tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_split_that_ends_its_readers_is_closed_with_the_reason(tmp_path, ngram_model):
+    patching = Patching(tmp_path, ngram_model)
+    patching.run(tmp_path / "out")
+    output = OutputDirectory(str(tmp_path / "out"))
+    last = max(read_entries(output))
+    output.remove(entry_path(last))
+    give_up(patching.split, 0, "ended its process", output)
+    entry = read_entries(output)[last]
+    assert (entry.last, entry.error, entry.sha256) == (True, "ended its process", None)
+    reject = json.loads((tmp_path / "out" / entry.rejects_path).read_text())
+    assert (reject["position"], reject["reason"]) == ("whole file", "ended its process")
+    before = contents(tmp_path / "out")
+    patching.run(tmp_path / "out")  # a rerun leaves it alone
+    assert contents(tmp_path / "out") == before
 
 
 def test_an_error_in_any_stage_comes_out_and_leaves_no_half_shard(tmp_path, ngram_model):
