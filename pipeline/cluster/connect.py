@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from pipeline.cli.command import submitted
+from pipeline.cli.command import end_on_signals, submitted
 from pipeline.errors import PipelineError
 
 REACH_S = 20
@@ -52,6 +52,7 @@ def connect(num_cpus: int | None, *packages: str) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+    end_on_signals()  # Ray's own handler would print a stack and abort
 
 
 def _check_reachable(address: str) -> None:

@@ -30,6 +30,7 @@ from pipeline.shards.manifest import write_manifest
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
+from pipeline.storage.lease import held
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import reaching
@@ -66,6 +67,13 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     refuse_lost_output(config.output)
     with reaching("--output"):
         output = OutputDirectory(config.output)
+    with held(output, "--output", console):
+        return _patch_corpus(config, output, console)
+
+
+def _patch_corpus(
+    config: PatchCorpusConfig, output: OutputDirectory, console: Console
+) -> PatchCorpusResult:
     run = None
     if config.overwrite:
         PatchRun.check_removable(output)

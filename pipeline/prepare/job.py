@@ -39,6 +39,7 @@ from pipeline.prepare.plan import (
 )
 from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
 from pipeline.storage.hub import download_directory, download_path, is_hub_file
+from pipeline.storage.lease import held
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
 from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files, reaching
@@ -78,6 +79,13 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
             refuse_lost_output(url, flag)
     with reaching("--output"):
         output = OutputDirectory(config.output)
+    with held(output, "--output", console):
+        return _prepare_corpus(config, corpus, output, console)
+
+
+def _prepare_corpus(
+    config: PrepareCorpusConfig, corpus: Corpus | None, output: OutputDirectory, console: Console
+) -> PrepareCorpusResult:
     preparation = None
     if config.retry_failed and output.exists(MANIFEST):
         failed = any(source["error"] for source in read_prepared_manifest(output)["sources"])

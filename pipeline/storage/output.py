@@ -266,6 +266,33 @@ class OutputDirectory:
         with self.committing(name) as temporary:
             temporary.write_bytes(data)
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Commit a small file unless there is one; of several processes that try one succeeds.
+
+        Returns:
+            False if there is one.
+        """
+        if self.local:
+            target = Path(self.path, name)
+            temporary = target.with_name(f".{uuid.uuid4().hex}")
+            with self._reaching():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(data)
+                try:
+                    target.hardlink_to(temporary)
+                except FileExistsError:
+                    return False
+                finally:
+                    temporary.unlink()
+            return True
+        try:
+            self.filesystem.pipe_file(f"{self.path}/{name}", data, mode="create")
+        except Exception as error:  # stores say in different ways that there is one
+            if self.exists(name):
+                return False
+            raise self._cannot_write(name, error) from error
+        return True
+
     @contextlib.contextmanager
     def committing(self, name: str) -> Iterator[Path]:
         """A local path to write to; when the block ends the file is committed as ``name``.
