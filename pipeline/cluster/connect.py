@@ -32,6 +32,7 @@ def connect(num_cpus: int | None, *packages: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # It logs each worker that ends; the stage does that worker's pieces again, or names them.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
     directories = [_directory(package) for package in ("model", "pipeline", *packages)]

@@ -12,7 +12,7 @@ another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tr
 
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict, cast
@@ -130,12 +130,15 @@ def run_stage(
                 (receive or messages.__setitem__)(piece, outcome["message"])
             finished(piece, outcome["bytes"])
 
-        with warnings.catch_warnings():
-            # Ray Data has no other way yet to say how often it repeats.
-            warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
-            outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=gpus or None)
-        for row in outcomes.iter_rows():
-            take(cast(_PieceOutcome, row))
+        before = len(left) + 1
+        while len(left) < before:  # again as long as it helps
+            before = len(left)
+            try:
+                for row in _in_pool({piece: pieces[piece] for piece in left}, pool, gpus):
+                    take(cast(_PieceOutcome, row))
+                break
+            except ray.exceptions.RayError:  # all of the pool is lost
+                continue
         at_once = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         alone = _Alone(setup, work, reference, progress, gpus)
         deadly = alone.run(sorted(left), at_once, take)
@@ -250,6 +253,17 @@ def unshared_storage(where: str) -> PipelineError:
         f"{where}: what workers committed cannot be seen from here; is it on storage that all "
         "nodes share?"
     )
+
+
+def _in_pool(
+    pieces: Mapping[int, int], pool: Mapping[str, Any], gpus: float
+) -> Iterator[dict[str, Any]]:
+    """The outcomes of the pieces that Ray Data's pool did."""
+    with warnings.catch_warnings():
+        # Ray Data has no other way yet to say how often it repeats.
+        warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
+        outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=gpus or None)
+    yield from outcomes.iter_rows()
 
 
 def _numbers(pieces: Mapping[int, int]) -> ray.data.Dataset:
