@@ -2,7 +2,9 @@
 
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -50,14 +52,19 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
 
     Returns:
         the exit status: the job's own, or 2 for a wrong flag, 1 for another error that a user can
-        act on, 130 after Ctrl-C, 141 if the reader of the output is gone (``| head``).
+        act on, 130 after Ctrl-C, 143 and 129 after SIGTERM and SIGHUP, 141 if the reader of the
+        output is gone (``| head``).
     """
     try:
+        end_on_signals()
         _refuse_repeated_flags(sys.argv[1:])
         return job()
+    except Ended as ended:
+        console.print(interrupted)
+        return 128 + ended.signal
     except KeyboardInterrupt:
         console.print(interrupted)
-        return 130
+        return 128 + signal.SIGINT
     except PipelineError as error:
         print_problems(console, [f"error: {error}"])
         return 2 if isinstance(error, ConfigError) else 1
@@ -82,6 +89,34 @@ def _write_the_rest() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Ended(KeyboardInterrupt):
+    """The process was asked to end, by a scheduler or because its terminal is gone; what cleans up
+    after Ctrl-C cleans up now as well."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does.
+
+    To be called again after a library has installed handlers of its own, as Ray does. Signals that
+    are ignored, as nohup has it, stay ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)  # the end is under way
+    raise Ended(number)
 
 
 def _refuse_repeated_flags(arguments: list[str]) -> None:
