@@ -21,6 +21,7 @@ from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
 from pipeline.corpus.named import NOT_DATA
 from pipeline.corpus.prepared import prepared_chunks
 from pipeline.errors import ConfigError, translated
+from pipeline.storage.lease import LEASES
 from pipeline.storage.listing import InputFile, Listing, list_files
 from pipeline.storage.output import (
     canonical_url,
@@ -118,10 +119,12 @@ def _outside(listing: Listing, output: str | None) -> Listing:
     if output is None:
         return listing
     below = canonical_url(output).rstrip("/") + "/"
-    files = [file for file in listing.files if not canonical_url(file.url).startswith(below)]
-    if listing.files and not files:
+    lease = f"{below}{LEASES}/"  # this job's own
+    listed = [file for file in listing.files if not canonical_url(file.url).startswith(lease)]
+    files = [file for file in listed if not canonical_url(file.url).startswith(below)]
+    if listed and not files:
         raise ConfigError(
-            f"--output {output}: holds the input {listing.files[0].url}; choose another directory"
+            f"--output {output}: holds the input {listed[0].url}; choose another directory"
         )
     skipped = {p: why for p, why in listing.skipped.items() if not f"{p}/".startswith(below)}
     return replace(listing, files=files, skipped=skipped)

@@ -33,8 +33,9 @@ from rich.console import Console
 
 from pipeline.errors import PipelineError
 from pipeline.storage.output import OutputDirectory
+from pipeline.storage.run_record import reaching
 
-DIRECTORY = "lease"
+LEASES = "lease"
 RENEWAL_S = 15.0
 """Seconds between two renewals."""
 PATIENCE_S = 90.0
@@ -131,7 +132,7 @@ class _Lease:
         with suppress(PipelineError, OSError):
             self._output.remove(_path(self._number))
             if self._output.local:
-                Path(self._output.path, DIRECTORY).rmdir()
+                Path(self._output.path, LEASES).rmdir()
                 self._output.leave()
                 Path(self._output.path).rmdir()  # if nothing was written at all
 
@@ -141,7 +142,8 @@ def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
     watched: tuple[int, _Holder] | None = None
     began = 0.0
     while True:
-        latest = _latest(output)
+        with reaching(flag):
+            latest = _latest(output)
         number = 1 if latest is None else latest[0] + 1
         if latest is not None and not latest[1].has_ended:
             holder = latest[1]
@@ -161,12 +163,14 @@ def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
             if time.monotonic() - began < PATIENCE_S:
                 time.sleep(POLL_S)
                 continue
-        if output.create(_path(number), _content(me)):
+        with reaching(flag):
+            is_created = output.create(_path(number), _content(me))
+        if is_created:
             latest = _latest(output)
             if latest is not None and latest[1].token == me.token:
-                for name in output.names(DIRECTORY):
+                for name in output.names(LEASES):
                     if name < _path(number).rpartition("/")[2]:
-                        output.remove(f"{DIRECTORY}/{name}")
+                        output.remove(f"{LEASES}/{name}")
                 return _Lease(output, number, me)
             output.remove(_path(number))
         watched = None
@@ -174,22 +178,22 @@ def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
 
 def _latest(output: OutputDirectory) -> tuple[int, _Holder] | None:
     """The number and holder of the lease that counts."""
-    names = [name for name in output.names(DIRECTORY) if name.endswith(".json")]
+    names = [name for name in output.names(LEASES) if name.endswith(".json")]
     for name in sorted(names, reverse=True):
         with suppress(FileNotFoundError):  # released in between
-            values = output.read_json(f"{DIRECTORY}/{name}")
+            values = output.read_json(f"{LEASES}/{name}")
             try:
                 return int(name.removesuffix(".json")), _Holder(**values)
             except (TypeError, ValueError) as error:
                 raise PipelineError(
-                    f"{output.locate(f'{DIRECTORY}/{name}')}: is no lease: {error}; remove it if "
+                    f"{output.locate(f'{LEASES}/{name}')}: is no lease: {error}; remove it if "
                     "no job writes to this output"
                 ) from error
     return None
 
 
 def _path(number: int) -> str:
-    return f"{DIRECTORY}/{number:06d}.json"
+    return f"{LEASES}/{number:06d}.json"
 
 
 def _content(holder: _Holder) -> bytes:
