@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from common import ROOT, alternating, quotient, short_documents, spread
+from common import ROOT, alternating, short_documents
 
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(ROOT / "tests"))
@@ -201,7 +201,9 @@ def checking(shards: ShardSet) -> None:
 
 def paired(part: Callable[[], object], whole: Callable[[], object]) -> str:
     times = alternating(ROUNDS, part, whole)
-    return f"{quotient(times, 0, 1):.4f} ({spread(times, 0, 1)})"
+    shares = sorted(100 * part / whole for part, whole in times)
+    middle = shares[len(shares) // 2]
+    return f"{middle:.2f} % ({shares[0]:.2f} to {shares[-1]:.2f} in {len(shares)} rounds)"
 
 
 def main() -> None:

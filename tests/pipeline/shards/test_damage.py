@@ -1,5 +1,5 @@
-"""Damage is never silent: single flipped bits in shards, in columns and in entries, by every reader;
-and sets of format version 1, which have no hashes.
+"""Damage is never silent: single flipped bits in shards, columns and entries, by every reader; and
+sets of format version 1, which have no hashes.
 
 FLIPS=1000 in the environment makes a campaign of it.
 """
@@ -44,9 +44,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 def content(documents) -> list:
-    return [
-        (d.sample_id, d.text, d.entropies.tobytes(), d.patch_lengths.tolist()) for d in documents
-    ]
+    return [(d.sample_id, d.text, *map(np.ndarray.tobytes, d[2:])) for d in documents]
 
 
 def iterate(url: Path) -> list:
@@ -230,9 +228,7 @@ def test_a_damaged_shard_of_version_1_never_crashes_a_reader(whole, tmp_path):
     data = path.read_bytes()
     errors = 0
     for number in range(FLIPS // 3):
-        place = (
-            draw.randrange(len(data) - 900, len(data)) if number % 2 else draw.randrange(len(data))
-        )
+        place = draw.randrange(len(data) - 900 if number % 2 else 0, len(data))
         flip(path, place, draw.randrange(8))
         try:
             list(open_shards(str(url)).batches())
@@ -260,7 +256,5 @@ def test_entries_of_version_1_become_those_of_version_2(whole, tmp_path):
     as_version_1(url)
     Path(shards.path(2)).write_bytes(Path(shards.path(2)).read_bytes()[::-1])
     (*_, entry) = read_entries(output).values()
-    with pytest.raises(
-        DamagedShardError, match=r"cannot be read: it does not end as an Arrow file"
-    ):
+    with pytest.raises(DamagedShardError, match="it does not end as an Arrow file"):
         with_batches(output, entry, shards.schema)
