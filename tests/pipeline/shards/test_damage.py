@@ -128,7 +128,7 @@ def test_no_flipped_bit_in_an_entry_is_silent(whole, tmp_path):
     for _ in range(FLIPS):
         place, bit = draw.randrange(path.stat().st_size), draw.randrange(8)
         flip(path, place, bit)
-        with pytest.raises(PipelineError, match=f"{path}: is damaged: .*restore it, or remove it"):
+        with pytest.raises(PipelineError, match=f"{path}: is damaged: .*restore it, or remove"):
             read_entry(output, name)
         flip(path, place, bit)
     shutil.copy(path, path.with_name("other.json"))
@@ -165,7 +165,7 @@ def test_the_message_says_which_batch(whole, tmp_path):
         list(shards.shard_batches(1))
     assert str(raised.value) == (
         f"{path}: is damaged (record batch 1 of 3: its hash is not that of what was written); "
-        "restore it, or make the shard again"
+        "restore it, or remove it and run its patch_corpus.py command again"
     )
     assert len(shards.read_batch(1, 2)) == 4
     with path.open("r+b") as file:
