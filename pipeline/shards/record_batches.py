@@ -283,7 +283,7 @@ def _read(
         got = output.read_into(name, begin, data.data[head.size :])
         if got < end - begin:
             number = int(np.searchsorted(index.offset + index.length, begin + got, side="right"))
-            raise _damaged(where, index, number, f"it ends at byte {begin + got}")
+            raise _damaged(where, index, number, "the file ends before it does")
     return data
 
 
