@@ -27,7 +27,7 @@ from pipeline.shards.entries import entry_path, read_entries, read_entry
 from pipeline.shards.format import ipc_options
 from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.record_batches import BatchIndex, read_batches
-from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
+from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE, ENTRIES_SCHEMA, as_shards, entry_rows
 from pipeline.shards.upgrade import with_batches
 from pipeline.shards.verify import verify
 from pipeline.storage.output import OutputDirectory
@@ -279,6 +279,9 @@ def test_entries_of_version_1_become_those_of_version_2(whole, tmp_path):
     shutil.copytree(whole, url)
     shards = as_version_1(url)
     output = shards.output
+    old = list(read_entries(output).values())
+    rows = pa.ipc.read_record_batch(entry_rows(old).serialize(), ENTRIES_SCHEMA)
+    assert list(as_shards(rows)) == [entry.row() for entry in old] == shards.entries
     entries = [with_batches(output, e, shards.schema) for e in read_entries(output).values()]
     write_manifest(
         output, {"patcher": shards.manifest["patcher"], "columns": shards.schema.names}, entries
