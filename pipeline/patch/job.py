@@ -132,7 +132,8 @@ def _patch(
     output: OutputDirectory,
     console: Console,
 ) -> PatchCorpusResult:
-    present = committed_shards(output, console, config.num_workers)
+    closed = closed_set(output, console)
+    present = committed_shards(output, closed, console, config.num_workers)
     for message in run.discard_lost(present, output):
         console.print(message, highlight=False)
     committed = run.committed(present)
@@ -159,8 +160,7 @@ def _patch(
         split = run.splits[number]
         give_up(split, numbers[split.file], reason, output)
     seconds = time.monotonic() - began
-    closed = None if waiting else closed_set(output, console)
-    if closed is None:
+    if waiting or closed is None:
         finished = not outcome.unreachable
         entries, statistics = _collect(run, config, output, console, finished=finished)
     else:

@@ -262,7 +262,7 @@ class ShardSet:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != shard.sha256:
             raise DamagedShardError(
-                f"{where}: sha256 is {digest}, {shard.sha256} was written: it is damaged"
+                f"{where}: sha256 is {digest}, {shard.sha256} was written: it is damaged; {WAY_ON}"
             )
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
