@@ -95,7 +95,7 @@ def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> in
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if local:
         plan = check_run(arguments)
-    connect((flags.num_workers or 1) * flags.cpus_per_worker, "train", worker_output=False)
+    connect((flags.num_workers or 1) * flags.cpus_per_worker, "train")
     # Ray Train takes seconds to load: only when the flags are right.
     from train.cluster.launch import choose_workers, train_on_ray
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.cli.command import run_job
 from pipeline.errors import PipelineError
+from train.config_registry import entropy_1m
 
 PACKAGES = {
     "Django==5.2": "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89",
@@ -59,7 +60,7 @@ sources of Django 5.2 (BSD) and SQLAlchemy 2.0.43 (MIT), and the packages of Pyt
 library (PSF). The modules beside these packages and the documentation topics, which `make demo`
 patches, were left out.
 
-    make entropy-model   # {steps} steps of 16,384 bytes, about an hour on two cores
+    make entropy-model   # {steps} steps of {step_tokens:,} tokens, about an hour on two cores
 
 **{bits:.3f} bits per byte** on {held_out:.2f} MB that were held out (xz -9: {xz:.3f}), by kind of
 file:
@@ -86,8 +87,8 @@ class TrainEntropyModelConfig:
     """Directory for the weights."""
     processes: int = 2
     """Training processes, one core each."""
-    steps: int = 1500
-    """Training steps of 16,384 tokens; by default three quarters of the corpus."""
+    steps: int | None = None
+    """Training steps; by default those of the configuration, three quarters of the corpus."""
 
 
 def run(command: list[object], **options: object) -> None:
@@ -143,8 +144,12 @@ def write_corpus(directory: Path) -> None:
         (directory / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def train(config: TrainEntropyModelConfig) -> None:
-    """Make corpus and shards and train, skipping what was done before."""
+def train(config: TrainEntropyModelConfig, steps: int, rows: int) -> None:
+    """Make corpus and shards and train, skipping what was done before.
+
+    Args:
+        rows: of a step, which the processes share.
+    """
     work, python = config.work, sys.executable
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "validation.jsonl").exists():
@@ -159,8 +164,8 @@ def train(config: TrainEntropyModelConfig) -> None:
     run(
         [
             *[*torchrun, "--local-ranks-filter", "0", "-m", "train", "--config", "entropy_1m"],
-            *["--training.local-batch-size", 8 // config.processes],
-            *["--training.steps", config.steps, "--dump-folder", work / "run"],
+            *["--training.local-batch-size", rows // config.processes],
+            *["--training.steps", steps, "--dump-folder", work / "run"],
             *["--dataloader.shards", work / "train", "--validator.enable"],
             *["--validator.dataloader.shards", work / "validation"],
         ],
@@ -171,11 +176,13 @@ def train(config: TrainEntropyModelConfig) -> None:
 
 def export(config: TrainEntropyModelConfig, console: Console) -> int:
     """Train, measure, and write weights and model card; returns the exit status."""
-    train(config)
+    recipe = entropy_1m().training
+    steps, rows = config.steps or recipe.steps, recipe.global_batch_size
+    train(config, steps, rows)
     work, python = config.work, sys.executable
     fresh = work / "weights"
     shutil.rmtree(fresh, ignore_errors=True)
-    step = work / "run" / "checkpoint" / f"step-{config.steps}"
+    step = work / "run" / "checkpoint" / f"step-{steps}"
     run([python, ROOT / "jobs" / "convert_checkpoint.py", "--checkpoint", step, "--output", fresh])
     evaluation = work / "evaluation.json"
     job = [python, ROOT / "jobs" / "evaluate.py", "--model", fresh, "--by", "kind", "--json"]
@@ -185,8 +192,9 @@ def export(config: TrainEntropyModelConfig, console: Console) -> int:
     text = "".join(json.loads(line)["text"] for line in held_out).encode()
     result = json.loads(evaluation.read_text())
     card = CARD.format(
-        steps=config.steps,
-        seen=config.steps * 16_384 / 1e6,
+        steps=steps,
+        step_tokens=rows * recipe.seq_len,
+        seen=steps * rows * recipe.seq_len / 1e6,
         corpus=megabytes(work / "train.jsonl"),
         bits=result["bits_per_byte"],
         xz=8 * len(lzma.compress(text, preset=9)) / len(text),

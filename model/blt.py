@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from model.blt_config import BLTConfig
 from model.layers.attention import segment_attention
 from model.layers.hash_embedding import HashEmbedding
+from model.layers.initializers import Initializer, init_weights, initializers, normal
 from model.layers.latent_transformer import LatentTransformer
 from model.layers.local_decoder import LocalDecoder
 from model.layers.local_encoder import LocalEncoder
 from model.layers.patch_layout import PatchLayout, check_batch
-from model.layers.transformer import Initializer, init_weights, initializers, normal
 
 
 class BLT(nn.Module):
@@ -36,17 +36,16 @@ class BLT(nn.Module):
 
     def initializers(self) -> dict[str, Initializer]:
         """The initializer of each parameter, by name."""
+        config = self.config
         by_name: dict[str, Initializer] = {}
         for prefix, part in self.named_children():
-            if not isinstance(part, HashEmbedding):
-                depth = sum(1 for _ in part.get_submodule("layers").children())
-                of_part = initializers(part, depth)
-                by_name |= {f"{prefix}.{name}": initial for name, initial in of_part.items()}
-        # A byte is the sum of one token row and one row of each table.
-        table = normal((1 + len(self.encoder_hash_tok_embedding)) ** -0.5)
-        by_name["local_encoder.tok_embeddings.weight"] = table
-        for name, _ in self.encoder_hash_tok_embedding.named_parameters():
-            by_name[f"encoder_hash_tok_embedding.{name}"] = table
+            if isinstance(part, HashEmbedding):
+                table = normal(config.dim_local**-0.5)
+                of_part = {name: table for name, _ in part.named_parameters()}
+            else:
+                base_std = config.init_base_std if prefix == "global_transformer" else None
+                of_part = initializers(part, config.init_std_factor, base_std)
+            by_name |= {f"{prefix}.{name}": initial for name, initial in of_part.items()}
         return by_name
 
     def init_weights(self) -> None:
@@ -97,7 +96,7 @@ class BLT(nn.Module):
         attends = [attend_patches] * config.n_layers_global
         latent_NG = self.global_transformer(patches_NKD, position_N, attends)
         attends = [attend_bytes] * config.n_layers_local_decoder
-        readable = self.local_decoder.patch_keys_values(latent_NG)
+        readable = self.local_decoder.readable(latent_NG)
         logits_TV: Tensor = self.local_decoder(
             states[-1], position_T, attends, readable, layout.read_TW
         )
@@ -111,6 +110,8 @@ class BLT(nn.Module):
             position_T: how many tokens n-grams may reach back.
         """
         of_token_TD: Tensor = self.local_encoder.tok_embeddings(tokens_T)
+        if not len(self.encoder_hash_tok_embedding):
+            return of_token_TD
         of_ngrams_TD: Tensor = self.encoder_hash_tok_embedding(tokens_T, position_T)
         return of_token_TD + of_ngrams_TD
 

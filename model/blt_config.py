@@ -4,15 +4,22 @@ Names are those of the published arguments. ``encoder``, ``global`` and ``decode
 encoder, the latent transformer and the local decoder of arXiv 2412.09871, section 3.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
+from model.initialisation import InitStdFactor, check_initialisation
 from model.patcher import Patcher
 from model.provenance import PatchProvenance
 from model.tokenizer import VOCAB_SIZE
-from model.widths import BlockShape, default_hidden_dim
+from model.widths import BlockShape, added_later, check_heads, check_numbers, default_hidden_dim
 
 PARTS = ("local_encoder", "local_decoder", "global")
 """The three transformers; the names of their arguments end in these."""
+WIDTHS = dict(zip(PARTS, ("dim_local", "dim_local", "dim_global"), strict=True))
+"""The name of each part's width."""
+MOST_NGRAM = 64
+"""The longest n-gram that may be hashed, in bytes; longer ones hardly ever occur twice."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +33,42 @@ class BLTConfig:
     dim_local: int = 1024
     """Width of encoder and decoder."""
     n_layers_local_encoder: int = 1
+    """Layers of the encoder."""
     n_heads_local_encoder: int = 16
+    """Attention heads of the encoder."""
     n_kv_heads_local_encoder: int | None = None
-    """Key and value heads; as many as heads by default, here and below."""
+    """Key and value heads of the encoder; as many as heads by default."""
     hidden_dim_local_encoder: int | None = None
-    """Width of the feed-forward layers; from the width by default, here and below."""
+    """Width of the encoder's feed-forward layers; from ``dim_local`` by default."""
     n_layers_local_decoder: int = 9
+    """Layers of the decoder."""
     n_heads_local_decoder: int = 16
+    """Attention heads of the decoder."""
     n_kv_heads_local_decoder: int | None = None
+    """Key and value heads of the decoder; as many as heads by default."""
     hidden_dim_local_decoder: int | None = None
+    """Width of the decoder's feed-forward layers; from ``dim_local`` by default."""
     dim_global: int = 2048
+    """Width of the latent transformer."""
     n_layers_global: int = 25
+    """Layers of the latent transformer."""
     n_heads_global: int = 16
+    """Attention heads of the latent transformer."""
     n_kv_heads_global: int | None = None
+    """Key and value heads of the latent transformer; as many as heads by default."""
     hidden_dim_global: int | None = None
+    """Width of the latent transformer's feed-forward layers; from ``dim_global`` by default."""
 
+    cross_attn_encoder: bool = added_later(True)
+    """Patches gather from their bytes by cross attention. If false, a patch is the largest value of
+    each feature over its bytes, ``dim_local`` wide."""
+    cross_attn_decoder: bool = added_later(True)
+    """Bytes read from patches by cross attention. If false, the patch that a byte would read is
+    projected to ``dim_local`` and added to the byte's state, once, before the first layer."""
     cross_attn_k: int = 2
     """Vectors per patch, each ``dim_local`` wide."""
     cross_attn_nheads: int = 16
+    """Heads of cross attention."""
     cross_attn_all_layers_encoder: bool = False
     """Patches gather from bytes after every layer, not only after the last."""
     cross_attn_all_layers_decoder: bool = True
@@ -54,10 +79,11 @@ class BLTConfig:
     """How many patches a byte reads from: the latest known and those before it."""
 
     encoder_hash_byte_group_size: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
-    """The lengths of the hashed n-grams, in bytes."""
+    """The lengths of the hashed n-grams, in bytes; none of them: no hash embeddings."""
     encoder_hash_byte_group_vocab: int = 500_002
     """Rows of each hash table."""
     encoder_hash_byte_group_nb_functions: int = 1
+    """Hash functions; each has a table for each length."""
     hash_across_documents: bool = False
     """If true, n-grams at the start of a packed document reach back into the one before, as they
     did when the published weights were trained. If false, a packed document is read as if it were
@@ -67,38 +93,71 @@ class BLTConfig:
     """How many bytes a byte sees in encoder and decoder, itself included; None for all that its
     document holds before it."""
     rope_theta: float = 500_000.0
+    """Base of the rotary positions."""
     norm_eps: float = 1e-5
+    """Added to the mean square that norms divide by."""
     vocab_size: int = VOCAB_SIZE
+    """Token ids: 256 bytes and the special ones; more are never predicted."""
     patcher: Patcher | None = None
     """The boundary rule that the weights were trained with, if it is known and one."""
-    patch_provenance: tuple[PatchProvenance, ...] = ()
+    patch_provenance: tuple[PatchProvenance, ...] = added_later(())
     """How the patches were made that the weights were trained with, the latest first; empty if it
     is not known. It changes nothing that is computed."""
+    init_std_factor: InitStdFactor = added_later("disabled")
+    """What divides the deviations of initial weights: :func:`model.initialisation.std_divisor`."""
+    init_base_std: float | None = added_later(None)
+    """The deviation of the initial weights of the latent transformer's blocks, instead of the one
+    that follows from their widths and the factor."""
+
+    FOLLOWS: ClassVar[Mapping[str, str]] = {
+        **{f"n_kv_heads_{part}": f"n_heads_{part}" for part in PARTS},
+        **{f"hidden_dim_{part}": WIDTHS[part] for part in PARTS},
+    }
+    """Values that follow from another one where they are None; see :func:`model.widths.resized`."""
 
     def __post_init__(self) -> None:
+        sizes = tuple(self.encoder_hash_byte_group_size or ())
+        object.__setattr__(self, "encoder_hash_byte_group_size", sizes)
+        check_numbers(asdict(self))
+        check_initialisation(self.init_std_factor, self.init_base_std)
         for part in PARTS:
-            dim = self.dim_of(part)
-            heads, kv_heads = f"n_heads_{part}", f"n_kv_heads_{part}"
-            self._default(kv_heads, getattr(self, heads))
-            self._default(f"hidden_dim_{part}", default_hidden_dim(dim))
-            self._check_divides(2 * getattr(self, heads), dim, heads)
-            self._check_divides(getattr(self, kv_heads), getattr(self, heads), kv_heads)
-            groups = getattr(self, heads) // getattr(self, kv_heads)
-            if part != "global":
-                self._check_divides(groups, self.cross_attn_nheads, "cross_attn_nheads")
+            names = f"n_heads_{part}", f"n_kv_heads_{part}"
+            self._default(names[1], getattr(self, names[0]))
+            self._default(f"hidden_dim_{part}", default_hidden_dim(self.dim_of(part)))
+            heads, kv_heads = (getattr(self, name) for name in names)
+            check_heads(names, self.dim_of(part), heads, kv_heads)
+        self._check_cross_attention()
+        if wrong := [size for size in sizes if not 1 <= size <= MOST_NGRAM]:
+            raise ValueError(
+                f"encoder_hash_byte_group_size: lengths from 1 to {MOST_NGRAM}, got {wrong[0]}"
+            )
+        if twice := [size for size in sizes if sizes.count(size) > 1]:
+            raise ValueError(f"encoder_hash_byte_group_size: {twice[0]} is there twice")
+        if self.vocab_size < VOCAB_SIZE:
+            raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
+
+    def _check_cross_attention(self) -> None:
         if self.cross_attn_nheads > self.dim_local:
             raise ValueError(
                 f"cross_attn_nheads: {self.cross_attn_nheads} heads for {self.dim_local} features"
             )
-        sizes = tuple(self.encoder_hash_byte_group_size)
-        object.__setattr__(self, "encoder_hash_byte_group_size", sizes)
-        if not sizes or min(sizes) < 1:
-            raise ValueError(f"encoder_hash_byte_group_size: sizes from 1 on, got {list(sizes)}")
-        for name, value in asdict(self).items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
-                raise ValueError(f"{name}: must be positive, got {value}")
-        if self.vocab_size < VOCAB_SIZE:
-            raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
+        for side in ("encoder", "decoder"):
+            switch, heads = f"cross_attn_{side}", getattr(self, f"n_heads_local_{side}")
+            kv_heads = getattr(self, f"n_kv_heads_local_{side}")
+            if getattr(self, switch):
+                groups = heads // kv_heads
+                if self.cross_attn_nheads % groups:
+                    raise ValueError(
+                        f"cross_attn_nheads: {self.cross_attn_nheads} heads cannot share keys and "
+                        f"values in groups of {groups}, as the {side}'s {heads} heads do "
+                        f"(n_kv_heads_local_{side} is {kv_heads})"
+                    )
+            elif getattr(self, f"cross_attn_window_{side}") > 1:
+                raise ValueError(f"cross_attn_window_{side}: needs {switch}, which is switched off")
+        if self.cross_attn_all_layers_encoder and not self.cross_attn_encoder:
+            raise ValueError(
+                "cross_attn_all_layers_encoder: needs cross_attn_encoder, which is switched off"
+            )
 
     @property
     def known_patches(self) -> tuple[PatchProvenance, ...]:
@@ -110,14 +169,27 @@ class BLTConfig:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
 
-    @staticmethod
-    def _check_divides(part: int, whole: int, name: str) -> None:
-        if part < 1 or whole % part:
-            raise ValueError(f"{name}: {whole} cannot be divided by {part}")
-
     def dim_of(self, part: str) -> int:
         """Width of one of PARTS."""
-        return self.dim_global if part == "global" else self.dim_local
+        width: int = getattr(self, WIDTHS[part])
+        return width
+
+    @property
+    def patch_vectors(self) -> int:
+        """Vectors, each ``dim_local`` wide, in which a patch reaches the latent transformer."""
+        return self.cross_attn_k if self.cross_attn_encoder else 1
+
+    @property
+    def encoder_crossings(self) -> int:
+        """Cross attentions of the encoder."""
+        layers = self.n_layers_local_encoder if self.cross_attn_all_layers_encoder else 1
+        return layers if self.cross_attn_encoder else 0
+
+    @property
+    def decoder_crossings(self) -> int:
+        """Cross attentions of the decoder."""
+        layers = self.n_layers_local_decoder if self.cross_attn_all_layers_decoder else 1
+        return layers if self.cross_attn_decoder else 0
 
     def block_shape(self, part: str) -> BlockShape:
         """The shape of a layer of one of PARTS."""

@@ -6,9 +6,9 @@ loop over documents.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from model.entropies import batch_entropies
+from model.initialisation import InitStdFactor, check_initialisation
 from model.layers.attention import (
     BLOCK,
     Attend,
@@ -26,16 +27,11 @@ from model.layers.attention import (
     token_positions,
     window_block_mask,
 )
-from model.layers.transformer import (
-    Block,
-    Initializer,
-    init_weights,
-    initializers,
-    run_blocks,
-)
+from model.layers.initializers import Initializer, init_weights, initializers
+from model.layers.transformer import Block, run_blocks
 from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
-from model.widths import default_hidden_dim
+from model.widths import added_later, check_heads, check_numbers, default_hidden_dim
 
 CPU_TOKENS = 4096
 """Tokens per pack on a CPU: the activations of a layer then stay near the cache."""
@@ -52,32 +48,42 @@ class EntropyModelConfig:
     """
 
     dim: int = 768
+    """Width of the model."""
     n_layers: int = 14
+    """Layers."""
     n_heads: int = 12
+    """Attention heads."""
     n_kv_heads: int | None = None
     """Key and value heads; as many as ``n_heads`` by default."""
     hidden_dim: int | None = None
-    """Width of the feed-forward layer; :func:`default_hidden_dim` of ``dim`` by default."""
+    """Width of the feed-forward layers; from ``dim`` by default."""
     context_length: int = 8192
     """Tokens after which context and positions start again."""
     window: int = 512
     """How many tokens a token sees, itself included."""
     rope_theta: float = 10_000.0
+    """Base of the rotary positions."""
     norm_eps: float = 1e-5
+    """Added to the mean square that norms divide by."""
     vocab_size: int = VOCAB_SIZE
+    """Token ids: 256 bytes and the special ones; more are never predicted."""
+    init_std_factor: InitStdFactor = added_later("disabled")
+    """What divides the deviations of initial weights: :func:`model.initialisation.std_divisor`."""
+    init_base_std: float | None = added_later(None)
+    """The deviation of the initial weights of all blocks, instead of the one that follows from
+    their widths and the factor."""
+
+    FOLLOWS: ClassVar[Mapping[str, str]] = {"n_kv_heads": "n_heads", "hidden_dim": "dim"}
+    """Values that follow from another one where they are None; see :func:`model.widths.resized`."""
 
     def __post_init__(self) -> None:
+        check_numbers(asdict(self))
+        check_initialisation(self.init_std_factor, self.init_base_std)
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.hidden_dim is None:
             object.__setattr__(self, "hidden_dim", default_hidden_dim(self.dim))
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"{name}: must be positive, got {value}")
-        if self.dim % (2 * self.n_heads):
-            raise ValueError(f"n_heads: {self.n_heads} heads do not divide {self.dim} into pairs")
-        if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_kv_heads: {self.kv_heads} does not divide {self.n_heads} heads")
+        check_heads(("n_heads", "n_kv_heads"), self.dim, self.n_heads, self.kv_heads)
         if self.vocab_size < VOCAB_SIZE:
             raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
 
@@ -125,6 +131,11 @@ class EntropyModel(nn.Module):
         return self.output.weight.device
 
     @property
+    def _on_cpu(self) -> bool:
+        # On the meta device tests follow what a GPU would do.
+        return self.device.type == "cpu"
+
+    @property
     def context_length(self) -> int:
         """Tokens of the longest segment that the model can read."""
         return self.config.context_length
@@ -132,7 +143,7 @@ class EntropyModel(nn.Module):
     @property
     def token_budget(self) -> int:
         """Tokens that a pack should hold on the model's device."""
-        return max(GPU_TOKENS if self.device.type == "cuda" else CPU_TOKENS, self.context_length)
+        return max(CPU_TOKENS if self._on_cpu else GPU_TOKENS, self.context_length)
 
     def init_weights(self) -> None:
         """Fill the model with weights to begin training with."""
@@ -140,7 +151,7 @@ class EntropyModel(nn.Module):
 
     def initializers(self) -> dict[str, Initializer]:
         """The initializer of each parameter, by name."""
-        return initializers(self, len(self.layers))
+        return initializers(self, self.config.init_std_factor, self.config.init_base_std)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Logits of the token after each token, for training: shapes are fixed, so that a GPU is
@@ -187,7 +198,7 @@ class EntropyModel(nn.Module):
         lengths_S = torch.cat([lengths_S, lengths_S.new_ones(padding)])
         position_T = token_positions(lengths_S, len(tokens_T))
         rotary = self.rotary(position_T)
-        if self.device.type == "cuda":
+        if not self._on_cpu:
             mask = window_block_mask(position_T, self.config.window)
             return self._compiled_trunk(tokens_T, rotary, mask)[:tokens]
         attend = BlockedAttention(position_T, self.config.window)
@@ -195,7 +206,7 @@ class EntropyModel(nn.Module):
 
     def _padded_size(self, tokens: int) -> int:
         # A compiled kernel is made for one shape: on a GPU every pack is filled to the budget.
-        unit = self.token_budget if self.device.type == "cuda" else BLOCK
+        unit = BLOCK if self._on_cpu else self.token_budget
         return max(-(-tokens // unit), 1) * unit
 
     def _trunk(self, tokens_T: Tensor, rotary: Tensor, attend: Attend) -> Tensor:

@@ -64,16 +64,14 @@ def flops_by_part(config: BLTConfig, *, patch_size: float, context: int) -> dict
     """
     window = config.local_attention_window_len or context
     k, dim = config.cross_attn_k, config.dim_local
-    encoder_crossings = config.n_layers_local_encoder if config.cross_attn_all_layers_encoder else 1
-    decoder_crossings = config.n_layers_local_decoder if config.cross_attn_all_layers_decoder else 1
     latent = transformer_flops(config.n_layers_global, config.dim_global, context / patch_size)
-    gather = _cross_attention(encoder_crossings, dim, patch_size, patch_size / k) * k / patch_size
-    read = _cross_attention(decoder_crossings, dim, k, k / patch_size)
+    gather = _cross_attention(config.encoder_crossings, dim, patch_size, patch_size / k)
+    read = _cross_attention(config.decoder_crossings, dim, k, k / patch_size)
     return {
         "latent": latent / patch_size,
         "encoder": transformer_flops(config.n_layers_local_encoder, dim, window),
         "decoder": transformer_flops(config.n_layers_local_decoder, dim, window, config.vocab_size),
-        "cross_attention": gather + read,
+        "cross_attention": gather * k / patch_size + read,
     }
 
 

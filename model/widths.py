@@ -1,7 +1,30 @@
-"""Widths of layers: how the published code derives them, and what a block needs to know."""
+"""Widths of layers: how the published code derives them, what a block needs to know, and what the
+shapes of both kinds of models share.
+"""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import field, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+ADDED_LATER = "added later"
+"""Key in the metadata of a shape's field: descriptions of models that were written before the field
+existed lack it, and mean its default."""
+
+MOST = {
+    "n_layers": 1_000,
+    "dim": 65_536,
+    "hidden_dim": 524_288,
+    "cross_attn_k": 64,
+    "cross_attn_window": 1_024,
+    "encoder_hash_byte_group_vocab": 2**31,
+    "encoder_hash_byte_group_nb_functions": 11,
+    "vocab_size": 2**20,
+}
+"""Largest numbers of a shape, by the beginning of the name: far above any model that was ever
+trained, and small enough that a typing error is refused at once instead of filling the memory."""
+MOST_OTHERWISE = 2**31 - 1
+"""The largest number whose name is not among them."""
 
 
 class BlockShape(NamedTuple):
@@ -43,3 +66,68 @@ def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float | None, in
     low = max((hidden - multiple_of + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     high = min((hidden + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     return (low + high) / 2, multiple_of
+
+
+class _Shape(Protocol):
+    """The shape of a model: a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    FOLLOWS: ClassVar[Mapping[str, str]]
+
+
+S = TypeVar("S", bound=_Shape)
+
+
+def resized(shape: S, changes: Mapping[str, Any]) -> S:
+    """A shape with other values.
+
+    A width that is derived from another one (``FOLLOWS``: ``hidden_dim_global`` from
+    ``dim_global``, for example) is derived anew where that one changes, unless it is among the
+    changes itself. ``dataclasses.replace`` would keep the old width.
+
+    Raises:
+        ValueError: the values do not fit together; the message names one.
+    """
+    derived = {
+        name: None
+        for name, source in shape.FOLLOWS.items()
+        if source in changes and changes[source] != getattr(shape, source)
+    }
+    return replace(shape, **{**derived, **changes})
+
+
+def added_later(default: Any) -> Any:
+    """A field of a shape that older descriptions of models lack: :data:`ADDED_LATER`."""
+    return field(default=default, metadata={ADDED_LATER: True})
+
+
+def check_numbers(values: Mapping[str, object]) -> None:
+    """Check that the numbers of a shape are positive, finite and at most :data:`MOST`.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: must be positive, got {value}")
+        limits = (most for start, most in MOST.items() if name.startswith(start))
+        if value > (most := next(limits, MOST_OTHERWISE)):
+            raise ValueError(f"{name}: at most {most:,}, got {value:,}")
+
+
+def check_heads(names: tuple[str, str], dim: int, heads: int, kv_heads: int) -> None:
+    """Check that a width can be split into attention heads, and these into groups that share keys
+    and values.
+
+    Args:
+        names: those of the values ``heads`` and ``kv_heads``.
+
+    Raises:
+        ValueError: it cannot; names the value.
+    """
+    if dim % (2 * heads):  # rotary positions turn pairs of features
+        raise ValueError(f"{names[0]}: {heads} heads do not divide {dim} features into pairs")
+    if heads % kv_heads:
+        raise ValueError(f"{names[1]}: {kv_heads} does not divide {heads} heads")

@@ -13,17 +13,23 @@ from torchtitan.protocols.model_spec import ModelSpec
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
 from model.flops import training_flops
-from model.layers.transformer import reset_constants
+from model.layers.initializers import reset_constants
 from train.checkpoints.state_dict_adapter import WeightsAdapter
 from train.parallelize import parallelize_blt, parallelize_entropy_model
+from train.table_optimizer import split_off_tables
 
 ENTROPY_SIZES = {
     "100m": EntropyModelConfig(),
-    "1m": EntropyModelConfig(dim=128, n_layers=4, n_heads=4, window=256),
+    "1m": EntropyModelConfig(
+        dim=128, n_layers=4, n_heads=4, window=256, init_std_factor="current_depth"
+    ),
     # For tests and experiments.
-    "debug": EntropyModelConfig(dim=64, n_layers=2, n_heads=4, hidden_dim=128),
+    "debug": EntropyModelConfig(
+        dim=64, n_layers=2, n_heads=4, hidden_dim=128, init_std_factor="current_depth"
+    ),
 }
-"""Shapes of entropy models by size; ``100m`` is the published one."""
+"""Shapes of entropy models by size; ``100m`` is the published one. The small ones are ours; they
+learn faster with the published code's ``current_depth`` (tests/benchmarks/RESULTS.md)."""
 
 
 class _TrainedModel(BaseModel):
@@ -118,7 +124,7 @@ def blt_spec(size: str, *, float8: bool = False) -> ModelSpec:
         model=TrainedBLT.Config(shape=BLT_SIZES[size]),
         parallelize_fn=functools.partial(parallelize_blt, float8=float8),
         pipelining_fn=None,
-        post_optimizer_build_fn=None,
+        post_optimizer_build_fn=split_off_tables,
         state_dict_adapter=WeightsAdapter,
     )
 

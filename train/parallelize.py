@@ -1,12 +1,14 @@
 """Parallelize and compile the models: tensor parallelism, activation checkpointing,
-``torch.compile``, then FSDP2 or HSDP, all with torchtitan's functions.
+``torch.compile``, then FSDP2 or HSDP, all with torchtitan's functions; but hash tables are sharded
+by :mod:`train.sharded_tables`.
 
 Tensor parallelism splits the latent transformer, which has most of the weights. All ranks of a
 tensor-parallel group compute the other layers alike.
 """
 
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,14 +32,24 @@ from torchtitan.distributed.tensor_parallel import NoParallel
 
 from model import BLT
 from model.layers.hash_embedding import HashEmbedding
+from model.layers.latent_transformer import LatentTransformer
 from model.layers.transformer import Block
-from pipeline.errors import ConfigError
+from train.sharded_tables import ShardedTables, sharded_tables
+
+
+@dataclass(kw_only=True, slots=True)
+class Parallelism(ParallelismConfig):
+    """torchtitan's settings, and that of the hash tables."""
+
+    hash_tables: Literal["sharded", "plain"] = "sharded"
+    """sharded: ranks exchange the rows that are looked up, and have gradients of those alone.
+    plain: FSDP gathers whole tables. Checkpoints of one resume as the other."""
 
 
 def parallelize_blt(model: BLT, *, float8: bool, **settings: Any) -> nn.Module:
     """Parallelize a BLT; see :func:`_parallelize`."""
     if float8:
-        _multiply_in_float8(model.global_transformer)
+        multiply_in_float8(model.global_transformer, settings["parallel_dims"].tp)
     stacks = [model.local_encoder, model.global_transformer, model.local_decoder]
     return _parallelize(model, stacks, latent=model.global_transformer, **settings)
 
@@ -67,6 +79,10 @@ def _parallelize(
 
     torchtitan passes the other arguments to every model's ``parallelize_fn``.
     """
+    if getattr(parallelism, "hash_tables", "plain") == "sharded":
+        # All ranks that read different rows: copies of a model (HSDP) share one copy of the tables.
+        mesh = parallel_dims.get_mesh("batch" if parallel_dims.dp_replicate_enabled else "fsdp")
+        _shard_tables(model, mesh, TORCH_DTYPE_MAP[training.mixed_precision_param])
     if parallel_dims.tp_enabled:
         _split_over_tensor_parallel_ranks(model, latent, parallel_dims.get_mesh("tp"))
     for stack in stacks:
@@ -95,20 +111,10 @@ def compile_blocks(
 def _split_over_tensor_parallel_ranks(
     model: nn.Module, latent: nn.Module | None, mesh: DeviceMesh
 ) -> None:
-    """
-    Raises:
-        ConfigError: the ranks cannot share the attention heads evenly.
-    """
     split: dict[str, ParallelStyle] = {}
     if latent is not None:
         for prefix, block in latent.named_modules():
             if isinstance(block, Block):
-                heads = block.attention.wk.out_features // block.attention.head_dim
-                if heads % mesh.size():
-                    raise ConfigError(
-                        f"--parallelism.tensor-parallel-degree: {mesh.size()} ranks cannot share "
-                        f"the {heads} attention heads of the latent transformer evenly"
-                    )
                 names = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
                 for name in (*names, "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"):
                     is_output = name.endswith(("wo", "w2"))
@@ -117,26 +123,52 @@ def _split_over_tensor_parallel_ranks(
         parallelize_module(latent, mesh, split)
     # The gradient norm and the fused optimizer require all parameters on one mesh.
     split_modules = {latent.get_submodule(name) for name in split} if latent is not None else set()
+    # Sharded tables have both of their own.
+    split_modules |= {table for tables in sharded_tables(model) for table in tables}
     for module in list(model.modules()):
         if module not in split_modules and any(True for _ in module.parameters(recurse=False)):
             parallelize_module(module, mesh, NoParallel(use_local_output=True))
 
 
-def _multiply_in_float8(latent: nn.Module) -> None:
+FLOAT8_MULTIPLE = 16
+"""Float8 matrix units multiply matrices whose widths, and dimension that is summed over, are
+multiples of this."""
+
+
+def multiply_in_float8(latent: LatentTransformer, ranks: int) -> None:
+    """Let the latent transformer's linear layers multiply in float8, forward and backward.
+
+    Args:
+        ranks: how many ranks share each layer (tensor parallelism).
+
+    Raises:
+        ImportError: torchao is not installed.
+    """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ImportError("float8 needs torchao: pip install torchao") from error
+    latent.position_multiple = FLOAT8_MULTIPLE
     emulate = not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
     convert_to_float8_training(
         latent,
-        # Float8 matrix units require widths that are multiples of 16.
-        module_filter_fn=lambda module, _: (
-            isinstance(module, nn.Linear)
-            and not (module.in_features % 16 or module.out_features % 16)
-        ),
+        module_filter_fn=lambda module, _: fits_float8(module, ranks),
         config=Float8LinearConfig(emulate=emulate),
     )
+
+
+def fits_float8(module: nn.Module, ranks: int = 1) -> bool:
+    """True for a linear layer whose parts on tensor-parallel ranks have widths for float8."""
+    if not isinstance(module, nn.Linear):
+        return False
+    widths = (module.in_features, module.out_features)
+    return not any(width % (FLOAT8_MULTIPLE * ranks) for width in widths)
+
+
+def _shard_tables(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    for name, part in list(model.named_children()):
+        if isinstance(part, HashEmbedding) and len(part):
+            setattr(model, name, ShardedTables(part, mesh, dtype))
 
 
 def _shard(
@@ -160,10 +192,11 @@ def _shard(
     }
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
-    # Hash tables hold most of a small model's weights, so each is gathered by itself.
-    tables = [
-        table for part in model.children() if isinstance(part, HashEmbedding) for table in part
-    ]
+    sharded = {weight for tables in sharded_tables(model) for weight in tables.weights}
+    options["ignored_params"] = sharded
+    # Plain hash tables hold most of a small model's weights, so each is gathered by itself.
+    plain = (part for part in model.children() if isinstance(part, HashEmbedding) and not sharded)
+    tables = [table for part in plain for table in part]
     blocks = [block for stack in stacks for block in stack.get_submodule("layers").children()]
     for module in (*tables, *blocks):
         fully_shard(module, **options)

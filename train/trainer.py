@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.config import TORCH_DTYPE_MAP, TrainingConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
@@ -25,6 +25,7 @@ from train.data.dataloader import Microbatch
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
 from train.samples import Samples, SamplesConfig
+from train.shape_flags import ShapeFlags, set_shape
 from train.skipping import (
     NonFiniteGradientError,
     SkippedStep,
@@ -34,6 +35,7 @@ from train.skipping import (
     find_bad_rows,
     finite_gradients,
 )
+from train.table_optimizer import clipping_tables
 
 SHOWN_NOTES = 10
 """Differences between shard sets that are logged one by one."""
@@ -47,8 +49,12 @@ class ByteTrainer(Trainer):
         skipping: SkippingConfig = field(default_factory=SkippingConfig)
         samples: SamplesConfig = field(default_factory=SamplesConfig)
 
+        shape: ShapeFlags
+        """The shape of the model: the configuration's, changed by these flags."""
+
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
+            set_shape(self)
             if self.dataloader.allow_mixed_patches:
                 self.validator.dataloader.allow_mixed_patches = True
             _check_config(self)
@@ -115,19 +121,7 @@ class ByteTrainer(Trainer):
                 f"--parallelism.*-degree: {listed}: their product has to be the number of "
                 f"processes, {torch.distributed.get_world_size()} (-1 stands for what is left)"
             ) from error
-        training = self.config.training
-        if training.local_batch_size < 1:
-            raise ConfigError(
-                f"--training.local-batch-size: at least 1, got {training.local_batch_size}"
-            )
-        ranks = dims.dp_replicate * dims.dp_shard
-        rows = training.local_batch_size * ranks
-        if training.global_batch_size % rows and training.global_batch_size > 0:
-            raise ConfigError(
-                f"--training.global-batch-size: {training.global_batch_size} is no multiple of "
-                f"{rows}, the rows that all ranks take at once (--training.local-batch-size "
-                f"{training.local_batch_size} on {ranks} ranks)"
-            )
+        check_batch(self.config.training, dims.dp_replicate * dims.dp_shard)
         return dims
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,7 +191,7 @@ class ByteTrainer(Trainer):
             logger.warning(f"Step {self.step} is passed over; it was skipped before: {known}.")
             return
         try:
-            with finite_gradients():
+            with clipping_tables(self.model_parts), finite_gradients():
                 super().train_step(data_iterator)
             self.skipped.in_a_row = 0
         except NonFiniteGradientError as error:
@@ -232,6 +226,31 @@ class ByteTrainer(Trainer):
             self.lr_schedulers.step()
 
 
+def check_batch(training: TrainingConfig, ranks: int) -> None:
+    """
+    Args:
+        ranks: ranks that read different rows.
+
+    Raises:
+        ConfigError: the ranks cannot divide the rows of a step; says which numbers would do.
+    """
+    local, rows_of_step = training.local_batch_size, training.global_batch_size
+    if local < 1:
+        raise ConfigError(f"--training.local-batch-size: at least 1, got {local}")
+    rows = local * ranks
+    if rows_of_step <= 0 or rows_of_step % rows == 0:
+        return
+    below = rows_of_step // rows * rows
+    batches = " or ".join(str(batch) for batch in (below, below + rows) if batch)
+    smaller = [n for n in range(local - 1, 0, -1) if rows_of_step % (n * ranks) == 0][:1]
+    ways = [f"--training.local-batch-size {n}" for n in smaller]
+    raise ConfigError(
+        f"--training.global-batch-size: {rows_of_step} is no multiple of {rows}, the rows that all "
+        f"ranks take at once (--training.local-batch-size {local} on {ranks} ranks); give "
+        f"{', or '.join([*ways, f'a batch of {batches} rows'])}"
+    )
+
+
 def _check_config(config: ByteTrainer.Config) -> None:
     """
     Raises:
@@ -255,6 +274,21 @@ def _check_config(config: ByteTrainer.Config) -> None:
         raise ConfigError(
             "--dataloader.no-infinite: is for validation only; set the length of a training with "
             "--training.steps"
+        )
+    shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
+    if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:
+        raise ConfigError(
+            f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
+            f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
+            "and values: --shape.n-kv-heads-global)"
+        )
+    if (
+        getattr(parallelism, "hash_tables", "plain") == "sharded"
+        and config.optimizer.implementation == "fused_opt_states_bf16"
+    ):
+        raise ConfigError(
+            "--optimizer.implementation: fused_opt_states_bf16 needs gradients of whole tables; "
+            "choose --parallelism.hash-tables plain, or another implementation"
         )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):

@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from model.blt_config import PARTS, BLTConfig
-from model.checkpoints.files import CheckpointError, JsonObject, differences, refuse_unknown
+from model.checkpoints.files import (
+    CheckpointError,
+    JsonObject,
+    differences,
+    published_initialisation,
+    refuse_unknown,
+)
+from model.initialisation import INITIALISATION
 from model.patcher import Patcher
 from model.tokenizer import EOS_ID
 from model.widths import default_hidden_dim, hidden_dim_arguments
@@ -58,7 +65,7 @@ IGNORED_ARGS = {
     *("alpha_depth", "attn_bias_type", "attn_impl", "attn_to_keep", "block_attention"),
     *("cross_attn_use_flex_attention", "custom_bwd", "data_loader_patching", "efficient_attn"),
     *("full_logging_n_layers", "full_logging_n_heads", "fuse_sequence_parallel"),
-    *("init_base_std", "init_std_factor", "init_use_depth", "init_use_gaussian", "layer_ckpt"),
+    *("init_use_depth", "init_use_gaussian", "layer_ckpt"),
     *("log_patch_lengths", "loss_parallel", "pad_to_max_length", "recompute_attn"),
     *("recompute_fc1_out", "recompute_fc3_out", "rope_use_fp32_in_outer_product", "seed"),
     *("sequence_parallel", "share_encoder_decoder_emb", "sliding_window", "use_fsdp"),
@@ -165,7 +172,8 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
         name: args.pop(name, None) or 1
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
-    sizes = args.pop("encoder_hash_byte_group_size")
+    initialisation = published_initialisation(args)
+    sizes = args.pop("encoder_hash_byte_group_size") or ()  # None: no hash embeddings
     for name in UNSEEN:
         if not args.get(name):
             raise ValueError(f"argument {name} is missing")
@@ -179,6 +187,7 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
         **hidden,
         **windows,
         **used,
+        **initialisation,
     )
 
 
@@ -202,7 +211,8 @@ def to_published_args(config: BLTConfig) -> JsonObject:
         "dim_local_decoder": config.dim_local,
         "ffn_dim_multiplier": multiplier,
         "multiple_of": multiple_of,
-        "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
+        **{name: getattr(config, name) for name in INITIALISATION},
+        "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size) or None,
         **windows,
         **_patching_args(config.patcher),
     }

@@ -194,6 +194,12 @@ def _check_representable(config: BLTConfig) -> None:
     patcher = config.patcher
     for what, wrong in {
         "n_heads: its parts and cross attention have the same heads": len(heads) > 1,
+        "cross_attn_encoder, cross_attn_decoder: it always has cross attention": not (
+            config.cross_attn_encoder and config.cross_attn_decoder
+        ),
+        "encoder_hash_byte_group_size: it always has hash embeddings": (
+            not config.encoder_hash_byte_group_size
+        ),
         "cross_attn_window: it has no such windows": (
             config.cross_attn_window_encoder > 1 or config.cross_attn_window_decoder > 1
         ),

@@ -12,20 +12,21 @@ from model.checkpoints.files import (
     CheckpointError,
     JsonObject,
     differences,
+    published_initialisation,
     refuse_unknown,
     transformers_name,
     transformers_rope_theta,
 )
 from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.initialisation import InitStdFactor
 from model.widths import default_hidden_dim, hidden_dim_arguments
 
 IGNORED_ARGS = {
     *("attn_impl", "attn_bias_type", "sliding_window", "eos_id", "seed"),
-    *("init_base_std", "init_std_factor", "rope_use_fp32_in_outer_product"),
+    "rope_use_fp32_in_outer_product",
 }
-"""Published arguments that don't describe the computation: how weights were initialised, and
-attention settings, which the published model was not run with (it is always causal, within one
-document, window 512)."""
+"""Published arguments that don't describe the computation: attention settings, which the published
+model was not run with (it is always causal, within one document, window 512)."""
 
 
 class PublishedEntropyArgs(TypedDict):
@@ -41,6 +42,8 @@ class PublishedEntropyArgs(TypedDict):
     rope_theta: float
     norm_eps: float
     vocab_size: int
+    init_std_factor: InitStdFactor
+    init_base_std: float | None
 
 
 class RopeParameters(TypedDict):
@@ -93,6 +96,7 @@ def from_published_args(args: JsonObject) -> EntropyModelConfig:
         rope_theta=args.pop("rope_theta", 10_000.0),
         norm_eps=args.pop("norm_eps", 1e-5),
         vocab_size=args.pop("vocab_size", 260),
+        **published_initialisation(args),
     )
     refuse_unknown(args)
     return config
@@ -117,6 +121,8 @@ def to_published_args(config: EntropyModelConfig) -> PublishedEntropyArgs:
         "rope_theta": config.rope_theta,
         "norm_eps": config.norm_eps,
         "vocab_size": config.vocab_size,
+        "init_std_factor": config.init_std_factor,
+        "init_base_std": config.init_base_std,
     }
     for name, (value, read) in differences(config, from_published_args({**args})).items():
         raise CheckpointError(

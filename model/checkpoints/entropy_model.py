@@ -34,6 +34,7 @@ from model.checkpoints.files import (
     ready,
 )
 from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.initialisation import INITIALISATION
 from model.ngram import NGramEntropyModel
 
 __all__ = [
@@ -177,10 +178,13 @@ def computed_in(model: EntropyModel | NGramEntropyModel) -> str:
 
 
 def _stated_arguments(shape: EntropyModelConfig) -> JsonObject:
-    """The arguments that a fingerprint covers. One that a later release adds counts where it is
-    not the default, so that earlier fingerprints stay what they are."""
+    """The arguments that a fingerprint covers: those that change what is computed. One that a later
+    release adds counts where it is not the default, so that earlier fingerprints stay what they
+    are."""
     values: JsonObject = {}
     for field in fields(shape):
+        if field.name in INITIALISATION:
+            continue
         value = getattr(shape, field.name)
         if field.name in FIRST_ARGUMENTS or value != field.default:
             # Some files say 10000 where others say 10000.0.
@@ -203,7 +207,7 @@ def from_own_config(config: JsonObject) -> EntropyModelConfig:
 
 
 def _state(model: EntropyModel | NGramEntropyModel) -> tuple[JsonObject, dict[str, Tensor]]:
-    """Configuration and tensors, as the fingerprint covers them and our own layout holds them."""
+    """Configuration and tensors, as our own layout holds them."""
     if isinstance(model, EntropyModel):
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         return {"kind": "transformer", **asdict(model.config)}, tensors

@@ -121,6 +121,15 @@ def refuse_unknown(args: Mapping[str, Any]) -> None:
         raise ValueError(f"argument {refused}={args[refused]!r} is not supported")
 
 
+def published_initialisation(args: JsonObject) -> JsonObject:
+    """Take the arguments that say how weights were initialised out of published ones.
+
+    The published code takes a deviation of 0 for none.
+    """
+    factor = args.pop("init_std_factor", None) or "disabled"
+    return {"init_std_factor": factor, "init_base_std": args.pop("init_base_std", None) or None}
+
+
 def own_arguments(config: JsonObject, shape: type) -> JsonObject:
     """The arguments of the dataclass ``shape`` that our own ``config.json`` holds.
 

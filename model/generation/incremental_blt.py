@@ -85,10 +85,10 @@ class IncrementalBLT:
         # The id of every token, and its state after each layer that patches gather from.
         self._tokens_BS = torch.full((batch, PIECE), BOE_ID, device=device)
         self._states_BSD: list[Tensor] = []
-        # The start of every patch, and the keys and values that bytes read of the last ones.
+        # The start of every patch, and the tensors that bytes read of the last ones.
         self._starts_BP = torch.zeros(batch, PIECE, dtype=torch.int64, device=device)
         self._readable_slots = PIECE + config.cross_attn_window_decoder
-        self._readable: list[tuple[Tensor, Tensor]] = []
+        self._readable: list[tuple[Tensor, ...]] = []
         # Tokens and patches that each row has read, after the last piece and before it.
         self.read_B = torch.zeros(batch, dtype=torch.int64, device=device)
         self._patches_B = torch.zeros_like(self.read_B)
@@ -174,7 +174,7 @@ class IncrementalBLT:
         self._tokens_BS = _with_room(self._tokens_BS, needed)
         self._tokens_BS[row_B1, position_BM] = tokens_BM
         # n-grams reach back before the piece.
-        back = max(model.config.encoder_hash_byte_group_size) - 1
+        back = max(model.config.encoder_hash_byte_group_size, default=1) - 1
         place_BX = first_B[:, None] + torch.arange(-back, columns, device=first_B.device)
         nearby_BX = self._tokens_BS.gather(1, place_BX.clamp(min=0))
         embeddings = model.embed(nearby_BX.flatten(), place_BX.flatten())
@@ -212,12 +212,12 @@ class IncrementalBLT:
             self._latent.attends(self._patches_B, most),
         )
         latent_XG = latent_NG.view(len(ends_BM), most, -1)[row_X, place_X]
-        readable = model.local_decoder.patch_keys_values(latent_XG)
+        readable = model.local_decoder.readable(latent_XG)
         if not self._readable:
             shape = (len(ends_BM), self._readable_slots)
             self._readable = [
-                (k.new_zeros(*shape, *k.shape[1:]), v.new_zeros(*shape, *v.shape[1:]))
-                for k, v in readable
+                tuple(new_X.new_zeros(*shape, *new_X.shape[1:]) for new_X in tensors)
+                for tensors in readable
             ]
         for buffers, new in zip(self._readable, readable, strict=True):
             for buffer_BR, new_X in zip(buffers, new, strict=True):
@@ -266,7 +266,7 @@ class IncrementalBLT:
             x_TD,
             position_BM.flatten(),
             self._decoder.attends(first_B, columns),
-            [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in self._readable],
+            [tuple(buffer_BR.flatten(0, 1) for buffer_BR in buffers) for buffers in self._readable],
             index_BMW.flatten(0, 1),
         )
         return logits_TV.view(batch, columns, -1)

@@ -60,10 +60,13 @@ class HashEmbedding(nn.ModuleList):
         self.ngrams = [(size, prime) for prime in PRIMES[:functions] for size in sizes]
         self.rows = rows
 
+    def row_ids(self, tokens_T: Tensor, position_T: Tensor) -> Iterator[Tensor]:
+        """The row of each table that each token looks up; arguments as for :func:`hash_ngrams`."""
+        for size, prime in self.ngrams:
+            yield hash_ngrams(tokens_T, position_T, size, prime, self.rows)
+
     def forward(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
         """The sum over all tables, ``[tokens, dim]``; arguments as for :func:`hash_ngrams`."""
-        looked_up: Iterator[Tensor] = (
-            table(hash_ngrams(tokens_T, position_T, size, prime, self.rows))
-            for table, (size, prime) in zip(self, self.ngrams, strict=True)
-        )
+        ids = self.row_ids(tokens_T, position_T)
+        looked_up: Iterator[Tensor] = (table(row_T) for table, row_T in zip(self, ids, strict=True))
         return functools.reduce(torch.add, looked_up)

@@ -1,5 +1,10 @@
 """The local decoder: next-byte logits from byte states and latent patches (arXiv 2412.09871,
-section 3.3)."""
+section 3.3).
+
+Bytes read patches by cross attention. Without it (``cross_attn_decoder``, one of the paper's
+ablations) the vector of the patch that a byte would read is added to the byte's state before the
+first layer.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -11,17 +16,18 @@ from model.layers.attention import Attend, RotaryAngles
 from model.layers.cross_attention import ReadFromPatches
 from model.layers.transformer import Block
 
-PatchKeysValues = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values of patches for each cross attention, ``[patches, k, heads, head_dim]`` each."""
+Readable = Sequence[tuple[Tensor, ...]]
+"""Tensors with one entry for each patch: for each cross attention keys and values, ``[patches, k,
+heads, head_dim]``; without cross attention the vectors to add, once, ``[patches, dim]``."""
 
 
 class LocalDecoder(nn.Module):
-    """A small byte transformer that reads from latent patches before its layers."""
+    """A small byte transformer that reads from latent patches."""
 
     def __init__(self, config: BLTConfig):
         super().__init__()
         dim, layers = config.dim_local, config.n_layers_local_decoder
-        self.k = config.cross_attn_k
+        self.k = config.cross_attn_k if config.cross_attn_decoder else 1
         self.patch_embedding_projection = nn.Linear(config.dim_global, dim * self.k, bias=False)
         shape = config.block_shape("local_decoder")
         self.layers = nn.ModuleList(Block(*shape) for _ in range(layers))
@@ -29,19 +35,21 @@ class LocalDecoder(nn.Module):
             ReadFromPatches(
                 dim, config.cross_attn_nheads, config.cross_attn_n_kv_heads_decoder, config.norm_eps
             )
-            for _ in range(layers if config.cross_attn_all_layers_decoder else 1)
+            for _ in range(config.decoder_crossings)
         )
         self.norm = nn.RMSNorm(dim, eps=config.norm_eps)
         self.output = nn.Linear(dim, config.vocab_size, bias=False)
         self.rotary = RotaryAngles(dim // config.n_heads_local_decoder, config.rope_theta)
 
-    def patch_keys_values(self, latent_NG: Tensor) -> PatchKeysValues:
-        """The keys and values that bytes read of each patch.
+    def readable(self, latent_NG: Tensor) -> Readable:
+        """The tensors that bytes read of each patch.
 
         Args:
             latent_NG: states of the latent transformer, ``dim_global`` wide.
         """
         x_NKD = self.patch_embedding_projection(latent_NG).unflatten(-1, (self.k, -1))
+        if not len(self.cross_attn_layers):
+            return [(x_NKD.squeeze(1),)]
         layers = cast(Iterable[ReadFromPatches], self.cross_attn_layers)
         return [layer.keys_values(x_NKD) for layer in layers]
 
@@ -50,7 +58,7 @@ class LocalDecoder(nn.Module):
         x_TD: Tensor,
         position_T: Tensor,
         attends: Sequence[Attend],
-        patches: PatchKeysValues,
+        patches: Readable,
         patch_TW: Tensor,
     ) -> Tensor:
         """Logits of the token after each byte, ``[bytes, vocab_size]`` float32.
@@ -59,11 +67,14 @@ class LocalDecoder(nn.Module):
             x_TD: byte states of the encoder.
             position_T: position of each byte in its document.
             attends: the attention of each layer.
-            patches: as :meth:`patch_keys_values` returns them.
+            patches: as :meth:`readable` returns them.
             patch_TW: indices of the patches that each byte reads from; -1 for none.
         """
         rotary = self.rotary(position_T)
         reads = dict(enumerate(self.cross_attn_layers))
+        if not reads:
+            ((vector_ND,),) = patches
+            x_TD = x_TD + vector_ND[patch_TW[:, 0]]
         for i, (layer, attend) in enumerate(zip(self.layers, attends, strict=True)):
             if i in reads:
                 x_TD = reads[i](x_TD, *patches[i], patch_TW)

@@ -1,4 +1,9 @@
-"""The local encoder: byte states, and patches pooled from them (arXiv 2412.09871, section 3.2)."""
+"""The local encoder: byte states, and patches made of them (arXiv 2412.09871, section 3.2).
+
+A patch starts from the largest value of each feature over its bytes. With cross attention it is
+projected to k vectors, which then gather from the bytes. Without it (``cross_attn_encoder``, one of
+the paper's ablations) the pooled bytes are the patch, one vector.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +16,7 @@ from model.layers.transformer import Block
 
 
 class LocalEncoder(nn.Module):
-    """A small byte transformer, and cross attention from its states to patches.
+    """A small byte transformer, and patches of its states.
 
     Patches never flow back into the byte states, so that the two halves can be run apart.
     """
@@ -19,26 +24,28 @@ class LocalEncoder(nn.Module):
     def __init__(self, config: BLTConfig):
         super().__init__()
         dim, layers = config.dim_local, config.n_layers_local_encoder
-        self.k = config.cross_attn_k
+        self.k = config.patch_vectors
         self.tok_embeddings = nn.Embedding(config.vocab_size, dim)
         shape = config.block_shape("local_encoder")
         self.layers = nn.ModuleList(Block(*shape) for _ in range(layers))
-        self.patch_embedding_projection = nn.Linear(dim, dim * self.k, bias=False)
         first = 0 if config.cross_attn_all_layers_encoder else layers - 1
-        self.cross_attended = range(first, layers)
-        """Layers after which patches gather from the byte states."""
+        self.pooled_layers = range(first, layers)
+        """Layers after which patches are made of the byte states, or gather from them."""
+        self.patch_embedding_projection = (
+            nn.Linear(dim, dim * self.k, bias=False) if config.cross_attn_encoder else nn.Identity()
+        )
         self.cross_attn_layers = nn.ModuleList(
             GatherFromBytes(
                 dim, config.cross_attn_nheads, config.cross_attn_n_kv_heads_encoder, config.norm_eps
             )
-            for _ in self.cross_attended
+            for _ in (self.pooled_layers if config.cross_attn_encoder else ())
         )
         self.rotary = RotaryAngles(dim // config.n_heads_local_encoder, config.rope_theta)
 
     def byte_states(
         self, x_TD: Tensor, position_T: Tensor, attends: Sequence[Attend]
     ) -> list[Tensor]:
-        """Byte states, ``[bytes, dim]``, after each layer that patches gather from. The last ones
+        """Byte states, ``[bytes, dim]``, after each layer of :attr:`pooled_layers`. The last ones
         go on to the decoder.
 
         Args:
@@ -50,12 +57,12 @@ class LocalEncoder(nn.Module):
         states = []
         for i, (layer, attend) in enumerate(zip(self.layers, attends, strict=True)):
             x_TD = layer(x_TD, rotary, attend)
-            if i in self.cross_attended:
+            if i in self.pooled_layers:
                 states.append(x_TD)
         return states
 
     def patches(self, states: Sequence[Tensor], patch_TW: Tensor, patches: int) -> Tensor:
-        """The k vectors of each patch, ``[patches, k, dim]``.
+        """The k vectors of each patch, ``[patches, k, dim]``; k is 1 without cross attention.
 
         They start from the largest value of each feature over the patch's own bytes, and then
         gather from the bytes that the patch sees.
@@ -71,6 +78,6 @@ class LocalEncoder(nn.Module):
         pooled_ND = states[0].new_zeros(patches + 1, states[0].shape[1])
         pooled_ND = pooled_ND.scatter_reduce(0, own_TD, states[0], "amax", include_self=False)
         x_NKD: Tensor = self.patch_embedding_projection(pooled_ND).unflatten(-1, (self.k, -1))
-        for state_TD, gather in zip(states, self.cross_attn_layers, strict=True):
+        for gather, state_TD in zip(self.cross_attn_layers, states, strict=False):
             x_NKD = gather(x_NKD, state_TD, patch_TW)
         return x_NKD[:patches]

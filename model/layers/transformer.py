@@ -5,13 +5,12 @@ that of the published weights. Blocks read tokens laid end to end. The ``attend`
 are given decides which tokens see each other (:mod:`model.layers.attention`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers.attention import Attend, RotaryAngles, apply_rotary
+from model.layers.attention import Attend, apply_rotary
 
 
 class SelfAttention(nn.Module):
@@ -76,61 +75,3 @@ def run_blocks(
     for layer, attend in zip(layers, attends, strict=True):
         x_TD = layer(x_TD, rotary, attend)
     return x_TD
-
-
-Initializer = Callable[[Tensor, torch.Generator | None], object]
-"""Fills a parameter in place, with random numbers of the generator (None: torch's own)."""
-
-
-def normal(deviation: float) -> Initializer:
-    """An initializer with normal weights, cut off at three deviations."""
-
-    def fill(parameter: Tensor, generator: torch.Generator | None) -> None:
-        a, b = -3 * deviation, 3 * deviation
-        nn.init.trunc_normal_(parameter, std=deviation, a=a, b=b, generator=generator)
-
-    return fill
-
-
-def ones(parameter: Tensor, generator: torch.Generator | None) -> None:
-    """The initializer of norms."""
-    nn.init.ones_(parameter)
-
-
-def initializers(module: nn.Module, depth: int) -> dict[str, Initializer]:
-    """The initializers of a transformer's parameters, by name.
-
-    Weights are normal with the deviation ``1 / sqrt(inputs)``; weights that write to the residual
-    stream (``wo``, ``w2``) are smaller by ``sqrt(2 * depth)``. Norms are 1.
-
-    Args:
-        depth: layers that write to the residual stream.
-    """
-    by_name: dict[str, Initializer] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.dim() == 1:
-            by_name[name] = ones
-            continue
-        smaller = (2 * depth) ** 0.5 if name.endswith(("wo.weight", "w2.weight")) else 1
-        by_name[name] = normal(parameter.shape[-1] ** -0.5 / smaller)
-    return by_name
-
-
-def init_weights(module: nn.Module, initial: Mapping[str, Initializer]) -> None:
-    """Fill a module with weights to begin training with, and with the constants that ``to_empty``
-    loses.
-
-    Args:
-        initial: the initializer of each parameter, by name.
-    """
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            initial[name](parameter, None)
-    reset_constants(module)
-
-
-def reset_constants(module: nn.Module) -> None:
-    """Compute again the constants that are not stored and that ``to_empty`` loses."""
-    for part in module.modules():
-        if isinstance(part, RotaryAngles):
-            part.reset_parameters()

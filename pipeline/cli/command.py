@@ -1,7 +1,10 @@
 """The common part of the commands in ``jobs/``: their ``main``, errors, and the exit status."""
 
 import os
+import select
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -32,9 +35,12 @@ def run_job(
     Returns:
         the exit status; see :func:`run_command`.
     """
-    config = tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,))
     console = Console(stderr=True)
-    return run_command(lambda: run(config, console), console, interrupted=interrupted)
+
+    def job() -> int:
+        return run(tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,)), console)
+
+    return run_command(job, console, interrupted=interrupted)
 
 
 def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -> int:
@@ -46,17 +52,71 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
 
     Returns:
         the exit status: the job's own, or 2 for a wrong flag, 1 for another error that a user can
-        act on, 130 after Ctrl-C.
+        act on, 130 after Ctrl-C, 143 and 129 after SIGTERM and SIGHUP, 141 if the reader of the
+        output is gone (``| head``).
     """
     try:
+        end_on_signals()
         _refuse_repeated_flags(sys.argv[1:])
         return job()
+    except Ended as ended:
+        console.print(interrupted)
+        return 128 + ended.signal
     except KeyboardInterrupt:
         console.print(interrupted)
-        return 130
+        return 128 + signal.SIGINT
     except PipelineError as error:
         print_problems(console, [f"error: {error}"])
         return 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:
+        if not _reader_is_gone():  # it was another pipe, or a connection
+            raise
+        return 141
+    finally:
+        _write_the_rest()
+
+
+def _reader_is_gone() -> bool:
+    """True if standard output is a pipe whose other end is closed."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
+def _write_the_rest() -> None:
+    """Write what standard output still holds, or drop it without a word if nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Ended(KeyboardInterrupt):
+    """The process was asked to end, by a scheduler or because its terminal is gone; what cleans up
+    after Ctrl-C cleans up now as well."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does.
+
+    To be called again after a library has installed handlers of its own, as Ray does. Signals that
+    are ignored, as nohup has it, stay ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)  # the end is under way
+    raise Ended(number)
 
 
 def _refuse_repeated_flags(arguments: list[str]) -> None:

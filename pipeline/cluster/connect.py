@@ -9,14 +9,14 @@ from typing import Any
 
 import ray
 
-from pipeline.cli.command import submitted
+from pipeline.cli.command import end_on_signals, submitted
 from pipeline.errors import PipelineError
 
 REACH_S = 20
 """Seconds to wait for the cluster to answer."""
 
 
-def connect(num_cpus: int | None, *packages: str, worker_output: bool = True) -> None:
+def connect(num_cpus: int | None, *packages: str) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (a submitted job has one), or start a local Ray.
 
     A process that has joined stays where it is.
@@ -24,14 +24,15 @@ def connect(num_cpus: int | None, *packages: str, worker_output: bool = True) ->
     Args:
         num_cpus: processors that a local Ray offers, if they are more than this machine has.
         packages: packages of this repository that workers need beside ``model`` and ``pipeline``.
-        worker_output: whether to show what workers print.
 
     Raises:
         PipelineError: nothing listens at ``RAY_ADDRESS``.
     """
     # Ray raises an exception where something goes wrong; its warnings are about its own affairs.
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # It logs each worker that ends; the stage does that worker's pieces again, or names them.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
     directories = [_directory(package) for package in ("model", "pipeline", *packages)]
@@ -39,7 +40,7 @@ def connect(num_cpus: int | None, *packages: str, worker_output: bool = True) ->
         _check_reachable(address)
         # Inside a submitted job the working directory holds the code already.
         code = {} if submitted() else {"py_modules": list(map(str, directories))}
-        ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=worker_output)
+        ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=False)
     else:
         # Workers find the same packages, installed or not, wherever the job is called from.
         path = (str(directories[0].parent), os.environ.get("PYTHONPATH"))
@@ -50,8 +51,9 @@ def connect(num_cpus: int | None, *packages: str, worker_output: bool = True) ->
             num_cpus=max(os.cpu_count() or 1, num_cpus or 1),
             include_dashboard=False,
             logging_level=logging.ERROR,
-            log_to_driver=worker_output,
+            log_to_driver=False,
         )
+    end_on_signals()  # Ray's own handler would print a stack and abort
 
 
 def _check_reachable(address: str) -> None:
@@ -88,8 +90,18 @@ def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:
 
     Returns:
         what the task returns; an exception of the task is raised here as it was.
+
+    Raises:
+        PipelineError: the processes that did the task ended, each time that Ray started one.
     """
     try:
         return ray.get(task.options(num_gpus=gpus).remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except ray.exceptions.RayError as error:
+        used_up = isinstance(error, ray.exceptions.OutOfMemoryError)
+        why = "used up the memory of its node" if used_up else "ended its process"
+        raise PipelineError(
+            f"{task._function_name.rpartition('.')[2].strip('_')}: this step {why}, each time that "
+            "it was tried; a file of the input may be damaged"
+        ) from error

@@ -2,9 +2,10 @@
 
 import ray
 
+from pipeline.cluster.stage import PROCESS_ENDED
 from pipeline.corpus.documents import Columns, check_columns
 from pipeline.corpus.formats import FormatName, known_format
-from pipeline.corpus.splits import FilePlan, Split, plan_file
+from pipeline.corpus.splits import FilePlan, Split, plan_file, whole_file
 from pipeline.storage.listing import InputFile
 
 FILES_PER_TASK = 64
@@ -31,11 +32,31 @@ def plan_splits(
     known = [(file, known_format(file, wanted, format_flag)) for file in files]
     parts = [known[i : i + FILES_PER_TASK] for i in range(0, len(known), FILES_PER_TASK)]
     pending = [_plan_files.remote(part, split_bytes) for part in parts]
-    plans = [plan for part in ray.get(pending) for plan in part]
+    plans = [
+        plan
+        for part, plans_of_part in zip(parts, pending, strict=True)
+        for plan in _planned(part, plans_of_part, split_bytes)
+    ]
     check_columns(plans, columns)
     return [split for plan in plans for split in plan.splits]
 
 
-@ray.remote(num_cpus=1)
+def _planned(
+    part: list[tuple[InputFile, str]], pending: "ray.ObjectRef[list[FilePlan]]", split_bytes: int
+) -> list[FilePlan]:
+    """The plans of some files. If one of them ends the process that looks into it, each is planned
+    alone, and that one is read as a whole: its reader will name it."""
+    try:
+        plans: list[FilePlan] = ray.get(pending)
+    except PROCESS_ENDED:
+        if len(part) == 1:
+            return [FilePlan([whole_file(*part[0])], None)]
+        alone = [[file] for file in part]
+        again = [_plan_files.remote(one, split_bytes) for one in alone]
+        return [_planned(one, plan, split_bytes)[0] for one, plan in zip(alone, again, strict=True)]
+    return plans
+
+
+@ray.remote(num_cpus=1, max_retries=1)
 def _plan_files(files: list[tuple[InputFile, str]], split_bytes: int) -> list[FilePlan]:
     return [plan_file(file, name, split_bytes) for file, name in files]

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray.actor import ActorHandle
@@ -17,11 +17,12 @@ REPORT_SECONDS = 1.0
 """A worker sends a message about once in this time, however often it counts."""
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1)
 class Progress:
     """Holds the bytes of text that are done per piece.
 
-    Counts are totals, not increments: a piece that is repeated is not counted twice.
+    Counts are totals, not increments: a piece that is repeated is not counted twice, and an actor
+    that is started again, because a node ran out of memory, soon has all counts again.
     """
 
     def __init__(self) -> None:
@@ -83,7 +84,9 @@ def show_progress(
         def show() -> None:
             began = last_line = time.monotonic()
             while not stop.wait(POLL_SECONDS):
-                reported: dict[int, int] = ray.get(progress.get.remote())  # type: ignore[assignment]
+                reported: dict[int, int] = {}
+                with suppress(ray.exceptions.RayError):  # it is being started again
+                    reported = ray.get(progress.get.remote())  # type: ignore[assignment]
                 current = reported | actual
                 completed = sum(current.values())
                 waiting = estimates.keys() - actual.keys()

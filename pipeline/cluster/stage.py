@@ -2,13 +2,20 @@
 
 A caller writes a function that does one piece and hands it to :func:`run_stage`. A piece is known
 by its number; what it needs is in ``shared`` or in storage, and its result goes to storage. Ray
-Data schedules the pieces, scales the pool, and repeats what a lost node had not committed.
+Data schedules the pieces and scales the pool.
+
+A worker may end in the middle of a piece: its node is lost, its memory is used up, or the content
+of a file ends the process. Ray Data gives the block of pieces that the worker had up. What is then
+without an outcome is done again, each piece in a task of its own, so that no piece suffers for
+another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tried any further.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import ray
 import ray.data  # before Ray is joined: its import sets log levels
@@ -20,6 +27,8 @@ from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
 from pipeline.errors import PipelineError, UnreachableFileError
 
+TRIES = 3
+"""How often a piece may end its worker before it is given up."""
 LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
 """Blocks that Ray Data keeps account of; beyond that a block is several pieces."""
 BLOCK_BYTES = 1 << 20
@@ -39,6 +48,8 @@ class StageOutcome:
     """The messages of the pieces that have one, in the order of the pieces' numbers."""
     unreachable: list[str]
     """Why files could not be reached: the pieces that need them are not done."""
+    deadly: dict[int, str]
+    """How the pieces ended that are given up, because they ended their workers time and again."""
 
 
 class _PieceOutcome(TypedDict):
@@ -63,6 +74,7 @@ def run_stage(
     setup: Callable[[Any], Any] | None = None,
     gpus: float = 0,
     receive: Callable[[int, str], None] | None = None,
+    gives_up: bool = False,
 ) -> StageOutcome:
     """Have all pieces done; without a piece nothing is started, not even Ray.
 
@@ -78,39 +90,135 @@ def run_stage(
         gpus: GPUs per worker, beside its one CPU.
         receive: gets each message, with the number of its piece, as soon as it comes, in any order.
             Messages are then not kept, so that many long ones need no memory.
+        gives_up: the caller can do without deadly pieces.
 
     Raises:
-        PipelineError: the work cannot continue.
+        PipelineError: the work cannot continue, or a piece is deadly that has to be done.
     """
     if not pieces:
-        return StageOutcome({}, [])
+        return StageOutcome({}, [], {})
     connect(workers)
     progress = start_progress()
-    arguments = (work, ray.put(shared), progress)
+    reference = ray.put(shared)
     if setup is None:
         tasks = ray.data.TaskPoolStrategy(workers) if workers else ray.data.TaskPoolStrategy()
-        pool: dict[str, Any] = {"fn": _in_task, "fn_args": arguments, "compute": tasks}
+        arguments: tuple[Any, ...] = (work, reference, progress)
+        pool: dict[str, Any] = {
+            "fn": _in_task,
+            "fn_args": arguments,
+            "compute": tasks,
+            "max_retries": 0,
+        }
     else:
         actors = _actor_pool(workers, len(pieces))
-        pool = {"fn": _Actor, "fn_constructor_args": (setup, *arguments), "compute": actors}
-    outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=gpus or None)
+        arguments = (setup, work, reference, progress)
+        pool = {"fn": _Actor, "fn_constructor_args": arguments, "compute": actors}
+        pool["max_restarts"] = 0  # Ray Data starts another actor instead
     messages: dict[int, str] = {}
     unreachable: dict[int, str] = {}
+    left = set(pieces)
     with show_progress(console, doing, pieces, done, progress) as finished:
-        for outcome in outcomes.iter_rows():
+
+        def take(outcome: _PieceOutcome) -> None:
             piece = outcome["piece"]
             if outcome["fatal"]:
                 raise PipelineError(outcome["fatal"])
+            left.discard(piece)
             if outcome["unreachable"]:
                 unreachable[piece] = outcome["unreachable"]
             elif outcome["message"]:
                 (receive or messages.__setitem__)(piece, outcome["message"])
             finished(piece, outcome["bytes"])
+
+        before = len(left) + 1
+        while len(left) < before:  # again as long as it helps
+            before = len(left)
+            try:
+                for row in _in_pool({piece: pieces[piece] for piece in left}, pool, gpus):
+                    take(cast(_PieceOutcome, row))
+                break
+            except ray.exceptions.RayError:  # all of the pool is lost
+                continue
+        at_once = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        alone = _Alone(setup, work, reference, progress, gpus)
+        deadly = alone.run(sorted(left), at_once, take)
     ray.kill(progress)  # or its process would stay for the stages to come
+    if deadly and not gives_up:
+        number, how = next(iter(deadly.items()))
+        raise PipelineError(f"{doing}: piece {number} {how}; see Ray's logs for more")
     return StageOutcome(
         {piece: messages[piece] for piece in sorted(messages)},
         [unreachable[piece] for piece in sorted(unreachable)],
+        deadly,
     )
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """Does pieces that have ended a worker, or were in a block with such a piece: each in a task of
+    its own, which Ray does not repeat by itself."""
+
+    setup: Callable[[Any], Any] | None
+    work: Work
+    shared: "ray.ObjectRef[Any]"
+    progress: ActorHandle
+    gpus: float
+
+    def run(
+        self, pieces: list[int], at_once: int, take: Callable[[_PieceOutcome], None]
+    ) -> dict[int, str]:
+        """Do the pieces, some at once; returns how those ended that are given up."""
+        waiting, tries, ends = deque(pieces), Counter[int](), {}
+        running: dict[ray.ObjectRef[Any], int] = {}
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                piece = waiting.popleft()
+                running[self._start(piece)] = piece
+            (ready, *_), _ = ray.wait(list(running))
+            piece = running.pop(ready)
+            try:
+                take(ray.get(ready))
+            except PROCESS_ENDED as error:
+                tries[piece] += 1
+                if tries[piece] < TRIES:
+                    waiting.append(piece)
+                else:
+                    ends[piece] = _ending(error)
+        return ends
+
+    def _start(self, piece: int) -> "ray.ObjectRef[Any]":
+        options = _alone.options(num_cpus=1, num_gpus=self.gpus or None, max_retries=0)
+        reference: ray.ObjectRef[Any] = options.remote(
+            piece, self.setup, self.work, self.shared, self.progress
+        )
+        return reference
+
+
+PROCESS_ENDED = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+)
+"""The errors that tell the end of the process that did a task."""
+
+
+def _ending(error: Exception) -> str:
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return f"used up the memory of its node, each of {TRIES} times"
+    return f"ended the process that read it, each of {TRIES} times"
+
+
+@ray.remote
+def _alone(
+    piece: int,
+    setup: Callable[[Any], Any] | None,
+    work: Work,
+    shared: Any,
+    progress: ActorHandle,
+) -> _PieceOutcome:
+    bound_memory()
+    return run_piece(piece, work, setup(shared) if setup else shared, progress)
 
 
 def run_piece(piece: int, work: Work, shared: Any, progress: ActorHandle) -> _PieceOutcome:
@@ -147,11 +255,23 @@ def unshared_storage(where: str) -> PipelineError:
     )
 
 
+def _in_pool(
+    pieces: Mapping[int, int], pool: Mapping[str, Any], gpus: float
+) -> Iterator[dict[str, Any]]:
+    """The outcomes of the pieces that Ray Data's pool did."""
+    with warnings.catch_warnings():
+        # Ray Data has no other way yet to say how often it repeats.
+        warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
+        outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=gpus or None)
+    yield from outcomes.iter_rows()
+
+
 def _numbers(pieces: Mapping[int, int]) -> ray.data.Dataset:
     """The numbers of the pieces, spread over a bounded number of blocks."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # what they held is done again, each piece alone
     worth = sum(pieces.values()) // BLOCK_BYTES
     blocks = min(len(pieces), max(worth, LEAST_BLOCKS), MOST_BLOCKS)
     return ray.data.from_items(sorted(pieces), override_num_blocks=blocks)

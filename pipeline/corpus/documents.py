@@ -4,27 +4,28 @@ A *record* is what a file offers as a document: it becomes a :class:`Document` o
 :class:`Reject`; none disappears.
 """
 
-import gzip
+import io
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import pyarrow as pa
-import zstandard
-
+from pipeline.corpus.fields import partition_values
 from pipeline.corpus.formats import FORMATS
 from pipeline.corpus.lines import open_decompressed
 from pipeline.corpus.splits import FilePlan, Split
+from pipeline.corpus.values import Unusable
 from pipeline.errors import (
     BadDocumentError,
     BadFileError,
     ConfigError,
+    PipelineError,
     UnreachableFileError,
+    message_of,
     translated,
 )
-from pipeline.storage.output import open_input
+from pipeline.storage.listing import check_unchanged
+from pipeline.storage.output import WatchedFile
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Columns:
 def check_columns(
     plans: Iterable[FilePlan], columns: Columns, metadata_flag: str = "--keep-columns"
 ) -> None:
-    """Check that each wanted column is in some file; nothing is checked if a file does not tell.
+    """Check that each wanted column is in some file. Files that do not tell, such as empty ones,
+    are passed over.
 
     Args:
         metadata_flag: the flag that names columns of metadata, for the error.
@@ -53,13 +55,15 @@ def check_columns(
     Raises:
         ConfigError: no file has a column that is wanted; names the flag.
     """
-    existing: list[str] = []
+    existing: dict[str, None] = {}
     for plan in plans:
-        has_columns = FORMATS[plan.splits[0].format].has_columns
-        offered = plan.columns if has_columns else [columns.text]
-        if offered is None:
-            return
-        existing += (name for name in offered if name not in existing)
+        split = plan.splits[0]
+        offered = plan.columns if FORMATS[split.format].has_columns else [columns.text]
+        existing |= dict.fromkeys(offered or ())
+        if offered is not None:
+            existing |= dict.fromkeys(partition_values(split.file))
+    if not existing:
+        return
     wanted = [("--text-column", columns.text), ("--id-column", columns.id)]
     wanted += [(metadata_flag, name) for name in columns.metadata]
     for flag, name in wanted:
@@ -96,32 +100,32 @@ def read_split(
     Raises:
         BadFileError: content cannot be decoded any further, or a column is missing or of a wrong
             type. The records before that place were yielded.
-        OSError and others of the filesystem: the file cannot be read now.
+        UnreachableFileError: the storage does not give the file now.
     """
-    form = FORMATS[split.format]
-    try:
-        with open_input(split.file.url) as raw:
-            file = open_decompressed(raw, split.file.name) if form.is_compressible else raw
-            records = form.records(file, split.start, split.stop, columns.all, max_document_bytes)
+    form, url = FORMATS[split.format], split.file.url
+    partitions = partition_values(split.file)
+    wanted = [name for name in columns.all if name not in partitions or name == columns.text]
+    check_unchanged(split.file)
+    with translated(url, UnreachableFileError):
+        source = WatchedFile(url)
+    with source:
+        raw = cast(io.BufferedIOBase, source)
+        try:
+            file = open_decompressed(raw, split.file.typed_name) if form.is_compressible else raw
+            records = form.records(file, split.start, split.stop, wanted, max_document_bytes)
             for position, record in records:
+                if partitions and isinstance(record, dict):
+                    record |= partitions
                 yield _document(split.file.name, position, record, columns, max_document_bytes)
-    except Exception as error:
-        if not _is_broken_content(error):
-            raise
-        raise BadFileError(f"truncated or corrupt: {error}") from error
-
-
-def read_records(
-    split: Split, columns: Columns, max_document_bytes: int
-) -> Iterator[Document | Reject]:
-    """Read as :func:`read_split` does, with one error for whatever a filesystem raises.
-
-    Raises:
-        BadFileError: as :func:`read_split` does.
-        UnreachableFileError: the file cannot be read now.
-    """
-    with translated(split.file.url, UnreachableFileError):
-        yield from read_split(split, columns, max_document_bytes)
+        except Exception as error:
+            if source.failure is not None:
+                why = message_of(source.failure)
+                raise UnreachableFileError(f"{url}: cannot be read: {why}") from source.failure
+            if isinstance(error, PipelineError):
+                raise
+            check_unchanged(split.file)
+            raise BadFileError(f"truncated or corrupt: {message_of(error)}") from error
+    check_unchanged(split.file)
 
 
 def bad_document(url: str, reject: Reject) -> BadDocumentError:
@@ -149,17 +153,6 @@ def rejects_json(source: str, rejects: Sequence[Reject], error: str | None) -> b
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
-def _is_broken_content(error: Exception) -> bool:
-    """True if an error is about the content of a file, not about reaching it."""
-    decoding = (EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError)
-    if isinstance(error, (pa.ArrowInvalid, pa.ArrowNotImplementedError, *decoding)):
-        return True
-    # Decoders report broken content as an OSError without a number of the operating system.
-    return isinstance(error, OSError) and (
-        type(error) in (OSError, gzip.BadGzipFile) and error.errno is None
-    )
-
-
 def _document(
     name: str, position: str, record: dict[str, Any] | str, columns: Columns, max_bytes: int
 ) -> Document | Reject:
@@ -168,6 +161,9 @@ def _document(
     for needed in (columns.text, columns.id):
         if needed is not None and needed not in record:
             return Reject(position, f"no field {needed!r}")
+    for wanted, value in record.items():
+        if type(value) is Unusable:
+            return Reject(position, f"{wanted!r} {value}")
     text = record[columns.text]
     try:
         data = text.encode() if isinstance(text, str) else text

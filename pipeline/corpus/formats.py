@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 import pyarrow.parquet as pq
 
 from pipeline.corpus.columnar import arrow_rows, open_arrow, parquet_rows
+from pipeline.corpus.csv_tables import column_names, table_rows
+from pipeline.corpus.fields import schema_names
 from pipeline.corpus.json_lines import first_keys, json_rows
 from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
 from pipeline.errors import ConfigError
@@ -63,7 +65,7 @@ class InputFormat(ABC):
     title: ClassVar[str]
     """The name in help texts."""
     endings: ClassVar[tuple[str, ...]]
-    """Endings of the files' names, without the ending of a compression."""
+    """Endings of the files' names, in lower case, without the ending of a compression."""
     is_compressible: ClassVar[bool] = True
     """True if files may be compressed as a whole, as the end of their names tells."""
     has_columns: ClassVar[bool] = True
@@ -79,7 +81,7 @@ class InputFormat(ABC):
 
     def text_bytes(self, file: InputFile) -> int:
         """Estimate of the bytes of text in a whole file."""
-        return file.size * (EXPANSION if file.name.endswith(COMPRESSIONS) else 1)
+        return file.size * (EXPANSION if file.typed_name.endswith(COMPRESSIONS) else 1)
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         """Cut a file into parts of about ``split_bytes`` of text.
@@ -131,7 +133,9 @@ class Parquet(InputFormat):
         with open_input(file.url) as raw:
             metadata = pq.ParquetFile(raw).metadata
         sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-        return Cut(_neighbours(sizes, split_bytes), metadata.schema.to_arrow_schema().names)
+        return Cut(
+            _neighbours(sizes, split_bytes), list(schema_names(metadata.schema.to_arrow_schema()))
+        )
 
     def records(
         self,
@@ -151,12 +155,12 @@ class JsonLines(InputFormat):
     the line's first byte, uncompressed.
     """
 
-    name, title, endings = "jsonl", "JSONL", (".jsonl", ".ndjson", ".json")
+    name, title, endings = "jsonl", "JSONL", (".jsonl", ".ndjson", ".jl", ".json")
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         with open_input(file.url) as raw:
-            columns = first_keys(open_decompressed(raw, file.name))
-        if file.name.endswith(COMPRESSIONS):
+            columns = first_keys(open_decompressed(raw, file.typed_name))
+        if file.typed_name.endswith(COMPRESSIONS):
             return Cut([], columns)
         starts = range(0, max(file.size, 1), split_bytes)
         ranges = [(start, min(start + split_bytes, file.size)) for start in starts]
@@ -186,7 +190,7 @@ class Arrow(InputFormat):
         with open_input(file.url) as raw:
             reader = open_arrow(raw)
             batches = getattr(reader, "num_record_batches", 0)
-            columns = reader.schema.names
+            columns = list(schema_names(reader.schema))
         sizes = [file.size // batches] * batches if batches else []
         return Cut(_neighbours(sizes, split_bytes), columns)
 
@@ -199,6 +203,37 @@ class Arrow(InputFormat):
         max_document_bytes: int,
     ) -> Iterator[Record]:
         return arrow_rows(file, columns, start, stop)
+
+
+class Csv(InputFormat):
+    """Tables of text with a line of column names, read as a whole; quotes may hold line breaks.
+
+    The position is the number of the row, from 0 on.
+    """
+
+    name, title, endings = "csv", "CSV", (".csv",)
+    delimiter = ","
+
+    def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        with open_input(file.url) as raw:
+            return Cut([], column_names(open_decompressed(raw, file.typed_name), self.delimiter))
+
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        return table_rows(file, self.delimiter, columns, max_document_bytes)
+
+
+class Tsv(Csv):
+    """The same with tabs between the columns."""
+
+    name, title, endings = "tsv", "TSV", (".tsv",)
+    delimiter = "\t"
 
 
 class Text(InputFormat):
@@ -221,7 +256,7 @@ class Text(InputFormat):
 
 
 FORMATS: dict[str, InputFormat] = {
-    form.name: form for form in (Parquet(), JsonLines(), Arrow(), Text())
+    form.name: form for form in (Parquet(), JsonLines(), Arrow(), Csv(), Tsv(), Text())
 }
 """By name. This is the only place that lists the formats."""
 
@@ -248,8 +283,8 @@ def file_format(file: InputFile, wanted: FormatName) -> str | None:
     none."""
     if wanted != AUTO:
         return wanted
-    matches = (name for name, form in FORMATS.items() if file.name.endswith(form.suffixes))
-    return next(matches, None)
+    name = file.typed_name
+    return next((key for key, form in FORMATS.items() if name.endswith(form.suffixes)), None)
 
 
 def known_format(file: InputFile, wanted: FormatName, flag: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.corpus.fields import MISSING, field_of, names_of
 from pipeline.corpus.lines import read_lines
 
 FIRST_LINES = 100
@@ -47,7 +48,7 @@ def first_keys(file: io.BufferedIOBase) -> list[str] | None:
     for offset, line in islice(read_lines(file, 0, None, EXTRA_BYTES), FIRST_LINES):
         with suppress(ValueError, RecursionError):  # reading it tells what is wrong
             value = _line_value(offset, line or b"")
-            keys |= dict.fromkeys(value if isinstance(value, dict) else ())
+            keys |= dict.fromkeys(names_of(value) if isinstance(value, dict) else ())
     return list(keys) or None
 
 
@@ -59,7 +60,10 @@ def _parse_line(offset: int, line: bytes, columns: Sequence[str]) -> dict[str, A
         return f"line is not valid UTF-8: {error.reason} at byte {error.start}"
     except (ValueError, RecursionError) as error:
         return f"line is not valid JSON: {error}"
-    return value if isinstance(value, dict) else "line is not a JSON object"
+    if not isinstance(value, dict):
+        return "line is not a JSON object"
+    fields = ((name, field_of(value, name)) for name in columns)
+    return {name: field for name, field in fields if field is not MISSING}
 
 
 def _line_value(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
@@ -69,7 +73,8 @@ def _line_value(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
     with suppress(orjson.JSONDecodeError):
         value = orjson.loads(line)
         if isinstance(value, dict) and all(
-            isinstance(value.get(name, ""), (str, NoneType)) for name in columns
+            isinstance(field_of(value, name), (str, NoneType)) or field_of(value, name) is MISSING
+            for name in columns
         ):
             return value
     # Slower, but it knows large integers, NaN and lone surrogates, and says where a line is wrong.

@@ -8,24 +8,41 @@ line, skips to 7 and holds the line there; with [0, 3) and [3, 8) the second ran
 newline and skips nothing.
 """
 
+import bz2
 import gzip
 import io
+import lzma
 from collections.abc import Iterator
+from typing import IO, cast
 
 import zstandard
 
+from pipeline.errors import BadFileError
+
 BLOCK_BYTES = 1 << 20
-COMPRESSIONS = (".gz", ".zst")
-"""How the names of compressed files end."""
+COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
+"""How the names of compressed files end, in lower case."""
 
 
 def open_decompressed(file: io.BufferedIOBase, name: str) -> io.BufferedIOBase:
-    """The file's plain bytes. The name's end tells gzip and zstd; both may have many members."""
-    if name.endswith(".gz"):
+    """The file's plain bytes. The name's end tells the compression; files may have many members.
+
+    Raises:
+        BadFileError: the file is compressed, and empty: even nothing has some bytes, compressed.
+    """
+    suffix = next((end for end in COMPRESSIONS if name.lower().endswith(end)), None)
+    if suffix is None:
+        return file
+    if not file.read(1):
+        raise BadFileError(f"is empty, which no {suffix} file is")
+    file.seek(0)
+    if suffix in (".gz", ".gzip"):
         return gzip.GzipFile(fileobj=file)
-    if name.endswith(".zst"):
-        return io.BufferedReader(_ZstdReader(file), BLOCK_BYTES)
-    return file
+    if suffix == ".bz2":
+        return cast(io.BufferedIOBase, bz2.BZ2File(file))
+    if suffix == ".xz":
+        return cast(io.BufferedIOBase, lzma.LZMAFile(cast(IO[bytes], file)))
+    return io.BufferedReader(_ZstdReader(file), BLOCK_BYTES)
 
 
 class _ZstdReader(io.RawIOBase):

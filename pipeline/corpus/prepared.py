@@ -13,7 +13,7 @@ A prepared corpus is a directory::
 or the same with ``.jsonl``, named as the published recipe does.
 """
 
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage.json_shape import problem_of
@@ -86,6 +86,9 @@ class PreparedManifest(TypedDict):
     sources: list[ManifestSource]
     validation: ManifestChunk | None
     chunks: list[ManifestChunk]
+    unread: NotRequired[dict[str, Any]]
+    """The files that the input holds and that were not read: ``count``, and ``files`` with the path
+    and the reason of the first thousand."""
 
 
 def read_prepared_manifest(directory: OutputDirectory) -> PreparedManifest:

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from model.tokenizer import encode_documents
-from pipeline.corpus.documents import Document, bad_document, check_columns, read_records
-from pipeline.corpus.formats import input_suffixes, known_format
+from pipeline.corpus.documents import Document, bad_document, check_columns, read_split
+from pipeline.corpus.formats import known_format
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import Split, plan_file
 from pipeline.errors import (
     BadFileError,
@@ -31,7 +32,7 @@ from pipeline.shards.format import (
 )
 from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.listing import InputFile, list_inputs
+from pipeline.storage.listing import InputFile
 
 BATCH_BYTES = 1 << 20
 """Bytes of text that are scored at a time, about."""
@@ -92,7 +93,9 @@ class TextData:
             ConfigError: there is no such file, its format is not known, or no file has a column.
         """
         self.config = config
-        self.splits = _plan(list_inputs(config.input, suffixes=input_suffixes()), config)
+        inputs = find_inputs(config.input, config.format)
+        self.unread = inputs.unread
+        self.splits = _plan(inputs.files, config)
         self.bytes = sum(split.size for split in self.splits)
 
     def batches(self, problems: Problems) -> Iterator[Batch]:
@@ -119,7 +122,7 @@ class TextData:
 
     def _split_documents(self, split: Split, problems: Problems) -> Iterator[tuple[str, Document]]:
         name = split.file.name
-        for record in read_records(split, self.config.columns, self.config.max_document_bytes):
+        for record in read_split(split, self.config.columns, self.config.max_document_bytes):
             if isinstance(record, Document):
                 by = record.metadata[0] if record.metadata else name
                 yield NO_SOURCE if by is None else by, record

@@ -16,6 +16,7 @@ from pipeline.export.layouts import LAYOUTS, Layout
 from pipeline.export.manifest import write_export_manifest
 from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.lease import held
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import MANIFEST
 
@@ -51,6 +52,18 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     layout = LAYOUTS[config.format]
     flag = layout.output_flag
     shards, output = _open(layout, config)
+    with held(output, flag, console):
+        return _export_shards(config, layout, shards, output, console)
+
+
+def _export_shards(
+    config: ExportShardsConfig,
+    layout: Layout,
+    shards: ShardSet,
+    output: OutputDirectory,
+    console: Console,
+) -> ExportShardsResult:
+    flag = layout.output_flag
     pieces = plan_export(shards, layout, config)
     run = ExportRun.plan(pieces, shards, config)
     run.check_begun(output, flag, overwrite=config.overwrite)

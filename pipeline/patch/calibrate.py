@@ -12,7 +12,7 @@ from model.segments import cut_segments
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document, read_split
 from pipeline.corpus.splits import Split
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UnreachableFileError
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.scoring import Scorer
 from pipeline.patches import recut
@@ -24,13 +24,19 @@ FIT_BYTES = 8 << 20
 
 
 def sample_documents(
-    splits: Sequence[Split], config: PatchCorpusConfig, sample_bytes: int
+    splits: Sequence[Split],
+    config: PatchCorpusConfig,
+    sample_bytes: int,
+    failures: list[str] | None = None,
 ) -> list[bytes]:
     """Text of about ``sample_bytes`` bytes, all of a corpus that is not larger.
 
     The places are drawn with ``config.seed``, in proportion to the sizes of the splits; each gives
     whole documents, but not more than a few times its share of a long one. A file that cannot be
     read gives nothing; the run itself will name it.
+
+    Args:
+        failures: gets why files gave nothing.
     """
     sizes = np.array([max(split.size, 1) for split in splits], np.float64)
     if sizes.sum() <= sample_bytes:
@@ -52,8 +58,10 @@ def sample_documents(
                     text = record.text[: 4 * max(sample_bytes // len(places), 1 << 16)]
                     documents.append(text)
                     taken += len(text)
-        except Exception:  # whatever it is, the run meets it again and says what it is
-            continue
+        except PipelineError as error:
+            where = "" if isinstance(error, UnreachableFileError) else f"{place.file.url}: "
+            if failures is not None:
+                failures.append(f"{where}{error}")
     return documents
 
 
@@ -64,8 +72,13 @@ def _somewhere_in(split: Split, random: np.random.Generator) -> Split:
     return replace(split, start=int(random.integers(split.start, max(split.stop, 1))))
 
 
-def fit_ngram(documents: Sequence[bytes], config: PatchCorpusConfig) -> NGramEntropyModel:
+def fit_ngram(
+    documents: Sequence[bytes], config: PatchCorpusConfig, failures: Sequence[str] = ()
+) -> NGramEntropyModel:
     """An n-gram model of the sample.
+
+    Args:
+        failures: why files gave nothing to the sample, for the error.
 
     Raises:
         PipelineError: the sample is empty.
@@ -73,7 +86,7 @@ def fit_ngram(documents: Sequence[bytes], config: PatchCorpusConfig) -> NGramEnt
     if not any(documents):
         raise PipelineError(
             "--entropy-model ngram: no text to fit it on: no document of the sample can be used; "
-            "see --text-column and --format, or name a model"
+            f"see --text-column and --format, or name a model{_listed(failures)}"
         )
     return NGramEntropyModel.fit(_token_batches(documents, config.reset_at_newline))
 
@@ -97,11 +110,21 @@ def _token_batches(
             start, size = stop, 0
 
 
-def calibrate(scorer: Scorer, documents: Sequence[bytes], target_patch_size: float) -> Patcher:
+def _listed(failures: Sequence[str]) -> str:
+    return "".join(f"\n  {failure}" for failure in failures[:3])
+
+
+def calibrate(
+    scorer: Scorer,
+    documents: Sequence[bytes],
+    target_patch_size: float,
+    failures: Sequence[str] = (),
+) -> Patcher:
     """The scorer's rule with the threshold that brings the sample closest to the target.
 
     Args:
         target_patch_size: bytes of text per patch.
+        failures: why files gave nothing to the sample, for the error.
 
     Raises:
         PipelineError: the sample is empty.
@@ -110,7 +133,7 @@ def calibrate(scorer: Scorer, documents: Sequence[bytes], target_patch_size: flo
     if not text_bytes:
         raise PipelineError(
             "--target-patch-size: no text to calibrate on: no document of the sample can be used; "
-            "see --text-column and --format, or give a --threshold"
+            f"see --text-column and --format, or give a --threshold{_listed(failures)}"
         )
     tokens_T, lengths_D = encode_documents(documents)
     h_T = scorer.entropies(tokens_T, lengths_D)

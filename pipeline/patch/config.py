@@ -85,6 +85,8 @@ class PatchCorpusConfig:
     """A broken document is counted and stored in rejects/, or stops the job."""
     overwrite: bool = False
     """Start again: remove what an earlier run left in the output."""
+    retry_failed: bool = False
+    """Read the files again that an earlier run could not read to their end."""
     verify: bool = False
     """When done, read everything back and check it."""
     json: bool = False

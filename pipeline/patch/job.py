@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import NamedTuple
 
 import ray
@@ -19,12 +18,12 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
-from pipeline.corpus.formats import input_suffixes
-from pipeline.corpus.prepared import ID_COLUMN, prepared_chunks
+from pipeline.corpus.inputs import find_inputs
+from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.corpus.splits import Split
 from pipeline.patch.collect import closed_set, committed_shards, sum_shards
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import patch_split
+from pipeline.patch.patch_split import give_up, patch_split
 from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
 from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
@@ -35,7 +34,8 @@ from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import as_shards
 from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.listing import InputFile, list_inputs
+from pipeline.storage.lease import held
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import reaching
 
@@ -71,13 +71,23 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     refuse_lost_output(config.output)
     with reaching("--output"):
         output = OutputDirectory(config.output)
+    with held(output, "--output", console):
+        return _patch_corpus(config, output, console)
+
+
+def _patch_corpus(
+    config: PatchCorpusConfig, output: OutputDirectory, console: Console
+) -> PatchCorpusResult:
     run = None
     if config.overwrite:
         PatchRun.check_removable(output)
     else:
         run = PatchRun.resume(output)
-    config = _with_prepared(config)
-    files = list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
+    inputs = find_inputs(config.input, config.format, output=output.url)
+    inputs.print_unread(console)
+    if inputs.all_prepared and config.id_column is None:
+        config = replace(config, id_column=ID_COLUMN)
+    files = inputs.files
     model = load_given_model(config)
     output.remove_temporary()
     connect(config.num_workers)
@@ -85,23 +95,12 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
         run, model = begin_run(config, files, model, output, console)
     else:
         run, model = resume_run(run, config, files, model, output, console)
+    run.provenance["unread"] = inputs.unread_record()
     patcher = Patcher.from_json(run.provenance["patcher"])
     scorer = Scorer(model, patcher, config.reset_at_newline)
     result = _patch(run, config, scorer, output, console)
     output.remove_temporary()
     return result
-
-
-def _with_prepared(config: PatchCorpusConfig) -> PatchCorpusConfig:
-    """The configuration with prepared corpora as their chunks, which have ids."""
-    for url in config.input:
-        refuse_credentials("--input", url)
-    chunks = [prepared_chunks(url) for url in config.input]
-    if not any(chunks):
-        return config
-    inputs = [paths or [url] for url, paths in zip(config.input, chunks, strict=True)]
-    id_column = config.id_column or (ID_COLUMN if all(chunks) else None)
-    return replace(config, input=tuple(chain.from_iterable(inputs)), id_column=id_column)
 
 
 class _Shared(NamedTuple):
@@ -154,7 +153,11 @@ def _patch(
         workers=config.num_workers,
         setup=_hold_model,
         gpus=gpus,
+        gives_up=True,
     )
+    for number, reason in outcome.deadly.items():
+        split = run.splits[number]
+        give_up(split, numbers[split.file], reason, output)
     seconds = time.monotonic() - began
     closed = None if waiting else closed_set(output, console)
     if closed is None:

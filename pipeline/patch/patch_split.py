@@ -18,7 +18,7 @@ from pipeline.corpus.documents import (
     Document,
     Reject,
     bad_document,
-    read_records,
+    read_split,
     rejects_json,
 )
 from pipeline.corpus.splits import Split
@@ -95,8 +95,24 @@ def patch_split(
         piece += 1
 
 
+def give_up(split: Split, file_index: int, reason: str, output: OutputDirectory) -> None:
+    """Commit that the rest of a split cannot be read.
+
+    Args:
+        reason: what the rest did to those who read it.
+    """
+    piece = 0
+    while output.exists(entry_path(shard_name(file_index, split.index, piece))):
+        piece += 1
+    name = shard_name(file_index, split.index, piece)
+    entry = ShardEntry(name=name, source=split.file.name, last=True, error=reason)
+    output.write(entry.summary_path, to_json(Summary().to_json()))
+    output.write(entry.rejects_path, rejects_json(entry.source, [], reason))
+    commit_entry(output, entry)
+
+
 def _records(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[Document | Reject]:
-    records = read_records(split, config.columns, config.max_document_bytes)
+    records = read_split(split, config.columns, config.max_document_bytes)
     return islice(records, skip, None)
 
 

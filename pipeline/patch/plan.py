@@ -108,7 +108,8 @@ def resume_run(
 ) -> tuple[PatchRun, AnyEntropyModel]:
     """Check that this is the run that was begun.
 
-    Files that were broken and have changed since are planned again.
+    Files that were broken and have changed since are planned again; with ``--retry-failed`` all
+    that were broken.
 
     Raises:
         PipelineError: something else differs.
@@ -119,9 +120,13 @@ def resume_run(
     console.print(f"continuing the run in {output.url}", highlight=False)
     if output.read_json(run.path)["format_version"] != run.format_version:
         run.begin(output)  # from now on no earlier release may continue it
+    reason = "was broken and has changed"
+    if config.retry_failed:
+        broken = run.broken_files(output)
+        mended, reason = [file for file in files if file.name in broken], "was broken"
     if mended:
         for file in mended:
-            console.print(f"{file.url} was broken and has changed: reading it again")
+            console.print(f"{file.url} {reason}: reading it again", highlight=False, markup=False)
         splits = plan_splits(mended, config.format, config.columns, config.shard_bytes)
         run = run.with_files(mended, splits, output)
     _print_threshold(config, run, console)
@@ -165,12 +170,17 @@ def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:
 
 @ray.remote(num_cpus=1)
 def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
-    return fit_ngram(sample_documents(splits, config, config.ngram_bytes), config)
+    failures: list[str] = []
+    return fit_ngram(
+        sample_documents(splits, config, config.ngram_bytes, failures), config, failures
+    )
 
 
 @ray.remote(num_cpus=1)
 def _calibrate(
     scorer: Scorer, gpus: float, splits: list[Split], config: PatchCorpusConfig
 ) -> Patcher:
-    documents = sample_documents(splits, config, config.calibration_bytes)
-    return calibrate(scorer.on_device(gpus), documents, cast(float, config.target_patch_size))
+    failures: list[str] = []
+    documents = sample_documents(splits, config, config.calibration_bytes, failures)
+    target = cast(float, config.target_patch_size)
+    return calibrate(scorer.on_device(gpus), documents, target, failures)

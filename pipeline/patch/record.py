@@ -98,12 +98,16 @@ class PatchRun(RunRecord):
         self.check_settings(where, settings)
         mended = changed_files(where, self.files, files)
         if mended:
-            entries = (read_entry(output, name) for name in committed_names(output))
-            broken = {entry.source for entry in entries if entry.error}
+            broken = self.broken_files(output)
             for file in mended:
                 if file.name not in broken:
                     raise changed_file_error(where, file)
         return mended
+
+    def broken_files(self, output: OutputDirectory) -> set[str]:
+        """Names of the files that could not be read to their end."""
+        entries = (read_entry(output, name) for name in committed_names(output))
+        return {entry.source for entry in entries if entry.error}
 
     def with_files(
         self, files: list[InputFile], splits: list[Split], output: OutputDirectory

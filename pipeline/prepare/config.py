@@ -89,6 +89,9 @@ class PrepareCorpusConfig:
     """A broken document is counted and kept in rejects/, or stops the job."""
     overwrite: bool = False
     """Start again: remove what an earlier run left in the output."""
+    retry_failed: bool = False
+    """Start again if an earlier run could not read a file to its end: where documents go depends on
+    all of them."""
     json: bool = False
     """Print the result as JSON."""
 

@@ -8,7 +8,7 @@ entry is not done again.
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from rich.console import Console
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import plan_splits
-from pipeline.cluster.stage import Work, run_stage, unshared_storage
-from pipeline.corpus.formats import input_suffixes, known_format
+from pipeline.cluster.stage import StageOutcome, Work, run_stage, unshared_storage
+from pipeline.corpus.formats import known_format
+from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.named import Corpus, list_corpus
 from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_prepared_manifest
-from pipeline.corpus.splits import whole_file
+from pipeline.corpus.splits import Split, whole_file
+from pipeline.errors import PipelineError
 from pipeline.prepare import stages
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.key_ranges import key_ranges, merge_groups, slices_of
@@ -37,7 +39,8 @@ from pipeline.prepare.plan import (
 )
 from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
 from pipeline.storage.hub import download_directory, download_path, is_hub_file
-from pipeline.storage.listing import InputFile, list_inputs
+from pipeline.storage.lease import held
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
 from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files, reaching
 from pipeline.storage.tokenizer_files import (
@@ -76,12 +79,24 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
             refuse_lost_output(url, flag)
     with reaching("--output"):
         output = OutputDirectory(config.output)
+    with held(output, "--output", console):
+        return _prepare_corpus(config, corpus, output, console)
+
+
+def _prepare_corpus(
+    config: PrepareCorpusConfig, corpus: Corpus | None, output: OutputDirectory, console: Console
+) -> PrepareCorpusResult:
     preparation = None
+    if config.retry_failed and output.exists(MANIFEST):
+        failed = any(source["error"] for source in read_prepared_manifest(output)["sources"])
+        config = replace(config, overwrite=config.overwrite or failed)
     if config.overwrite:
         Preparation.check_removable(output)
     else:
         preparation = Preparation.resume(output)
-    files = _files(preparation, corpus, config, output)
+    inputs = _inputs(preparation, corpus, config, output)
+    inputs.print_unread(console)
+    files = inputs.files
     tokenizer = _tokenizer(config, output)
     if preparation is not None:
         _check_same(preparation, files, config, output)
@@ -92,7 +107,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
         console.print(f"continuing the run in {output.url}", highlight=False)
     connect(config.num_workers)
     output.remove_temporary()
-    work = _Work(config, output, console)
+    work = _Work(config, output, console, inputs)
     if preparation is None:
         output.check_writable()
         if config.downloads:
@@ -116,21 +131,21 @@ def _finished(output: OutputDirectory, manifest: PreparedManifest) -> PrepareCor
     return PrepareCorpusResult(output.url, manifest, failures)
 
 
-def _files(
+def _inputs(
     preparation: Preparation | None,
     corpus: Corpus | None,
     config: PrepareCorpusConfig,
     output: OutputDirectory,
-) -> list[InputFile]:
+) -> Inputs:
     if corpus is None:
-        return list_inputs(config.input, suffixes=input_suffixes(), output=output.url)
+        return find_inputs(config.input, config.input_format, output=output.url)
     if preparation is not None:  # at the commit that it began with
-        return preparation.files
+        return Inputs(preparation.files)
     begun = None if config.overwrite else Downloads.resume(output)
     if begun is None:
-        return list_corpus(corpus)
+        return Inputs(list_corpus(corpus))
     begun.check_settings(f"--output {output.url}", config.content())
-    return begun.files
+    return Inputs(begun.files)
 
 
 def _tokenizer(config: PrepareCorpusConfig, output: OutputDirectory) -> list[InputFile]:
@@ -178,8 +193,36 @@ def _begin(
 class _Work:
     """The stages; each does what is left of it."""
 
-    def __init__(self, config: PrepareCorpusConfig, output: OutputDirectory, console: Console):
+    def __init__(
+        self,
+        config: PrepareCorpusConfig,
+        output: OutputDirectory,
+        console: Console,
+        inputs: Inputs,
+    ):
+        self._inputs = inputs
         self._output, self._console, self._workers = output, console, config.num_workers
+
+    def _stage(
+        self,
+        doing: str,
+        work: Work,
+        pieces: Mapping[int, int],
+        shared: tuple[object, ...],
+        done: Mapping[int, int],
+        *,
+        gives_up: bool = True,
+    ) -> StageOutcome:
+        return run_stage(
+            doing,
+            work,
+            pieces,
+            shared,
+            self._console,
+            done=done,
+            workers=self._workers,
+            gives_up=gives_up,
+        )
 
     def _run(
         self,
@@ -189,10 +232,8 @@ class _Work:
         shared: tuple[object, ...],
         done: Mapping[int, int],
     ) -> list[str]:
-        """Run a stage; returns why files could not be reached."""
-        workers = self._workers
-        outcome = run_stage(doing, work, pieces, shared, self._console, done=done, workers=workers)
-        return outcome.unreachable
+        """Run a stage that has to do all pieces; returns why files could not be reached."""
+        return self._stage(doing, work, pieces, shared, done, gives_up=False).unreachable
 
     def download(
         self, files: list[InputFile], downloads: OutputDirectory
@@ -222,6 +263,7 @@ class _Work:
         self._write(units, slices, preparation)
         merges, chunks = merges_done(self._output), chunks_done(self._output)
         manifest = manifest_of(preparation, units, merges, chunks)
+        manifest["unread"] = self._inputs.unread_record()
         self._output.write(MANIFEST, to_json(manifest))
         result = _finished(self._output, manifest)
         result.seconds = time.monotonic() - began
@@ -238,8 +280,30 @@ class _Work:
         waiting = {n: size for n, size in sizes.items() if n not in done}
         doing = "downloading and sorting" if is_hub_file(preparation.files[0]) else "sorting"
         sorted_bytes = {n: _text_bytes(unit) for n, unit in done.items()}
-        shared = (units, preparation.shuffle, self._output, _scratch(self._output))
-        return self._run(doing, stages.sort_piece, waiting, shared, sorted_bytes)
+        unreachable: list[str] = []
+        deadly: dict[Split, str] = {}
+        while waiting:
+            shared = (units, deadly, preparation.shuffle, self._output, _scratch(self._output))
+            outcome = self._stage(doing, stages.sort_piece, waiting, shared, sorted_bytes)
+            unreachable += outcome.unreachable
+            found = self._deadly_splits([units[n] for n in outcome.deadly], preparation.shuffle)
+            if outcome.deadly and not found:
+                number, how = next(iter(outcome.deadly.items()))
+                names = ", ".join(sorted({split.file.url for split in units[number]}))
+                raise PipelineError(f"sorting {names} {how}; see Ray's logs for more")
+            deadly |= found
+            waiting = {n: sizes[n] for n in outcome.deadly}
+        return unreachable
+
+    def _deadly_splits(
+        self, units: Sequence[Sequence[Split]], shuffle: Shuffle
+    ) -> dict[Split, str]:
+        """The splits of some units that end the process which reads them, and how."""
+        splits = [split for unit in units for split in unit]
+        sizes = {n: split.size for n, split in enumerate(splits)}
+        shared = (splits, shuffle, _scratch(self._output))
+        outcome = self._stage("looking for damage", stages.read_piece, sizes, shared, {})
+        return {splits[n]: how for n, how in outcome.deadly.items()}
 
     def _check_seen(self, done: Sized, pieces: Sized) -> None:
         if len(done) < len(pieces):

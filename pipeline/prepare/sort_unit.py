@@ -1,7 +1,7 @@
 """The first step of a shuffle: neighbouring splits of the input → sorted runs."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.corpus.documents import (
     Document,
     Reject,
     bad_document,
-    read_records,
+    read_split,
     rejects_json,
 )
 from pipeline.corpus.prepared import EXCHANGE, REJECTS
@@ -93,6 +93,10 @@ class _RunWriter:
         self.result.runs.append(write_run(self._output, name, self._shuffle.grid, rows))
 
 
+Deadly = Mapping[Split, str]
+"""What splits do to the process that reads them."""
+
+
 def sort_unit(
     number: int,
     splits: Sequence[Split],
@@ -100,6 +104,7 @@ def sort_unit(
     output: OutputDirectory,
     scratch: Path,
     report: Callable[[int], None],
+    deadly: Deadly | None = None,
 ) -> Sorted:
     """Commit the documents of some splits as sorted runs, and the other records in ``rejects/``.
 
@@ -107,6 +112,7 @@ def sort_unit(
         number: of the unit; units are numbered in the order of the corpus.
         scratch: local directory for files of the hub while they are read.
         report: called with the bytes of text that were read, and of files that were downloaded.
+        deadly: splits that are not read, because reading them ends the process.
 
     Raises:
         UnreachableFileError: a file cannot be read now.
@@ -118,9 +124,13 @@ def sort_unit(
         for split in splits:
             name = split.file.name
             source = runs.result.sources.setdefault(name, Source())
-            with _readable(split, scratch, report) as readable:
+            if deadly and split in deadly:
+                source.error = deadly[split]
+                rejected.write(rejects_json(name, [], source.error))
+                continue
+            with readable(split, scratch, report) as at_hand:
                 try:
-                    for documents, rejects in _batches(readable, shuffle):
+                    for documents, rejects in _batches(at_hand, shuffle):
                         if rejects and shuffle.on_bad_document == "fail":
                             raise bad_document(split.file.url, rejects[0])
                         rejected.write(rejects_json(name, rejects, None))
@@ -144,7 +154,7 @@ def sort_unit(
 
 
 @contextmanager
-def _readable(split: Split, scratch: Path, report: Callable[[int], None]) -> Iterator[Split]:
+def readable(split: Split, scratch: Path, report: Callable[[int], None]) -> Iterator[Split]:
     """The split with a file that can be read: files of the hub are downloaded first."""
     if not is_hub_file(split.file):
         yield split
@@ -159,7 +169,7 @@ def _batches(split: Split, shuffle: Shuffle) -> Iterator[tuple[list[Document], l
     rejects: list[Reject] = []
     size = 0
     try:
-        for record in read_records(split, shuffle.columns, shuffle.max_document_bytes):
+        for record in read_split(split, shuffle.columns, shuffle.max_document_bytes):
             if isinstance(record, Document):
                 documents.append(record)
                 size += len(record.text)

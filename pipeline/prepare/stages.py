@@ -6,16 +6,19 @@ of a stage share a tuple, which the driver makes in :mod:`pipeline.prepare.job`.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.cluster.progress import Reporter
+from pipeline.corpus.documents import read_split
 from pipeline.corpus.prepared import EXCHANGE
 from pipeline.corpus.splits import Split
+from pipeline.errors import BadFileError
 from pipeline.prepare.chunks import ChunkFormat
 from pipeline.prepare.key_ranges import Range
 from pipeline.prepare.plan import commit_piece
 from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
-from pipeline.prepare.sort_unit import sort_unit
+from pipeline.prepare.sort_unit import Deadly, readable, sort_unit
 from pipeline.prepare.sorted_runs import SortedRun
 from pipeline.storage.download import local_copy
 from pipeline.storage.hub import download_path
@@ -38,13 +41,23 @@ def download_file(
 
 def sort_piece(
     number: int,
-    shared: tuple[Sequence[Sequence[Split]], Shuffle, OutputDirectory, Path],
+    shared: tuple[Sequence[Sequence[Split]], Deadly, Shuffle, OutputDirectory, Path],
     report: Reporter,
 ) -> None:
     """Sort a unit of the input into runs."""
-    units, shuffle, output, scratch = shared
-    made = sort_unit(number, units[number], shuffle, output, scratch, report)
+    units, deadly, shuffle, output, scratch = shared
+    made = sort_unit(number, units[number], shuffle, output, scratch, report, deadly)
     commit_piece(output, "units", number, made)
+
+
+def read_piece(
+    number: int, shared: tuple[Sequence[Split], Shuffle, Path], report: Reporter
+) -> None:
+    """Read a split and do nothing with it, to see whether its content ends the process."""
+    splits, shuffle, scratch = shared
+    with readable(splits[number], scratch, report) as split, suppress(BadFileError):
+        for _ in read_split(split, shuffle.columns, shuffle.max_document_bytes):
+            pass
 
 
 def merge_piece(

@@ -57,6 +57,9 @@ class Manifest(TypedDict):
     columns: list[str]
     """Names of the columns, metadata last."""
     sources: NotRequired[list[SourceRecord]]
+    unread: NotRequired[dict[str, Any]]
+    """The files that the input holds and that were not read: ``count``, and ``files`` with the path
+    and the reason of the first thousand."""
     configuration: NotRequired[dict[str, Any]]
     statistics: PatchStatisticsRecord
     """The sum of the shards'."""

@@ -1,15 +1,22 @@
-"""Paths, globs, directories and URLs → the files that they stand for."""
+"""Paths, globs, directories and URLs → the files that they stand for.
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+:mod:`pipeline.corpus.inputs` decides which of them are input.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, translated
-from pipeline.storage.output import canonical_url, filesystem_of, refuse_credentials
+from pipeline.errors import ConfigError, UnreachableFileError, translated
+from pipeline.storage.output import filesystem_of
+
+LINK_IS_BROKEN = "a link to nothing"
+LINK_IS_LOOP = "a link to a directory that is read already"
+SAME_FILE = "the same file as {other}"
 
 
 @dataclass(frozen=True)
@@ -23,67 +30,153 @@ class InputFile:
     """Bytes, as stored."""
     version: str
     """Etag, hash or time of modification: it changes when the content does."""
+    ending: str = ""
+    """The ending that the content deserves, such as ``.jsonl.gz``, where the name has none."""
+
+    @property
+    def typed_name(self) -> str:
+        """The name, in lower case, with an ending that tells format and compression."""
+        return self.name.lower() + self.ending
 
 
-def list_inputs(
-    inputs: Sequence[str], *, suffixes: tuple[str, ...], output: str | None = None
-) -> list[InputFile]:
-    """The files that paths, globs, directories and URLs stand for, sorted by URL, each once.
+@dataclass(frozen=True)
+class Listing:
+    """The files that one path, glob or URL stands for."""
 
-    A directory or glob stands for its files that are not hidden and end in one of ``suffixes``, a
-    path to a file for that file, whatever its name. Files in ``output``, which may lie below an
-    input directory, are no input.
+    is_file: bool = False
+    """True if the pattern names one file."""
+    files: list[InputFile] = field(default_factory=list)
+    """All files, hidden ones as well, in no order."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Why something is none of them, by path."""
+
+
+def list_files(pattern: str) -> Listing:
+    """The files that a path, glob, directory or URL stands for; none if there is no such thing.
+
+    Linked directories are followed, each once, so that links in a circle end.
 
     Raises:
-        ConfigError: an input cannot be listed, holds no such file, or is in the output.
+        ConfigError: the place cannot be listed.
     """
-    by_url: dict[str, InputFile] = {}
-    for pattern in inputs:
-        refuse_credentials("--input", pattern)
-        with translated(f"--input {pattern}", ConfigError, "cannot be listed"):
-            files = list(_list_one(pattern, suffixes))
-        below = canonical_url(output).rstrip("/") + "/" if output is not None else None
-        inside = [file for file in files if below and canonical_url(file.url).startswith(below)]
-        if inside and len(inside) == len(files):
-            raise ConfigError(
-                f"--output {output}: holds the input {inside[0].url}; choose another directory"
-            )
-        files = [file for file in files if file not in inside]
-        if not files:
-            known = " ".join(suffixes)
-            raise ConfigError(f"--input {pattern}: no such file, and no files with {known} below")
-        by_url |= {file.url: file for file in files}
-    names = Counter(file.name for file in by_url.values())
-    # Ids of documents begin with names of files: two files of one name go by their whole URLs.
-    named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in by_url.values())
-    return sorted(named, key=lambda file: file.url)
+    with translated(f"--input {pattern}", ConfigError, "cannot be listed"):
+        filesystem, path = filesystem_of(pattern)
+        filesystem.invalidate_cache()
+        if any(magic in path for magic in "*?[") and not filesystem.exists(path):
+            return _matches(filesystem, path)
+        if filesystem.isdir(path):
+            if isinstance(filesystem, LocalFileSystem):
+                return _walk(path)
+            infos = filesystem.find(path, detail=True)
+            return Listing(files=list(_described(filesystem, infos, path)))
+        if filesystem.exists(path):
+            name = PurePosixPath(path).name
+            return Listing(True, [_input_file(filesystem, filesystem.info(path), name)])
+    return Listing()
 
 
-def _list_one(pattern: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
-    filesystem, path = filesystem_of(pattern)
-    filesystem.invalidate_cache()
-    if any(magic in path for magic in "*?[") and not filesystem.exists(path):
-        root = str(
-            PurePosixPath(path[: min(path.find(m) for m in "*?[" if m in path)] + "x").parent
+def check_unchanged(file: InputFile) -> None:
+    """
+    Raises:
+        UnreachableFileError: the file is another one than was listed.
+    """
+    filesystem, path = filesystem_of(file.url)
+    with translated(file.url, UnreachableFileError):
+        filesystem.invalidate_cache()
+        now = _input_file(filesystem, filesystem.info(path), file.name)
+    # Files of the hub are known by their hash, wherever they were downloaded to.
+    same_version = now.version == file.version or file.version.startswith(("sha256:", "git:"))
+    if now.size != file.size or not same_version:
+        raise UnreachableFileError(
+            f"{file.url}: has changed since the job began ({file.size} bytes then, {now.size} now);"
+            " run the same command again"
         )
-        infos = filesystem.glob(path, detail=True)
-    elif filesystem.isdir(path):
-        root, infos = path, filesystem.find(path, detail=True)
-    elif filesystem.exists(path):
-        yield _input_file(filesystem, filesystem.info(path), PurePosixPath(path).name)
-        return
+
+
+def _matches(filesystem: Any, pattern: str) -> Listing:
+    """The files that match a glob. Directories that match are said to be skipped."""
+    first_magic = min(pattern.find(magic) for magic in "*?[" if magic in pattern)
+    root = str(PurePosixPath(pattern[:first_magic] + "x").parent)
+    infos = filesystem.glob(pattern, detail=True)
+    if isinstance(filesystem, LocalFileSystem):
+        local = _LocalFiles(root)
+        directories = {path for path in infos if os.path.isdir(path)}  # noqa: PTH112 (quicker)
+        for path in infos:
+            if path not in directories:
+                local.add(path)
+        listing = local.listing
     else:
-        return
-    for file, info in infos.items():
-        name = file.removeprefix(root).lstrip("/")
-        hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
-        if info["type"] != "directory" and not hidden and name.endswith(suffixes):
-            yield _input_file(filesystem, info, name)
+        listing = Listing(files=list(_described(filesystem, infos, root)))
+        directories = {path for path, info in infos.items() if info["type"] == "directory"}
+    if "**" not in pattern:  # otherwise what is below them matches, too
+        listing.skipped.update(dict.fromkeys(sorted(directories), "a directory"))
+    return listing
+
+
+def _described(filesystem: Any, infos: dict[str, Any], root: str) -> Iterator[InputFile]:
+    for path, info in infos.items():
+        if info["type"] != "directory":
+            yield _input_file(filesystem, info, path.removeprefix(root).lstrip("/"))
+
+
+def _walk(root: str) -> Listing:
+    """The files below a local directory, each once, whatever links there are."""
+    local = _LocalFiles(root)
+    seen = {os.path.realpath(root)}
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for directory, below, names in os.walk(root, followlinks=True, onerror=fail):
+        for name in sorted(below):
+            path = f"{directory}/{name}"
+            real = os.path.realpath(path)
+            if real in seen:
+                below.remove(name)
+                local.listing.skipped[path] = LINK_IS_LOOP
+            seen.add(real)
+        below.sort()
+        for name in sorted(names):
+            local.add(f"{directory}/{name}")
+    return local.listing
+
+
+class _LocalFiles:
+    """Collects local files, each once: several links may lead to one."""
+
+    def __init__(self, root: str):
+        """
+        Args:
+            root: names of files are paths below it.
+        """
+        self.listing = Listing()
+        self._root = root
+        self._seen: dict[str, str] = {}
+
+    def add(self, path: str) -> None:
+        """Add a file, or say why it is skipped."""
+        real = os.path.realpath(path)
+        if not os.path.exists(real):  # noqa: PTH110 (quicker)
+            self.listing.skipped[path] = LINK_IS_BROKEN
+        elif not os.path.isfile(real):  # noqa: PTH113 (quicker)
+            self.listing.skipped[path] = "no regular file"
+        elif real in self._seen:
+            self.listing.skipped[path] = SAME_FILE.format(other=self._seen[real])
+        else:
+            self._seen[real] = path
+            self.listing.files.append(_local_file(path, os.path.relpath(path, self._root)))
 
 
 def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
+    if isinstance(filesystem, LocalFileSystem):
+        return _local_file(info["name"], name)
     marks = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
     version = next((info[mark] for mark in marks if info.get(mark)), "")
-    local = isinstance(filesystem, LocalFileSystem)
-    url = info["name"] if local else filesystem.unstrip_protocol(info["name"])
+    url = filesystem.unstrip_protocol(info["name"])
     return InputFile(url, name, int(info["size"]), str(version).strip('"'))
+
+
+def _local_file(path: str, name: str) -> InputFile:
+    """A local file, or the one that a link leads to."""
+    info = Path(path).stat()
+    return InputFile(path, name, info.st_size, str(info.st_mtime))

@@ -41,12 +41,11 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.cluster.memory import bound_memory
-from pipeline.corpus.formats import input_suffixes
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import BATCH_BYTES, patch_split
 from pipeline.patch.scoring import Scorer
-from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 
 TARGET = 1.10
@@ -74,7 +73,7 @@ def compare(
     size = sum(map(len, documents))
     scorer = Scorer(model, Patcher(threshold=THRESHOLD))
     batches = in_batches(documents, BATCH_BYTES)
-    (file,) = list_inputs([str(corpus)], suffixes=input_suffixes())
+    (file,) = find_inputs([str(corpus)]).files
     (split,) = plan_file(file, "jsonl", corpus.stat().st_size + 1).splits
     numbers = count()
 

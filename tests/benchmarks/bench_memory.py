@@ -44,19 +44,18 @@ def patch(model: str, corpus: str, output: str) -> None:
     from model.checkpoints.entropy_model import load_entropy_model
     from model.patcher import Patcher
     from pipeline.cluster.memory import bound_memory
-    from pipeline.corpus.formats import input_suffixes
+    from pipeline.corpus.inputs import find_inputs
     from pipeline.corpus.splits import plan_file
     from pipeline.patch.config import PatchCorpusConfig
     from pipeline.patch.patch_split import patch_split
     from pipeline.patch.scoring import Scorer
-    from pipeline.storage.listing import list_inputs
     from pipeline.storage.output import OutputDirectory
 
     torch.set_num_threads(1)
     bound_memory()
     config = PatchCorpusConfig((corpus,), output, threshold=1.5, id_column="id")
     scorer = Scorer(load_entropy_model(model, device="cpu"), Patcher(threshold=1.5))
-    (file,) = list_inputs(config.input, suffixes=input_suffixes())
+    (file,) = find_inputs(config.input).files
     tokens = 0
 
     def report(count: int) -> None:

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +35,7 @@ from train.shim import prepare
 prepare()
 
 from train.config_registry import blt_1b, blt_debug
+from train.shape_flags import ShapeFlags
 from train.trainer import ByteTrainer
 
 WIDTH = 4096
@@ -72,8 +74,7 @@ def against_transformers(rounds: int) -> None:
 
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as directory:
-        config = blt_debug()
-        config.model_spec.model.shape = MEDIUM
+        config = replace(blt_debug(), shape=ShapeFlags(MEDIUM))
         config.training.seq_len, config.training.local_batch_size = WIDTH, 1
         config.metrics.log_freq = 1_000_000
         trainer = trainer_of(config, make_shards(Path(directory, "text"), 2_000_000), directory)
@@ -141,6 +142,7 @@ def on_gpu() -> None:
     with tempfile.TemporaryDirectory() as directory:
         config = blt_1b()
         config.training.steps, config.metrics.log_freq = 40, 10
+        config.training.global_batch_size = -1  # no accumulation
         shards = make_shards(Path(directory, "text"), 20_000_000)
         trainer = trainer_of(config, shards, directory)
         found: list[dict[str, Any]] = []

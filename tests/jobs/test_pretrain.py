@@ -108,7 +108,7 @@ def job() -> ModuleType:
 
 @pytest.fixture
 def local_ray() -> None:
-    share_local_ray(2, "train", worker_output=False)
+    share_local_ray(2, "train")
 
 
 @pytest.fixture

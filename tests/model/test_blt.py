@@ -255,6 +255,7 @@ GRADIENT_VARIANTS = {
     "projected": {"dim_global": 24, "n_kv_heads_local_encoder": 1, "n_kv_heads_local_decoder": 1},
     "all-layers": {"n_layers_local_encoder": 2, "cross_attn_all_layers_encoder": True},
     "windows": {"cross_attn_window_encoder": 2, "cross_attn_window_decoder": 3},
+    "ablated": {"cross_attn_encoder": False, "cross_attn_decoder": False, "dim_global": 24},
 }
 
 

@@ -1,13 +1,17 @@
 """The paper's sizes: what they weigh and what they cost."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from support.blt_cases import tiny
+from support.blt_cases import ABLATIONS, ablated, tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import BLT, BLT_SIZES, BLTConfig
+from model import BLT, BLT_SIZES, BLTConfig, EntropyModelConfig
 from model.flops import flops_per_byte, transformer_flops
+from model.layers.hash_embedding import PRIMES
+from model.widths import resized
 
 PAPER = {
     "400m": (470e6, 7e6, 50e6),
@@ -79,7 +83,8 @@ def test_flops_worked_out_by_hand():
     assert transformer_flops(5, 16, 25) == latent
 
 
-def test_flops_against_those_that_torch_counts():
+@pytest.mark.parametrize("left_out", [(), *((name,) for name in ABLATIONS), tuple(ABLATIONS)])
+def test_flops_against_those_that_torch_counts(left_out):
     """Of matrix products with weights, which are nearly all: attention the paper halves for its
     causal mask, which a counter of operations cannot know, so that there is as good as none here.
     The paper leaves out the projections in and out of patches. Measured: 1% apart."""
@@ -93,6 +98,7 @@ def test_flops_against_those_that_torch_counts():
         n_layers_global=6,
         local_attention_window_len=1,
     )
+    config = ablated(config, *left_out)
     rows, n, patch = 8, 17, 4
     lengths = torch.tensor([[1, *[patch] * (n // patch)]] * rows)
     tokens = torch.randint(4, 260, (rows, n))
@@ -106,17 +112,57 @@ def test_flops_against_those_that_torch_counts():
 def test_configurations_that_do_not_fit():
     for message, wrong in {
         "n_heads_local_encoder": {"n_heads_local_encoder": 3},
+        "n_heads_global: must be positive": {"n_heads_global": 0},
+        # Heads of 3 features cannot be turned in pairs.
+        "n_heads_global: 8 heads do not divide 24": {"dim_global": 24, "n_heads_global": 8},
         "n_kv_heads_global": {"n_kv_heads_global": 3},
         "cross_attn_nheads": {"n_kv_heads_local_encoder": 1, "cross_attn_nheads": 1},
         "cross_attn_nheads: 17": {"cross_attn_nheads": 17},
         "cross_attn_k": {"cross_attn_k": 0},
-        "rope_theta": {"rope_theta": -1.0},
-        "encoder_hash_byte_group_size": {"encoder_hash_byte_group_size": ()},
+        "rope_theta: must be positive": {"rope_theta": -1.0},
+        "rope_theta: must be positive, got inf": {"rope_theta": float("inf")},
+        "encoder_hash_byte_group_size: lengths from 1": {"encoder_hash_byte_group_size": (0, 3)},
+        "encoder_hash_byte_group_size: .* got 65": {"encoder_hash_byte_group_size": (65,)},
+        "encoder_hash_byte_group_size: 4 is there": {"encoder_hash_byte_group_size": (3, 4, 4)},
+        "encoder_hash_byte_group_vocab: at most": {"encoder_hash_byte_group_vocab": 10**12},
+        "encoder_hash_byte_group_nb_functions: at most 11": {
+            "encoder_hash_byte_group_nb_functions": len(PRIMES) + 1
+        },
         "vocab_size": {"vocab_size": 256},
         "local_attention_window_len": {"local_attention_window_len": 0},
+        "n_layers_global: at most 1,000, got 10,000,000": {"n_layers_global": 10**7},
+        "n_layers_local_encoder: must be positive": {"n_layers_local_encoder": 0},
+        "dim_global: at most": {"dim_global": 10**9},
+        "cross_attn_window_encoder: needs": {
+            "cross_attn_encoder": False,
+            "cross_attn_window_encoder": 2,
+        },
+        "cross_attn_window_decoder: needs": {
+            "cross_attn_decoder": False,
+            "cross_attn_window_decoder": 2,
+        },
+        "cross_attn_all_layers_encoder: needs": {
+            "cross_attn_encoder": False,
+            "cross_attn_all_layers_encoder": True,
+        },
     }.items():
         with pytest.raises(ValueError, match=f"^{message}"):
             tiny(**wrong)
-    with pytest.raises(ValueError, match="at most 11 hash functions"):
-        BLT(tiny(encoder_hash_byte_group_nb_functions=12))
     assert BLTConfig().n_kv_heads_global == 16
+    assert tiny(encoder_hash_byte_group_nb_functions=len(PRIMES))
+
+
+def test_derived_widths_follow_what_they_are_derived_from():
+    shape = BLT_SIZES["1b"]
+    assert replace(shape, dim_global=1024).hidden_dim_global == shape.hidden_dim_global  # so not
+    smaller = resized(shape, {"dim_global": 1024, "n_heads_local_encoder": 8})
+    assert smaller.hidden_dim_global == 2816 and smaller.n_kv_heads_local_encoder == 8
+    assert smaller.hidden_dim_local_encoder == 2816 and smaller.n_kv_heads_local_decoder == 16
+    # What is given stays, and so does what does not change.
+    wide = resized(smaller, {"dim_global": 512, "hidden_dim_global": 4096})
+    assert wide.hidden_dim_global == 4096
+    assert resized(wide, {"dim_global": 512, "cross_attn_k": 4}).hidden_dim_global == 4096
+    assert resized(wide, {"dim_local": 512}).hidden_dim_local_decoder == 1536
+    entropy = EntropyModelConfig(dim=64, n_heads=4, hidden_dim=128)
+    assert resized(entropy, {"dim": 128}).hidden_dim == 512
+    assert resized(entropy, {"n_heads": 8}).kv_heads == 8

@@ -1,6 +1,7 @@
 """Tiny BLTs and awkward batches: seeded, and sharp enough to tell right from wrong."""
 
 import random
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def random_config(rng: random.Random) -> BLTConfig:
     """Any mixture of what a BLT can be."""
     k, heads = rng.choice([1, 2, 3]), rng.choice([2, 4])
     all_layers = rng.random() < 0.5
-    return tiny(
+    config = tiny(
         cross_attn_k=k,
         dim_global=rng.choice([16 * k, 24]),
         n_layers_local_encoder=rng.choice([1, 2, 3]),
@@ -62,6 +63,24 @@ def random_config(rng: random.Random) -> BLTConfig:
         local_attention_window_len=rng.choice([None, 1, 4, 512]),
         rope_theta=rng.choice([100.0, 500_000.0]),
     )
+    left_out = [name for name in ABLATIONS if rng.random() < 0.2]
+    return ablated(config, *left_out)
+
+
+ABLATIONS: dict[str, dict[str, object]] = {
+    "cross attention of the encoder": {
+        "cross_attn_encoder": False,
+        "cross_attn_all_layers_encoder": False,
+        "cross_attn_window_encoder": 1,
+    },
+    "cross attention of the decoder": {"cross_attn_decoder": False, "cross_attn_window_decoder": 1},
+    "hash embeddings": {"encoder_hash_byte_group_size": ()},
+}
+"""What a BLT can do without."""
+
+
+def ablated(config: BLTConfig, *left_out: str) -> BLTConfig:
+    return replace(config, **{k: v for name in left_out for k, v in ABLATIONS[name].items()})
 
 
 def random_lengths(rng: random.Random, slots: int) -> list[int]:

@@ -153,7 +153,7 @@ class DenseBLT:
         return x
 
     def encode(self, x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """Byte states ``[n, dl]``, and ``[P * k, dl]`` vectors of patches."""
+        """Byte states ``[n, dl]``; patches ``[P * k, dl]``, with k = 1 if they are only pooled."""
         c, k = self.c, self.c.cross_attn_k
         seen = masks.patches_bytes.repeat_interleave(k, 0)
         patches = None
@@ -162,11 +162,13 @@ class DenseBLT:
             x = self.block(layer, x, masks.bytes_bytes, c.n_heads_local_encoder)
             if not c.cross_attn_all_layers_encoder and i < c.n_layers_local_encoder - 1:
                 continue
-            if patches is None:  # pooled once
+            if patches is None:  # pooled once; without cross attention, that is all
                 pooled = []
                 for p in range(masks.patches):
                     own = x[masks.patch_of_byte == p]
                     pooled.append(own.amax(0) if len(own) else torch.zeros(c.dim_local))
+                if not c.cross_attn_encoder:
+                    return x, torch.stack(pooled)
                 patches = self.linear(
                     torch.stack(pooled), "local_encoder.patch_embedding_projection"
                 ).reshape(-1, c.dim_local)
@@ -187,6 +189,12 @@ class DenseBLT:
     def decode(self, x: Tensor, z: Tensor, masks: Masks) -> Tensor:
         c = self.c
         patches = self.linear(z, "local_decoder.patch_embedding_projection")
+        if not c.cross_attn_decoder:
+            x = x + masks.bytes_patches.float() @ patches  # one patch for each byte
+            for i in range(c.n_layers_local_decoder):
+                layer = f"local_decoder.layers.{i}"
+                x = self.block(layer, x, masks.bytes_bytes, c.n_heads_local_decoder)
+            return self.linear(self.norm(x, "local_decoder.norm"), "local_decoder.output")
         patches = patches.reshape(-1, c.dim_local)
         seen = masks.bytes_patches.repeat_interleave(c.cross_attn_k, 1)
         for i in range(c.n_layers_local_decoder):

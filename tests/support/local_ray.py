@@ -20,7 +20,6 @@ _running: tuple[object, ...] | None = None
 def share_local_ray(
     num_cpus: int = 4,
     *packages: str,
-    worker_output: bool = True,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Let a local Ray run that jobs of this process find started.
@@ -29,12 +28,12 @@ def share_local_ray(
     ended, and another one is started.
 
     Args:
-        num_cpus, packages, worker_output: those of :func:`pipeline.cluster.connect.connect`.
+        num_cpus, packages: those of :func:`pipeline.cluster.connect.connect`.
         settings: environment variables that tests set, and workers need: they have the environment
             in which Ray was started.
     """
     global _running
-    wanted = (num_cpus, packages, worker_output, dict(settings))
+    wanted = (num_cpus, packages, dict(settings))
     if ray.is_initialized() and wanted == _running:
         return
     end_local_ray()
@@ -43,7 +42,7 @@ def share_local_ray(
         environment.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
         for name, value in settings.items():
             environment.setenv(name, value)
-        connect(num_cpus, *packages, worker_output=worker_output)
+        connect(num_cpus, *packages)
     _running = wanted
 
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.corpus.documents import Columns
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.prepare.key_ranges import key_ranges, slices_of
 from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
 from pipeline.prepare.sort_unit import sort_unit
 from pipeline.statistics.counts import DocumentStatistics
-from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 
 Texts = dict[str, list[str]]
@@ -71,7 +71,7 @@ def shuffle_files(
 ) -> Shuffled:
     """What ``prepare_corpus.py`` does between listing its input and the manifest."""
     shuffle, directory = replace(SHUFFLE, **settings), OutputDirectory(str(output))
-    files = list_inputs([str(source)], suffixes=(".jsonl",))
+    files = find_inputs([str(source)]).files
     splits = [split for file in files for split in plan_file(file, "jsonl", split_bytes).splits]
     units = [splits[i : i + splits_in_unit] for i in range(0, len(splits), splits_in_unit)]
     steps = [

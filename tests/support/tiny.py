@@ -9,6 +9,7 @@ from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropy
 from model.checkpoints.entropy_model import fingerprint
 from model.provenance import EntropyModelIdentity, PatchProvenance
 from pipeline.corpus.formats import file_format
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
@@ -17,7 +18,6 @@ from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import read_entries
 from pipeline.shards.format import shard_schema
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 
 THRESHOLD = 4.49
@@ -79,7 +79,7 @@ def make_shards(
     """What ``patch_corpus.py`` would write."""
     config = PatchCorpusConfig(input=(str(inputs),), output=str(output), **settings)
     directory = OutputDirectory(str(output))
-    for i, file in enumerate(list_inputs(config.input, suffixes=(".jsonl",))):
+    for i, file in enumerate(find_inputs(config.input).files):
         for split in plan_file(file, file_format(file, "auto"), 1 << 30).splits:
             scorer = Scorer(model, patcher)
             patch_split(split, i, config, scorer, directory, lambda tokens: None)

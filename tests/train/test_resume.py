@@ -66,10 +66,16 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # for reading a step here
 def test_killed_and_resumed_on_other_ranks(shards, tmp_path):
-    def begin(folder: str, rows: int, steps: int = STEPS, ranks: int = 1) -> Training:
-        return start(tmp_path / folder, *arguments(shards, rows, steps, "blt_debug"), ranks=ranks)
+    """And with the other form of hash tables."""
 
-    whole, killed = begin("whole", ROWS), begin("killed", ROWS // 2, ranks=2)
+    def begin(
+        folder: str, rows: int, steps: int = STEPS, ranks: int = 1, tables: str = "sharded"
+    ) -> Training:
+        given = arguments(shards, rows, steps, "blt_debug")
+        how = ("--parallelism.hash-tables", tables)
+        return start(tmp_path / folder, *given, *how, ranks=ranks)
+
+    whole, killed = begin("whole", ROWS), begin("killed", ROWS // 2, ranks=2, tables="plain")
     # Step 5 is being computed, or its metrics being told, and step 4 is complete.
     wait_for(lambda: any(record.get("step") == 5 for record in killed.written))
     killed.kill()
@@ -83,7 +89,7 @@ def test_killed_and_resumed_on_other_ranks(shards, tmp_path):
     resumed = begin("killed", ROWS // 3, ranks=3).wait()
     assert sorted(resumed.losses) == [5, 6, 7], resumed.output
     # On one rank, with accumulation.
-    longer = begin("killed", ROWS // 6, steps=8).wait()
+    longer = begin("killed", ROWS // 6, steps=8, tables="plain").wait()
     assert sorted(longer.losses) == [8], longer.output
     for run in (killed, resumed):
         of_whole = {step: whole.losses[step] for step in run.losses}

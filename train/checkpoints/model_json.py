@@ -25,7 +25,9 @@ from model.checkpoints import entropy_model as entropy_checkpoint
 from model.checkpoints.blt import read_blt
 from model.checkpoints.files import CheckpointError, differences, reading
 from model.entropy_model import EntropyModelConfig
+from model.initialisation import INITIALISATION
 from model.provenance import closest, grouped
+from model.widths import ADDED_LATER
 from pipeline.storage.output import filesystem_of
 
 DESCRIPTION_FILE = "model.json"
@@ -33,8 +35,6 @@ DESCRIPTION_FILE = "model.json"
 logger = logging.getLogger(__name__)
 
 Shape = BLTConfig | EntropyModelConfig
-LATER_FIELDS = ("patch_provenance",)
-"""Fields that a description of an earlier release lacks, and whose default stands for that."""
 
 
 def write_model_description(
@@ -160,7 +160,7 @@ def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()
     return ", ".join(
         f"{name} is {values[0]} there and {values[1]} here"
         for name, values in differences(there, here).items()
-        if name not in ("patcher", "patch_provenance", *ignore)
+        if name not in ("patcher", "patch_provenance", *INITIALISATION, *ignore)
     )
 
 
@@ -189,39 +189,63 @@ def _read(filesystem: AbstractFileSystem, path: str) -> Shape:
         config = json.loads(filesystem.cat_file(path))
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
-        if config.get("format") == blt_checkpoint.FORMAT:
-            _check_values(config, BLTConfig)
-            return blt_checkpoint.from_own_config(config)
-        if config.get("format") == entropy_checkpoint.FORMAT:
-            _check_values(config, EntropyModelConfig)
-            return entropy_checkpoint.from_own_config(config)
-        raise ValueError(f"format: {config.get('format')!r} is not known")
+        return from_description(config)
+
+
+def from_description(config: dict[str, Any]) -> Shape:
+    """The shape that the content of a ``model.json`` describes.
+
+    Raises:
+        ValueError: a value is missing, wrong or not known; names it.
+    """
+    if config.get("format") == blt_checkpoint.FORMAT:
+        _check_values(config, BLTConfig)
+        return blt_checkpoint.from_own_config(config)
+    if config.get("format") == entropy_checkpoint.FORMAT:
+        _check_values(config, EntropyModelConfig)
+        return entropy_checkpoint.from_own_config(config)
+    raise ValueError(f"format: {config.get('format')!r} is not known")
 
 
 def _check_values(values: Mapping[str, Any], dataclass: type) -> None:
     """Check the keys and JSON types of a dataclass's fields; ranges are the dataclass's own matter.
 
     A missing field would silently get its default, and the model would compute something else than
-    what was trained. A field that a later release adds has to be optional here.
+    what was trained. Only a field that a later release added may be missing, because its default
+    is what earlier releases did: :func:`model.widths.added_later`.
 
     Raises:
         ValueError: fields are missing, or one has a value of another type; names them.
     """
-    missing = [field.name for field in fields(dataclass) if field.name not in values]
-    missing = [name for name in missing if name not in LATER_FIELDS]
+    missing = [
+        field.name
+        for field in fields(dataclass)
+        if field.name not in values and ADDED_LATER not in field.metadata
+    ]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}; restore it from a copy")
-    for name, hint in get_type_hints(dataclass).items():
-        if name in values and not _has_type(values[name], hint):
-            raise ValueError(f"{name}: {values[name]!r} is not of the right type")
+    check_types(values, dataclass)
 
 
-def _has_type(value: object, hint: Any) -> bool:
+def check_types(values: Mapping[str, Any], dataclass: type) -> None:
+    """Check the JSON types of the values that are fields of a dataclass.
+
+    Raises:
+        ValueError: a value has another type; names it.
+    """
+    hints = get_type_hints(dataclass)
+    for field in fields(dataclass):
+        if field.name in values and not has_type(values[field.name], hints[field.name]):
+            raise ValueError(f"{field.name}: {values[field.name]!r} is not of the right type")
+
+
+def has_type(value: object, hint: Any) -> bool:
+    """True if a value read from JSON can be that of a field with this type."""
     if get_origin(hint) is UnionType:
-        return any(_has_type(value, option) for option in get_args(hint))
+        return any(has_type(value, option) for option in get_args(hint))
     if get_origin(hint) is tuple:
         element = get_args(hint)[0]
-        return isinstance(value, list) and all(_has_type(item, element) for item in value)
+        return isinstance(value, list) and all(has_type(item, element) for item in value)
     if get_origin(hint) is Literal:
         return isinstance(value, str)
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):

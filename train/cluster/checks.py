@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PATH_FLAGS = (
     *("dump-folder", "checkpoint.initial-load-path", "samples.prompts-file"),
+    "shape.file",
     *("dataloader.shards", "validator.dataloader.shards"),
 )
 """Flags, without ``--``, whose values name files or directories that every worker reads."""

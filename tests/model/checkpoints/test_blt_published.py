@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from model import (
     save_blt,
     save_entropy_model,
 )
+from model.checkpoints import entropy_layouts
 from model.checkpoints.blt import load_entropy_model_of
 from model.checkpoints.blt_published import from_published_args, to_published_args
 from model.checkpoints.entropy_model import fingerprint
@@ -59,17 +61,43 @@ def test_blt(patcher, tmp_path):
     assert all(torch.equal(loaded.state_dict()[k], w) for k, w in blt.state_dict().items())
 
 
+@pytest.mark.parametrize(("factor", "std"), [("disabled", None), ("dim_ratio", 0.02)])
+def test_initialisation_is_stated(factor, std):
+    stated = {"init_std_factor": factor, "init_base_std": std}
+    blt, entropy_model = tiny(**stated), EntropyModelConfig(**stated)
+    args = to_published_args(blt)
+    assert stated.items() <= args.items()
+    assert stated.items() <= entropy_layouts.to_published_args(entropy_model).items()
+    none = from_published_args({**args, "init_base_std": 0.0}, {})  # as the published code reads it
+    assert none == replace(blt, init_base_std=None)
+    with pytest.raises(ValueError, match="init_std_factor: 'deep' is not one of"):
+        from_published_args({**args, "init_std_factor": "deep"}, {})
+
+
 def test_any_shape_is_read_as_it_was_or_refused():
     rng, held = random.Random(0), 0
     for config in (*BLT_SIZES.values(), *(random_config(rng) for _ in range(200))):
         try:
             args = to_published_args(config)
         except CheckpointError as error:
-            assert "; n_kv_heads_local_" in str(error) or "; hidden_dim_" in str(error)
+            assert re.search("; (n_kv_heads_local_|hidden_dim_|cross_attn_..coder:)", str(error))
         else:
             held += 1
             assert from_published_args(json.loads(json.dumps(args)), {}) == config
-    assert held > 40  # of the others, widths or heads have no arguments
+    assert held > 25  # of the others, widths or heads have no arguments
+
+
+@torch.no_grad()
+def test_no_hash_embeddings(tmp_path):
+    """The published arguments call them None."""
+    blt = sharp_blt(tiny(encoder_hash_byte_group_size=(), hidden_dim_global=32))
+    save_blt(blt, tmp_path, layout="published")
+    args = json.loads((tmp_path / "config.json").read_text())["args"]
+    assert args["encoder_hash_byte_group_size"] is None
+    tokens, lengths = torch.tensor([[1, 5, 6]]), torch.tensor([[1, 1, 2]])
+    loaded = load_blt(tmp_path, device="cpu")
+    assert loaded.config == blt.config
+    assert torch.equal(loaded(tokens, lengths), blt(tokens, lengths))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +105,7 @@ def test_any_shape_is_read_as_it_was_or_refused():
     [
         ({"n_kv_heads_local_encoder": 1}, "n_kv_heads_local_encoder: 1 would be read as 2"),
         ({"hidden_dim_global": 4000}, "hidden_dim_"),
+        ({"cross_attn_decoder": False}, "cross_attn_decoder: False would be read as True"),
         ({"patcher": Patcher(rule="top-k", patch_size=4)}, "patcher: .*top-k.* read as None"),
         ({"patcher": Patcher(0.5, "monotonic")}, "patcher: .*published=False.*published=True"),
     ],

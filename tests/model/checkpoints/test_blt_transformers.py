@@ -131,6 +131,8 @@ def test_ngrams_across_documents_are_remembered(tmp_path):
             {"cross_attn_all_layers_encoder": True, "n_layers_local_encoder": 2},
             "cross_attn_all_layers_encoder: it pools anew",
         ),
+        ({"cross_attn_encoder": False}, "cross_attn_decoder: it always has cross attention"),
+        ({"encoder_hash_byte_group_size": ()}, "it always has hash embeddings"),
         ({"cross_attn_nheads": 4}, "n_heads: "),
         ({"n_heads_local_encoder": 4, "n_kv_heads_local_encoder": 4}, "n_heads: "),
         ({"patcher": Patcher(rule="space")}, "patcher: it has the global rule only"),

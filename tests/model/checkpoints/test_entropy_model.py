@@ -85,7 +85,8 @@ def test_published_arguments_and_what_may_be_ignored(tiny, tmp_path):
     extra = {"freqs_cis": torch.ones(8, 2), "rope_embeddings.freqs_cis": torch.ones(8, 2)}
     consolidated(tmp_path, {**PARAMS, **harmless, **off}, {**tiny.state_dict(), **extra})
     assert torch.equal(load_entropy_model(tmp_path).entropies(TOKENS), tiny.entropies(TOKENS))
-    chosen = {"rope_theta": 500.0, "norm_eps": 1e-6}
+    begun = {"init_std_factor": "current_depth", "init_base_std": 0.02}
+    chosen = {"rope_theta": 500.0, "norm_eps": 1e-6, **begun}
     consolidated(tmp_path, {**PARAMS, **chosen}, tiny.state_dict())
     assert load_entropy_model(tmp_path).config == replace(tiny.config, **chosen)
 
@@ -126,6 +127,9 @@ def test_fingerprint_tells_models_apart(tiny, ngram_model, tmp_path):
     for model in (changed, other_window):
         model.load_state_dict(tiny.state_dict())
     assert fingerprint(changed) == fingerprint(tiny) != fingerprint(other_window)
+    otherwise_begun = EntropyModel(replace(tiny.config, init_std_factor="global_depth"))
+    otherwise_begun.load_state_dict(tiny.state_dict())
+    assert fingerprint(otherwise_begun) == fingerprint(tiny)
     with torch.no_grad():
         changed.layers[1].ffn_norm.weight[5] += 1e-6
     assert fingerprint(changed) != fingerprint(tiny)

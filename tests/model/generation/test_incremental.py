@@ -33,6 +33,9 @@ GROUPED = replace(
     n_kv_heads_local_encoder=2,
     local_attention_window_len=None,
 )
+ABLATED = replace(
+    PLAIN, cross_attn_encoder=False, cross_attn_decoder=False, encoder_hash_byte_group_size=()
+)
 RULES = [
     Patcher(3.3),
     Patcher(3.3, max_patch_length=5),
@@ -61,7 +64,11 @@ def entropy_model() -> EntropyModel:
     return model
 
 
-@pytest.fixture(scope="module", params=[PLAIN, WINDOWED, GROUPED], ids=["plain", "windowed", "gqa"])
+@pytest.fixture(
+    scope="module",
+    params=[PLAIN, WINDOWED, GROUPED, ABLATED],
+    ids=["plain", "windowed", "gqa", "ablated"],
+)
 def blt(request) -> BLT:
     torch.manual_seed(1)
     model = BLT(request.param).eval()

@@ -5,6 +5,7 @@ workers.
 """
 
 import os
+import signal
 import time
 from io import StringIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from pipeline.cluster import progress, stage
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
-from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
+from pipeline.cluster.stage import TRIES, StageOutcome, run_stage, unshared_storage
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 
 PIECES = dict.fromkeys(range(40), 10)
@@ -29,7 +30,9 @@ def console() -> Console:
 
 def test_nothing_to_do_starts_nothing(console, monkeypatch):
     monkeypatch.setattr(stage, "connect", lambda workers: pytest.fail("joined Ray"))
-    assert run_stage("idling", print, {}, "shared", console, done={0: 5}) == StageOutcome({}, [])
+    assert run_stage("idling", print, {}, "shared", console, done={0: 5}) == StageOutcome(
+        {}, [], {}
+    )
 
 
 @pytest.mark.parametrize("setup", [None, lambda shared: shared], ids=["tasks", "actors"])
@@ -57,7 +60,7 @@ class TestRunStage:
             "counting", work, PIECES, 2, console, setup=setup, receive=received.__setitem__
         )
         assert received == {piece: str(2 * piece) for piece in PIECES if piece != 3}
-        assert outcome == StageOutcome({}, [])
+        assert outcome == StageOutcome({}, [], {})
 
     def test_an_unreachable_file_is_listed_and_the_rest_is_done(self, setup, console, tmp_path):
         def work(piece: int, directory: Path, report: Reporter) -> None:
@@ -69,6 +72,27 @@ class TestRunStage:
         places = (5, 17)
         assert outcome.unreachable == [f"file {i}: the server went away" for i in places]
         assert {int(path.name) for path in tmp_path.iterdir()} == PIECES.keys() - set(places)
+
+    def test_a_piece_that_ends_its_worker_is_given_up_and_the_rest_is_done(
+        self, setup, console, tmp_path
+    ):
+        def work(piece: int, directory: Path, report: Reporter) -> str:
+            with (directory / f"{piece}.{uuid4().hex}").open("w"):
+                pass
+            tries = len(list(directory.glob(f"{piece}.*")))
+            if piece == 5 or (piece == 9 and tries < 3):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return str(piece)
+
+        arguments = ("reading", work, PIECES, tmp_path, console)
+        outcome = run_stage(*arguments, workers=2, setup=setup, gives_up=True)
+        assert outcome.messages == {piece: str(piece) for piece in PIECES if piece != 5}
+        assert outcome.deadly == {5: "ended the process that read it, each of 3 times"}
+        # Once in the pool, and then alone.
+        assert len(list(tmp_path.glob("5.*"))) == 1 + TRIES
+        if setup is None:
+            with pytest.raises(PipelineError, match="reading: piece 5 ended the process"):
+                run_stage("reading", work, {5: 1}, tmp_path, console)
 
     def test_a_fatal_error_stops(self, setup, console, tmp_path):
         def work(piece: int, directory: Path, report: Reporter) -> None:

@@ -19,10 +19,11 @@ from pipeline.corpus.formats import (
     input_suffixes,
     known_format,
 )
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.named import find_corpus
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError, ConfigError
-from pipeline.storage.listing import InputFile, list_inputs
+from pipeline.storage.listing import InputFile
 
 
 class TabbedText(InputFormat):
@@ -56,7 +57,7 @@ def with_tabbed_text(monkeypatch):
 def test_a_format_is_one_entry_in_the_table(tmp_path, with_tabbed_text):
     (tmp_path / "a.tsvtext").write_bytes(b"x\tfirst\nno\ny\tthird\nz\t\xff\nz\tlast\n")
     (tmp_path / "b.other").write_bytes(b"x\tnot found")
-    (file,) = list_inputs([str(tmp_path)], suffixes=input_suffixes())
+    (file,) = find_inputs([str(tmp_path)]).files
     assert file_format(file, "auto") == "tabbed"
     splits, columns = plan_file(file, "tabbed", 1)
     assert columns == ["id", "text"]
@@ -86,7 +87,7 @@ def test_a_format_need_not_cut_its_files_nor_read_their_names(tmp_path, monkeypa
 
     monkeypatch.setitem(FORMATS, "tabbed", Broken())
     (tmp_path / "a.tsvtext").write_bytes(b"x\ty")
-    (file,) = list_inputs([str(tmp_path)], suffixes=input_suffixes())
+    (file,) = find_inputs([str(tmp_path)]).files
     ((split,), columns) = plan_file(file, "tabbed", 1)
     assert (split.start, split.stop, split.size, columns) == (0, None, 3, None)
     with pytest.raises(BadFileError, match="nothing of the kind"):
@@ -94,10 +95,9 @@ def test_a_format_need_not_cut_its_files_nor_read_their_names(tmp_path, monkeypa
 
 
 def test_flags_and_help_follow_the_table():
-    assert (
-        get_args(FormatName) == ("auto", *FORMATS) == ("auto", "parquet", "jsonl", "arrow", "text")
-    )
-    assert formats.FORMAT_TITLES == "Parquet, JSONL, Arrow or text"
+    names = ("auto", "parquet", "jsonl", "arrow", "csv", "tsv", "text")
+    assert get_args(FormatName) == ("auto", *FORMATS) == names
+    assert formats.FORMAT_TITLES == "Parquet, JSONL, Arrow, CSV, TSV or text"
 
 
 def test_no_two_formats_share_a_name_or_an_ending():

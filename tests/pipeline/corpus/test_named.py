@@ -38,7 +38,7 @@ def test_any_dataset_of_the_hub_is_a_corpus():
         assert corpus.revision == revision
     for path in ("a.parquet", "deep/er/b.jsonl.zst", "c.json.gz", "d.ndjson", "e.arrow"):
         assert matches(corpus, path)
-    for path in ("README.md", "LICENSE.txt", "a.csv", "script.py"):
+    for path in ("README.md", "LICENSE.txt", "a.pdf", "script.py"):
         assert not matches(corpus, path)
 
 

@@ -7,19 +7,18 @@ import pytest
 from support.texts import topics
 
 from model import Patcher
-from pipeline.corpus.formats import input_suffixes
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import PipelineError
 from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.scoring import Scorer
-from pipeline.storage.listing import list_inputs
 
 
 @pytest.fixture
 def planned(corpus):
     config = PatchCorpusConfig((str(corpus.parent),), "unused", target_patch_size=4.5)
-    files = list_inputs(config.input, suffixes=input_suffixes())
+    files = find_inputs(config.input).files
     return config, [split for file in files for split in plan_file(file, "jsonl", 50_000).splits]
 
 

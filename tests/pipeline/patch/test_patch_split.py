@@ -1,5 +1,6 @@
 """One worker's job: where shards end, what a rerun skips, what an error leaves behind."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -7,16 +8,16 @@ import pytest
 from support.jobs import contents
 
 from model import Patcher
-from pipeline.corpus import documents
-from pipeline.corpus.formats import input_suffixes
+from pipeline.corpus import lines
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 from pipeline.patch import patch_split as worker
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import patch_split
+from pipeline.patch.patch_split import give_up, patch_split
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.entries import read_entries
-from pipeline.storage.listing import list_inputs
+from pipeline.shards.entries import entry_path, read_entries
+from pipeline.storage import output as storage_output
 from pipeline.storage.output import OutputDirectory
 
 TEXTS = [f"document {i} " * 9 for i in range(60)]
@@ -28,7 +29,7 @@ class Patching:
     def __init__(self, directory, model, lines=None):
         path = directory / "a.jsonl"
         path.write_text("\n".join(lines or [json.dumps({"text": text}) for text in TEXTS]))
-        (file,) = list_inputs([str(path)], suffixes=input_suffixes())
+        (file,) = find_inputs([str(path)]).files
         (self.split,) = plan_file(file, "jsonl", 1 << 30).splits
         self.scorer = Scorer(model, Patcher(1.0))
         self.config = PatchCorpusConfig((str(path),), "unused", threshold=1.0, shard_bytes=1000)
@@ -86,15 +87,14 @@ def test_a_rerun_does_exactly_what_is_not_committed(tmp_path, ngram_model, kept,
 def test_of_a_file_that_breaks_off_the_beginning_is_kept(tmp_path, ngram_model, monkeypatch):
     patching = Patching(tmp_path, ngram_model)
 
-    def records(error):
-        real = list(documents.read_split(patching.split, patching.config.columns, 1 << 20))
-        monkeypatch.setattr(documents, "read_split", lambda *_: iter_then(real[:30], error))
+    class BreaksOff(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            if self.tell() > 4096:
+                raise ConnectionResetError("the server went away")
+            return super().read(size)
 
-    def iter_then(items, error):
-        yield from items
-        raise error
-
-    records(ConnectionResetError("the server went away"))
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr(storage_output, "open_input", BreaksOff)
     with pytest.raises(UnreachableFileError, match=r"a\.jsonl: cannot be read: the server went"):
         patching.run(tmp_path / "out")
     committed = read_entries(OutputDirectory(str(tmp_path / "out")))
@@ -104,6 +104,22 @@ def test_of_a_file_that_breaks_off_the_beginning_is_kept(tmp_path, ngram_model, 
     patching.run(tmp_path / "out")
     patching.run(tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_split_that_ends_its_readers_is_closed_with_the_reason(tmp_path, ngram_model):
+    patching = Patching(tmp_path, ngram_model)
+    patching.run(tmp_path / "out")
+    output = OutputDirectory(str(tmp_path / "out"))
+    last = max(read_entries(output))
+    output.remove(entry_path(last))
+    give_up(patching.split, 0, "ended its process", output)
+    entry = read_entries(output)[last]
+    assert (entry.last, entry.error, entry.sha256) == (True, "ended its process", None)
+    reject = json.loads((tmp_path / "out" / entry.rejects_path).read_text())
+    assert (reject["position"], reject["reason"]) == ("whole file", "ended its process")
+    before = contents(tmp_path / "out")
+    patching.run(tmp_path / "out")  # a rerun leaves it alone
+    assert contents(tmp_path / "out") == before
 
 
 def test_an_error_in_any_stage_comes_out_and_leaves_no_half_shard(tmp_path, ngram_model):

@@ -24,10 +24,10 @@ from support.shuffles import (
 
 import pipeline.prepare.sort_unit
 from pipeline.corpus.documents import Columns
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadDocumentError, PipelineError
 from pipeline.prepare.sort_unit import sort_unit
-from pipeline.storage.listing import list_inputs
 from pipeline.storage.output import OutputDirectory
 
 
@@ -201,7 +201,7 @@ def test_positions_not_places_in_the_work_decide(tmp_path):
 
 
 def sort_one(source: Path, output: Path, split_bytes: int = 1 << 20, **settings: object):
-    (file,) = list_inputs([str(source)], suffixes=(".jsonl", ".gz"))
+    (file,) = find_inputs([str(source)]).files
     splits = plan_file(file, "jsonl", split_bytes).splits
     shuffle = replace(SHUFFLE, **settings)
     return sort_unit(3, splits, shuffle, OutputDirectory(str(output)), output, lambda count: None)
@@ -241,6 +241,20 @@ def test_of_a_file_that_breaks_off_the_good_part_is_kept(tmp_path):
         "position": "whole file",
         "reason": done.error,
     }
+
+
+def test_a_split_that_ends_its_readers_is_named_and_the_others_are_sorted(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(shuffles.jsonl_line(f"in {name}"))
+    files = [find_inputs([str(tmp_path / name)]).files[0] for name in ("a.jsonl", "b.jsonl")]
+    splits = [split for file in files for split in plan_file(file, "jsonl", 1 << 20).splits]
+    output = OutputDirectory(str(tmp_path / "out"))
+    deadly = {splits[0]: "ended the process that read it"}
+    done = sort_unit(0, splits, SHUFFLE, output, tmp_path, lambda count: None, deadly)
+    assert done.sources["a.jsonl"].error == deadly[splits[0]]
+    assert done.sources["b.jsonl"].documents.documents == 1
+    (line,) = (tmp_path / "out" / "rejects" / "000000.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == deadly[splits[0]]
 
 
 def test_nothing_is_rejected_without_a_reason(tmp_path):

@@ -38,7 +38,7 @@ def hub():
     with loopback_hub.serve() as hub:
         hub.publish("lab/good", FILES)
         hub.publish("lab/many", MANY)
-        hub.publish("lab/nothing", {"README.md": b"about", "a.csv": b"a,b"})
+        hub.publish("lab/nothing", {"README.md": b"about", "a.pdf": b"%PDF"})
         hub.publish("lab/listed", ONE, gated="files")
         hub.publish("lab/closed", ONE, gated="all")
         for name, faults in FAULTS.items():

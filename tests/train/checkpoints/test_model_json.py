@@ -8,6 +8,7 @@ import pytest
 
 from model import BLT, BLT_SIZES, EntropyModelConfig, Patcher, load_blt, save_blt
 from model.checkpoints.files import CheckpointError
+from model.initialisation import INITIALISATION
 from model.provenance import EntropyModelIdentity, PatchProvenance
 from train.checkpoints.model_json import (
     complete_safetensors,
@@ -121,6 +122,22 @@ def test_initial_weights_of_other_patches(tmp_path):
     assert read_model_description(str(tmp_path / "new")) == now
 
 
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=lambda shape: type(shape).__name__)
+def test_initialisation_is_no_part_of_a_trained_model(shape, tmp_path):
+    """Descriptions that earlier releases wrote lack it, and steps go on whatever it is."""
+    earlier = {k: v for k, v in config_json(shape).items() if k not in INITIALISATION}
+    (tmp_path / "model.json").write_text(json.dumps(earlier))
+    (tmp_path / "step-3").mkdir()
+    assert read_model_description(str(tmp_path / "step-3")) == shape
+    other = replace(shape, init_std_factor="global_depth", init_base_std=0.02)
+    write_model_description(str(tmp_path), other)
+    assert read_model_description(str(tmp_path)) == other
+    damaged = {**config_json(other), "init_base_std": "0.02"}
+    (tmp_path / "model.json").write_text(json.dumps(damaged))
+    with pytest.raises(CheckpointError, match=r"init_base_std: '0\.02' is not of the right type"):
+        read_model_description(str(tmp_path))
+
+
 def test_steps_in(tmp_path):
     for name in ("step-9", "step-10", "step-x", "step-", "other", "model.json"):
         (tmp_path / name).mkdir()
@@ -141,6 +158,18 @@ def test_safetensors_are_completed(tmp_path):
     assert load_blt(step).config == BLT_SHAPE
 
 
+def test_a_description_of_before_an_ablation_could_be_said(tmp_path):
+    """Every BLT had cross attention then."""
+    config = config_json(BLT_SHAPE)
+    del config["cross_attn_encoder"], config["cross_attn_decoder"]
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    assert read_model_description(str(tmp_path / "step-1")) == BLT_SHAPE
+    wrong = {**config, "cross_attn_encoder": 1}
+    (tmp_path / "model.json").write_text(json.dumps(wrong))
+    with pytest.raises(CheckpointError, match="cross_attn_encoder: 1 is not of the right type"):
+        read_model_description(str(tmp_path / "step-1"))
+
+
 def test_a_damaged_description_is_named_in_one_sentence(tmp_path):
     file = tmp_path / "model.json"
     blt, entropy = config_json(BLT_SHAPE), config_json(EntropyModelConfig())
@@ -153,7 +182,7 @@ def test_a_damaged_description_is_named_in_one_sentence(tmp_path):
         ("{", f"cannot read the model description in {file}"),
         (json.dumps({"format": entropy["format"]}), f"{file}: lacks dim, n_layers, "),
         (json.dumps(without_width), f"{file}: lacks dim_global; restore it"),
-        (json.dumps({**blt, "n_heads_global": 7}), "n_heads_global: 128 cannot be divided"),
+        (json.dumps({**blt, "n_heads_global": 7}), "n_heads_global: 7 heads do not divide 128"),
         (json.dumps({**blt, "n_layers_global": "2"}), f"{file}: n_layers_global: '2' is not of"),
         (json.dumps({**blt, "dim_local": float("inf")}), f"{file}: dim_local: inf is not of"),
         (json.dumps({**entropy, "n_layers": True}), f"{file}: n_layers: True is not of"),

@@ -1,0 +1,127 @@
+"""Values of Arrow columns as Python values that can be stored as text, exactly.
+
+Dates, times, timestamps and durations become the text that Arrow writes, because Python's own types
+end at the year 9999, at microseconds and at time zones that the machine knows. All other values
+become Python's. A value that Python has no type for, such as a struct with two fields of one name,
+becomes JSON text.
+
+>>> values(pa.array([253402300800], pa.timestamp("s")))
+['10000-01-01 00:00:00']
+>>> values(pa.array([90], pa.duration("s")))
+['90s']
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import message_of
+
+_FAILURES = (ValueError, OverflowError, TypeError, KeyError, pa.ArrowException)
+"""The errors with which pyarrow refuses to convert a value."""
+
+
+def values(column: pa.Array) -> list[Any]:
+    """The values of a column: strings as bytes, because Arrow does not check that they are UTF-8;
+    None where there is none.
+
+    A value that cannot be converted at all becomes an :class:`Unusable`.
+    """
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    # How a value is written must not depend on the others that it is read with.
+    in_json = _needs_json(column.type)
+    if not in_json:
+        try:
+            converted: list[Any] = _as_text(column).to_pylist()
+            return converted
+        except _FAILURES:
+            pass
+    return [_value(column.slice(i, 1), in_json=in_json) for i in range(len(column))]
+
+
+class Unusable(str):
+    """Stands for a value that cannot be converted; the string says why."""
+
+
+def _needs_json(kind: pa.DataType, *, inside: bool = False) -> bool:
+    """True for a type that holds a time where :func:`_as_text` does not reach it, or a struct whose
+    fields do not all have names of their own."""
+    if pa.types.is_temporal(kind):
+        return inside
+    if pa.types.is_struct(kind):
+        names = {field.name for field in kind}
+        same = len(names) < kind.num_fields
+        return same or any(_needs_json(field.type, inside=inside) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _needs_json(kind.value_type, inside=inside)
+    return any(_needs_json(kind.field(i).type, inside=True) for i in range(kind.num_fields))
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    """The column, with bytes in place of strings and text in place of times."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_string(kind):
+        return column.cast(pa.binary())
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(pa.large_binary())
+    if pa.types.is_duration(kind):
+        return pc.binary_join_element_wise(column.cast(pa.string()), kind.unit, "")
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        return _time_text(column)
+    if pa.types.is_struct(kind):
+        fields = [_nested(column.field(i)) for i in range(kind.num_fields)]
+        names = [field.name for field in kind]
+        return pa.StructArray.from_arrays(fields, names, mask=column.is_null())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        mask = column.is_null() if column.null_count else None
+        return type(column).from_arrays(column.offsets, _nested(column.values), mask=mask)
+    return column
+
+
+def _nested(column: pa.Array) -> pa.Array:
+    """As :func:`_as_text`, with strings as they are: JSON is made of them."""
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return column if is_text or pa.types.is_string_view(kind) else _as_text(column)
+
+
+def _time_text(column: pa.Array) -> pa.Array:
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        # The machine does not know the time zone. What is stored is the time in UTC.
+        text = column.cast(pa.timestamp(column.type.unit)).cast(pa.string())
+        return pc.binary_join_element_wise(text, "Z", "")
+
+
+def _value(one: pa.Array, *, in_json: bool) -> Any:
+    """The value of an array of one, where not all of a column can be converted at once."""
+    if one[0].is_valid:
+        try:
+            return _json(one[0]) if in_json else _as_text(one).to_pylist()[0]
+        except (*_FAILURES, RecursionError) as error:
+            return Unusable(f"cannot be converted: {message_of(error)}")
+    return None
+
+
+def _json(scalar: pa.Scalar) -> str:
+    """JSON text of a value, whose structs may have several fields of one name."""
+    if not scalar.is_valid:
+        return "null"
+    if isinstance(scalar, pa.UnionScalar):
+        return _json(scalar.value)
+    if isinstance(scalar, pa.StructScalar):
+        fields = ((field.name, scalar[i]) for i, field in enumerate(scalar.type))
+        pairs = (f"{json.dumps(name, ensure_ascii=False)}: {_json(v)}" for name, v in fields)
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(scalar, pa.ListScalar):
+        return "[" + ", ".join(map(_json, scalar.values or ())) + "]"
+    value = _as_text(pa.array([scalar], scalar.type)).to_pylist()[0]
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)

@@ -1,0 +1,220 @@
+"""One writer per output: a job holds a lease while it writes, on local disks and object stores.
+
+A lease is a file ``lease/NNNNNN.json`` in the output. The one with the highest number counts; it
+names the process that holds it and how often it was renewed, and its holder removes it at the end.
+Files are only ever created where there is none, in one atomic step, so of several jobs that want
+the same number one gets it.
+
+A job that finds a lease looks whether its holder lives. On the same machine the process tells.
+From elsewhere only renewals do: a lease that does not change for :data:`PATIENCE_S` seconds, by the
+clock of the one who waits, is dead, and the job takes the next number. Clocks of machines are never
+compared. A holder that was stopped for longer finds the higher number at its next renewal, and ends
+its job.
+
+Example: job A holds 1 and is killed. B and C, on other machines, see 1 unchanged for the whole time
+and both want 2. B creates it. C's creation fails, so C looks again, sees 2 being renewed and ends
+with a sentence that names B.
+"""
+
+import _thread
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.errors import PipelineError
+from pipeline.storage.output import OutputDirectory
+
+DIRECTORY = "lease"
+RENEWAL_S = 15.0
+"""Seconds between two renewals."""
+PATIENCE_S = 90.0
+"""Seconds without a renewal after which a holder elsewhere is taken for dead."""
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """The process that holds a lease."""
+
+    token: str
+    host: str
+    machine: str
+    """The running system and its process numbers: equal where :attr:`pid` means the same."""
+    pid: int
+    started: str
+    """When the process started, as the system counts; process numbers are used again."""
+    since: str
+    """Time of the lease's creation, for people."""
+    renewals: int = 0
+
+    @classmethod
+    def me(cls) -> "_Holder":
+        pid = os.getpid()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _started(pid), now)
+
+    @property
+    def has_ended(self) -> bool:
+        """True if it is known to be dead, from here."""
+        return self.machine == _machine() and _started(self.pid) != self.started
+
+    @property
+    def is_here(self) -> bool:
+        return self.machine == _machine()
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@contextmanager
+def held(output: OutputDirectory, flag: str, console: Console) -> Iterator[None]:
+    """Hold the lease of an output while the block runs.
+
+    Args:
+        flag: the flag that names the output, for errors.
+
+    Raises:
+        PipelineError: another process writes to the output, or took it over while this one was
+            stopped.
+    """
+    lease = _take(output, flag, console)
+    lease.start_renewing()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if lease.taken_by is None:
+            raise
+        raise PipelineError(
+            f"{flag} {output.url}: was taken over by {lease.taken_by}: this process gave no sign "
+            "of life; what it committed stays"
+        ) from None
+    finally:
+        lease.release()
+
+
+class _Lease:
+    """A lease that this process holds."""
+
+    def __init__(self, output: OutputDirectory, number: int, holder: _Holder):
+        self.taken_by: _Holder | None = None
+        self._output, self._number, self._holder = output, number, holder
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def start_renewing(self) -> None:
+        self._thread.start()
+
+    def _renew(self) -> None:
+        while not self._ends.wait(RENEWAL_S):
+            with suppress(PipelineError, OSError):  # storage that is away is tried again
+                latest = _latest(self._output)
+                if latest is not None and latest[0] > self._number:
+                    self.taken_by = latest[1]
+                    _thread.interrupt_main()
+                    return
+                self._holder = replace(self._holder, renewals=self._holder.renewals + 1)
+                self._output.write(_path(self._number), _content(self._holder))
+
+    def release(self) -> None:
+        self._ends.set()
+        self._thread.join()
+        with suppress(PipelineError, OSError):
+            self._output.remove(_path(self._number))
+            if self._output.local:
+                Path(self._output.path, DIRECTORY).rmdir()
+                self._output.leave()
+                Path(self._output.path).rmdir()  # if nothing was written at all
+
+
+def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
+    me = _Holder.me()
+    watched: tuple[int, _Holder] | None = None
+    began = 0.0
+    while True:
+        latest = _latest(output)
+        number = 1 if latest is None else latest[0] + 1
+        if latest is not None and not latest[1].has_ended:
+            holder = latest[1]
+            if holder.is_here or (watched is not None and watched != latest):
+                raise PipelineError(
+                    f"{flag} {output.url}: is being written to by {holder}; wait until it is done, "
+                    "or stop it"
+                )
+            if watched is None:
+                watched, began = latest, time.monotonic()
+                console.print(
+                    f"{flag} {output.url}: belongs to {holder}; waiting up to {PATIENCE_S:.0f} s "
+                    "for a sign of life",
+                    highlight=False,
+                    markup=False,
+                )
+            if time.monotonic() - began < PATIENCE_S:
+                time.sleep(POLL_S)
+                continue
+        if output.create(_path(number), _content(me)):
+            latest = _latest(output)
+            if latest is not None and latest[1].token == me.token:
+                for name in output.names(DIRECTORY):
+                    if name < _path(number).rpartition("/")[2]:
+                        output.remove(f"{DIRECTORY}/{name}")
+                return _Lease(output, number, me)
+            output.remove(_path(number))
+        watched = None
+
+
+def _latest(output: OutputDirectory) -> tuple[int, _Holder] | None:
+    """The number and holder of the lease that counts."""
+    names = [name for name in output.names(DIRECTORY) if name.endswith(".json")]
+    for name in sorted(names, reverse=True):
+        with suppress(FileNotFoundError):  # released in between
+            values = output.read_json(f"{DIRECTORY}/{name}")
+            try:
+                return int(name.removesuffix(".json")), _Holder(**values)
+            except (TypeError, ValueError) as error:
+                raise PipelineError(
+                    f"{output.locate(f'{DIRECTORY}/{name}')}: is no lease: {error}; remove it if "
+                    "no job writes to this output"
+                ) from error
+    return None
+
+
+def _path(number: int) -> str:
+    return f"{DIRECTORY}/{number:06d}.json"
+
+
+def _content(holder: _Holder) -> bytes:
+    return json.dumps(asdict(holder), indent=1).encode()
+
+
+def _machine() -> str:
+    """Names the running system and its process numbers; differs from all others'."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 (no file)
+    except OSError:  # no Linux
+        return f"{socket.gethostname()} {uuid.getnode()}"
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return ""
+    try:  # no Linux: that it lives has to do
+        os.kill(pid, 0)
+    except OSError:
+        return ""
+    return "runs"

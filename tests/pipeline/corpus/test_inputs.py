@@ -1,0 +1,207 @@
+"""The files that ``--input`` stands for: each once, and what is not read is named."""
+
+import bz2
+import gzip
+import io
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from pipeline.corpus.documents import Columns, read_split
+from pipeline.corpus.formats import file_format
+from pipeline.corpus.inputs import find_inputs
+from pipeline.corpus.splits import plan_file
+from pipeline.errors import ConfigError
+from pipeline.storage.output import open_input
+
+
+def test_inputs_are_listed_once_sorted_and_named(tmp_path):
+    for name in ("b.jsonl", "sub/a.parquet", ".hidden.jsonl", "_tmp/c.jsonl", "notes.pdf", "x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listed = find_inputs([str(tmp_path), str(tmp_path / "b.jsonl")]).files
+    assert [file.url for file in listed] == [f"{tmp_path}/b.jsonl", f"{tmp_path}/sub/a.parquet"]
+    globbed = find_inputs([f"{tmp_path}/*/*.parquet"]).files
+    assert [file.name for file in globbed] == ["sub/a.parquet"]
+    assert [file.name for file in find_inputs([f"{tmp_path}/x"]).files] == ["x"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.jsonl").touch()
+    both = [str(tmp_path / "b.jsonl"), str(tmp_path / "other")]
+    assert [file.name for file in find_inputs(both).files] == [
+        f"{tmp_path}/b.jsonl",
+        f"{tmp_path}/other/b.jsonl",
+    ]
+    with pytest.raises(ConfigError, match="no such file"):
+        find_inputs([f"{tmp_path}/*.zip"])
+    with pytest.raises(ConfigError, match="--input nothing://x: cannot be listed"):
+        find_inputs(["nothing://x"])
+
+
+def test_a_path_means_itself_whatever_is_in_it(tmp_path):
+    name = "a b#1 100% é [x]::?.jsonl"
+    (tmp_path / "[in]").mkdir()
+    (tmp_path / "[in]" / name).write_bytes(b"content")
+    for path in (tmp_path / "[in]", tmp_path / "[in]" / name):
+        (file,) = find_inputs([str(path)]).files
+        assert (file.name, file.size) == (name, 7)
+        with open_input(file.url) as opened:
+            assert opened.read() == b"content"
+
+
+def test_what_is_in_the_output_is_not_input(tmp_path):
+    for name in ("a.jsonl", "out/rejects/b.jsonl", "out2/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for output in (f"{tmp_path}/out", f"file://{tmp_path}/out/"):
+        listed = find_inputs([str(tmp_path)], output=output).files
+        assert [file.name for file in listed] == ["a.jsonl", "out2/c.jsonl"]
+    with pytest.raises(ConfigError, match=f"--output {tmp_path}: holds the input .*a.jsonl"):
+        find_inputs([f"{tmp_path}/a.jsonl"], output=str(tmp_path))
+
+
+def fill(directory, files):
+    """Write files; text becomes a line of JSON, None an empty file."""
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            content = json.dumps({"text": content}).encode() + b"\n"
+        path.write_bytes(content or b"")
+
+
+def read(pattern, columns=Columns()):  # noqa: B008
+    """The texts of all files, by name."""
+    texts = {}
+    for file in find_inputs([str(pattern)]).files:
+        for split in plan_file(file, file_format(file, "auto"), 1 << 20).splits:
+            texts[file.name] = [record.text.decode() for record in read_split(split, columns, 99)]
+    return texts
+
+
+def unread(pattern):
+    """Why files are not read, by path below the directory."""
+    found = find_inputs([str(pattern)]).unread
+    return {path.removeprefix(f"{pattern}/"): reason for path, reason in found.items()}
+
+
+def parquet(*texts):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), file)
+    return file.getvalue()
+
+
+def test_names_in_use_are_known_in_either_case(tmp_path):
+    line = b'{"text": "x"}\n'
+    fill(
+        tmp_path,
+        {"a.JSONL": "x", "b.jl.BZ2": bz2.compress(line), "c.ndjson.gzip": gzip.compress(line)},
+    )
+    fill(tmp_path, {"d.Parquet": parquet("x"), "e.json.GZ": gzip.compress(line)})
+    assert list(read(tmp_path).values()) == [["x"]] * 5
+
+
+def test_a_name_without_an_ending_is_told_by_its_content(tmp_path):
+    fill(
+        tmp_path,
+        {"part-00000": "a", "part-00001": gzip.compress(b'{"text": "b"}'), "x": parquet("c")},
+    )
+    fill(tmp_path, {"part-00002.c000": "d", "_SUCCESS": None, "README": b"about", "e.exe": b"MZ"})
+    expected = {"part-00000": ["a"], "part-00001": ["b"], "part-00002.c000": ["d"], "x": ["c"]}
+    assert read(tmp_path) == expected
+    assert unread(tmp_path) == {
+        "_SUCCESS": "hidden",
+        "README": "in no known format",
+        "e.exe": "in no known format",
+    }
+
+
+def test_linked_directories_are_followed_once(tmp_path):
+    fill(tmp_path, {"real/r.jsonl": "r", "c/own.jsonl": "own"})
+    links = {"linked": "../real", "again": "../real", "loop": ".", "up": "..", "gone.jsonl": "no"}
+    for name, target in links.items():
+        (tmp_path / "c" / name).symlink_to(target)
+    assert read(tmp_path / "c") == {"again/r.jsonl": ["r"], "own.jsonl": ["own"]}
+    assert unread(tmp_path / "c") == {
+        "gone.jsonl": "a link to nothing",
+        "linked": "a link to a directory that is read already",
+        "loop": "a link to a directory that is read already",
+        "up/c": "a link to a directory that is read already",
+        "up/real": "a link to a directory that is read already",
+    }
+
+
+def test_a_copy_of_a_repository_is_read_as_the_hub_is(tmp_path):
+    about = {"README.md": b"---\nlicense: mit\n---\n", "LICENSE.txt": b"mit", "notes.txt": b"x"}
+    fill(tmp_path, about | {"data/train.parquet": parquet("a"), "dataset_infos.json": "no"})
+    assert list(read(tmp_path)) == ["data/train.parquet"]
+    assert set(unread(tmp_path).values()) == {"about the data"}
+    assert len(unread(tmp_path)) == 4
+
+
+def test_documents_about_data_are_no_text_but_a_directory_of_texts_is(tmp_path):
+    fill(tmp_path, {"README.md": b"about", "guide.md": b"a guide"})
+    assert list(read(tmp_path)) == ["README.md", "guide.md"]
+    fill(tmp_path, {"a.jsonl": "x"})
+    assert list(read(tmp_path)) == ["a.jsonl", "guide.md"]
+    assert unread(tmp_path) == {"README.md": "about the data"}
+
+
+def test_saved_datasets(tmp_path):
+    one = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    one.save_to_disk(tmp_path / "one")
+    fill(tmp_path / "one", {"cache-123.arrow": b"x"})
+    assert read(tmp_path / "one") == {"data-00000-of-00001.arrow": ["a", "b"]}
+    assert unread(tmp_path / "one")["cache-123.arrow"].startswith("not in the state.json")
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "both")
+    assert list(read(tmp_path / "both")) == ["train/data-00000-of-00001.arrow"]
+    assert "in another split than train" in unread(tmp_path / "both").values()
+    datasets.DatasetDict({"a": one, "b": one}).save_to_disk(tmp_path / "neither")
+    with pytest.raises(ConfigError, match="holds the splits a, b and none called train"):
+        find_inputs([str(tmp_path / "neither")])
+
+
+def test_held_out_documents_are_not_mixed_with_chunks(tmp_path):
+    fill(tmp_path, {"x.chunk.00.jsonl": "a", "x.chunk.01.jsonl": "b", "x.val.jsonl": "v"})
+    for pattern in (tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(ConfigError, match=r"x.val.jsonl is held out for validation"):
+            find_inputs([str(pattern)])
+    with pytest.raises(ConfigError, match="is held out"):
+        find_inputs([str(tmp_path / "x.val.jsonl"), str(tmp_path / "x.chunk.00.jsonl")])
+    assert list(read(tmp_path / "x.val.jsonl")) == ["x.val.jsonl"]
+    assert len(read(tmp_path / "x.chunk.*")) == 2
+
+
+def test_directories_and_structs_name_fields(tmp_path):
+    fill(tmp_path, {"lang=e%20n/kind=__HIVE_DEFAULT_PARTITION__/a.jsonl": "x"})
+    pq.write_table(
+        pa.table({"content": [{"text": "y"}], "meta": [{"a": {"b": 5}}]}), tmp_path / "b.parquet"
+    )
+    (tmp_path / "c.jsonl").write_text('{"content": {"text": "z"}, "meta": {"a": {"b": 6}}}\n')
+    (first, second, third) = sorted(find_inputs([str(tmp_path)]).files, key=lambda f: f.name[0])
+
+    def documents(file, columns):
+        (split,) = plan_file(file, file_format(file, "auto"), 1 << 20).splits
+        return [(record.text, record.metadata) for record in read_split(split, columns, 99)]
+
+    nested = Columns("content.text", metadata=("meta.a.b",))
+    assert documents(first, nested) == [(b"y", ("5",))]
+    assert documents(second, nested) == [(b"z", ("6",))]
+    assert documents(third, Columns(metadata=("lang", "kind"))) == [(b"x", ("e n", None))]
+
+
+def test_what_is_not_read_is_counted_and_named(tmp_path):
+    fill(tmp_path, {"a.jsonl": "x", **{f"{i}.bin": b"x" for i in range(5)}})
+    inputs = find_inputs([str(tmp_path)])
+    console = Console(file=io.StringIO(), width=1000)
+    inputs.print_unread(console)
+    names = ", ".join(f"{tmp_path}/{i}.bin" for i in range(3))
+    assert console.file.getvalue() == f"not read: 5 files, in no known format: {names}, …\n"
+    assert inputs.unread_record()["count"] == 5
+    assert inputs.unread_record()["files"][0] == {
+        "path": f"{tmp_path}/0.bin",
+        "reason": "in no known format",
+    }

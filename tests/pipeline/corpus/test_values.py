@@ -1,0 +1,59 @@
+"""Values of Arrow columns become text exactly, whatever Python can represent."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from pipeline.corpus.values import Unusable, values
+
+FAR = 10**17
+NS = pa.timestamp("ns")
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([253402300800], pa.timestamp("s")), "10000-01-01 00:00:00"),
+        (pa.array([1], NS), "1970-01-01 00:00:00.000000001"),
+        (pa.array([FAR], pa.timestamp("s")), "<value out of range: 100000000000000000>"),
+        (pa.array([-800000], pa.date32()), "-0221-09-04"),
+        (pa.array([1], pa.timestamp("s", tz="Mars/Phobos")), "1970-01-01 00:00:01Z"),
+        (pa.array([1], pa.timestamp("s", tz="+05:30")), "1970-01-01 05:30:01+0530"),
+        (pa.array([FAR], pa.duration("s")), "100000000000000000s"),
+        (pa.array([1], pa.time64("ns")), "00:00:00.000000001"),
+        (pa.array([[1]], pa.list_(NS)), ["1970-01-01 00:00:00.000000001"]),
+        (pa.array([{"a": 1}], pa.struct([("a", NS)])), {"a": "1970-01-01 00:00:00.000000001"}),
+        (pa.array([1], NS).dictionary_encode(), "1970-01-01 00:00:00.000000001"),
+        (pa.array(["x"]), b"x"),
+        (pa.array([["x"]]), ["x"]),
+        (pa.array([5]), 5),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_the_text_is_what_arrow_writes(column, expected):
+    assert values(column) == [expected]
+    with_null = pa.concat_arrays([column, pa.nulls(1, column.type)])
+    assert values(with_null) == [expected, None]
+
+
+def test_what_has_no_python_value_becomes_json():
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array(["x"])], names=["a", "a"])
+    assert values(twice) == ['{"a": 1, "a": "x"}']
+    times = pa.array([[("a", FAR)]], pa.map_(pa.string(), pa.timestamp("s")))
+    (text,) = values(times)
+    assert json.loads(text) == [{"key": "a", "value": f"<value out of range: {FAR}>"}]
+
+
+def test_a_value_does_not_depend_on_its_neighbours():
+    maps = pa.array([[("a", 1)], [("a", FAR)]], pa.map_(pa.string(), pa.timestamp("s")))
+    assert values(maps) == values(maps[:1]) + values(maps[1:])
+
+
+def test_a_value_that_cannot_be_converted_says_so(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("pipeline.corpus.values._as_text", refuse)
+    (value,) = values(pa.array([1]))
+    assert type(value) is Unusable and value == "cannot be converted: ValueError"

@@ -1,0 +1,74 @@
+"""Files that describe the shape of a model: those of checkpoints, and a plain list of values."""
+
+import functools
+import json
+import posixpath
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from model.blt_config import BLTConfig
+from model.checkpoints.blt_published import from_published_args
+from model.checkpoints.blt_transformers import from_transformers_config
+from model.checkpoints.entropy_layouts import from_published_args as from_entropy_model_args
+from model.checkpoints.files import CheckpointError, reading
+from model.widths import resized
+from train.checkpoints.model_json import Shape, check_types, checkpoint_filesystem, from_description
+
+
+@functools.cache  # a configuration is built more than once
+def read_shape_file(url: str, base: Shape) -> Shape:
+    """The shape that a file describes, without a boundary rule.
+
+    Args:
+        url: path or URL of a ``model.json`` or ``config.json`` of ours, a published ``params.json``
+            or ``config.json``, a ``config.json`` of transformers' BLT, or a JSON object with
+            values of fields.
+        base: the shape that a JSON object with values changes; says which kind of model is wanted.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds an unknown value, or describes another kind
+            of model; names the file and the value.
+    """
+    filesystem, path = checkpoint_filesystem(url)
+    with reading("shape", url):
+        if not filesystem.isfile(path):
+            raise CheckpointError(f"{url}: there is no such file")
+        config = json.loads(filesystem.cat_file(path))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+        shape = _shape(config, base)
+        if type(shape) is not type(base):
+            kinds = [
+                "a BLT" if isinstance(s, BLTConfig) else "an entropy model" for s in (shape, base)
+            ]
+            raise ValueError(
+                f"describes {kinds[0]}, and the configuration trains {kinds[1]}; take "
+                f"another --config, or the {posixpath.basename(path)} of {kinds[1]}"
+            )
+    return replace(shape, patcher=None) if isinstance(shape, BLTConfig) else shape
+
+
+def _shape(config: dict[str, Any], base: Shape) -> Shape:
+    if "format" in config:
+        return from_description(config)
+    if config.get("model_type") == "blt":
+        return from_transformers_config(config)
+    # A consolidated directory's params.json may hold the arguments of both models.
+    key = "model" if isinstance(base, BLTConfig) else "entropy_model"
+    published = config.get("args") or config.get(key)
+    if isinstance(published, dict):
+        if "dim_global" in published:
+            return from_published_args(published, {})
+        return from_entropy_model_args(published)
+    return _changed(config, base)
+
+
+def _changed(values: Mapping[str, Any], base: Shape) -> Shape:
+    known = [field.name for field in fields(base) if field.name != "patcher"]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(
+            f"{unknown[0]}: is no value of this model's shape; known: {', '.join(known)}"
+        )
+    check_types(values, type(base))
+    return resized(base, values)
