@@ -113,8 +113,8 @@ class Samples:
             ConfigError: it cannot be loaded, or is another one.
         """
         given, shards = self.config.entropy_model, stream.sources[0].shards
-        theirs = [source.shards.manifest.get("entropy_model") for source in stream.sources]
-        known = {each.get("fingerprint"): each.get("source") for each in theirs if each}
+        theirs = [source.shards.entropy_model for source in stream.sources]
+        known = {each.fingerprint: each.source for each in theirs if each and each.fingerprint}
         # A set whose n-gram model was fitted for it holds that model.
         own = f"{shards.output.url}/{FITTED_MODEL}"
         place = given or (own if shards.output.exists(f"{FITTED_MODEL}/config.json") else BUILT_IN)
@@ -214,8 +214,8 @@ def _patching(shape: Shape, stream: RowStream) -> tuple[Patcher | None, bool]:
             f"--samples.freq: the {patcher.rule} rule of the shards chooses among a whole "
             "document, so that nothing can be written with it; leave the samples out"
         )
-    made_by = stream.sources[0].shards.manifest.get("entropy_model")
-    return patcher, bool(made_by and made_by.get("reset_at_newline"))
+    made_by = stream.sources[0].shards.entropy_model
+    return patcher, bool(made_by and made_by.reset_at_newline)
 
 
 @torch.no_grad()

@@ -182,13 +182,15 @@ class SkippedSteps:
                 ) from error
         return steps
 
-    def holding(self, first: int, stop: int) -> SkippedStep | None:
-        """The skipped step that had one of these rows, if there is one."""
+    def holding(self, first: int, stop: int, lanes: int) -> SkippedStep | None:
+        """The skipped step that had one of these rows of so many lanes, if there is one."""
         return next(
             (
                 step
                 for step in self.steps
-                if step.rows_of == self.rows_of and first < step.stop_row and step.first_row < stop
+                if (step.rows_of, step.lanes) == (self.rows_of, lanes)
+                and first < step.stop_row
+                and step.first_row < stop
             ),
             None,
         )

@@ -184,7 +184,7 @@ class ByteTrainer(Trainer):
         first = self.dataloader.rows_read
         rows = self.config.training.local_batch_size * self._data_ranks()
         stop = first + rows * self.gradient_accumulation_steps
-        if known := self.skipped.holding(first, stop):
+        if known := self.skipped.holding(first, stop, self.dataloader.stream.lanes):
             for _ in range(self.gradient_accumulation_steps):
                 self.ntokens_seen += next(data_iterator)[1].numel()
             self._step_schedule()
