@@ -48,7 +48,7 @@ class ShardValidator(Validator):
         except ConfigError as error:
             raise ConfigError(f"--validator.{str(error).removeprefix('--')}") from error
         if not self.dl_config.infinite:
-            self.dl_config = _InStep(self.dl_config)
+            vars(self)["dl_config"] = _InStep(self.dl_config)
 
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]

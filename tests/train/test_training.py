@@ -15,11 +15,11 @@ from rich.console import Console
 from support.jobs import ROOT, environment
 from support.shard_sets import real_texts, write_shards
 from support.trainings import (
+    LANES,
     LOSS,
     PEAK_FLOPS,
     ROWS,
     SEQ_LEN,
-    LANES,
     SHUFFLE_BYTES,
     STEPS,
     Training,
@@ -159,9 +159,7 @@ def test_validation_is_a_loop_over_the_documents(runs, held_out, kind, tmp_path)
 
 def batches(shards: Path, count: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """All rows of each step."""
-    config = ShardDataLoader.Config(
-        shards=[str(shards)], shuffle_bytes=SHUFFLE_BYTES, lanes=LANES
-    )
+    config = ShardDataLoader.Config(shards=[str(shards)], shuffle_bytes=SHUFFLE_BYTES, lanes=LANES)
     loader = ShardDataLoader(
         config, dp_world_size=1, dp_rank=0, seq_len=SEQ_LEN, local_batch_size=ROWS
     )

@@ -6,8 +6,8 @@ B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, of which each rank takes B
 continues with the next row.
 
 A rank reads and packs the windows of its own lanes. The state has a key per lane, which the ranks
-that read the lane write, and one for what they all know; a checkpoint holds the union. It is that of
-the last microbatch that was yielded, not of those that the thread has made.
+that read the lane write, and one for what they all know; a checkpoint holds the union. The state is
+that of the last microbatch that was yielded, not of those that the thread has made.
 """
 
 import json
@@ -324,9 +324,8 @@ def _filled(stream: RowStream, rows: int, picked: list[tuple[PackedWindow, int]]
         tensors.append(torch.empty(rows, stream.patches_per_row, dtype=torch.int32))
         inputs["patch_lengths"] = tensors[2]
     arrays = [tensor.numpy() for tensor in tensors]
-    arrays += [None] * (3 - len(arrays))
     if picked:
-        fill_rows(picked, *(a if a is None else a[: len(picked)] for a in arrays))
+        fill_rows(picked, *(array[: len(picked)] for array in arrays))
     if len(picked) < rows:
-        empty_rows(*(a if a is None else a[len(picked) :] for a in arrays))
+        empty_rows(*(array[len(picked) :] for array in arrays))
     return inputs, labels_BS

@@ -1,7 +1,7 @@
 """Rows → the arrays of a batch. Plain numpy; every byte that is trained on goes through here.
 
-Each piece of a row is a slice of its window's text. The rows of a batch come from many windows; all
-slices are copied in one call, and what is not a byte of the text (BOS, EOS, padding) is written over
+Each piece of a row is a slice of its window's text. The rows of a batch come from many windows. All
+slices are copied in one call; what is not a byte of the text (BOS, EOS, padding) is written over
 the copy afterwards.
 
 >>> from train.data.packing import pack_rows
@@ -39,7 +39,7 @@ def fill_rows(
     rows: Sequence[tuple[PackedWindow, int]],
     input_BS: np.ndarray,
     labels_BS: np.ndarray,
-    patch_lengths_BP: np.ndarray | None,
+    patch_lengths_BP: np.ndarray | None = None,
 ) -> None:
     """Write B rows into int32 arrays, padded with -1, -100 and 0.
 
@@ -116,7 +116,7 @@ def _copy_slices(
 
 
 def empty_rows(
-    input_BS: np.ndarray, labels_BS: np.ndarray, patch_lengths_BP: np.ndarray | None
+    input_BS: np.ndarray, labels_BS: np.ndarray, patch_lengths_BP: np.ndarray | None = None
 ) -> None:
     """Write rows without labels: each holds one EOS, as models accept no row without tokens."""
     input_BS[:] = PAD_ID

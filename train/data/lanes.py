@@ -1,23 +1,22 @@
-"""Lanes: the sequence of rows is dealt out to V lanes, each of which reads its own part of the text.
+"""Lanes: the sequence of rows is dealt out to V lanes, each of which reads a part of the text.
 
-Row n of the sequence is row ``n // V`` of lane ``n % V``. A rank that takes every V-th row, or every
-row of a few lanes, so reads those lanes' text alone; V does not depend on the number of ranks, and
-neither does the sequence.
+Row n of the sequence is row ``n // V`` of lane ``n % V``. A rank that takes the rows of a few lanes
+reads those lanes' text alone. V does not depend on the number of ranks, and neither does the
+sequence.
 
 **The line of a lane.** Each epoch of a shard set is a line of T tokens, the shards in that epoch's
 order (:mod:`train.data.shard_source`). It is cut into V equal parts; in epoch e lane l reads part
-``(l + e) % V``, then in epoch e + 1 the next part of that one's order, and so on. Record batches are
-not cut: one belongs to the part in which its first token lies. So in each epoch every document is in
-one part, and all lanes together read it once. Parts are counted in V-ths of a token, in which each
-has a whole number T of units.
+``(l + e) % V``. Record batches are not cut: one belongs to the part in which its first token lies.
+So in each epoch every document is in one part, and all lanes together read it once. Places in a
+part are counted in V-ths of a token, of which every part has the whole number T.
 
 A set whose share is prescribed (``weights``) may be too small to be cut into V parts. Then a lane
 reads *all* of it in each epoch, beginning with its own part and going round. Every lane so has its
 share of the set, and lanes are at different places of it.
 
 Example: T = 100 tokens and V = 4. In epoch 0 lane 1 reads the record batches that begin at tokens
-25 to 49, in epoch 1 those at 50 to 74 of another order. Half of a part is 50 units of a quarter of a
-token, 12.5 tokens:
+25 to 49, in epoch 1 those at 50 to 74 of another order. Half of a part is 50 quarters of a token,
+12.5 tokens:
 
 >>> Line(tokens=100, lanes=4, lane=1, whole=False).spans(Place(0, 0), 0, 50)
 [(0, 25, 38)]
@@ -136,9 +135,7 @@ def rows_passed(rows: int, lane: int, lanes: int) -> int:
 
 def lane_from_json(values: Mapping[str, Any]) -> LaneCursor:
     """The cursor that :func:`lane_to_json` wrote."""
-    origin, begin = (
-        tuple(Place(*place) for place in values[name]) for name in ("origin", "begin")
-    )
+    origin, begin = (tuple(Place(*place) for place in values[name]) for name in ("origin", "begin"))
     return LaneCursor(values["window"], values["first"], origin, begin)
 
 

@@ -5,18 +5,18 @@ these are divided among the ranks decides how much text each of them reads, and 
 microbatch holds the same rows for any division.
 
 **The division.** With G the greatest common divisor of R and the number V of lanes, rank r takes
-rows ``n % G == r % G`` only, and so reads every G-th lane. If R divides V, that is all: G = R, and no
-two ranks read the same lane. Otherwise R / G ranks share V / G lanes; call these numbers R' and V'.
-Each of the R' ranks *owns* ``V' // R'`` of the lanes, dealt round; the last ``V' % R'`` lanes are
+rows ``n % G == r % G`` only, and so reads every G-th lane at most. If R divides V, that is all: G
+is R, and no two ranks read the same lane. Otherwise R' = R / G ranks share V' = V / G lanes. Each
+of the R' ranks *owns* ``V' // R'`` of the lanes, dealt round; the last ``V' % R'`` lanes are
 *common*: all R' ranks read them.
 
 In a microbatch a rank takes the rows of its own lanes, and common rows until it has B. That always
 works out: without the common ones, the group's rows of a microbatch are rows of owned lanes in
 cyclic order, dealt round. Hence no rank owns more than ``ceil(owned / R')``, which is at most B.
 
-Example: V = 8 lanes and R = 3 ranks with 2 rows each. G = 1; lanes 0 and 3 belong to rank 0, 1 and 4
-to rank 1, 2 and 5 to rank 2, and 6 and 7 are common. Rows 0-5 go to their owners. Rows 6-11 lie in
-lanes 6 7 0 1 2 3: rank 0 owns two of them (rows 8 and 11), ranks 1 and 2 one each (rows 9 and 10),
+Example: V = 8 lanes and R = 3 ranks with 2 rows each. G is 1; lanes 0 and 3 belong to rank 0, 1
+and 4 to rank 1, 2 and 5 to rank 2, and 6 and 7 are common. Rows 0-5 go to their owners. Rows 6-11
+lie in lanes 6 7 0 1 2 3: rank 0 owns two of them (rows 8 and 11), ranks 1 and 2 one each (rows 9 and 10),
 so rank 1 also takes row 6 and rank 2 row 7.
 
 >>> shares = [RankShare(rank, ranks=3, batch=2) for rank in range(3)]

@@ -36,7 +36,7 @@ from train.data.lanes import Cursor, LaneCursor, Line, Place, number_of_lanes, r
 from train.data.packing import PackedWindow, pack_rows
 from train.data.row_settings import LEAST_PATCHES, RowSettings, check
 from train.data.shard_source import ShardSource
-from train.data.window import join_documents
+from train.data.window import DocumentArrays, join_documents
 
 PACKING_VERSION = 3
 """Changes when the same shards, seed and settings give other rows than before."""
@@ -69,7 +69,7 @@ class RowStream:
         """
         check(urls, settings)
         self.settings = settings
-        self.sources = []
+        self.sources: list[ShardSource] = []
         for url in urls:
             shards = ShardSet(url)
             patcher = settings.rule.patcher(shards)
@@ -176,7 +176,7 @@ class RowStream:
         return LaneCursor(number, cursor.first + rows, cursor.origin, begin)
 
     def _load(self, lane: int, cursor: LaneCursor) -> PackedWindow:
-        batches = []
+        batches: list[DocumentArrays] = []
         for i, (source, origin) in enumerate(zip(self.sources, cursor.origin, strict=True)):
             limits = (self._units(i, cursor.window), self._units(i, cursor.window + 1))
             for span in self._line(i, lane).spans(origin, *limits):

@@ -12,7 +12,6 @@ from train.data.row_settings import RowSettings
 from train.data.row_stream import RowStream
 from train.data.shard_source import ShardSource
 
-
 MODULES = [filling, lanes, packing, ranks, shard_source]
 
 

@@ -96,9 +96,7 @@ def test_a_rank_reads_its_share(many_batches, read_bytes):
 
 
 def test_a_resumed_rank_reads_no_more_than_its_windows_in_progress(many_batches, read_bytes):
-    config = ShardDataLoader.Config(
-        shards=[many_batches], shuffle_bytes=LANES * 14, patches=False
-    )
+    config = ShardDataLoader.Config(shards=[many_batches], shuffle_bytes=LANES * 14, patches=False)
     states: dict = {}
     for rank in range(64):
         loader = config.build(dp_world_size=64, dp_rank=rank, seq_len=ROW, local_batch_size=8)
