@@ -16,8 +16,8 @@ cyclic order, dealt round. Hence no rank owns more than ``ceil(owned / R')``, wh
 
 Example: V = 8 lanes and R = 3 ranks with 2 rows each. G is 1; lanes 0 and 3 belong to rank 0, 1
 and 4 to rank 1, 2 and 5 to rank 2, and 6 and 7 are common. Rows 0-5 go to their owners. Rows 6-11
-lie in lanes 6 7 0 1 2 3: rank 0 owns two of them (rows 8 and 11), ranks 1 and 2 one each (rows 9 and 10),
-so rank 1 also takes row 6 and rank 2 row 7.
+lie in lanes 6 7 0 1 2 3: rank 0 owns two of them (rows 8 and 11), ranks 1 and 2 one each (rows 9
+and 10), so rank 1 also takes row 6 and rank 2 row 7.
 
 >>> shares = [RankShare(rank, ranks=3, batch=2) for rank in range(3)]
 >>> [share.rows(6, lanes=8).tolist() for share in shares]

@@ -145,7 +145,7 @@ def test_weights_are_shares_of_the_text(sets, lanes):
     of_set = [texts_of([url]) for url in sets]
     read = np.zeros((lanes, 2))
     last = [LaneCursor(0, 0, ())] * lanes
-    for one in itertools.islice(opened(stream, infinite=True), 300 * lanes):
+    for one in itertools.islice(opened(stream, infinite=True), 120 * lanes):
         last[one.lane] = one.cursor
         for text in texts_in(one.window):
             read[one.lane, int(text not in of_set[0])] += len(text)
