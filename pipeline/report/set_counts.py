@@ -119,7 +119,8 @@ def read_counts(name: str, shards: ShardSet) -> SetCounts:
             f"{shards.output.url}: its manifest has no summary, because an earlier release patched "
             "it; --recompute reads the shards themselves"
         )
-    return SetCounts.of(name, shards, shards.statistics, summary, shards.entries)
+    counts = SetCounts.of(name, shards, shards.statistics, summary, shards.entries)
+    return replace(counts, problems=list(shards.missing()))
 
 
 def _run_times(shards: ShardSet) -> list[RunTime]:

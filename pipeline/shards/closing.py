@@ -83,8 +83,9 @@ def _stream(batches: Sequence[pa.RecordBatch]) -> pa.Buffer:
 def make_part(output: OutputDirectory, entries: Sequence[ShardEntry]) -> Part:
     """Add up the entries and the summaries of some shards."""
     statistics = sum((entry.patch_statistics for entry in entries), PatchStatistics())
-    # Groups that are not among the largest become one, as in the manifest: a sum stays small.
     summary = _sum_of_summaries(output, entries)
+    if summary is not None:  # a sum of any number of parts stays as small as one
+        summary = Summary.from_json(summary.to_json())
     return Part(entry_rows(entries), batch_rows(entries), statistics, summary)
 
 

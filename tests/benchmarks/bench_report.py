@@ -9,6 +9,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import export_shard, plan_export
 from pipeline.export.layouts import LAYOUTS
 from pipeline.patch.scoring import Scorer
+from pipeline.shards.closing import write_manifest
+from pipeline.shards.entries import read_entries, shard_name
 from pipeline.shards.format import record_batch, shard_schema
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.summary import Summary
@@ -73,15 +76,19 @@ def report_seconds(directory: Path, *flags: object) -> float:
 
 
 def many_manifests(shards: ShardSet, directory: Path) -> None:
-    one = {**shards.manifest, "shards": shards.manifest["shards"][:1]}
-    (entry,) = one["shards"]
-    entries = [{**entry, "name": f"{i:06d}-00000-00000"} for i in range(MANIFESTS)]
-    whole = OutputDirectory(str(directory / "whole"))
-    whole.write("manifest.json", json.dumps({**one, "shards": entries}, indent=1).encode())
+    entry = next(iter(read_entries(shards.output).values()))
+    whole, one = directory / "whole", directory / "one"
+    copies = [replace(entry, name=shard_name(i, 0, 0)) for i in range(MANIFESTS)]
+    for url, entries in ((whole, copies), (one, [entry])):
+        for copy in entries:
+            for path in (copy.path, copy.summary_path):
+                (url / path).parent.mkdir(parents=True, exist_ok=True)
+                original = path.replace(copy.name, entry.name)
+                os.link(shards.output.locate(original), url / path)
+        made = {key: shards.manifest[key] for key in ("patcher", "columns", "entropy_model")}
+        write_manifest(OutputDirectory(str(url)), made, entries)
     for i in range(MANIFESTS):
-        path = directory / "many" / f"{i:05d}"
-        path.mkdir(parents=True)
-        (path / "manifest.json").write_text(json.dumps(one, indent=1))
+        shutil.copytree(one, directory / "many" / f"{i:05d}", copy_function=os.link)
     alone = report_seconds(directory, "--shards", shards.output.url)
     print(f"report on {len(shards.entries)} shards: {alone:.1f} s")
     seconds = report_seconds(directory, "--shards", directory / "whole")

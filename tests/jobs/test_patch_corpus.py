@@ -20,10 +20,12 @@ import pytest
 import torch
 from support.jobs import ROOT, command, contents, environment, full_disk
 from support.local_ray import share_local_ray, to_join_local_ray
+from support.shard_sets import as_version_1
 from support.texts import noise, topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards
+from pipeline.patch import collect
 from pipeline.shards.verify import verify
 
 # A few kilobytes a shard: a small corpus makes many.
@@ -170,6 +172,40 @@ def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_mode
     again = run_here(*flags, "--output", killed, "--json")
     assert json.loads(again.stdout)["bytes_patched"] == 0
     assert contents(one) == contents(killed)
+
+
+def test_what_is_lost_is_made_again(patched, tmp_path, run_here, monkeypatch):
+    """And what format version 1 began, version 2 continues and closes, with the same bytes."""
+    model, whole, result = patched
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    as_version_1(out)
+    lost, cut, *_ = sorted((out / "shards").iterdir())[1::2]
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-9])
+    source = whole.parent / "in" / "topics.jsonl"
+    flags = ("--entropy-model", model, "--threshold", 2.5, "--id-column", "id", *SMALL, "--json")
+    done = run_here("--input", source, "--output", out, *flags)
+    assert done.returncode == 0, done.stderr
+    for path, what in ((lost, "is missing"), (cut, "has ")):
+        assert f"{path}: {what}" in done.stderr and "making it again" in done.stderr
+    assert 0 < json.loads(done.stdout)["bytes_patched"] < result["bytes"]
+    assert contents(out) == contents(whole)
+    # Parts that several workers add up give the same sums.
+    monkeypatch.setattr(collect, "SHARDS_PER_PART", 2)
+    (out / "entries.arrow").write_bytes((out / "entries.arrow").read_bytes()[::-1])
+    done = run_here("--input", source, "--output", out, *flags, "--verify")
+    assert done.returncode == 0 and "entries.arrow: is damaged" in done.stderr, done.stderr
+    assert {**json.loads(done.stdout), "bytes_patched": 0, "seconds": 0, "output": 0} == {
+        **result,
+        "bytes_patched": 0,
+        "seconds": 0,
+        "output": 0,
+    }
+    assert open_shards(str(out)).manifest["entries"]["parts"]["rows"][0] == 2
+    one, other = (open_shards(str(url)) for url in (whole, out))
+    assert one.entries == other.entries and one.summary.to_json() == other.summary.to_json()
+    assert [d.text for d in one] == [d.text for d in other]
 
 
 def test_a_changed_command_is_refused_until_overwritten(tmp_path, run_here):

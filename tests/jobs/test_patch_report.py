@@ -166,14 +166,21 @@ def test_a_manifest_that_says_something_else_is_named(local_ray, run, sets):
     assert done.returncode == 1 and f"{path}: says " in done.stdout
 
 
-@pytest.mark.parametrize("damage", ["summary", "entry", "run"])
-def test_a_damaged_manifest_is_named(run, sets, damage):
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ("summary", "manifest.json is damaged"),
+        ("entry", "entries.arrow: is damaged (record batch 0 of 1: "),
+        ("run", None),
+    ],
+)
+def test_a_damaged_manifest_is_named(run, sets, damage, message):
     path = sets / "a" / "manifest.json"
     manifest = json.loads(path.read_text())
     if damage == "summary":
         manifest["summary"]["thresholds"]["counts"] = "AAAA"
     elif damage == "entry":
-        manifest["shards"][0]["what"] = 1
+        manifest["entries"]["parts"]["hash"][0] = "0" * 16
     else:
         (sets / "a" / "runs").mkdir(exist_ok=True)
         (sets / "a" / "runs" / "x.json").write_text("{")
@@ -182,7 +189,14 @@ def test_a_damaged_manifest_is_named(run, sets, damage):
     if damage == "run":  # without which only the speed is not known
         assert done.returncode == 0 and "time not recorded" in done.stdout
     else:
-        assert done.returncode in (1, 2) and "manifest.json is damaged" in done.stderr
+        assert done.returncode in (1, 2) and message in done.stderr
+
+
+def test_a_lost_shard_is_named(run, sets):
+    lost = min((sets / "a" / "shards").iterdir())
+    lost.unlink()
+    done = run("--shards", sets / "a", "--output", sets / "out")
+    assert done.returncode == 1 and f"{lost}: is missing" in done.stdout
 
 
 def test_what_others_write_beside_a_report_stays(run, sets):

@@ -1,6 +1,7 @@
 """Checks of outputs against the page on file formats; the first fault raises `FormatError`."""
 
 import hashlib
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -21,19 +22,23 @@ from support.format_reader import (
     expect,
     find_patches,
     find_threshold_values,
+    hash_bytes,
     hash_content,
     join_entropies,
     make_documents,
     read_documents,
     read_json,
     read_manifest,
+    read_part,
     read_rejects,
+    read_shards,
     read_table,
     read_thresholds,
 )
 
 TOKENIZER = {"offset": 4, "bos": 1, "eos": 2, "vocabulary": 260}
 EXCERPTS = 5
+NO_BATCHES: Values = {"rows": []}
 PATHS = {
     "parquet": r"data/{name}\.parquet",
     "reference": r".+\.chunk\.\d\d+\.jsonl\.shard_\d+\.arrow",
@@ -156,19 +161,53 @@ def check_shard(directory: Path, entry: Values, manifest: Values, rejects: list)
     for document in documents:
         check_document(document, patcher)
     check_statistics(name, documents, entry["statistics"])
+    check_batches(path, entry, documents)
     counts = [entry["rejects"], entry["records"]]
     expect(f"records of {name}", [len(rejects), len(documents) + len(rejects)], counts)
-    expect(f"entry of {name}", read_json(directory / "entries" / f"{name}.json"), entry)
     if manifest.get("summary") is not None:
         summary = read_json(directory / "summaries" / f"{name}.json")
         check_summary(summary, documents, rejects, patcher)
+
+
+def check_batches(path: Path, entry: Values, documents: list[Document]) -> None:
+    """Check what is stated of each record batch of a shard, of which the documents are known."""
+    rows, columns = 0, None
+    for place in zip(*(entry["batches"] or NO_BATCHES).values(), strict=True):
+        stated = dict(zip(entry["batches"], place, strict=True))
+        columns = columns or read_table(path).schema
+        read_part(path, columns, tuple(stated[x] for x in ("offset", "length", "rows", "hash")))
+        part = documents[rows : rows + stated["rows"]]
+        expect(f"tokens in a batch of {path}", sum(each.tokens for each in part), stated["tokens"])
+        rows += stated["rows"]
+    expect(f"rows of {path}", rows, len(documents))
+
+
+def read_entry(directory: Path, row: Values) -> Values:
+    """Return the entry of a shard, whose hash is right and which says what the set's row says."""
+    data = (directory / "entries" / f"{row['name']}.json").read_bytes()
+    entry = json.loads(data)
+    check = entry.pop("check")
+    zeros = data.replace(b'"check": "%s"' % check.encode(), b'"check": "0000000000000000"')
+    expect(f"check of {row['name']}", hash_bytes(zeros), check)
+    counts, batches = entry["statistics"], entry["batches"]
+    histogram = counts["entropies"].items()
+    entropy = sum((int(k) + 0.5) * n for k, n in histogram) * 0.02 * 2**24
+    expect(f"entropy of {row['name']}", abs(row["entropy"] - entropy) < 1, True)
+    found = {key: counts[key] if key in counts else entry.get(key) for key in row}
+    found |= {key: row[key] for key in ("entropy", "places")}
+    expect(f"row of {row['name']}", found | {"batches": len((batches or NO_BATCHES)["rows"])}, row)
+    for i, place in enumerate(row["places"]):
+        stated = {key: values[i] for key, values in batches.items()}
+        expect(f"a batch of {row['name']}", place | {"hash": f"{place['hash']:016x}"}, stated)
+    return entry
 
 
 def check_shard_set(directory: Path | str) -> None:
     """Check a whole shard set against its manifest."""
     directory, manifest = Path(directory), read_manifest(directory)
     rejects = read_rejects(directory)
-    entries, names = manifest["shards"], [entry["name"] for entry in manifest["shards"]]
+    entries = [read_entry(directory, row) for row in read_shards(directory)]
+    names = [entry["name"] for entry in entries]
     expect("tokenizer", manifest["tokenizer"], TOKENIZER)
     expect("order of shards", names, sorted(names))
     expect("shards with rejects", list(rejects), [x["name"] for x in entries if x["rejects"]])

@@ -5,6 +5,7 @@ is used, so that a test with this module is a test of the page.
 """
 
 import base64
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,8 @@ import zstandard
 Values = dict[str, Any]
 
 FORMAT_VERSION = 1
+"""Of prepared corpora."""
+SHARD_VERSIONS = (1, 2)
 FIXED_COLUMNS = {
     "sample_id": pa.string(),
     "text": pa.string(),
@@ -33,6 +36,21 @@ FIXED_COLUMNS = {
 
 class FormatError(ValueError):
     """An output is not as the page says."""
+
+
+ENTRY_COLUMNS = {
+    **dict.fromkeys(("name", "source"), pa.string()),
+    **dict.fromkeys(("records", "rejects"), pa.int64()),
+    "last": pa.bool_(),
+    "error": pa.string(),
+    "shard_bytes": pa.int64(),
+    "sha256": pa.string(),
+    **dict.fromkeys(("documents", "bytes", "tokens", "patches", "entropy", "batches"), pa.int64()),
+}
+BATCH_COLUMNS = {
+    **dict.fromkeys(("offset", "length", "rows", "tokens"), pa.int64()),
+    "hash": pa.uint64(),
+}
 
 
 def expect(what: str, found: Any, stated: Any) -> None:
@@ -57,9 +75,57 @@ def read_manifest(directory: Path | str, stage: str | None = None) -> Values:
     """Return the manifest of a finished output of a stage; None stands for a shard set."""
     manifest = read_json(Path(directory) / "manifest.json")
     expect(f"stage of {directory}", manifest.get("stage"), stage)
-    version = None if stage == "export" else FORMAT_VERSION
-    expect(f"format version of {directory}", manifest.get("format_version"), version)
+    version = manifest.get("format_version")
+    if stage is None:
+        expect(f"whether format version {version} is known", version in SHARD_VERSIONS, True)
+    else:
+        expect(f"format version of {directory}", version, {"prepare": FORMAT_VERSION}.get(stage))
     return manifest
+
+
+def hash_bytes(data: bytes) -> str:
+    """Return the XXH3-64 hash of some bytes in hexadecimal."""
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def read_part(path: Path, schema: pa.Schema, place: tuple[int, int, int, str]) -> pa.RecordBatch:
+    """Return a record batch of an Arrow IPC file, given its offset, length, rows and hash."""
+    offset, length, rows, stated = place
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    expect(f"hash of byte {offset} to {offset + length} of {path}", hash_bytes(data), stated)
+    batch = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+    expect(f"rows at byte {offset} of {path}", batch.num_rows, rows)
+    return batch
+
+
+def read_columns(directory: Path | str, name: str, types: dict[str, pa.DataType]) -> list[Values]:
+    """Return the rows of a file of columns part by part, as the manifest lists them."""
+    path, stated = Path(directory) / f"{name}.arrow", read_manifest(directory)[name]
+    expect(f"size of {path}", path.stat().st_size, stated["bytes"])
+    expect(f"SHA-256 of {path}", hashlib.sha256(path.read_bytes()).hexdigest(), stated["sha256"])
+    parts = [stated["parts"][key] for key in ("offset", "length", "rows", "hash")]
+    batches = [read_part(path, pa.schema(types), place) for place in zip(*parts, strict=True)]
+    whole = read_table(path)
+    found = dict(zip(whole.column_names, whole.schema.types, strict=True))
+    expect(f"columns of {path}", found, types)
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    expect(f"rows of {path}", rows, whole.to_pylist())
+    return rows
+
+
+def read_shards(directory: Path | str) -> list[Values]:
+    """Return what a shard set knows of each shard; `places` has its record batches."""
+    manifest = read_manifest(directory)
+    if manifest["format_version"] == 1:
+        return manifest["shards"]
+    shards = read_columns(directory, "entries", ENTRY_COLUMNS)
+    batches = read_columns(directory, "batches", BATCH_COLUMNS)
+    for shard in shards:
+        shard["places"], batches = batches[: shard["batches"]], batches[shard["batches"] :]
+    expect("record batches that belong to no shard", batches, [])
+    return shards
 
 
 def read_rejects(directory: Path | str) -> dict[str, list[dict[str, str]]]:
@@ -127,7 +193,7 @@ def read_documents(path: Path | str) -> list[Document]:
 
 def read_shard_set(directory: Path | str) -> Iterator[Document]:
     """Yield the documents of a shard set in order."""
-    for entry in read_manifest(directory)["shards"]:
+    for entry in read_shards(directory):
         if entry["sha256"] is not None:
             yield from read_documents(Path(directory) / "shards" / f"{entry['name']}.arrow")
 

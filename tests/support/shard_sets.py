@@ -1,24 +1,36 @@
 """Shard sets made directly, without Ray and without a model: for tests of what reads them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
+import pyarrow as pa
 
 from model import Patcher
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document
 from pipeline.patches import patch_stored
 from pipeline.shards.closing import write_manifest
-from pipeline.shards.entries import ShardEntry, commit_entry, shard_name
-from pipeline.shards.format import record_batch, shard_schema
+from pipeline.shards.entries import (
+    ShardEntry,
+    commit_entry,
+    entry_path,
+    read_entries,
+    shard_name,
+)
+from pipeline.shards.format import read_text, record_batch, shard_schema
 from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory
+from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.run_record import MANIFEST, RECORD
 
 PATCHER = Patcher(1.0)
+PROVENANCE = ("tokenizer", "entropy_model", "patcher", "columns", "sources", "configuration")
 
 
 def write_shards(
@@ -65,6 +77,41 @@ def write_shards(
         entries.append(entry)
     rule = patcher.to_json()
     write_manifest(output, {"patcher": rule, "columns": schema.names}, entries)
+    return ShardSet(str(url))
+
+
+def rewrite(url: str | Path, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
+    """Write the shards of a set again with other rows, and close it as if they had been patched:
+    only what the rows mean is then wrong."""
+    shards = ShardSet(str(url))
+    output, entries = shards.output, read_entries(shards.output)
+    for shard in shards.entries:
+        entry = entries[shard.name]
+        batches = [] if shard.sha256 is None else list(shards.shard_batches(shard))
+        if batches:
+            with output.committing(entry.path) as path, BatchWriter(path, shards.schema) as writer:
+                for batch in map(change, batches):
+                    writer.write(batch, int(read_text(batch)[1].sum()))
+                entry.describe(writer.close())
+        commit_entry(output, entry)
+    provenance = {key: shards.manifest[key] for key in PROVENANCE if key in shards.manifest}
+    write_manifest(output, provenance, list(entries.values()))
+
+
+def as_version_1(url: str | Path) -> ShardSet:
+    """Turn a set into what the release before format version 2 would have written."""
+    output = OutputDirectory(str(url))
+    manifest = output.read_json(MANIFEST)
+    entries = [asdict(entry) for entry in read_entries(output).values()]
+    for entry in entries:
+        del entry["batches"]
+        output.write(entry_path(entry["name"]), to_json(entry))
+    for table, file in (("entries", ENTRIES_FILE), ("batches", BATCHES_FILE)):
+        del manifest[table]
+        output.remove(file)
+    output.write(MANIFEST, to_json(manifest | {"format_version": 1, "shards": entries}))
+    if output.exists(RECORD):
+        output.write(RECORD, to_json(output.read_json(RECORD) | {"format_version": 1}))
     return ShardSet(str(url))
 
 

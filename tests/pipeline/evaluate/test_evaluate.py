@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from support import tiny
+from support.shard_sets import rewrite
 from support.texts import topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, save_blt, save_entropy_model
@@ -303,18 +304,17 @@ def test_shards_are_cut_anew(prepared):
 def test_shards_whose_lists_are_damaged_are_named(prepared, tmp_path):
     directory = tmp_path / "shards"
     shutil.copytree(prepared / "shards", directory)
-    path = min(directory.glob("shards/*.arrow"))
-    with pa.ipc.open_file(path) as file:
-        (batch,) = (file.get_batch(i) for i in range(file.num_record_batches))
-    for column, lists, flags, message in (
-        ("entropies", [[1.0]] * batch.num_rows, {"threshold": 4.4}, "lengths: must"),
-        ("patch_lengths", [None] * batch.num_rows, {}, "patch_lengths: a row has no list"),
+    for column, row, flags, message in (
+        ("entropies", [1.0], {"threshold": 4.4}, "lengths: must"),
+        ("patch_lengths", None, {}, "patch_lengths: a row has no list"),
     ):
-        place = batch.schema.get_field_index(column)
-        field = batch.schema.field(place)
-        damaged = batch.set_column(place, field, pa.array(lists, field.type))
-        with pa.ipc.new_file(path, batch.schema) as writer:
-            writer.write_batch(damaged)
+
+        def damage(batch, column=column, row=row):
+            place = batch.schema.get_field_index(column)
+            field = batch.schema.field(place)
+            return batch.set_column(place, field, pa.array([row] * len(batch), field.type))
+
+        rewrite(directory, damage)
         with pytest.raises(PipelineError, match=f"--shards {directory}: cannot be read: {message}"):
             run(prepared, shards=str(directory), **flags)
 

@@ -282,7 +282,7 @@ def test_a_tokenizers_sample_is_from_everywhere(shards, parts, tokenizer, model,
     gone = next((tmp_path / "set" / "shards").iterdir())
     gone.unlink()
     left, (problem,) = tokenizer_figures("bpe", bpe, [other])
-    assert left is not None and f"{gone}: cannot be read for --tokenizer" in problem
+    assert left is not None and f"{gone}: cannot be read" in problem
     assert tokenizer_figures("bpe", bpe, []) == (None, [])
 
 

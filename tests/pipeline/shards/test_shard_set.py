@@ -1,11 +1,13 @@
 """Shards written and read back, what verification notices, and manifests that are damaged."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.shard_sets import as_version_1
 
 from model import Patcher
 from pipeline import open_shards
@@ -130,7 +132,9 @@ def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
     write(tmp_path, ngram_model)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(PipelineError, match=f"format version 99 is not {FORMAT_VERSION}"):
+    with pytest.raises(
+        PipelineError, match=f"of format version 99; .* versions up to {FORMAT_VERSION}: "
+    ):
         open_shards(str(tmp_path))
     for manifest, message in (
         ({"format_version": FORMAT_VERSION, "chunks": []}, "a prepared corpus, which jobs/patch_c"),
@@ -143,8 +147,19 @@ def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
             open_shards(str(tmp_path))
 
 
+PARTS = {"offset": [8], "length": [8], "rows": [8], "tokens": [8], "hash": ["f" * 16]}
+TABLE = {"bytes": 3, "sha256": "a", "parts": PARTS}
 DAMAGED = {
-    "shards is 3, not a list": {"shards": 3},
+    "it has no 'batches'": {"batches": None},
+    "entries has no 'parts'": {"entries": {"bytes": 3, "sha256": ""}},
+    "entries.parts.rows[0] is '3', not an integer": {
+        "entries": TABLE | {"parts": PARTS | {"rows": ["3"]}}
+    },
+    "not equally many offsets": {"batches": TABLE | {"parts": PARTS | {"rows": [3, 4]}}},
+    "invalid literal for int() with base 16": {
+        "batches": TABLE | {"parts": PARTS | {"hash": ["hash"]}}
+    },
+    "columns: are not in the order": {"columns": ["text", "sample_id", "meta", "patch_lengths"]},
     "it has no 'statistics'": {"statistics": None},
     "patcher is 'space', not an object": {"patcher": "space"},
     "columns[1] is 3, not a string": {"columns": ["text", 3]},
@@ -153,6 +168,10 @@ DAMAGED = {
     "summary is [1], not an object": {"summary": [1]},
     "rule: 'spaces' is not one of": {"patcher": {"rule": "spaces"}},
     "unexpected keyword argument 'bytes'": {"patcher": {"bytes": 3}},
+}
+DAMAGED_1 = {
+    "shards is 3, not a list": {"shards": 3},
+    "it has no 'shards'": {"shards": None, "entries": TABLE},
     "shards[0] is 'first', not an object": {"shards": ["first"]},
     "shards[0] has no 'name'": {"shards": [{}]},
     "shards[0].sha256 is 3, not a string": {"shards": [{"name": "a", "source": "b", "sha256": 3}]},
@@ -166,13 +185,24 @@ DAMAGED = {
 @pytest.mark.parametrize("message", DAMAGED)
 def test_a_damaged_manifest_is_named(tmp_path, ngram_model, message):
     write(tmp_path, ngram_model)
-    path = tmp_path / "manifest.json"
-    manifest = json.loads(path.read_text()) | DAMAGED[message]
+    check_damaged(tmp_path, DAMAGED[message], message)
+
+
+def check_damaged(directory, changes, message):
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: value for k, value in manifest.items() if value is not None}))
     with pytest.raises(PipelineError) as raised:
-        open_shards(str(tmp_path))
-    assert str(raised.value).startswith(f"{tmp_path}: manifest.json is damaged: ")
+        open_shards(str(directory))
+    assert str(raised.value).startswith(f"{directory}: manifest.json is damaged: ")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("message", DAMAGED_1)
+def test_a_damaged_manifest_of_version_1_is_named(tmp_path, ngram_model, message):
+    write(tmp_path, ngram_model)
+    as_version_1(tmp_path)
+    check_damaged(tmp_path, DAMAGED_1[message], message)
 
 
 def test_a_damaged_entry_is_named(tmp_path, ngram_model):
@@ -188,7 +218,8 @@ def test_workers_get_the_set_without_its_entries(tmp_path, ngram_model):
     write(tmp_path, ngram_model)
     shards = open_shards(str(tmp_path))
     alone = shards.without_entries()
-    assert alone.entries == alone.manifest["shards"] == [] and len(shards.entries) == 1
+    alone = pickle.loads(pickle.dumps(alone))
+    assert "sources" not in alone.manifest and len(shards.entries) == 1
     assert alone.patcher == PATCHER and alone.metadata_columns == ["meta"] and alone.has_entropies
     (batch,) = alone.checked_batches(shards.entries[0])
     assert batch.num_rows == 4
