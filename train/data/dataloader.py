@@ -251,7 +251,7 @@ def microbatches(
     rows = cursor.rows
     picked: list[tuple[PackedWindow, int]] = []
     while reader.reading:
-        for number in share.rows(rows, stream.lanes).tolist():
+        for number in share.rows(rows, stream.lanes):
             picked += reader.row(number)
         rows += share.ranks * share.batch
         reader.pass_rows(rows)

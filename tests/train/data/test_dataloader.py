@@ -281,7 +281,7 @@ def test_the_mixture_changes_and_sets_go_on_at_their_places(numbered_sets):
     # again before all have been read.
     assert max(of_a[0].values()) == 1 and 60 < len(of_a[0]) < 200
     again = of_a[0] & of_a[1]
-    assert 0 < len(of_a[1]) and sum(again.values()) <= 4 * 200 / 30
+    assert len(of_a[1]) > 0 and sum(again.values()) <= 4 * 200 / 30
     of_c = sum(n for k, n in second.items() if k[:1] == b"c")
     assert 1.8 < of_c / sum(of_a[1].values()) < 4.5
     assert not any(k[:1] == b"b" for k in second)
