@@ -69,8 +69,8 @@ class ShardDataLoader(BaseDataLoader):
         """Parts of the text that are read side by side; fewer if the text is small. R ranks read
         no more than they need if R divides it. A checkpoint's number stays."""
         shuffle_bytes: int | None = None
-        """Bytes of text that all ranks together hold in memory, and shuffle, at a time; default: 4
-        MiB per lane and shard set (of the first 4)."""
+        """Bytes of text that all ranks together hold in memory, and shuffle, at a time; default: 8
+        MiB per lane, 16 for several shard sets."""
         prefetch: int = 4
         """Microbatches that are made ahead of training."""
         infinite: bool = True
