@@ -40,11 +40,14 @@ from pipeline.shards.format import (
 )
 from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.shards.record_batches import WAY_ON, BatchIndex, find_batches, read_batches
-from pipeline.shards.tables import CACHED_PARTS, EntryTables, ShardArrays
+from pipeline.shards.tables import EntryTables, ShardArrays
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST
+
+CACHED_FOOTERS = 4096
+"""Shards of format version 1 whose record batches are kept in mind."""
 
 
 class ShardSet:
@@ -312,7 +315,7 @@ class ShardSet:
             raise DamagedShardError(f"{where}: cannot be read: {error}") from error
 
 
-@lru_cache(maxsize=CACHED_PARTS)
+@lru_cache(maxsize=CACHED_FOOTERS)
 def _found(output: OutputDirectory, name: str, size: int, tokens: int) -> BatchIndex:
     return find_batches(output, name, size, tokens)
 

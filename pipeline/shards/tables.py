@@ -24,7 +24,8 @@ SHARDS_PER_PART = 1000
 BATCHES_PER_PART = 8192
 """Rows in a record batch of ``batches.arrow``, at most, unless a single shard has more: a shard's
 rows are all in one."""
-CACHED_PARTS = 16
+CACHED_PARTS = 64
+"""Parts that are kept, 20 MB: the lanes of a training are in as many shards at once."""
 
 ENTRIES_SCHEMA = pa.schema(
     [

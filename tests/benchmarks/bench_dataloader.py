@@ -8,7 +8,7 @@ the machine too. Printed, measured in turn:
 - the multiple of the rate of a loader written the obvious way: Python lists of tokens and patch
   lengths, document after document, sliced into rows, ``torch.tensor``;
 - the share of the rate at which numpy copies the same number of bytes as the batches hold;
-- where the time goes: reading and packing alone, which every rank does for the rows of all;
+- where the time goes: reading and packing alone;
 - padding of tokens and of patches.
 """
 
@@ -136,7 +136,7 @@ def run_ours(urls: list[str], seq_len: int) -> None:
 
 def run_windows(urls: list[str], seq_len: int) -> None:
     stream = loader(urls, seq_len).stream
-    for _ in stream.windows(stream.start(), infinite=False):
+    for _ in stream.windows(stream.start(range(stream.lanes)), infinite=False):
         pass
 
 
@@ -196,7 +196,7 @@ def report(urls: list[str], seq_len: int) -> None:
     )
     print(
         f"  reading and packing alone / all: {quotient(times, 3, 0):.2f} ({spread(times, 3, 0)}); "
-        f"{text / median(row[3] for row in times) / 1e6:.0f} MB/s is the most of all ranks together"
+        f"{text / median(row[3] for row in times) / 1e6:.0f} MB/s"
     )
     for what, padding in (("tokens", tokens_padding), ("patches", patches_padding)):
         met = verdict(padding < TARGET_PADDING)

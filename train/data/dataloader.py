@@ -6,8 +6,8 @@ B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, of which each rank takes B
 continues with the next row.
 
 A rank reads and packs the windows of its own lanes. The state has a key per lane, which the ranks
-that read the lane write, and one for what they all know; a checkpoint holds the union. It is that of
-the last microbatch that was yielded, not of those that the thread has made.
+that read the lane write, and one for what they all know; a checkpoint holds the union. The state is
+that of the last microbatch that was yielded, not of those that the thread has made.
 """
 
 import json
@@ -71,8 +71,8 @@ class ShardDataLoader(BaseDataLoader):
         """Parts of the text that are read side by side; fewer if the text is small. R ranks read
         no more than they need if R divides it. A checkpoint's number stays."""
         shuffle_bytes: int | None = None
-        """Bytes of text that all ranks together hold in memory, and shuffle, at a time; default: 4
-        MiB per lane and shard set (of the first 4)."""
+        """Bytes of text that all ranks together hold in memory, and shuffle, at a time; default: 8
+        MiB per lane, 16 for several shard sets."""
         prefetch: int = 4
         """Microbatches that are made ahead of training."""
         infinite: bool = True
@@ -178,8 +178,7 @@ class ShardDataLoader(BaseDataLoader):
     def last_rows(self) -> Sequence[int]:
         """Numbers, in the sequence of all rows, of this rank's rows in the last microbatch."""
         first = self.rows_read - self.share.ranks * self.share.batch
-        rows: list[int] = self.share.rows(first, self.stream.lanes).tolist()
-        return rows
+        return [int(row) for row in self.share.rows(first, self.stream.lanes)]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor of the row after the last microbatch that was yielded, as JSON strings.
@@ -276,7 +275,7 @@ def microbatches(
     rows = cursor.rows
     picked: list[tuple[PackedWindow, int]] = []
     while reader.reading:
-        for number in share.rows(rows, stream.lanes).tolist():
+        for number in share.rows(rows, stream.lanes):
             picked += reader.row(number)
         rows += share.ranks * share.batch
         reader.pass_rows(rows)
@@ -349,12 +348,11 @@ def _filled(stream: RowStream, rows: int, picked: list[tuple[PackedWindow, int]]
         tensors.append(torch.empty(rows, stream.patches_per_row, dtype=torch.int32))
         inputs["patch_lengths"] = tensors[2]
     arrays = [tensor.numpy() for tensor in tensors]
-    arrays += [None] * (3 - len(arrays))
     if stream.groups is not None:
         inputs["groups"] = torch.zeros(shape, dtype=torch.int32)
         fill_groups(picked, inputs["groups"].numpy()[: len(picked)])
     if picked:
-        fill_rows(picked, *(a if a is None else a[: len(picked)] for a in arrays))
+        fill_rows(picked, *(array[: len(picked)] for array in arrays))
     if len(picked) < rows:
-        empty_rows(*(a if a is None else a[len(picked) :] for a in arrays))
+        empty_rows(*(array[len(picked) :] for array in arrays))
     return inputs, labels_BS

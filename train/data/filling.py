@@ -1,7 +1,7 @@
 """Rows → the arrays of a batch. Plain numpy; every byte that is trained on goes through here.
 
-Each piece of a row is a slice of its window's text. The rows of a batch come from many windows; all
-slices are copied in one call, and what is not a byte of the text (BOS, EOS, padding) is written over
+Each piece of a row is a slice of its window's text. The rows of a batch come from many windows. All
+slices are copied in one call; what is not a byte of the text (BOS, EOS, padding) is written over
 the copy afterwards.
 
 >>> from train.data.packing import pack_rows
@@ -28,7 +28,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, PAD_ID
-from train.data.packing import PackedWindow
+from train.data.packing import Column, PackedWindow
 from train.data.window import DocumentArrays
 
 IGNORE_LABEL = -100
@@ -39,7 +39,7 @@ def fill_rows(
     rows: Sequence[tuple[PackedWindow, int]],
     input_BS: np.ndarray,
     labels_BS: np.ndarray,
-    patch_lengths_BP: np.ndarray | None,
+    patch_lengths_BP: np.ndarray | None = None,
 ) -> None:
     """Write B rows into int32 arrays, padded with -1, -100 and 0.
 
@@ -82,8 +82,9 @@ def fill_groups(rows: Sequence[tuple[PackedWindow, int]], groups_BS: np.ndarray)
     for (window, row), groups_S in zip(rows, groups_BS, strict=True):
         assert window.documents.groups_D is not None
         places = slice(window.rows.first_R[row], window.rows.first_R[row + 1])
-        groups_M = window.documents.groups_D[window.rows.document_N[places]]
-        groups_T = np.repeat(groups_M, window.rows.tokens_N[places])
+        pieces_MF = window.rows.pieces_NF[places]
+        groups_M = window.documents.groups_D[pieces_MF[:, Column.DOCUMENT]]
+        groups_T = np.repeat(groups_M, pieces_MF[:, Column.TOKENS])
         groups_S[: len(groups_T)] = groups_T
 
 
@@ -128,7 +129,7 @@ def _copy_slices(
 
 
 def empty_rows(
-    input_BS: np.ndarray, labels_BS: np.ndarray, patch_lengths_BP: np.ndarray | None
+    input_BS: np.ndarray, labels_BS: np.ndarray, patch_lengths_BP: np.ndarray | None = None
 ) -> None:
     """Write rows without labels: each holds one EOS, as models accept no row without tokens."""
     input_BS[:] = PAD_ID

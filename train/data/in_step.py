@@ -13,8 +13,9 @@ from train.data.dataloader import Microbatch, ShardDataLoader
 
 
 def in_step(loader: ShardDataLoader, device: str) -> Iterator[Microbatch]:
-    """Yield the loader's microbatches, then empty ones until no rank has any left. All ranks have to
-    iterate together: each microbatch costs an all-reduce of one number.
+    """Yield the loader's microbatches, then empty ones until no rank has any left.
+
+    All ranks have to iterate together: each microbatch costs an all-reduce of one number.
 
     Args:
         device: of the tensors that ranks exchange.

@@ -1,29 +1,37 @@
-"""Lanes: the sequence of rows is dealt out to V lanes, each of which reads its own part of the text.
+"""Lanes: the sequence of rows is dealt out to V lanes, each of which reads a part of the text.
 
-Row n of the sequence is row ``n // V`` of lane ``n % V``. A rank that takes every V-th row, or every
-row of a few lanes, so reads those lanes' text alone; V does not depend on the number of ranks, and
-neither does the sequence.
+Row n of the sequence is row ``n // V`` of lane ``n % V``. A rank that takes the rows of a few lanes
+reads those lanes' text alone. V does not depend on the number of ranks, and neither does the
+sequence.
 
 **The line of a lane.** Each epoch of a shard set is a line of T tokens, the shards in that epoch's
 order (:mod:`train.data.shard_source`). It is cut into V equal parts; in epoch e lane l reads part
-``(l + e) % V``, then in epoch e + 1 the next part of that one's order, and so on. Record batches are
-not cut: one belongs to the part in which its first token lies. So in each epoch every document is in
-one part, and all lanes together read it once. Parts are counted in V-ths of a token, in which each
-has a whole number T of units.
+``(l + e) % V``. Record batches are not cut: one belongs to the part in which its first token lies.
+So in each epoch every document is in one part, and all lanes together read it once.
+
+**Strands.** Neighbouring documents are often of one kind, and rows are packed best from text of
+many. So a lane reads its part at S places at once: the part is cut into S equal strands, and each
+window takes a piece of every strand.
+
+**Units.** Progress in an epoch is counted in V-ths of a token, so that every part has a whole
+number, T. Of S strands each then proceeds by S-ths of these units.
 
 A set whose share is prescribed (``weights``) may be too small to be cut into V parts. Then a lane
-reads *all* of it in each epoch, beginning with its own part and going round. Every lane so has its
-share of the set, and lanes are at different places of it.
+reads *all* of it in each epoch, going round from a place of its own. Every lane so has its share of
+the set, and lanes are at different places of it.
 
 Example: T = 100 tokens and V = 4. In epoch 0 lane 1 reads the record batches that begin at tokens
-25 to 49, in epoch 1 those at 50 to 74 of another order. Half of a part is 50 units of a quarter of a
-token, 12.5 tokens:
+25 to 49, in epoch 1 those at 50 to 74 of another order. Half of a part is 50 quarters of a token,
+12.5 tokens:
 
->>> Line(tokens=100, lanes=4, lane=1, whole=False).spans(Place(0, 0), 0, 50)
+>>> line = Line(tokens=100, lanes=4, lane=1, whole=False, strands=1)
+>>> line.spans(Place(0, 0), 0, 50)
 [(0, 25, 38)]
->>> Line(tokens=100, lanes=4, lane=1, whole=False).spans(Place(0, 50), 0, 100)
+>>> line.spans(Place(0, 50), 0, 100)
 [(0, 38, 50), (1, 50, 63)]
->>> Line(tokens=100, lanes=4, lane=1, whole=True).spans(Place(0, 200), 0, 200)
+>>> line._replace(strands=2).spans(Place(0, 0), 0, 50)
+[(0, 25, 32), (0, 38, 44)]
+>>> line._replace(whole=True).spans(Place(0, 200), 0, 200)
 [(0, 75, 100), (0, 0, 25)]
 """
 
@@ -31,7 +39,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LEAST_WINDOWS = 8
+STRANDS = 8
+"""Places of its part that a lane reads at once: windows have a few record batches per set."""
+LEAST_WINDOWS = 4
 """Windows per lane in each epoch, at least: with fewer, the parts of an epoch would hold so few
 record batches that they differ much in length."""
 
@@ -40,7 +50,7 @@ def number_of_lanes(most: int, tokens: int, window: int) -> int:
     """``most``, halved until each lane has LEAST_WINDOWS windows in ``tokens`` tokens.
 
     >>> [number_of_lanes(512, tokens, window=4) for tokens in (10**6, 1000, 100, 1)]
-    [512, 16, 2, 1]
+    [512, 32, 4, 1]
     """
     lanes = most
     while lanes > 1 and lanes * window * LEAST_WINDOWS > tokens:
@@ -53,7 +63,7 @@ class Place(NamedTuple):
 
     epoch: int = 0
     offset: int = 0
-    """Units from the beginning of the lane's part of that epoch; a unit is the V-th of a token."""
+    """Units of that epoch that the lane has read; a unit is the V-th of a token."""
 
 
 class Line(NamedTuple):
@@ -65,6 +75,7 @@ class Line(NamedTuple):
     lane: int
     whole: bool
     """True if the lane reads the whole set in each epoch instead of its part."""
+    strands: int = STRANDS
 
     @property
     def epoch_units(self) -> int:
@@ -88,16 +99,24 @@ class Line(NamedTuple):
         place, left = self.after(place, begin), end - begin
         while left > 0:
             units = min(left, self.epoch_units - place.offset)
-            start = (self.lane + place.epoch) % self.lanes * self.tokens + place.offset
-            all_units = self.tokens * self.lanes
-            if start >= all_units:
-                start -= all_units
-            units = min(units, all_units - start)
-            first, last = -(-start // self.lanes), -(-(start + units) // self.lanes)
-            if first < last:
-                spans.append((place.epoch, first, last))
+            part = (self.lane + place.epoch) % self.lanes
+            # Lanes that read a whole set begin at places of each strand of it.
+            own = part * self.tokens * (1 if self.whole else self.strands) + place.offset
+            for strand in range(self.strands):
+                start = own + strand * self.epoch_units
+                spans += [(place.epoch, *span) for span in self._tokens(start, start + units)]
             place, left = self.after(place, units), left - units
         return spans
+
+    def _tokens(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The tokens of an epoch between two places that are counted in S-ths of units, and lie
+        on a circle."""
+        per_token = self.lanes * self.strands
+        circle = self.tokens * per_token
+        start, stop = start % circle, start % circle + stop - start
+        parts = [(start, min(stop, circle)), (0, stop - circle)]
+        spans = [(-(-first // per_token), -(-last // per_token)) for first, last in parts]
+        return [(first, last) for first, last in spans if first < last]
 
 
 class LaneCursor(NamedTuple):

@@ -22,6 +22,7 @@ that takes the right amount of each kind fills both; :class:`_RowCutter` searche
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -32,51 +33,34 @@ SCRAP_SHARE = 128
 """A piece of less than 1 / SCRAP_SHARE of a row is not worth cutting a document for."""
 
 
+class Column(IntEnum):
+    """The numbers that describe a piece: columns of :attr:`Rows.pieces_NF`."""
+
+    BYTE = 0
+    """Index of ``x[a]`` in :attr:`DocumentArrays.text`. BOS is not in the text: the index is then
+    that of the byte before the document's first."""
+    TOKENS = 1
+    """Positions that the piece takes."""
+    PATCH = 2
+    """Index of the patch that ends with ``x[a]``, which the leading 1 of the piece stands for."""
+    PATCHES = 3
+    """Patches of the piece, including the leading 1."""
+    OPENS = 4
+    """1 if the piece is the first of its document: ``x[a]`` is BOS. Otherwise 0."""
+    CLOSES = 5
+    """1 if the piece is the last of its document: ``x[b]`` is EOS. Otherwise 0."""
+    DOCUMENT = 6
+    """Number of the piece's document in the window."""
+
+
 class Rows(NamedTuple):
     """The pieces of each row: R rows with N pieces in all, in the order of the rows."""
 
     first_R: np.ndarray
     """int64, R + 1 values: the number of each row's first piece, and N."""
     pieces_NF: np.ndarray
-    """``[N, 7]``, int32 (int64 if a window holds 2 GB): one line per piece, so that a row is one
-    slice. The columns are those of the properties below, in their order."""
-
-    @property
-    def byte_N(self) -> np.ndarray:
-        """Index of ``x[a]`` in :attr:`DocumentArrays.text`. BOS is not in the text: the index is
-        then that of the byte before the document's first."""
-        return self.pieces_NF[:, 0]
-
-    @property
-    def tokens_N(self) -> np.ndarray:
-        """Positions that the piece takes."""
-        return self.pieces_NF[:, 1]
-
-    @property
-    def patch_N(self) -> np.ndarray:
-        """Index of the patch that ends with ``x[a]``, which the leading 1 of the piece stands
-        for."""
-        return self.pieces_NF[:, 2]
-
-    @property
-    def patches_N(self) -> np.ndarray:
-        """Patches of the piece, including the leading 1."""
-        return self.pieces_NF[:, 3]
-
-    @property
-    def opens_N(self) -> np.ndarray:
-        """1 if the piece is the first of its document: ``x[a]`` is BOS. Otherwise 0."""
-        return self.pieces_NF[:, 4]
-
-    @property
-    def closes_N(self) -> np.ndarray:
-        """1 if the piece is the last of its document: ``x[b]`` is EOS. Otherwise 0."""
-        return self.pieces_NF[:, 5]
-
-    @property
-    def document_N(self) -> np.ndarray:
-        """Number of the piece's document in the window."""
-        return self.pieces_NF[:, 6]
+    """``[N, 7]``, int32 (int64 if a window holds 2 GB): one line of :class:`Column` per piece, so
+    that a row is one slice."""
 
     def __len__(self) -> int:
         return len(self.first_R) - 1
@@ -90,7 +74,7 @@ class PackedWindow(NamedTuple):
     """Documents of a shuffle window, and the rows that they are packed into."""
 
     documents: DocumentArrays
-    """``patch_lengths_P`` is in the order that :attr:`Rows.patch_N` counts in."""
+    """``patch_lengths_P`` is in the order that ``Column.PATCH`` counts in."""
     rows: Rows
 
 

@@ -1,4 +1,4 @@
-"""The settings that, with the shards, determine the rows; their checks; the rule that they ask for."""
+"""The settings that, with the shards, determine the rows; their checks; the rule they ask for."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ LEAST_TOKENS = 8
 LEAST_PATCHES = 4
 LANES = 512
 """Lanes of the sequence by default: the largest number of ranks that read their share alone."""
-WINDOW_BYTES = 4 << 20
-"""Bytes of text per shard set in a lane's window by default. Windows of 1 MB have twice the padding:
-see tests/benchmarks/RESULTS.md."""
-SETS_COUNTED = 4
+WINDOW_BYTES = 8 << 20
+"""Bytes of text per shard set in a lane's window by default. Windows of 1 MB have thrice the
+padding: see tests/benchmarks/RESULTS.md."""
+SETS_COUNTED = 2
 """Shard sets beyond these do not make windows larger."""
 
 

@@ -8,9 +8,10 @@ in its share, because rows are packed best from text of all kinds.
 
 **Windows.** Window w of a lane ends ``_units(set, w + 1)`` units behind the lane's origin in each
 set. That limit depends on w alone, not on where record batches end, so overshoot does not add up.
-Example: a lane whose part of each epoch is 100 tokens, in record batches of 30, 30, 30 and 10
-tokens, with two windows per epoch. Window 0 has the record batches that begin at tokens 0 to 49,
-which are 60 tokens, window 1 those at 50 to 99, 40 tokens, and window 2 begins the next epoch.
+Example: a lane whose part of each epoch is 800 tokens, each strand of 100 in record batches of 30,
+30, 30 and 10 tokens, with two windows per epoch. Window 0 has the record batches that begin at
+tokens 0 to 49 of each strand, which are 60 tokens, window 1 those at 50 to 99, 40 tokens, and
+window 2 begins the next epoch.
 Without weights an epoch is a whole number of windows, in which each document is read once. With
 weights each set begins its own next epoch whenever its share of the text requires it.
 
@@ -38,7 +39,7 @@ from train.data.lanes import Cursor, LaneCursor, Line, Place, number_of_lanes, r
 from train.data.packing import PackedWindow, pack_rows
 from train.data.row_settings import LEAST_PATCHES, RowSettings, check
 from train.data.shard_source import ShardSource
-from train.data.window import join_documents
+from train.data.window import DocumentArrays, join_documents
 
 PACKING_VERSION = 3
 """Changes when the same shards, seed and settings give other rows than before."""
@@ -74,7 +75,7 @@ class RowStream:
         """
         check(urls, settings)
         self.settings, self.groups = settings, groups
-        self.sources = []
+        self.sources: list[ShardSource] = []
         for url in urls:
             shards = ShardSet(url)
             patcher = settings.rule.patcher(shards)
@@ -181,7 +182,7 @@ class RowStream:
         return LaneCursor(number, cursor.first + rows, cursor.origin, begin)
 
     def _load(self, lane: int, cursor: LaneCursor) -> PackedWindow:
-        batches = []
+        batches: list[DocumentArrays] = []
         for i, (source, origin) in enumerate(zip(self.sources, cursor.origin, strict=True)):
             limits = (self._units(i, cursor.window), self._units(i, cursor.window + 1))
             for span in self._line(i, lane).spans(origin, *limits):

@@ -1,13 +1,13 @@
 """One shard set, read by ranges of tokens of a seeded order of its shards.
 
 Each epoch has an order of its own, a function of the seed, the set's content and the epoch's number
-alone (see :func:`_order`). In that order the set is one line of tokens, on which a record batch lies
-where its first token does: a range of tokens stands for the record batches that begin in it. Ranges
-that lie end to end, however they are cut, therefore hold every record batch exactly once.
+alone (see :func:`_order`). In that order the set is one line of tokens, and a range of tokens
+stands for the record batches whose first token lies in it. Ranges that lie end to end, however they
+are cut, therefore hold every record batch exactly once.
 
-Example: two shards of 70 and 30 tokens, in record batches of 30, 40 and 30 tokens, and an order that
-puts the second first. Record batches begin at tokens 0 (of the second shard), 30 and 60 (of the
-first). The range 0 to 50 holds the first two, 50 to 100 the third.
+Example: two shards of 70 and 30 tokens, in record batches of 30, 40 and 30 tokens, and an order
+that puts the second first. Record batches begin at tokens 0 (of the second shard), 30 and 60 (of
+the first). The range 0 to 50 holds the first two, 50 to 100 the third.
 
 Opening a set reads totals of shards; where record batches lie in a shard is looked up when a range
 first touches it. Shards are checked as far as training depends on them: every error names the file.

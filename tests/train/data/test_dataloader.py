@@ -237,6 +237,92 @@ def test_a_checkpoint_of_other_rows_is_refused(sets):
     build(sets, prefetch=9).load_state_dict(state)
 
 
+def texts_read(loader, count: int) -> Counter:
+    """Documents that begin in so many rows, by their first bytes: they have numbers there."""
+    found: Counter = Counter()
+    for inputs, _ in itertools.islice(loader, count):
+        for row in inputs["input"].numpy():
+            for start in np.flatnonzero(row == 1):
+                found[bytes((row[start + 1 : start + 7] - BYTE_OFFSET).astype(np.uint8))] += 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def numbered_sets(tmp_path_factory) -> list[str]:
+    """Three sets of documents, each of which begins with its set's letter and its number."""
+    root = tmp_path_factory.mktemp("numbered")
+    for name in "abc":
+        texts = [f"{name}{i:05d}".encode() + b" and so on" * (i % 7) for i in range(300)]
+        write_shards(f"{root}/{name}", texts, per_batch=3)
+    return [f"{root}/{name}" for name in "abc"]
+
+
+def test_the_mixture_changes_and_sets_go_on_at_their_places(numbered_sets):
+    """Another set comes in, one leaves, and rows and shares change; on other ranks."""
+    a, b, c = numbered_sets
+    size = {"seq_len": 128, "lanes": 4, "shuffle_bytes": 1_600}
+    size |= {"rule": "static", "patch_size": 8}  # no document is cut within its number
+    before = [build([a, b], rank, 2, 1, weights=(1, 1), **size) for rank in range(2)]
+    held = [texts_read(loader, 30) for loader in before]
+    first = held[0] + held[1]
+    state = union(loader.state_dict() for loader in before)
+    assert before[0].stream.lanes == 4
+    changed = {"seq_len": 160, "lanes": 2, "shuffle_bytes": 1_200, "weights": (3, 1)}
+    changed |= {"rule": "static", "patch_size": 9}
+    after = [build([c, a], rank, 3, 1, change_on_resume=True, **changed) for rank in range(3)]
+    for loader in after:
+        loader.expect(list(state))
+        loader.load_state_dict(state)
+    assert json.loads(union(one.state_dict() for one in after)["rows"])["rows"] == 60
+    held = [texts_read(loader, 16) for loader in after]
+    second = held[0] + held[1] + held[2]
+    of_a = [Counter({k: n for k, n in part.items() if k[:1] == b"a"}) for part in (first, second)]
+    # Set a goes on: but for windows in progress, 4 lanes with 200 bytes of it, no document comes
+    # again before all have been read.
+    assert max(of_a[0].values()) == 1 and 60 < len(of_a[0]) < 200
+    again = of_a[0] & of_a[1]
+    assert len(of_a[1]) > 0 and sum(again.values()) <= 4 * 200 / 30
+    of_c = sum(n for k, n in second.items() if k[:1] == b"c")
+    assert 1.8 < of_c / sum(of_a[1].values()) < 4.5
+    assert not any(k[:1] == b"b" for k in second)
+    # The next start with the same settings is an exact one.
+    state = union(loader.state_dict() for loader in after)
+    whole, _ = read(after_again(numbered_sets, changed, state, 1, 3), 5)
+    parts, _ = read(after_again(numbered_sets, changed, state, 3, 1), 5)
+    assert whole == parts
+
+
+def after_again(sets, changed, state, ranks, batch) -> list[ShardDataLoader]:
+    loaders = [build([sets[2], sets[0]], rank, ranks, batch, **changed) for rank in range(ranks)]
+    for loader in loaders:
+        loader.expect(list(state))
+        loader.load_state_dict(state)
+    return loaders
+
+
+def test_no_document_is_left_out_when_settings_change(numbered_sets):
+    """Every document of a set without weights comes within an epoch, before or after the change."""
+    sets, size = numbered_sets[:1], {"seq_len": 128, "lanes": 4, "rule": "static"}
+    loader = build(sets, shuffle_bytes=1_200, patch_size=8, **size)
+    first = texts_read(loader, 33)
+    changed = build(sets, shuffle_bytes=2_400, patch_size=11, change_on_resume=True, **size)
+    changed.load_state_dict(loader.state_dict())
+    assert changed.stream.lanes == 4 and 50 < len(first) < 200
+    for _ in range(30):
+        if len(first) < 300:
+            first += texts_read_on(changed, 10)
+    assert len(first) == 300
+    # One epoch, the windows in progress, and what the other lanes read until the last has ended.
+    assert sum(first.values()) < 300 * 1.3
+
+
+def texts_read_on(loader: ShardDataLoader, count: int) -> Counter:
+    """The next documents: a loader that is iterated again goes on from a loaded state."""
+    found = texts_read(loader, count)
+    loader.load_state_dict(loader.state_dict())
+    return found
+
+
 def test_the_number_of_lanes_stays(sets, sequence):
     """Another one is for new runs: the checkpoint's stays, whatever ranks there are."""
     first = build(sets)

@@ -27,7 +27,7 @@ def test_each_row_goes_to_one_rank_which_reads_its_lane(ranks, lanes, batch, sta
     owners = Counter(lane for share in shares for lane in share.lanes(lanes))
     assert set(owners) == set(range(lanes))
     for share, part in zip(shares, rows, strict=True):
-        assert set(part % lanes) <= set(share.lanes(lanes))
+        assert {row % lanes for row in part} <= set(share.lanes(lanes))
         common = {lane for lane in share.lanes(lanes) if owners[lane] > 1}
         assert common == set(share.common_lanes(lanes))
 
