@@ -8,8 +8,8 @@ Runs go 100 steps at a time, all of them to step 100 first, on one thread. Steps
 kept in ``build/recipes``: a command that was stopped goes on where it was, and a new arm costs its
 own runs only. 100 steps of blt_debug take a minute of a core.
 
-    python tests/benchmarks/bench_recipes.py     # all arms of blt_debug and entropy_debug
-    python tests/benchmarks/bench_recipes.py --configs blt_debug --arms published before
+    python tests/benchmarks/bench_recipes.py                # before and after, 100 steps
+    python tests/benchmarks/bench_recipes.py --until 300 --arms published before current_depth
 """
 
 import argparse
@@ -195,8 +195,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     debug = ["entropy_debug", "blt_debug"]
     parser.add_argument("--configs", nargs="+", default=debug, choices=CONFIGS)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--until", type=int, default=STEPS[-1], choices=STEPS)
+    parser.add_argument("--arms", nargs="+", default=["published", "before"], choices=ARMS)
+    parser.add_argument("--until", type=int, default=STEPS[0], choices=STEPS)
     parser.add_argument("--seed", type=int, help="do one run to --until, and print its result")
     given = parser.parse_args()
     if given.seed is not None:
