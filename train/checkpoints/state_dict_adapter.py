@@ -128,7 +128,8 @@ def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
     if differing:
         raise CheckpointError(
             f"{directory}: is of another model than the one that is trained: {differing}; "
-            "train the model of the checkpoint"
+            "train the model of the checkpoint: --shape.file takes its shape from its "
+            f"{'config.json' if (directory / 'config.json').exists() else 'params.json'}"
         )
     _warn_of_other_rule(theirs, shape)
     with torch.device("meta"):
