@@ -40,7 +40,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--config", nargs="+", default=[*CONFIGURATIONS], metavar="NAME", help="blt_1b, ...")
-    add("--gpus", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N", help="1 8 64 512")
+    add("--gpus", nargs="+", default=["1", "8", "64", "512"], metavar="N", help="1 8 64 512")
     for field in fields(Assumptions):
         flag, text = f"--{field.name.replace('_', '-')}", field_docstrings(Assumptions)[field.name]
         add(flag, type=float, default=field.default, help=f"{text} (default: %(default)s)")
@@ -59,18 +59,22 @@ def run(flags: argparse.Namespace, arguments: list[str]) -> int:
     prepare()
     names = [field.name for field in fields(Assumptions)]
     assumed = Assumptions(**{name: getattr(flags, name) for name in names})
-    for name in ("gpus", *names):
-        values = getattr(flags, name)
-        if not all(value > 0 for value in (values if isinstance(values, list) else [values])):
+    # torchtitan's subcommand (activation-checkpoint:full) ends the command line, perhaps here.
+    arguments += [word for word in (*flags.config, *flags.gpus) if ":" in word]
+    chosen, gpus = ([w for w in words if ":" not in w] for words in (flags.config, flags.gpus))
+    if wrong := [number for number in gpus if not number.isdecimal() or not int(number)]:
+        raise ConfigError(f"--gpus: {wrong[0]} is no number of GPUs")
+    for name in names:
+        if not getattr(assumed, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}: has to be positive")
-    if unknown := [name for name in flags.config if name not in configurations()]:
+    if unknown := [name for name in chosen if name not in configurations()]:
         known = ", ".join(configurations())
         raise ConfigError(f"--config: there is no {unknown[0]}; there are {known}")
     plans = {}
-    for name in flags.config:
+    for name in chosen:
         config = parse_config(["--config", name, *arguments])
         activations = activations_of(config, assumed)
-        plans[name] = [plan(config, gpus, assumed, activations) for gpus in flags.gpus]
+        plans[name] = [plan(config, n, assumed, activations) for n in map(int, gpus)]
     if flags.json:
         print(json.dumps({name: [asdict(one) for one in found] for name, found in plans.items()}))
     else:

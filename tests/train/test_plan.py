@@ -171,6 +171,12 @@ def test_the_job(monkeypatch, capsys):
     assert found["entropy_debug"][0]["tables"] == 0 < found["blt_debug"][0]["tables"]
     code, out, _ = run_job(monkeypatch, capsys, *given[:2], "--shape.n-layers-global", "4")
     assert code == 0 and out.count("blt_debug") == 4 and "Assumed: bytes_per_patch = 4.5" in out
+    less = ("--json", *given[:2], "--gpus", "8", "activation-checkpoint:full")
+    code, out, _ = run_job(monkeypatch, capsys, *less)
+    (one,) = json.loads(out)["blt_debug"]
+    code, out, _ = run_job(monkeypatch, capsys, *less[:-1])
+    (plain,) = json.loads(out)["blt_debug"]
+    assert one["activations"] < plain["activations"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +184,7 @@ def test_the_job(monkeypatch, capsys):
     [
         ("--config blt_9b", "--config: there is no blt_9b; there are blt_debug, "),
         ("--config blt_debug --mfu 0", "--mfu: has to be positive"),
-        ("--config blt_debug --gpus 0 8", "--gpus: has to be positive"),
+        ("--config blt_debug --gpus 0 8", "--gpus: 0 is no number of GPUs"),
         ("--config blt_debug --shape.dim-global 3", "--shape.n-heads-global: 4 heads do not"),
         ("--config blt_debug --parallelism.tensor-parallel-degree 2", "--parallelism.tensor-par"),
     ],
