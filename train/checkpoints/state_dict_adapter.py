@@ -128,8 +128,7 @@ def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
     if differing:
         raise CheckpointError(
             f"{directory}: is of another model than the one that is trained: {differing}; "
-            "train the model of the checkpoint: --shape.file takes its shape from its "
-            f"{'config.json' if (directory / 'config.json').exists() else 'params.json'}"
+            f"train the model of the checkpoint: --shape.file {directory}"
         )
     _warn_of_other_rule(theirs, shape)
     with torch.device("meta"):
