@@ -32,6 +32,7 @@ torchtitan's:
     --dataloader.shards DIR_OR_URL[,DIR_OR_URL...]
     --validator.enable --validator.dataloader.shards DIR_OR_URL
     --dump-folder DIR_OR_URL  checkpoints and metrics (default: ./outputs)
+    --shape.dim-global 1024 --shape.file model.json ...  another shape of the model
     --training.steps 1000 --training.local-batch-size 8 --checkpoint.interval 500 ...
 
 All nodes have to reach these places, with the credentials of their own environment;

@@ -27,6 +27,7 @@ Configurations:
 Frequent flags:
   --dump-folder DIR_OR_URL      checkpoints and metrics (default: outputs)
   --training.steps 1000         length of the run
+  --shape.dim-global 1024       the model's shape, value by value, or --shape.file model.json
   --validator.enable --validator.dataloader.shards DIR_OR_URL
                                 bits per byte of held-out text
   --metrics.enable-tensorboard, --metrics.enable-wandb

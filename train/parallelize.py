@@ -29,11 +29,13 @@ from torchtitan.distributed.fsdp import (
     get_fsdp_reshard_after_forward_policy,
 )
 from torchtitan.distributed.tensor_parallel import NoParallel
+from torchtitan.tools.logging import logger
 
 from model import BLT
 from model.layers.hash_embedding import HashEmbedding
 from model.layers.latent_transformer import LatentTransformer
 from model.layers.transformer import Block
+from pipeline.errors import ConfigError
 from train.sharded_tables import ShardedTables, sharded_tables
 
 
@@ -142,14 +144,29 @@ def multiply_in_float8(latent: LatentTransformer, ranks: int) -> None:
         ranks: how many ranks share each layer (tensor parallelism).
 
     Raises:
-        ImportError: torchao is not installed.
+        ConfigError: torchao is not installed, or no layer has widths that float8 can multiply.
     """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise ImportError("float8 needs torchao: pip install torchao") from error
+        raise ConfigError("--config: float8 needs torchao: pip install torchao") from error
+    linear = [name for name, part in latent.named_modules() if isinstance(part, nn.Linear)]
+    left_out = [name for name in linear if not fits_float8(latent.get_submodule(name), ranks)]
+    if len(left_out) == len(linear):
+        raise ConfigError(
+            f"--shape.dim-global: float8 multiplies widths that are multiples of "
+            f"{FLOAT8_MULTIPLE * ranks}, and no layer of the latent transformer has them"
+        )
+    if left_out:
+        logger.warning(
+            f"float8: {len(left_out)} of {len(linear)} layers of the latent transformer are not in "
+            f"float8, because their widths are no multiples of {FLOAT8_MULTIPLE * ranks}: "
+            f"{left_out[0]}, ..."
+        )
     latent.position_multiple = FLOAT8_MULTIPLE
     emulate = not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
+    if emulate:
+        logger.warning("float8 is emulated, and slow: it needs a GPU of capability 8.9 or later")
     convert_to_float8_training(
         latent,
         module_filter_fn=lambda module, _: fits_float8(module, ranks),

@@ -43,7 +43,7 @@ class ShapeFlags:
     given: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """The values that flags gave, by name."""
     file: str | None = None
-    """Path or URL of a file that describes a shape, to begin with instead of ``base``."""
+    """Path or URL of what describes a shape, to begin with instead of ``base``."""
 
     def resolve(self) -> Shape:
         """The shape that is trained.
@@ -110,9 +110,9 @@ def _shape_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         name="file",
         type=str | None,  # type: ignore[arg-type]
         default=default.file,
-        helptext="Path or URL of a JSON file whose shape to begin with: a checkpoint's model.json, "
-        "config.json or params.json, or one with some of the values below, by the names of the "
-        "flags with _ for -. Flags count more than the file.",
+        helptext="Path or URL of what has the shape to begin with: a checkpoint's directory, its "
+        "model.json, config.json or params.json, or a JSON file with some of the values below, by "
+        "the names of the flags with _ for -. Flags count more than the file.",
     )
 
     def instantiate(*, file: str | None, **values: Any) -> ShapeFlags:

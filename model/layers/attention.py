@@ -19,8 +19,8 @@ blocks: from token 0 on). A mask then hides from each query the keys beyond its 
 sees itself alone.
 
 There are two forms: blocks of scaled_dot_product_attention on the CPU, FlexAttention with a block
-mask elsewhere: on a GPU, and on the meta device, where tests follow what a GPU would do. Which one
-is used is decided here and nowhere else.
+mask on a GPU. On the meta device there are shapes alone, those of a GPU. Which form is used is
+decided here and nowhere else.
 """
 
 import functools
@@ -115,10 +115,12 @@ def segment_attention(position_T: Tensor, window: int | None) -> Attend:
     position_T = F.pad(position_T, (0, padding))
     window = window or max(len(position_T), 1)
     attend: Attend
-    if not position_T.is_cpu:
-        attend = functools.partial(_compiled_flex(), mask=window_block_mask(position_T, window))
-    else:
+    if position_T.is_cpu:
         attend = BlockedAttention(position_T, window)
+    elif position_T.is_meta:
+        attend = shapes_only(position_T, window)
+    else:
+        attend = fused_attention(position_T, window)
     if not padding:
         return attend
 
@@ -213,6 +215,28 @@ def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) ->
     gqa = q_THD.shape[1] != k_TKD.shape[1]
     out = flex_attention(q_1HTD, k_1KTD, v_1KTD, block_mask=mask, enable_gqa=gqa)
     return out.squeeze(0).transpose(0, 1)
+
+
+def fused_attention(position_T: Tensor, window: int) -> Attend:
+    """FlexAttention for one pack, compiled; arguments as for :func:`window_block_mask`."""
+    return functools.partial(_compiled_flex(), mask=window_block_mask(position_T, window))
+
+
+def shapes_only(position_T: Tensor, window: int) -> Attend:
+    """The attention on the meta device: what a fused kernel returns and keeps for backward.
+
+    FlexAttention itself would write all pairs of tokens there, because it cannot be compiled.
+    """
+
+    def attend(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        group = q_THD.shape[1] // k_TKD.shape[1]
+        k_THD, v_THD = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k_TKD, v_TKD))
+        q_1HTD, k_1HTD, v_1HTD = (x.transpose(0, 1).unsqueeze(0) for x in (q_THD, k_THD, v_THD))
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention
+        out_1HTD: Tensor = kernel(q_1HTD, k_1HTD, v_1HTD, is_causal=True)[0]
+        return out_1HTD.squeeze(0).transpose(0, 1)
+
+    return attend
 
 
 @functools.cache

@@ -20,6 +20,7 @@ META = torch.device("meta")
 def gpu_paths():
     """FlexAttention runs on the meta device, and not compiled."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "shapes_only", attention.fused_attention)
         patch.setattr(attention, "_compiled_flex", lambda: attention.attend_flex)
         patch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
         yield

@@ -1,6 +1,7 @@
 """What only a GPU does, as near as a CPU comes: on the meta device, where shapes, dtypes and
 devices are those of a GPU, and nothing can wait for a value."""
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
 from model.layers.attention import BlockedAttention, RotaryAngles, turn_complex, turn_real
 from model.layers.latent_transformer import LatentTransformer
+from pipeline.errors import ConfigError
 from train.config_registry import blt_1b, blt_debug
 from train.parallelize import FLOAT8_MULTIPLE, fits_float8, multiply_in_float8
 
@@ -51,8 +53,9 @@ def step(model: nn.Module, *inputs: Tensor) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("width", [256, 250])
+@pytest.mark.parametrize(
+    ("variant", "width"), [("published", 256), *((variant, 250) for variant in VARIANTS)]
+)
 def test_blt_trains(variant, width):
     model = without_values(BLT(VARIANTS[variant]))
     logits = step(model, *batch(2, width, 61))
@@ -186,9 +189,26 @@ def test_float8_of_torchao(monkeypatch):
 
 
 def test_float8_without_torchao_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchao.float8", None)
-    with pytest.raises(ImportError, match="pip install torchao"):
-        multiply_in_float8(SimpleNamespace(), 1)
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(ConfigError, match="pip install torchao"):
+        multiply_in_float8(LatentTransformer(SHAPE), 1)
+
+
+def test_layers_that_float8_leaves_out_are_said(monkeypatch, caplog):
+    """torchao itself passes over them in silence."""
+    converted: list[nn.Module] = []
+    torchao = SimpleNamespace(
+        Float8LinearConfig=SimpleNamespace,
+        convert_to_float8_training=lambda module, **_: converted.append(module),
+    )
+    monkeypatch.setitem(sys.modules, "torchao", SimpleNamespace(float8=torchao))
+    monkeypatch.setitem(sys.modules, "torchao.float8", torchao)
+    with caplog.at_level("WARNING"):
+        multiply_in_float8(LatentTransformer(tiny(hidden_dim_global=40)), 1)
+    assert "6 of 14 layers of the latent transformer are not in float8" in caplog.text
+    assert "layers.0.feed_forward.w1" in caplog.text and len(converted) == 1
+    with pytest.raises(ConfigError, match="multiples of 512, and no layer"):
+        multiply_in_float8(LatentTransformer(SHAPE), 32)
 
 
 TOKENS = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))

@@ -109,6 +109,8 @@ def test_a_file_gives_the_shape_and_flags_count_more(name, tmp_path):
                                  "hidden_dim_global": None, "patcher": None})  # fmt: skip
     if name == "params.json":
         assert shape_of("entropy_1m", file=file).dim == 64
+    if name != "transformers.json":
+        assert shape_of("blt_1b", file=tmp_path) == replace(there, patcher=None)
 
 
 def test_a_file_with_some_values_changes_the_configuration(tmp_path):
@@ -122,7 +124,7 @@ def test_a_file_with_some_values_changes_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("content", "flags", "message"),
     [
-        (None, "", "--shape.file: FILE: there is no such file"),
+        (None, "", "--shape.file: FILE: there is no such file, and no directory with model.json"),
         ("{", "", "--shape.file: cannot read the shape in FILE: JSONDecode"),
         ("[]", "", "--shape.file: FILE: not a JSON object"),
         ({"dim_globl": 3}, "", "--shape.file: FILE: dim_globl: is no value of this model's shape"),

@@ -15,15 +15,18 @@ from model.checkpoints.files import CheckpointError, reading
 from model.widths import resized
 from train.checkpoints.model_json import Shape, check_types, checkpoint_filesystem, from_description
 
+IN_CHECKPOINTS = ("model.json", "config.json", "params.json")
+"""Files that describe the model of a checkpoint, in its directory."""
+
 
 @functools.cache  # a configuration is built more than once
 def read_shape_file(url: str, base: Shape) -> Shape:
     """The shape that a file describes, without a boundary rule.
 
     Args:
-        url: path or URL of a ``model.json`` or ``config.json`` of ours, a published ``params.json``
-            or ``config.json``, a ``config.json`` of transformers' BLT, or a JSON object with
-            values of fields.
+        url: path or URL of a checkpoint's directory; of a ``model.json`` or ``config.json`` of
+            ours, a published ``params.json`` or ``config.json``, or a ``config.json`` of
+            transformers' BLT; or of a JSON object with values of fields.
         base: the shape that a JSON object with values changes; says which kind of model is wanted.
 
     Raises:
@@ -32,9 +35,12 @@ def read_shape_file(url: str, base: Shape) -> Shape:
     """
     filesystem, path = checkpoint_filesystem(url)
     with reading("shape", url):
-        if not filesystem.isfile(path):
-            raise CheckpointError(f"{url}: there is no such file")
-        config = json.loads(filesystem.cat_file(path))
+        places = [path, *(posixpath.join(path, name) for name in IN_CHECKPOINTS)]
+        file = next((place for place in places if filesystem.isfile(place)), None)
+        if file is None:
+            names = ", ".join(IN_CHECKPOINTS)
+            raise CheckpointError(f"{url}: there is no such file, and no directory with {names}")
+        config = json.loads(filesystem.cat_file(file))
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
         shape = _shape(config, base)
@@ -44,7 +50,7 @@ def read_shape_file(url: str, base: Shape) -> Shape:
             ]
             raise ValueError(
                 f"describes {kinds[0]}, and the configuration trains {kinds[1]}; take "
-                f"another --config, or the {posixpath.basename(path)} of {kinds[1]}"
+                f"another --config, or the {posixpath.basename(file)} of {kinds[1]}"
             )
     return replace(shape, patcher=None) if isinstance(shape, BLTConfig) else shape
 

@@ -127,7 +127,7 @@ def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
     if differing:
         raise CheckpointError(
             f"{directory}: is of another model than the one that is trained: {differing}; "
-            "train the model of the checkpoint"
+            f"train the model of the checkpoint: --shape.file {directory}"
         )
     with torch.device("meta"):
         model = BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)

@@ -23,7 +23,7 @@ def test_doctests(module):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Eight times 100 tokens in record batches of 30, 30, 30 and 10; BOS and EOS are two of each."""
+    """Eight times 100 tokens in record batches of 30, 30, 30 and 10, BOS and EOS included."""
     directory = tmp_path_factory.mktemp("shards")
     texts = [b"a" * 28, b"b" * 28, b"c" * 28, b"d" * 8]
     write_shards(str(directory), texts * 8, per_batch=1, per_shard=32)
