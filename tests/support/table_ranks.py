@@ -26,7 +26,7 @@ def run_ranks(folder: Path) -> dict[str, Any]:
     ranks = [forks.Process(target=_rank, args=(rank, folder), daemon=True) for rank in range(RANKS)]
     for rank in ranks:
         rank.start()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while any(rank.is_alive() for rank in ranks) and time.monotonic() < end:
         time.sleep(0.05)
         if any(rank.exitcode for rank in ranks):  # the others would wait for it
