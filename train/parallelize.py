@@ -44,8 +44,8 @@ class Parallelism(ParallelismConfig):
     """torchtitan's settings, and that of the hash tables."""
 
     hash_tables: Literal["sharded", "plain"] = "sharded"
-    """sharded: ranks exchange the rows that are looked up, and have gradients of those alone.
-    plain: FSDP gathers whole tables. Checkpoints of one resume as the other."""
+    """sharded: each rank keeps some columns, ranks exchange what is looked up, and only those rows
+    have gradients. plain: FSDP gathers whole tables. Checkpoints of one resume as the other."""
 
 
 def parallelize_blt(model: BLT, *, float8: bool, **settings: Any) -> nn.Module:

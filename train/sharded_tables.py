@@ -23,9 +23,10 @@ does so for columns 2 and 3. Each sends the other's half: two values each way, w
 of all tables. Backward, rank 0 adds columns 0 and 1 of both tokens' gradients to its row 7 of A.
 
 Columns rather than rows, because the sums over tables are made before they are sent, every rank has
-the same work however rows are distributed, and no sizes have to be exchanged. A rank of 512 looks
-up 512 times as many rows of one 512th of the width: as many bytes, and ids of 24 bytes per token of
-all ranks, 0.4 GB of the 0.54 GB that it receives for a microbatch of blt_1b.
+the same work however rows are distributed, and no sizes have to be exchanged. One of 512 ranks
+looks up 512 times as many rows of a 512th of the width: as many bytes. But ids grow with the ranks,
+by 24 bytes per token: they are 0.4 of the 0.54 GB that a rank of 512 receives for a microbatch of
+blt_1b.
 """
 
 from collections.abc import Iterator
@@ -91,9 +92,9 @@ class ShardedTables(HashEmbedding):
             return x_NC
         tokens = len(x_NC) // ranks
         sent = [tokens * x_NC.shape[1]] * ranks
-        received = self._exchange(x_NC.flatten(), sent, [tokens * width for width in self.widths])
-        parts = (part.view(tokens, -1) for part in received if len(part))
-        return torch.cat([*parts], dim=1)
+        received = [tokens * width for width in self.widths]
+        parts = self._exchange(x_NC.flatten(), sent, received).split(received)
+        return torch.cat([part.view(tokens, -1) for part in parts if len(part)], dim=1)
 
     def tokens_to_columns(self, x_TD: Tensor) -> Tensor:
         """The reverse of :meth:`columns_to_tokens`."""
@@ -102,16 +103,14 @@ class ShardedTables(HashEmbedding):
             return x_TD
         parts = [part.flatten() for part in x_TD.split(self.widths, dim=1)]
         own = self.widths[self.mesh.get_local_rank()]
-        received = self._exchange(
-            torch.cat(parts), [len(part) for part in parts], [len(x_TD) * own] * ranks
-        )
-        return torch.cat(received).view(len(x_TD) * ranks, own)
+        sent, received = [len(part) for part in parts], [len(x_TD) * own] * ranks
+        return self._exchange(torch.cat(parts), sent, received).view(len(x_TD) * ranks, own)
 
-    def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> tuple[Tensor, ...]:
-        """Send each rank its part of ``x``; returns the parts that the ranks sent here."""
+    def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send each rank its part of ``x``, of so many values; returns what they sent here."""
         out = x.new_empty(sum(received))
         dist.all_to_all_single(out, x, received, sent, group=self.mesh.get_group())
-        return out.split(received)
+        return out
 
     @property
     def weights(self) -> list[Any]:

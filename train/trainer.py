@@ -282,14 +282,19 @@ def _check_config(config: ByteTrainer.Config) -> None:
             f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
             "and values: --shape.n-kv-heads-global)"
         )
-    if (
-        getattr(parallelism, "hash_tables", "plain") == "sharded"
-        and config.optimizer.implementation == "fused_opt_states_bf16"
-    ):
-        raise ConfigError(
-            "--optimizer.implementation: fused_opt_states_bf16 needs gradients of whole tables; "
-            "choose --parallelism.hash-tables plain, or another implementation"
-        )
+    if getattr(parallelism, "hash_tables", "plain") == "sharded":
+        for flag, given in (
+            (
+                "optimizer.implementation fused_opt_states_bf16",
+                config.optimizer.implementation == "fused_opt_states_bf16",
+            ),
+            ("training.no-disable-cuda-graphs", not config.training.disable_cuda_graphs),
+        ):
+            if given:
+                raise ConfigError(
+                    f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
+                    "--parallelism.hash-tables plain"
+                )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):
         for name in ("enable_tensorboard", "enable_wandb"):

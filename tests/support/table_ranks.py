@@ -26,7 +26,7 @@ def run_ranks(folder: Path) -> dict[str, Any]:
     ranks = [forks.Process(target=_rank, args=(rank, folder), daemon=True) for rank in range(RANKS)]
     for rank in ranks:
         rank.start()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while any(rank.is_alive() for rank in ranks) and time.monotonic() < end:
         time.sleep(0.05)
         if any(rank.exitcode for rank in ranks):  # the others would wait for it
@@ -87,7 +87,7 @@ class TinyTraining:
     """A training made of the parts that torchtitan makes it of: forward and backward of
     microbatches, clipping, AdamW, a schedule, checkpoints."""
 
-    def __init__(self, dims: Any, form: str):
+    def __init__(self, dims: Any, form: str, table_rows: int = TABLE_ROWS):
         import torch
         from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
         from torchtitan.config import CompileConfig, TrainingConfig
@@ -98,7 +98,7 @@ class TinyTraining:
         from train.table_optimizer import split_off_tables
 
         shape = replace(
-            BLT_SIZES["debug"], n_layers_global=1, encoder_hash_byte_group_vocab=TABLE_ROWS
+            BLT_SIZES["debug"], n_layers_global=1, encoder_hash_byte_group_vocab=table_rows
         )
         torch.manual_seed(0)
         with torch.device("meta"):
@@ -142,10 +142,25 @@ class TinyTraining:
     def step(self, step: int, accumulate: int) -> tuple[float, float]:
         """The loss of all rows, and the norm of the gradients before they are clipped."""
         import torch
-        import torch.nn.functional as F
         from torchtitan.distributed import utils as dist_utils
 
         from train.table_optimizer import clipping_tables
+
+        self.optimizers.zero_grad()
+        total = self.backward(step, accumulate)
+        with clipping_tables([self.model]):
+            norm = dist_utils.clip_grad_norm_([*self.model.parameters()], MAX_NORM, foreach=True)
+        self.optimizers.step()
+        self.schedule.step()
+        mesh = self.dims.get_optional_mesh("batch")
+        if mesh:
+            torch.distributed.all_reduce(total, group=mesh.get_group())
+        return float(total), float(norm)
+
+    def backward(self, step: int, accumulate: int) -> Any:
+        """Forward and backward of this rank's rows, in so many parts; their share of the loss."""
+        import torch
+        import torch.nn.functional as F
 
         generator = torch.Generator().manual_seed(step)
         # Few different bytes: rows are looked up again within a step and in the next ones.
@@ -153,7 +168,6 @@ class TinyTraining:
         lengths = torch.tensor([1, *[PATCH] * (WIDTH // PATCH)]).expand(ROWS, -1)
         mesh = self.dims.get_optional_mesh("batch")
         rank, ranks = (mesh.get_local_rank(), mesh.size()) if mesh else (0, 1)
-        self.optimizers.zero_grad()
         total = torch.zeros(())
         for rows in torch.arange(ROWS)[rank::ranks].chunk(accumulate):
             logits = self.model(tokens[rows, :-1], lengths[rows])
@@ -163,13 +177,7 @@ class TinyTraining:
             loss = loss / (ROWS * WIDTH)
             loss.backward()
             total += loss.detach()
-        with clipping_tables([self.model]):
-            norm = dist_utils.clip_grad_norm_([*self.model.parameters()], MAX_NORM, foreach=True)
-        self.optimizers.step()
-        self.schedule.step()
-        if mesh:
-            torch.distributed.all_reduce(total, group=mesh.get_group())
-        return float(total), float(norm)
+        return total
 
     def evaluate(self) -> None:
         """Read, between steps: it has to leave no trace."""

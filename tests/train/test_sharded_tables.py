@@ -8,13 +8,25 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from support.table_ranks import DIM, MAX_NORM, ROWS, SAVED, TABLE_ROWS, TABLES, WIDTH, run_ranks
+from support.table_ranks import (
+    DIM,
+    MAX_NORM,
+    ROWS,
+    SAVED,
+    TABLE_ROWS,
+    TABLES,
+    WIDTH,
+    TinyTraining,
+    run_ranks,
+)
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import AdamW
 from torchtitan.components.optimizer import default_adamw
+from torchtitan.distributed import ParallelDims
 
 from model.layers.hash_embedding import HashEmbedding
 from pipeline.errors import ConfigError
@@ -177,8 +189,32 @@ def test_other_optimizers_are_refused(one_rank):
         split_off_tables(optimizers, [model], None)
     config = blt_debug()
     config.optimizer.implementation = "fused_opt_states_bf16"
-    with pytest.raises(ConfigError, match=r"choose --parallelism.hash-tables plain"):
+    with pytest.raises(ConfigError, match=r"add --parallelism.hash-tables plain"):
         replace(config)
+    config.parallelism.hash_tables = "plain"
+    replace(config)
+
+
+def test_memory_follows_the_rows_looked_up(one_rank):
+    """Tensors that are alive in a step: a gradient of each table, or of the rows looked up."""
+    rows = 20_000
+    dims = ParallelDims(1, 1, 1, 1, 1, 1, 1, "partial_dtensor")
+    state, peak = {}, {}
+    for form in ("plain", "sharded"):
+        run = TinyTraining(dims, form, rows)
+        tracker = MemTracker()
+        tracker.track_external(run.model)
+        with tracker:
+            run.backward(1, 1)
+        device = torch.device("cpu")
+        state[form] = tracker.get_tracker_snapshot("current")[device]["Total"]
+        peak[form] = tracker.get_tracker_snapshot("peak")[device]["Total"]
+    tables = TABLES * rows * DIM * 4
+    looked_up = TABLES * ROWS * WIDTH * DIM * 4
+    assert 10 * looked_up < tables
+    slots = TABLES * rows * 4
+    assert tables - 1.125 * looked_up - slots < state["plain"] - state["sharded"] < tables
+    assert peak["plain"] - peak["sharded"] > tables / 2
 
 
 def test_offloaded_tables_of_512_ranks(monkeypatch):
