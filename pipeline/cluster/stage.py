@@ -13,6 +13,7 @@ another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tr
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict, cast
@@ -99,21 +100,7 @@ def run_stage(
         return StageOutcome({}, [], {})
     connect(workers)
     progress = start_progress()
-    reference = ray.put(shared)
-    if setup is None:
-        tasks = ray.data.TaskPoolStrategy(workers) if workers else ray.data.TaskPoolStrategy()
-        arguments: tuple[Any, ...] = (work, reference, progress)
-        pool: dict[str, Any] = {
-            "fn": _in_task,
-            "fn_args": arguments,
-            "compute": tasks,
-            "max_retries": 0,
-        }
-    else:
-        actors = _actor_pool(workers, len(pieces))
-        arguments = (setup, work, reference, progress)
-        pool = {"fn": _Actor, "fn_constructor_args": arguments, "compute": actors}
-        pool["max_restarts"] = 0  # Ray Data starts another actor instead
+    task = _Task(setup, work, ray.put(shared), progress, gpus)
     messages: dict[int, str] = {}
     unreachable: dict[int, str] = {}
     left = set(pieces)
@@ -131,17 +118,13 @@ def run_stage(
             finished(piece, outcome["bytes"])
 
         before = len(left) + 1
-        while len(left) < before:  # again as long as it helps
+        while left and len(left) < before:  # again as long as it helps
             before = len(left)
-            try:
-                for row in _in_pool({piece: pieces[piece] for piece in left}, pool, gpus):
-                    take(cast(_PieceOutcome, row))
+            with suppress(ray.exceptions.RayError):  # all of the pool is lost
+                for outcome in task.in_pool({piece: pieces[piece] for piece in left}, workers):
+                    take(outcome)
                 break
-            except ray.exceptions.RayError:  # all of the pool is lost
-                continue
-        at_once = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        alone = _Alone(setup, work, reference, progress, gpus)
-        deadly = alone.run(sorted(left), at_once, take)
+        deadly = task.alone(sorted(left), workers, take)
     ray.kill(progress)  # or its process would stay for the stages to come
     if deadly and not gives_up:
         number, how = next(iter(deadly.items()))
@@ -154,9 +137,8 @@ def run_stage(
 
 
 @dataclass(frozen=True)
-class _Alone:
-    """Does pieces that have ended a worker, or were in a block with such a piece: each in a task of
-    its own, which Ray does not repeat by itself."""
+class _Task:
+    """The work of a stage, as Ray gets it."""
 
     setup: Callable[[Any], Any] | None
     work: Work
@@ -164,10 +146,39 @@ class _Alone:
     progress: ActorHandle
     gpus: float
 
-    def run(
-        self, pieces: list[int], at_once: int, take: Callable[[_PieceOutcome], None]
+    def in_pool(self, pieces: Mapping[int, int], workers: int | None) -> Iterator[_PieceOutcome]:
+        """Outcomes of the pieces that Ray Data's pool did; those of workers that ended are missing.
+
+        Raises:
+            RayError: all of the pool is lost.
+        """
+        pool: dict[str, Any]
+        if self.setup is None:
+            tasks = ray.data.TaskPoolStrategy(workers) if workers else ray.data.TaskPoolStrategy()
+            arguments: tuple[Any, ...] = (self.work, self.shared, self.progress)
+            pool = {"fn": _in_task, "fn_args": arguments, "compute": tasks, "max_retries": 0}
+        else:
+            actors = _actor_pool(workers, len(pieces))
+            arguments = (self.setup, self.work, self.shared, self.progress)
+            pool = {"fn": _Actor, "fn_constructor_args": arguments, "compute": actors}
+            pool["max_restarts"] = 0  # Ray Data starts another actor instead
+        with warnings.catch_warnings():
+            # Ray Data has no other way yet to say how often it repeats.
+            warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
+            outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=self.gpus or None)
+        for row in outcomes.iter_rows():
+            yield cast(_PieceOutcome, row)
+
+    def alone(
+        self, pieces: list[int], workers: int | None, take: Callable[[_PieceOutcome], None]
     ) -> dict[int, str]:
-        """Do the pieces, some at once; returns how those ended that are given up."""
+        """Do pieces that have ended a worker, or were in a block with such a piece: each in a task
+        of its own, which Ray does not repeat by itself.
+
+        Returns:
+            how those ended that are given up.
+        """
+        at_once = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting, tries, ends = deque(pieces), Counter[int](), {}
         running: dict[ray.ObjectRef[Any], int] = {}
         while waiting or running:
@@ -253,17 +264,6 @@ def unshared_storage(where: str) -> PipelineError:
         f"{where}: what workers committed cannot be seen from here; is it on storage that all "
         "nodes share?"
     )
-
-
-def _in_pool(
-    pieces: Mapping[int, int], pool: Mapping[str, Any], gpus: float
-) -> Iterator[dict[str, Any]]:
-    """The outcomes of the pieces that Ray Data's pool did."""
-    with warnings.catch_warnings():
-        # Ray Data has no other way yet to say how often it repeats.
-        warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
-        outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=gpus or None)
-    yield from outcomes.iter_rows()
 
 
 def _numbers(pieces: Mapping[int, int]) -> ray.data.Dataset:
