@@ -118,8 +118,8 @@ class BLTConfig:
     def __post_init__(self) -> None:
         sizes = tuple(self.encoder_hash_byte_group_size or ())
         object.__setattr__(self, "encoder_hash_byte_group_size", sizes)
-        check_numbers(asdict(self))
         check_initialisation(self.init_std_factor, self.init_base_std)
+        check_numbers(asdict(self))
         for part in PARTS:
             names = f"n_heads_{part}", f"n_kv_heads_{part}"
             self._default(names[1], getattr(self, names[0]))

@@ -77,8 +77,8 @@ class EntropyModelConfig:
     """Values that follow from another one where they are None; see :func:`model.widths.resized`."""
 
     def __post_init__(self) -> None:
-        check_numbers(asdict(self))
         check_initialisation(self.init_std_factor, self.init_base_std)
+        check_numbers(asdict(self))
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.hidden_dim is None:

@@ -91,7 +91,7 @@ def test_patches_are_the_stored_ones(sets):
         if n
     }
     found = Counter()
-    byte_N, tokens_N, patch_N, _, opens_N, closes_N = window.rows.pieces_NF.T
+    byte_N, tokens_N, patch_N, _, opens_N, closes_N, _ = window.rows.pieces_NF.T
     for n in np.flatnonzero(opens_N & ((closes_N == 0) | (tokens_N > 2))):
         start = int(byte_N[n])
         size = bytes_from[start]
