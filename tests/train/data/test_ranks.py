@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.shard_sets import write_shards
 
 from train.data.dataloader import ShardDataLoader
+from train.data.lanes import Line, Place
 from train.data.ranks import RankShare
 from train.data.row_settings import LANES
 
@@ -30,6 +31,38 @@ def test_each_row_goes_to_one_rank_which_reads_its_lane(ranks, lanes, batch, sta
         assert {row % lanes for row in part} <= set(share.lanes(lanes))
         common = {lane for lane in share.lanes(lanes) if owners[lane] > 1}
         assert common == set(share.common_lanes(lanes))
+
+
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 20),
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.integers(0, 9),
+)
+def test_lanes_cover_each_epoch_once_whatever_the_windows(tokens, lanes, strands, windows, epoch):
+    found: Counter = Counter()
+    for lane in range(lanes):
+        line = Line(tokens, lanes, lane, whole=False, strands=strands)
+        limits = [tokens * window // windows for window in range(windows + 1)]
+        for begin, end in itertools.pairwise(limits):
+            for of_epoch, first, last in line.spans(Place(epoch, 0), begin, end):
+                assert of_epoch == epoch
+                found.update(range(first, last))
+    assert found == Counter(range(tokens))
+
+
+@given(st.integers(1, 500), st.integers(1, 9), st.integers(1, 8), st.integers(0, 10**5))
+def test_a_lane_reads_all_of_a_small_set(tokens, lanes, strands, offset):
+    line = Line(tokens, lanes, lanes - 1, whole=True, strands=strands)
+    found = Counter()
+    place = line.after(Place(3), offset)
+    for _, first, last in line.spans(Place(place.epoch), 0, tokens * lanes):
+        found.update(range(first, last))
+    assert found == Counter(range(tokens))
+    # Places that follow one another are one way.
+    there = line.after(line.after(Place(), offset), 7)
+    assert there == line.after(Place(), offset + 7)
 
 
 @pytest.mark.parametrize(
