@@ -35,6 +35,8 @@ class ShardValidator(Validator):
         dataloader: ShardDataLoader.Config = field(default_factory=ShardDataLoader.Config)
         """Held-out shards: --validator.dataloader.shards."""
 
+    dl_config: Any
+
     def __init__(self, config: Config, **kwargs: Any):
         """
         Raises:
@@ -48,7 +50,7 @@ class ShardValidator(Validator):
         except ConfigError as error:
             raise ConfigError(f"--validator.{str(error).removeprefix('--')}") from error
         if not self.dl_config.infinite:
-            vars(self)["dl_config"] = _InStep(self.dl_config)
+            self.dl_config = _InStep(self.dl_config)
 
     def post_dataloading_process(
         self, input_dict: dict[str, Tensor], labels: Tensor, model_parts: list[nn.Module]
