@@ -36,7 +36,8 @@ FILES = {
         *("jobs/test_cluster.py", "jobs/test_export_hub.py", "jobs/test_export_shards.py"),
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
-        "pipeline/storage/test_run_record.py",  # starts none, but imports what imports it
+        # These start none, but import what imports it.
+        *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (

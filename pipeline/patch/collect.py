@@ -19,6 +19,7 @@ from pipeline.shards.entries import Shard, ShardEntry, committed_names, read_ent
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import SHARDS_PER_PART, as_shards, entry_rows
 from pipeline.shards.upgrade import with_batches
+from pipeline.shards.verify import table_problems
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST
 
@@ -92,15 +93,17 @@ def _sum_part(shared: _Shared, names: list[str]) -> Part:
 
 
 def committed_shards(
-    output: OutputDirectory, console: Console, workers: int | None
+    output: OutputDirectory, closed: ShardSet | None, console: Console, workers: int | None
 ) -> dict[str, Shard]:
-    """All shards that are committed, by name; those of a closed set as its columns know them.
+    """All shards that are committed, by name.
+
+    Args:
+        closed: the set, if it is closed: its columns are read instead of the entries.
 
     Raises:
         PipelineError: an entry is damaged; names it.
     """
     names = committed_names(output)
-    closed = closed_set(output, console)
     if closed is not None:
         known = {shard.name: shard for shard in closed.entries}
         if known.keys() >= set(names):
@@ -130,15 +133,19 @@ def _read_piece(number: int, shared: _Shared, report: Reporter) -> str:
 
 
 def closed_set(output: OutputDirectory, console: Console) -> ShardSet | None:
-    """The set, if it is closed and intact; None if it has to be closed (again)."""
+    """The set, if it is closed and its manifest and columns are intact; None if it has to be closed
+    (again)."""
     if not output.exists(MANIFEST):
         return None
     try:
         shards = ShardSet(output.url)
-        return shards if shards.is_checked and shards.entries is not None else None
+        problem = next(table_problems(shards), None)
     except PipelineError as error:
-        console.print(f"{error}: closing the set again", highlight=False)
+        problem = str(error)
+    if problem is not None:
+        console.print(f"{problem}: closing the set again", highlight=False)
         return None
+    return shards if shards.is_checked else None
 
 
 def _parts(names: Sequence[str]) -> list[list[str]]:

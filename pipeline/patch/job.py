@@ -133,7 +133,8 @@ def _patch(
     output: OutputDirectory,
     console: Console,
 ) -> PatchCorpusResult:
-    present = committed_shards(output, console, config.num_workers)
+    closed = closed_set(output, console)
+    present = committed_shards(output, closed, console, config.num_workers)
     for message in run.discard_lost(present, output):
         console.print(message, highlight=False)
     committed = run.committed(present)
@@ -156,8 +157,7 @@ def _patch(
         gpus=gpus,
     )
     seconds = time.monotonic() - began
-    closed = None if waiting else closed_set(output, console)
-    if closed is None:
+    if waiting or closed is None:
         finished = not outcome.unreachable
         entries, statistics = _collect(run, config, output, console, finished=finished)
     else:

@@ -152,10 +152,11 @@ class PatchRun(RunRecord):
         Returns:
             a message for each lost shard.
         """
-        sizes, summaries = output.sizes("shards"), set(output.names("summaries"))
+        sizes = output.sizes("shards")
+        beside = {name: set(output.names(name)) for name in ("summaries", "rejects")}
         messages = []
         for shards in self.committed(present):
-            problems = (_problem(shard, sizes, summaries) for shard in shards)
+            problems = (_problem(shard, sizes, beside) for shard in shards)
             lost = next(((i, what) for i, what in enumerate(problems) if what), None)
             if lost is None:
                 continue
@@ -168,15 +169,22 @@ class PatchRun(RunRecord):
         return messages
 
 
-def _problem(shard: Shard, sizes: Mapping[str, int], summaries: Collection[str]) -> str | None:
-    """What is wrong with the files of a shard, given those that are there."""
+def _problem(
+    shard: Shard, sizes: Mapping[str, int], beside: Mapping[str, Collection[str]]
+) -> str | None:
+    """What is wrong with the files of a shard, given the sizes of all shards, and the names of what
+    lies beside them."""
     size = sizes.get(f"{shard.name}.arrow")
     if shard.sha256 is not None and size is None:
         return "is missing"
     if shard.shard_bytes and size != shard.shard_bytes:
         return f"has {size:,} bytes, {shard.shard_bytes:,} were written"
-    if summaries and f"{shard.name}.json" not in summaries:
+    # Some early releases of format version 1 wrote no summaries at all.
+    summarized = shard.batches is not None or beside["summaries"]
+    if summarized and f"{shard.name}.json" not in beside["summaries"]:
         return f"its {shard.summary_path} is missing"
+    if (shard.rejects or shard.error) and f"{shard.name}.jsonl" not in beside["rejects"]:
+        return f"its {shard.rejects_path} is missing"
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from pipeline.errors import PipelineError
-from pipeline.shards.record_batches import BatchesRecord, BatchIndex, WrittenFile
+from pipeline.shards.record_batches import WAY_ON, BatchesRecord, BatchIndex, WrittenFile
 from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics, PatchStatisticsRecord
 from pipeline.statistics.groups import ENTROPY_UNIT
 from pipeline.storage.json_shape import problem_of
@@ -232,6 +232,5 @@ def _parse(output: OutputDirectory, name: str, data: bytes) -> ShardEntry:
         return entry
     except ValueError as error:
         raise PipelineError(
-            f"{output.locate(entry_path(name))}: is damaged: {error}; restore it, or remove it to "
-            "make the shard again"
+            f"{output.locate(entry_path(name))}: is damaged: {error}; {WAY_ON}"
         ) from error

@@ -26,7 +26,7 @@ from pipeline.shards.format import ipc_options
 from pipeline.storage.output import READ_AHEAD, OutputDirectory
 
 MAGIC = b"ARROW1"
-WAY_ON = "restore it, or make the shard again"
+WAY_ON = "restore it, or remove it and run its patch_corpus.py command again"
 # Numbers of fields in Arrow's flatbuffers.
 _FOOTER_BATCHES, _MESSAGE_HEADER, _BATCH_LENGTH = 3, 2, 0
 _BLOCK = np.dtype([("offset", "<i8"), ("metadata", "<i4"), ("_", "<i4"), ("body", "<i8")])
@@ -283,7 +283,7 @@ def _read(
         got = output.read_into(name, begin, data.data[head.size :])
         if got < end - begin:
             number = int(np.searchsorted(index.offset + index.length, begin + got, side="right"))
-            raise _damaged(where, index, number, f"it ends at byte {begin + got}")
+            raise _damaged(where, index, number, "the file ends before it does")
     return data
 
 

@@ -260,8 +260,7 @@ class ShardSet:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != shard.sha256:
             raise DamagedShardError(
-                f"{where}: sha256 is {digest}, {shard.sha256} was written: it is damaged; restore "
-                "it, or remove it, and its patch_corpus.py command makes it again"
+                f"{where}: sha256 is {digest}, {shard.sha256} was written: it is damaged; {WAY_ON}"
             )
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

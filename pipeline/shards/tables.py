@@ -195,13 +195,13 @@ class EntryTables:
         if part == len(self._ends):
             where = self._output.locate(BATCHES_FILE)
             raise DamagedShardError(f"{where}: has too few record batches for the set's shards")
-        if part not in self._cached:
-            self._cached[part] = self._read_part(part)
+        index = self._cached.get(part)  # several threads may be here
+        if index is None:
+            index = self._cached[part] = self._read_part(part)
             if len(self._cached) > CACHED_PARTS:
                 self._cached.popitem(last=False)
-        self._cached.move_to_end(part)
         start = first - int(self._ends[part] - self._batches.rows[part])
-        offset, length, rows, tokens, hashes = self._cached[part]
+        offset, length, rows, tokens, hashes = index
         assert hashes is not None
         arrays = (offset, length, rows, tokens, hashes)
         return BatchIndex(*(array[start : start + count] for array in arrays))

@@ -10,7 +10,7 @@ import xxhash
 from pipeline.errors import DamagedShardError
 from pipeline.shards.entries import ShardEntry, commit_entry
 from pipeline.shards.format import read_text
-from pipeline.shards.record_batches import find_batches
+from pipeline.shards.record_batches import WAY_ON, find_batches
 from pipeline.storage.output import OutputDirectory
 
 
@@ -30,7 +30,7 @@ def with_batches(output: OutputDirectory, entry: ShardEntry, schema: pa.Schema) 
         if digest != entry.sha256:
             raise DamagedShardError(
                 f"{output.locate(entry.path)}: sha256 is {digest}, {entry.sha256} was written; "
-                "remove it, and run the same command again to make it again"
+                f"{WAY_ON}"
             )
         hashes, tokens = [], []
         for offset, length in zip(index.offset.tolist(), index.length.tolist(), strict=True):

@@ -27,7 +27,7 @@ def verify(shards: ShardSet) -> Iterator[str]:
     """
     total = PatchStatistics()
     try:
-        yield from _verify_tables(shards)
+        yield from table_problems(shards)
         for shard in shards.entries:
             try:
                 entry = _read_entry(shards, shard)
@@ -49,8 +49,12 @@ def verify(shards: ShardSet) -> Iterator[str]:
         yield f"{shards.output.locate(MANIFEST)}: statistics are not the sum of the shards'"
 
 
-def _verify_tables(shards: ShardSet) -> Iterator[str]:
-    """Compare the files of columns as a whole with what the manifest says of them."""
+def table_problems(shards: ShardSet) -> Iterator[str]:
+    """What is wrong with the files that hold the entries in columns: one sentence per problem.
+
+    Raises:
+        DamagedShardError: one cannot be read; names it.
+    """
     if not shards.is_checked:
         return
     tables = {ENTRIES_FILE: shards.manifest["entries"], BATCHES_FILE: shards.manifest["batches"]}
@@ -59,7 +63,7 @@ def _verify_tables(shards: ShardSet) -> Iterator[str]:
         with translated(where, DamagedShardError), shards.output.open(name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != stated["sha256"]:
-            yield f"{where}: sha256 is {digest}, the manifest says {stated['sha256']}"
+            yield f"{where}: is damaged: sha256 is {digest}, {stated['sha256']} was written"
 
 
 def _read_entry(shards: ShardSet, shard: Shard) -> ShardEntry:

@@ -196,12 +196,9 @@ def test_what_is_lost_is_made_again(patched, tmp_path, run_here, monkeypatch):
     (out / "entries.arrow").write_bytes((out / "entries.arrow").read_bytes()[::-1])
     done = run_here("--input", source, "--output", out, *flags, "--verify")
     assert done.returncode == 0 and "entries.arrow: is damaged" in done.stderr, done.stderr
-    assert {**json.loads(done.stdout), "bytes_patched": 0, "seconds": 0, "output": 0} == {
-        **result,
-        "bytes_patched": 0,
-        "seconds": 0,
-        "output": 0,
-    }
+    again = json.loads(done.stdout)
+    counts = ("documents", "bytes", "patches", "shards", "rejects", "patch_length_median")
+    assert [again.get(key) for key in counts] == [result.get(key) for key in counts]
     assert open_shards(str(out)).manifest["entries"]["parts"]["rows"][0] == 2
     one, other = (open_shards(str(url)) for url in (whole, out))
     assert one.entries == other.entries and one.summary.to_json() == other.summary.to_json()

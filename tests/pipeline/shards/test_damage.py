@@ -10,7 +10,9 @@ import random
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.shard_sets import as_version_1, real_texts, write_shards
 
@@ -22,9 +24,10 @@ from pipeline.export.layouts import LAYOUTS
 from pipeline.report.recount import count_shard
 from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import entry_path, read_entries, read_entry
+from pipeline.shards.format import ipc_options
 from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.record_batches import BatchIndex, read_batches
-from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
+from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE, ENTRIES_SCHEMA, as_shards, entry_rows
 from pipeline.shards.upgrade import with_batches
 from pipeline.shards.verify import verify
 from pipeline.storage.output import OutputDirectory
@@ -128,7 +131,7 @@ def test_no_flipped_bit_in_an_entry_is_silent(whole, tmp_path):
     for _ in range(FLIPS):
         place, bit = draw.randrange(path.stat().st_size), draw.randrange(8)
         flip(path, place, bit)
-        with pytest.raises(PipelineError, match=f"{path}: is damaged: .*restore it, or remove it"):
+        with pytest.raises(PipelineError, match=f"{path}: is damaged: .*restore it, or remove"):
             read_entry(output, name)
         flip(path, place, bit)
     shutil.copy(path, path.with_name("other.json"))
@@ -156,6 +159,35 @@ def test_one_record_batch_by_itself(whole):
         shards.read_batch(0, 0, ["texts"])
 
 
+def test_files_are_those_that_pyarrow_alone_writes(whole, tmp_path):
+    shards = open_shards(str(whole))
+    for number in range(3):
+        with pa.ipc.new_file(str(tmp_path / "a"), shards.schema, options=ipc_options()) as writer:
+            for batch in shards.shard_batches(number):
+                writer.write_batch(batch)
+        assert (tmp_path / "a").read_bytes() == Path(shards.path(number)).read_bytes()
+
+
+def test_remote_sets_are_read_in_ranges(whole):
+    texts = [text[:300] for text in real_texts(DOCUMENTS)]
+    remote = write_shards("memory://test_damage/set", texts, per_batch=4)
+    assert content(remote) == iterate(whole)
+    last = remote.read_batch(2, 1)
+    assert last.equals(open_shards(str(whole)).read_batch(2, 1))
+    path = remote.path(2)
+    with fsspec.open(path, "rb") as file:
+        data = file.read()
+    end = int(remote.batch_index(2).offset[1]) + 9
+    for damaged in (data[:end], b""):
+        with fsspec.open(path, "wb") as file:
+            file.write(damaged)
+        with pytest.raises(DamagedShardError, match=f"{path}: .*the file ends before it does"):
+            remote.read_batch(2, 1)
+    fsspec.filesystem("memory").rm("/test_damage", recursive=True)
+    with pytest.raises(DamagedShardError, match=f"{path}: cannot be read"):
+        remote.read_batch(2, 1)
+
+
 def test_the_message_says_which_batch(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "set")
     shards = open_shards(str(tmp_path / "set"))
@@ -165,12 +197,12 @@ def test_the_message_says_which_batch(whole, tmp_path):
         list(shards.shard_batches(1))
     assert str(raised.value) == (
         f"{path}: is damaged (record batch 1 of 3: its hash is not that of what was written); "
-        "restore it, or make the shard again"
+        "restore it, or remove it and run its patch_corpus.py command again"
     )
     assert len(shards.read_batch(1, 2)) == 4
     with path.open("r+b") as file:
         file.truncate(int(index.offset[2]) + 50)
-    with pytest.raises(DamagedShardError, match=r"record batch 2 of 3: it ends at byte \d+\)"):
+    with pytest.raises(DamagedShardError, match="record batch 2 of 3: the file ends before it"):
         shards.read_batch(1, 2)
     with pytest.raises(DamagedShardError, match=r"it has \d[\d,]+ bytes, \d[\d,]+ were written"):
         list(shards.shard_batches(1, start=2))
@@ -247,6 +279,9 @@ def test_entries_of_version_1_become_those_of_version_2(whole, tmp_path):
     shutil.copytree(whole, url)
     shards = as_version_1(url)
     output = shards.output
+    old = list(read_entries(output).values())
+    rows = pa.ipc.read_record_batch(entry_rows(old).serialize(), ENTRIES_SCHEMA)
+    assert list(as_shards(rows)) == [entry.row() for entry in old] == shards.entries
     entries = [with_batches(output, e, shards.schema) for e in read_entries(output).values()]
     write_manifest(
         output, {"patcher": shards.manifest["patcher"], "columns": shards.schema.names}, entries

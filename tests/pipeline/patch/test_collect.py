@@ -1,0 +1,52 @@
+"""Committed shards read in parts: what is closed, and what has to be closed again."""
+
+import io
+import shutil
+
+import pytest
+from rich.console import Console
+from support.shard_sets import as_version_1, real_texts, write_shards
+
+from pipeline.patch.collect import closed_set, committed_shards, sum_shards
+from pipeline.shards.closing import Closing
+from pipeline.shards.entries import committed_names
+from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.output import OutputDirectory
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> ShardSet:
+    url = tmp_path_factory.mktemp("whole") / "set"
+    return write_shards(str(url), [text[:300] for text in real_texts(30)])
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "entries.arrow", "batches.arrow"])
+def test_a_set_is_closed_again_where_its_columns_are_damaged(whole, tmp_path, file):
+    url = tmp_path / "set"
+    shutil.copytree(whole.output.url, url)
+    output, said = OutputDirectory(str(url)), io.StringIO()
+    console = Console(file=said, width=500)
+    closed = closed_set(output, console)
+    assert committed_shards(output, closed, console, 1) == {s.name: s for s in whole.entries}
+    assert not said.getvalue()
+    data = (url / file).read_bytes()
+    place = len(data) // 2
+    (url / file).write_bytes(data[:place] + bytes([data[place] ^ 128]) + data[place + 1 :])
+    assert closed_set(output, console) is None
+    assert f"{url}" in said.getvalue() and said.getvalue().endswith(": closing the set again\n")
+    present = committed_shards(output, None, console, 1)
+    assert [shard.tokens for shard in present.values()] == [s.tokens for s in whole.entries]
+    with Closing(output, {k: whole.manifest[k] for k in ("patcher", "columns")}) as closing:
+        names = committed_names(output)
+        sum_shards(output, names, whole.schema, closing.add, console, 1)
+    assert (url / file).read_bytes() == data
+
+
+def test_what_is_not_closed_or_of_version_1_is_closed(whole, tmp_path):
+    url = tmp_path / "set"
+    shutil.copytree(whole.output.url, url)
+    output, said = OutputDirectory(str(url)), io.StringIO()
+    as_version_1(url)
+    assert closed_set(output, Console(file=said)) is None
+    (url / "manifest.json").unlink()
+    assert closed_set(output, Console(file=said)) is None and not said.getvalue()
