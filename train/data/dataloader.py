@@ -72,7 +72,7 @@ class ShardDataLoader(BaseDataLoader):
         no more than they need if R divides it. A checkpoint's number stays."""
         shuffle_bytes: int | None = None
         """Bytes of text that all ranks together hold in memory, and shuffle, at a time; default: 8
-        MiB per lane, 16 for several shard sets."""
+        MiB per lane and shard set (of 4 sets at most)."""
         prefetch: int = 4
         """Microbatches that are made ahead of training."""
         infinite: bool = True

@@ -39,8 +39,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-STRANDS = 8
-"""Places of its part that a lane reads at once: windows have a few record batches per set."""
+STRANDS = 4
+"""Places of its part that a lane reads at once. With more of them than a window has record batches
+of a set, the set's share would change from window to window."""
 LEAST_WINDOWS = 4
 """Windows per lane in each epoch, at least: with fewer, the parts of an epoch would hold so few
 record batches that they differ much in length."""

@@ -17,7 +17,7 @@ LANES = 512
 WINDOW_BYTES = 8 << 20
 """Bytes of text per shard set in a lane's window by default. Windows of 1 MB have thrice the
 padding: see tests/benchmarks/RESULTS.md."""
-SETS_COUNTED = 2
+SETS_COUNTED = 4
 """Shard sets beyond these do not make windows larger."""
 
 

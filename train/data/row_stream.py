@@ -8,7 +8,7 @@ in its share, because rows are packed best from text of all kinds.
 
 **Windows.** Window w of a lane ends ``_units(set, w + 1)`` units behind the lane's origin in each
 set. That limit depends on w alone, not on where record batches end, so overshoot does not add up.
-Example: a lane whose part of each epoch is 800 tokens, each strand of 100 in record batches of 30,
+Example: a lane whose part of each epoch is 400 tokens, each strand of 100 in record batches of 30,
 30, 30 and 10 tokens, with two windows per epoch. Window 0 has the record batches that begin at
 tokens 0 to 49 of each strand, which are 60 tokens, window 1 those at 50 to 99, 40 tokens, and
 window 2 begins the next epoch.

@@ -23,22 +23,22 @@ def test_doctests(module):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Eight times 100 tokens in record batches of 30, 30, 30 and 10, BOS and EOS included."""
+    """Four times 100 tokens in record batches of 30, 30, 30, 10, of which 2 are BOS and EOS."""
     directory = tmp_path_factory.mktemp("shards")
     texts = [b"a" * 28, b"b" * 28, b"c" * 28, b"d" * 8]
-    write_shards(str(directory), texts * 8, per_batch=1, per_shard=32)
+    write_shards(str(directory), texts * 4, per_batch=1, per_shard=16)
     return directory
 
 
 def test_an_epoch_is_a_whole_number_of_windows(shards):
-    settings = RowSettings(8, patches=False, shuffle_bytes=400, lanes=1)
+    settings = RowSettings(8, patches=False, shuffle_bytes=200, lanes=1)
     stream = RowStream([str(shards)], settings)
     opened = itertools.islice(stream.windows(stream.start([0]), infinite=True), 4)
     tokens, epochs = [], []
     for window in opened:
         tokens.append(int(window.window.documents.lengths_D.sum()))
         epochs.append(window.cursor.begin[0].epoch)
-    assert tokens == [480, 320, 480, 320] and epochs == [0, 0, 1, 1]
+    assert tokens == [240, 160, 240, 160] and epochs == [0, 0, 1, 1]
 
 
 def test_ranges_of_a_line_of_tokens(tmp_path):

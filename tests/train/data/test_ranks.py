@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.shard_sets import write_shards
 
 from train.data.dataloader import ShardDataLoader
+from train.data.lanes import Line, Place
 from train.data.ranks import RankShare
 from train.data.row_settings import LANES
 
@@ -32,6 +33,38 @@ def test_each_row_goes_to_one_rank_which_reads_its_lane(ranks, lanes, batch, sta
         assert common == set(share.common_lanes(lanes))
 
 
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 20),
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.integers(0, 9),
+)
+def test_lanes_cover_each_epoch_once_whatever_the_windows(tokens, lanes, strands, windows, epoch):
+    found: Counter = Counter()
+    for lane in range(lanes):
+        line = Line(tokens, lanes, lane, whole=False, strands=strands)
+        limits = [tokens * window // windows for window in range(windows + 1)]
+        for begin, end in itertools.pairwise(limits):
+            for of_epoch, first, last in line.spans(Place(epoch, 0), begin, end):
+                assert of_epoch == epoch
+                found.update(range(first, last))
+    assert found == Counter(range(tokens))
+
+
+@given(st.integers(1, 500), st.integers(1, 9), st.integers(1, 8), st.integers(0, 10**5))
+def test_a_lane_reads_all_of_a_small_set(tokens, lanes, strands, offset):
+    line = Line(tokens, lanes, lanes - 1, whole=True, strands=strands)
+    found = Counter()
+    place = line.after(Place(3), offset)
+    for _, first, last in line.spans(Place(place.epoch), 0, tokens * lanes):
+        found.update(range(first, last))
+    assert found == Counter(range(tokens))
+    # Places that follow one another are one way.
+    there = line.after(line.after(Place(), offset), 7)
+    assert there == line.after(Place(), offset + 7)
+
+
 @pytest.mark.parametrize(
     ("most", "counts"),
     [
@@ -48,9 +81,9 @@ def test_the_text_that_a_rank_reads_with_the_default_lanes(most, counts):
 
 @pytest.fixture(scope="module")
 def many_batches() -> str:
-    """A set of 4096 record batches: enough for the default number of lanes."""
+    """A set of 2304 record batches: enough for the default number of lanes."""
     url = "memory://many"
-    texts = [f"{i:05d} is one".encode() for i in range(4096)]
+    texts = [f"{i:05d} is one".encode() for i in range(2304)]
     write_shards(url, texts, per_batch=1, per_shard=256, entropies=False)
     return url
 
@@ -91,7 +124,7 @@ def test_a_rank_reads_its_share(many_batches, read_bytes):
         opened[ranks] = sum(read_bytes.values()) - read_bytes["shards"]
         assert labels[ranks] == pytest.approx(labels[1] / ranks * len(numbers), rel=0.1)
         assert per_row[ranks] == pytest.approx(per_row[1], rel=0.05)
-        # Opening a set costs every rank the same, for about 80 bytes per record batch.
+        # Each rank opens the set, and reads no more of its tables than one rank alone.
         assert opened[ranks] <= len(numbers) * opened[1] < len(numbers) * 400_000
 
 

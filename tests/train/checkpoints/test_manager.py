@@ -1,0 +1,57 @@
+"""Loading the dataloader's state from a step: of any lanes, and of releases that had none."""
+
+import json
+
+import pytest
+import torch.distributed.checkpoint as dcp
+from support.shard_sets import real_texts, write_shards
+
+from pipeline.errors import ConfigError
+from train.checkpoints.manager import Checkpointer
+from train.data.dataloader import ShardDataLoader
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    url = str(tmp_path_factory.mktemp("shards"))
+    write_shards(url, real_texts(30))
+    return url
+
+
+def build(shards: str, rank: int, ranks: int, lanes: int) -> ShardDataLoader:
+    config = ShardDataLoader.Config(shards=[shards], lanes=lanes, shuffle_bytes=500 * lanes)
+    return config.build(dp_world_size=ranks, dp_rank=rank, seq_len=256, local_batch_size=1)
+
+
+def load(loader: ShardDataLoader, step: str) -> None:
+    """As torchtitan's manager does it, without a model."""
+    manager = object.__new__(Checkpointer)
+    manager.enable, manager.states = False, {}
+    manager.dcp_load({"dataloader": loader}, step, from_hf=False, from_quantized=False)
+
+
+def test_a_step_has_the_lanes_that_its_run_began_with(shards, tmp_path):
+    saved = build(shards, 0, 1, lanes=8)
+    assert saved.stream.lanes == 8
+    batches = iter(saved)
+    for _ in range(5):
+        next(batches)
+    dcp.save({"dataloader": saved}, checkpoint_id=tmp_path, no_dist=True)
+    states: dict = {}
+    for rank in range(3):
+        loader = build(shards, rank, 3, lanes=2)
+        assert loader.stream.lanes == 2
+        load(loader, str(tmp_path))
+        assert loader.stream.lanes == 8
+        states |= loader.state_dict()
+    assert states == saved.state_dict() and json.loads(states["rows"])["rows"] == 5
+
+
+def test_a_step_of_an_earlier_release(shards, tmp_path):
+    dcp.save({"dataloader": {"rows": "{}"}}, checkpoint_id=tmp_path, no_dist=True)
+    with pytest.raises(
+        ConfigError, match=r"the checkpoint was made by an earlier release, .*finish"
+    ):
+        load(build(shards, 0, 1, lanes=2), str(tmp_path))
