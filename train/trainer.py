@@ -141,19 +141,6 @@ def _check_config(config: ByteTrainer.Config) -> None:
             "--dataloader.no-infinite: is for validation only; set the length of a training with "
             "--training.steps"
         )
-    if getattr(parallelism, "hash_tables", "plain") == "sharded":
-        for flag, given in (
-            (
-                "optimizer.implementation fused_opt_states_bf16",
-                config.optimizer.implementation == "fused_opt_states_bf16",
-            ),
-            ("training.no-disable-cuda-graphs", not config.training.disable_cuda_graphs),
-        ):
-            if given:
-                raise ConfigError(
-                    f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
-                    "--parallelism.hash-tables plain"
-                )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):
         for name in ("enable_tensorboard", "enable_wandb"):
@@ -174,3 +161,16 @@ def _check_config(config: ByteTrainer.Config) -> None:
             raise ConfigError(
                 "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
             )
+    if getattr(parallelism, "hash_tables", "plain") == "sharded":
+        for flag, given in (
+            (
+                "optimizer.implementation fused_opt_states_bf16",
+                config.optimizer.implementation == "fused_opt_states_bf16",
+            ),
+            ("training.no-disable-cuda-graphs", not config.training.disable_cuda_graphs),
+        ):
+            if given:
+                raise ConfigError(
+                    f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
+                    "--parallelism.hash-tables plain"
+                )
