@@ -161,7 +161,8 @@ def _check_config(config: ByteTrainer.Config) -> None:
             raise ConfigError(
                 "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
             )
-    if getattr(parallelism, "hash_tables", "plain") == "sharded":
+    sharded = getattr(parallelism, "hash_tables", "plain") == "sharded"
+    if sharded and config.model_spec is not None and config.model_spec.name == "blt":
         for flag, given in (
             (
                 "optimizer.implementation fused_opt_states_bf16",
