@@ -282,19 +282,6 @@ def _check_config(config: ByteTrainer.Config) -> None:
             f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
             "and values: --shape.n-kv-heads-global)"
         )
-    if getattr(parallelism, "hash_tables", "plain") == "sharded":
-        for flag, given in (
-            (
-                "optimizer.implementation fused_opt_states_bf16",
-                config.optimizer.implementation == "fused_opt_states_bf16",
-            ),
-            ("training.no-disable-cuda-graphs", not config.training.disable_cuda_graphs),
-        ):
-            if given:
-                raise ConfigError(
-                    f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
-                    "--parallelism.hash-tables plain"
-                )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):
         for name in ("enable_tensorboard", "enable_wandb"):
@@ -317,3 +304,17 @@ def _check_config(config: ByteTrainer.Config) -> None:
             raise ConfigError(
                 "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
             )
+    sharded = getattr(parallelism, "hash_tables", "plain") == "sharded"
+    if sharded and config.model_spec is not None and config.model_spec.name == "blt":
+        for flag, given in (
+            (
+                "optimizer.implementation fused_opt_states_bf16",
+                config.optimizer.implementation == "fused_opt_states_bf16",
+            ),
+            ("training.no-disable-cuda-graphs", not config.training.disable_cuda_graphs),
+        ):
+            if given:
+                raise ConfigError(
+                    f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
+                    "--parallelism.hash-tables plain"
+                )

@@ -31,7 +31,7 @@ from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE, ENTRIES_SCHEMA, a
 from pipeline.shards.upgrade import with_batches
 from pipeline.shards.verify import verify
 from pipeline.storage.output import OutputDirectory
-from train.data.shard_source import Position, ShardSource
+from train.data.shard_source import ShardSource
 
 FLIPS = int(os.environ.get("FLIPS", "300"))
 DOCUMENTS = 30
@@ -61,9 +61,8 @@ def jump(url: Path) -> list:
 
 def train(url: Path) -> list:
     shards = open_shards(str(url))
-    source = ShardSource(shards, (0,), None, patches=True)
-    read = [documents for documents, _ in source.read(Position(), shards.statistics.tokens)]
-    return sorted(each.text.tobytes() for each in read)
+    source = ShardSource(shards, None, patches=True)
+    return sorted(each.text.tobytes() for each in source.read(0, 0, shards.statistics.tokens))
 
 
 def recount(url: Path) -> list:
