@@ -37,7 +37,8 @@ from pipeline.shards.record_batches import BatchIndex
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import SHARDS_PER_PART
 from pipeline.storage.output import OutputDirectory, to_json
-from train.data.row_stream import RowSettings, RowStream
+from train.data.row_settings import RowSettings
+from train.data.row_stream import RowStream
 
 SHARDS = int(sys.argv[1]) if sys.argv[1:2] and sys.argv[1].isdigit() else 100_000
 SHARDS_OF_VERSION_1 = 16_000
@@ -186,7 +187,7 @@ def checking(shards: ShardSet) -> None:
 
     def loads() -> None:
         stream = RowStream([shards.output.url], RowSettings(8192))
-        for _ in stream.windows(stream.start(), infinite=False):
+        for _ in stream.windows(stream.start(range(stream.lanes)), infinite=False):
             pass
 
     for what, function in (("reading and decoding", reads), ("loading rows' windows", loads)):
