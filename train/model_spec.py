@@ -28,8 +28,9 @@ ENTROPY_SIZES = {
         dim=64, n_layers=2, n_heads=4, hidden_dim=128, init_std_factor="current_depth"
     ),
 }
-"""Shapes of entropy models by size; ``100m`` is the published one. The small ones are ours; they
-learn faster with the published code's ``current_depth`` (tests/benchmarks/RESULTS.md)."""
+"""Shapes of entropy models by size; ``100m`` is the published one. The small ones are ours.
+``debug`` learns faster with the published code's ``current_depth`` than without a factor
+(tests/benchmarks/RESULTS.md); for ``1m`` that has not been measured."""
 
 
 class _TrainedModel(BaseModel):
