@@ -179,4 +179,6 @@ def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
 def _local_file(path: str, name: str) -> InputFile:
     """A local file, or the one that a link leads to."""
     info = Path(path).stat()
+    # Ids and rejects hold the name, and have to be UTF-8, as names of files need not be.
+    name = os.fsencode(name).decode(errors="backslashreplace")
     return InputFile(path, name, info.st_size, str(info.st_mtime))

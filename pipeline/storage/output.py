@@ -143,8 +143,11 @@ def parse_json(data: bytes) -> Any:
         ValueError: it is not JSON.
     """
     # orjson takes a third of the time, but makes floats of integers of more than 64 bits.
-    long_number = b"0" * 20 in data.translate(_DIGITS_AS_0)
-    return json.loads(data) if long_number else orjson.loads(data)
+    if b"0" * 20 not in data.translate(_DIGITS_AS_0):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(data)
+    # It also knows the lone surrogates that stand for bytes of file names that are no UTF-8.
+    return json.loads(data)
 
 
 class OutputDirectory:

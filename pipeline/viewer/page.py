@@ -15,6 +15,7 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from model.patcher import Patcher
 from pipeline.drawing.entropy_svg import CURVE_CSS
@@ -26,6 +27,7 @@ from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import refuse_credentials
 from pipeline.viewer.config import PatchViewerConfig
 from pipeline.viewer.controls import QUICK, controls_of, hide_unused, keep_within, patcher_of
+from pipeline.viewer.host_check import HostCheck
 from pipeline.viewer.patched_text import (
     MOST_BYTES,
     PatchView,
@@ -88,6 +90,7 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
         footer_links=[],
         theme=theme,
         css=CSS,
+        app_kwargs={"middleware": [Middleware(HostCheck, host=config.host)]},
     )
     report_url(url)
     page.block_thread()

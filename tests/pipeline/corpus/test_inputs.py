@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+import os
 
 import datasets
 import pyarrow as pa
@@ -16,7 +17,7 @@ from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import ConfigError
-from pipeline.storage.output import open_input
+from pipeline.storage.output import open_input, parse_json, to_json
 
 
 def test_inputs_are_listed_once_sorted_and_named(tmp_path):
@@ -205,3 +206,15 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
         "path": f"{tmp_path}/0.bin",
         "reason": "in no known format",
     }
+
+
+def test_names_that_are_no_utf8_can_be_read_and_recorded(tmp_path):
+    path = os.fsencode(tmp_path) + b"/a\xff.jsonl"
+    with open(path, "wb") as file:  # noqa: PTH123 (a name in bytes)
+        file.write(b'{"text": "x"}\n')
+    (file,) = find_inputs([str(tmp_path)]).files
+    assert file.name == "a\\xff.jsonl"
+    assert parse_json(to_json({"url": file.url})) == {"url": os.fsdecode(path)}
+    (split,) = plan_file(file, "jsonl", 100).splits
+    (document,) = read_split(split, Columns(), 99)
+    assert document.sample_id.encode() == b"a\\xff.jsonl#0"
