@@ -456,9 +456,14 @@ class Job:
 
 def test_the_command_line_sets_it():
     arguments = (
-        "--dataloader.shards a,s3://b/c --dataloader.weights 1 2.5 --dataloader.threshold 1.3"
+        "--dataloader.shards a,s3://b/c --dataloader.weights 1 2.5 --dataloader.threshold 1.3 "
+        "--dataloader.rule combined --dataloader.threshold-add 0.2 --dataloader.max-patch-length 9 "
+        "--dataloader.lanes 64 --dataloader.change-on-resume"
     )
     ConfigManager()  # registers torchtitan's own way of writing lists
     job = tyro.cli(Job, args=arguments.split(), default=Job(), registry=custom_registry)
     assert job.dataloader.shards == ["a", "s3://b/c"]
     assert job.dataloader.weights == (1.0, 2.5) and job.dataloader.threshold == 1.3
+    assert job.dataloader.rule == "combined" and job.dataloader.threshold_add == 0.2
+    assert job.dataloader.max_patch_length == 9 and job.dataloader.lanes == 64
+    assert job.dataloader.change_on_resume
