@@ -87,8 +87,8 @@ def _update(
     settings: dict[str, Any] = {name: group[name] for name in SETTINGS}
     settings["beta1"], settings["beta2"] = group["betas"]
     update: Any = adam
-    rows = max(1, CHUNK // max(1, weight.shape[1])) if weight.numel() else len(weight)
-    for start in range(0, len(weight) if weight.numel() else 0, rows):
+    rows = max(1, CHUNK // max(1, weight.shape[1]))
+    for start in range(0, len(weight) if weight.numel() else 0, rows):  # a rank may have no columns
         stop = start + rows
         # adam() counts each call as a step.
         lists = [[moment[start:stop]] for moment in moments] + [[]] * (3 - len(moments))

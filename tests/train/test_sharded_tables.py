@@ -195,6 +195,7 @@ def test_other_optimizers_are_refused(one_rank):
     replace(config)
 
 
+@pytest.mark.filterwarnings("ignore:Expected a tensor or a traceable wrapper-subclass")
 def test_memory_follows_the_rows_looked_up(one_rank):
     """Tensors that are alive in a step: a gradient of each table, or of the rows looked up."""
     rows = 20_000
