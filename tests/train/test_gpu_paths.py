@@ -226,7 +226,10 @@ def loss_of(**training: object) -> tuple[float, nn.Module]:
         loss = F.cross_entropy(logits[:, :-1].mT, TOKENS[:, 1:])
         loss.backward()
     for name, weight in model.named_parameters():
-        assert weight.dtype == weight.grad.dtype == torch.float32, name
+        assert weight.dtype == torch.float32, name
+        # The gradients of tables are those of the rows that were looked up.
+        if not name.startswith("encoder_hash_tok_embedding"):
+            assert weight.grad.dtype == torch.float32, name
     assert logits.dtype == torch.float32
     return loss.item(), model
 

@@ -23,7 +23,7 @@ from train.checkpoints.model_json import read_model_description
 from train.checkpoints.steps import read_step
 from train.cluster.checks import absolute_paths, parse_config
 from train.model_spec import ENTROPY_SIZES
-from train.shape_flags import field_docstrings
+from train.shape_flags import NOT_FLAGS, field_docstrings
 
 Shape = BLTConfig | EntropyModelConfig
 
@@ -76,7 +76,7 @@ def test_help_shows_every_value(config, cls, capsys):
     texts = field_docstrings(type(shape))
     for field in fields(shape):
         flag = f"--shape.{field.name.replace('_', '-')} "
-        if field.name == "patcher":
+        if field.name in NOT_FLAGS:
             assert flag not in shown
             continue
         value = getattr(shape, field.name)
