@@ -38,11 +38,14 @@ FILES = {
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
+        "pipeline/shards/test_damage.py",
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
         *("jobs/test_download_weights.py", "train/test_training.py", "train/test_resume.py"),
-        "train/test_metrics.py",
+        *("train/test_metrics.py", "train/test_skipping.py", "train/test_validation.py"),
+        *("train/test_samples.py", "train/test_async_checkpoints.py"),
+        *("train/test_sharded_tables.py", "train/test_recipes.py"),
     ),
 }
 """By marker, files whose tests all have it. Where a marker is left out, they are not imported."""
@@ -55,6 +58,8 @@ LONGEST_FIRST = (
     *("jobs/test_file_formats.py", "jobs/test_added_rule.py", "pipeline/cluster/test_stage.py"),
     "jobs/test_patch_viewer.py",
     *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
+    *("train/test_skipping.py", "train/test_validation.py", "train/test_sharded_tables.py"),
+    *("train/test_samples.py", "train/test_async_checkpoints.py", "train/test_recipes.py"),
 )
 """Files that take long. Processes that share the work (pytest-xdist) take a file after the other:
 if the last one were long, the other cores would idle. Files that share a Ray are neighbours."""
