@@ -80,6 +80,9 @@ def prepare() -> None:
     logging.getLogger().addFilter(_is_worth_logging)
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # torchao warns of its CUDA libraries where there is no CUDA, and torch of torchao's enums.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 SUPPRESSED_MESSAGES = (
