@@ -11,6 +11,7 @@ from pipeline.export.exported_file import ENTRIES, ExportedFile
 from pipeline.export.hub_upload import PUSHED
 from pipeline.export.layouts import LAYOUTS, Layout
 from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.lease import LEASES
 from pipeline.storage.output import TEMPORARY, OutputDirectory
 from pipeline.storage.run_record import EXPORT, MANIFEST, RunRecord, Written
 
@@ -64,7 +65,7 @@ class ExportRun(RunRecord):
             begun = run is not None
             if run is not None:
                 run.check_settings(where, self.settings)
-        if not begun and set(output.names()) - {TEMPORARY, PUSHED}:
+        if not begun and set(output.names()) - {TEMPORARY, PUSHED, LEASES}:
             raise ConfigError(f"{where}: is not empty, and was not begun by an export")
 
 

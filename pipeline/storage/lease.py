@@ -130,7 +130,7 @@ class _Lease:
         self._ends.set()
         self._thread.join()
         with suppress(PipelineError, OSError):
-            self._output.remove(_path(self._number))
+            _remove(self._output, _path(self._number))
             if self._output.local:
                 Path(self._output.path, LEASES).rmdir()
                 self._output.leave()
@@ -170,9 +170,9 @@ def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
             if latest is not None and latest[1].token == me.token:
                 for name in output.names(LEASES):
                     if name < _path(number).rpartition("/")[2]:
-                        output.remove(f"{LEASES}/{name}")
+                        _remove(output, f"{LEASES}/{name}")
                 return _Lease(output, number, me)
-            output.remove(_path(number))
+            _remove(output, _path(number))
         watched = None
 
 
@@ -190,6 +190,15 @@ def _latest(output: OutputDirectory) -> tuple[int, _Holder] | None:
                     "no job writes to this output"
                 ) from error
     return None
+
+
+def _remove(output: OutputDirectory, name: str) -> None:
+    path = f"{output.path}/{name}"
+    if output.local:
+        Path(path).unlink(missing_ok=True)
+    else:
+        with suppress(FileNotFoundError):
+            output.filesystem.rm_file(path)
 
 
 def _path(number: int) -> str:
