@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from model.checkpoints.files import CheckpointError
 from pipeline.errors import PipelineError
 
 T = TypeVar("T")
@@ -24,14 +25,15 @@ def on_rank_0(call: Callable[[], T]) -> T | None:
         its result on rank 0, and None elsewhere.
 
     Raises:
-        PipelineError: the function failed, on all ranks alike: none waits for another.
+        PipelineError, CheckpointError: the function failed, on all ranks alike: none waits for
+            another.
     """
     result: T | None = None
-    error: list[PipelineError | None] = [None]
+    error: list[PipelineError | CheckpointError | None] = [None]
     if dist.get_rank() == 0:
         try:
             result = call()
-        except PipelineError as raised:
+        except (PipelineError, CheckpointError) as raised:
             error = [raised]
         except Exception as raised:  # as an error that all ranks can unpickle
             error = [PipelineError(f"rank 0: {type(raised).__name__}: {raised}")]

@@ -255,7 +255,7 @@ def test_a_damaged_shard(shards, pretrain_here, tmp_path):
     status, said = pretrain_here(*arguments(copy, tmp_path / "run", "--max-failures", 0))
     assert status == 1
     last = said.splitlines()[-1]
-    assert last.startswith(f"error: training failed: {damaged}: cannot be read")
+    assert last.startswith(f"error: training failed: {damaged}: is damaged")
     assert last.endswith("; the same command continues from the last checkpoint")
     assert "Traceback" not in said
 
