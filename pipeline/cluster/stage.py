@@ -161,7 +161,8 @@ class _Task:
             actors = _actor_pool(workers, len(pieces))
             arguments = (self.setup, self.work, self.shared, self.progress)
             pool = {"fn": _Actor, "fn_constructor_args": arguments, "compute": actors}
-            pool["max_restarts"] = 0  # Ray Data starts another actor instead
+            # Ray Data does not replace actors that are not started again: it would wait for ever.
+            pool |= {"max_restarts": -1, "max_task_retries": 0}
         with warnings.catch_warnings():
             # Ray Data has no other way yet to say how often it repeats.
             warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
