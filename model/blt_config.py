@@ -104,7 +104,7 @@ class BLTConfig:
     """How the patches were made that the weights were trained with, the latest first; empty if it
     is not known. It changes nothing that is computed."""
     init_std_factor: InitStdFactor = added_later("disabled")  # noqa: RUF009
-    """What divides the deviations of initial weights: :func:`model.initialisation.std_divisor`."""
+    """The divisor of initial deviations: see :func:`model.initialisation.std_divisor`."""
     init_base_std: float | None = added_later(None)
     """The deviation of the initial weights of the latent transformer's blocks, instead of the one
     that follows from their widths and the factor."""

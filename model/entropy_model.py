@@ -68,7 +68,7 @@ class EntropyModelConfig:
     vocab_size: int = VOCAB_SIZE
     """Token ids: 256 bytes and the special ones; more are never predicted."""
     init_std_factor: InitStdFactor = added_later("disabled")  # noqa: RUF009
-    """What divides the deviations of initial weights: :func:`model.initialisation.std_divisor`."""
+    """The divisor of initial deviations: see :func:`model.initialisation.std_divisor`."""
     init_base_std: float | None = added_later(None)
     """The deviation of the initial weights of all blocks, instead of the one that follows from
     their widths and the factor."""

@@ -8,14 +8,14 @@ import math
 from typing import Literal, get_args
 
 InitStdFactor = Literal["disabled", "current_depth", "global_depth", "dim_ratio"]
-"""What divides the deviations of a layer's matrices; :func:`std_divisor` has the formulas."""
+"""Names the divisor of the deviations of a layer's matrices; see :func:`std_divisor`."""
 
 INITIALISATION = ("init_std_factor", "init_base_std")
 """The fields of configurations that matter before training only."""
 
 
 def std_divisor(factor: InitStdFactor, layer: int, layers: int, dim: int) -> float:
-    """What the deviations of one layer's matrices are divided by, as in the published code.
+    """The divisor of the deviations of one layer's matrices, as in the published code.
 
     For the third of 8 layers, 1,024 wide, for example: 1 (``disabled``), sqrt(2 · 3) = 2.45
     (``current_depth``), sqrt(2 · 9) = 4.24 (``global_depth``), 1,024 / 4,096 = 0.25

@@ -1,4 +1,4 @@
-"""What all ranks do together, beside training: they exchange small values and agree on errors."""
+"""All ranks together exchange small values and agree on errors."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""What a training needs on so many GPUs: memory, FLOPs, time, checkpoints; nothing is built.
+"""The needs of a training on so many GPUs: memory, FLOPs, time, checkpoints; nothing is built.
 
 Parameters are counted on the model itself, on the meta device, and activations by running it there
 (:mod:`train.live_memory`). The layout is HSDP: blocks are sharded over the ranks of a group, which
@@ -37,7 +37,7 @@ BATCH_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan takes for granted about data and machines."""
+    """A plan takes these facts about data and machines for granted."""
 
     bytes_per_patch: float = 4.5
     """Mean bytes per patch of the shards; patch_report.py shows it."""

@@ -25,7 +25,7 @@ from pipeline.errors import (
     translated,
 )
 from pipeline.storage.listing import check_unchanged
-from pipeline.storage.output import WatchedFile
+from pipeline.storage.watched_file import WatchedFile
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What ``--input`` stands for: the files that are read, and those that are not, with the reason.
+"""``--input`` → the files that are read, and those that are not, with the reason.
 
 A path to a file stands for that file, whatever its name. A directory or glob stands for the files
 in formats that :mod:`pipeline.corpus.formats` knows, except what is about the data or not meant for
@@ -47,7 +47,7 @@ MOST_RECORD_BYTES = 256 << 20
 
 @dataclass
 class Inputs:
-    """What was found for ``--input``."""
+    """The files that ``--input`` stands for."""
 
     files: list[InputFile] = field(default_factory=list)
     """Sorted by URL, each once."""
@@ -177,7 +177,7 @@ def _typed(file: InputFile, wanted: FormatName) -> InputFile:
 
 
 class _Directories:
-    """What is known of the directories that files of a listing lie in, from other files there."""
+    """Knows the kinds of the directories in a listing, from files that lie there."""
 
     def __init__(self, pattern: str, files: list[InputFile]):
         """

@@ -73,8 +73,8 @@ def _line_value(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:
     with suppress(orjson.JSONDecodeError):
         value = orjson.loads(line)
         if isinstance(value, dict) and all(
-            isinstance(field_of(value, name), (str, NoneType)) or field_of(value, name) is MISSING
-            for name in columns
+            isinstance(field, (str, NoneType)) or field is MISSING
+            for field in (field_of(value, name) for name in columns)
         ):
             return value
     # Slower, but it knows large integers, NaN and lone surrogates, and says where a line is wrong.

@@ -94,7 +94,7 @@ class _RunWriter:
 
 
 Deadly = Mapping[Split, str]
-"""What splits do to the process that reads them."""
+"""By split: how it ends the process that reads it."""
 
 
 def sort_unit(

@@ -1,4 +1,4 @@
-"""What is known of each shard: the entry that commits it, and the row that its set keeps of it."""
+"""The records of a shard: the entry that commits it, and the row that its set keeps of it."""
 
 import re
 from collections.abc import Sequence

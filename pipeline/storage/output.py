@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,64 +69,6 @@ def open_input(url: str) -> io.BufferedIOBase:
     ahead = {} if isinstance(filesystem, LocalFileSystem) else {"block_size": READ_AHEAD}
     file: io.BufferedIOBase = filesystem.open(path, "rb", **ahead)
     return file
-
-
-class WatchedFile:
-    """An input file that keeps the error with which its storage refused to be read.
-
-    Decoders wrap, replace or swallow the errors of the file below them. This tells whether the
-    storage failed, or what it gave cannot be decoded.
-    """
-
-    def __init__(self, url: str):
-        self._file = open_input(url)
-        self.failure: Exception | None = None
-        """The first error of the storage."""
-        self._read1 = getattr(self._file, "read1", self._file.read)
-
-    def read(self, size: int = -1) -> bytes:
-        return self._watched(self._file.read, size)
-
-    def read1(self, size: int = -1) -> bytes:
-        return self._watched(self._read1, size)
-
-    def _watched(self, read: Callable[[int], bytes], size: int) -> bytes:
-        try:
-            return read(size)
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return True
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def flush(self) -> None:
-        """Do nothing, as files that are only read do; pyarrow calls it."""
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> "WatchedFile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def to_json(value: Any) -> bytes:

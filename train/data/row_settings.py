@@ -32,7 +32,7 @@ class RuleSettings:
     max_patch_length: int | None = None
 
     def given(self) -> dict[str, Any]:
-        """What is set."""
+        """The settings that have a value."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 

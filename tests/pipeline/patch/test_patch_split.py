@@ -17,7 +17,7 @@ from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import give_up, patch_split
 from pipeline.patch.scoring import Scorer
 from pipeline.shards.entries import entry_path, read_entries
-from pipeline.storage import output as storage_output
+from pipeline.storage import watched_file
 from pipeline.storage.output import OutputDirectory
 
 TEXTS = [f"document {i} " * 9 for i in range(60)]
@@ -94,7 +94,7 @@ def test_of_a_file_that_breaks_off_the_beginning_is_kept(tmp_path, ngram_model, 
             return super().read(size)
 
     monkeypatch.setattr(lines, "BLOCK_BYTES", 1024)
-    monkeypatch.setattr(storage_output, "open_input", BreaksOff)
+    monkeypatch.setattr(watched_file, "open_input", BreaksOff)
     with pytest.raises(UnreachableFileError, match=r"a\.jsonl: cannot be read: the server went"):
         patching.run(tmp_path / "out")
     committed = read_entries(OutputDirectory(str(tmp_path / "out")))
