@@ -97,7 +97,7 @@ class Plan:
     most_rows: int
     """Rows that a rank could take at once; activations grow with them."""
     step_flops: float
-    """Of all ranks."""
+    """FLOPs of all ranks in a step."""
     step_seconds: float
     days: float
     """All steps of the configuration, without failures."""

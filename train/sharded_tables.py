@@ -64,7 +64,7 @@ class ShardedTables(HashEmbedding):
             shard = distribute_tensor(table.weight, mesh, [Shard(1)], src_data_rank=None)
             table.weight = nn.Parameter(shard)
         self.gradients = [RowGradient() for _ in self]
-        """Of each table, since the optimizer's last ``zero_grad``."""
+        """The gradient of each table since the optimizer's last ``zero_grad``."""
 
     def forward(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
         """As :meth:`HashEmbedding.forward`; a collective: all ranks of the mesh have to call it,

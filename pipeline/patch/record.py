@@ -135,7 +135,7 @@ class PatchRun(RunRecord):
         return run
 
     def committed(self, present: Mapping[str, T]) -> list[list[T]]:
-        """What is known of the committed shards of each split, in order: up to the first one that
+        """The committed shards of each split, as far as they are known, up to the first one that
         is not there.
 
         Args:
@@ -176,8 +176,8 @@ class PatchRun(RunRecord):
 def _problem(
     shard: Shard, sizes: Mapping[str, int], beside: Mapping[str, Collection[str]]
 ) -> str | None:
-    """What is wrong with the files of a shard, given the sizes of all shards, and the names of what
-    lies beside them."""
+    """The problems of a shard's files, given the sizes of all shards, and the names of what lies
+    beside them."""
     size = sizes.get(f"{shard.name}.arrow")
     if shard.sha256 is not None and size is None:
         return "is missing"

@@ -211,8 +211,9 @@ class _Work:
         shared: tuple[object, ...],
         done: Mapping[int, int],
         *,
-        gives_up: bool = True,
+        gives_up: bool = False,
     ) -> StageOutcome:
+        """Run a stage; unless it may give up deadly pieces, it has to do all of them."""
         return run_stage(
             doing,
             work,
@@ -224,17 +225,6 @@ class _Work:
             gives_up=gives_up,
         )
 
-    def _run(
-        self,
-        doing: str,
-        work: Work,
-        pieces: Mapping[int, int],
-        shared: tuple[object, ...],
-        done: Mapping[int, int],
-    ) -> list[str]:
-        """Run a stage that has to do all pieces; returns why files could not be reached."""
-        return self._stage(doing, work, pieces, shared, done, gives_up=False).unreachable
-
     def download(
         self, files: list[InputFile], downloads: OutputDirectory
     ) -> tuple[list[InputFile], list[str]]:
@@ -244,7 +234,8 @@ class _Work:
         done = {n: f.size for n, f in enumerate(files) if sizes.get(f.name) == f.size}
         waiting = {n: f.size for n, f in enumerate(files) if n not in done}
         shared = (files, downloads, _scratch(downloads))
-        unreachable = self._run("downloading", stages.download_file, waiting, shared, done)
+        outcome = self._stage("downloading", stages.download_file, waiting, shared, done)
+        unreachable = outcome.unreachable
         if not unreachable:
             downloads.remove(EXCHANGE)
             downloads.remove_temporary()
@@ -284,7 +275,9 @@ class _Work:
         deadly: dict[Split, str] = {}
         while waiting:
             shared = (units, deadly, preparation.shuffle, self._output, _scratch(self._output))
-            outcome = self._stage(doing, stages.sort_piece, waiting, shared, sorted_bytes)
+            outcome = self._stage(
+                doing, stages.sort_piece, waiting, shared, sorted_bytes, gives_up=True
+            )
             unreachable += outcome.unreachable
             found = self._deadly_splits([units[n] for n in outcome.deadly], preparation.shuffle)
             if outcome.deadly and not found:
@@ -302,7 +295,9 @@ class _Work:
         splits = [split for unit in units for split in unit]
         sizes = {n: split.size for n, split in enumerate(splits)}
         shared = (splits, shuffle, _scratch(self._output))
-        outcome = self._stage("looking for damage", stages.read_piece, sizes, shared, {})
+        outcome = self._stage(
+            "looking for damage", stages.read_piece, sizes, shared, {}, gives_up=True
+        )
         return {splits[n]: how for n, how in outcome.deadly.items()}
 
     def _check_seen(self, done: Sized, pieces: Sized) -> None:
@@ -320,7 +315,7 @@ class _Work:
         done = merges_done(self._output)
         waiting = {n: size for n in range(len(pieces)) if n not in done}
         shared = (pieces, shuffle, self._output)
-        self._run("merging", stages.merge_piece, waiting, shared, dict.fromkeys(done, size))
+        self._stage("merging", stages.merge_piece, waiting, shared, dict.fromkeys(done, size))
         done = merges_done(self._output)
         self._check_seen(done, pieces)
         self._output.remove(f"{EXCHANGE}/runs")
@@ -339,7 +334,7 @@ class _Work:
         waiting = {n: each for n in ranges if n not in done}
         chunk_format = preparation.settings["format"]
         shared = (ranges, slices, preparation.shuffle, chunk_format, self._output)
-        self._run("writing chunks", stages.write_piece, waiting, shared, written)
+        self._stage("writing chunks", stages.write_piece, waiting, shared, written)
         self._check_seen(chunks_done(self._output), ranges)
 
 

@@ -50,7 +50,7 @@ def verify(shards: ShardSet) -> Iterator[str]:
 
 
 def table_problems(shards: ShardSet) -> Iterator[str]:
-    """What is wrong with the files that hold the entries in columns: one sentence per problem.
+    """The problems of the files that hold the entries in columns: one sentence per problem.
 
     Raises:
         DamagedShardError: one cannot be read; names it.
