@@ -178,35 +178,69 @@ class BlockedAttention:
 
 
 def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
-    """FlexAttention's mask for one pack, made without visiting all pairs of blocks.
+    """FlexAttention's mask for one pack, made from positions alone.
 
-    FlexAttention wants a list of key blocks for each block of queries. Here it is a run of blocks,
-    from that of the earliest key that the first query sees (see the module's text) to the queries'
-    own. Inside these blocks ``mask_mod`` decides about each pair.
+    FlexAttention wants, for each block of queries, a list of the key blocks in which ``mask_mod``
+    decides about each pair, and a list of the *full* ones, whose keys are all seen by all queries
+    and which need no mask. The first key that a token sees, ``q - reach[q]``, never falls from one
+    token to the next (see the module's text). The first query therefore says which block is the
+    earliest that is read, the last query from which block on all are full, and nothing between
+    has to be looked at. With blocks of 4, a window of 10 and one segment of 16 tokens, the queries
+    12 to 15 see keys from token 3 to 6 on: block 0 is masked, 1 and 2 are full, and block 3, their
+    own, is masked because keys follow queries in it.
+
+    Backward asks for the same lists by key block. Since both bounds never fall, the query blocks
+    that read a key block are runs, too. Where nothing goes backward they are not made.
 
     Args:
         position_T: position of each token in its segment; a multiple of BLOCK tokens.
         window: keys that a query sees, itself included.
     """
     tokens, device = len(position_T), position_T.device
-    first_query_N = torch.arange(0, tokens, BLOCK, device=device)
-    reach_N = position_T[first_query_N].clamp(max=window - 1)
-    first_block_N = (first_query_N - reach_N) // BLOCK
-    blocks = len(first_query_N)
-    count_N = torch.arange(blocks, device=device) - first_block_N + 1
-    offset_K = torch.arange(blocks, device=device)
-    index_NK = (first_block_N[:, None] + offset_K).clamp(max=blocks - 1)
+    reach_T = position_T.clamp(max=window - 1).int()
+    own_N = torch.arange(tokens // BLOCK, device=device, dtype=torch.int32)
+    # Blocks of the first keys that the first and the last query see, the latter rounded up.
+    first_N = (own_N * BLOCK - reach_T[::BLOCK]) // BLOCK
+    full_N = ((own_N + 1) * BLOCK - 1 - reach_T[BLOCK - 1 :: BLOCK] + BLOCK - 1) // BLOCK
+    full_N = full_N.minimum(own_N)
+    lists = (*_block_lists(first_N, full_N, own_N), *_block_lists(full_N, own_N))
+    lists_of_keys: tuple[Tensor | None, ...] = (None,) * 4
+    if torch.is_grad_enabled():
+        # The blocks before these are those whose queries see a key of a block, and all keys of it.
+        seen_N, all_seen_N = (
+            torch.searchsorted(bound_N, own_N, right=True, out_int32=True)
+            for bound_N in (first_N, full_N)
+        )
+        lists_of_keys = (
+            *_block_lists(all_seen_N, seen_N, own_N),
+            *_block_lists(own_N + 1, all_seen_N),
+        )
 
     def inside(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (q - k < window) & (q - k <= position_T[q])
+        return (k <= q) & (q - k <= reach_T[q])
 
-    return BlockMask.from_kv_blocks(
-        count_N.int()[None, None],
-        index_NK.int()[None, None],
-        BLOCK_SIZE=BLOCK,
-        mask_mod=inside,
-        seq_lengths=(tokens, tokens),
+    return BlockMask(
+        (tokens, tokens), *lists, *lists_of_keys, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=inside
     )
+
+
+def _block_lists(
+    start_N: Tensor, stop_N: Tensor, last_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A list of blocks for each block, as FlexAttention reads it: the run from start to stop and
+    one last block, if there is one.
+
+    Returns:
+        ``[1, 1, N]`` int32, how many blocks each list has, and ``[1, 1, N, N]`` int32, the lists;
+        what follows a list is no part of it.
+    """
+    count_N, blocks = stop_N - start_N, len(start_N)
+    offset_N = torch.arange(blocks, device=start_N.device, dtype=torch.int32)
+    index_NN = (start_N[:, None] + offset_N).clamp(max=blocks - 1)
+    if last_N is not None:
+        index_NN = torch.where(offset_N < count_N[:, None], index_NN, last_N[:, None])
+        count_N = count_N + 1
+    return count_N[None, None], index_NN[None, None]
 
 
 def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) -> Tensor:
