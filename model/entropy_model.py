@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from model.entropies import batch_entropies
+from model.entropies import batch_entropies, queue_copy
 from model.initialisation import InitStdFactor, check_initialisation
 from model.layers.attention import (
     BLOCK,
@@ -24,12 +24,11 @@ from model.layers.attention import (
     RotaryAngles,
     attend_flex,
     segment_attention,
-    token_positions,
     window_block_mask,
 )
 from model.layers.initializers import Initializer, init_weights, initializers
-from model.layers.transformer import Block, run_blocks
-from model.segments import document_starts, since_start
+from model.layers.transformer import Block, run_blocks, run_blocks_in_place
+from model.segments import document_starts, since_start, token_positions
 from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
 from model.widths import added_later, check_heads, check_numbers, default_hidden_dim
 
@@ -37,6 +36,19 @@ CPU_TOKENS = 4096
 """Tokens per pack on a CPU: the activations of a layer then stay near the cache."""
 GPU_TOKENS = 65536
 """Tokens per pack on a GPU: enough rows to keep the matrix units busy."""
+SMALL_SHARE = 8
+"""A pack of what is left has one GPU_TOKENS / SMALL_SHARE tokens, and no less than the context."""
+
+FIXED_KERNELS: dict[str, str | int | bool] = {
+    "deterministic": True,
+    "max_autotune": False,
+    "max_autotune_gemm": False,
+    "max_autotune_pointwise": False,
+    "coordinate_descent_tuning": False,
+}
+"""Inductor's settings for scoring, whatever the environment says: it chooses by rules and not by the
+clock wherever a choice changes how numbers are rounded (the split of sums; whether the operands of
+products are padded). So all processes on one kind of device compute the same bits."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,10 @@ class EntropyModelConfig:
 def entropy_of(logits_TV: Tensor) -> Tensor:
     """The entropy (nats, float32) of the distribution that each row of logits stands for."""
     logp_TV = logits_TV.float().log_softmax(-1)
-    return -torch.einsum("tv,tv->t", logp_TV.exp(), logp_TV)
+    if logp_TV.is_cpu:
+        return -torch.einsum("tv,tv->t", logp_TV.exp(), logp_TV)
+    # The same sum, in a form that is compiled into one kernel with the rest.
+    return -(logp_TV.exp() * logp_TV).sum(-1)
 
 
 class EntropyModel(nn.Module):
@@ -123,7 +138,7 @@ class EntropyModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code is bound to this object: a copy compiles its own.
-        return {name: v for name, v in self.__dict__.items() if name != "_compiled_trunk"}
+        return {name: v for name, v in self.__dict__.items() if not name.startswith("_compiled_")}
 
     @property
     def device(self) -> torch.device:
@@ -144,6 +159,15 @@ class EntropyModel(nn.Module):
     def token_budget(self) -> int:
         """Tokens that a pack should hold on the model's device."""
         return max(CPU_TOKENS if self._on_cpu else GPU_TOKENS, self.context_length)
+
+    @property
+    def pack_sizes(self) -> tuple[int, ...]:
+        """The sizes that packs are filled up to on a GPU, ascending: a kernel is compiled for each.
+        None on a CPU."""
+        if self._on_cpu:
+            return ()
+        context = -(-self.context_length // BLOCK) * BLOCK
+        return tuple(sorted({max(n, context) for n in (GPU_TOKENS // SMALL_SHARE, GPU_TOKENS)}))
 
     def init_weights(self) -> None:
         """Fill the model with weights to begin training with."""
@@ -173,7 +197,7 @@ class EntropyModel(nn.Module):
         return logits_TV.float().view(*tokens_BS.shape, -1)
 
     def logits_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
-        """Next-byte logits of one pack.
+        """Next-byte logits of one pack. On a GPU nothing goes backward through them.
 
         Args:
             tokens_T: token ids of segments laid end to end.
@@ -185,6 +209,25 @@ class EntropyModel(nn.Module):
         Raises:
             ValueError: a segment is longer than the context.
         """
+        tokens_T, position_T, tokens = self._padded(tokens_T, lengths_S)
+        if self._on_cpu:
+            return self._logits_on_cpu(tokens_T, position_T)[:tokens]
+        return self._run_compiled(self._compiled_logits, tokens_T, position_T)[:tokens]
+
+    @torch.inference_mode()
+    def entropies_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
+        """Entropy (nats, float32) of the prediction after each token of one pack.
+
+        Arguments and errors are those of :meth:`logits_packed`.
+        """
+        tokens_T, position_T, tokens = self._padded(tokens_T, lengths_S)
+        if self._on_cpu:
+            return entropy_of(self._logits_on_cpu(tokens_T, position_T)[:tokens])
+        return self._run_compiled(self._compiled_entropies, tokens_T, position_T)[:tokens]
+
+    def _padded(self, tokens_T: Tensor, lengths_S: Tensor) -> tuple[Tensor, Tensor, int]:
+        """A pack of a size that the device takes, on the device: token ids, their positions, and
+        how many are not padding."""
         if len(lengths_S) and int(lengths_S.max()) > self.context_length:
             raise ValueError(
                 f"a segment of {int(lengths_S.max())} tokens is longer than the context of "
@@ -192,21 +235,15 @@ class EntropyModel(nn.Module):
             )
         tokens = len(tokens_T)
         padding = self._padded_size(tokens) - tokens
-        tokens_T = F.pad(tokens_T.to(self.device), (0, padding), value=BOE_ID)
-        lengths_S = lengths_S.to(self.device, non_blocking=True)
+        tokens_T = F.pad(queue_copy(tokens_T, self.device), (0, padding), value=BOE_ID)
         # Padding stands in segments of one token each, so that it costs the attention least.
-        lengths_S = torch.cat([lengths_S, lengths_S.new_ones(padding)])
-        position_T = token_positions(lengths_S, len(tokens_T))
-        rotary = self.rotary(position_T)
-        if not self._on_cpu:
-            mask = window_block_mask(position_T, self.config.window)
-            return self._compiled_trunk(tokens_T, rotary, mask)[:tokens]
-        attend = BlockedAttention(position_T, self.config.window)
-        return self._trunk(tokens_T, rotary, attend)[:tokens]
+        lengths_S = F.pad(queue_copy(lengths_S, self.device), (0, padding), value=1)
+        return tokens_T, token_positions(lengths_S, len(tokens_T)), tokens
 
     def _padded_size(self, tokens: int) -> int:
-        # A compiled kernel is made for one shape: on a GPU every pack is filled to the budget.
-        unit = BLOCK if self._on_cpu else self.token_budget
+        # A compiled kernel is made for one shape.
+        units = self.pack_sizes or (BLOCK,)
+        unit = next((size for size in units if tokens <= size), units[-1])
         return max(-(-tokens // unit), 1) * unit
 
     def _trunk(self, tokens_T: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
@@ -215,20 +252,34 @@ class EntropyModel(nn.Module):
         logits_TV: Tensor = self.output(self.norm(x_TD))
         return logits_TV
 
+    def _logits_on_cpu(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
+        attend = BlockedAttention(position_T, self.config.window)
+        return self._trunk(tokens_T, self.rotary(position_T), attend)
+
+    @torch.no_grad()
+    def _run_compiled(
+        self, compiled: Callable[..., Tensor], tokens_T: Tensor, position_T: Tensor
+    ) -> Tensor:
+        mask = window_block_mask(position_T, self.config.window)
+        return compiled(tokens_T, self.rotary(position_T), mask)
+
+    def _logits_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
+        x_TD = self.tok_embeddings(tokens_T)
+        attend = functools.partial(attend_flex, mask=mask)
+        run_blocks_in_place(self.layers, x_TD, rotary, attend)
+        logits_TV: Tensor = self.output(self.norm(x_TD))
+        return logits_TV
+
+    def _entropies_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
+        return entropy_of(self._logits_in_place(tokens_T, rotary, mask))
+
     @functools.cached_property
-    def _compiled_trunk(self) -> Callable[[Tensor, Tensor, BlockMask], Tensor]:
-        def trunk(tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
-            return self._trunk(tokens_T, rotary, functools.partial(attend_flex, mask=mask))
+    def _compiled_logits(self) -> Callable[..., Tensor]:
+        return torch.compile(self._logits_in_place, dynamic=False, options=FIXED_KERNELS)
 
-        return torch.compile(trunk, dynamic=False)
-
-    @torch.inference_mode()
-    def entropies_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
-        """Entropy (nats, float32) of the prediction after each token of one pack.
-
-        Arguments and errors are those of :meth:`logits_packed`.
-        """
-        return entropy_of(self.logits_packed(tokens_T, lengths_S))
+    @functools.cached_property
+    def _compiled_entropies(self) -> Callable[..., Tensor]:
+        return torch.compile(self._entropies_in_place, dynamic=False, options=FIXED_KERNELS)
 
     def entropies(self, tokens_BS: Tensor, *, reset_at_newline: bool = False) -> Tensor:
         """Entropies of a batch; see :func:`model.entropies.batch_entropies`."""

@@ -210,6 +210,8 @@ class NGramEntropyModel:
     """Contexts are short: a document of any length is one segment."""
     token_budget = 1 << 20
     """Tokens that a pack should hold."""
+    pack_sizes: tuple[int, ...] = ()
+    """A pack is as long as its tokens."""
     device = torch.device("cpu")
 
     def __init__(self, direct: np.ndarray, hashed: dict[int, np.ndarray]):

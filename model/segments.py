@@ -5,7 +5,8 @@ end at newlines (arXiv 2412.09871, section 4.4). Models read segments laid end t
 token is spent on padding; positions and context start again with each segment.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +68,50 @@ def pack_segments(lengths_S: Tensor, token_budget: int) -> Iterator[tuple[slice,
         next_token = int(end_S[next_segment - 1])
         yield slice(segment, next_segment), slice(token, next_token)
         segment, token = next_segment, next_token
+
+
+def fill_packs(lengths_S: Tensor, sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Packs of fixed sizes, filled with whole segments in any order, so that little stays empty.
+
+    Each pack takes the longest segment that still fits until none does; the short ones are left
+    for the gaps. A pack has the largest size unless that would leave more than a quarter of it
+    empty; what is left then goes into packs of the smallest size that holds it, or of the largest
+    but one. With the sizes 8 and 16, the lengths 8, 2, 5, 6, 3 give the packs 8 + 6 + 2 and 5 + 3.
+
+    The packs follow from the lengths and sizes alone.
+
+    Args:
+        sizes: tokens that a pack may have room for, ascending; the smallest holds the longest
+            segment.
+
+    Yields:
+        the numbers of the segments of each pack.
+    """
+    order_S = lengths_S.argsort(stable=True)
+    numbers, waiting = order_S.tolist(), lengths_S[order_S].tolist()
+    left = sum(waiting)
+    while waiting:
+        size = next((size for size in sizes if left <= size), sizes[-1])
+        if size == sizes[-1] and left < size * 3 // 4:
+            size = sizes[max(len(sizes) - 2, 0)]
+        pack: list[int] = []
+        room = size
+        while i := bisect_right(waiting, room):
+            pack.append(numbers.pop(i - 1))
+            room -= waiting.pop(i - 1)
+        left -= size - room
+        yield pack
+
+
+def token_positions(lengths_S: Tensor, tokens: int) -> Tensor:
+    """The position of each token in its segment, int64.
+
+    Args:
+        tokens: the sum of the lengths, which a GPU would have to be waited for to learn.
+    """
+    start_S = lengths_S.cumsum(0) - lengths_S
+    start_T = torch.repeat_interleave(start_S, lengths_S, output_size=tokens)
+    return torch.arange(tokens, device=lengths_S.device) - start_T
 
 
 def document_starts(tokens_BS: Tensor) -> Tensor:

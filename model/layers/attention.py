@@ -81,25 +81,16 @@ def apply_rotary(x_THD: Tensor, rotary_TF2: Tensor) -> Tensor:
 
 def turn_real(pairs: Tensor, rotary: Tensor) -> Tensor:
     """Pairs rotated, for GPUs: the compiler fuses this form with its neighbours, but not complex
-    numbers."""
-    (a, b), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    numbers. Written as ``(a, b) cos + (b, a) (-sin, sin)``, each result reads what it needs and
+    nothing else."""
+    cos, sin = rotary[..., :1], rotary[..., 1:]
+    sign = torch.arange(-1, 2, 2, device=pairs.device)
+    return pairs * cos + pairs.flip(-1) * (sin * sign)
 
 
 def turn_complex(pairs: Tensor, rotary: Tensor) -> Tensor:
     """The same products, 8 times faster on a CPU."""
     return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
-
-
-def token_positions(lengths_S: Tensor, tokens: int) -> Tensor:
-    """The position of each token in its segment, int64.
-
-    Args:
-        tokens: the sum of the lengths, which a GPU would have to be waited for to learn.
-    """
-    start_S = lengths_S.cumsum(0) - lengths_S
-    start_T = torch.repeat_interleave(start_S, lengths_S, output_size=tokens)
-    return torch.arange(tokens, device=lengths_S.device) - start_T
 
 
 def segment_attention(position_T: Tensor, window: int | None) -> Attend:

@@ -7,6 +7,7 @@ are given decides which tokens see each other (:mod:`model.layers.attention`).
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,10 +26,13 @@ class SelfAttention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        q, k, v = (w(x_TD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        out_THD = attend(apply_rotary(q, rotary), apply_rotary(k, rotary), v)
-        out_TD: Tensor = self.wo(out_THD.flatten(-2))
+        out_TD: Tensor = self.wo(self.mix(x_TD, rotary, attend))
         return out_TD
+
+    def mix(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        """Values mixed among tokens, ``[tokens, dim]``, before the last projection."""
+        q, k, v = (w(x_TD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        return attend(apply_rotary(q, rotary), apply_rotary(k, rotary), v).flatten(-2)
 
 
 class FeedForward(nn.Module):
@@ -41,8 +45,13 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        out_TD: Tensor = self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+        out_TD: Tensor = self.w2(self.gate(x_TD))
         return out_TD
+
+    def gate(self, x_TD: Tensor) -> Tensor:
+        """Gated features, ``[tokens, hidden_dim]``, before the last projection."""
+        gated_TF: Tensor = F.silu(self.w1(x_TD)) * self.w3(x_TD)
+        return gated_TF
 
 
 class Block(nn.Module):
@@ -75,3 +84,29 @@ def run_blocks(
     for layer, attend in zip(layers, attends, strict=True):
         x_TD = layer(x_TD, rotary, attend)
     return x_TD
+
+
+def run_blocks_in_place(layers: nn.ModuleList, x_TD: Tensor, rotary: Tensor, attend: Attend) -> None:
+    """Turn ``x_TD`` into the states after all layers, compiled on a GPU where nothing goes backward.
+
+    It is :func:`run_blocks` with one difference: a matrix product adds its result to the states by
+    itself, as cuBLAS can. Otherwise inductor adds it in the norm that follows, which then reads up
+    to four products and writes their sum, twice per layer.
+    """
+    for layer in layers:
+        attention, fed = layer.attention, layer.feed_forward
+        mixed_TD = attention.mix(layer.attention_norm(x_TD), rotary, attend)
+        add_product(x_TD, mixed_TD, attention.wo.weight)
+        add_product(x_TD, fed.gate(layer.ffn_norm(x_TD)), fed.w2.weight)
+
+
+@torch.library.custom_op("blt_titan::add_product", mutates_args={"x_TD"})
+def add_product(x_TD: Tensor, a_TK: Tensor, weight_DK: Tensor) -> None:
+    """Add ``a @ weight.T`` to ``x`` in place. An operator of its own, because inductor would take a
+    plain ``addmm_`` apart again."""
+    x_TD.addmm_(a_TK, weight_DK.t())
+
+
+@add_product.register_fake
+def _(x_TD: Tensor, a_TK: Tensor, weight_DK: Tensor) -> None:
+    return None
