@@ -39,16 +39,16 @@ GPU_TOKENS = 65536
 SMALL_SHARE = 8
 """A pack of what is left has one GPU_TOKENS / SMALL_SHARE tokens, and no less than the context."""
 
-FIXED_KERNELS: dict[str, str | int | bool] = {
+FIXED_KERNELS: dict[str, str | int | bool | Callable[..., Any]] = {
     "deterministic": True,
     "max_autotune": False,
     "max_autotune_gemm": False,
     "max_autotune_pointwise": False,
     "coordinate_descent_tuning": False,
 }
-"""Inductor's settings for scoring, whatever the environment says: it chooses by rules and not by the
-clock wherever a choice changes how numbers are rounded (the split of sums; whether the operands of
-products are padded). So all processes on one kind of device compute the same bits."""
+"""Inductor's settings for scoring, whatever the environment says: where a choice changes how
+numbers are rounded (how sums are split, whether operands of products are padded) rules decide, and
+not the clock. So all processes on one kind of device compute the same bits."""
 
 
 @dataclass(frozen=True)

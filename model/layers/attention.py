@@ -25,6 +25,7 @@ decided here and nowhere else.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ def turn_real(pairs: Tensor, rotary: Tensor) -> Tensor:
     """Pairs rotated, for GPUs: the compiler fuses this form with its neighbours, but not complex
     numbers. Written as ``(a, b) cos + (b, a) (-sin, sin)``, each result reads what it needs and
     nothing else."""
-    cos, sin = rotary[..., :1], rotary[..., 1:]
+    cos, sin = rotary.chunk(2, -1)
     sign = torch.arange(-1, 2, 2, device=pairs.device)
     return pairs * cos + pairs.flip(-1) * (sin * sign)
 
@@ -176,9 +177,9 @@ def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
     and which need no mask. The first key that a token sees, ``q - reach[q]``, never falls from one
     token to the next (see the module's text). The first query therefore says which block is the
     earliest that is read, the last query from which block on all are full, and nothing between
-    has to be looked at. With blocks of 4, a window of 10 and one segment of 16 tokens, the queries
-    12 to 15 see keys from token 3 to 6 on: block 0 is masked, 1 and 2 are full, and block 3, their
-    own, is masked because keys follow queries in it.
+    has to be looked at. With blocks of 4, a window of 10 and one segment of 16 tokens, query 12
+    sees keys from token 3 on, query 15 from token 6 on: blocks 0 and 1 are masked, block 2 is full,
+    and block 3, the queries' own, is masked because keys follow queries in it.
 
     Backward asks for the same lists by key block. Since both bounds never fall, the query blocks
     that read a key block are runs, too. Where nothing goes backward they are not made.
@@ -194,44 +195,55 @@ def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
     first_N = (own_N * BLOCK - reach_T[::BLOCK]) // BLOCK
     full_N = ((own_N + 1) * BLOCK - 1 - reach_T[BLOCK - 1 :: BLOCK] + BLOCK - 1) // BLOCK
     full_N = full_N.minimum(own_N)
-    lists = (*_block_lists(first_N, full_N, own_N), *_block_lists(full_N, own_N))
-    lists_of_keys: tuple[Tensor | None, ...] = (None,) * 4
+    masked, full = _block_lists(first_N, full_N, own_N), _block_lists(full_N, own_N)
+    of_keys: _Lists | None = None
+    of_keys_full: _Lists | None = None
     if torch.is_grad_enabled():
         # The blocks before these are those whose queries see a key of a block, and all keys of it.
         seen_N, all_seen_N = (
             torch.searchsorted(bound_N, own_N, right=True, out_int32=True)
             for bound_N in (first_N, full_N)
         )
-        lists_of_keys = (
-            *_block_lists(all_seen_N, seen_N, own_N),
-            *_block_lists(own_N + 1, all_seen_N),
-        )
+        of_keys = _block_lists(all_seen_N, seen_N, own_N)
+        of_keys_full = _block_lists(own_N + 1, all_seen_N)
 
     def inside(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q - k <= reach_T[q])
 
     return BlockMask(
-        (tokens, tokens), *lists, *lists_of_keys, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=inside
+        seq_lengths=(tokens, tokens),
+        kv_num_blocks=masked.counts,
+        kv_indices=masked.blocks,
+        full_kv_num_blocks=full.counts,
+        full_kv_indices=full.blocks,
+        q_num_blocks=of_keys and of_keys.counts,
+        q_indices=of_keys and of_keys.blocks,
+        full_q_num_blocks=of_keys_full and of_keys_full.counts,
+        full_q_indices=of_keys_full and of_keys_full.blocks,
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=inside,
     )
 
 
-def _block_lists(
-    start_N: Tensor, stop_N: Tensor, last_N: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """A list of blocks for each block, as FlexAttention reads it: the run from start to stop and
-    one last block, if there is one.
+class _Lists(NamedTuple):
+    """A list of blocks for each block, as FlexAttention reads it."""
 
-    Returns:
-        ``[1, 1, N]`` int32, how many blocks each list has, and ``[1, 1, N, N]`` int32, the lists;
-        what follows a list is no part of it.
-    """
+    counts: Tensor
+    """How many blocks each list has, int32, ``[1, 1, N]``."""
+    blocks: Tensor
+    """The lists, int32, ``[1, 1, N, N]``; what follows the counted blocks is no part of one. All are
+    as wide: torch 2.11 reads the full ones with the strides of the others."""
+
+
+def _block_lists(start_N: Tensor, stop_N: Tensor, last_N: Tensor | None = None) -> _Lists:
+    """For each block the run of blocks from start to stop, and a last one if there is one."""
     count_N, blocks = stop_N - start_N, len(start_N)
     offset_N = torch.arange(blocks, device=start_N.device, dtype=torch.int32)
     index_NN = (start_N[:, None] + offset_N).clamp(max=blocks - 1)
     if last_N is not None:
         index_NN = torch.where(offset_N < count_N[:, None], index_NN, last_N[:, None])
         count_N = count_N + 1
-    return count_N[None, None], index_NN[None, None]
+    return _Lists(count_N[None, None], index_NN[None, None])
 
 
 def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) -> Tensor:

@@ -86,14 +86,17 @@ def run_blocks(
     return x_TD
 
 
-def run_blocks_in_place(layers: nn.ModuleList, x_TD: Tensor, rotary: Tensor, attend: Attend) -> None:
-    """Turn ``x_TD`` into the states after all layers, compiled on a GPU where nothing goes backward.
+def run_blocks_in_place(
+    layers: nn.ModuleList, x_TD: Tensor, rotary: Tensor, attend: Attend
+) -> None:
+    """Turn ``x_TD`` into the states after all layers; for a GPU where nothing goes backward.
 
-    It is :func:`run_blocks` with one difference: a matrix product adds its result to the states by
-    itself, as cuBLAS can. Otherwise inductor adds it in the norm that follows, which then reads up
-    to four products and writes their sum, twice per layer.
+    It is :func:`run_blocks` with one difference: a matrix product itself adds its result to the
+    states, as cuBLAS can. Otherwise inductor adds it in the norms that follow, which then read up
+    to four products instead of one tensor.
     """
     for layer in layers:
+        assert isinstance(layer, Block)
         attention, fed = layer.attention, layer.feed_forward
         mixed_TD = attention.mix(layer.attention_norm(x_TD), rotary, attend)
         add_product(x_TD, mixed_TD, attention.wo.weight)

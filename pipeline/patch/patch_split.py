@@ -24,7 +24,7 @@ from pipeline.corpus.documents import (
 from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.scoring import Scorer
+from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.patches import PatchedTokens, patch_stored
 from pipeline.prefetch import prefetch
 from pipeline.shards.entries import ShardEntry, commit_entry, entry_path, read_entry, shard_name
@@ -57,10 +57,10 @@ class _ScoredBatch(NamedTuple):
     batch: _Batch
     tokens_T: np.ndarray
     lengths_D: np.ndarray
-    entropies_T: np.ndarray
+    entropies: QueuedEntropies
 
     def patch(self, patcher: Patcher) -> PatchedTokens:
-        return patch_stored(patcher, self.entropies_T, self.lengths_D, self.tokens_T)
+        return patch_stored(patcher, self.entropies.wait(), self.lengths_D, self.tokens_T)
 
 
 def patch_split(
@@ -148,9 +148,8 @@ def _score_batches(
 ) -> Iterator[_ScoredBatch]:
     for batch in batches:
         tokens_T, lengths_D = encode_documents([document.text for document in batch.documents])
-        # Patching is left to the writer's side: a device does not wait for it.
-        h_T = scorer.entropies(tokens_T, lengths_D, report)
-        yield _ScoredBatch(batch, tokens_T, lengths_D, h_T)
+        # Waiting and patching are left to the writer's side: a GPU gets the next batch meanwhile.
+        yield _ScoredBatch(batch, tokens_T, lengths_D, scorer.queue(tokens_T, lengths_D, report))
 
 
 def _write_shard(

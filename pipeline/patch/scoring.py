@@ -2,8 +2,12 @@
 
 Documents are laid end to end without padding and cut into segments (:mod:`model.segments`); whole
 segments are packed into batches that fill the device. A document's entropies depend on its own
-tokens only, up to the rounding of the device's kernels; batches are cut the same way in every run,
-so that the stored entropies are the same to the bit.
+tokens only, up to the rounding of the device's kernels; packs follow from the documents alone, and
+kernels from the device (``model.entropy_model.FIXED_KERNELS``), so that the stored entropies are
+the same to the bit in every run on one kind of device.
+
+A GPU is never waited for but at the very end: documents are queued, and their entropies taken when
+they are needed. In between the host prepares the next ones.
 """
 
 from collections.abc import Callable
@@ -11,17 +15,45 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.checkpoints.entropy_model import to_device
+from model.entropies import segment_entropies
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.segments import cut_segments, pack_segments
+from model.segments import cut_segments
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
 from pipeline.patches import PatchedTokens, patch_stored
 
 AnyEntropyModel = EntropyModel | NGramEntropyModel
+
+
+@dataclass(frozen=True)
+class QueuedEntropies:
+    """Entropies that a device may still be computing."""
+
+    stored_T: Tensor
+    """float16, nats, in the host's memory."""
+    copied: torch.cuda.Event | None
+    """Set when the values are there; None if they are."""
+
+    def wait(self) -> np.ndarray:
+        """The entropies as they are stored: float16, nats.
+
+        Raises:
+            PipelineError: the model gave an entropy that is not a number.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()
+        # The maximum of values among which there is a NaN is NaN.
+        if len(self.stored_T) and not self.stored_T.max() < torch.inf:
+            raise PipelineError(
+                "--entropy-model: gave an entropy that is not a number; its weights are broken, or "
+                "overflow in the dtype it is run in"
+            )
+        return self.stored_T.numpy()
 
 
 @dataclass(frozen=True)
@@ -57,13 +89,25 @@ class Scorer:
     ) -> np.ndarray:
         """Entropies of documents laid end to end, as they are stored: float16, nats.
 
+        Arguments are those of :meth:`queue`.
+
+        Raises:
+            PipelineError: the model gave an entropy that is not a number.
+        """
+        return self.queue(tokens_T, lengths_D, report).wait()
+
+    def queue(
+        self,
+        tokens_T: np.ndarray,
+        lengths_D: np.ndarray,
+        report: Callable[[int], None] = lambda tokens: None,
+    ) -> QueuedEntropies:
+        """Hand documents laid end to end to the device, without waiting for a GPU.
+
         Args:
             tokens_T: int32, token ids.
             lengths_D: int64, tokens of each document.
             report: called with the number of tokens of each pack as it is handed to the device.
-
-        Raises:
-            PipelineError: the model gave an entropy that is not a number.
         """
         tokens = torch.from_numpy(tokens_T)
         lengths_S = cut_segments(
@@ -72,20 +116,15 @@ class Scorer:
             context_length=self.model.context_length,
             reset_at_newline=self.reset_at_newline,
         )
-        # One copy to the device and one back: in between, packs are only queued there.
-        tokens = tokens.to(self.model.device, non_blocking=True)
-        h_T = torch.empty(len(tokens), device=self.model.device)
-        for segments, pack in pack_segments(lengths_S, self.model.token_budget):
-            h_T[pack] = self.model.entropies_packed(tokens[pack], lengths_S[segments])
-            report(pack.stop - pack.start)
-        stored_T = h_T.clamp(min=0).to(torch.float16).cpu()
-        # The maximum of values among which there is a NaN is NaN.
-        if len(stored_T) and not stored_T.max() < torch.inf:
-            raise PipelineError(
-                "--entropy-model: gave an entropy that is not a number; its weights are broken, or "
-                "overflow in the dtype it is run in"
-            )
-        return stored_T.numpy()
+        h_T = segment_entropies(self.model, tokens, lengths_S, report)
+        stored_T = h_T.clamp(min=0).to(torch.float16)
+        if not stored_T.is_cuda:
+            return QueuedEntropies(stored_T.cpu(), None)
+        host_T = torch.empty(stored_T.shape, dtype=stored_T.dtype, pin_memory=True)
+        host_T.copy_(stored_T, non_blocking=True)
+        copied = torch.cuda.Event(blocking=True)
+        copied.record()
+        return QueuedEntropies(host_T, copied)
 
     def on_device(self, gpus: float) -> "Scorer":
         """The scorer with its model where a worker computes: on a GPU if the worker has (a share

@@ -14,10 +14,9 @@ from model.layers.attention import (
     BLOCK,
     BlockedAttention,
     attend_flex,
-    token_positions,
     window_block_mask,
 )
-from model.segments import pack_segments
+from model.segments import pack_segments, token_positions
 
 LOGIT_TOLERANCE = 5e-4
 """Measured: at most 6e-5, of logits up to 22. (Rotary frequencies must be the published ones to the

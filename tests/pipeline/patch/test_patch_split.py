@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from support.jobs import contents
 
 from model import Patcher
@@ -128,7 +129,8 @@ def test_an_error_in_any_stage_comes_out_and_leaves_no_half_shard(tmp_path, ngra
         patching.run(tmp_path / "out", on_bad_document="fail")
 
     class Broken:
-        device, context_length, token_budget = "cpu", None, 1 << 20
+        device, context_length, token_budget = torch.device("cpu"), None, 1 << 20
+        pack_sizes = ()
 
         def entropies_packed(self, tokens_T, lengths_S):
             raise PipelineError("the device is on fire")
