@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
+from model.device import same_rounding
 from model.patcher import Patcher
 
 SHOWN_DIGITS = 12
@@ -27,7 +28,7 @@ class EntropyModelIdentity:
     fingerprint: str | None = None
     """See :func:`model.checkpoints.entropy_model.fingerprint`: it decides, the source does not."""
     computed_in: str | None = None
-    """Kind of device, and dtype."""
+    """Device, dtype and kind of GPU: see :func:`model.device.computing_in`."""
     reset_at_newline: bool | None = None
     """True if the context started again after each newline."""
 
@@ -148,7 +149,7 @@ def patch_differences(
         c, d = (a, b) if resets[0] else (b, a)
         said = f"the entropies of {c} start again after each newline, those of {d} do not"
         return PatchDifferences(rule, said)
-    if x.computed_in and y.computed_in and x.computed_in != y.computed_in:
+    if not same_rounding(x.computed_in, y.computed_in):
         said = f"the entropies of {a} were computed in {x.computed_in}, those of {b} in "
         return PatchDifferences(rule, note=f"{said}{y.computed_in}: they differ by rounding")
     return PatchDifferences(rule)

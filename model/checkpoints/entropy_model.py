@@ -33,6 +33,7 @@ from model.checkpoints.files import (
     reading,
     ready,
 )
+from model.device import computing_in
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.initialisation import INITIALISATION
 from model.ngram import NGramEntropyModel
@@ -170,11 +171,11 @@ def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
 
 
 def computed_in(model: EntropyModel | NGramEntropyModel) -> str:
-    """Kind of device, and dtype, in which a model computes entropies; ``cpu float32`` for an n-gram
-    model."""
+    """Device, dtype and kind of GPU in which a model computes entropies, see
+    :func:`model.device.computing_in`; ``cpu float32`` for an n-gram model."""
     if isinstance(model, NGramEntropyModel):
         return "cpu float32"
-    return f"{model.device.type} {str(model.output.weight.dtype).removeprefix('torch.')}"
+    return computing_in(model.device, model.output.weight.dtype)
 
 
 def _stated_arguments(shape: EntropyModelConfig) -> JsonObject:

@@ -231,8 +231,8 @@ class _Lists(NamedTuple):
     counts: Tensor
     """How many blocks each list has, int32, ``[1, 1, N]``."""
     blocks: Tensor
-    """The lists, int32, ``[1, 1, N, N]``; what follows the counted blocks is no part of one. All are
-    as wide: torch 2.11 reads the full ones with the strides of the others."""
+    """The lists, int32, ``[1, 1, N, N]``; what follows the counted blocks is no part of one. All
+    have one width, because torch 2.11 reads full ones with the strides of the others."""
 
 
 def _block_lists(start_N: Tensor, stop_N: Tensor, last_N: Tensor | None = None) -> _Lists:

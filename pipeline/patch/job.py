@@ -24,7 +24,13 @@ from pipeline.corpus.splits import Split
 from pipeline.patch.collect import closed_set, committed_shards, sum_shards
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import give_up, patch_split
-from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
+from pipeline.patch.plan import (
+    begin_run,
+    gpus_per_worker,
+    load_given_model,
+    record_software,
+    resume_run,
+)
 from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.scoring import Scorer
 from pipeline.shards.closing import Closing, Part
@@ -112,6 +118,8 @@ class _Shared(NamedTuple):
     scorer: Scorer
     gpus: float
     """GPUs per worker."""
+    computed_in: str
+    """The device that all workers must have."""
     output: OutputDirectory
 
 
@@ -120,6 +128,7 @@ def _hold_model(shared: _Shared) -> _Shared:
 
 
 def _patch_split(number: int, shared: _Shared, report: Reporter) -> None:
+    shared.scorer.check_device(shared.computed_in)
     split = shared.splits[number]
     file_number = shared.file_numbers[split.file]
     patch_split(split, file_number, shared.config, shared.scorer, shared.output, report)
@@ -143,12 +152,15 @@ def _patch(
     before = ray.cluster_resources()  # nodes may come, and go
     began = time.monotonic()
     gpus = gpus_per_worker(config, scorer.model)
+    if waiting and gpus:
+        record_software(run, gpus, output, console)
     numbers = {file: i for i, file in enumerate(run.files)}
+    computed_in = run.provenance["entropy_model"]["computed_in"]
     outcome = run_stage(
         "patching",
         _patch_split,
         waiting,
-        _Shared(run.splits, numbers, config, scorer, gpus, output),
+        _Shared(run.splits, numbers, config, scorer, gpus, computed_in, output),
         console,
         done=done,
         workers=config.num_workers,

@@ -3,6 +3,7 @@
 A new run is planned, fitted and calibrated, then recorded; a rerun is checked against the record.
 """
 
+import platform
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from model.checkpoints.entropy_model import (
     load_entropy_model,
     save_entropy_model,
 )
+from model.device import computing_in, same_rounding, software
 from model.entropy_model import EntropyModel
 from model.flops import entropy_model_flops
 from model.ngram import NGramEntropyModel
@@ -27,7 +29,7 @@ from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cluster.connect import in_ray
 from pipeline.cluster.plan_splits import plan_splits
 from pipeline.corpus.splits import Split
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
@@ -35,6 +37,9 @@ from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.shards.format import shard_schema
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
+
+COMPUTED_IN = "device and dtype"
+"""The setting that holds what :func:`model.device.computing_in` returns."""
 
 
 def gpus_per_worker(config: PatchCorpusConfig, model: AnyEntropyModel) -> float:
@@ -78,21 +83,23 @@ def begin_run(
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
         _save(model, output)
+    described = _describe(model, config)
     patcher = config.patcher
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = Scorer(model, patcher, config.reset_at_newline)
-        patcher = in_ray(_calibrate, gpus, scorer, gpus, splits, config)
+        expected = described["computed_in"]
+        patcher = in_ray(_calibrate, gpus, scorer, gpus, expected, splits, config)
     tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
     provenance = {
         "tokenizer": tokenizer,
-        "entropy_model": _describe(model, config),
+        "entropy_model": described,
         "patcher": patcher.to_json(),
         "columns": shard_schema(config.keep_columns, entropies=config.keep_entropies).names,
         "sources": source_records(files),
         "configuration": config.content(),
     }
-    run = PatchRun(files, splits, _content(config, model), provenance)
+    run = PatchRun(files, splits, _content(config, described), provenance)
     run.begin(output)
     _print_threshold(config, run, console)
     return run, model
@@ -116,7 +123,20 @@ def resume_run(
     """
     if model is None:
         model = _load(output.locate(MODEL_DIRECTORY))
-    mended = run.check_same(_content(config, model), files, output)
+    content = _content(config, _describe(model, config))
+    begun_in = run.settings.get(COMPUTED_IN)
+    if begun_in not in (None, content[COMPUTED_IN]) and same_rounding(
+        begun_in, content[COMPUTED_IN]
+    ):
+        console.print(
+            f"{output.url} was begun in {begun_in}, on a GPU that its record does not name; if it "
+            f"was of another kind than {content[COMPUTED_IN]}, entropies are rounded differently "
+            "from here on",
+            highlight=False,
+            markup=False,
+        )
+        content[COMPUTED_IN] = begun_in
+    mended = run.check_same(content, files, output)
     console.print(f"continuing the run in {output.url}", highlight=False)
     if output.read_json(run.path)["format_version"] != run.format_version:
         run.begin(output)  # from now on no earlier release may continue it
@@ -140,16 +160,37 @@ def _print_threshold(config: PatchCorpusConfig, run: PatchRun, console: Console)
         console.print(f"threshold {threshold!r} nats, calibrated for {size}")
 
 
-def _content(config: PatchCorpusConfig, model: AnyEntropyModel) -> dict[str, Any]:
-    described = _describe(model, config)
+def record_software(run: PatchRun, gpus: float, output: OutputDirectory, console: Console) -> None:
+    """Record the versions with which GPUs compute from now on, and say if others did before."""
+    model = run.provenance["entropy_model"]
+    before, now = model.get("software", []), in_ray(_software, gpus)
+    if now in before:
+        return
+    if before:
+        console.print(
+            f"{output.url} was scored with {_listed(before[-1])} so far, now with {_listed(now)}: "
+            "entropies may be rounded differently from here on",
+            highlight=False,
+            markup=False,
+        )
+    model["software"] = [*before, now]
+    run.begin(output)
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _content(config: PatchCorpusConfig, described: dict[str, Any]) -> dict[str, Any]:
     return config.content() | {
         "entropy-model fingerprint": described["fingerprint"],
-        "device and dtype": described["computed_in"],
+        COMPUTED_IN: described["computed_in"],
     }
 
 
 def _describe(model: AnyEntropyModel, config: PatchCorpusConfig) -> dict[str, Any]:
-    computed_in = "cuda bfloat16" if gpus_per_worker(config, model) else "cpu float32"
+    gpus = gpus_per_worker(config, model)
+    computed_in = in_ray(_gpu, gpus) if gpus else "cpu float32"
     identity = EntropyModelIdentity(
         config.scored_with, fingerprint(model), computed_in, config.reset_at_newline
     )
@@ -169,6 +210,21 @@ def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:
 
 
 @ray.remote(num_cpus=1)
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        raise PipelineError(
+            f"--gpus-per-worker: {platform.node()} has GPUs for Ray, but torch finds none; check "
+            "its driver, and that torch is installed for it"
+        )
+    return computing_in(torch.device("cuda"), torch.bfloat16)
+
+
+@ray.remote(num_cpus=1)
+def _software() -> dict[str, str]:
+    return software()
+
+
+@ray.remote(num_cpus=1)
 def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
     failures: list[str] = []
     return fit_ngram(
@@ -178,9 +234,11 @@ def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
 
 @ray.remote(num_cpus=1)
 def _calibrate(
-    scorer: Scorer, gpus: float, splits: list[Split], config: PatchCorpusConfig
+    scorer: Scorer, gpus: float, computed_in: str, splits: list[Split], config: PatchCorpusConfig
 ) -> Patcher:
     failures: list[str] = []
     documents = sample_documents(splits, config, config.calibration_bytes, failures)
     target = cast(float, config.target_patch_size)
-    return calibrate(scorer.on_device(gpus), documents, target, failures)
+    scorer = scorer.on_device(gpus)
+    scorer.check_device(computed_in)
+    return calibrate(scorer, documents, target, failures)

@@ -10,6 +10,8 @@ A GPU is never waited for but at the very end: documents are queued, and their e
 they are needed. In between the host prepares the next ones.
 """
 
+import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoints.entropy_model import to_device
+from model.checkpoints.entropy_model import computed_in, to_device
+from model.device import same_rounding
 from model.entropies import segment_entropies
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
@@ -131,7 +134,28 @@ class Scorer:
         of) one.
 
         On a CPU in one thread: each worker has one core, and results must not depend on how many
-        there are.
+        there are. On a GPU with the memory for products that torch takes by default on newer ones:
+        more or less of it might choose other kernels.
         """
         torch.set_num_threads(1)
+        torch.set_float32_matmul_precision("highest")
+        if gpus:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         return replace(self, model=to_device(self.model, "cuda" if gpus else "cpu"))
+
+    def check_device(self, expected: str) -> None:
+        """Check that the model computes in what a set was begun with.
+
+        Args:
+            expected: as :func:`model.device.computing_in` gives it.
+
+        Raises:
+            PipelineError: it is another kind of device.
+        """
+        found = computed_in(self.model)
+        if not same_rounding(found, expected):
+            raise PipelineError(
+                f"{platform.node()}: a worker computes in {found}, but the set in {expected}: one "
+                "set needs one kind of GPU, because others round entropies differently; give the "
+                "job nodes of one kind"
+            )

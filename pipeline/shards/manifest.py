@@ -33,7 +33,9 @@ class EntropyModelRecord(TypedDict, total=False):
     """The directory, URL or hub id that the user gave, or ``ngram``."""
     fingerprint: str
     computed_in: str
-    """Kind of device, and dtype."""
+    """Device, dtype and kind of GPU."""
+    software: list[dict[str, str]]
+    """The versions with which GPUs computed, one after the other; missing where CPUs did."""
     reset_at_newline: bool
     flops_per_byte: float
 

@@ -1,0 +1,46 @@
+"""The kind of device that computes, and its software: together they decide how results are rounded.
+
+Two GPUs of one kind compute the same bits with the same software, two kinds do not.
+"""
+
+import contextlib
+from importlib import metadata
+
+import torch
+
+ON = " on "
+"""Stands before the kind of a GPU in what :func:`computing_in` returns."""
+
+
+def computing_in(device: torch.device, dtype: torch.dtype) -> str:
+    """Device, dtype and kind of GPU: ``cpu float32``, or ``cuda bfloat16 on NVIDIA H200 (capability
+    9.0, 132 multiprocessors)``.
+
+    By capability and multiprocessors, of which a part of a GPU (MIG) has fewer, libraries choose
+    their kernels.
+    """
+    form = f"{device.type} {str(dtype).removeprefix('torch.')}"
+    if device.type != "cuda":
+        return form
+    has = torch.cuda.get_device_properties(device)
+    parts = f"capability {has.major}.{has.minor}, {has.multi_processor_count} multiprocessors"
+    return f"{form}{ON}{has.name} ({parts})"
+
+
+def same_rounding(one: str | None, other: str | None) -> bool:
+    """True if results of :func:`computing_in` stand for the same bits, as far as is known: None is
+    not known, and early releases did not record the kind of GPU."""
+    if not one or not other or one == other:
+        return True
+    known = ON in one and ON in other
+    return not known and one.partition(ON)[0] == other.partition(ON)[0]
+
+
+def software() -> dict[str, str]:
+    """The versions of what makes kernels: torch, and CUDA and Triton where they are installed."""
+    versions = {"torch": str(torch.__version__)}
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        versions["triton"] = metadata.version("triton")
+    return versions
