@@ -38,6 +38,7 @@ FILES = {
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
+        "pipeline/patch/test_plan.py",
         "pipeline/shards/test_damage.py",
     ),
     "browser": ("jobs/test_patch_viewer.py",),

@@ -178,7 +178,7 @@ def record_software(run: PatchRun, gpus: float, output: OutputDirectory, console
 
 
 def _listed(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 def _content(config: PatchCorpusConfig, described: dict[str, Any]) -> dict[str, Any]:

@@ -6,16 +6,13 @@ import pytest
 import torch
 from support.weights import sharpen
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers.models.blt.configuration_blt import BltPatcherConfig
 from transformers.models.blt.modeling_blt import BltPatcher
 
 from model import EntropyModel, EntropyModelConfig, Patcher, load_entropy_model
-from model.layers.attention import (
-    BLOCK,
-    BlockedAttention,
-    attend_flex,
-    window_block_mask,
-)
+from model.entropy_model import FIXED_KERNELS
+from model.layers.attention import BLOCK, BlockedAttention, attend_flex, window_block_mask
 from model.segments import pack_segments, token_positions
 
 LOGIT_TOLERANCE = 5e-4
@@ -209,14 +206,45 @@ def test_block_mask(lengths, window):
     mask = window_block_mask(position, window)
     zero = torch.zeros((), dtype=torch.int64)
     inside = mask.mask_mod(zero, zero, index[:, None], index[None])
-    listed = torch.zeros(len(index) // BLOCK, len(index) // BLOCK, dtype=torch.bool)
-    for q, count in enumerate(mask.kv_num_blocks[0, 0].tolist()):
-        visited = mask.kv_indices[0, 0, q, :count].tolist()
-        assert len(set(visited)) == count <= 1 + (window - 1 + BLOCK - 1) // BLOCK
-        listed[q, visited] = True
-    visited_pairs = listed.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-    assert torch.equal(inside & visited_pairs, allowed)
     assert torch.equal(inside, allowed)  # the mask alone is right too: eager runs use no list
+    # torch's own lists of the same mask, which it makes from all pairs of tokens.
+    size = len(index)
+    expected = create_block_mask(mask.mask_mod, None, None, size, size, device="cpu")
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        ours, theirs = (listed_blocks(of, kind) for of in (mask, expected))
+        assert ours == theirs, kind
+        assert getattr(mask, f"{kind}_indices").stride() == mask.kv_indices.stride()
+    with torch.no_grad():
+        forward = window_block_mask(position, window)
+    assert listed_blocks(forward, "full_kv") == listed_blocks(mask, "full_kv")
+    assert forward.q_num_blocks is forward.q_indices is forward.full_q_indices is None
+
+
+def listed_blocks(mask: BlockMask, kind: str) -> list[list[int]]:
+    counts, blocks = (getattr(mask, f"{kind}_{what}")[0, 0] for what in ("num_blocks", "indices"))
+    found = [row[:count].tolist() for row, count in zip(blocks, counts.tolist(), strict=True)]
+    assert all(len(set(row)) == len(row) for row in found)
+    return [sorted(row) for row in found]
+
+
+@torch.no_grad()
+def test_compiled_attention_reads_the_lists():
+    """FlexAttention as inductor compiles it for a CPU: full blocks are those without a mask."""
+    lengths = torch.tensor([1, 127, 129, 2, 1001, 20])
+    position = token_positions(lengths, 1280)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1280, 2, 16, generator=generator) for _ in range(3))
+    compiled = torch.compile(flex_attention, dynamic=False, options=FIXED_KERNELS)
+
+    def attend(mask: BlockMask) -> Tensor:
+        q4, k4, v4 = (x.transpose(0, 1)[None].contiguous() for x in (q, k, v))
+        return compiled(q4, k4, v4, block_mask=mask)[0].transpose(0, 1)
+
+    mask, expected = window_block_mask(position, 512), BlockedAttention(position, 512)(q, k, v)
+    close(attend(mask), expected, 1e-5)
+    assert mask.full_kv_num_blocks.sum() > 9
+    mask.full_kv_num_blocks.zero_()
+    assert (attend(mask) - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

@@ -84,6 +84,16 @@ def test_differences(other, rule, entropies, note):
     assert differ.boundaries == rule + entropies
 
 
+def test_kinds_of_gpus_differ_by_rounding():
+    h100, h200 = (other_model(computed_in=f"cuda bfloat16 on {gpu}") for gpu in ("H100", "H200"))
+    note = patch_differences(h100, h200, NAMES).note
+    assert note.endswith(
+        "bfloat16 on H100, those of B in cuda bfloat16 on H200: they differ by rounding"
+    )
+    # Early releases did not say which GPU it was.
+    assert not any(patch_differences(other_model(computed_in="cuda bfloat16"), h200, NAMES))
+
+
 def test_both_differ_and_nothing_is_known():
     differ = patch_differences(
         ONE,

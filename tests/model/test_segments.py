@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.segments import NEWLINE_ID, cut_segments, pack_segments
+from model.segments import NEWLINE_ID, cut_segments, fill_packs, pack_segments
 
 documents = st.lists(
     st.lists(st.sampled_from([NEWLINE_ID, 36, 101]), min_size=1, max_size=30), max_size=6
@@ -84,3 +84,37 @@ def test_packs(lengths, budget):
         if i + 1 < len(packs):
             assert sum(held) + lengths[segment] > budget
     assert (segment, token) == (len(lengths), sum(lengths))
+
+
+@given(lengths=st.lists(st.integers(1, 8), max_size=60), most=st.sampled_from([8, 16, 64]))
+def test_full_packs(lengths, most):
+    packs = list(fill_packs(torch.tensor(lengths, dtype=torch.int64), (8, most)))
+    assert sorted(chain(*packs)) == list(range(len(lengths)))
+    held = [sum(lengths[i] for i in pack) for pack in packs]
+    assert all(0 < size <= most for size in held)
+    # What is left at the end takes small packs; one of the largest is at least as full as they say.
+    large = [size for size in held if size > 8]
+    assert all(4 * size >= 3 * most - 4 * 8 for size in large)
+    # A pack is closed when nothing more fits.
+    for pack, size in zip(packs, held, strict=True):
+        room = (8 if size <= 8 else most) - size
+        later = packs[packs.index(pack) + 1 :]
+        assert all(lengths[i] > room for i in chain(*later))
+
+
+def test_full_packs_of_an_example():
+    packs = fill_packs(torch.tensor([8, 2, 5, 6, 3]), (8, 16))
+    assert list(packs) == [[0, 3, 1], [2, 4]]
+    assert list(fill_packs(torch.tensor([], dtype=torch.int64), (8, 16))) == []
+
+
+def test_full_packs_leave_little_empty():
+    """A batch of a megabyte, as scoring has them: before, a pack that was almost empty was left."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(200, 8192, (260,), generator=generator)
+    lengths = lengths[: int((lengths.cumsum(0) < (1 << 20)).sum()) + 1] + 2
+    total = int(lengths.sum())
+    held = [sum(lengths[pack].tolist()) for pack in fill_packs(lengths, (8192, 65536))]
+    filled = sum(65536 if size > 8192 else 8192 for size in held)
+    assert filled < 1.01 * total
+    assert len(list(pack_segments(lengths, 65536))) * 65536 > 1.05 * total

@@ -14,6 +14,7 @@ from support.no_values import META, ScaledLinear, gpu_paths, multiply_scaled, wi
 from torch import Tensor, nn
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
+from model.entropies import segment_entropies
 from model.layers.attention import BlockedAttention, RotaryAngles, turn_complex, turn_real
 from model.layers.latent_transformer import LatentTransformer
 from pipeline.errors import ConfigError
@@ -72,20 +73,25 @@ def test_entropy_models_train_and_score():
     model = without_values(EntropyModel(EntropyModelConfig(dim=64, n_layers=2, n_heads=4)))
     tokens, _ = batch(2, 250, 1)
     assert step(model, tokens).dtype == torch.float32
-    # A pack is filled up to the budget, so that one compiled kernel serves for all.
+    # Packs have fixed sizes, so that two compiled kernels serve for all.
     asked: list[int] = []
-    trunk = model._trunk
+    in_place = model._entropies_in_place
 
-    def counted(tokens_T: Tensor, rotary: Tensor, attend: object) -> Tensor:
+    def counted(tokens_T: Tensor, rotary: Tensor, mask: object) -> Tensor:
         asked.append(len(tokens_T))
-        return trunk(tokens_T, rotary, attend)
+        return in_place(tokens_T, rotary, mask)
 
-    model._trunk = counted
+    model._entropies_in_place = counted
+    lengths = torch.tensor([*[8192] * 7, 60, 40])
+    scored = torch.zeros(int(lengths.sum()), dtype=torch.int32)
     with gpu_paths(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda function, **_: function)
         entropies = model.entropies_packed(tokens[0, :100], torch.tensor([60, 40]))
+        # No value is waited for, however many packs there are.
+        all_entropies = segment_entropies(model, scored, lengths)
     assert entropies.shape == (100,) and entropies.dtype == torch.float32
-    assert asked == [model.token_budget] == [65536]
+    assert all_entropies.shape == scored.shape and all_entropies.device == META
+    assert asked == [8192, 65536] and model.pack_sizes == (8192, 65536)
 
 
 def test_both_forms_of_turning_pairs_are_one():

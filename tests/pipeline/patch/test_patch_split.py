@@ -1,8 +1,11 @@
 """One worker's job: where shards end, what a rerun skips, what an error leaves behind."""
 
 import io
+import itertools
 import json
+import threading
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileErro
 from pipeline.patch import patch_split as worker
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import give_up, patch_split
-from pipeline.patch.scoring import Scorer
+from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.shards.entries import entry_path, read_entries
 from pipeline.storage import watched_file
 from pipeline.storage.output import OutputDirectory
@@ -139,3 +142,41 @@ def test_an_error_in_any_stage_comes_out_and_leaves_no_half_shard(tmp_path, ngra
     with pytest.raises(PipelineError, match="on fire"):
         patching.run(tmp_path / "out")
     assert contents(tmp_path / "out") == {}
+
+
+def test_a_batch_is_queued_while_the_one_before_is_computed(tmp_path, ngram_model, monkeypatch):
+    """A GPU never runs dry: nobody waits for it before it has the next batch."""
+    monkeypatch.setattr(worker, "BATCH_BYTES", 300)
+    patching = Patching(tmp_path, ngram_model)
+    patching.run(tmp_path / "expected", shard_bytes=1 << 20)
+    queued: list[threading.Event] = []
+
+    class Later(NamedTuple):
+        """Entropies that are not there before the next batch is queued."""
+
+        entropies: QueuedEntropies
+        number: int
+
+        def wait(self):
+            last = self.number + 1 == batches
+            assert last or queued[self.number + 1].wait(timeout=30)
+            return self.entropies.wait()
+
+    class GPU(Scorer):
+        def queue(self, *given):
+            number = next(numbers)
+            queued[number].set()
+            return Later(super().queue(*given), number)
+
+    sizes = [len(text.encode()) for text in TEXTS]
+    batches, filled = 1, 0
+    for size in sizes:
+        if filled >= 300:
+            batches, filled = batches + 1, 0
+        filled += size
+    numbers = itertools.count()
+    queued += [threading.Event() for _ in range(batches)]
+    patching.scorer = GPU(ngram_model, Patcher(1.0))
+    patching.run(tmp_path / "out", shard_bytes=1 << 20)
+    assert next(numbers) == batches > 10
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")

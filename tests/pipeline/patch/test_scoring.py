@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from model import NGramEntropyModel, Patcher
+from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
-from pipeline.patch.scoring import Scorer
+from pipeline.patch.scoring import QueuedEntropies, Scorer
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -14,3 +16,29 @@ def test_entropies_that_are_no_numbers_stop_the_job(broken):
     with pytest.raises(PipelineError, match="--entropy-model: gave an entropy that is not a num"):
         Scorer(model, Patcher(1.0)).score([b"text"])
     assert Scorer(model, Patcher(1.0)).score([]).lengths_D.tolist() == []
+
+
+def test_an_entropy_that_is_no_number_is_told_when_it_is_taken():
+    """A GPU computes it later than it was asked to."""
+    model = NGramEntropyModel(np.full(1 << 18, float("nan"), np.float16), {})
+    queued = Scorer(model, Patcher(1.0)).queue(*encode_documents([b"text"]))
+    with pytest.raises(PipelineError, match="gave an entropy that is not a number"):
+        queued.wait()
+
+
+def test_values_of_a_gpu_are_waited_for():
+    """Until its event has happened, the host's memory holds anything."""
+    stored = torch.full((3,), float("nan"), dtype=torch.float16)
+
+    class Event:
+        def synchronize(self) -> None:
+            stored.copy_(torch.tensor([1.0, 0.5, 2.0]))
+
+    assert QueuedEntropies(stored, Event()).wait().tolist() == [1.0, 0.5, 2.0]
+
+
+def test_another_kind_of_device_is_refused(ngram_model):
+    scorer = Scorer(ngram_model, Patcher(1.0)).on_device(0)
+    scorer.check_device("cpu float32")
+    with pytest.raises(PipelineError, match=r"computes in cpu float32, but the set in cuda bfl"):
+        scorer.check_device("cuda bfloat16 on NVIDIA H200 (capability 9.0, 132 multiprocessors)")

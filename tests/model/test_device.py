@@ -1,0 +1,46 @@
+"""The kind of a device, as records name it."""
+
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from model.device import computing_in, same_rounding, software
+
+H200 = "cuda bfloat16 on NVIDIA H200 (capability 9.0, 132 multiprocessors)"
+PART = "cuda bfloat16 on NVIDIA H200 MIG 3g.71gb (capability 9.0, 60 multiprocessors)"
+
+
+def test_a_gpu_is_named_by_all_that_chooses_kernels(monkeypatch):
+    assert computing_in(torch.device("cpu"), torch.float32) == "cpu float32"
+    has = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: has)
+    assert computing_in(torch.device("cuda"), torch.bfloat16) == H200
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (H200, H200, True),
+        (H200, PART, False),
+        ("cpu float32", H200, False),
+        ("cpu float32", None, True),
+        ("cuda bfloat16", H200, True),  # early releases recorded no kind
+        ("cuda float32", H200, False),
+        ("cuda bfloat16", "cuda float32", False),
+    ],
+)
+def test_what_rounds_alike(one, other, same):
+    assert same_rounding(one, other) == same_rounding(other, one) == same
+
+
+def test_software(monkeypatch):
+    assert software()["torch"] == torch.__version__
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert software() == {"torch": torch.__version__, "cuda": "13.0"}

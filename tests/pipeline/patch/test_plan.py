@@ -1,0 +1,97 @@
+"""What a run records about its GPUs, and what is said when it continues on others. Ray's answers
+are given here: no GPU is at hand."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.errors import PipelineError
+from pipeline.patch import plan
+from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.record import PatchRun
+from pipeline.storage.output import OutputDirectory
+
+H100 = "cuda bfloat16 on NVIDIA H100 80GB HBM3 (capability 9.0, 132 multiprocessors)"
+H200 = "cuda bfloat16 on NVIDIA H200 (capability 9.0, 132 multiprocessors)"
+OLD, NEW = ({"torch": torch, "cuda": "13.0"} for torch in ("2.11.0", "2.13.0"))
+CONFIG = PatchCorpusConfig(("in",), "out", threshold=1.0)
+
+
+class Cluster:
+    """A cluster with GPUs of one kind, and one release of torch."""
+
+    def __init__(self, monkeypatch):
+        self.answers = {plan._gpu: H200, plan._software: OLD}
+        monkeypatch.setattr(plan, "in_ray", lambda task, gpus, *given: self.answers[task])
+        monkeypatch.setattr(plan, "gpus_per_worker", lambda config, model: 1)
+        self.said = io.StringIO()
+        self.console = Console(file=self.said, width=1000)
+
+    def resume(self, output, model):
+        run = PatchRun.resume(output)
+        run, _ = plan.resume_run(run, CONFIG, [], model, output, self.console)
+        plan.record_software(run, 1, output, self.console)
+        return run
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def begin(output, model, cluster):
+    run, _ = plan.begin_run(CONFIG, [], model, output, cluster.console)
+    plan.record_software(run, 1, output, cluster.console)
+
+
+def test_a_run_continues_where_it_began(tmp_path, small_model, cluster):
+    output = OutputDirectory(str(tmp_path))
+    begin(output, small_model, cluster)
+    before = output.read(PatchRun.path)
+    run = cluster.resume(output, small_model)
+    model = run.provenance["entropy_model"]
+    assert (model["computed_in"], model["software"]) == (H200, [OLD])
+    assert output.read(PatchRun.path) == before and "rounded" not in cluster.said.getvalue()
+
+
+def test_another_kind_of_gpu_is_refused(tmp_path, small_model, cluster):
+    output = OutputDirectory(str(tmp_path))
+    begin(output, small_model, cluster)
+    cluster.answers[plan._gpu] = H100
+    with pytest.raises(PipelineError, match=r"was begun with device and dtype .*H200.*now.*H100"):
+        cluster.resume(output, small_model)
+
+
+def test_other_software_is_said_and_recorded(tmp_path, small_model, cluster):
+    output = OutputDirectory(str(tmp_path))
+    begin(output, small_model, cluster)
+    cluster.answers[plan._software] = NEW
+    cluster.resume(output, small_model)
+    said = "was scored with cuda 13.0, torch 2.11.0 so far, now with cuda 13.0, torch 2.13.0"
+    assert said in cluster.said.getvalue()
+    assert PatchRun.resume(output).provenance["entropy_model"]["software"] == [OLD, NEW]
+    cluster.said.truncate(0)
+    cluster.resume(output, small_model)
+    assert "was scored with" not in cluster.said.getvalue()
+
+
+def test_a_set_of_an_early_release_continues(tmp_path, small_model, cluster):
+    """Its record says that a GPU computed, and not which one."""
+    output = OutputDirectory(str(tmp_path))
+    cluster.answers[plan._gpu] = "cuda bfloat16"
+    plan.begin_run(CONFIG, [], small_model, output, cluster.console)
+    cluster.answers[plan._gpu] = H200
+    run = cluster.resume(output, small_model)
+    assert "was begun in cuda bfloat16, on a GPU that its record does not name" in (
+        cluster.said.getvalue()
+    )
+    assert run.provenance["entropy_model"]["computed_in"] == "cuda bfloat16"
+
+
+def test_a_set_without_gpus_records_none(tmp_path, small_model, cluster, monkeypatch):
+    monkeypatch.setattr(plan, "gpus_per_worker", lambda config, model: 0)
+    output = OutputDirectory(str(tmp_path))
+    plan.begin_run(CONFIG, [], small_model, output, cluster.console)
+    model = PatchRun.resume(output).provenance["entropy_model"]
+    assert model["computed_in"] == "cpu float32" and "software" not in model
