@@ -37,7 +37,9 @@ CPU_TOKENS = 4096
 GPU_TOKENS = 65536
 """Tokens per pack on a GPU: enough rows to keep the matrix units busy."""
 SMALL_SHARE = 8
-"""A pack of what is left has one GPU_TOKENS / SMALL_SHARE tokens, and no less than the context."""
+"""A pack for what is left has GPU_TOKENS / SMALL_SHARE tokens, and no less than the context."""
+ALIGNED = 8
+"""Values of two bytes that a row of a product is made a multiple of."""
 
 FIXED_KERNELS: dict[str, str | int | bool | Callable[..., Any]] = {
     "deterministic": True,
@@ -265,10 +267,12 @@ class EntropyModel(nn.Module):
 
     def _logits_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
         x_TD = self.tok_embeddings(tokens_T)
-        attend = functools.partial(attend_flex, mask=mask)
+        attend = functools.partial(attend_flex, mask=mask, scale=1.0)
         run_blocks_in_place(self.layers, x_TD, rotary, attend)
-        logits_TV: Tensor = self.output(self.norm(x_TD))
-        return logits_TV
+        # Rows of 260 logits would not begin where the fast kernels of products want them to.
+        weight_VD = self.output.weight
+        weight_WD = F.pad(weight_VD, (0, 0, 0, -len(weight_VD) % ALIGNED))
+        return F.linear(self.norm(x_TD), weight_WD)[:, : len(weight_VD)]
 
     def _entropies_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
         return entropy_of(self._logits_in_place(tokens_T, rotary, mask))

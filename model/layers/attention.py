@@ -189,12 +189,12 @@ def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
         window: keys that a query sees, itself included.
     """
     tokens, device = len(position_T), position_T.device
-    reach_T = position_T.clamp(max=window - 1).int()
+    # The first key that each query sees.
+    key_T = torch.arange(tokens, device=device, dtype=torch.int32)
+    key_T -= position_T.clamp(max=window - 1).int()
     own_N = torch.arange(tokens // BLOCK, device=device, dtype=torch.int32)
-    # Blocks of the first keys that the first and the last query see, the latter rounded up.
-    first_N = (own_N * BLOCK - reach_T[::BLOCK]) // BLOCK
-    full_N = ((own_N + 1) * BLOCK - 1 - reach_T[BLOCK - 1 :: BLOCK] + BLOCK - 1) // BLOCK
-    full_N = full_N.minimum(own_N)
+    first_N = key_T[::BLOCK] // BLOCK
+    full_N = ((key_T[BLOCK - 1 :: BLOCK] + BLOCK - 1) // BLOCK).minimum(own_N)
     masked, full = _block_lists(first_N, full_N, own_N), _block_lists(full_N, own_N)
     of_keys: _Lists | None = None
     of_keys_full: _Lists | None = None
@@ -208,7 +208,7 @@ def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
         of_keys_full = _block_lists(own_N + 1, all_seen_N)
 
     def inside(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (q - k <= reach_T[q])
+        return (k <= q) & (k >= key_T[q])
 
     return BlockMask(
         seq_lengths=(tokens, tokens),
@@ -246,11 +246,17 @@ def _block_lists(start_N: Tensor, stop_N: Tensor, last_N: Tensor | None = None) 
     return _Lists(count_N[None, None], index_NN[None, None])
 
 
-def attend_flex(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) -> Tensor:
-    """The attention of one layer for one pack; meant to run compiled, on a GPU."""
+def attend_flex(
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask, scale: float | None = None
+) -> Tensor:
+    """The attention of one layer for one pack; meant to run compiled, on a GPU.
+
+    Args:
+        scale: what scores are multiplied by; ``1 / sqrt(head_dim)`` by default.
+    """
     q_1HTD, k_1KTD, v_1KTD = (x.transpose(0, 1).unsqueeze(0) for x in (q_THD, k_TKD, v_TKD))
     gqa = q_THD.shape[1] != k_TKD.shape[1]
-    out = flex_attention(q_1HTD, k_1KTD, v_1KTD, block_mask=mask, enable_gqa=gqa)
+    out = flex_attention(q_1HTD, k_1KTD, v_1KTD, block_mask=mask, scale=scale, enable_gqa=gqa)
     return out.squeeze(0).transpose(0, 1)
 
 

@@ -26,13 +26,13 @@ class SelfAttention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        out_TD: Tensor = self.wo(self.mix(x_TD, rotary, attend))
+        out_TD: Tensor = self.wo(self.mix(x_TD, rotary, rotary, attend))
         return out_TD
 
-    def mix(self, x_TD: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+    def mix(self, x_TD: Tensor, rotary_q: Tensor, rotary_k: Tensor, attend: Attend) -> Tensor:
         """Values mixed among tokens, ``[tokens, dim]``, before the last projection."""
         q, k, v = (w(x_TD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        return attend(apply_rotary(q, rotary), apply_rotary(k, rotary), v).flatten(-2)
+        return attend(apply_rotary(q, rotary_q), apply_rotary(k, rotary_k), v).flatten(-2)
 
 
 class FeedForward(nn.Module):
@@ -91,14 +91,19 @@ def run_blocks_in_place(
 ) -> None:
     """Turn ``x_TD`` into the states after all layers; for a GPU where nothing goes backward.
 
-    It is :func:`run_blocks` with one difference: a matrix product itself adds its result to the
-    states, as cuBLAS can. Otherwise inductor adds it in the norms that follow, which then read up
-    to four products instead of one tensor.
+    It is :func:`run_blocks` with two differences. A matrix product itself adds its result to the
+    states, as cuBLAS can; otherwise inductor adds it in the norms that follow, which then read up
+    to four products instead of one tensor. And queries are scaled while they are turned, before
+    they are rounded; otherwise attention scales each score, of which there are 500 per query.
+
+    Args:
+        attend: attention that does not scale scores.
     """
     for layer in layers:
         assert isinstance(layer, Block)
         attention, fed = layer.attention, layer.feed_forward
-        mixed_TD = attention.mix(layer.attention_norm(x_TD), rotary, attend)
+        rotary_q = rotary * attention.head_dim**-0.5
+        mixed_TD = attention.mix(layer.attention_norm(x_TD), rotary_q, rotary, attend)
         add_product(x_TD, mixed_TD, attention.wo.weight)
         add_product(x_TD, fed.gate(layer.ffn_norm(x_TD)), fed.w2.weight)
 

@@ -15,12 +15,16 @@ from model.layers.attention import BlockedAttention, RotaryAngles
 from model.layers.transformer import Block, run_blocks, run_blocks_in_place
 
 
-def attend_all_pairs(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask) -> Tensor:
+def attend_all_pairs(
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask, scale: float
+) -> Tensor:
     """What the mask of FlexAttention means. (Its kernel is compiled in test_entropy_model.py.)"""
     index_T = torch.arange(len(q_THD))
     allowed_TT = mask.mask_mod(index_T[0], index_T[0], index_T[:, None], index_T[None])
     q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, k_TKD, v_TKD))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_TT, enable_gqa=True)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed_TT, scale=scale, enable_gqa=True
+    )
     return out[0].transpose(0, 1)
 
 
@@ -96,7 +100,7 @@ def test_blocks_in_place(models):
     position, x = torch.arange(256), torch.randn(256, 32)
     rotary, attend = RotaryAngles(16, 10_000.0)(position), BlockedAttention(position, 100)
     expected = run_blocks(layers, x, rotary, [attend] * 3)
-    run_blocks_in_place(layers, x, rotary, attend)
+    run_blocks_in_place(layers, x, rotary, lambda q, k, v: attend(4.0 * q, k, v))
     close(x, expected)
 
 
