@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import shutil
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,7 @@ from model import EntropyModel, EntropyModelConfig, Patcher, load_entropy_model
 from model.entropy_model import entropy_of
 from model.tokenizer import PAD_ID, encode_documents
 from pipeline.patch.patch_split import BATCH_BYTES
-from pipeline.patch.scoring import Scorer
+from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.patches import patch_stored
 
 HASH_FILE = "stored_hash.json"
@@ -121,8 +122,13 @@ class Timing:
         return sum(len(document) for batch in self.batches for document in batch)
 
     def score(self, batches: list[list[bytes]]) -> None:
+        """As a worker does it, which queues a batch before it waits for the one before."""
+        scorer, waiting = Scorer(self.model, ANY_RULE), deque[QueuedEntropies]()
         for batch in batches:
-            stored(self.model, batch)
+            waiting.append(scorer.queue(*encode_documents(batch)))
+            if len(waiting) > 1:
+                waiting.popleft().wait()
+        waiting.popleft().wait()
 
     def flops(self) -> float:
         """What the documents need, without any padding: products with weights, and of each query
