@@ -277,13 +277,17 @@ class EntropyModel(nn.Module):
     def _entropies_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
         return entropy_of(self._logits_in_place(tokens_T, rotary, mask))
 
+    def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # What cannot be compiled as a whole is an error: eagerly, attention would write all pairs.
+        return torch.compile(function, fullgraph=True, dynamic=False, options=FIXED_KERNELS)
+
     @functools.cached_property
     def _compiled_logits(self) -> Callable[..., Tensor]:
-        return torch.compile(self._logits_in_place, dynamic=False, options=FIXED_KERNELS)
+        return self._compile(self._logits_in_place)
 
     @functools.cached_property
     def _compiled_entropies(self) -> Callable[..., Tensor]:
-        return torch.compile(self._entropies_in_place, dynamic=False, options=FIXED_KERNELS)
+        return self._compile(self._entropies_in_place)
 
     def entropies(self, tokens_BS: Tensor, *, reset_at_newline: bool = False) -> Tensor:
         """Entropies of a batch; see :func:`model.entropies.batch_entropies`."""

@@ -144,4 +144,5 @@ def test_kernels_for_scoring_are_fixed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda function, **given: asked.append(given) or function)
         assert model._compiled_logits and model._compiled_entropies
-    assert asked == [{"dynamic": False, "options": FIXED_KERNELS}] * 2
+    settings = {"fullgraph": True, "dynamic": False, "options": FIXED_KERNELS}
+    assert asked == [settings] * 2
