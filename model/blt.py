@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.blt_config import BLTConfig
-from model.layers.attention import segment_attention
+from model.layers.attention import BLOCK, segment_attention
 from model.layers.hash_embedding import HashEmbedding
 from model.layers.initializers import Initializer, init_weights, initializers, normal
 from model.layers.latent_transformer import LatentTransformer
@@ -83,6 +83,7 @@ class BLT(nn.Module):
             patch_lengths_BP,
             config.cross_attn_window_encoder,
             config.cross_attn_window_decoder,
+            multiple=1 if tokens_BS.is_cpu else BLOCK,
         )
         position_T, position_N = layout.position_T, layout.position_N
         attend_bytes = segment_attention(position_T, config.local_attention_window_len)
@@ -96,9 +97,9 @@ class BLT(nn.Module):
         attends = [attend_patches] * config.n_layers_global
         latent_NG = self.global_transformer(patches_NKD, position_N, attends)
         attends = [attend_bytes] * config.n_layers_local_decoder
-        readable = self.local_decoder.readable(latent_NG)
+        vectors_NKD = self.local_decoder.vectors(latent_NG)
         logits_TV: Tensor = self.local_decoder(
-            states[-1], position_T, attends, readable, layout.read_TW
+            states[-1], position_T, attends, vectors_NKD, layout.read_TW
         )
         return logits_TV.view(*tokens_BS.shape, config.vocab_size)
 
