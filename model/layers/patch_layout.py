@@ -89,7 +89,8 @@ class PatchLayout:
         inside_T = inside_BS.flatten()
 
         eos_T = (tokens_BS == EOS_ID).flatten()
-        eos_N = torch.zeros(total, dtype=torch.int32, device=device).index_add(0, own_T, eos_T.int())
+        eos_N = torch.zeros(total, dtype=torch.int32, device=device)
+        eos_N = eos_N.index_add(0, own_T, eos_T.int())
         patch_starts_BP = (eos_N > 0).view(batch, patches).roll(1, 1)
         patch_starts_BP[:, :1] = True
         document_N = patch_starts_BP.flatten().cumsum(0)
@@ -128,7 +129,7 @@ def _neighbours(
         same_TW &= index_TW == patch_T[:, None] + offset_W
         index_TW = torch.where(same_TW, index_TW, ~index_TW)
     if exists_T is not None:
-        index_TW = torch.where(exists_T[:, None] & (index_TW >= 0), index_TW, index_TW.minimum(~index_TW))
+        index_TW = torch.where(exists_T[:, None], index_TW, index_TW.minimum(~index_TW))
     return index_TW
 
 

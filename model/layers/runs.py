@@ -30,7 +30,7 @@ def take_rows(x_N: Tensor, index_T: Tensor) -> Tensor:
 
 
 def sum_runs(x_T: Tensor, index_T: Tensor, rows: int) -> Tensor:
-    """``rows`` sums, each over the rows of ``x_T`` with its index, in their dtype; 0 if it has none.
+    """``rows`` sums, each over the rows of ``x_T`` with its index, in their dtype.
 
     Args:
         x_T: rows of any shape.

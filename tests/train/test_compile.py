@@ -14,7 +14,7 @@ from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
 from model import BLT, BLT_SIZES
 from model.layers import attention
 from train.data.dataloader import ShardDataLoader
-from train.parallelize import compile_blocks
+from train.parallelize import checkpoint_activations, compile_model
 
 
 class Graphs:
@@ -44,8 +44,6 @@ def test_blocks_compile_once(checkpointing, tmp_path, monkeypatch):
     counts = {int((inputs["input"] == 2).sum()) for inputs, _ in batches}
     assert len(counts) > 1
     expected = [model(*inputs.values()) for inputs, _ in batches]
-    model.global_transformer.position_multiple = 16  # as float8 has it
-    assert len(batches[0][0]["patch_lengths"].flatten()) % 16
 
     def of_gpus(position_T: torch.Tensor, window: int) -> attention.Attend:
         mask = attention.window_block_mask(position_T, window)
@@ -55,22 +53,21 @@ def test_blocks_compile_once(checkpointing, tmp_path, monkeypatch):
     # It is only the backward pass that FlexAttention lacks on CPUs.
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     graphs = Graphs()
-    names = ("automatic_dynamic_shapes", "capture_scalar_outputs")
+    names = ("automatic_dynamic_shapes", "capture_scalar_outputs", "recompile_limit")
     names += ("skip_fwd_side_effects_in_bwd_under_checkpoint",)
     settings = {name: getattr(torch._dynamo.config, name) for name in names}
     torch._dynamo.reset()
     with torch._dynamo.config.patch(settings), torch.enable_grad():
-        for stack in (model.local_encoder, model.global_transformer, model.local_decoder):
-            if checkpointing is not None:
-                checkpointing.Config().build(dump_folder=str(tmp_path)).apply(stack)
-            compiling = CompileConfig(enable=True, backend=graphs)
-            compile_blocks(stack, compiling, SimpleNamespace(tp_enabled=False))
+        if checkpointing is not None:
+            checkpoint_activations(model, checkpointing.Config(), str(tmp_path))
+        compiling = CompileConfig(enable=True, backend=graphs)
+        compile_model(model, compiling, SimpleNamespace(tp_enabled=False))
         found = [model(*batches[0][0].values())]
-        # One for the local blocks, one for the latent ones.
-        assert len(graphs.inputs) == 2
+        # Layout, ids, patches and logits; blocks of the encoder, latent ones, and the decoder's.
+        assert len(graphs.inputs) == 7
         with torch._dynamo.config.patch(error_on_recompile=True):
             found += [model(*inputs.values()) for inputs, _ in batches[1:]]
-    assert len(graphs.inputs) == 2
+    assert len(graphs.inputs) == 7
     assert all(isinstance(given, torch.Tensor) for inputs in graphs.inputs for given in inputs)
     for ours, theirs, (_, labels) in zip(found, expected, batches, strict=True):
         torch.testing.assert_close(ours[labels >= 0], theirs[labels >= 0], rtol=0, atol=1e-4)
