@@ -12,6 +12,8 @@ of ``i`` says that there is none; ``i`` then keeps the column from falling, as
 :mod:`model.layers.runs` needs it.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -96,7 +98,8 @@ class GatherFromBytes(CrossAttention):
             totals.append(sum_runs(weight_TKH, index_T, patches))
             sums.append(sum_runs(weight_TKH[..., None] * v_T1HE, index_T, patches))
         # A patch with bytes has a total of at least 1.
-        out_NKHE = sum(sums) / sum(totals).clamp(min=1)[..., None]
+        total_NKH = functools.reduce(torch.add, totals).clamp(min=1)
+        out_NKHE = functools.reduce(torch.add, sums) / total_NKH[..., None]
         gathered_NKD: Tensor = self.wo(out_NKHE.flatten(-2).type_as(x_NKD))
         return 2 * x_NKD + gathered_NKD
 
@@ -133,5 +136,5 @@ class ReadFromPatches(CrossAttention):
             (weight_TKH[..., None] * take_rows(v_NKHE, index_T)).sum(1)
             for weight_TKH, (index_T, _) in zip(weights, columns, strict=True)
         ]
-        read_TD: Tensor = self.wo(sum(read).flatten(-2))
+        read_TD: Tensor = self.wo(functools.reduce(torch.add, read).flatten(-2))
         return 2 * x_TD + read_TD

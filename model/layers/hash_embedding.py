@@ -71,7 +71,8 @@ class HashEmbedding(nn.ModuleList):
         """The sum over all tables, ``[tokens, dim]``; arguments as for :func:`hash_ngrams`."""
         ids_KT = self.row_ids(tokens_T, position_T)
         looked_up = (table(row_T) for table, row_T in zip(self, ids_KT, strict=True))
-        return functools.reduce(torch.add, looked_up)
+        summed_TD: Tensor = functools.reduce(torch.add, looked_up)
+        return summed_TD
 
     def compile_parts(self, **options: Any) -> None:
         """Compile what computes and needs neither another rank nor a whole table; arguments as for

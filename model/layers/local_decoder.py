@@ -75,7 +75,8 @@ class LocalDecoder(nn.Module):
         Args:
             latent_NG: states of the latent transformer, ``dim_global`` wide.
         """
-        return self.patch_embedding_projection(latent_NG).unflatten(-1, (self.k, -1))
+        x_NKD: Tensor = self.patch_embedding_projection(latent_NG).unflatten(-1, (self.k, -1))
+        return x_NKD
 
     def readable(self, latent_NG: Tensor) -> Readable:
         """The tensors that bytes read of each patch, for those who keep them; argument as for

@@ -25,7 +25,7 @@ def take_rows(x_N: Tensor, index_T: Tensor) -> Tensor:
         x_N: rows of any shape.
         index_T: int64; must never fall if there is a backward pass.
     """
-    rows_T: Tensor = _TakeRows.apply(x_N, index_T)
+    rows_T: Tensor = _TakeRows.apply(x_N, index_T)  # type: ignore[no-untyped-call]
     return rows_T
 
 
@@ -36,7 +36,7 @@ def sum_runs(x_T: Tensor, index_T: Tensor, rows: int) -> Tensor:
         x_T: rows of any shape.
         index_T: int64, from 0 to ``rows - 1``; must never fall.
     """
-    sums_N: Tensor = _SumRuns.apply(x_T, index_T, rows)
+    sums_N: Tensor = _SumRuns.apply(x_T, index_T, rows)  # type: ignore[no-untyped-call]
     return sums_N
 
 
@@ -56,8 +56,8 @@ def max_of_runs(x_T: Tensor, index_T: Tensor, rows: int) -> Tensor:
 def _sums(x_T: Tensor, index_T: Tensor, rows: int) -> Tensor:
     starts_N = torch.searchsorted(index_T, torch.arange(rows, device=index_T.device))
     all_T = torch.arange(len(x_T), device=index_T.device)
-    sums_NF = F.embedding_bag(all_T, x_T.flatten(1), starts_N, mode="sum")
-    return sums_NF.unflatten(1, x_T.shape[1:])
+    sums_NF: Tensor = F.embedding_bag(all_T, x_T.flatten(1), starts_N, mode="sum")
+    return sums_NF.view(rows, *x_T.shape[1:])
 
 
 class _TakeRows(torch.autograd.Function):
