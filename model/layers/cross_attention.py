@@ -81,7 +81,7 @@ class GatherFromBytes(CrossAttention):
         columns = [split_index(patch_T) for patch_T in patch_TW.unbind(1)]
         scores = []
         for index_T, none_T in columns:
-            score_TKH = (take_rows(q_NKHE, index_T) * k_THE[:, None]).sum(-1).float()
+            score_TKH = (take_rows(q_NKHE, index_T) * k_THE[:, None]).sum(-1, dtype=torch.float32)
             scores.append(score_TKH.masked_fill(none_T[:, None, None], -torch.inf))
         with torch.no_grad():
             highest_NKH = max_of_runs(scores[0], columns[0][0], patches)
@@ -126,7 +126,7 @@ class ReadFromPatches(CrossAttention):
         columns = [split_index(patch_T) for patch_T in patch_TW.unbind(1)]
         scores = []
         for column, (index_T, none_T) in enumerate(columns):
-            score_TKH = (q_T1HE * take_rows(k_NKHE, index_T)).sum(-1).float()
+            score_TKH = (q_T1HE * take_rows(k_NKHE, index_T)).sum(-1, dtype=torch.float32)
             if column:
                 score_TKH = score_TKH.masked_fill(none_T[:, None, None], -torch.inf)
             scores.append(score_TKH)
