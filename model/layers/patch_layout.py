@@ -20,7 +20,7 @@ The steps are vectorised, and their shapes depend on the batch's shape alone, so
 never waited for.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,7 @@ from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, EOS_ID, PAD_ID
 
 
-@dataclass(frozen=True)
-class PatchLayout:
+class PatchLayout(NamedTuple):
     """T tokens (rows times their width) and N patches (rows times the most that a row has, and what
     is missing to a multiple: these have no bytes).
 
