@@ -219,7 +219,17 @@ def _shard(
     training: TrainingConfig,
     parallelism: ParallelismConfig,
 ) -> None:
-    """Apply FSDP2, also on one rank, because it converts weights to the mixed-precision dtype."""
+    """Apply FSDP2, also on one rank, because it converts weights to the mixed-precision dtype.
+
+    Where a rank holds whole weights, the converted ones are kept from forward to backward, unless
+    the configuration says otherwise: to convert them again would save 2 bytes of each parameter's
+    18 or more.
+    """
+    reshard = get_fsdp_reshard_after_forward_policy(
+        parallelism.fsdp_reshard_after_forward, pp_enabled=False
+    )
+    if parallelism.fsdp_reshard_after_forward == "default" and mesh.size(mesh.ndim - 1) == 1:
+        reshard = False
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -227,9 +237,7 @@ def _shard(
             reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
             cast_forward_inputs=False,
         ),
-        "reshard_after_forward": get_fsdp_reshard_after_forward_policy(
-            parallelism.fsdp_reshard_after_forward, pp_enabled=False
-        ),
+        "reshard_after_forward": reshard,
     }
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
