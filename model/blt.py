@@ -5,11 +5,13 @@ Packed documents (each ends with its EOS) and rows of a batch never see one anot
 :mod:`model.checkpoints.blt` reads checkpoints, :mod:`model.generation.generate` writes text.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from model.blt_config import BLTConfig
-from model.layers.attention import segment_attention
+from model.layers.attention import BLOCK, segment_attention
 from model.layers.hash_embedding import HashEmbedding
 from model.layers.initializers import Initializer, init_weights, initializers, normal
 from model.layers.latent_transformer import LatentTransformer
@@ -76,14 +78,8 @@ class BLT(nn.Module):
         """
         if tokens_BS.device.type == "cpu" and not torch.compiler.is_compiling():
             check_batch(tokens_BS, patch_lengths_BP, self.config.vocab_size)
-        tokens_BS, patch_lengths_BP = (x.to(self.device) for x in (tokens_BS, patch_lengths_BP))
         config = self.config
-        layout = PatchLayout.of(
-            tokens_BS,
-            patch_lengths_BP,
-            config.cross_attn_window_encoder,
-            config.cross_attn_window_decoder,
-        )
+        layout = self.layout(tokens_BS.to(self.device), patch_lengths_BP.to(self.device))
         position_T, position_N = layout.position_T, layout.position_N
         attend_bytes = segment_attention(position_T, config.local_attention_window_len)
         attend_patches = segment_attention(position_N, None)
@@ -96,11 +92,32 @@ class BLT(nn.Module):
         attends = [attend_patches] * config.n_layers_global
         latent_NG = self.global_transformer(patches_NKD, position_N, attends)
         attends = [attend_bytes] * config.n_layers_local_decoder
-        readable = self.local_decoder.readable(latent_NG)
+        vectors_NKD = self.local_decoder.vectors(latent_NG)
         logits_TV: Tensor = self.local_decoder(
-            states[-1], position_T, attends, readable, layout.read_TW
+            states[-1], position_T, attends, vectors_NKD, layout.read_TW
         )
         return logits_TV.view(*tokens_BS.shape, config.vocab_size)
+
+    def layout(self, tokens_BS: Tensor, patch_lengths_BP: Tensor) -> PatchLayout:
+        """The layout of a batch that is on the model's device."""
+        return PatchLayout.of(
+            tokens_BS,
+            patch_lengths_BP,
+            self.config.cross_attn_window_encoder,
+            self.config.cross_attn_window_decoder,
+            # A GPU's attention and float8 products read whole blocks of patches.
+            multiple=1 if tokens_BS.is_cpu else BLOCK,
+        )
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile what lies around the blocks of layers; arguments as for ``torch.compile``.
+
+        Methods are replaced in place, so that neither modules nor parameters get other names.
+        """
+        encoder, decoder = self.local_encoder, self.local_decoder
+        for part, name in ((self, "layout"), (encoder, "patches"), (decoder, "logits")):
+            setattr(part, name, torch.compile(getattr(part, name), **options))
+        self.encoder_hash_tok_embedding.compile_parts(**options)
 
     def embed(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
         """Sums of token and hash n-gram embeddings, ``[tokens, dim_local]``.

@@ -16,10 +16,10 @@ prepare()  # before the rest of torchtitan is imported: see train.shim
 
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.config import CompileConfig, DebugConfig, TrainingConfig
-from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model.tokenizer import VOCAB_SIZE
+from train.checkpointing import ProductsAC
 from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
 from train.metrics import ByteMetrics
@@ -87,7 +87,7 @@ def _config(
         # Sequence parallelism would restrict sequence lengths to multiples of its degree.
         parallelism=Parallelism(spmd_backend="partial_dtensor", enable_sequence_parallel=False),
         compile=CompileConfig(enable=large and torch.cuda.is_available()),
-        activation_checkpoint=SelectiveAC.Config() if large else None,
+        activation_checkpoint=ProductsAC.Config() if large else None,
         dataloader=ShardDataLoader.Config(patches=patches),
         validator=ShardValidator.Config(
             freq=checkpoint_interval, dataloader=ShardDataLoader.Config(patches=patches)

@@ -9,13 +9,14 @@ allocator's fragments nor what a compiler fuses away.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchtitan.distributed.activation_checkpoint import ActivationCheckpointing
 
 from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from train.parallelize import checkpoint_activations
 
 EVERY = 8
 """Operations between two looks at what is still held."""
@@ -76,14 +77,11 @@ def activation_bytes(
             inputs.append(torch.empty(rows, patches, dtype=torch.int64))
     # Also the constants, which are made on the CPU.
     model = model.bfloat16().to("meta")
-    stacks: list[nn.Module] = [model]
     if isinstance(model, BLT):
-        stacks = [model.local_encoder, model.global_transformer, model.local_decoder]
         # Tables are looked up elsewhere, and their gradients are of a few rows: see train.plan.
         model.encoder_hash_tok_embedding.requires_grad_(False)
-    for stack in stacks:
-        if checkpointing is not None:
-            checkpointing.build(dump_folder="").apply(stack)
+    if checkpointing is not None:
+        checkpoint_activations(model, checkpointing, dump_folder="")
     for weight in model.parameters():
         if weight.requires_grad:
             weight.register_post_accumulate_grad_hook(_forget_gradient)

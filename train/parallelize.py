@@ -52,18 +52,16 @@ def parallelize_blt(model: BLT, *, float8: bool, **settings: Any) -> nn.Module:
     """Parallelize a BLT; see :func:`_parallelize`."""
     if float8:
         multiply_in_float8(model.global_transformer, settings["parallel_dims"].tp)
-    stacks = [model.local_encoder, model.global_transformer, model.local_decoder]
-    return _parallelize(model, stacks, latent=model.global_transformer, **settings)
+    return _parallelize(model, latent=model.global_transformer, **settings)
 
 
 def parallelize_entropy_model(model: nn.Module, **settings: Any) -> nn.Module:
     """Parallelize an entropy model; see :func:`_parallelize`."""
-    return _parallelize(model, [model], latent=None, **settings)
+    return _parallelize(model, latent=None, **settings)
 
 
 def _parallelize(
     model: nn.Module,
-    stacks: list[nn.Module],
     *,
     latent: nn.Module | None,
     parallel_dims: ParallelDims,
@@ -76,7 +74,6 @@ def _parallelize(
     """
     Args:
         model: on the meta device.
-        stacks: modules whose ``layers`` are transformer blocks.
         latent: the module that tensor parallelism splits; None for none.
 
     torchtitan passes the other arguments to every model's ``parallelize_fn``.
@@ -87,27 +84,56 @@ def _parallelize(
         _shard_tables(model, mesh, TORCH_DTYPE_MAP[training.mixed_precision_param])
     if parallel_dims.tp_enabled:
         _split_over_tensor_parallel_ranks(model, latent, parallel_dims.get_mesh("tp"))
-    for stack in stacks:
-        if ac_config is not None:
-            ac_config.build(dump_folder=dump_folder).apply(stack)
-        if compile_config.enable and "model" in compile_config.components:
-            compile_blocks(stack, compile_config, parallel_dims)
+    if ac_config is not None:
+        checkpoint_activations(model, ac_config, dump_folder)
+    if compile_config.enable and "model" in compile_config.components:
+        compile_model(model, compile_config, parallel_dims)
     names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
-    _shard(model, stacks, parallel_dims.get_mesh(names), training, parallelism)
+    _shard(model, parallel_dims.get_mesh(names), training, parallelism)
     return model
 
 
-def compile_blocks(
-    stack: nn.Module, compile_config: CompileConfig, parallel_dims: ParallelDims
+def stacks(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model whose ``layers`` are transformer blocks."""
+    if isinstance(model, BLT):
+        return [model.local_encoder, model.global_transformer, model.local_decoder]
+    return [model]
+
+
+def checkpoint_activations(
+    model: nn.Module, config: ActivationCheckpointing.Config, dump_folder: str
 ) -> None:
-    """Compile each block of a stack, once for each shape.
+    """Apply activation checkpointing to each block, with the cross attention in it, and to that of
+    the encoder."""
+    checkpointed = stacks(model)
+    if isinstance(model, BLT):
+        gathering = nn.Module()
+        gathering.layers = model.local_encoder.cross_attn_layers
+        checkpointed.append(gathering)
+    for stack in checkpointed:
+        config.build(dump_folder=dump_folder).apply(stack)
+
+
+RECOMPILE_LIMIT = 32
+"""How often the code of a layer may be compiled: for three stacks, each while it trains and while
+it is validated, there with another number of patches."""
+
+
+def compile_model(
+    model: nn.Module, compile_config: CompileConfig, parallel_dims: ParallelDims
+) -> None:
+    """Compile each block, once for all blocks of a stack, and what lies around the blocks.
 
     All batches have the same shapes, but stacks differ in theirs. PyTorch would take the difference
     between stacks for one between batches, and compile the second stack's blocks for any number of
     patches, which is slower; so dynamic shapes are off.
     """
     torch._dynamo.config.automatic_dynamic_shapes = False
-    apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    for stack in stacks(model):
+        apply_compile(stack, compile_config=compile_config, parallel_dims=parallel_dims)
+    if isinstance(model, BLT):
+        model.compile_parts(backend=compile_config.backend, fullgraph=True)
 
 
 def _split_over_tensor_parallel_ranks(
@@ -134,7 +160,7 @@ def _split_over_tensor_parallel_ranks(
 
 FLOAT8_MULTIPLE = 16
 """Float8 matrix units multiply matrices whose widths, and dimension that is summed over, are
-multiples of this."""
+multiples of this; numbers of patches are, because they are multiples of attention's blocks."""
 
 
 def multiply_in_float8(latent: LatentTransformer, ranks: int) -> None:
@@ -163,7 +189,6 @@ def multiply_in_float8(latent: LatentTransformer, ranks: int) -> None:
             f"float8, because their widths are no multiples of {FLOAT8_MULTIPLE * ranks}: "
             f"{left_out[0]}, ..."
         )
-    latent.position_multiple = FLOAT8_MULTIPLE
     emulate = not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
     if emulate:
         logger.warning("float8 is emulated, and slow: it needs a GPU of capability 8.9 or later")
@@ -190,12 +215,21 @@ def _shard_tables(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> Non
 
 def _shard(
     model: nn.Module,
-    stacks: list[nn.Module],
     mesh: DeviceMesh,
     training: TrainingConfig,
     parallelism: ParallelismConfig,
 ) -> None:
-    """Apply FSDP2, also on one rank, because it converts weights to the mixed-precision dtype."""
+    """Apply FSDP2, also on one rank, because it converts weights to the mixed-precision dtype.
+
+    Where a rank holds whole weights, the converted ones are kept from forward to backward, unless
+    the configuration says otherwise: to convert them again would save 2 bytes of each parameter's
+    18 or more.
+    """
+    reshard = get_fsdp_reshard_after_forward_policy(
+        parallelism.fsdp_reshard_after_forward, pp_enabled=False
+    )
+    if parallelism.fsdp_reshard_after_forward == "default" and mesh.size(mesh.ndim - 1) == 1:
+        reshard = False
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -203,9 +237,7 @@ def _shard(
             reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
             cast_forward_inputs=False,
         ),
-        "reshard_after_forward": get_fsdp_reshard_after_forward_policy(
-            parallelism.fsdp_reshard_after_forward, pp_enabled=False
-        ),
+        "reshard_after_forward": reshard,
     }
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
@@ -214,7 +246,8 @@ def _shard(
     # Plain hash tables hold most of a small model's weights, so each is gathered by itself.
     plain = (part for part in model.children() if isinstance(part, HashEmbedding) and not sharded)
     tables = [table for part in plain for table in part]
-    blocks = [block for stack in stacks for block in stack.get_submodule("layers").children()]
+    layers = [stack.get_submodule("layers") for stack in stacks(model)]
+    blocks = [block for stack in layers for block in stack.children()]
     for module in (*tables, *blocks):
         fully_shard(module, **options)
     # The other weights are used throughout, outside the forward of their own modules, so they are

@@ -172,8 +172,10 @@ def plan(config: Any, gpus: int, assumed: Assumptions, activations: int) -> Plan
         count = count_parameters(shape, shard=shard, ranks=gpus)
         state = (2 * MASTER + MOMENTS) * count.held
         tables = _table_bytes(shape, count, gpus, rows * training.seq_len, microbatches)
-        # The weights of the block at work and of the next one, and the gradients of one block.
-        gathered = COMPUTED * (count.around + 2 * count.largest_block)
+        # The weights of the block at work and of the next one, or all of them where a rank holds
+        # them whole, and the gradients of one block.
+        whole = count.dense if shard == 1 else count.around + 2 * count.largest_block
+        gathered = COMPUTED * whole
         gathered += MASTER * (count.around + count.largest_block)
         most_rows = max(0, (budget - state - tables - gathered) * rows // activations)
         if most_rows >= rows:

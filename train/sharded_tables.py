@@ -29,7 +29,7 @@ by 24 bytes per token: they are 0.4 of the 0.54 GB that a rank of 512 receives f
 blt_1b.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -65,11 +65,17 @@ class ShardedTables(HashEmbedding):
             table.weight = nn.Parameter(shard)
         self.gradients = [RowGradient() for _ in self]
         """The gradient of each table since the optimizer's last ``zero_grad``."""
+        self.sum_rows: Callable[[Sequence[Tensor], Tensor], Tensor] = sum_rows
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the ids and the sums of rows, not the exchange between ranks around them."""
+        super().compile_parts(**options)
+        self.sum_rows = torch.compile(sum_rows, **options)
 
     def forward(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
         """As :meth:`HashEmbedding.forward`; a collective: all ranks of the mesh have to call it,
         with as many tokens."""
-        ids_KT = torch.stack([*self.row_ids(tokens_T, position_T)])
+        ids_KT = self.row_ids(tokens_T, position_T)
         if self.rows <= 1 << 31:
             ids_KT = ids_KT.int()
         training = torch.is_grad_enabled()
@@ -125,6 +131,19 @@ class ShardedTables(HashEmbedding):
         return [max(0, min(width, self.dim - rank * width)) for rank in range(ranks)]
 
 
+def sum_rows(shards: Sequence[Tensor], ids_KN: Tensor) -> Tensor:
+    """The sum over tables of the rows with these ids, ``[tokens, columns]``, in the tables' dtype.
+
+    Args:
+        shards: this rank's columns of each table.
+        ids_KN: the ids of rows of each table.
+    """
+    summed_NC = shards[0].index_select(0, ids_KN[0])
+    for shard, ids_N in zip(shards[1:], ids_KN[1:], strict=True):
+        summed_NC += shard.index_select(0, ids_N)
+    return summed_NC
+
+
 class _SumOfRows(torch.autograd.Function):
     """The sum over tables of the rows of this rank's tokens; its gradients go to
     :attr:`ShardedTables.gradients`."""
@@ -136,9 +155,7 @@ class _SumOfRows(torch.autograd.Function):
         shards = [weight.to_local() for weight in weights]
         home = shards[0].device  # CPU offload keeps weights, and so lookups, on the CPU
         ids_KN = tables.gather_ids(ids_KT).to(home)
-        summed_NC = shards[0].index_select(0, ids_KN[0])
-        for ids_N, shard in zip(ids_KN[1:], shards[1:], strict=True):
-            summed_NC += shard.index_select(0, ids_N)
+        summed_NC = tables.sum_rows(shards, ids_KN)
         if has_backward:
             for gradient, ids_N in zip(tables.gradients, ids_KN, strict=True):
                 gradient.touch(ids_N, tables.rows)

@@ -19,6 +19,7 @@ from torchtitan.trainer import Trainer
 
 from model import BLTConfig
 from pipeline.errors import ConfigError, PipelineError
+from train.checkpointing import Checkpointing, ProductsAC
 from train.checkpoints.model_json import Shape, write_model_description
 from train.collective import on_rank_0
 from train.data.dataloader import Microbatch
@@ -46,6 +47,7 @@ class ByteTrainer(Trainer):
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
+        activation_checkpoint: Checkpointing = field(default_factory=ProductsAC.Config)
         skipping: SkippingConfig = field(default_factory=SkippingConfig)
         samples: SamplesConfig = field(default_factory=SamplesConfig)
 

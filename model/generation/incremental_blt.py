@@ -240,9 +240,9 @@ class IncrementalBLT:
         position_T = since_T - (lengths_X.cumsum(0) - lengths_X - first_X)[patch_T]
         is_own_T = position_T >= own_X[patch_T]
         # Bytes of earlier patches, which a window reaches, take no part in the pooling.
-        gathering = [patch_T.where(is_own_T, patches)]
+        gathering = [patch_T.where(is_own_T, ~patch_T)]
         if window > 1:
-            gathering.append(patch_T.where(~is_own_T, patches))
+            gathering.append(patch_T.where(~is_own_T, ~patch_T))
         states = [state_BSD[row_X[patch_T], position_T] for state_BSD in self._states_BSD]
         return self.model.local_encoder.patches(states, torch.stack(gathering, 1), patches)
 

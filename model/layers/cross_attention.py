@@ -1,13 +1,30 @@
 """Cross attention between bytes and patches, both ways (arXiv 2412.09871, section 3.2.2 and 3.3.1).
 
 A patch is k vectors. In the encoder these gather from the bytes of their patch; in the decoder each
-byte reads the vectors of the latest patch that is complete before the next byte. Each query sees a
-handful of keys, so neither way builds a mask of bytes by patches: keys are looked up by index, and
-the cost is O(bytes * k).
+byte reads the vectors of the latest patch that is complete before the next byte. A byte meets a
+handful of vectors, so neither way builds a mask of bytes by patches: vectors are looked up by
+index, and the cost is O(bytes * k). For the same reason scores are no matrix products (half a
+million of 1 x 64 by 64 x 2): they are sums of products, which a compiler fuses with the lookup
+before them and the softmax after them into one pass over the bytes.
+
+Which patches a byte meets is given as indices, a column for each patch of a window. ``~i`` instead
+of ``i`` says that there is none; ``i`` then keeps the column from falling, as
+:mod:`model.layers.runs` needs it.
 """
+
+import functools
 
 import torch
 from torch import Tensor, nn
+
+from model.layers.runs import max_of_runs, sum_runs, take_rows
+
+
+def split_index(patch_T: Tensor) -> tuple[Tensor, Tensor]:
+    """From the index of a patch for each byte, or ``~i`` for none: ``i``, and a mask that is true
+    where there is none."""
+    none_T = patch_T < 0
+    return torch.where(none_T, ~patch_T, patch_T), none_T
 
 
 class CrossAttention(nn.Module):
@@ -43,10 +60,11 @@ class CrossAttention(nn.Module):
 class GatherFromBytes(CrossAttention):
     """The encoder's way: patches gather from bytes.
 
-    A softmax over the bytes of each patch, whose number varies, is a sum over pairs of byte and
-    patch that is scattered to the patches: with scores s and values v, a patch gets
-    ``sum exp(s - m) v / sum exp(s - m)``, where m is its highest score. A patch of two bytes a, b
-    with the scores 1 and 3, for example, gets ``(exp(-2) v_a + v_b) / (exp(-2) + 1)``.
+    A softmax over the bytes of each patch, whose number varies, is made of sums over runs of bytes:
+    with scores s and values v, a patch gets ``sum exp(s - m) v / sum exp(s - m)``, where m is its
+    highest score. A patch of two bytes a, b with the scores 1 and 3, for example, gets
+    ``(exp(-2) v_a + v_b) / (exp(-2) + 1)``. Each column of a window has runs of its own, and their
+    sums are added.
     """
 
     def forward(self, x_NKD: Tensor, bytes_TD: Tensor, patch_TW: Tensor) -> Tensor:
@@ -55,46 +73,68 @@ class GatherFromBytes(CrossAttention):
         Args:
             x_NKD: the k vectors of each patch.
             bytes_TD: byte states.
-            patch_TW: indices of the patches that see each byte.
+            patch_TW: indices of the patches that see each byte; ``~i`` for none.
         """
+        patches = len(x_NKD)
         k_THE, v_THE = self.keys_values(bytes_TD)
-        q_TWKHE = self.queries(x_NKD)[patch_TW]
-        score_TWKH = torch.einsum("twkhe,the->twkh", q_TWKHE, k_THE).float()
-        # X pairs of a byte and a patch that sees it.
-        pair_patch = patch_TW.flatten()
-        score_XKH = score_TWKH.flatten(0, 1)
-        empty_NKH = score_XKH.new_full((len(x_NKD), *score_XKH.shape[1:]), -torch.inf)
-        index_XKH = pair_patch[:, None, None].expand_as(score_XKH)
-        highest_NKH = empty_NKH.scatter_reduce(0, index_XKH, score_XKH.detach(), "amax")
-        weight_XKH = (score_XKH - highest_NKH[pair_patch]).exp()
-        total_NKH = torch.zeros_like(empty_NKH).index_add(0, pair_patch, weight_XKH)
+        q_NKHE = self.queries(x_NKD)
+        columns = [split_index(patch_T) for patch_T in patch_TW.unbind(1)]
+        scores = []
+        for index_T, none_T in columns:
+            score_TKH = (take_rows(q_NKHE, index_T) * k_THE[:, None]).sum(-1, dtype=torch.float32)
+            scores.append(score_TKH.masked_fill(none_T[:, None, None], -torch.inf))
+        with torch.no_grad():
+            highest_NKH = max_of_runs(scores[0], columns[0][0], patches)
+            for score_TKH, (index_T, _) in zip(scores[1:], columns[1:], strict=True):
+                more_NKH = max_of_runs(score_TKH, index_T, patches)
+                highest_NKH = torch.maximum(highest_NKH, more_NKH)
+            # A patch without bytes has none; any number serves.
+            highest_NKH = highest_NKH.clamp(min=torch.finfo(torch.float32).min)
         # In float32: a sum over the bytes of a long patch loses too much in bfloat16.
-        weighted = weight_XKH.view_as(score_TWKH)[..., None] * v_THE.float()[:, None, None]
-        sum_NKHE = weighted.new_zeros(len(x_NKD), *weighted.shape[2:])
-        sum_NKHE = sum_NKHE.index_add(0, pair_patch, weighted.flatten(0, 1))
+        v_T1HE = v_THE.float()[:, None]
+        totals, sums = [], []
+        for score_TKH, (index_T, _) in zip(scores, columns, strict=True):
+            weight_TKH = (score_TKH - highest_NKH[index_T]).exp()
+            totals.append(sum_runs(weight_TKH, index_T, patches))
+            sums.append(sum_runs(weight_TKH[..., None] * v_T1HE, index_T, patches))
         # A patch with bytes has a total of at least 1.
-        out_NKHE = sum_NKHE / total_NKH.clamp(min=1)[..., None]
+        total_NKH = functools.reduce(torch.add, totals).clamp(min=1)
+        out_NKHE = functools.reduce(torch.add, sums) / total_NKH[..., None]
         gathered_NKD: Tensor = self.wo(out_NKHE.flatten(-2).type_as(x_NKD))
         return 2 * x_NKD + gathered_NKD
 
 
-class ReadFromPatches(CrossAttention):
-    """The decoder's way: bytes read from patches, whose keys and values are made beforehand."""
+Vectors = Tensor | tuple[Tensor, Tensor]
+"""What bytes read of patches: the k vectors of each, ``[patches, k, dim]``, or the keys and values
+made of them beforehand, each ``[patches, k, heads, head_dim]``."""
 
-    def forward(self, x_TD: Tensor, k_NKHE: Tensor, v_NKHE: Tensor, patch_TW: Tensor) -> Tensor:
+
+class ReadFromPatches(CrossAttention):
+    """The decoder's way: bytes read from patches."""
+
+    def forward(self, x_TD: Tensor, patches: Vectors, patch_TW: Tensor) -> Tensor:
         """Byte states, ``[bytes, dim]``.
 
         Args:
             x_TD: byte states.
-            k_NKHE, v_NKHE: keys and values of the k vectors of each patch.
-            patch_TW: indices of the patches that each byte sees; -1 for none.
+            patches: their vectors, or keys and values.
+            patch_TW: indices of the patches that each byte sees; ``~i`` for none, which the first
+                column never has.
         """
-        q_THE = self.queries(x_TD)
-        score_THWK = torch.einsum("the,twkhe->thwk", q_THE, k_NKHE[patch_TW]).float()
-        if patch_TW.shape[1] > 1:
-            score_THWK = score_THWK.masked_fill((patch_TW < 0)[:, None, :, None], -torch.inf)
-        weight_THX = score_THWK.flatten(-2).softmax(-1).type_as(q_THE)
-        weight_THWK = weight_THX.view_as(score_THWK)
-        out_THE = torch.einsum("thwk,twkhe->the", weight_THWK, v_NKHE[patch_TW])
-        read_TD: Tensor = self.wo(out_THE.flatten(-2))
+        k_NKHE, v_NKHE = self.keys_values(patches) if isinstance(patches, Tensor) else patches
+        q_T1HE = self.queries(x_TD)[:, None]
+        columns = [split_index(patch_T) for patch_T in patch_TW.unbind(1)]
+        scores = []
+        for column, (index_T, none_T) in enumerate(columns):
+            score_TKH = (q_T1HE * take_rows(k_NKHE, index_T)).sum(-1, dtype=torch.float32)
+            if column:
+                score_TKH = score_TKH.masked_fill(none_T[:, None, None], -torch.inf)
+            scores.append(score_TKH)
+        weight_TXH = torch.cat(scores, 1).softmax(1).type_as(x_TD)
+        weights = weight_TXH.split(k_NKHE.shape[1], 1)
+        read = [
+            (weight_TKH[..., None] * take_rows(v_NKHE, index_T)).sum(1)
+            for weight_TKH, (index_T, _) in zip(weights, columns, strict=True)
+        ]
+        read_TD: Tensor = self.wo(functools.reduce(torch.add, read).flatten(-2))
         return 2 * x_TD + read_TD

@@ -5,7 +5,8 @@ Each n-gram size and hash function has a table; the rows that the hashes select 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +61,20 @@ class HashEmbedding(nn.ModuleList):
         self.ngrams = [(size, prime) for prime in PRIMES[:functions] for size in sizes]
         self.rows = rows
 
-    def row_ids(self, tokens_T: Tensor, position_T: Tensor) -> Iterator[Tensor]:
-        """The row of each table that each token looks up; arguments as for :func:`hash_ngrams`."""
-        for size, prime in self.ngrams:
-            yield hash_ngrams(tokens_T, position_T, size, prime, self.rows)
+    def row_ids(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
+        """The row of each table that each token looks up, int64, ``[tables, tokens]``; arguments as
+        for :func:`hash_ngrams`."""
+        ids = [hash_ngrams(tokens_T, position_T, *ngram, self.rows) for ngram in self.ngrams]
+        return torch.stack(ids)
 
     def forward(self, tokens_T: Tensor, position_T: Tensor) -> Tensor:
         """The sum over all tables, ``[tokens, dim]``; arguments as for :func:`hash_ngrams`."""
-        ids = self.row_ids(tokens_T, position_T)
-        looked_up: Iterator[Tensor] = (table(row_T) for table, row_T in zip(self, ids, strict=True))
-        return functools.reduce(torch.add, looked_up)
+        ids_KT = self.row_ids(tokens_T, position_T)
+        looked_up = (table(row_T) for table, row_T in zip(self, ids_KT, strict=True))
+        summed_TD: Tensor = functools.reduce(torch.add, looked_up)
+        return summed_TD
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile what computes and needs neither another rank nor a whole table; arguments as for
+        ``torch.compile``."""
+        self.row_ids = torch.compile(self.row_ids, **options)  # type: ignore[method-assign]

@@ -3,7 +3,6 @@ section 3.1)."""
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.blt_config import BLTConfig
@@ -13,11 +12,6 @@ from model.layers.transformer import Block, run_blocks
 
 class LatentTransformer(nn.Module):
     """A causal transformer over patches; it has no final norm."""
-
-    position_multiple = 1
-    """Positions are filled up to a multiple of this for the layers, with zeros that nobody sees.
-    Matrix products in float8 need 16: in the product that gives a weight's gradient, the positions
-    are the dimension that is summed over."""
 
     def __init__(self, config: BLTConfig):
         super().__init__()
@@ -39,20 +33,5 @@ class LatentTransformer(nn.Module):
             position_N: position of each patch in its document.
             attends: the attention of each layer.
         """
-        positions = len(position_N)
-        if padding := -positions % self.position_multiple:
-            patches_NKD = F.pad(patches_NKD, (0, 0, 0, 0, 0, padding))
-            position_N = F.pad(position_N, (0, padding))
-            attends = [_without_padding(attend, positions, padding) for attend in attends]
         x_NG = self.token_embedding_projection(patches_NKD.flatten(-2))
-        return run_blocks(self.layers, x_NG, self.rotary(position_N), attends)[:positions]
-
-
-def _without_padding(attend: Attend, positions: int, padding: int) -> Attend:
-    """The attention of a layer whose tokens are followed by padding, which takes no part in it."""
-
-    def attend_before(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        out_THD = attend(q_THD[:positions], k_TKD[:positions], v_TKD[:positions])
-        return F.pad(out_THD, (0, 0, 0, 0, 0, padding))
-
-    return attend_before
+        return run_blocks(self.layers, x_NG, self.rotary(position_N), attends)

@@ -7,11 +7,13 @@ the paper's ablations) the pooled bytes are the patch, one vector.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from model.blt_config import BLTConfig
 from model.layers.attention import Attend, RotaryAngles
-from model.layers.cross_attention import GatherFromBytes
+from model.layers.cross_attention import GatherFromBytes, split_index
+from model.layers.runs import max_of_runs
 from model.layers.transformer import Block
 
 
@@ -69,15 +71,15 @@ class LocalEncoder(nn.Module):
 
         Args:
             states: as :meth:`byte_states` returns them.
-            patch_TW: indices of the patches that see each byte, its own first; the index
-                ``patches`` stands for none.
+            patch_TW: indices of the patches that see each byte, its own first; ``~i`` for none
+                (see :mod:`model.layers.cross_attention`).
             patches: how many patches there are.
         """
-        own_TD = patch_TW[:, :1].expand_as(states[0])
-        # One patch more takes the bytes that belong to none.
-        pooled_ND = states[0].new_zeros(patches + 1, states[0].shape[1])
-        pooled_ND = pooled_ND.scatter_reduce(0, own_TD, states[0], "amax", include_self=False)
+        own_T, none_T = split_index(patch_TW[:, 0])
+        state_TD = states[0].masked_fill(none_T[:, None], -torch.inf)
+        pooled_ND = max_of_runs(state_TD, own_T, patches)
+        pooled_ND = pooled_ND.masked_fill(pooled_ND == -torch.inf, 0)  # patches without bytes
         x_NKD: Tensor = self.patch_embedding_projection(pooled_ND).unflatten(-1, (self.k, -1))
         for gather, state_TD in zip(self.cross_attn_layers, states, strict=False):
             x_NKD = gather(x_NKD, state_TD, patch_TW)
-        return x_NKD[:patches]
+        return x_NKD

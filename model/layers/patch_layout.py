@@ -20,18 +20,23 @@ The steps are vectorised, and their shapes depend on the batch's shape alone, so
 never waited for.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.segments import document_starts, since_start
 from model.tokenizer import BOE_ID, EOS_ID, PAD_ID
 
 
-@dataclass(frozen=True)
-class PatchLayout:
-    """T tokens (rows times their width) and N patches (rows times the most that a row has)."""
+class PatchLayout(NamedTuple):
+    """T tokens (rows times their width) and N patches (rows times the most that a row has, and what
+    is missing to a multiple: these have no bytes).
+
+    Where a byte has no patch, its index is ``~i``, which is negative; the i of all bytes never fall
+    within a column.
+    """
 
     tokens_T: Tensor
     """int64 ids; BOE in place of padding."""
@@ -42,13 +47,18 @@ class PatchLayout:
     position_N: Tensor
     """Position of each patch in its document."""
     gathering_TW: Tensor
-    """Indices of the patches that gather from each byte, its own first; N for none."""
+    """Indices of the patches that gather from each byte, its own first."""
     read_TW: Tensor
-    """Indices of the patches that each byte reads from, the latest first; -1 for none."""
+    """Indices of the patches that each byte reads from, the latest first."""
 
     @classmethod
     def of(
-        cls, tokens_BS: Tensor, patch_lengths_BP: Tensor, window_encoder: int, window_decoder: int
+        cls,
+        tokens_BS: Tensor,
+        patch_lengths_BP: Tensor,
+        window_encoder: int,
+        window_decoder: int,
+        multiple: int = 1,
     ) -> "PatchLayout":
         """The layout of a batch that :func:`check_batch` accepts.
 
@@ -57,6 +67,7 @@ class PatchLayout:
             patch_lengths_BP: tokens of each patch, right-padded with 0.
             window_encoder: how many patches gather from a byte.
             window_decoder: how many patches a byte reads from.
+            multiple: N is rounded up to a multiple of this.
         """
         (batch, width), patches = tokens_BS.shape, patch_lengths_BP.shape[1]
         device, total = tokens_BS.device, batch * patches
@@ -72,53 +83,53 @@ class PatchLayout:
         # If the lengths leave out the next token, it is taken to belong to the last patch.
         last_B1 = (patch_lengths_BP > 0).sum(1, keepdim=True) - 1
         known_BS = (torch.minimum(next_BS, last_B1) - 1).clamp(min=0) + row_B1
-        own_T = torch.where(inside_BS, own_BS + row_B1, total).flatten()
+        # Padding after the last patch counts to the next row's first one, or to the last of all.
+        own_T = (own_BS + row_B1).clamp(max=total - 1).flatten()
+        inside_T = inside_BS.flatten()
 
-        eos_N = _any_by_patch((tokens_BS == EOS_ID).flatten(), own_T, total)
-        patch_starts_BP = eos_N.view(batch, patches).roll(1, 1)
+        eos_T = (tokens_BS == EOS_ID).flatten()
+        eos_N = torch.zeros(total, dtype=torch.int32, device=device)
+        eos_N = eos_N.index_add(0, own_T, eos_T.int())
+        patch_starts_BP = (eos_N > 0).view(batch, patches).roll(1, 1)
         patch_starts_BP[:, :1] = True
         document_N = patch_starts_BP.flatten().cumsum(0)
 
-        gathering_TW = _neighbours(own_T, document_N, window_encoder, 1, total)
-        read_TW = _neighbours(known_BS.flatten(), document_N, window_decoder, -1, -1)
+        gathering_TW = _neighbours(own_T, inside_T, document_N, window_encoder, 1)
+        read_TW = _neighbours(known_BS.flatten(), None, document_N, window_decoder, -1)
         return cls(
             tokens_T=tokens_BS.masked_fill(~inside_BS, BOE_ID).long().flatten(),
             position_T=since_start(document_starts(tokens_BS)),
             row_position_T=slot_BS.flatten(),
-            position_N=since_start(patch_starts_BP),
+            position_N=F.pad(since_start(patch_starts_BP), (0, -total % multiple)),
             gathering_TW=gathering_TW,
             read_TW=read_TW,
         )
 
 
-def _any_by_patch(marked_T: Tensor, patch_T: Tensor, patches: int) -> Tensor:
-    """Mark each patch that owns a marked token."""
-    count_N = torch.zeros(patches + 1, dtype=torch.int32, device=marked_T.device)
-    return count_N.index_add(0, patch_T, marked_T.int())[:patches] > 0
-
-
 def _neighbours(
-    patch_T: Tensor, document_N: Tensor, window: int, direction: int, none: int
+    patch_T: Tensor, exists_T: Tensor | None, document_N: Tensor, window: int, direction: int
 ) -> Tensor:
-    """``patch_T`` and the patches next to it, as far as its document goes: ``[tokens, window]``.
+    """``patch_T`` and the patches next to it, as far as its document goes: ``[tokens, window]``,
+    with ``~i`` where there is none.
 
     Args:
-        patch_T: index of a patch for each token.
+        patch_T: index of a patch for each token; never falls.
+        exists_T: false where there is no patch; None if there is one everywhere.
         document_N: a number for each patch that differs between documents.
         window: how many patches, ``patch_T`` included.
         direction: 1 for the patches after it, -1 for those before it.
-        none: what stands for no patch.
     """
-    if window == 1:
-        return patch_T[:, None]
-    patches = len(document_N)
-    offset_W = torch.arange(window, device=patch_T.device) * direction
-    index_TW = patch_T[:, None] + offset_W
-    exists_TW = (index_TW >= 0) & (index_TW < patches) & (patch_T < patches)[:, None]
-    index_TW = index_TW.where(exists_TW, patch_T.clamp(max=patches - 1)[:, None])
-    own_T = document_N[patch_T.clamp(max=patches - 1)]
-    same_TW = exists_TW & (document_N[index_TW] == own_T[:, None])
-    return index_TW.where(same_TW, none)
+    index_TW = patch_T[:, None]
+    if window > 1:
+        offset_W = torch.arange(window, device=patch_T.device) * direction
+        index_TW = (index_TW + offset_W).clamp(0, len(document_N) - 1)
+        same_TW = document_N[index_TW] == document_N[patch_T][:, None]
+        # Beyond the first and the last patch of all there are none.
+        same_TW &= index_TW == patch_T[:, None] + offset_W
+        index_TW = torch.where(same_TW, index_TW, ~index_TW)
+    if exists_T is not None:
+        index_TW = torch.where(exists_T[:, None], index_TW, index_TW.minimum(~index_TW))
+    return index_TW
 
 
 def check_batch(tokens_BS: Tensor, patch_lengths_BP: Tensor, vocab_size: int) -> None:

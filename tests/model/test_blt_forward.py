@@ -151,7 +151,7 @@ def test_layout_is_one_graph():
     compiled = torch.compile(PatchLayout.of, backend=counter, fullgraph=True, dynamic=False)
     for batch in batches():
         layout, expected = compiled(*batch, 2, 3), PatchLayout.of(*batch, 2, 3)
-        for name, value in vars(expected).items():
+        for name, value in expected._asdict().items():
             assert torch.equal(getattr(layout, name), value), name
     assert counter.frame_count == 1
 
