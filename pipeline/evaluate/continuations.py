@@ -9,7 +9,7 @@ So four answers of one letter cost one context, and a request that is asked twic
     ("Question? Answer:", " B")                       (the same)
     ("Question? Answer:", " Both of")                 "Question? Answer: Both o", which holds it
 
-Continuations that differ earlier are read each with its own copy of the context.
+Documents that only begin alike share their context in :mod:`pipeline.evaluate.trees`.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 
 from model.tokenizer import BYTE_OFFSET
-from pipeline.evaluate.likelihood import Questions
+from pipeline.evaluate.answers import Questions
 
 
 class Continuations(NamedTuple):
     """The documents of some requests, and the questions of each request."""
 
     documents: list[bytes]
-    """Each is read as BOS, these bytes, EOS."""
+    """Each is read as BOS, these bytes, EOS. They are in alphabetical order."""
     questions: Questions
     """One for each byte of each continuation, in the requests' order."""
     stop_R: np.ndarray
@@ -43,7 +43,7 @@ def lay_out(pairs: Sequence[tuple[bytes, bytes]]) -> Continuations:
         if not longer.startswith(text):
             longer = text
         held_in[text] = longer
-    documents = list(dict.fromkeys(held_in[text] for text in read if text in held_in))
+    documents = sorted(set(held_in.values()))
     first_D = np.cumsum([0, *(len(document) + 2 for document in documents)])
     number = {document: i for i, document in enumerate(documents)}
     at, token = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

@@ -39,7 +39,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.continuations import lay_out
 from pipeline.evaluate.data import BATCH_BYTES
 from pipeline.evaluate.job import RESAMPLES
-from pipeline.evaluate.likelihood import Predictions, Predictor, Questions
+from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
 
 BATCH_SIZE = 64
@@ -122,7 +122,8 @@ class HarnessBLT(LM):
         results = []
         for batch in self._batches(requests, "scoring continuations"):
             laid_out = lay_out([(before, after) for _, (before, after) in batch])
-            answers = self._predict(laid_out.documents, None, laid_out.questions)
+            documents = self._patched(laid_out.documents)
+            answers = self.predictor.answer(*documents, laid_out.questions)
             start = 0
             for (request, _), stop in zip(batch, laid_out.stop_R.tolist(), strict=True):
                 nats_T, greedy_T = answers.nats_T[start:stop], answers.greedy_T[start:stop]
@@ -137,7 +138,7 @@ class HarnessBLT(LM):
         results = []
         for batch in self._batches(requests, "scoring texts"):
             texts = [text for _, (text, *_) in batch]
-            nats_T = self._predict(texts, self.context).nats_T
+            nats_T = self.predictor(*self._patched(texts), self.context).nats_T
             start = 0
             for (request, _), text in zip(batch, texts, strict=True):
                 # BOS is given, and EOS is not part of the text.
@@ -147,12 +148,10 @@ class HarnessBLT(LM):
                 start += len(text) + 2
         return results
 
-    def _predict(
-        self, documents: Sequence[bytes], context: int | None, questions: Questions | None = None
-    ) -> Predictions:
+    def _patched(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, lengths and patch lengths of documents laid end to end."""
         tokens_T, lengths_D = encode_documents(documents)
-        patch_lengths_P = self.patching(tokens_T, lengths_D)
-        return self.predictor(tokens_T, lengths_D, patch_lengths_P, context, questions)
+        return tokens_T, lengths_D, self.patching(tokens_T, lengths_D)
 
     def _log_probability(self, request: Instance, nats_T: np.ndarray) -> float:
         nats = float(nats_T.sum(dtype=np.float64))

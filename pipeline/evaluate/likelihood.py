@@ -1,31 +1,36 @@
-"""Documents → a byte model's predictions of all their tokens: the hot path of evaluation.
+"""Documents → a byte model's predictions of their tokens: the hot path of evaluation.
 
-Windows of many documents are packed into rows (:mod:`pipeline.evaluate.rows`), and the model reads
-a row at a time. On a CPU a row is as long as what it holds, and nothing is padded. On a GPU all
-rows are padded to one size (:mod:`pipeline.evaluate.row_sizes`), and layers are compiled for it.
-The rows of a batch are copied to the device together, and their predictions are fetched together,
-so that the device never waits for the host.
+Windows of many documents are packed into rows (:mod:`pipeline.evaluate.rows`), or documents that
+begin alike into rows of trees (:mod:`pipeline.evaluate.trees`), and the model reads a row at a
+time. On a CPU a row is as long as what it holds, and nothing is padded. On a GPU all rows are
+padded to one size (:mod:`pipeline.evaluate.row_sizes`), and layers are compiled for it. Rows are
+copied to the device many at a time, and their predictions are fetched together, so that the device
+never waits for the host.
 """
 
-import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.layers.attention import BLOCK
-from model.layers.cross_attention import CrossAttention
-from model.layers.hash_embedding import HashEmbedding
-from model.layers.transformer import Block
-from model.tokenizer import NEXT_IDS
+from pipeline.evaluate.answers import (
+    Answers,
+    Asked,
+    Predictions,
+    Questions,
+    RowQuestions,
+    every_token,
+    fetched,
+    only,
+)
+from pipeline.evaluate.reading import read_rows, read_tree_rows, reading_alone
 from pipeline.evaluate.row_sizes import RowSizes
 from pipeline.evaluate.rows import Plan, Rows, RowSize, Windows, cut_windows, fill_rows, plan_rows
+from pipeline.evaluate.trees import TreeRows, fill_tree_rows, grow_trees
 
 CPU_TOKENS = 4096
 """Tokens per row of a BLT on a CPU, about."""
@@ -33,29 +38,9 @@ GPU_TOKENS = 32768
 """Tokens per row of a BLT on a GPU, about."""
 GROUP_TOKENS = 1 << 20
 """Tokens of rows that are written and copied to the device together: they bound the memory."""
+CPU_TREE = 4
+"""The largest tree on a CPU, in rows."""
 NO_LIMIT = 1 << 60
-COMPILED = (Block, CrossAttention, HashEmbedding)
-"""The parts of a BLT that are compiled for a GPU, each once per shape whatever the number of
-layers."""
-
-
-class Predictions(NamedTuple):
-    """A model's prediction of each token of documents laid end to end, given all that stands before
-    the token in its document; or of each token that :class:`Questions` ask about."""
-
-    nats_T: np.ndarray
-    """float32: minus the log-probability; 0 for BOS, which is given."""
-    greedy_T: np.ndarray
-    """bool: true if the token is the most likely of the bytes and EOS; true for BOS."""
-
-
-class Questions(NamedTuple):
-    """Questions for the probabilities of tokens after beginnings of documents."""
-
-    at_Q: np.ndarray
-    """int64: index of the last token of the beginning, among the tokens of all documents."""
-    token_Q: np.ndarray
-    """int64: id of the token after it, which need not be the document's own."""
 
 
 @dataclass
@@ -64,11 +49,19 @@ class Work:
 
     rows: int = 0
     tokens: int = 0
+    patches: int = 0
     computed_tokens: int = 0
     """Tokens with padding."""
-    patches: int = 0
     computed_patches: int = 0
     """Patches with padding."""
+
+    def add(self, rows: Rows | TreeRows, padded_patches: int, *, padded: bool) -> None:
+        tokens, patches = int(rows.tokens_R.sum()), int(rows.patches_R.sum())
+        self.rows += len(rows.tokens_R)
+        self.tokens += tokens
+        self.patches += patches
+        self.computed_tokens += rows.tokens_RT.size if padded else tokens
+        self.computed_patches += padded_patches if padded else patches
 
 
 class Predictor:
@@ -84,14 +77,13 @@ class Predictor:
         """
         on_cpu = model.device.type == "cpu"
         self.model, self.work = model, Work()
-        self._possible_V = torch.tensor(NEXT_IDS, device=model.device)
         self.row_tokens = CPU_TOKENS
         self.sizes: RowSizes | None = None
         """None where rows are as long as what they hold."""
         if isinstance(model, EntropyModel):
             self.row_tokens = model.token_budget  # the model pads a row to it by itself
             return
-        self.model = _reading_alone(model, compiled=not on_cpu)
+        self.model = reading_alone(model, compiled=not on_cpu)
         if one_size or (one_size is None and not on_cpu):
             self.row_tokens = _row_width(context)
             counts = model.parameter_counts()
@@ -105,8 +97,8 @@ class Predictor:
         lengths_D: np.ndarray,
         patch_lengths_P: np.ndarray | None,
         context: int | None,
-        questions: Questions | None = None,
         report: Callable[[int], None] = lambda tokens: None,
+        questions: Questions | None = None,
     ) -> Predictions:
         """The predictions of all tokens of documents laid end to end, or the answers to questions.
 
@@ -123,116 +115,101 @@ class Predictor:
         if isinstance(self.model, EntropyModel):
             longest = self.model.context_length
             context, patch_lengths_P = min(context or longest, longest - 1), None
-        answers = len(tokens_T) if questions is None else len(questions.at_Q)
-        result = Predictions(np.zeros(answers, np.float32), np.ones(answers, bool))
-        if not answers:
-            return result
         windows = cut_windows(lengths_D, context)
         patches_W, starts_T = np.zeros_like(windows.start_W), None
         if patch_lengths_P is not None:
-            first_P = patch_lengths_P.cumsum() - patch_lengths_P
-            patches_W = windows.patches(first_P)
-            starts_T = np.zeros(len(tokens_T), bool)
-            starts_T[first_P] = True
+            patches_W = windows.patches(patch_lengths_P.cumsum() - patch_lengths_P)
+            starts_T = _marked(patch_lengths_P, len(tokens_T))
+        asked, count = every_token(tokens_T), len(tokens_T)
+        if questions is not None:
+            asked, count = only(questions), len(questions.at_Q)
+        answers: list[Answers] = []
         size, plan = self._plan(windows.lengths_W, patches_W)
-        asked = _every_token(tokens_T) if questions is None else _asked(questions)
-        queued = []
-        for window_W, row_W, times in plan.groups(max(GROUP_TOKENS // size.tokens, 1)):
-            part = Windows(*(values[window_W] for values in windows))
-            padded = RowSize(size.tokens * times, size.patches * times) if self.sizes else None
-            rows = fill_rows(part, row_W, padded, tokens_T, starts_T)
-            self._count(rows)
-            queued += self._answers(rows, asked, report)
-        # Fetched last, so that rows queue up on the device.
-        number_N, nats_N, greedy_N = zip(*queued, strict=True)
-        answer_N = np.concatenate(number_N)
-        result.nats_T[answer_N] = torch.cat(nats_N).cpu().numpy()
-        result.greedy_T[answer_N] = torch.cat(greedy_N).cpu().numpy()
-        return result
+        for window_G, row_G, times in plan.groups(self._rows_at_once(size)):
+            part = Windows(*(values[window_G] for values in windows))
+            rows = fill_rows(part, row_G, self._padded(size, times), tokens_T, starts_T)
+            answers += self._answers(rows, rows.at_N, rows.place_N, asked, report)
+        return fetched(answers, count)
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        tokens_T: np.ndarray,
+        lengths_D: np.ndarray,
+        patch_lengths_P: np.ndarray,
+        questions: Questions,
+    ) -> Predictions:
+        """As a call with these questions and without a limit of the context, but what documents
+        have in common from their beginnings on is read once, if they follow one another.
+
+        A BLT of which a byte meets several patches reads each document by itself.
+        """
+        model = self.model
+        assert isinstance(model, BLT)
+        config = model.config
+        if max(config.cross_attn_window_encoder, config.cross_attn_window_decoder) > 1:
+            return self(tokens_T, lengths_D, patch_lengths_P, None, questions=questions)
+        starts_T = _marked(patch_lengths_P, len(tokens_T))
+        starts_T[lengths_D.cumsum() - lengths_D + 1] = True  # as where windows begin
+        branches = grow_trees(
+            tokens_T, lengths_D, starts_T, self._largest_tree(lengths_D, starts_T)
+        )
+        first_N, tokens_N, patches_N = branches.trees()
+        branches_N = np.diff(first_N, append=len(lengths_D))
+        answers: list[Answers] = []
+        size, plan = self._plan(tokens_N, patches_N)
+        for tree_G, row_G, times in plan.groups(self._rows_at_once(size)):
+            part = branches.of_trees(tree_G)
+            row_D = np.repeat(row_G, branches_N[tree_G])
+            rows = fill_tree_rows(part, row_D, self._padded(size, times), tokens_T, starts_T)
+            answers += self._answers(rows, rows.at_X, rows.place_X, only(questions))
+        return fetched(answers, len(questions.at_Q))
+
+    def _answers(
+        self,
+        rows: Rows | TreeRows,
+        at_N: np.ndarray,
+        place_N: np.ndarray,
+        asked: Asked,
+        report: Callable[[int], None] = lambda tokens: None,
+    ) -> list[Answers]:
+        """Let the model read rows, and answer what is asked about their tokens ``at_N``."""
+        shape, padded = rows.tokens_RT.shape, self.sizes is not None
+        questions = RowQuestions(asked, at_N, place_N, shape, self.model.device)
+        predicted_R = np.bincount(place_N // shape[1], minlength=shape[0]).tolist()
+        if isinstance(rows, Rows):
+            self.work.add(rows, rows.patch_lengths_RP.size, padded=padded)
+            logits = read_rows(self.model, rows, padded=padded)
+        else:
+            self.work.add(rows, rows.position_RN.size, padded=padded)
+            assert isinstance(self.model, BLT)
+            logits = read_tree_rows(self.model, rows)
+        answers = []
+        for row, logits_TV in enumerate(logits):
+            answers.append(questions.answers(row, logits_TV))
+            report(predicted_R[row])
+        return answers
 
     def _plan(self, tokens_W: np.ndarray, patches_W: np.ndarray) -> tuple[RowSize, Plan]:
-        """The size of the rows, and the row of each window."""
+        """The size of the rows, and the row of each window or tree."""
         if self.sizes:
             return self.sizes.plan(tokens_W, patches_W)
         size = RowSize(self.row_tokens, NO_LIMIT)
         return size, plan_rows(tokens_W, patches_W, size)
 
-    def _count(self, rows: Rows) -> None:
-        work, padded = self.work, self.sizes is not None
-        tokens, patches = int(rows.tokens_R.sum()), int(rows.patches_R.sum())
-        work.rows += len(rows.tokens_R)
-        work.tokens += tokens
-        work.patches += patches
-        work.computed_tokens += rows.tokens_RT.size if padded else tokens
-        work.computed_patches += rows.patch_lengths_RP.size if padded else patches
+    def _padded(self, size: RowSize, times: int) -> RowSize | None:
+        """The size of rows that hold several times as much as usual; None for what they need."""
+        return RowSize(size.tokens * times, size.patches * times) if self.sizes else None
 
-    def _answers(
-        self, rows: Rows, asked: "Asked", report: Callable[[int], None]
-    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Let the model read rows.
+    def _rows_at_once(self, size: RowSize) -> int:
+        return max(GROUP_TOKENS // size.tokens, 1)
 
-        Yields:
-            for each row the numbers of its answers, their nats, and whether each is the greedy
-            choice; the last two on the model's device.
-        """
-        device = self.model.device
-        number_N, index_N, token_N = asked(rows.at_N)
-        place_N = rows.place_N[index_N]
-        width = rows.tokens_RT.shape[1]
-        rows_N = np.searchsorted(place_N, np.arange(len(rows.tokens_R) + 1) * width)
-        predicted_R = np.bincount(rows.place_N // width, minlength=len(rows.tokens_R))
-        to_device = (rows.tokens_RT, rows.patch_lengths_RP, place_N % width, token_N)
-        tokens_RT, patch_lengths_RP, column_N, target_N = (_copied(x, device) for x in to_device)
-        windows_R = rows.windows_R.cumsum()
-        for row, tokens in enumerate(rows.tokens_R.tolist()):
-            if isinstance(self.model, EntropyModel):
-                stop = int(windows_R[row])
-                lengths_W = rows.lengths_W[stop - int(rows.windows_R[row]) : stop]
-                read_T = tokens_RT[row, :tokens]
-                logits_TV = self.model.logits_packed(read_T, torch.from_numpy(lengths_W))
-            else:
-                used = slice(None), slice(None)
-                if not self.sizes:
-                    used = slice(tokens), slice(int(rows.patches_R[row]))
-                read_1T, lengths_1P = tokens_RT[row, None, used[0]], patch_lengths_RP[row, None]
-                logits_TV = self.model(read_1T, lengths_1P[:, used[1]])[0]
-            of_row = slice(*rows_N[row : row + 2].tolist())
-            logits_NV = logits_TV[column_N[of_row]].float()
-            nats_N = F.cross_entropy(logits_NV, target_N[of_row], reduction="none")
-            best_N = self._possible_V[logits_NV[:, self._possible_V].argmax(-1)]
-            yield number_N[of_row], nats_N, best_N == target_N[of_row]
-            report(int(predicted_R[row]))
-
-
-Asked = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""``asked(at_N) -> (number, index_N, token_N)``: the questions about the tokens after ``at_N``, by
-``at_N``: the number of each answer, the index of its token in ``at_N``, and the id asked for."""
-
-
-def _every_token(tokens_T: np.ndarray) -> Asked:
-    """Each token is asked for; its answer's number is its index."""
-    return lambda at_N: (at_N + 1, np.arange(len(at_N)), tokens_T[at_N + 1].astype(np.int64))
-
-
-def _asked(questions: Questions) -> Asked:
-    order_Q = np.argsort(questions.at_Q, kind="stable")
-    sorted_Q = questions.at_Q[order_Q]
-
-    def asked(at_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        first_N = np.searchsorted(sorted_Q, at_N, side="left")
-        count_N = np.searchsorted(sorted_Q, at_N, side="right") - first_N
-        index = np.repeat(np.arange(len(at_N)), count_N)
-        within = np.arange(len(index)) - (count_N.cumsum() - count_N)[index]
-        number = order_Q[first_N[index] + within]
-        return number, index, questions.token_Q[number]
-
-    return asked
-
-
-def _copied(values: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; a GPU is not waited for."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    def _largest_tree(self, lengths_D: np.ndarray, starts_T: np.ndarray) -> RowSize:
+        if not self.sizes:
+            return RowSize(CPU_TREE * self.row_tokens, NO_LIMIT)
+        rooms = [size.patches for size in self.sizes.used]
+        average = int(self.row_tokens * starts_T.sum() / max(lengths_D.sum(), 1))
+        return RowSize(self.row_tokens, max(rooms, default=average))
 
 
 def _row_width(context: int | None) -> int:
@@ -241,20 +218,11 @@ def _row_width(context: int | None) -> int:
     return -(-max(GPU_TOKENS // longest, 1) * longest // BLOCK) * BLOCK
 
 
-def _reading_alone(model: BLT, *, compiled: bool) -> BLT:
-    """The model with the same weights that reads each document of a row as if it were alone.
-
-    Args:
-        compiled: compile its layers. Those of ``model`` stay as they are, because others call them
-            with other shapes.
-    """
-    weights = {id(x): x for x in (*model.parameters(), *model.buffers())}
-    alone = copy.deepcopy(model, weights)
-    alone.config = replace(model.config, hash_across_documents=False)
-    for part in alone.modules() if compiled else ():
-        if isinstance(part, COMPILED):
-            part.compile(dynamic=False)
-    return alone
+def _marked(lengths_P: np.ndarray, tokens: int) -> np.ndarray:
+    """Mark the first token of each patch."""
+    starts_T = np.zeros(tokens, bool)
+    starts_T[lengths_P.cumsum() - lengths_P] = True
+    return starts_T
 
 
 def predict(
@@ -267,4 +235,4 @@ def predict(
 ) -> Predictions:
     """The predictions of one batch; see :meth:`Predictor.__call__`."""
     predictor = Predictor(model, context)
-    return predictor(tokens_T, lengths_D, patch_lengths_P, context, report=report)
+    return predictor(tokens_T, lengths_D, patch_lengths_P, context, report)

@@ -41,6 +41,8 @@ class RowSizes:
         Args:
             tokens_W, patches_W: what each window takes of a row.
         """
+        if not len(tokens_W):
+            return RowSize(self.tokens, 1), plan_rows(tokens_W, patches_W, RowSize(1, 2))
         sizes = self.used
         if not sizes:
             sizes = self._candidates(tokens_W, patches_W)

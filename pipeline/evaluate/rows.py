@@ -72,7 +72,7 @@ def cut_windows(lengths_D: np.ndarray, context: int | None) -> Windows:
 
 
 class RowSize(NamedTuple):
-    """The most that a row holds."""
+    """The room of a row. One patch of it is never used: where tokens are padding, it is theirs."""
 
     tokens: int
     patches: int
@@ -120,9 +120,11 @@ def plan_rows(tokens_W: np.ndarray, patches_W: np.ndarray, size: RowSize) -> Pla
     Args:
         tokens_W, patches_W: what each window takes of a row.
     """
-    share_W = np.maximum(tokens_W / size.tokens, patches_W / size.patches)
+    usable = RowSize(size.tokens, size.patches - 1)
+    share_W = np.maximum(tokens_W / usable.tokens, patches_W / usable.patches)
     times_W = 2 ** np.ceil(np.log2(np.maximum(share_W, 1))).astype(np.int64)
-    row_W, times_R = np.empty(len(tokens_W), np.int64), []
+    row_W = np.empty(len(tokens_W), np.int64)
+    times_R: list[int] = []
     free_tokens, free_patches, number = np.zeros((3, OPEN_ROWS), np.int64)
     order_W = np.argsort(-share_W, kind="stable").tolist()
     for window, tokens, patches, times in zip(
@@ -140,7 +142,7 @@ def plan_rows(tokens_W: np.ndarray, patches_W: np.ndarray, size: RowSize) -> Pla
         place = int(fits.argmax())
         if not fits[place]:
             place = int(free_tokens.argmin())
-            free_tokens[place], free_patches[place] = size
+            free_tokens[place], free_patches[place] = usable
             number[place] = len(times_R)
             times_R.append(1)
         free_tokens[place] -= tokens

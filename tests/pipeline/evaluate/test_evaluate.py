@@ -26,8 +26,8 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import Batch
 from pipeline.evaluate.job import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
 from pipeline.evaluate.likelihood import predict
-from pipeline.evaluate.rows import cut_windows
 from pipeline.evaluate.models import Patching
+from pipeline.evaluate.rows import cut_windows
 
 TEXTS = [b"", "é".encode(), *(topics()[i][1].encode()[:n] for i, n in enumerate((700, 90, 1500)))]
 
