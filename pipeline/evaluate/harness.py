@@ -120,47 +120,42 @@ class HarnessBLT(LM):
         read, and nothing after the continuation matters.
         """
         results = []
-        for batch in self._batches(requests, "scoring continuations"):
-            laid_out = lay_out([(before, after) for _, (before, after) in batch])
-            documents = self._patched(laid_out.documents)
-            answers = self.predictor.answer(*documents, laid_out.questions)
-            start = 0
-            for (request, _), stop in zip(batch, laid_out.stop_R.tolist(), strict=True):
-                nats_T, greedy_T = answers.nats_T[start:stop], answers.greedy_T[start:stop]
-                result = self._log_probability(request, nats_T), bool(greedy_T.all())
-                self.cache_hook.add_partial("loglikelihood", request.args, result)
-                results.append(result)
-                start = stop
+        size = sum(len(request.args[1]) for request in requests)
+        with metered(Console(stderr=True), "scoring continuations", size) as report:
+            for batch in _batches(requests):
+                laid_out = lay_out([(before, after) for _, (before, after) in batch])
+                documents = self._patched(laid_out.documents)
+                answers = self.predictor.answer(*documents, laid_out.questions, report)
+                start = 0
+                for (request, _), stop in zip(batch, laid_out.stop_R.tolist(), strict=True):
+                    nats_T, greedy_T = answers.nats_T[start:stop], answers.greedy_T[start:stop]
+                    result = _log_probability(request, nats_T), bool(greedy_T.all())
+                    self.cache_hook.add_partial("loglikelihood", request.args, result)
+                    results.append(result)
+                    start = stop
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-probability (nats) of each whole text, in windows where it is long."""
         results = []
-        for batch in self._batches(requests, "scoring texts"):
-            texts = [text for _, (text, *_) in batch]
-            nats_T = self.predictor(*self._patched(texts), self.context).nats_T
-            start = 0
-            for (request, _), text in zip(batch, texts, strict=True):
-                # BOS is given, and EOS is not part of the text.
-                result = self._log_probability(request, nats_T[start + 1 : start + 1 + len(text)])
-                self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
-                results.append(result)
-                start += len(text) + 2
+        size = sum(len(request.args[0]) for request in requests)
+        with metered(Console(stderr=True), "scoring texts", size) as report:
+            for batch in _batches(requests):
+                texts = [text for _, (text, *_) in batch]
+                nats_T = self.predictor(*self._patched(texts), self.context, report).nats_T
+                start = 1  # BOS is given
+                for (request, _), text in zip(batch, texts, strict=True):
+                    # EOS is no part of the text.
+                    result = _log_probability(request, nats_T[start : start + len(text)])
+                    self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
+                    results.append(result)
+                    start += len(text) + 2
         return results
 
     def _patched(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, lengths and patch lengths of documents laid end to end."""
         tokens_T, lengths_D = encode_documents(documents)
         return tokens_T, lengths_D, self.patching(tokens_T, lengths_D)
-
-    def _log_probability(self, request: Instance, nats_T: np.ndarray) -> float:
-        nats = float(nats_T.sum(dtype=np.float64))
-        if not isfinite(nats):
-            raise PipelineError(
-                f"--model: gave a probability that is not a number in {_name(request)}; its "
-                "weights are broken, or overflow in the dtype it is run in"
-            )
-        return 0.0 - nats
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The text that the model writes after each prompt, up to the first stop string."""
@@ -203,25 +198,30 @@ class HarnessBLT(LM):
             for start in range(0, len(numbers), self.batch_size):
                 yield numbers[start : start + self.batch_size], settings
 
-    def _batches(
-        self, requests: list[Instance], doing: str
-    ) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:
-        """Requests in order with their texts, as many at a time as have about BATCH_BYTES."""
-        total = sum(len(text) for request in requests for text in request.args)
-        with metered(Console(stderr=True), doing, total) as report:
-            batch: list[tuple[Instance, tuple[bytes, ...]]] = []
-            size = 0
-            for request in requests:
-                texts = tuple(_encoded(request, text) for text in request.args)
-                batch.append((request, texts))
-                size += sum(map(len, texts))
-                if size >= BATCH_BYTES:
-                    yield batch
-                    report(size)
-                    batch, size = [], 0
-            if batch:
-                yield batch
-                report(size)
+
+def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:
+    """Requests in their order with their texts, as many at a time as have about BATCH_BYTES."""
+    batch: list[tuple[Instance, tuple[bytes, ...]]] = []
+    size = 0
+    for request in requests:
+        texts = tuple(_encoded(request, text) for text in request.args)
+        batch.append((request, texts))
+        size += sum(map(len, texts))
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _log_probability(request: Instance, nats_T: np.ndarray) -> float:
+    nats = float(nats_T.sum(dtype=np.float64))
+    if not isfinite(nats):
+        raise PipelineError(
+            f"--model: gave a probability that is not a number in {_name(request)}; its weights "
+            "are broken, or overflow in the dtype it is run in"
+        )
+    return 0.0 - nats
 
 
 def _name(request: Instance) -> str:

@@ -97,7 +97,7 @@ class Predictor:
         lengths_D: np.ndarray,
         patch_lengths_P: np.ndarray | None,
         context: int | None,
-        report: Callable[[int], None] = lambda tokens: None,
+        report: Callable[[int], None] = lambda predictions: None,
         questions: Questions | None = None,
     ) -> Predictions:
         """The predictions of all tokens of documents laid end to end, or the answers to questions.
@@ -110,7 +110,7 @@ class Predictor:
             lengths_D: tokens of each document.
             patch_lengths_P: tokens of each patch, for a BLT; they sum to those of the documents.
             context: see :func:`pipeline.evaluate.rows.cut_windows`.
-            report: called with the tokens that are predicted as each row is handed to the device.
+            report: called with the number of predictions of each row as it is handed to the device.
         """
         if isinstance(self.model, EntropyModel):
             longest = self.model.context_length
@@ -138,6 +138,7 @@ class Predictor:
         lengths_D: np.ndarray,
         patch_lengths_P: np.ndarray,
         questions: Questions,
+        report: Callable[[int], None] = lambda predictions: None,
     ) -> Predictions:
         """As a call with these questions and without a limit of the context, but what documents
         have in common from their beginnings on is read once, if they follow one another.
@@ -148,7 +149,7 @@ class Predictor:
         assert isinstance(model, BLT)
         config = model.config
         if max(config.cross_attn_window_encoder, config.cross_attn_window_decoder) > 1:
-            return self(tokens_T, lengths_D, patch_lengths_P, None, questions=questions)
+            return self(tokens_T, lengths_D, patch_lengths_P, None, report, questions)
         starts_T = _marked(patch_lengths_P, len(tokens_T))
         starts_T[lengths_D.cumsum() - lengths_D + 1] = True  # as where windows begin
         branches = grow_trees(
@@ -162,7 +163,7 @@ class Predictor:
             part = branches.of_trees(tree_G)
             row_D = np.repeat(row_G, branches_N[tree_G])
             rows = fill_tree_rows(part, row_D, self._padded(size, times), tokens_T, starts_T)
-            answers += self._answers(rows, rows.at_X, rows.place_X, only(questions))
+            answers += self._answers(rows, rows.at_X, rows.place_X, only(questions), report)
         return fetched(answers, len(questions.at_Q))
 
     def _answers(
@@ -171,12 +172,11 @@ class Predictor:
         at_N: np.ndarray,
         place_N: np.ndarray,
         asked: Asked,
-        report: Callable[[int], None] = lambda tokens: None,
+        report: Callable[[int], None],
     ) -> list[Answers]:
         """Let the model read rows, and answer what is asked about their tokens ``at_N``."""
         shape, padded = rows.tokens_RT.shape, self.sizes is not None
         questions = RowQuestions(asked, at_N, place_N, shape, self.model.device)
-        predicted_R = np.bincount(place_N // shape[1], minlength=shape[0]).tolist()
         if isinstance(rows, Rows):
             self.work.add(rows, rows.patch_lengths_RP.size, padded=padded)
             logits = read_rows(self.model, rows, padded=padded)
@@ -187,7 +187,7 @@ class Predictor:
         answers = []
         for row, logits_TV in enumerate(logits):
             answers.append(questions.answers(row, logits_TV))
-            report(predicted_R[row])
+            report(len(answers[-1].number_N))
         return answers
 
     def _plan(self, tokens_W: np.ndarray, patches_W: np.ndarray) -> tuple[RowSize, Plan]:
@@ -231,7 +231,7 @@ def predict(
     lengths_D: np.ndarray,
     patch_lengths_P: np.ndarray | None,
     context: int | None,
-    report: Callable[[int], None] = lambda tokens: None,
+    report: Callable[[int], None] = lambda predictions: None,
 ) -> Predictions:
     """The predictions of one batch; see :meth:`Predictor.__call__`."""
     predictor = Predictor(model, context)
