@@ -116,7 +116,7 @@ def test_broken_requests_and_models_are_named(model, monkeypatch):
         ("generate_until", ("a\ud800", {"until": []})),
     ):
         request = harness.Instance(kind, {}, arguments, 0, **named)
-        with pytest.raises(PipelineError, match="document 7 of the task .* holds half of a"):
+        with pytest.raises(PipelineError, match=r"document 7 of the task .* holds half of a"):
             getattr(model, kind)([request])
     broken = tiny.blt()
     with torch.no_grad():
