@@ -30,6 +30,7 @@ from lm_eval.tasks import TaskManager
 from rich.console import Console
 
 from model.blt import BLT
+from model.entropy_model import EntropyModel
 from model.generation.generate import generate
 from model.tokenizer import encode_documents
 from pipeline.cli.progress_bar import metered
@@ -41,6 +42,7 @@ from pipeline.evaluate.data import BATCH_BYTES
 from pipeline.evaluate.job import RESAMPLES
 from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
+from pipeline.evaluate.tree_entropies import TreeEntropies
 
 BATCH_SIZE = 64
 BYTES_PER_TOKEN = 4
@@ -108,6 +110,10 @@ class HarnessBLT(LM):
             )
         self.blt, self.context = loaded, context
         self.predictor = Predictor(loaded, context)
+        scoring = self.patching.entropy_model
+        self.tree_entropies: TreeEntropies | None = None
+        if isinstance(scoring, EntropyModel) and not self.patching.reset_at_newline:
+            self.tree_entropies = TreeEntropies(scoring)
         self._next_seed = seed
         automatic = str(batch_size).startswith("auto")
         self.batch_size = BATCH_SIZE if automatic else int(batch_size)
@@ -124,7 +130,7 @@ class HarnessBLT(LM):
         with metered(Console(stderr=True), "scoring continuations", size) as report:
             for batch in _batches(requests):
                 laid_out = lay_out([(before, after) for _, (before, after) in batch])
-                documents = self._patched(laid_out.documents)
+                documents = self._patched_alike(laid_out.documents)
                 answers = self.predictor.answer(*documents, laid_out.questions, report)
                 start = 0
                 for (request, _), stop in zip(batch, laid_out.stop_R.tolist(), strict=True):
@@ -156,6 +162,18 @@ class HarnessBLT(LM):
         """Tokens, lengths and patch lengths of documents laid end to end."""
         tokens_T, lengths_D = encode_documents(documents)
         return tokens_T, lengths_D, self.patching(tokens_T, lengths_D)
+
+    def _patched_alike(
+        self, documents: Sequence[bytes]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As :meth:`_patched`, with entropies of what documents share computed once."""
+        scoring = self.tree_entropies
+        longest = max(map(len, documents), default=0) + 2
+        if scoring is None or longest > scoring.model.context_length:
+            return self._patched(documents)
+        tokens_T, lengths_D = encode_documents(documents)
+        h_T = scoring(tokens_T, lengths_D)
+        return tokens_T, lengths_D, self.patching.by_entropies(h_T, tokens_T, lengths_D)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The text that the model writes after each prompt, up to the first stop string."""
@@ -200,13 +218,15 @@ class HarnessBLT(LM):
 
 
 def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:
-    """Requests in their order with their texts, as many at a time as have about BATCH_BYTES."""
+    """Requests in their order with their texts, as many at a time as have about BATCH_BYTES; a
+    context that is also that of the request before is not counted again."""
     batch: list[tuple[Instance, tuple[bytes, ...]]] = []
-    size = 0
+    size, before = 0, b""
     for request in requests:
         texts = tuple(_encoded(request, text) for text in request.args)
         batch.append((request, texts))
-        size += sum(map(len, texts))
+        size += sum(map(len, texts)) - (len(before) if texts[0] == before else 0)
+        before = texts[0]
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0

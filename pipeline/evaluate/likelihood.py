@@ -8,18 +8,18 @@ copied to the device many at a time, and their predictions are fetched together,
 never waits for the host.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.layers.attention import BLOCK
 from pipeline.evaluate.answers import (
     Answers,
-    Asked,
     Predictions,
     Questions,
     RowQuestions,
@@ -29,8 +29,8 @@ from pipeline.evaluate.answers import (
 )
 from pipeline.evaluate.reading import read_rows, read_tree_rows, reading_alone
 from pipeline.evaluate.row_sizes import RowSizes
-from pipeline.evaluate.rows import Plan, Rows, RowSize, Windows, cut_windows, fill_rows, plan_rows
-from pipeline.evaluate.trees import TreeRows, fill_tree_rows, grow_trees
+from pipeline.evaluate.rows import Plan, RowSize, Windows, cut_windows, fill_rows, plan_rows
+from pipeline.evaluate.trees import fill_patch_rows, fill_tree_rows, grow_trees
 
 CPU_TOKENS = 4096
 """Tokens per row of a BLT on a CPU, about."""
@@ -54,14 +54,6 @@ class Work:
     """Tokens with padding."""
     computed_patches: int = 0
     """Patches with padding."""
-
-    def add(self, rows: Rows | TreeRows, padded_patches: int, *, padded: bool) -> None:
-        tokens, patches = int(rows.tokens_R.sum()), int(rows.patches_R.sum())
-        self.rows += len(rows.tokens_R)
-        self.tokens += tokens
-        self.patches += patches
-        self.computed_tokens += rows.tokens_RT.size if padded else tokens
-        self.computed_patches += padded_patches if padded else patches
 
 
 class Predictor:
@@ -124,11 +116,15 @@ class Predictor:
         if questions is not None:
             asked, count = only(questions), len(questions.at_Q)
         answers: list[Answers] = []
+        device = self.model.device
         size, plan = self._plan(windows.lengths_W, patches_W)
         for window_G, row_G, times in plan.groups(self._rows_at_once(size)):
             part = Windows(*(values[window_G] for values in windows))
             rows = fill_rows(part, row_G, self._padded(size, times), tokens_T, starts_T)
-            answers += self._answers(rows, rows.at_N, rows.place_N, asked, report)
+            self._count(rows.tokens_RT, rows.patch_lengths_RP, rows.tokens_R, rows.patches_R)
+            asking = RowQuestions(asked, rows.at_N, rows.place_N, rows.tokens_RT.shape, device)
+            logits = read_rows(self.model, rows, padded=self.sizes is not None)
+            answers += _answers(logits, asking, report)
         return fetched(answers, count)
 
     @torch.inference_mode()
@@ -157,38 +153,33 @@ class Predictor:
         )
         first_N, tokens_N, patches_N = branches.trees()
         branches_N = np.diff(first_N, append=len(lengths_D))
+        asked, device = only(questions), model.device
         answers: list[Answers] = []
         size, plan = self._plan(tokens_N, patches_N)
         for tree_G, row_G, times in plan.groups(self._rows_at_once(size)):
             part = branches.of_trees(tree_G)
             row_D = np.repeat(row_G, branches_N[tree_G])
-            rows = fill_tree_rows(part, row_D, self._padded(size, times), tokens_T, starts_T)
-            answers += self._answers(rows, rows.at_X, rows.place_X, only(questions), report)
+            padded = self._padded(size, times)
+            rows = fill_tree_rows(part, row_D, padded and padded.tokens, tokens_T)
+            patches = fill_patch_rows(rows, padded and padded.patches, starts_T)
+            self._count(rows.tokens_RT, patches.position_RN, rows.tokens_R, patches.patches_R)
+            asking = RowQuestions(asked, rows.at_X, rows.place_X, rows.tokens_RT.shape, device)
+            answers += _answers(read_tree_rows(model, rows, patches), asking, report)
         return fetched(answers, len(questions.at_Q))
 
-    def _answers(
+    def _count(
         self,
-        rows: Rows | TreeRows,
-        at_N: np.ndarray,
-        place_N: np.ndarray,
-        asked: Asked,
-        report: Callable[[int], None],
-    ) -> list[Answers]:
-        """Let the model read rows, and answer what is asked about their tokens ``at_N``."""
-        shape, padded = rows.tokens_RT.shape, self.sizes is not None
-        questions = RowQuestions(asked, at_N, place_N, shape, self.model.device)
-        if isinstance(rows, Rows):
-            self.work.add(rows, rows.patch_lengths_RP.size, padded=padded)
-            logits = read_rows(self.model, rows, padded=padded)
-        else:
-            self.work.add(rows, rows.position_RN.size, padded=padded)
-            assert isinstance(self.model, BLT)
-            logits = read_tree_rows(self.model, rows)
-        answers = []
-        for row, logits_TV in enumerate(logits):
-            answers.append(questions.answers(row, logits_TV))
-            report(len(answers[-1].number_N))
-        return answers
+        tokens_RT: np.ndarray,
+        patches_RN: np.ndarray,
+        tokens_R: np.ndarray,
+        patches_R: np.ndarray,
+    ) -> None:
+        work, tokens, patches = self.work, int(tokens_R.sum()), int(patches_R.sum())
+        work.rows += len(tokens_R)
+        work.tokens += tokens
+        work.patches += patches
+        work.computed_tokens += tokens_RT.size if self.sizes else tokens
+        work.computed_patches += patches_RN.size if self.sizes else patches
 
     def _plan(self, tokens_W: np.ndarray, patches_W: np.ndarray) -> tuple[RowSize, Plan]:
         """The size of the rows, and the row of each window or tree."""
@@ -210,6 +201,17 @@ class Predictor:
         rooms = [size.patches for size in self.sizes.used]
         average = int(self.row_tokens * starts_T.sum() / max(lengths_D.sum(), 1))
         return RowSize(self.row_tokens, max(rooms, default=average))
+
+
+def _answers(
+    logits: Iterable[Tensor], questions: RowQuestions, report: Callable[[int], None]
+) -> list[Answers]:
+    """The answers that the logits of rows give, one after the other."""
+    answers = []
+    for row, logits_TV in enumerate(logits):
+        answers.append(questions.answers(row, logits_TV))
+        report(len(answers[-1].number_N))
+    return answers
 
 
 def _row_width(context: int | None) -> int:

@@ -4,9 +4,10 @@ import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel
@@ -16,26 +17,35 @@ from model.layers.transformer import Block
 from model.layers.tree_attention import tree_attention
 from pipeline.evaluate.answers import copied
 from pipeline.evaluate.rows import Rows
-from pipeline.evaluate.trees import TreeRows
+from pipeline.evaluate.trees import PatchRows, TreeRows
+
+M = TypeVar("M", bound=nn.Module)
 
 COMPILED = (Block, CrossAttention, HashEmbedding)
-"""The parts of a BLT that are compiled for a GPU, each once per shape whatever the number of
+"""The parts of models that are compiled for a GPU, each once per shape whatever the number of
 layers."""
 
 
-def reading_alone(model: BLT, *, compiled: bool) -> BLT:
-    """The model with the same weights that reads each document of a row as if it were alone.
+def with_own_layers(model: M, *, compiled: bool) -> M:
+    """A copy of a model that shares its weights.
 
     Args:
-        compiled: compile its layers. Those of ``model`` stay as they are, because others call them
-            with other shapes.
+        compiled: compile the copy's layers. The model's own stay as they are, because others call
+            them with other shapes.
     """
     weights = {id(x): x for x in (*model.parameters(), *model.buffers())}
-    alone = copy.deepcopy(model, weights)
-    alone.config = replace(model.config, hash_across_documents=False)
-    for part in alone.modules() if compiled else ():
+    own = copy.deepcopy(model, weights)
+    for part in own.modules() if compiled else ():
         if isinstance(part, COMPILED):
             part.compile(dynamic=False)
+    return own
+
+
+def reading_alone(model: BLT, *, compiled: bool) -> BLT:
+    """A copy of a model, as of :func:`with_own_layers`, that reads each document of a row as if it
+    were alone."""
+    alone = with_own_layers(model, compiled=compiled)
+    alone.config = replace(model.config, hash_across_documents=False)
     return alone
 
 
@@ -61,16 +71,18 @@ def read_rows(model: BLT | EntropyModel, rows: Rows, *, padded: bool) -> Iterato
             yield model(tokens_RT[row, None, :tokens], lengths_RP[row, None, :patches])[0]
 
 
-def read_tree_rows(model: BLT, rows: TreeRows) -> Iterator[Tensor]:
-    """The logits after each token of each row, ``[tokens, vocab_size]`` float32."""
+def read_tree_rows(model: BLT, rows: TreeRows, patches: PatchRows) -> Iterator[Tensor]:
+    """The logits after each token of each row of branches, ``[tokens, vocab_size]`` float32."""
     config, encoder, decoder = model.config, model.local_encoder, model.local_decoder
-    tables = model.encoder_hash_tok_embedding
+    tables, device = model.encoder_hash_tok_embedding, model.device
     # The hashes of whole documents, from which rows take those of their branches.
-    x_X, position_X = copied(rows.read_X, model.device), copied(rows.position_X, model.device)
-    ids_KX = [*tables.row_ids(x_X, position_X)] if len(tables) else []
-    of_tokens = (rows.x_RT, rows.tokens_RT, rows.position_RT, rows.last_RT, rows.own_RT)
-    arrays = (*of_tokens, rows.known_RT, rows.position_RN, rows.last_RN)
-    for row in zip(*(copied(array, model.device).long() for array in arrays), strict=True):
+    read_X, position_X = copied(rows.read_X, device), copied(rows.position_X, device)
+    ids_KX = [*tables.row_ids(read_X, position_X)] if len(tables) else []
+    arrays = (
+        *(rows.x_RT, rows.tokens_RT, rows.position_RT, rows.last_RT),
+        *(patches.own_RT, patches.known_RT, patches.position_RN, patches.last_RN),
+    )
+    for row in zip(*(copied(array, device).long() for array in arrays), strict=True):
         x_T, tokens_T, position_T, last_T, own_T, known_T, position_N, last_N = row
         looked_up = (table(ids_X[x_T]) for table, ids_X in zip(tables, ids_KX, strict=True))
         embeddings_TD = functools.reduce(torch.add, looked_up, encoder.tok_embeddings(tokens_T))

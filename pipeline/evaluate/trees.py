@@ -102,7 +102,7 @@ def _alike(values_T: np.ndarray, one: int, other: int, most: int) -> int:
 
 
 class TreeRows(NamedTuple):
-    """R rows of branches, as a model reads them: T tokens and N patches each.
+    """R rows of branches, as a model reads them, T tokens each.
 
     X stands for the tokens of all documents of these rows, each one whole: the hashes of a branch's
     first n-grams reach back into what it shares.
@@ -114,8 +114,10 @@ class TreeRows(NamedTuple):
     """int64: position of each token in its document."""
     at_X: np.ndarray
     """int64: index of the token among those of all documents."""
+    original_X: np.ndarray
+    """int64: number in X of the token that is read for this one."""
     place_X: np.ndarray
-    """int64: where the token is read, in the rows laid end to end."""
+    """int64: where that is, in the rows laid end to end."""
     x_RT: np.ndarray
     """int32: the number in X of each token of the rows; 0 for padding."""
     tokens_RT: np.ndarray
@@ -124,6 +126,13 @@ class TreeRows(NamedTuple):
     """int32: position of each token in its document."""
     last_RT: np.ndarray
     """int32: place in the row of the last token that follows it in a document."""
+    tokens_R: np.ndarray
+    """int64: tokens of each row without padding."""
+
+
+class PatchRows(NamedTuple):
+    """The patches of :class:`TreeRows`, N of each row."""
+
     own_RT: np.ndarray
     """int32: the patch of each token; the row's last patch for padding."""
     known_RT: np.ndarray
@@ -132,82 +141,96 @@ class TreeRows(NamedTuple):
     """int32: position of each patch in its document."""
     last_RN: np.ndarray
     """int32: number in the row of the last patch that follows it in a document."""
-    tokens_R: np.ndarray
-    """int64: tokens of each row without padding."""
     patches_R: np.ndarray
     """int64: patches of each row without padding."""
 
 
 def fill_tree_rows(
-    branches: Branches,
-    row_D: np.ndarray,
-    size: RowSize | None,
-    tokens_T: np.ndarray,
-    starts_T: np.ndarray,
+    branches: Branches, row_D: np.ndarray, width: int | None, tokens_T: np.ndarray
 ) -> TreeRows:
     """Write branches into rows.
 
     Args:
         branches: by row; whole trees.
         row_D: the row of each: 0 to R - 1, rising.
-        size: of the rows; None for what they need.
-        tokens_T, starts_T: as for :func:`grow_trees`.
+        width: tokens of the rows; None for what they need.
+        tokens_T: ids of all documents.
     """
     first_D, read_D, shared_D, _ = branches
     end_D = read_D.cumsum()
     begin_D = end_D - read_D
     position_X = np.arange(int(end_D[-1])) - np.repeat(begin_D, read_D)
     at_X = position_X + np.repeat(first_D, read_D)
-    starts_X = starts_T[at_X]
-    patch_X = starts_X.cumsum() - 1
     is_own_X = position_X >= np.repeat(shared_D, read_D)
-    (first_P,) = starts_X.nonzero()
-
-    read_R = np.bincount(row_D, read_D - shared_D).astype(np.int64)
-    row_X = np.repeat(row_D, read_D)
-    patches_R = np.bincount(row_X[first_P], is_own_X[first_P]).astype(np.int64)
-    size = size or RowSize(int(read_R.max()), int(patches_R.max()) + 1)
-    place_X = _places(is_own_X, row_X, read_R, size.tokens)
-    place_P = _places(is_own_X[first_P], row_X[first_P], patches_R, size.patches)
+    tokens_R = np.bincount(row_D, read_D - shared_D).astype(np.int64)
+    width = width or int(tokens_R.max())
+    place_X = _places(is_own_X, np.repeat(row_D, read_D), tokens_R, width)
     original_X, last_X = _follow(begin_D, read_D, shared_D, place_X[end_D - 1])
     place_X = place_X[original_X]
-    place_P = place_P[patch_X[original_X[first_P]]]
-
-    rows = len(read_R)
     (own,) = is_own_X.nonzero()
-    (own_first,) = is_own_X[first_P].nonzero()
-    shape, patch_shape = (rows, size.tokens), (rows, size.patches)
-
-    def row_of(places: np.ndarray, values: np.ndarray | int, shape: tuple[int, int]) -> np.ndarray:
-        filled = np.zeros(shape, np.int32)
-        filled.reshape(-1)[places] = values
-        return filled
-
-    own_RT = np.full(shape, size.patches - 1, np.int32)
-    own_RT.reshape(-1)[place_X[own]] = (place_P % size.patches)[patch_X[own]]
-    known_X = patch_X + starts_T[at_X + 1] - 1
-    last_RT = np.tile(np.arange(size.tokens, dtype=np.int32), (rows, 1))
-    last_RT.reshape(-1)[place_X[own]] = last_X[own] % size.tokens
-    last_RN = np.tile(np.arange(size.patches, dtype=np.int32), (rows, 1))
-    last_RN.reshape(-1)[place_P[own_first]] = own_RT.reshape(-1)[last_X[first_P[own_first]]]
-    before_D = patch_X[begin_D]
-    position_P = patch_X[first_P] - np.repeat(before_D, np.diff(before_D, append=len(first_P)))
+    last_RT = np.tile(np.arange(width, dtype=np.int32), (len(tokens_R), 1))
+    last_RT.reshape(-1)[place_X[own]] = last_X[own] % width
+    shape = len(tokens_R), width
     return TreeRows(
         read_X=tokens_T[at_X].astype(np.int64),
         position_X=position_X,
         at_X=at_X,
+        original_X=original_X,
         place_X=place_X,
-        x_RT=row_of(place_X[own], own, shape),
-        tokens_RT=row_of(place_X[own], tokens_T[at_X[own]], shape),
-        position_RT=row_of(place_X[own], position_X[own], shape),
+        x_RT=_filled(shape, place_X[own], own),
+        tokens_RT=_filled(shape, place_X[own], tokens_T[at_X[own]]),
+        position_RT=_filled(shape, place_X[own], position_X[own]),
         last_RT=last_RT,
+        tokens_R=tokens_R,
+    )
+
+
+def fill_patch_rows(rows: TreeRows, patches: int | None, starts_T: np.ndarray) -> PatchRows:
+    """Number the patches of rows.
+
+    Args:
+        patches: of each row; None for what they need.
+        starts_T: as for :func:`grow_trees`.
+    """
+    width, count = rows.tokens_RT.shape[1], len(rows.tokens_R)
+    starts_X = starts_T[rows.at_X]
+    patch_X = starts_X.cumsum() - 1
+    (first_P,) = starts_X.nonzero()
+    is_own_X = rows.original_X == np.arange(len(starts_X))
+    # A document's row is that of any token that is read for it.
+    row_P = rows.place_X[first_P] // width
+    patches_R = np.bincount(row_P, is_own_X[first_P], count).astype(np.int64)
+    patches = patches or int(patches_R.max()) + 1
+    place_P = _places(is_own_X[first_P], row_P, patches_R, patches)
+    place_P = place_P[patch_X[rows.original_X[first_P]]]
+    (own,) = is_own_X.nonzero()
+    own_RT = np.full((count, width), patches - 1, np.int32)
+    own_RT.reshape(-1)[rows.place_X[own]] = (place_P % patches)[patch_X[own]]
+    known_X = patch_X + starts_T[rows.at_X + 1] - 1
+    (first,) = (rows.position_X == 0).nonzero()
+    before_D = patch_X[first]
+    position_P = np.arange(len(first_P)) - np.repeat(
+        before_D, np.diff(before_D, append=len(first_P))
+    )
+    (own_P,) = is_own_X[first_P].nonzero()
+    place_N, token_N = place_P[own_P], rows.place_X[first_P[own_P]]
+    last_N = token_N - token_N % width + rows.last_RT.reshape(-1)[token_N]
+    last_RN = np.tile(np.arange(patches, dtype=np.int32), (count, 1))
+    last_RN.reshape(-1)[place_N] = own_RT.reshape(-1)[last_N]
+    return PatchRows(
         own_RT=own_RT,
-        known_RT=row_of(place_X[own], (place_P % size.patches)[known_X[own]], shape),
-        position_RN=row_of(place_P[own_first], position_P[own_first], patch_shape),
+        known_RT=_filled((count, width), rows.place_X[own], (place_P % patches)[known_X[own]]),
+        position_RN=_filled((count, patches), place_N, position_P[own_P]),
         last_RN=last_RN,
-        tokens_R=read_R,
         patches_R=patches_R,
     )
+
+
+def _filled(shape: tuple[int, int], places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Rows with values at these places, int32, and 0 elsewhere."""
+    filled = np.zeros(shape, np.int32)
+    filled.reshape(-1)[places] = values
+    return filled
 
 
 def _places(is_own: np.ndarray, row: np.ndarray, counts_R: np.ndarray, width: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
@@ -9,12 +10,15 @@ from support.texts import topics
 
 from model import Patcher
 from model.tokenizer import encode_documents
+from pipeline.errors import PipelineError
 from pipeline.evaluate import likelihood, trees
 from pipeline.evaluate.answers import Questions
 from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import Patching
 from pipeline.evaluate.rows import RowSize
+from pipeline.evaluate.tree_entropies import TreeEntropies
 from pipeline.evaluate.trees import grow_trees
+from pipeline.patch.scoring import Scorer
 
 EXAMPLES = "".join(f"Q: {text[50:200]}\nA: {text[:30]}\n\n" for _, text in topics()[:4])
 QUESTIONS = [f"{EXAMPLES}Q: {text[100:230]}\nA:" for _, text in topics()[4:9]]
@@ -122,3 +126,23 @@ def test_branches_make_up_the_documents(documents, data):
     assert ((tokens_N <= most.tokens) | (counts_N == 1)).all()
     assert ((patches_N < most.patches) | (counts_N == 1)).all()
     assert patches_N[-1] == patches
+
+
+def test_entropies_are_those_of_each_document_alone():
+    model = tiny.entropy_model()
+    documents = [document[len(EXAMPLES) - 100 :][:500] for document in DOCUMENTS[:20]]
+    documents += [document[:500] for document in DOCUMENTS[20:]]
+    tokens_T, lengths_D = encode_documents([*documents, b""])
+    found = TreeEntropies(model)(tokens_T, lengths_D)
+    expected = Scorer(model, Patcher(tiny.THRESHOLD)).entropies(tokens_T, lengths_D)
+    ends_D = lengths_D.cumsum() - 1
+    assert found.dtype == expected.dtype == np.float16 and not found[ends_D].any()
+    found, expected = (np.delete(h_T, ends_D).astype(float) for h_T in (found, expected))
+    np.testing.assert_allclose(found, expected, atol=1e-2)  # of float16: a step is 4e-3
+    assert (found == expected).mean() > 0.99
+    with torch.no_grad():
+        model.output.weight[3] = torch.nan
+    with pytest.raises(
+        PipelineError, match="--entropy-model: gave an entropy that is not a number"
+    ):
+        TreeEntropies(model)(tokens_T, lengths_D)
