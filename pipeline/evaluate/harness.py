@@ -45,6 +45,8 @@ from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patch
 from pipeline.evaluate.tree_entropies import TreeEntropies
 
 BATCH_SIZE = 64
+TASKS = Path(__file__).with_name("tasks")
+"""The tasks that come with this package."""
 BYTES_PER_TOKEN = 4
 """About so many bytes are in one token of the models that tasks are written for: tasks limit the
 length of what is generated in such tokens."""
@@ -265,7 +267,9 @@ def evaluate_tasks(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a task is not known, or a model cannot be loaded.
     """
     names = [name.strip() for name in (config.harness_tasks or "").split(",") if name.strip()]
-    tasks = load_tasks(names, TaskManager())
+    metadata = {"data": config.harness_data} if config.harness_data else None
+    manager = TaskManager(include_path=str(TASKS), metadata=metadata)
+    tasks = load_tasks(names, manager)
     model = HarnessBLT(
         config.model,
         config.entropy_model,
