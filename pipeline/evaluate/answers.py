@@ -10,6 +10,9 @@ from torch import Tensor
 
 from model.tokenizer import NEXT_IDS
 
+FETCHED_ROWS = 256
+"""Rows whose answers are fetched with one copy."""
+
 
 class Predictions(NamedTuple):
     """A model's prediction of each token of documents laid end to end, given all that stands before
@@ -104,10 +107,11 @@ class RowQuestions:
 def fetched(answers: Sequence[Answers], count: int) -> Predictions:
     """All answers by their numbers. The device is waited for here and nowhere else."""
     result = Predictions(np.zeros(count, np.float32), np.ones(count, bool))
-    if answers:
-        number_N = np.concatenate([each.number_N for each in answers])
-        result.nats_T[number_N] = torch.cat([each.nats_N for each in answers]).cpu().numpy()
-        result.greedy_T[number_N] = torch.cat([each.greedy_N for each in answers]).cpu().numpy()
+    for start in range(0, len(answers), FETCHED_ROWS):
+        part = answers[start : start + FETCHED_ROWS]
+        number_N = np.concatenate([each.number_N for each in part])
+        result.nats_T[number_N] = torch.cat([each.nats_N for each in part]).cpu().numpy()
+        result.greedy_T[number_N] = torch.cat([each.greedy_N for each in part]).cpu().numpy()
     return result
 
 

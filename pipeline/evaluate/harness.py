@@ -45,6 +45,7 @@ from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patch
 from pipeline.evaluate.tree_entropies import TreeEntropies
 
 BATCH_SIZE = 64
+REPEATED_BYTES = 4 * BATCH_BYTES
 TASKS = Path(__file__).with_name("tasks")
 """The tasks that come with this package."""
 BYTES_PER_TOKEN = 4
@@ -220,18 +221,19 @@ class HarnessBLT(LM):
 
 
 def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:
-    """Requests in their order with their texts, as many at a time as have about BATCH_BYTES; a
-    context that is also that of the request before is not counted again."""
+    """Requests in their order with their texts, as many at a time as have about BATCH_BYTES, or
+    REPEATED_BYTES where requests that follow one another have the same context."""
     batch: list[tuple[Instance, tuple[bytes, ...]]] = []
-    size, before = 0, b""
+    size, repeated, before = 0, 0, b""
     for request in requests:
         texts = tuple(_encoded(request, text) for text in request.args)
         batch.append((request, texts))
-        size += sum(map(len, texts)) - (len(before) if texts[0] == before else 0)
+        size += sum(map(len, texts))
+        repeated += len(before) if texts[0] == before else 0
         before = texts[0]
-        if size >= BATCH_BYTES:
+        if size >= REPEATED_BYTES or size - repeated >= BATCH_BYTES:
             yield batch
-            batch, size = [], 0
+            batch, size, repeated = [], 0, 0
     if batch:
         yield batch
 

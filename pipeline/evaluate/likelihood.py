@@ -8,7 +8,7 @@ copied to the device many at a time, and their predictions are fetched together,
 never waits for the host.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,15 +29,23 @@ from pipeline.evaluate.answers import (
 )
 from pipeline.evaluate.reading import read_rows, read_tree_rows, reading_alone
 from pipeline.evaluate.row_sizes import RowSizes
-from pipeline.evaluate.rows import Plan, RowSize, Windows, cut_windows, fill_rows, plan_rows
-from pipeline.evaluate.trees import fill_patch_rows, fill_tree_rows, grow_trees
+from pipeline.evaluate.rows import Plan, Rows, RowSize, Windows, cut_windows, fill_rows, plan_rows
+from pipeline.evaluate.trees import (
+    PatchRows,
+    TreeRows,
+    fill_patch_rows,
+    fill_tree_rows,
+    grow_trees,
+)
+from pipeline.prefetch import prefetch
 
 CPU_TOKENS = 4096
 """Tokens per row of a BLT on a CPU, about."""
 GPU_TOKENS = 32768
 """Tokens per row of a BLT on a GPU, about."""
-GROUP_TOKENS = 1 << 20
-"""Tokens of rows that are written and copied to the device together: they bound the memory."""
+GROUP_TOKENS = 1 << 18
+"""Tokens of rows that are written and copied to the device together: they bound the memory. A
+thread writes the next ones in the meantime."""
 CPU_TREE = 4
 """The largest tree on a CPU, in rows."""
 NO_LIMIT = 1 << 60
@@ -118,9 +126,13 @@ class Predictor:
         answers: list[Answers] = []
         device = self.model.device
         size, plan = self._plan(windows.lengths_W, patches_W)
-        for window_G, row_G, times in plan.groups(self._rows_at_once(size)):
-            part = Windows(*(values[window_G] for values in windows))
-            rows = fill_rows(part, row_G, self._padded(size, times), tokens_T, starts_T)
+
+        def filled() -> Iterator[Rows]:
+            for window_G, row_G, times in plan.groups(self._rows_at_once(size)):
+                part = Windows(*(values[window_G] for values in windows))
+                yield fill_rows(part, row_G, self._padded(size, times), tokens_T, starts_T)
+
+        for rows in prefetch(filled()):
             self._count(rows.tokens_RT, rows.patch_lengths_RP, rows.tokens_R, rows.patches_R)
             asking = RowQuestions(asked, rows.at_N, rows.place_N, rows.tokens_RT.shape, device)
             logits = read_rows(self.model, rows, padded=self.sizes is not None)
@@ -156,12 +168,16 @@ class Predictor:
         asked, device = only(questions), model.device
         answers: list[Answers] = []
         size, plan = self._plan(tokens_N, patches_N)
-        for tree_G, row_G, times in plan.groups(self._rows_at_once(size)):
-            part = branches.of_trees(tree_G)
-            row_D = np.repeat(row_G, branches_N[tree_G])
-            padded = self._padded(size, times)
-            rows = fill_tree_rows(part, row_D, padded and padded.tokens, tokens_T)
-            patches = fill_patch_rows(rows, padded and padded.patches, starts_T)
+
+        def filled() -> Iterator[tuple[TreeRows, PatchRows]]:
+            for tree_G, row_G, times in plan.groups(self._rows_at_once(size)):
+                part = branches.of_trees(tree_G)
+                row_D = np.repeat(row_G, branches_N[tree_G])
+                padded = self._padded(size, times)
+                rows = fill_tree_rows(part, row_D, padded and padded.tokens, tokens_T)
+                yield rows, fill_patch_rows(rows, padded and padded.patches, starts_T)
+
+        for rows, patches in prefetch(filled()):
             self._count(rows.tokens_RT, patches.position_RN, rows.tokens_R, patches.patches_R)
             asking = RowQuestions(asked, rows.at_X, rows.place_X, rows.tokens_RT.shape, device)
             answers += _answers(read_tree_rows(model, rows, patches), asking, report)
