@@ -118,4 +118,6 @@ def fetched(answers: Sequence[Answers], count: int) -> Predictions:
 def copied(values: np.ndarray, device: torch.device) -> Tensor:
     """A copy on the device. A GPU makes it when its turn comes, and is not waited for."""
     tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -94,6 +94,8 @@ def test_shared_contexts_are_read_once(model, directories):
     assert dict(zip(pairs, found, strict=True)) == dict(zip(pairs[::-1], found[::-1], strict=True))
     asked = sum(len((context + answer).encode()) for context, answer in pairs)
     assert model.predictor.work.tokens - before < asked / 5
+    # Whatever their order is, to the bit.
+    assert model.loglikelihood(requests(*pairs[::-1])) == found[::-1]
 
 
 def test_batches_change_nothing(model, monkeypatch):

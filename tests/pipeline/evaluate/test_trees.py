@@ -6,18 +6,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
+from support.no_values import gpu_paths, without_values
 from support.texts import topics
 
 from model import Patcher
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
 from pipeline.evaluate import likelihood, trees
-from pipeline.evaluate.answers import Questions
+from pipeline.evaluate.answers import Questions, RowQuestions, only
 from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import Patching
-from pipeline.evaluate.rows import RowSize
+from pipeline.evaluate.reading import read_rows, read_tree_rows
+from pipeline.evaluate.rows import RowSize, cut_windows, fill_rows
 from pipeline.evaluate.tree_entropies import TreeEntropies
-from pipeline.evaluate.trees import grow_trees
+from pipeline.evaluate.trees import fill_patch_rows, fill_tree_rows, grow_trees
 from pipeline.patch.scoring import Scorer
 
 EXAMPLES = "".join(f"Q: {text[50:200]}\nA: {text[:30]}\n\n" for _, text in topics()[:4])
@@ -84,6 +86,29 @@ def test_answers_are_those_of_each_document_alone(patched, name, one_size, monke
     again = predictor.answer(patched[0][:half], patched[1][:12], patched[2][:patches], few)
     expected = found.nats_T[questions.at_Q < half]
     np.testing.assert_allclose(again.nats_T, expected, atol=3e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_gpu_is_never_waited_for(patched):
+    """On the meta device whatever needs a value of a tensor fails."""
+    tokens_T, lengths_D, patch_lengths_P = patched
+    starts_T = likelihood._marked(patch_lengths_P, len(tokens_T))
+    branches = grow_trees(tokens_T, lengths_D, starts_T, RowSize(4096, 4096))
+    rows = fill_tree_rows(branches, np.zeros(len(lengths_D), np.int64), 4096, tokens_T)
+    patches = fill_patch_rows(rows, 2048, starts_T)
+    windows = cut_windows(lengths_D[:4], None)
+    packed = fill_rows(windows, np.zeros(4, np.int64), RowSize(4096, 2048), tokens_T, starts_T)
+    asked = only(Questions(np.array([5]), np.array([9])))
+    with gpu_paths(), torch.inference_mode():
+        blt = without_values(tiny.blt())
+        (logits_TV,) = read_tree_rows(blt, rows, patches)
+        shape = rows.tokens_RT.shape
+        questions = RowQuestions(asked, rows.at_X, rows.place_X, shape, blt.device)
+        assert questions.answers(0, logits_TV).nats_N.is_meta
+        (others_TV,) = read_rows(blt, packed, padded=True)
+        assert logits_TV.shape == others_TV.shape == (4096, 260) and others_TV.is_meta
+        scoring = TreeEntropies(without_values(tiny.entropy_model()))
+        assert scoring._read(rows).shape == (4096,)
 
 
 def test_no_questions():
