@@ -39,7 +39,10 @@ class EvaluateConfig:
     shards: str | None = None
     """Directory or URL of a finished shard set to read instead of text; its patches are used."""
     harness_tasks: str | None = None
-    """Tasks of lm-evaluation-harness to run instead, TASK[,TASK...]: names, paths of YAML files."""
+    """Tasks of lm-evaluation-harness to run instead, TASK[,TASK...]: names, paths of YAML files.
+    noised_hellaswag, manipulation and sentence_translation come with this package."""
+    harness_data: str | None = None
+    """JSONL file or URL with the data of a task that comes with this package."""
 
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model that places the patches in text; by default the
@@ -106,6 +109,8 @@ class EvaluateConfig:
                 raise ConfigError(
                     f"{flag_name(name)}: the patches of --shards are there already; leave it out"
                 )
+        if self.harness_data and not self.harness_tasks:
+            raise ConfigError("--harness-data: is the data of --harness-tasks; give these, too")
         if self.context < 2:
             raise ConfigError(f"--context: must be at least 2 bytes, got {self.context}")
         if not 0 < self.confidence < 1:

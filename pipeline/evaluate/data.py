@@ -1,4 +1,4 @@
-"""The documents that are evaluated: those of text files or of a shard set, a megabyte at a time."""
+"""The documents that are evaluated, some megabytes at a time: those of text files or of shards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,8 +34,8 @@ from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.listing import InputFile
 
-BATCH_BYTES = 1 << 20
-"""Bytes of text that are scored at a time, about."""
+BATCH_BYTES = 4 << 20
+"""Bytes of text that are scored at a time, about: the last row of a batch is not full."""
 BATCH_DOCUMENTS = 1 << 14
 LISTED_REJECTS = 100
 """Rejects that are listed with their reasons; the others are counted."""
@@ -82,6 +82,17 @@ class Batch:
             return np.zeros_like(self.lengths_D)
         ends_D = np.searchsorted(self.patch_lengths_P.cumsum(), self.lengths_D.cumsum()) + 1
         return np.diff(ends_D, prepend=0)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """One batch of several, all of which have patches."""
+    return Batch(
+        [name for batch in batches for name in batch.sources],
+        [name for batch in batches for name in batch.ids],
+        np.concatenate([batch.tokens_T for batch in batches]),
+        np.concatenate([batch.lengths_D for batch in batches]),
+        np.concatenate([b.patch_lengths_P for b in batches if b.patch_lengths_P is not None]),
+    )
 
 
 class TextData:
@@ -182,6 +193,16 @@ class ShardData:
         Raises:
             PipelineError: a shard cannot be read.
         """
+        waiting: list[Batch] = []
+        for batch in self._record_batches():
+            waiting.append(batch)
+            if sum(len(each.tokens_T) for each in waiting) >= BATCH_BYTES:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+    def _record_batches(self) -> Iterator[Batch]:
         columns = [SAMPLE_ID, TEXT]
         columns += [PATCH_LENGTHS] if self.config.threshold is None else [ENTROPIES]
         columns += [self.config.by] if self.config.by else []

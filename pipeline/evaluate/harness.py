@@ -10,7 +10,7 @@ Importing this module registers it; lm-eval is an optional extra (``pip install 
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,24 @@ from lm_eval.tasks import TaskManager
 from rich.console import Console
 
 from model.blt import BLT
+from model.entropy_model import EntropyModel
 from model.generation.generate import generate
 from model.tokenizer import encode_documents
 from pipeline.cli.progress_bar import metered
 from pipeline.cli.results import print_line
-from pipeline.errors import ConfigError, translated
+from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.continuations import lay_out
+from pipeline.evaluate.data import BATCH_BYTES
 from pipeline.evaluate.job import RESAMPLES
-from pipeline.evaluate.likelihood import Predictions, predict
+from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
+from pipeline.evaluate.tree_entropies import TreeEntropies
 
 BATCH_SIZE = 64
+REPEATED_BYTES = 4 * BATCH_BYTES
+TASKS = Path(__file__).with_name("tasks")
+"""The tasks that come with this package."""
 BYTES_PER_TOKEN = 4
 """About so many bytes are in one token of the models that tasks are written for: tasks limit the
 length of what is generated in such tokens."""
@@ -73,7 +80,8 @@ class HarnessBLT(LM):
                 default as the checkpoint records it.
             context: bytes of a window of ``loglikelihood_rolling``; ``loglikelihood`` always reads
                 all of its context.
-            batch_size: requests that are handled together; "auto" for a usual number.
+            batch_size: prompts that are written on together; "auto" for a usual number.
+                (Likelihoods are packed by their tokens, whatever it is.)
             device: where to compute; a GPU if there is one, by default. (The harness's command
                 says cuda where there is none, too.)
             seed: seed of the first request, for tasks that sample; each further request has the
@@ -104,6 +112,11 @@ class HarnessBLT(LM):
                 "later in it: a continuation has no likelihood given its context alone"
             )
         self.blt, self.context = loaded, context
+        self.predictor = Predictor(loaded, context)
+        scoring = self.patching.entropy_model
+        self.tree_entropies: TreeEntropies | None = None
+        if isinstance(scoring, EntropyModel) and not self.patching.reset_at_newline:
+            self.tree_entropies = TreeEntropies(scoring)
         self._next_seed = seed
         automatic = str(batch_size).startswith("auto")
         self.batch_size = BATCH_SIZE if automatic else int(batch_size)
@@ -116,39 +129,65 @@ class HarnessBLT(LM):
         read, and nothing after the continuation matters.
         """
         results = []
-        for batch in self._batches(requests, "scoring continuations"):
-            pairs = [tuple(text.encode() for text in request.args) for request in batch]
-            said = self._predict([before + after for before, after in pairs], None)
-            for request, (before, after), of_text in zip(batch, pairs, said, strict=True):
-                nats, greedy = (values[len(before) :][: len(after)] for values in of_text)
-                result = -float(nats.sum(dtype=np.float64)), bool(greedy.all())
-                self.cache_hook.add_partial("loglikelihood", request.args, result)
-                results.append(result)
+        size = sum(len(request.args[1]) for request in requests)
+        with metered(Console(stderr=True), "scoring continuations", size) as report:
+            for batch in _batches(requests):
+                laid_out = lay_out([(before, after) for _, (before, after) in batch])
+                documents = self._patched_alike(laid_out.documents)
+                answers = self.predictor.answer(*documents, laid_out.questions, report)
+                start = 0
+                for (request, _), stop in zip(batch, laid_out.stop_R.tolist(), strict=True):
+                    nats_T, greedy_T = answers.nats_T[start:stop], answers.greedy_T[start:stop]
+                    result = _log_probability(request, nats_T), bool(greedy_T.all())
+                    self.cache_hook.add_partial("loglikelihood", request.args, result)
+                    results.append(result)
+                    start = stop
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-probability (nats) of each whole text, in windows where it is long."""
         results = []
-        for batch in self._batches(requests, "scoring texts"):
-            said = self._predict([request.args[0].encode() for request in batch], self.context)
-            for request, of_text in zip(batch, said, strict=True):
-                result = -float(of_text.nats_T.sum(dtype=np.float64))
-                self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
-                results.append(result)
+        size = sum(len(request.args[0]) for request in requests)
+        with metered(Console(stderr=True), "scoring texts", size) as report:
+            for batch in _batches(requests):
+                texts = [text for _, (text, *_) in batch]
+                nats_T = self.predictor(*self._patched(texts), self.context, report).nats_T
+                start = 1  # BOS is given
+                for (request, _), text in zip(batch, texts, strict=True):
+                    # EOS is no part of the text.
+                    result = _log_probability(request, nats_T[start : start + len(text)])
+                    self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
+                    results.append(result)
+                    start += len(text) + 2
         return results
+
+    def _patched(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, lengths and patch lengths of documents laid end to end."""
+        tokens_T, lengths_D = encode_documents(documents)
+        return tokens_T, lengths_D, self.patching(tokens_T, lengths_D)
+
+    def _patched_alike(
+        self, documents: Sequence[bytes]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As :meth:`_patched`, with entropies of what documents share computed once."""
+        scoring = self.tree_entropies
+        longest = max(map(len, documents), default=0) + 2
+        if scoring is None or longest > scoring.model.context_length:
+            return self._patched(documents)
+        tokens_T, lengths_D = encode_documents(documents)
+        h_T = scoring(tokens_T, lengths_D)
+        return tokens_T, lengths_D, self.patching.by_entropies(h_T, tokens_T, lengths_D)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The text that the model writes after each prompt, up to the first stop string."""
-        results = []
-        for batch in self._batches(requests, "generating"):
-            # Requests of a task share their settings: neighbours are generated together.
-            for _, alike in groupby(batch, key=lambda request: str(request.args[1])):
-                group = list(alike)
-                settings = normalize_gen_kwargs(group[0].args[1])
+        prompts = [_encoded(request, request.args[0]) for request in requests]
+        results = [""] * len(requests)
+        with metered(Console(stderr=True), "generating", sum(map(len, prompts))) as report:
+            for numbers, settings in self._alike(requests, prompts):
                 texts = generate(
                     self.blt,
                     self.patching.entropy_model,
-                    [request.args[0].encode() for request in group],
+                    [prompts[number] for number in numbers],
                     patcher=self.patching.patcher,
                     max_new_bytes=settings["max_gen_toks"] * BYTES_PER_TOKEN,
                     temperature=settings["temperature"],
@@ -158,28 +197,69 @@ class HarnessBLT(LM):
                     seed=self._next_seed,
                     reset_at_newline=self.patching.reset_at_newline,
                 )
-                self._next_seed += len(group)
-                for request, text in zip(group, texts, strict=True):
-                    result = text.decode(errors="replace")
-                    self.cache_hook.add_partial("generate_until", request.args, result)
-                    results.append(result)
+                self._next_seed += len(numbers)
+                for number, text in zip(numbers, texts, strict=True):
+                    results[number] = text.decode(errors="replace")
+                    args = requests[number].args
+                    self.cache_hook.add_partial("generate_until", args, results[number])
+                report(sum(len(prompts[number]) for number in numbers))
         return results
 
-    def _predict(self, texts: Sequence[bytes], context: int | None) -> Iterator[Predictions]:
-        """The predictions of each byte of each text."""
-        tokens_T, lengths_D = encode_documents(texts)
-        patch_lengths_P = self.patching(tokens_T, lengths_D)
-        said = predict(self.blt, tokens_T, lengths_D, patch_lengths_P, context)
-        for end, length in zip(lengths_D.cumsum(), lengths_D, strict=True):
-            of_text = slice(end - length + 1, end - 1)
-            yield Predictions(said.nats_T[of_text], said.greedy_T[of_text])
+    def _alike(
+        self, requests: list[Instance], prompts: Sequence[bytes]
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Batches of requests with the same settings, the longest prompts first: prompts of a batch
+        then have about one length, and memory that does not suffice is found out at once."""
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(str(request.args[1]), []).append(number)
+        for numbers in groups.values():
+            settings = dict(normalize_gen_kwargs(requests[numbers[0]].args[1]))
+            numbers.sort(key=lambda number: -len(prompts[number]))
+            for start in range(0, len(numbers), self.batch_size):
+                yield numbers[start : start + self.batch_size], settings
 
-    def _batches(self, requests: list[Instance], doing: str) -> Iterator[list[Instance]]:
-        sizes = [len(request.args[0].encode()) for request in requests]
-        with metered(Console(stderr=True), doing, sum(sizes)) as report:
-            for start in range(0, len(requests), self.batch_size):
-                yield requests[start : start + self.batch_size]
-                report(sum(sizes[start : start + self.batch_size]))
+
+def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:
+    """Requests in their order with their texts, as many at a time as have about BATCH_BYTES, or
+    REPEATED_BYTES where requests that follow one another have the same context."""
+    batch: list[tuple[Instance, tuple[bytes, ...]]] = []
+    size, repeated, before = 0, 0, b""
+    for request in requests:
+        texts = tuple(_encoded(request, text) for text in request.args)
+        batch.append((request, texts))
+        size += sum(map(len, texts))
+        repeated += len(before) if texts[0] == before else 0
+        before = texts[0]
+        if size >= REPEATED_BYTES or size - repeated >= BATCH_BYTES:
+            yield batch
+            batch, size, repeated = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _log_probability(request: Instance, nats_T: np.ndarray) -> float:
+    nats = float(nats_T.sum(dtype=np.float64))
+    if not isfinite(nats):
+        raise PipelineError(
+            f"--model: gave a probability that is not a number in {_name(request)}; its weights "
+            "are broken, or overflow in the dtype it is run in"
+        )
+    return 0.0 - nats
+
+
+def _name(request: Instance) -> str:
+    return f"document {request.doc_id} of the task {request.task_name}"
+
+
+def _encoded(request: Instance, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise PipelineError(
+            f"--harness-tasks: {_name(request)} holds half of a surrogate pair "
+            f"({text[error.start]!a}), which has no UTF-8 form; mend the task's data"
+        ) from error
 
 
 def evaluate_tasks(config: EvaluateConfig) -> dict[str, Any]:
@@ -189,7 +269,9 @@ def evaluate_tasks(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a task is not known, or a model cannot be loaded.
     """
     names = [name.strip() for name in (config.harness_tasks or "").split(",") if name.strip()]
-    tasks = load_tasks(names, TaskManager())
+    metadata = {"data": config.harness_data} if config.harness_data else None
+    manager = TaskManager(include_path=str(TASKS), metadata=metadata)
+    tasks = load_tasks(names, manager)
     model = HarnessBLT(
         config.model,
         config.entropy_model,

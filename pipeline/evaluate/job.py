@@ -19,7 +19,7 @@ from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import Batch, Problems, ShardData, TextData
-from pipeline.evaluate.likelihood import predict
+from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import (
     PatchFlags,
     Patching,
@@ -167,6 +167,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
             say=partial(print_line, console),
         )
     problems, tally = Problems(), Tally()
+    predictor = Predictor(model, config.context)
     batches = data.batches() if isinstance(data, ShardData) else data.batches(problems)
     began = time.monotonic()
     with metered(console, "scoring", data.bytes) as report:
@@ -175,13 +176,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
                 batch.patch_lengths_P = patching(batch.tokens_T, batch.lengths_D)
             if isinstance(model, EntropyModel):
                 batch.patch_lengths_P = None
-            said = predict(
-                model,
+            said = predictor(
                 batch.tokens_T,
                 batch.lengths_D,
                 batch.patch_lengths_P,
                 config.context,
-                report,
+                report=report,
             )
             first_D = batch.lengths_D.cumsum() - batch.lengths_D
             nats_D = np.add.reduceat(said.nats_T, first_D, dtype=np.float64)

@@ -50,6 +50,16 @@ class Patching:
         else:
             scorer = Scorer(self.entropy_model, self.patcher, self.reset_at_newline)
             h_T = scorer.entropies(tokens_T, lengths_D)
+        return self.by_entropies(h_T, tokens_T, lengths_D)
+
+    def by_entropies(
+        self, h_T: np.ndarray, tokens_T: np.ndarray, lengths_D: np.ndarray
+    ) -> np.ndarray:
+        """Patch lengths of documents laid end to end.
+
+        Args:
+            h_T: entropies as they would be stored: float16, nats.
+        """
         return patch_stored(self.patcher, h_T, lengths_D, tokens_T).patch_lengths_P
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gpu.measure import Run, compiled
 from model import BLT, BLT_SIZES, Patcher
 from model.tokenizer import encode_documents
-from pipeline.evaluate.likelihood import predict
+from pipeline.evaluate.likelihood import Predictor, predict
 
 FORWARD, BACKWARD = {"float32": 1e-4, "bfloat16": 0.03}, {"float32": 1e-3, "bfloat16": 0.1}
 """How far logits, and the gradient of the worst parameter, may be from the CPU's: the norm of the
@@ -97,14 +97,13 @@ def evaluation(run: Run) -> None:
     patches = patcher.patch_lengths_flat(zeros, torch.from_numpy(lengths), torch.from_numpy(tokens))
     there = copy.deepcopy(cpu).to(run.device)
     contexts = (1024, 4096)
+    predictor = Predictor(there, contexts[-1])
     for context in contexts:
-        found = predict(there, tokens, lengths, patches[0].numpy(), context)
+        found = predictor(tokens, lengths, patches[0].numpy(), context)
         if context == contexts[0]:
             expected = predict(cpu, tokens, lengths, patches[0].numpy(), context)
             away = float(np.abs(found.nats_T - expected.nats_T).max())
-    took = run.seconds(
-        lambda: predict(there, tokens, lengths, patches[0].numpy(), contexts[-1]), 1, 0
-    )
+    took = run.seconds(lambda: predictor(tokens, lengths, patches[0].numpy(), contexts[-1]), 1, 0)
     run.record(
         "evaluation in float32 against the CPU",
         aim="at most 0.001 nats per token",

@@ -54,6 +54,7 @@ STEPS = (
     Step("training.blt_1b", 170),
     Step("generation.generation", 110),
     Step("blt.evaluation", 60),
+    Step("evaluation.speed", 130),
     Step("training.entropy_100m", 100),
     Step("training.blt_1b_float8", 110),
     Step("scoring.second_process", 60, timed=False),

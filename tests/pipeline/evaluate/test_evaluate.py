@@ -9,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from support import tiny
 from support.shard_sets import rewrite
@@ -25,7 +23,7 @@ from pipeline.evaluate import likelihood
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import Batch
 from pipeline.evaluate.job import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
-from pipeline.evaluate.likelihood import cut_windows, predict
+from pipeline.evaluate.likelihood import predict
 from pipeline.evaluate.models import Patching
 
 TEXTS = [b"", "é".encode(), *(topics()[i][1].encode()[:n] for i, n in enumerate((700, 90, 1500)))]
@@ -73,32 +71,6 @@ def test_predictions_are_those_of_each_document_alone(monkeypatch, patching, cha
         assert greedy_T[1:].tolist() == (logits.argmax(-1) == torch.tensor(tokens[1:])).tolist()
 
 
-@pytest.mark.parametrize("patch_size", [4, 1])
-def test_the_shape_for_a_gpu_changes_nothing(monkeypatch, patch_size):
-    """Packs are padded to one width, and to one of a few numbers of patches."""
-    shapes = []
-
-    def recorded(tokens, patch_lengths):
-        shapes.append((*tokens.shape, patch_lengths.shape[1]))
-        return forward(tokens, patch_lengths)
-
-    model, rule = tiny.blt(), Patcher(rule="static", patch_size=patch_size)
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", recorded)
-    tokens_T, lengths_D = encode_documents(TEXTS[-1:])
-    lengths_P, _ = rule.patch_lengths_flat(torch.zeros(len(tokens_T)), torch.tensor(lengths_D))
-    starts_T = np.zeros(len(tokens_T), bool)
-    starts_T[lengths_P.cumsum(0) - lengths_P] = True
-    with torch.no_grad():
-        bare, padded, doubled = (
-            likelihood._blt_logits(model, tokens_T, starts_T, width) for width in (None, 2048, 1024)
-        )
-    torch.testing.assert_close(padded, bare, atol=2e-4, rtol=1e-4)
-    torch.testing.assert_close(doubled, padded)
-    room = {4: 512, 1: 2048}[patch_size]
-    assert shapes == [(1, len(tokens_T), len(lengths_P)), (1, 2048, room), (1, 2048, room)]
-
-
 def test_greedy_looks_at_bytes_and_eos_only(patching):
     model = tiny.blt()
     with torch.no_grad():  # the ids that never come are by far the likeliest, then EOS
@@ -109,25 +81,6 @@ def test_greedy_looks_at_bytes_and_eos_only(patching):
     # All logits are 0: the first possible id is EOS.
     assert said.greedy_T.tolist() == [True, False, False, True, True, True]
     np.testing.assert_allclose(said.nats_T[1:4], log(260), rtol=1e-6)
-
-
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(2, 20))
-@settings(max_examples=200)
-def test_windows_predict_each_token_once_with_half_a_context(sizes, context):
-    lengths_D = np.array(sizes) + 2
-    windows = cut_windows(lengths_D, context)
-    assert (np.diff(windows.lengths_W) <= 0).all()
-    seen = np.zeros(lengths_D.sum(), int)
-    first_T = np.repeat(lengths_D.cumsum() - lengths_D, lengths_D)
-    for start, length, known in zip(*windows, strict=True):
-        assert 2 <= length <= context + 1
-        assert (first_T[start : start + length] == first_T[start]).all()
-        for token in range(start + known + 1, start + length):
-            seen[token] += 1
-            # Position `start` is read as BOS: what is known is after it.
-            assert token - start - 1 >= min(context // 2, token - first_T[token] - 1)
-    starts = seen[first_T == np.arange(len(seen))]
-    assert (starts == 0).all() and seen.sum() == len(seen) - len(starts) and seen.max() == 1
 
 
 def test_windows_of_a_long_document_are_documents(patching):

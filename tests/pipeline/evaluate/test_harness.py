@@ -11,9 +11,10 @@ import pytest
 import torch
 from support import tiny
 from support.jobs import ROOT, environment
+from support.texts import topics
 
 from model import ByteTokenizer, Patcher, generate, save_blt, save_entropy_model
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 
 # Before lm-eval and datasets are imported: they read these once.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -72,6 +73,63 @@ def test_loglikelihood_is_that_of_the_continuation_given_all_before_it(model):
     assert found[4] == (0.0, True)
 
 
+def test_shared_contexts_are_read_once(model, directories):
+    """Few-shot examples, questions with several answers, answers of one letter, repeated requests:
+    in any order the numbers are those of each request alone."""
+    examples = "".join(f"Q: {row['question']} A: {row['choices'][0]}\n" for row in ROWS[:4])
+    pairs = [
+        (f"{examples}Q: {row['question']} A:", f" {answer}")
+        for row in ROWS
+        for answer in (*row["choices"], *"ABCD", "")
+    ]
+    pairs += pairs[:9]
+    random = np.random.default_rng(1)
+    pairs = [pairs[i] for i in random.permutation(len(pairs))]
+    before = model.predictor.work.tokens
+    found = model.loglikelihood(requests(*pairs))
+    for (context, answer), (value, greedy) in zip(pairs[:25], found, strict=False):
+        expected, expected_greedy = direct(context, answer)
+        assert value == pytest.approx(expected, abs=2e-3)
+        assert greedy == expected_greedy
+    assert dict(zip(pairs, found, strict=True)) == dict(zip(pairs[::-1], found[::-1], strict=True))
+    asked = sum(len((context + answer).encode()) for context, answer in pairs)
+    assert model.predictor.work.tokens - before < asked / 5
+    # Whatever their order is, to the bit.
+    assert model.loglikelihood(requests(*pairs[::-1])) == found[::-1]
+
+
+def test_batches_change_nothing(model, monkeypatch):
+    pairs = [(topics()[i][1][:60], topics()[i][1][60 : 90 + 7 * i]) for i in range(12)]
+    expected = model.loglikelihood(requests(*pairs))
+    texts = [(before + after,) for before, after in pairs]
+    rolling = model.loglikelihood_rolling(requests(*texts))
+    for size in (1, 500):
+        monkeypatch.setattr(harness, "BATCH_BYTES", size)
+        again = model.loglikelihood(requests(*pairs))
+        assert [value for value, _ in again] == pytest.approx([v for v, _ in expected], abs=1e-3)
+        assert model.loglikelihood_rolling(requests(*texts)) == pytest.approx(rolling, abs=1e-3)
+
+
+def test_broken_requests_and_models_are_named(model, monkeypatch):
+    named = {"metadata": ("task", 7, 1)}
+    for kind, arguments in (
+        ("loglikelihood", ("a\ud800", "b")),
+        ("loglikelihood_rolling", ("a\ud800",)),
+        ("generate_until", ("a\ud800", {"until": []})),
+    ):
+        request = harness.Instance(kind, {}, arguments, 0, **named)
+        with pytest.raises(PipelineError, match=r"document 7 of the task .* holds half of a"):
+            getattr(model, kind)([request])
+    broken = tiny.blt()
+    with torch.no_grad():
+        broken.local_decoder.output.weight[7] = torch.nan
+    monkeypatch.setattr(model, "predictor", harness.Predictor(broken, None))
+    for kind, arguments in (("loglikelihood", ("a", "b")), ("loglikelihood_rolling", ("ab",))):
+        request = harness.Instance(kind, {}, arguments, 0, **named)
+        with pytest.raises(PipelineError, match="not a number in document 7 of the task task"):
+            getattr(model, kind)([request])
+
+
 def test_greedy_continuations_are_recognised(model):
     weight = model.blt.local_decoder.output.weight
     kept = weight.detach().clone()
@@ -110,8 +168,9 @@ def test_generation_gets_what_the_task_asks_for(model, monkeypatch):
     monkeypatch.setattr(harness, "generate", generate)
     greedy = {"until": ["\n", ""], "do_sample": False, "max_gen_toks": 5}
     drawn = {"until": "stop", "temperature": 0.7, "top_k": 4, "top_p": 0.9, "do_sample": True}
-    asked = [("a", greedy), ("ü", greedy), ("c", drawn), ("d", greedy)]
-    assert model.generate_until(requests(*asked)) == ["-a�", "-ü�", "-c�", "-d�"]
+    asked = [("a", greedy), ("ü", greedy), ("c", drawn), ("long", greedy), ("d", greedy)]
+    texts = model.generate_until(requests(*asked))
+    assert texts == ["-a�", "-ü�", "-c�", "-long�", "-d�"]
     shared = {"patcher": model.patching.patcher, "reset_at_newline": False}
     first = {
         **shared,
@@ -121,23 +180,19 @@ def test_generation_gets_what_the_task_asks_for(model, monkeypatch):
         "top_p": None,
         "stop": ["\n"],
     }
-    assert calls == [
-        ([b"a", "ü".encode()], first),
-        (
-            [b"c"],
-            {
-                **shared,
-                "max_new_bytes": 1024,
-                "temperature": 0.7,
-                "top_k": 4,
-                "top_p": 0.9,
-                "stop": ["stop"],
-            },
-        ),
-        ([b"d"], first),
-    ]
+    second = {
+        **shared,
+        "max_new_bytes": 1024,
+        "temperature": 0.7,
+        "top_k": 4,
+        "top_p": 0.9,
+        "stop": ["stop"],
+    }
+    # Those with the same settings together, the longest first, at most three.
+    batches = [([b"long", "ü".encode(), b"a"], first), ([b"d"], first), ([b"c"], second)]
+    assert calls == batches
     # Every request has a seed of its own.
-    assert [seed - seeds[0] for seed in seeds] == [0, 2, 3]
+    assert [seed - seeds[0] for seed in seeds] == [0, 3, 4]
 
 
 def test_generation_is_greedy_text(model):

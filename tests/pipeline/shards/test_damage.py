@@ -4,20 +4,27 @@ sets of format version 1, which have no hashes.
 FLIPS=1000 in the environment makes a campaign of it.
 """
 
+import functools
 import logging
 import os
 import random
 import shutil
+import tempfile
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
+from support import tiny
 from support.shard_sets import as_version_1, real_texts, write_shards
 
+from model import save_blt
 from pipeline import open_shards
 from pipeline.errors import DamagedShardError, PipelineError
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.job import evaluate
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import export_shard, plan_export
 from pipeline.export.layouts import LAYOUTS
@@ -78,7 +85,25 @@ def export(url: Path) -> list:
     return [export_shard(shards, piece, layout, config, output).content for piece in pieces]
 
 
-READERS = (iterate, jump, train, recount, export)
+@functools.cache
+def saved_blt() -> tempfile.TemporaryDirectory:
+    directory = tempfile.TemporaryDirectory()
+    save_blt(tiny.blt(), directory.name)
+    return directory
+
+
+def score(url: Path) -> list:
+    """Evaluation, with the patches that are stored and with others."""
+    results = []
+    for threshold in (None, 4.4):
+        config = EvaluateConfig(saved_blt().name, shards=str(url), threshold=threshold)
+        result = evaluate(config, Console(quiet=True))
+        assert result.complete
+        results.append((result.total, result.sources))
+    return results
+
+
+READERS = (iterate, jump, train, recount, export, score)
 
 
 def flip(path: Path, place: int, bit: int) -> None:
