@@ -1,0 +1,254 @@
+"""The steps in which a BLT reads on, on whatever device; see :mod:`model.generation.graphs`.
+
+A piece of new tokens takes four steps:
+
+1. ``score``: the entropy model gives the entropy after each token. The host learns it, and the
+   boundary rule says which tokens end a patch.
+2. ``encode``: the local encoder turns tokens into byte states, which are kept.
+3. ``patch``, if any patch ended: the bytes of these patches are gathered from what is kept of this
+   piece and earlier ones, and go through the latent transformer. The keys and values that bytes
+   read of them are kept.
+4. ``predict``: the local decoder predicts the next bytes. Each byte reads from the latest patch that
+   has ended with it or before it.
+
+For example, "ab cde" is read as the pieces ``BOS a b`` and ``space c d e``, and the tokens BOS, b
+and d end patches. The first piece finishes the patches ``BOS`` and ``a b``; b reads from the latter
+already. The second piece finishes ``space c d``. The space and c still read from ``a b``, while d
+and e read from ``space c d``. The patch of e stays open.
+
+All rows take part in every step, whether a patch of theirs ended or not. A row without one writes
+its latent vector to the place of the next patch, which nobody reads before the patch is there.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.blt import BLT
+from model.generation.cached_blocks import CachedBlocks, add_product, rotations
+from model.generation.graphs import StepRunner
+from model.generation.incremental_entropies import CachedEntropyModel
+from model.generation.kv_cache import Ring
+from model.generation.piece import Piece
+from model.generation.sampling import allowed
+from model.layers.cross_attention import ReadFromPatches
+
+
+class BLTSteps:
+    """The steps of one batch, and all that it keeps on the device."""
+
+    def __init__(
+        self, model: BLT, piece: Piece, entropies: CachedEntropyModel | None, runner: StepRunner
+    ):
+        """
+        Args:
+            entropies: the entropy model, if it runs on the same device.
+        """
+        config, self.model, self.piece, self.entropies = model.config, model, piece, entropies
+        self._runner = runner
+        batch, longest, window = piece.batch, piece.longest, config.local_attention_window_len
+        self.encoder = CachedBlocks(model.local_encoder.layers, batch, window, longest)
+        self.latent = CachedBlocks(model.global_transformer.layers, batch, None, longest)
+        self.decoder = CachedBlocks(model.local_decoder.layers, batch, window, longest)
+        weight = model.local_decoder.output.weight.detach()
+        self._powers_GX = _powers(model).to(weight.device)
+        # n-grams reach back before the piece.
+        reach = self._powers_GX.shape[1] + longest
+        self.tokens = Ring(1, batch, reach, like=piece.tokens_BM)
+        """The last tokens of each row."""
+        pooled = len(model.local_encoder.pooled_layers)
+        self.states = Ring(pooled, batch, longest, config.dim_local, like=weight)
+        """States of the last bytes after each layer that patches gather from."""
+        shape = (1, config.dim_local)
+        if crossings := config.decoder_crossings:
+            heads = config.cross_attn_nheads
+            features = config.dim_local // heads
+            shape = (2 * crossings, config.cross_attn_k, heads, features)  # type: ignore[assignment]
+        slots = config.cross_attn_window_decoder + longest
+        self.readable = Ring(1, batch, slots, *shape, like=weight)
+        """What bytes read of the last patches: keys and values, or a vector to add."""
+        self._row_B1 = torch.arange(batch, device=weight.device)[:, None]
+        self.x_BMD = weight.new_zeros(batch, longest, config.dim_local)
+        """The encoder's last states of the piece."""
+        self.logits_BMV = torch.zeros(batch, longest, config.vocab_size, device=weight.device)
+        """Logits of the token after each token of the piece, float32."""
+
+    def listen(self, columns: int, then: Callable[[], None] | None = None) -> None:
+        """Score and encode, which need nothing of each other.
+
+        Args:
+            then: what is to be done beside the scoring when the tokens are encoded.
+        """
+        self.piece.heard_BM2[:, :columns, 0] = self.piece.tokens_BM[:, :columns]
+
+        def score() -> None:
+            if self.entropies is not None:
+                self.entropies.score(columns)
+
+        def encode() -> None:
+            self.encode(columns)
+            if then is not None:
+                then()
+
+        self._runner.side_by_side(score, encode)
+
+    def encode(self, columns: int, begin: int = 0) -> None:
+        """Run the encoder on tokens of the piece."""
+        encoder, position_BM = self.model.local_encoder, self.piece.position_BM(columns, begin)
+        tokens_BM = self.piece.tokens_BM[:, begin : begin + columns]
+        self.tokens.write(0, position_BM, tokens_BM)
+        x_TD = self._embed(tokens_BM, position_BM)
+        view = self.encoder.view(position_BM)
+        rotation = rotations(encoder.rotary, position_BM)
+        for i in range(len(self.encoder.layers)):
+            x_TD = self.encoder.run_layer(i, x_TD, rotation, view)
+            if i in encoder.pooled_layers:
+                x_BMD = x_TD.view(*position_BM.shape, -1)
+                self.states.write(i - encoder.pooled_layers.start, position_BM, x_BMD)
+        self.x_BMD[:, begin : begin + columns] = x_TD.view(*position_BM.shape, -1)
+
+    def _embed(self, tokens_BM: Tensor, position_BM: Tensor) -> Tensor:
+        """Sums of token and hash n-gram embeddings, as :meth:`model.blt.BLT.embed` makes them; all
+        hashes are computed at once."""
+        tables = self.model.encoder_hash_tok_embedding
+        of_token_TD: Tensor = self.model.local_encoder.tok_embeddings(tokens_BM.flatten())
+        if not len(tables):
+            return of_token_TD
+        back_X = torch.arange(self._powers_GX.shape[1], device=position_BM.device)
+        place_BMX = position_BM[:, :, None] - back_X
+        near_BY = self.tokens.read(0, place_BMX.flatten(1))
+        near_TX = near_BY.masked_fill(place_BMX.flatten(1) < 0, 0).view(-1, len(back_X))
+        row_TG = (near_TX[:, None] * self._powers_GX).sum(-1).remainder(tables.rows)
+        of_ngrams_TD = tables[0](row_TG[:, 0])
+        for i in range(1, len(tables)):
+            of_ngrams_TD += tables[i](row_TG[:, i])
+        return of_token_TD + of_ngrams_TD
+
+    def patch(self, patches: int, span: int) -> None:
+        """Run the patches that ended through the latent transformer.
+
+        Args:
+            patches: the most that ended in a row.
+            span: the most bytes of a row that they gather from.
+        """
+        model, piece = self.model, self.piece
+        x_NKD = self._gather(patches, span)
+        x_NG = model.global_transformer.token_embedding_projection(x_NKD.flatten(-2))
+        offset_Q = torch.arange(patches, device=x_NG.device)
+        index_BQ = piece.patches_B[:, None] + offset_Q
+        rotation = rotations(model.global_transformer.rotary, index_BQ)
+        x_NG = self.latent.run(x_NG, rotation, self.latent.view(index_BQ))
+        readable = [tensor for each in model.local_decoder.readable(x_NG) for tensor in each]
+        readable_BQ = torch.stack(readable, 1).unflatten(0, index_BQ.shape)
+        self.readable.write(0, index_BQ, readable_BQ)
+
+    def _gather(self, patches: int, span: int) -> Tensor:
+        """The vectors of patches from the states of their bytes, ``[batch * patches, k, dim]``."""
+        piece, window = self.piece, self.piece.window
+        offset_S = torch.arange(1 - span, 1, device=piece.end_B.device)
+        position_BS = piece.end_B[:, None] + offset_S
+        # Counted from the first patch that ended in the piece: the patch of each byte, and the
+        # patches after it that see it, too.
+        started_BS = (position_BS[:, :, None] >= piece.bounds_BX(patches)[:, None]).sum(-1)
+        offset_W = torch.arange(window, device=position_BS.device)
+        index_BSW = (started_BS - window)[:, :, None] + offset_W
+        exists_BSW = (index_BSW >= 0) & (index_BSW < piece.ended_B[:, None, None])
+        none = piece.batch * patches
+        index_BSW = (index_BSW + self._row_B1[:, :, None] * patches).where(exists_BSW, none)
+        states = [
+            self.states.read(part, position_BS).flatten(0, 1)
+            for part in range(len(self.states.data))
+        ]
+        return self.model.local_encoder.patches(states, index_BSW.flatten(0, 1), none)
+
+    def predict(self, columns: int, begin: int = 0) -> None:
+        """Predict what follows tokens of the piece from the patches that they know."""
+        decoder, position_BM = self.model.local_decoder, self.piece.position_BM(columns, begin)
+        x_TD = self.x_BMD[:, begin : begin + columns].flatten(0, 1).clone()
+        offset_W = torch.arange(
+            self.model.config.cross_attn_window_decoder, device=position_BM.device
+        )
+        patch_BMW = self.piece.latest_BM(columns, begin)[:, :, None] - offset_W
+        readable_TW = self.readable.read(0, patch_BMW.flatten(1)).flatten(0, 1)
+        readable_TW = readable_TW.unflatten(0, (-1, len(offset_W)))
+        mask = None
+        if len(offset_W) > 1:
+            mask = self._absent(patch_BMW.flatten(0, 1))
+        if not len(decoder.cross_attn_layers):
+            x_TD += readable_TW[:, 0, 0]
+        view = self.decoder.view(position_BM)
+        rotation = rotations(decoder.rotary, position_BM)
+        for i in range(len(self.decoder.layers)):
+            if i < len(decoder.cross_attn_layers):
+                kv = readable_TW[:, :, 2 * i : 2 * i + 2]
+                x_TD = _read(cast(ReadFromPatches, decoder.cross_attn_layers[i]), x_TD, kv, mask)
+            x_TD = self.decoder.run_layer(i, x_TD, rotation, view)
+        logits_TV = decoder.output(decoder.norm(x_TD))
+        self.logits_BMV[:, begin : begin + columns] = logits_TV.view(*position_BM.shape, -1)
+
+    def _absent(self, patch_TW: Tensor) -> Tensor:
+        """The mask of patches before the first, ``[tokens, 1, 1, window * k]``."""
+        absent_TX = (patch_TW < 0).repeat_interleave(self.model.config.cross_attn_k, 1)
+        mask_TX = self.x_BMD.new_zeros(absent_TX.shape).masked_fill_(absent_TX, -torch.inf)
+        return mask_TX[:, None, None]
+
+    def draft(self, ahead: int) -> None:
+        """Put after the first token of the piece what the local models alone would write; the
+        latest patch stays the same, whatever these tokens are."""
+        for i in range(ahead):
+            self.encode(1, i)
+            self.predict(1, i)
+            self.piece.tokens_BM[:, i + 1] = allowed(self.logits_BMV[:, i]).argmax(-1)
+
+    def repeat(self) -> None:
+        """Read the last token again, whose patch is made, and predict what follows it."""
+        self.encode(1)
+        self.predict(1)
+
+    def make_room(self, tokens: int, patches: int, span: int) -> bool:
+        """Prepare for rows of so many tokens and patches, of which the last ``span`` tokens may be
+        gathered from. Returns True if anything moved in memory."""
+        caches = [self.encoder.cache, self.decoder.cache]
+        if self.entropies is not None:
+            caches.append(self.entropies.blocks.cache)
+        moved = [cache.make_room(tokens) for cache in caches]
+        return any([*moved, self.latent.cache.make_room(patches), self.states.make_room(span)])
+
+    def take(self, row: int, other: "BLTSteps", its_row: int, tokens: int, patches: int) -> None:
+        """Go on in a row where another batch is in one of its rows, of so many tokens and patches.
+        There must be room for them."""
+        kept = [
+            (self.tokens, other.tokens, tokens),
+            (self.states, other.states, tokens),
+            (self.readable, other.readable, patches),
+            (self.encoder.cache.ring, other.encoder.cache.ring, tokens),
+            (self.decoder.cache.ring, other.decoder.cache.ring, tokens),
+            (self.latent.cache.ring, other.latent.cache.ring, patches),
+        ]
+        if self.entropies is not None and other.entropies is not None:
+            kept.append((self.entropies.blocks.cache.ring, other.entropies.blocks.cache.ring, tokens))
+        for mine, its, length in kept:
+            mine.take(row, its, its_row, length)
+
+
+def _read(layer: ReadFromPatches, x_TD: Tensor, kv_TW2KHE: Tensor, mask: Tensor | None) -> Tensor:
+    """Byte states that have read from patches, as :class:`ReadFromPatches` computes them, written
+    over ``x_TD``."""
+    q_TH1E = layer.wq(layer.cross_attn_norm_q(x_TD)).unflatten(-1, (-1, 1, layer.head_dim))
+    k_THXE, v_THXE = (x.flatten(1, 2).transpose(1, 2) for x in kv_TW2KHE.unbind(2))
+    out_TH1E = F.scaled_dot_product_attention(q_TH1E, k_THXE, v_THXE, attn_mask=mask)
+    return add_product(x_TD, out_TH1E.flatten(1), layer.wo, times=2)
+
+
+def _powers(model: BLT) -> Tensor:
+    """What a token counts in the hash of each n-gram, by how far back it is: ``[tables, longest]``
+    int64, 0 beyond the n-gram; see :func:`model.layers.hash_embedding.hash_ngrams`."""
+    ngrams = model.encoder_hash_tok_embedding.ngrams
+    powers_GX = torch.zeros(len(ngrams), max((size for size, _ in ngrams), default=0)).long()
+    for powers_X, (size, prime) in zip(powers_GX, ngrams, strict=True):
+        # The product wraps, as the hash does.
+        powers_X[:size] = torch.tensor([1] + [prime] * (size - 1)).cumprod(0).flip(0)
+    return powers_GX

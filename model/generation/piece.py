@@ -1,0 +1,83 @@
+"""The tensors that tell steps which tokens they read; they stay where they are in memory."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FIXED = 4
+"""Numbers of a row that are there once: see :attr:`Piece.segment_B` and the three after it."""
+
+
+class Piece:
+    """The next tokens of every row of a batch, at most ``longest`` of each.
+
+    A row that has fewer repeats its last one, at the same position: what a step keeps of it is
+    written twice, and is the same.
+    """
+
+    def __init__(self, batch: int, longest: int, window: int, device: torch.device):
+        """
+        Args:
+            longest: the most tokens of a row.
+            window: how many patches gather from a byte.
+        """
+        self.batch, self.longest, self.window = batch, longest, window
+        self.tokens_BM = torch.zeros(batch, longest, dtype=torch.int64, device=device)
+        """Ids of the tokens."""
+        self._starts = (FIXED, FIXED + longest, FIXED + 2 * longest)
+        width = self._starts[-1] + window + longest
+        self.numbers_BX = torch.zeros(batch, width, dtype=torch.int64, device=device)
+        """All that the host says about the rows, so that it is one copy."""
+        self.heard_BM2 = torch.zeros(batch, longest, 2, device=device)
+        """All that the host is told: each token, and the entropy after it in nats; float32."""
+
+    def numbers(
+        self, fixed: Sequence[Tensor | int], lists: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """The host's form of :attr:`numbers_BX`.
+
+        Args:
+            fixed: what is there once per row, in the order of the properties.
+            lists: positions, latest patches and bounds, ``[batch, *]``; zeros fill them up.
+        """
+        numbers_BX = torch.zeros(self.numbers_BX.shape, dtype=torch.int64)
+        for i, values_B in enumerate(fixed):
+            numbers_BX[:, i] = values_B
+        for start, values_BX in zip(self._starts, lists, strict=True):
+            numbers_BX[:, start : start + values_BX.shape[1]] = values_BX
+        return numbers_BX
+
+    @property
+    def segment_B(self) -> Tensor:
+        """Where the entropy model's context of the first token starts."""
+        return self.numbers_BX[:, 0]
+
+    @property
+    def patches_B(self) -> Tensor:
+        """Patches that ended before the piece."""
+        return self.numbers_BX[:, 1]
+
+    @property
+    def ended_B(self) -> Tensor:
+        """Patches that end in the piece."""
+        return self.numbers_BX[:, 2]
+
+    @property
+    def end_B(self) -> Tensor:
+        """Position of the last token of the last of them."""
+        return self.numbers_BX[:, 3]
+
+    def position_BM(self, columns: int, begin: int = 0) -> Tensor:
+        """Positions of tokens in their rows."""
+        return self.numbers_BX[:, self._starts[0] + begin :][:, :columns]
+
+    def latest_BM(self, columns: int, begin: int = 0) -> Tensor:
+        """Index of the latest patch that has ended with each token or before it."""
+        return self.numbers_BX[:, self._starts[1] + begin :][:, :columns]
+
+    def bounds_BX(self, patches: int) -> Tensor:
+        """Starts of the patches that may gather from a byte of the piece: ``window`` ones up to
+        that of the first patch that ends in the piece, then those of the ``patches`` after it.
+        Beyond the last patch that was started they are larger than any position."""
+        return self.numbers_BX[:, self._starts[2] :][:, : self.window + patches]
