@@ -60,7 +60,7 @@ class BLTSteps:
         self.tokens = Ring(1, batch, reach, like=piece.tokens_BM)
         """The last tokens of each row."""
         pooled = len(model.local_encoder.pooled_layers)
-        self.states = Ring(pooled, batch, longest, config.dim_local, like=weight)
+        self.states = Ring(pooled, batch, longest, config.dim_local, like=weight, grows=True)
         """States of the last bytes after each layer that patches gather from."""
         shape = (1, config.dim_local)
         if crossings := config.decoder_crossings:
@@ -99,15 +99,15 @@ class BLTSteps:
         """Run the encoder on tokens of the piece."""
         encoder, position_BM = self.model.local_encoder, self.piece.position_BM(columns, begin)
         tokens_BM = self.piece.tokens_BM[:, begin : begin + columns]
-        self.tokens.write(0, position_BM, tokens_BM)
+        self.tokens.write(0, position_BM % self.tokens.slots, tokens_BM)
         x_TD = self._embed(tokens_BM, position_BM)
         view = self.encoder.view(position_BM)
         rotation = rotations(encoder.rotary, position_BM)
+        slot_BM, first = position_BM % self.states.slots, encoder.pooled_layers.start
         for i in range(len(self.encoder.layers)):
             x_TD = self.encoder.run_layer(i, x_TD, rotation, view)
             if i in encoder.pooled_layers:
-                x_BMD = x_TD.view(*position_BM.shape, -1)
-                self.states.write(i - encoder.pooled_layers.start, position_BM, x_BMD)
+                self.states.write(i - first, slot_BM, x_TD.view(*slot_BM.shape, -1))
         self.x_BMD[:, begin : begin + columns] = x_TD.view(*position_BM.shape, -1)
 
     def _embed(self, tokens_BM: Tensor, position_BM: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class BLTSteps:
         x_NG = self.latent.run(x_NG, rotation, self.latent.view(index_BQ))
         readable = [tensor for each in model.local_decoder.readable(x_NG) for tensor in each]
         readable_BQ = torch.stack(readable, 1).unflatten(0, index_BQ.shape)
-        self.readable.write(0, index_BQ, readable_BQ)
+        self.readable.write(0, index_BQ % self.readable.slots, readable_BQ)
 
     def _gather(self, patches: int, span: int) -> Tensor:
         """The vectors of patches from the states of their bytes, ``[batch * patches, k, dim]``."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.generation.kv_cache import KeyValueCache, View
+from model.generation.kv_cache import KeyValueCache, View, keeps_shapes
 from model.layers.attention import RotaryAngles
 from model.layers.transformer import Block
 
@@ -21,7 +21,7 @@ from model.layers.transformer import Block
 def joined(*linears: nn.Linear) -> tuple[Tensor, ...]:
     """The weights of layers that read the same input; one matrix of all of them on a GPU."""
     weights = tuple(linear.weight.detach() for linear in linears)
-    return weights if weights[0].is_cpu else (torch.cat(weights),)
+    return (torch.cat(weights),) if keeps_shapes(weights[0].device) else weights
 
 
 def project(x_TD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:

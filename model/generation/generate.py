@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
+
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.generation.incremental import Incremental
@@ -30,6 +32,8 @@ from model.tokenizer import BYTE_OFFSET, EOS_ID, ByteTokenizer
 
 BATCH_SIZE = 128
 """Texts that are written at a time."""
+ADMITTED = 8
+"""The share of the rows that waits for prompts until some are read: one in so many."""
 
 
 def generate(
@@ -156,27 +160,35 @@ def _write(
     texts: Sequence["_Text"],
     seed: int,
 ) -> Iterator[list[tuple[int, bytes]]]:
-    writer = new_writer()
+    try:
+        writer = new_writer()
+        yield from _write_in_turn(writer, prompts, texts, seed)
+        writer.close()
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            "batch_size: there is no memory to write so many texts of this length at a time; give "
+            "a smaller one"
+        ) from error
+
+
+def _write_in_turn(
+    writer: Writer, prompts: Sequence[list[int]], texts: Sequence["_Text"], seed: int
+) -> Iterator[list[tuple[int, bytes]]]:
     waiting = deque(range(len(prompts)))
     # The prompt that each row writes on; None where there is room for the next.
-    of_row: list[int | None] = [None] * writer.state.piece.batch
-    while True:
+    of_row: list[int | None] = [None] * writer.rows
+    while waiting or any(index is not None for index in of_row):
         free = [row for row, index in enumerate(of_row) if index is None]
-        # To read a prompt halts all rows: some begin together.
-        if waiting and len(free) >= max(len(of_row) // 8, 1):
+        # All rows halt while prompts are read: some prompts begin together.
+        if waiting and len(free) >= max(len(of_row) // ADMITTED, 1):
             begun = {row: waiting.popleft() for row in free[: len(waiting)]}
-            writer.admit(
-                {row: prompts[index] for row, index in begun.items()},
-                {row: seed + index for row, index in begun.items()},
-            )
             for row, index in begun.items():
                 of_row[row] = index
-        if not any(index is not None for index in of_row):
-            return
+            seeds = {row: seed + index for row, index in begun.items()}
+            writer.admit({row: prompts[index] for row, index in begun.items()}, seeds)
         pieces = []
         for row, tokens in enumerate(writer.write()):
-            index = of_row[row]
-            if index is not None:
+            if (index := of_row[row]) is not None:
                 pieces.append((index, texts[index].take(tokens)))
                 if texts[index].done:
                     of_row[row] = None

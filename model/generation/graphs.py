@@ -29,9 +29,14 @@ class StepRunner:
                 self._pool = torch.cuda.graph_pool_handle()
                 self._beside = torch.cuda.Stream()
 
+    @property
+    def records(self) -> bool:
+        """True if steps are run as graphs."""
+        return self.device.type == "cuda"
+
     def run(self, step: Callable[..., None], *sizes: int) -> None:
         """Run ``step(*sizes)``; on a GPU it is recorded the first time."""
-        if self.device.type != "cuda":
+        if not self.records:
             step(*sizes)
             return
         with torch.cuda.device(self.device):

@@ -240,6 +240,7 @@ class Incremental:
         lengths = self.lengths
         self._before, self._position_BM = lengths, (lengths.read_B - 1).clamp(min=0)[:, None]
         self._bounds_BX, self._segment_B = lengths.start_BW, lengths.segment_B
+        self._make_room(lengths.read_B[:, None], 0)
         self._tell(lengths.patches_B[:, None] - 1)
         self.runner.put(self.piece.tokens_BM[:, 0], lengths.token_B)
 

@@ -20,12 +20,29 @@ PIECE = 256
 """The most tokens of a row that are read at a time."""
 MULTIPLE = 16
 """Slots of attention come in multiples of this: fused kernels want masks of such widths."""
+FIRST_SLOTS = 256
+"""Slots of rings that grow, at first and on a GPU, where graphs are recorded again when one grows."""
+
+
+def keeps_shapes(device: torch.device) -> bool:
+    """True where steps are recorded as graphs, so that it pays to let them keep their shapes: on
+    anything but a CPU."""
+    return device.type != "cpu"
 
 
 class Ring:
     """Values by position, ``[parts, batch, slots, ...]``, zeros at first."""
 
-    def __init__(self, parts: int, batch: int, slots: int, *shape: int, like: Tensor):
+    def __init__(
+        self, parts: int, batch: int, slots: int, *shape: int, like: Tensor, grows: bool = False
+    ):
+        """
+        Args:
+            like: a tensor of the dtype and on the device of the values.
+            grows: more slots will be needed.
+        """
+        if grows and keeps_shapes(like.device):
+            slots = max(slots, FIRST_SLOTS)
         self.data = like.new_zeros(parts, batch, slots, *shape)
         self._row_B1 = torch.arange(batch, device=like.device)[:, None]
 
@@ -34,9 +51,9 @@ class Ring:
         """How many positions there is room for."""
         return self.data.shape[2]
 
-    def write(self, part: int, position_BM: Tensor, values_BM: Tensor) -> None:
-        """Put values at positions of each row."""
-        self.data[part][self._row_B1, position_BM % self.slots] = values_BM
+    def write(self, part: int, slot_BM: Tensor, values_BM: Tensor) -> None:
+        """Put values into slots of each row: ``position % slots``."""
+        self.data[part][self._row_B1, slot_BM] = values_BM
 
     def read(self, part: int, position_BM: Tensor) -> Tensor:
         """The values at positions of each row; those of other positions are anything."""
@@ -66,7 +83,8 @@ class Ring:
 class View:
     """What the tokens of one step see of a cache; made once for all layers."""
 
-    position_BM: Tensor
+    slot_BM: Tensor
+    """The slots that keep the tokens."""
     mask_B1MR: Tensor
     """Minus infinity where a slot is not seen, else 0."""
 
@@ -99,15 +117,16 @@ class KeyValueCache:
         self.window, self.heads = window, heads
         slots = window + longest - 1 if window else longest
         slots += -slots % MULTIPLE
-        self.ring = Ring(n_layers, batch, slots, 2 * heads, head_dim, like=like)
-        self.used = slots
-        """Slots that steps look at: all of them on a GPU, where a step must keep its shape."""
+        shape = (2 * heads, head_dim)
+        self.ring = Ring(n_layers, batch, slots, *shape, like=like, grows=window is None)
+        self.used = self.ring.slots
+        """Slots that steps look at: all of them where steps keep their shapes."""
 
     def make_room(self, most: int) -> bool:
         """Prepare for rows of at most ``most`` tokens. Returns True if anything moved in memory."""
         moved = self.window is None and self.ring.make_room(most)
         slots = self.ring.slots
-        self.used = min(slots, most) if self.ring.data.is_cpu else slots
+        self.used = slots if keeps_shapes(self.ring.data.device) else min(slots, most)
         return moved
 
     def view(self, position_BM: Tensor, groups: int, reach_BM: Tensor | None = None) -> View:
@@ -121,8 +140,8 @@ class KeyValueCache:
         slots, window = self.ring.slots, self.window
         # A slot is so many positions behind a token, or, if that is more than the token sees,
         # holds a later position or none.
-        slot_R = torch.arange(self.used, device=position_BM.device)
-        back_BMR = (position_BM[:, :, None] - slot_R) % slots
+        all_R = torch.arange(self.used, device=position_BM.device)
+        back_BMR = (position_BM[:, :, None] - all_R) % slots
         reach_BM = position_BM if reach_BM is None else torch.minimum(position_BM, reach_BM)
         if window is not None:
             reach_BM = reach_BM.clamp(max=window - 1)
@@ -130,7 +149,7 @@ class KeyValueCache:
         mask_BMR.masked_fill_(back_BMR > reach_BM[:, :, None], -torch.inf)
         if groups > 1:
             mask_BMR = mask_BMR.repeat_interleave(groups, 1)
-        return View(position_BM, mask_BMR[:, None])
+        return View(position_BM % slots, mask_BMR[:, None])
 
     def attend(self, layer: int, q_THD: Tensor, kv_TXD: Tensor, view: View) -> Tensor:
         """Keep keys and values of new tokens, and attend to all that the tokens see.
@@ -142,8 +161,8 @@ class KeyValueCache:
         Returns:
             ``[tokens, heads * head_dim]``.
         """
-        batch, columns = view.position_BM.shape
-        self.ring.write(layer, view.position_BM, kv_TXD.unflatten(0, (batch, columns)))
+        batch, columns = view.slot_BM.shape
+        self.ring.write(layer, view.slot_BM, kv_TXD.unflatten(0, (batch, columns)))
         k_BKRD, v_BKRD = self.ring.data[layer][:, : self.used].transpose(1, 2).chunk(2, dim=1)
         # The heads that share keys stand in a column, as if they were further tokens.
         q_BMKGD = q_THD.unflatten(0, (batch, columns)).unflatten(2, (self.heads, -1))

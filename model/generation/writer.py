@@ -49,7 +49,16 @@ class Writer:
         # The host's copy: noise comes from generators of the CPU.
         self._drawn_BV = torch.ones(logits_BV.shape)
         self._generators: list[torch.Generator | None] = [None] * batch
-        self._guesses = self._runner.device.type == "cuda" and batch <= GUESSING_ROWS
+        self._guesses = self._runner.records and batch <= GUESSING_ROWS
+
+    @property
+    def rows(self) -> int:
+        """How many texts can be written at a time."""
+        return self.state.piece.batch
+
+    def close(self) -> None:
+        """Give the memory of graphs back, now rather than when their circle is collected."""
+        self._runner.forget()
 
     @torch.inference_mode()
     def admit(self, prompts: dict[int, Sequence[int]], seeds: dict[int, int]) -> None:
