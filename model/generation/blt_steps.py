@@ -229,7 +229,9 @@ class BLTSteps:
             (self.latent.cache.ring, other.latent.cache.ring, patches),
         ]
         if self.entropies is not None and other.entropies is not None:
-            kept.append((self.entropies.blocks.cache.ring, other.entropies.blocks.cache.ring, tokens))
+            kept.append(
+                (self.entropies.blocks.cache.ring, other.entropies.blocks.cache.ring, tokens)
+            )
         for mine, its, length in kept:
             mine.take(row, its, its_row, length)
 

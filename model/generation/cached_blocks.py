@@ -83,7 +83,9 @@ class CachedBlocks:
         """States after layer ``i``, ``[tokens, dim]``, written over ``x_TD``, those before it."""
         layer, turned = self.layers[i], self.heads + self.kv_heads
         block = layer.block
-        heads_TXD = project(block.attention_norm(x_TD), layer.qkv).unflatten(-1, (-1, self.head_dim))
+        heads_TXD = project(block.attention_norm(x_TD), layer.qkv).unflatten(
+            -1, (-1, self.head_dim)
+        )
         pairs = torch.view_as_complex(heads_TXD[:, :turned].float().unflatten(-1, (-1, 2)))
         # Queries and keys turn where they stand, so that keys and values remain side by side.
         heads_TXD[:, :turned].copy_(torch.view_as_real(pairs * rotation).flatten(-2))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,38 +59,41 @@ class ReadingSteps(Protocol):
 
 @dataclass
 class Lengths:
-    """What the host knows of each row; tensors on the CPU, ``[batch]`` unless stated."""
+    """What the host knows of each row; int64 and ``[batch]`` unless stated."""
 
-    read_B: Tensor
+    read_B: np.ndarray
     """Tokens that were read."""
-    patches_B: Tensor
+    patches_B: np.ndarray
     """Patches that have ended."""
-    start_BW: Tensor
+    start_BW: np.ndarray
     """Starts of the last patches that gather together, ``[batch, window]``; the last is open."""
-    segment_B: Tensor
+    segment_B: np.ndarray
     """Where the entropy model's context of the last token starts."""
-    token_B: Tensor
+    token_B: np.ndarray
     """The last token."""
-    h_B: Tensor
+    h_B: np.ndarray
     """The entropy after it, float32."""
 
     @classmethod
     def of_nothing(cls, batch: int, window: int) -> "Lengths":
         """The lengths of rows that have read nothing."""
-        zeros_B = torch.zeros(batch, dtype=torch.int64)
-        start_BW = torch.zeros(batch, window, dtype=torch.int64)
-        return cls(zeros_B, zeros_B, start_BW, zeros_B, zeros_B, torch.zeros(batch))
+        zeros_B = np.zeros(batch, np.int64)
+        start_BW = np.zeros((batch, window), np.int64)
+        return cls(zeros_B, zeros_B, start_BW, zeros_B, zeros_B, np.zeros(batch, np.float32))
 
     def put(self, row: int, other: "Lengths", its_row: int) -> None:
         """Give a row the lengths of another batch's row."""
         for field in fields(self):
-            values = getattr(self, field.name).clone()
+            values = getattr(self, field.name).copy()
             values[row] = getattr(other, field.name)[its_row]
             setattr(self, field.name, values)
 
 
 class Incremental:
-    """A batch of documents that are read on. Rows are independent of one another."""
+    """A batch of documents that are read on. Rows are independent of one another.
+
+    Lengths are numpy arrays: of so few numbers, a torch tensor takes three times as long.
+    """
 
     def __init__(self, steps: ReadingSteps, runner: StepRunner, *, reset_at_newline: bool = False):
         """
@@ -100,24 +104,27 @@ class Incremental:
         self._reset = reset_at_newline
         self.lengths = Lengths.of_nothing(self.piece.batch, self.piece.window)
         # The last piece: lengths before it, its size, its positions and what was heard of it.
-        self._before = self.lengths
-        self._counts_B, self._columns = self.lengths.read_B, 0
-        self._position_BM = self._ends_BM = self.tokens_BM = torch.zeros(0, 0).long()
-        self._h_BM = torch.zeros(0, 0)
+        self._before, self._counts_B = self.lengths, self.lengths.read_B
+        self._position_BM = self.tokens_BM = np.zeros((self.piece.batch, 0), np.int64)
+        self._h_BM = self._position_BM.astype(np.float32)
+        self._ends_BM = self._position_BM.astype(bool)
         self._bounds_BX, self._segment_B = self.lengths.start_BW, self.lengths.segment_B
+        self._row_B = np.arange(self.piece.batch)
+        self._column_M = np.arange(self.piece.longest)
+        self._offset_W = np.arange(self.piece.window)
 
     @property
-    def read_B(self) -> Tensor:
-        """Tokens that each row has read, on the CPU."""
+    def read_B(self) -> np.ndarray:
+        """Tokens that each row has read."""
         return self.lengths.read_B
 
     @torch.inference_mode()
-    def read(self, tokens_BM: Tensor, counts_B: Tensor) -> Tensor:
+    def read(self, tokens_BM: np.ndarray, counts_B: np.ndarray) -> Tensor:
         """Logits after each of the next tokens, ``[batch, piece, vocab_size]`` float32.
 
         Args:
-            tokens_BM: ids on the CPU, right-padded with any id; at most as many columns as a piece
-                may have.
+            tokens_BM: int64 ids, right-padded with any id; at most as many columns as a piece may
+                have.
             counts_B: how many tokens each row has.
 
         Raises:
@@ -127,49 +134,49 @@ class Incremental:
         if columns > self.piece.longest:
             raise ValueError(f"tokens: a piece has at most {self.piece.longest}, got {columns}")
         # A row that has fewer tokens repeats its last one.
-        last_BM = torch.minimum(torch.arange(columns), counts_B[:, None] - 1)
-        repeated_BM = tokens_BM.gather(1, last_BM.clamp(min=0))
-        repeated_BM = repeated_BM.where(last_BM >= 0, self.lengths.token_B[:, None])
-        self.runner.put(self.piece.tokens_BM[:, :columns], repeated_BM)
+        last_BM = np.minimum(self._column_M[:columns], counts_B[:, None] - 1)
+        repeated_BM = np.take_along_axis(tokens_BM, last_BM.clip(0), 1)
+        repeated_BM = np.where(last_BM >= 0, repeated_BM, self.lengths.token_B[:, None])
+        self.runner.put(self.piece.tokens_BM[:, :columns], torch.from_numpy(repeated_BM))
         self.open(counts_B, columns)
         self.runner.run_once(self.steps.listen, columns)
         self.close(graphs=False)
         self.runner.run_once(self.steps.predict, columns)
         return self.steps.logits_BMV[:, :columns].clone()
 
-    def open(self, counts_B: Tensor, columns: int) -> None:
+    def open(self, counts_B: np.ndarray, columns: int) -> None:
         """Begin a piece: tell the steps which tokens they read.
 
         Args:
             counts_B: how many tokens each row has.
             columns: the most that a row has.
         """
-        self._before, self._counts_B, self._columns = self.lengths, counts_B, columns
-        lengths = self.lengths
-        behind_BM = torch.minimum(torch.arange(columns), counts_B[:, None] - 1)
-        self._position_BM = (lengths.read_B[:, None] + behind_BM).clamp(min=0)
-        self._bounds_BX = lengths.start_BW
-        self._segment_B = lengths.segment_B
+        lengths = self._before = self.lengths
+        self._counts_B = counts_B
+        behind_BM = np.minimum(self._column_M[:columns], counts_B[:, None] - 1)
+        self._position_BM = np.maximum(lengths.read_B[:, None] + behind_BM, 0)
+        self._bounds_BX, self._segment_B = lengths.start_BW, lengths.segment_B
         if self._reset:
             after_newline_B = (lengths.token_B == NEWLINE_ID) & (counts_B > 0)
-            self._segment_B = torch.where(after_newline_B, lengths.read_B, lengths.segment_B)
-        self._make_room(self._position_BM[:, -1:] + 1, 0)
+            self._segment_B = np.where(after_newline_B, lengths.read_B, lengths.segment_B)
+        self._make_room(0)
         self._tell(lengths.patches_B[:, None] - 1)
 
-    def _tell(self, latest_BM: Tensor, ended_B: Tensor | int = 0, end_B: Tensor | int = 0) -> None:
-        lengths = self._before
-        latest_BM = latest_BM.expand(-1, self.piece.longest) if latest_BM.shape[1] == 1 else latest_BM
+    def _tell(
+        self, latest_BM: np.ndarray, ended_B: np.ndarray | int = 0, end_B: np.ndarray | int = 0
+    ) -> None:
         numbers_BX = self.piece.numbers(
-            (self._segment_B, lengths.patches_B, ended_B, end_B),
+            (self._segment_B, self._before.patches_B, ended_B, end_B),
             (self._position_BM, latest_BM, self._bounds_BX),
         )
-        self.runner.put(self.piece.numbers_BX, numbers_BX)
+        self.runner.put(self.piece.numbers_BX, torch.from_numpy(numbers_BX))
 
-    def _make_room(self, tokens_B1: Tensor, patches: int) -> None:
-        lengths = self._before
-        span = int((tokens_B1 - lengths.start_BW[:, :1]).max())
-        most = int(lengths.patches_B.max()) + patches
-        if self.steps.make_room(int(tokens_B1.max()), most, span):
+    def _make_room(self, patches: int) -> None:
+        """Prepare for the piece, in which at most so many patches of a row end."""
+        before, after_B = self._before, self._position_BM[:, -1] + 1
+        span = int((after_B - before.start_BW[:, 0]).max())
+        most = int(before.patches_B.max()) + patches
+        if self.steps.make_room(int(after_B.max()), most, span):
             self.runner.forget()
 
     def close(self, *, graphs: bool = True) -> bool:
@@ -182,79 +189,79 @@ class Incremental:
         Returns:
             True if any patch ended: a prediction without it would be wrong.
         """
-        heard_BM2 = self.runner.fetch(self.piece.heard_BM2[:, : self._columns])
-        self.tokens_BM, self._h_BM = heard_BM2[:, :, 0].long(), heard_BM2[:, :, 1]
-        self._ends_BM = self._patch_ends() & (torch.arange(self._columns) < self._counts_B[:, None])
+        columns = self._position_BM.shape[1]
+        heard_BM2 = self.runner.fetch(self.piece.heard_BM2[:, :columns]).numpy()
+        self.tokens_BM, self._h_BM = heard_BM2[:, :, 0].astype(np.int64), heard_BM2[:, :, 1]
+        inside_BM = self._column_M[:columns] < self._counts_B[:, None]
+        self._ends_BM = self._patch_ends() & inside_BM
         any_ended = bool(self._ends_BM.any())
         if any_ended:
-            self._make_patches(graphs)
+            self._make_patches(graphs and self.runner.records)
         self.keep(self._counts_B)
         return any_ended
 
-    def _patch_ends(self) -> Tensor:
+    def _patch_ends(self) -> np.ndarray:
         """Mark each token of the piece that ends a patch."""
-        return torch.zeros_like(self.tokens_BM, dtype=torch.bool)
+        return np.zeros(self.tokens_BM.shape, bool)
 
     def _make_patches(self, graphs: bool) -> None:
-        ends_BM, lengths = self._ends_BM, self._before
+        ends_BM, before, position_BM = self._ends_BM, self._before, self._position_BM
         so_far_BM = ends_BM.cumsum(1)
         ended_B = so_far_BM[:, -1]
         patches = int(ended_B.max())
         if graphs:  # shapes that come again
             patches = min(_power_of_2(patches), self.piece.longest)
-        row_X, column_X = ends_BM.nonzero(as_tuple=True)
-        after_BX = torch.full((len(ends_BM), patches), LATER)
-        after_BX[row_X, so_far_BM[row_X, column_X] - 1] = self._position_BM[row_X, column_X] + 1
-        self._bounds_BX = torch.cat([lengths.start_BW, after_BX], 1)
-        end_B = torch.where(ends_BM, self._position_BM, 0).amax(1)
-        span = int((end_B + 1 - lengths.start_BW[:, 0]).where(ended_B > 0, 1).max())
+        row_X, column_X = ends_BM.nonzero()
+        after_BX = np.full((len(ends_BM), patches), LATER)
+        after_BX[row_X, so_far_BM[row_X, column_X] - 1] = position_BM[row_X, column_X] + 1
+        self._bounds_BX = np.concatenate([before.start_BW, after_BX], 1)
+        end_B = (ends_BM * position_BM).max(1)
+        span = int(((end_B + 1 - before.start_BW[:, 0]) * (ended_B > 0)).max())
         if graphs:
             span = max(_power_of_2(span), SPAN)
-        self._make_room(self._position_BM[:, -1:] + 1, patches)
-        self._tell(lengths.patches_B[:, None] + so_far_BM - 1, ended_B, end_B)
+        self._make_room(patches)
+        self._tell(before.patches_B[:, None] + so_far_BM - 1, ended_B, end_B)
         run = self.runner.run if graphs else self.runner.run_once
         run(self.steps.patch, patches, span)
 
-    def keep(self, kept_B: Tensor) -> None:
+    def keep(self, kept_B: np.ndarray) -> None:
         """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
-        before, stays_BM = self._before, torch.arange(self._columns) < kept_B[:, None]
-        ended_B = (self._ends_BM & stays_BM).sum(1)
-        window_BW = ended_B[:, None] + torch.arange(self.piece.window)
-        last_B1, some_B = (kept_B - 1).clamp(min=0)[:, None], kept_B > 0
+        before, columns = self._before, self._position_BM.shape[1]
+        ended_B = (self._ends_BM & (self._column_M[:columns] < kept_B[:, None])).sum(1)
+        last_B, some_B = np.maximum(kept_B - 1, 0), kept_B > 0
         segment_B = before.segment_B
         if self._reset:
-            newline_BM = (self.tokens_BM == NEWLINE_ID) & (torch.arange(self._columns) < last_B1)
-            after_B = torch.where(newline_BM, self._position_BM + 1, 0).amax(1)
-            segment_B = torch.maximum(self._segment_B, after_B).where(some_B, segment_B)
+            newline_BM = self.tokens_BM == NEWLINE_ID
+            newline_BM &= self._column_M[:columns] < last_B[:, None]
+            after_B = (newline_BM * (self._position_BM + 1)).max(1)
+            segment_B = np.where(some_B, np.maximum(self._segment_B, after_B), segment_B)
         self.lengths = Lengths(
             before.read_B + kept_B,
             before.patches_B + ended_B,
-            self._bounds_BX.gather(1, window_BW),
+            self._bounds_BX[self._row_B[:, None], ended_B[:, None] + self._offset_W],
             segment_B,
-            self.tokens_BM.gather(1, last_B1)[:, 0].where(some_B, before.token_B),
-            self._h_BM.gather(1, last_B1)[:, 0].where(some_B, before.h_B),
+            np.where(some_B, self.tokens_BM[self._row_B, last_B], before.token_B),
+            np.where(some_B, self._h_BM[self._row_B, last_B], before.h_B),
         )
 
     def recall(self) -> None:
         """Make the last token of every row the first of the piece, for ``repeat``."""
-        lengths = self.lengths
-        self._before, self._position_BM = lengths, (lengths.read_B - 1).clamp(min=0)[:, None]
+        lengths = self._before = self.lengths
+        self._position_BM = np.maximum(lengths.read_B - 1, 0)[:, None]
         self._bounds_BX, self._segment_B = lengths.start_BW, lengths.segment_B
-        self._make_room(lengths.read_B[:, None], 0)
+        self._make_room(0)
         self._tell(lengths.patches_B[:, None] - 1)
-        self.runner.put(self.piece.tokens_BM[:, 0], lengths.token_B)
+        self.runner.put(self.piece.tokens_BM[:, 0], torch.from_numpy(lengths.token_B))
 
     def take(self, row: int, other: "Incremental", its_row: int) -> None:
         """Go on in a row where another batch of the same model is in one of its rows."""
-        read, patches = (
-            int(lengths_B[its_row]) for lengths_B in (other.lengths.read_B, other.lengths.patches_B)
-        )
-        span = read - int(other.lengths.start_BW[its_row, 0])
-        longest = self.piece.longest
+        lengths, longest = other.lengths, self.piece.longest
+        read, patches = int(lengths.read_B[its_row]), int(lengths.patches_B[its_row])
+        span = read - int(lengths.start_BW[its_row, 0])
         if self.steps.make_room(read + longest, patches + longest, span + longest):
             self.runner.forget()
         self.steps.take(row, other.steps, its_row, read, patches)
-        self.lengths.put(row, other.lengths, its_row)
+        self.lengths.put(row, lengths, its_row)
 
     def drop(self, row: int) -> None:
         """Begin a row again, with nothing read."""

@@ -1,7 +1,7 @@
 """Models that read on and write: a BLT with what places its patches, or an entropy model alone."""
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel
@@ -84,21 +84,22 @@ class IncrementalBLT(Incremental):
             reset_at_newline=reset_at_newline,
         )
 
-    def _patch_ends(self) -> Tensor:
-        before = self._before
+    def _patch_ends(self) -> np.ndarray:
+        before, tokens_BM = self._before, self.tokens_BM
         if self._ngrams is not None:
-            self._h_BM = self._ngrams.read(self.tokens_BM)
-        return self.patcher.ends_in_piece(
-            torch.cat([before.h_B[:, None], self._h_BM], 1),
-            torch.cat([before.token_B[:, None], self.tokens_BM], 1),
-            before.read_B,
-            before.start_BW[:, -1],
+            self._h_BM = self._ngrams.read(torch.from_numpy(tokens_BM)).numpy()
+        ends_BM = self.patcher.ends_in_piece(
+            torch.from_numpy(np.concatenate([before.h_B[:, None], self._h_BM], 1)),
+            torch.from_numpy(np.concatenate([before.token_B[:, None], tokens_BM], 1)),
+            torch.from_numpy(before.read_B),
+            torch.from_numpy(before.start_BW[:, -1]),
         )
+        return ends_BM.numpy()
 
-    def keep(self, kept_B: Tensor) -> None:
+    def keep(self, kept_B: np.ndarray) -> None:
         super().keep(kept_B)
         if self._ngrams is not None:
-            self._ngrams.keep(kept_B)
+            self._ngrams.keep(torch.from_numpy(kept_B))
 
     def take(self, row: int, other: Incremental, its_row: int) -> None:
         super().take(row, other, its_row)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,19 +34,26 @@ class Piece:
         """All that the host is told: each token, and the entropy after it in nats; float32."""
 
     def numbers(
-        self, fixed: Sequence[Tensor | int], lists: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
+        self,
+        fixed: Sequence[np.ndarray | int],
+        lists: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> np.ndarray:
         """The host's form of :attr:`numbers_BX`.
 
         Args:
             fixed: what is there once per row, in the order of the properties.
-            lists: positions, latest patches and bounds, ``[batch, *]``; zeros fill them up.
+            lists: positions, latest patches and bounds, ``[batch, *]``, at most as many as there
+                are places. A single latest patch is that of all tokens.
         """
-        numbers_BX = torch.zeros(self.numbers_BX.shape, dtype=torch.int64)
+        numbers_BX = np.zeros(self.numbers_BX.shape, np.int64)
         for i, values_B in enumerate(fixed):
             numbers_BX[:, i] = values_B
-        for start, values_BX in zip(self._starts, lists, strict=True):
-            numbers_BX[:, start : start + values_BX.shape[1]] = values_BX
+        positions, latest, bounds = self._starts
+        position_BM, latest_BM, bounds_BX = lists
+        numbers_BX[:, positions : positions + position_BM.shape[1]] = position_BM
+        columns = self.longest if latest_BM.shape[1] == 1 else latest_BM.shape[1]
+        numbers_BX[:, latest : latest + columns] = latest_BM
+        numbers_BX[:, bounds : bounds + bounds_BX.shape[1]] = bounds_BX
         return numbers_BX
 
     @property

@@ -7,6 +7,7 @@ again if one did.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,18 +99,18 @@ class Writer:
         """The next tokens of each row; one, or with drafts at least one. Nothing in empty rows."""
         running = {row: g for row, g in enumerate(self._generators) if g is not None}
         self._draw(running)
-        writing_B = torch.tensor([g is not None for g in self._generators])
+        writing_B = np.array([g is not None for g in self._generators], np.int64)
         self._steps.piece.tokens_BM[:, 0] = self._next_B
         columns = 1 + self._ahead
         self.state.open(writing_B * columns, columns)
-        kept_B = writing_B * 1
+        kept_B = writing_B
         if self._ahead:
             assert isinstance(self._steps, BLTSteps)
             self._runner.run(self._steps.draft, self._ahead)
             self._runner.run(self._steps.listen, columns)
             self.state.close()
             self._runner.run(self._check, columns)
-            kept_B = self._runner.fetch(self._kept_B) * writing_B
+            kept_B = self._runner.fetch(self._kept_B).numpy() * writing_B
             self.state.keep(kept_B)
         elif self._guesses:
             self._runner.run(self._listen_and_guess)
@@ -156,13 +157,13 @@ def read_prompts(state: Incremental, prompts: Sequence[Sequence[int]]) -> Tensor
     Returns:
         the logits after the last token of each prompt, ``[batch, vocab_size]`` float32.
     """
-    lengths_B = torch.tensor([len(tokens) for tokens in prompts])
-    tokens_BS = torch.full((len(prompts), int(lengths_B.max())), BOE_ID)
+    lengths_B = np.array([len(tokens) for tokens in prompts])
+    tokens_BS = np.full((len(prompts), lengths_B.max()), BOE_ID)
     for row, tokens in enumerate(prompts):
-        tokens_BS[row, : len(tokens)] = torch.tensor(tokens)
+        tokens_BS[row, : len(tokens)] = tokens
     logits_BV = state.steps.logits_BMV[:, 0]
     for start in range(0, tokens_BS.shape[1], PIECE):
         piece_BM = tokens_BS[:, start : start + PIECE]
         # A row that has ended repeats its last token.
-        logits_BV = state.read(piece_BM, (lengths_B - start).clamp(0, piece_BM.shape[1]))[:, -1]
+        logits_BV = state.read(piece_BM, (lengths_B - start).clip(0, piece_BM.shape[1]))[:, -1]
     return logits_BV

@@ -1,10 +1,10 @@
 """CUDA graphs on a CPU: steps are recorded once, operator by operator, and replayed on the same
 memory.
 
-What is replayed is what a CUDA graph would repeat: the operators that ran when the step was recorded,
-with the shapes, the numbers and the places in memory of that time. Nothing of the step's Python runs
-again. So a step that depends on anything else, such as a number of the host that has changed or a
-tensor that has moved, gives another result than it should.
+What is replayed is what a CUDA graph would repeat: the operators that ran when the step was
+recorded, with the shapes, the numbers and the places in memory of that time. Nothing of the step's
+Python runs again. So a step that depends on anything else, such as a number of the host that has
+changed or a tensor that has moved, gives another result than it should.
 """
 
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from support.weights import sharpen
@@ -89,6 +90,14 @@ def text_tokens() -> Tensor:
     return tokens
 
 
+def reading(state: Incremental):
+    """The functions of a state for ``in_pieces``, which has tensors."""
+    return (
+        lambda tokens, _, counts: state.read(tokens.numpy(), counts.numpy()),
+        lambda kept: state.keep(kept.numpy()),
+    )
+
+
 def in_pieces(read, keep, tokens_BS: Tensor, seed: int) -> Tensor:
     """Read all rows to their ends in pieces of random sizes, taking some back at times."""
     draw = torch.Generator().manual_seed(seed)
@@ -122,7 +131,7 @@ def test_entropies(entropy_model, reset):
     piece = Piece(len(LENGTHS), PIECE, 1, torch.device("cpu"))
     steps = EntropyModelSteps(entropy_model, piece, reset_at_newline=reset)
     state = Incremental(steps, runner, reset_at_newline=reset)
-    logits = in_pieces(lambda t, _, counts: state.read(t, counts), state.keep, tokens, seed=2)
+    logits = in_pieces(*reading(state), tokens, seed=2)
     for row, n in enumerate(LENGTHS):
         expected = entropy_model.entropies(tokens[row : row + 1, :n], reset_at_newline=reset)
         h = entropy_of(logits[row, :n])[None]
@@ -171,7 +180,7 @@ def test_logits(blt, entropy_model, patcher):
     tokens = text_tokens()
     reset = patcher.rule == "monotonic"
     state = IncrementalBLT(blt, entropy_model, patcher, len(LENGTHS), reset_at_newline=reset)
-    logits = in_pieces(lambda t, _, counts: state.read(t, counts), state.keep, tokens, seed=4)
+    logits = in_pieces(*reading(state), tokens, seed=4)
     assert state.read_B.tolist() == list(LENGTHS)
     for row, n in enumerate(LENGTHS):
         one = tokens[row : row + 1, :n]
@@ -194,10 +203,10 @@ def test_patches_matter(blt):
 
 
 def test_what_cannot_be_read_in_pieces(entropy_model):
-    one_too_many = torch.zeros(1, PIECE + 1, dtype=torch.int64)
+    one_too_many = np.zeros((1, PIECE + 1), np.int64)
     with pytest.raises(ValueError, match=f"at most {PIECE}, got {PIECE + 1}"):
         IncrementalBLT(BLT(PLAIN), None, Patcher(rule="byte"), 1).read(
-            one_too_many, torch.tensor([PIECE + 1])
+            one_too_many, np.array([PIECE + 1])
         )
     model = BLT(BLTConfig(**{**vars(PLAIN), "patcher": None}))
     with pytest.raises(ValueError, match="entropy_model: the global rule needs one"):

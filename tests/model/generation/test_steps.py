@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.kernels import Kernels
+from support.kernels import CountingRunner, Kernels, count_per_byte
 from support.recorded_steps import RecordingRunner
 from support.weights import sharpen
 
@@ -68,7 +68,7 @@ def on_meta(batch: int, sampling: Sampling, ahead: int = 0, shape=BLT_SIZES["1b"
     with torch.device("meta"):
         blt = BLT(shape).bfloat16().to("meta")
         entropy_model = EntropyModel(EntropyModelConfig()).bfloat16().to("meta")
-    state = partial(IncrementalBLT, blt, entropy_model, Patcher(1.3), reset_at_newline=True)
+    state = partial(IncrementalBLT, blt, entropy_model, Patcher(1.0), reset_at_newline=True)
     return Writer(state, batch, sampling, ahead)
 
 
@@ -118,3 +118,17 @@ def test_a_byte_is_few_kernels_even_within_its_graphs():
         with Kernels() as kernels:
             step(*sizes)
         assert 100 < kernels.total <= most, kernels.counts
+
+
+@pytest.mark.parametrize(
+    ("batch", "sampling", "most"), [(1, Sampling(), 6), (128, Sampling(0.8), 9)], ids=str
+)
+def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
+    monkeypatch.setattr(incremental_blt, "StepRunner", CountingRunner)
+    writer = on_meta(batch, sampling)
+    writer._generators = [torch.Generator().manual_seed(row) for row in range(batch)]
+    launches, waits = count_per_byte(writer, 50)
+    assert 4 <= launches <= most and waits == 1
+    assert writer.state.read_B.tolist() == [50] * batch
+    patches_B = writer.state.lengths.patches_B
+    assert 5 < patches_B.mean() < 18
