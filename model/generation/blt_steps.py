@@ -5,11 +5,11 @@ A piece of new tokens takes four steps:
 1. ``score``: the entropy model gives the entropy after each token. The host learns it, and the
    boundary rule says which tokens end a patch.
 2. ``encode``: the local encoder turns tokens into byte states, which are kept.
-3. ``patch``, if any patch ended: the bytes of these patches are gathered from what is kept of this
+3. ``patch``, if any patch ended: these patches gather from their bytes, which are kept of this
    piece and earlier ones, and go through the latent transformer. The keys and values that bytes
    read of them are kept.
-4. ``predict``: the local decoder predicts the next bytes. Each byte reads from the latest patch that
-   has ended with it or before it.
+4. ``predict``: the local decoder predicts the next bytes. Each byte reads from the latest patch
+   that has ended with it or before it.
 
 For example, "ab cde" is read as the pieces ``BOS a b`` and ``space c d e``, and the tokens BOS, b
 and d end patches. The first piece finishes the patches ``BOS`` and ``a b``; b reads from the latter
@@ -97,7 +97,7 @@ class BLTSteps:
 
     def encode(self, columns: int, begin: int = 0) -> None:
         """Run the encoder on tokens of the piece."""
-        encoder, position_BM = self.model.local_encoder, self.piece.position_BM(columns, begin)
+        encoder, position_BM = self.model.local_encoder, self.piece.positions(columns, begin)
         tokens_BM = self.piece.tokens_BM[:, begin : begin + columns]
         self.tokens.write(0, position_BM % self.tokens.slots, tokens_BM)
         x_TD = self._embed(tokens_BM, position_BM)
@@ -125,7 +125,7 @@ class BLTSteps:
         of_ngrams_TD = tables[0](row_TG[:, 0])
         for i in range(1, len(tables)):
             of_ngrams_TD += tables[i](row_TG[:, i])
-        return of_token_TD + of_ngrams_TD
+        return of_token_TD.add_(of_ngrams_TD)
 
     def patch(self, patches: int, span: int) -> None:
         """Run the patches that ended through the latent transformer.
@@ -152,7 +152,7 @@ class BLTSteps:
         position_BS = piece.end_B[:, None] + offset_S
         # Counted from the first patch that ended in the piece: the patch of each byte, and the
         # patches after it that see it, too.
-        started_BS = (position_BS[:, :, None] >= piece.bounds_BX(patches)[:, None]).sum(-1)
+        started_BS = (position_BS[:, :, None] >= piece.bounds(patches)[:, None]).sum(-1)
         offset_W = torch.arange(window, device=position_BS.device)
         index_BSW = (started_BS - window)[:, :, None] + offset_W
         exists_BSW = (index_BSW >= 0) & (index_BSW < piece.ended_B[:, None, None])
@@ -162,16 +162,17 @@ class BLTSteps:
             self.states.read(part, position_BS).flatten(0, 1)
             for part in range(len(self.states.data))
         ]
-        return self.model.local_encoder.patches(states, index_BSW.flatten(0, 1), none)
+        vectors: Tensor = self.model.local_encoder.patches(states, index_BSW.flatten(0, 1), none)
+        return vectors
 
     def predict(self, columns: int, begin: int = 0) -> None:
         """Predict what follows tokens of the piece from the patches that they know."""
-        decoder, position_BM = self.model.local_decoder, self.piece.position_BM(columns, begin)
+        decoder, position_BM = self.model.local_decoder, self.piece.positions(columns, begin)
         x_TD = self.x_BMD[:, begin : begin + columns].flatten(0, 1).clone()
         offset_W = torch.arange(
             self.model.config.cross_attn_window_decoder, device=position_BM.device
         )
-        patch_BMW = self.piece.latest_BM(columns, begin)[:, :, None] - offset_W
+        patch_BMW = self.piece.latest(columns, begin)[:, :, None] - offset_W
         readable_TW = self.readable.read(0, patch_BMW.flatten(1)).flatten(0, 1)
         readable_TW = readable_TW.unflatten(0, (-1, len(offset_W)))
         mask = None

@@ -1,9 +1,9 @@
 """A stack of transformer blocks that reads on: new tokens only, earlier ones from a cache.
 
-The arithmetic is that of :class:`model.layers.transformer.Block`, in as few kernels as plain PyTorch
-allows, because for single tokens the number of kernels decides the speed. On a GPU matrices that
-multiply the same input are one (a copy of them); sums are part of the products (``addmm``). A block
-is 13 kernels that way, instead of 33.
+The arithmetic is that of :class:`model.layers.transformer.Block`, in as few kernels as plain
+PyTorch allows, because for single tokens the number of kernels decides the speed. On a GPU matrices
+that multiply the same input are one (a copy of them); sums are part of the products (``addmm``). A
+block is 13 kernels that way, instead of 33.
 """
 
 from dataclasses import dataclass

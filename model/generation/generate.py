@@ -182,10 +182,10 @@ def _write_in_turn(
         # All rows halt while prompts are read: some prompts begin together.
         if waiting and len(free) >= max(len(of_row) // ADMITTED, 1):
             begun = {row: waiting.popleft() for row in free[: len(waiting)]}
-            for row, index in begun.items():
-                of_row[row] = index
-            seeds = {row: seed + index for row, index in begun.items()}
-            writer.admit({row: prompts[index] for row, index in begun.items()}, seeds)
+            for row, new in begun.items():
+                of_row[row] = new
+            seeds = {row: seed + new for row, new in begun.items()}
+            writer.admit({row: prompts[new] for row, new in begun.items()}, seeds)
         pieces = []
         for row, tokens in enumerate(writer.write()):
             if (index := of_row[row]) is not None:

@@ -1,8 +1,8 @@
 """Reading documents piece by piece: the host's side, the same for every model that writes.
 
-The host knows how many tokens and patches each row has read, so that positions and lengths are never
-read back from the device. It waits for the device once per piece, to learn the tokens and their
-entropies; then the boundary rule, which runs on the host, says which tokens end a patch.
+The host knows how many tokens and patches each row has read, so that positions and lengths are
+never read back from the device. It waits for the device once per piece, to learn the tokens and
+their entropies; then the boundary rule, which runs on the host, says which tokens end a patch.
 
 Invariant: after a piece, all that is kept equals what reading the whole text at once would compute,
 so that logits do not depend on how a text is cut into pieces. To take tokens back
@@ -112,11 +112,6 @@ class Incremental:
         self._row_B = np.arange(self.piece.batch)
         self._column_M = np.arange(self.piece.longest)
         self._offset_W = np.arange(self.piece.window)
-
-    @property
-    def read_B(self) -> np.ndarray:
-        """Tokens that each row has read."""
-        return self.lengths.read_B
 
     @torch.inference_mode()
     def read(self, tokens_BM: np.ndarray, counts_B: np.ndarray) -> Tensor:

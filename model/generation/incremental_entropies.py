@@ -27,21 +27,22 @@ class CachedEntropyModel:
 
     def logits(self, columns: int) -> Tensor:
         """Logits after each token, ``[batch, columns, vocab_size]``, in the weights' dtype."""
-        model, position_BM = self.model, self.piece.position_BM(columns)
+        model, position_BM = self.model, self.piece.positions(columns)
         # Context and positions also start again after every context_length tokens.
         place_BM = (position_BM - self._segment_starts(columns)) % model.context_length
         x_TD = model.tok_embeddings(self.piece.tokens_BM[:, :columns].flatten())
         view = self.blocks.view(position_BM, place_BM)
         x_TD = self.blocks.run(x_TD, rotations(model.rotary, place_BM), view)
         logits_TV: Tensor = model.output(model.norm(x_TD))
-        return logits_TV.view(*position_BM.shape, -1)
+        logits_BMV: Tensor = logits_TV.view(*position_BM.shape, -1)
+        return logits_BMV
 
     def _segment_starts(self, columns: int) -> Tensor:
         before_B1 = self.piece.segment_B[:, None]
         if columns == 1 or not self.reset:
             return before_B1
         newline_BM = self.piece.tokens_BM[:, : columns - 1] == NEWLINE_ID
-        position_BM = self.piece.position_BM(columns)
+        position_BM = self.piece.positions(columns)
         # A newline that is repeated is not a token after itself.
         follows_BM = position_BM[:, 1:] > position_BM[:, :-1]
         start_BM = torch.where(newline_BM & follows_BM, position_BM[:, 1:], 0)

@@ -21,7 +21,7 @@ PIECE = 256
 MULTIPLE = 16
 """Slots of attention come in multiples of this: fused kernels want masks of such widths."""
 FIRST_SLOTS = 256
-"""Slots of rings that grow, at first and on a GPU, where graphs are recorded again when one grows."""
+"""Slots of rings that grow, at first and on a GPU: when one grows, graphs are recorded again."""
 
 
 def keeps_shapes(device: torch.device) -> bool:
@@ -169,4 +169,5 @@ class KeyValueCache:
         q_BKXD = q_BMKGD.transpose(1, 2).flatten(2, 3)
         out_BKXD = F.scaled_dot_product_attention(q_BKXD, k_BKRD, v_BKRD, attn_mask=view.mask_B1MR)
         out_BMKGD = out_BKXD.unflatten(2, (columns, -1)).transpose(1, 2)
-        return out_BMKGD.flatten(0, 1).flatten(1)
+        attended_TD: Tensor = out_BMKGD.flatten(0, 1).flatten(1)
+        return attended_TD

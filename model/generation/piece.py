@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 FIXED = 4
-"""Numbers of a row that are there once: see :attr:`Piece.segment_B` and the three after it."""
+"""Numbers of a row that are there once: see :attr:`Piece.segment_B`."""
 
 
 class Piece:
@@ -30,6 +30,9 @@ class Piece:
         width = self._starts[-1] + window + longest
         self.numbers_BX = torch.zeros(batch, width, dtype=torch.int64, device=device)
         """All that the host says about the rows, so that it is one copy."""
+        self.segment_B, self.patches_B, self.ended_B, self.end_B = self.numbers_BX[:, :FIXED].T
+        """Where the entropy model's context of the first token starts; patches that ended before
+        the piece, and in it; position of the last token of the last of them."""
         self.heard_BM2 = torch.zeros(batch, longest, 2, device=device)
         """All that the host is told: each token, and the entropy after it in nats; float32."""
 
@@ -41,7 +44,7 @@ class Piece:
         """The host's form of :attr:`numbers_BX`.
 
         Args:
-            fixed: what is there once per row, in the order of the properties.
+            fixed: what is there once per row, in the order of :attr:`segment_B`.
             lists: positions, latest patches and bounds, ``[batch, *]``, at most as many as there
                 are places. A single latest patch is that of all tokens.
         """
@@ -56,36 +59,20 @@ class Piece:
         numbers_BX[:, bounds : bounds + bounds_BX.shape[1]] = bounds_BX
         return numbers_BX
 
-    @property
-    def segment_B(self) -> Tensor:
-        """Where the entropy model's context of the first token starts."""
-        return self.numbers_BX[:, 0]
+    def positions(self, columns: int, begin: int = 0) -> Tensor:
+        """Positions of tokens in their rows, ``[batch, columns]``."""
+        return self._list(0, begin, columns)
 
-    @property
-    def patches_B(self) -> Tensor:
-        """Patches that ended before the piece."""
-        return self.numbers_BX[:, 1]
-
-    @property
-    def ended_B(self) -> Tensor:
-        """Patches that end in the piece."""
-        return self.numbers_BX[:, 2]
-
-    @property
-    def end_B(self) -> Tensor:
-        """Position of the last token of the last of them."""
-        return self.numbers_BX[:, 3]
-
-    def position_BM(self, columns: int, begin: int = 0) -> Tensor:
-        """Positions of tokens in their rows."""
-        return self.numbers_BX[:, self._starts[0] + begin :][:, :columns]
-
-    def latest_BM(self, columns: int, begin: int = 0) -> Tensor:
+    def latest(self, columns: int, begin: int = 0) -> Tensor:
         """Index of the latest patch that has ended with each token or before it."""
-        return self.numbers_BX[:, self._starts[1] + begin :][:, :columns]
+        return self._list(1, begin, columns)
 
-    def bounds_BX(self, patches: int) -> Tensor:
+    def bounds(self, patches: int) -> Tensor:
         """Starts of the patches that may gather from a byte of the piece: ``window`` ones up to
         that of the first patch that ends in the piece, then those of the ``patches`` after it.
         Beyond the last patch that was started they are larger than any position."""
-        return self.numbers_BX[:, self._starts[2] :][:, : self.window + patches]
+        return self._list(2, 0, self.window + patches)
+
+    def _list(self, which: int, begin: int, columns: int) -> Tensor:
+        first = self._starts[which] + begin
+        return self.numbers_BX[:, first : first + columns]

@@ -17,9 +17,14 @@ from model.generation.graphs import StepRunner
 from model.generation.writer import Writer
 from support.recorded_steps import VALUES_LEAVE
 
-VIEWS = set(
-    ["alias", "as_strided", "chunk", "detach", "expand", "expand_as", "flatten", "lift_fresh", "narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "view_as_complex", "view_as_real", "_unsafe_view"]
-)
+# fmt: off
+VIEWS = {
+    "alias", "as_strided", "chunk", "detach", "expand", "expand_as", "flatten", "lift_fresh",
+    "narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze",
+    "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "view_as_complex",
+    "view_as_real", "_unsafe_view",
+}
+# fmt: on
 
 
 class Kernels(TorchDispatchMode):

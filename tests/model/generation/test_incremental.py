@@ -181,7 +181,7 @@ def test_logits(blt, entropy_model, patcher):
     reset = patcher.rule == "monotonic"
     state = IncrementalBLT(blt, entropy_model, patcher, len(LENGTHS), reset_at_newline=reset)
     logits = in_pieces(*reading(state), tokens, seed=4)
-    assert state.read_B.tolist() == list(LENGTHS)
+    assert state.lengths.read_B.tolist() == list(LENGTHS)
     for row, n in enumerate(LENGTHS):
         one = tokens[row : row + 1, :n]
         h = entropy_model.entropies(one, reset_at_newline=reset)

@@ -1,5 +1,5 @@
-"""Steps can be CUDA graphs: recorded once and replayed they write the same bytes; they make no shape
-depend on values, wait for nothing and read no memory of the host; and they are few."""
+"""Steps can be CUDA graphs: recorded once and replayed they write the same bytes; they make no
+shape depend on values, wait for nothing and read no memory of the host; and they are few."""
 
 from dataclasses import replace
 from functools import partial
@@ -129,6 +129,6 @@ def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
     writer._generators = [torch.Generator().manual_seed(row) for row in range(batch)]
     launches, waits = count_per_byte(writer, 50)
     assert 4 <= launches <= most and waits == 1
-    assert writer.state.read_B.tolist() == [50] * batch
+    assert writer.state.lengths.read_B.tolist() == [50] * batch
     patches_B = writer.state.lengths.patches_B
     assert 5 < patches_B.mean() < 18
