@@ -20,18 +20,19 @@ All rows take part in every step, whether a patch of theirs ended or not. A row 
 its latent vector to the place of the next patch, which nobody reads before the patch is there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.blt import BLT
-from model.generation.cached_blocks import CachedBlocks, add_product, rotations
+from model.generation.cached_blocks import CachedBlocks, add_product, joined, project
+from model.generation.fused import embedded, ngram_rows
 from model.generation.graphs import StepRunner
 from model.generation.incremental_entropies import CachedEntropyModel
-from model.generation.kv_cache import Ring
+from model.generation.kv_cache import KeyValueCache, Ring
 from model.generation.piece import Piece
 from model.generation.sampling import allowed
 from model.layers.cross_attention import ReadFromPatches
@@ -66,7 +67,11 @@ class BLTSteps:
         if crossings := config.decoder_crossings:
             heads = config.cross_attn_nheads
             features = config.dim_local // heads
-            shape = (2 * crossings, config.cross_attn_k, heads, features)  # type: ignore[assignment]
+            shape = (crossings, config.cross_attn_k, 2, heads, features)  # type: ignore[assignment]
+        self._read_kv = [
+            joined(layer.wk, layer.wv)
+            for layer in cast(Iterable[ReadFromPatches], model.local_decoder.cross_attn_layers)
+        ]
         slots = config.cross_attn_window_decoder + longest
         self.readable = Ring(1, batch, slots, *shape, like=weight)
         """What bytes read of the last patches: keys and values, or a vector to add."""
@@ -102,10 +107,10 @@ class BLTSteps:
         self.tokens.write(0, position_BM % self.tokens.slots, tokens_BM)
         x_TD = self._embed(tokens_BM, position_BM)
         view = self.encoder.view(position_BM)
-        rotation = rotations(encoder.rotary, position_BM)
+        rotary_TF2 = encoder.rotary(position_BM.flatten())
         slot_BM, first = position_BM % self.states.slots, encoder.pooled_layers.start
         for i in range(len(self.encoder.layers)):
-            x_TD = self.encoder.run_layer(i, x_TD, rotation, view)
+            x_TD = self.encoder.run_layer(i, x_TD, rotary_TF2, view)
             if i in encoder.pooled_layers:
                 self.states.write(i - first, slot_BM, x_TD.view(*slot_BM.shape, -1))
         self.x_BMD[:, begin : begin + columns] = x_TD.view(*position_BM.shape, -1)
@@ -113,19 +118,17 @@ class BLTSteps:
     def _embed(self, tokens_BM: Tensor, position_BM: Tensor) -> Tensor:
         """Sums of token and hash n-gram embeddings, as :meth:`model.blt.BLT.embed` makes them; all
         hashes are computed at once."""
-        tables = self.model.encoder_hash_tok_embedding
-        of_token_TD: Tensor = self.model.local_encoder.tok_embeddings(tokens_BM.flatten())
+        tables = cast(Sequence[nn.Embedding], self.model.encoder_hash_tok_embedding)
+        tokens_T, weight = tokens_BM.flatten(), self.model.local_encoder.tok_embeddings.weight
         if not len(tables):
-            return of_token_TD
+            return F.embedding(tokens_T, weight)
         back_X = torch.arange(self._powers_GX.shape[1], device=position_BM.device)
-        place_BMX = position_BM[:, :, None] - back_X
-        near_BY = self.tokens.read(0, place_BMX.flatten(1))
-        near_TX = near_BY.masked_fill(place_BMX.flatten(1) < 0, 0).view(-1, len(back_X))
-        row_TG = (near_TX[:, None] * self._powers_GX).sum(-1).remainder(tables.rows)
-        of_ngrams_TD = tables[0](row_TG[:, 0])
-        for i in range(1, len(tables)):
-            of_ngrams_TD += tables[i](row_TG[:, i])
-        return of_token_TD.add_(of_ngrams_TD)
+        place_BX = (position_BM[:, :, None] - back_X).flatten(1)
+        near_TX, place_TX = (
+            x_BX.reshape(-1, len(back_X)) for x_BX in (self.tokens.read(0, place_BX), place_BX)
+        )
+        row_TG = ngram_rows(near_TX, place_TX, self._powers_GX, tables[0].num_embeddings)
+        return embedded(tokens_T, row_TG, weight, [each.weight for each in tables])
 
     def patch(self, patches: int, span: int) -> None:
         """Run the patches that ended through the latent transformer.
@@ -139,10 +142,9 @@ class BLTSteps:
         x_NG = model.global_transformer.token_embedding_projection(x_NKD.flatten(-2))
         offset_Q = torch.arange(patches, device=x_NG.device)
         index_BQ = piece.patches_B[:, None] + offset_Q
-        rotation = rotations(model.global_transformer.rotary, index_BQ)
-        x_NG = self.latent.run(x_NG, rotation, self.latent.view(index_BQ))
-        readable = [tensor for each in model.local_decoder.readable(x_NG) for tensor in each]
-        readable_BQ = torch.stack(readable, 1).unflatten(0, index_BQ.shape)
+        rotary_NF2 = model.global_transformer.rotary(index_BQ.flatten())
+        x_NG = self.latent.run(x_NG, rotary_NF2, self.latent.view(index_BQ))
+        readable_BQ = self._readable(x_NG).unflatten(0, index_BQ.shape)
         self.readable.write(0, index_BQ % self.readable.slots, readable_BQ)
 
     def _gather(self, patches: int, span: int) -> Tensor:
@@ -165,6 +167,23 @@ class BLTSteps:
         vectors: Tensor = self.model.local_encoder.patches(states, index_BSW.flatten(0, 1), none)
         return vectors
 
+    def _readable(self, latent_NG: Tensor) -> Tensor:
+        """What bytes read of patches, as :meth:`LocalDecoder.readable` makes it, in the form of
+        :attr:`readable`, ``[patches, ...]``."""
+        decoder = self.model.local_decoder
+        x_NKD = decoder.patch_embedding_projection(latent_NG).unflatten(-1, (decoder.k, -1))
+        if not self._read_kv:
+            return x_NKD
+        read = []
+        for layer, weights in zip(decoder.cross_attn_layers, self._read_kv, strict=True):
+            layer = cast(ReadFromPatches, layer)
+            kv_NKE = project(layer.cross_attn_norm_kv(x_NKD), weights)
+            kv_NK2HE = kv_NKE.unflatten(-1, (2, -1, layer.head_dim))
+            if layer.groups > 1:
+                kv_NK2HE = kv_NK2HE.repeat_interleave(layer.groups, -2)
+            read.append(kv_NK2HE)
+        return torch.stack(read, 1)
+
     def predict(self, columns: int, begin: int = 0) -> None:
         """Predict what follows tokens of the piece from the patches that they know."""
         decoder, position_BM = self.model.local_decoder, self.piece.positions(columns, begin)
@@ -181,12 +200,12 @@ class BLTSteps:
         if not len(decoder.cross_attn_layers):
             x_TD += readable_TW[:, 0, 0]
         view = self.decoder.view(position_BM)
-        rotation = rotations(decoder.rotary, position_BM)
+        rotary_TF2 = decoder.rotary(position_BM.flatten())
         for i in range(len(self.decoder.layers)):
             if i < len(decoder.cross_attn_layers):
-                kv = readable_TW[:, :, 2 * i : 2 * i + 2]
-                x_TD = _read(cast(ReadFromPatches, decoder.cross_attn_layers[i]), x_TD, kv, mask)
-            x_TD = self.decoder.run_layer(i, x_TD, rotation, view)
+                layer = cast(ReadFromPatches, decoder.cross_attn_layers[i])
+                x_TD = _read(layer, x_TD, readable_TW[:, :, i], mask)
+            x_TD = self.decoder.run_layer(i, x_TD, rotary_TF2, view)
         logits_TV = decoder.output(decoder.norm(x_TD))
         self.logits_BMV[:, begin : begin + columns] = logits_TV.view(*position_BM.shape, -1)
 
@@ -209,39 +228,42 @@ class BLTSteps:
         self.encode(1)
         self.predict(1)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers that shapes of all steps depend on, and that change."""
+        return tuple(cache.used for cache in self._caches())
+
+    def _caches(self) -> list[KeyValueCache]:
+        stacks = [self.latent, self.encoder, self.decoder]
+        if self.entropies is not None:
+            stacks.append(self.entropies.blocks)
+        return [stack.cache for stack in stacks]
+
     def make_room(self, tokens: int, patches: int, span: int) -> bool:
         """Prepare for rows of so many tokens and patches, of which the last ``span`` tokens may be
         gathered from. Returns True if anything moved in memory."""
-        caches = [self.encoder.cache, self.decoder.cache]
-        if self.entropies is not None:
-            caches.append(self.entropies.blocks.cache)
-        moved = [cache.make_room(tokens) for cache in caches]
-        return any([*moved, self.latent.cache.make_room(patches), self.states.make_room(span)])
+        latent, *local = self._caches()
+        moved = [cache.make_room(tokens) for cache in local]
+        return any([*moved, latent.make_room(patches), self.states.make_room(span)])
 
     def take(self, row: int, other: "BLTSteps", its_row: int, tokens: int, patches: int) -> None:
         """Go on in a row where another batch is in one of its rows, of so many tokens and patches.
         There must be room for them."""
-        kept = [
-            (self.tokens, other.tokens, tokens),
-            (self.states, other.states, tokens),
-            (self.readable, other.readable, patches),
-            (self.encoder.cache.ring, other.encoder.cache.ring, tokens),
-            (self.decoder.cache.ring, other.decoder.cache.ring, tokens),
-            (self.latent.cache.ring, other.latent.cache.ring, patches),
-        ]
-        if self.entropies is not None and other.entropies is not None:
-            kept.append(
-                (self.entropies.blocks.cache.ring, other.entropies.blocks.cache.ring, tokens)
-            )
-        for mine, its, length in kept:
+        latent, *local = zip(self._caches(), other._caches(), strict=True)
+        rings = [(mine.ring, its.ring, tokens) for mine, its in local]
+        rings.append((latent[0].ring, latent[1].ring, patches))
+        rings.append((self.tokens, other.tokens, tokens))
+        rings.append((self.states, other.states, tokens))
+        rings.append((self.readable, other.readable, patches))
+        for mine, its, length in rings:
             mine.take(row, its, its_row, length)
 
 
-def _read(layer: ReadFromPatches, x_TD: Tensor, kv_TW2KHE: Tensor, mask: Tensor | None) -> Tensor:
+def _read(layer: ReadFromPatches, x_TD: Tensor, kv_TWK2HE: Tensor, mask: Tensor | None) -> Tensor:
     """Byte states that have read from patches, as :class:`ReadFromPatches` computes them, written
     over ``x_TD``."""
     q_TH1E = layer.wq(layer.cross_attn_norm_q(x_TD)).unflatten(-1, (-1, 1, layer.head_dim))
-    k_THXE, v_THXE = (x.flatten(1, 2).transpose(1, 2) for x in kv_TW2KHE.unbind(2))
+    k_THXE, v_THXE = (x.flatten(1, 2).transpose(1, 2) for x in kv_TWK2HE.unbind(3))
     out_TH1E = F.scaled_dot_product_attention(q_TH1E, k_THXE, v_THXE, attn_mask=mask)
     return add_product(x_TD, out_TH1E.flatten(1), layer.wo, times=2)
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from model.generation.fused import fusing
+
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Not cuDNN's, which prepares a plan for each shape."""
 
@@ -22,6 +24,8 @@ class StepRunner:
 
     def __init__(self, device: torch.device):
         self.device = device
+        self.shape: tuple[int, ...] = ()
+        """Numbers that shapes of all steps depend on: for others, steps are recorded again."""
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph] = {}
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -40,7 +44,7 @@ class StepRunner:
             step(*sizes)
             return
         with torch.cuda.device(self.device):
-            key = (step, *sizes)
+            key = (step, *sizes, self.shape)
             if key not in self._graphs:
                 self._graphs[key] = self._record(step, *sizes)
             self._graphs[key].replay()
@@ -58,14 +62,13 @@ class StepRunner:
         self._graphs.clear()
 
     def _record(self, step: Callable[..., None], *sizes: int) -> torch.cuda.CUDAGraph:
-        # The libraries choose kernels and take memory of their own in the first runs.
+        # In a first run functions are compiled, and libraries choose kernels.
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
-        with sdpa_kernel(ATTENTION):
+        with sdpa_kernel(ATTENTION), fusing():
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
-                for _ in range(2):
-                    step(*sizes)
+                step(*sizes)
             current.wait_stream(aside)
             # Other threads (a training's watchdog) may use the GPU meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

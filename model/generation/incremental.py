@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.generation.graphs import StepRunner
+from model.generation.kv_cache import power_of_2
 from model.generation.piece import Piece
 from model.segments import NEWLINE_ID
 
@@ -31,6 +32,11 @@ class ReadingSteps(Protocol):
     """The steps of one model for one batch; what they keep is on the device."""
 
     piece: Piece
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers that shapes of all steps depend on, and that change."""
+
     logits_BMV: Tensor
     """Logits after each token of the piece, ``[batch, longest, vocab_size]`` float32."""
 
@@ -173,6 +179,7 @@ class Incremental:
         most = int(before.patches_B.max()) + patches
         if self.steps.make_room(int(after_B.max()), most, span):
             self.runner.forget()
+        self.runner.shape = self.steps.shape
 
     def close(self, *, graphs: bool = True) -> bool:
         """Learn the tokens of the piece and make the patches that they end; the host waits for the
@@ -205,7 +212,7 @@ class Incremental:
         ended_B = so_far_BM[:, -1]
         patches = int(ended_B.max())
         if graphs:  # shapes that come again
-            patches = min(_power_of_2(patches), self.piece.longest)
+            patches = min(power_of_2(patches), self.piece.longest)
         row_X, column_X = ends_BM.nonzero()
         after_BX = np.full((len(ends_BM), patches), LATER)
         after_BX[row_X, so_far_BM[row_X, column_X] - 1] = position_BM[row_X, column_X] + 1
@@ -213,7 +220,7 @@ class Incremental:
         end_B = (ends_BM * position_BM).max(1)
         span = int(((end_B + 1 - before.start_BW[:, 0]) * (ended_B > 0)).max())
         if graphs:
-            span = max(_power_of_2(span), SPAN)
+            span = max(power_of_2(span), SPAN)
         self._make_room(patches)
         self._tell(before.patches_B[:, None] + so_far_BM - 1, ended_B, end_B)
         run = self.runner.run if graphs else self.runner.run_once
@@ -261,8 +268,3 @@ class Incremental:
     def drop(self, row: int) -> None:
         """Begin a row again, with nothing read."""
         self.lengths.put(row, Lengths.of_nothing(1, self.piece.window), 0)
-
-
-def _power_of_2(value: int) -> int:
-    """The smallest power of 2 that is not less."""
-    return 1 << max(value - 1, 0).bit_length()

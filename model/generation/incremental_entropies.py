@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from model.entropies import batch_entropies
-from model.entropy_model import EntropyModel, entropy_of
-from model.generation.cached_blocks import CachedBlocks, rotations
+from model.entropy_model import EntropyModel
+from model.generation.cached_blocks import CachedBlocks
+from model.generation.fused import entropy
 from model.generation.piece import Piece
 from model.ngram import NGramEntropyModel
 from model.segments import NEWLINE_ID
@@ -32,10 +33,9 @@ class CachedEntropyModel:
         place_BM = (position_BM - self._segment_starts(columns)) % model.context_length
         x_TD = model.tok_embeddings(self.piece.tokens_BM[:, :columns].flatten())
         view = self.blocks.view(position_BM, place_BM)
-        x_TD = self.blocks.run(x_TD, rotations(model.rotary, place_BM), view)
+        x_TD = self.blocks.run(x_TD, model.rotary(place_BM.flatten()), view)
         logits_TV: Tensor = model.output(model.norm(x_TD))
-        logits_BMV: Tensor = logits_TV.view(*position_BM.shape, -1)
-        return logits_BMV
+        return logits_TV.view(*position_BM.shape, -1)
 
     def _segment_starts(self, columns: int) -> Tensor:
         before_B1 = self.piece.segment_B[:, None]
@@ -46,11 +46,11 @@ class CachedEntropyModel:
         # A newline that is repeated is not a token after itself.
         follows_BM = position_BM[:, 1:] > position_BM[:, :-1]
         start_BM = torch.where(newline_BM & follows_BM, position_BM[:, 1:], 0)
-        return torch.cat([before_B1, start_BM], 1).cummax(1).values
+        return torch.cummax(torch.cat([before_B1, start_BM], 1), 1)[0]
 
     def score(self, columns: int) -> None:
         """Tell the host the entropy after each token."""
-        h_T = entropy_of(self.logits(columns).flatten(0, 1))
+        h_T = entropy(self.logits(columns).flatten(0, 1))
         self.piece.heard_BM2[:, :columns, 1] = h_T.view(-1, columns)
 
 
@@ -89,6 +89,11 @@ class EntropyModelSteps:
     def repeat(self) -> None:
         """Read the last token again."""
         self.listen(1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers that shapes of all steps depend on, and that change."""
+        return (self._model.blocks.cache.used,)
 
     def make_room(self, tokens: int, patches: int, span: int) -> bool:
         """Prepare for rows of so many tokens."""

@@ -16,12 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.generation.fused import unseen
+
 PIECE = 256
 """The most tokens of a row that are read at a time."""
 MULTIPLE = 16
 """Slots of attention come in multiples of this: fused kernels want masks of such widths."""
 FIRST_SLOTS = 256
 """Slots of rings that grow, at first and on a GPU: when one grows, graphs are recorded again."""
+
+
+MANY_ROWS = 16
+LEAST_USED = 64
+
+
+def power_of_2(value: int) -> int:
+    """The smallest power of 2 that is not less."""
+    return 1 << max(value - 1, 0).bit_length()
 
 
 def keeps_shapes(device: torch.device) -> bool:
@@ -120,13 +131,19 @@ class KeyValueCache:
         shape = (2 * heads, head_dim)
         self.ring = Ring(n_layers, batch, slots, *shape, like=like, grows=window is None)
         self.used = self.ring.slots
-        """Slots that steps look at: all of them where steps keep their shapes."""
+        """Slots that steps look at. Where steps keep their shapes these are all, or, if many rows
+        make reading them slow, a power of 2."""
 
     def make_room(self, most: int) -> bool:
         """Prepare for rows of at most ``most`` tokens. Returns True if anything moved in memory."""
         moved = self.window is None and self.ring.make_room(most)
         slots = self.ring.slots
-        self.used = slots if keeps_shapes(self.ring.data.device) else min(slots, most)
+        if not keeps_shapes(self.ring.data.device):
+            self.used = min(slots, most)
+        elif self.ring.data.shape[1] >= MANY_ROWS:
+            self.used = min(slots, max(power_of_2(most), LEAST_USED))
+        else:
+            self.used = slots
         return moved
 
     def view(self, position_BM: Tensor, groups: int, reach_BM: Tensor | None = None) -> View:
@@ -135,18 +152,12 @@ class KeyValueCache:
         Args:
             position_BM: their positions; a row's tokens follow one another, or are the same.
             groups: heads of queries for each head of keys.
-            reach_BM: how far each token may look back, if not to the start of its row.
+            reach_BM: how far each token may look back; to the start of its row by default.
         """
-        slots, window = self.ring.slots, self.window
-        # A slot is so many positions behind a token, or, if that is more than the token sees,
-        # holds a later position or none.
-        all_R = torch.arange(self.used, device=position_BM.device)
-        back_BMR = (position_BM[:, :, None] - all_R) % slots
-        reach_BM = position_BM if reach_BM is None else torch.minimum(position_BM, reach_BM)
-        if window is not None:
-            reach_BM = reach_BM.clamp(max=window - 1)
-        mask_BMR = self.ring.data.new_zeros(back_BMR.shape)
-        mask_BMR.masked_fill_(back_BMR > reach_BM[:, :, None], -torch.inf)
+        slots, dtype = self.ring.slots, self.ring.data.dtype
+        reach_BM = position_BM if reach_BM is None else reach_BM
+        window = self.window or slots
+        mask_BMR = unseen(position_BM, reach_BM, window, slots, self.used, dtype)
         if groups > 1:
             mask_BMR = mask_BMR.repeat_interleave(groups, 1)
         return View(position_BM % slots, mask_BMR[:, None])

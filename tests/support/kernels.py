@@ -2,17 +2,20 @@
 device, views left out.
 
 A composite operator counts once if a GPU has one kernel for it (``rms_norm``,
-``scaled_dot_product_attention``).
+``scaled_dot_product_attention``), and so does a function of :mod:`model.generation.fused`, which is
+compiled there.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model.generation.fused import Fused
 from model.generation.graphs import StepRunner
 from model.generation.writer import Writer
 from support.recorded_steps import VALUES_LEAVE
@@ -34,6 +37,25 @@ class Kernels(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+
+    def __enter__(self) -> "Kernels":
+        super().__enter__()
+        plain, kernels = Fused.__call__, self
+
+        def counted(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            before = kernels.counts.copy()
+            result = plain(function, *args, **kwargs)
+            kernels.counts = before
+            kernels.counts[function.__name__] += 1
+            return result
+
+        self._patched = patch.object(Fused, "__call__", counted)
+        self._patched.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._patched.stop()
+        super().__exit__(*error)
 
     @property
     def total(self) -> int:
