@@ -171,7 +171,8 @@ class BLTSteps:
         """What bytes read of patches, as :meth:`LocalDecoder.readable` makes it, in the form of
         :attr:`readable`, ``[patches, ...]``."""
         decoder = self.model.local_decoder
-        x_NKD = decoder.patch_embedding_projection(latent_NG).unflatten(-1, (decoder.k, -1))
+        x_NKD: Tensor = decoder.patch_embedding_projection(latent_NG)
+        x_NKD = x_NKD.unflatten(-1, (decoder.k, -1))
         if not self._read_kv:
             return x_NKD
         read = []

@@ -27,11 +27,12 @@ class StepRunner:
         self.shape: tuple[int, ...] = ()
         """Numbers that shapes of all steps depend on: for others, steps are recorded again."""
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph] = {}
+        self._recording = False
         if device.type == "cuda":
             with torch.cuda.device(device):
+                self._stream, self._beside = torch.cuda.Stream(), torch.cuda.Stream()
                 # All graphs share it: none leaves anything there that another one reads.
                 self._pool = torch.cuda.graph_pool_handle()
-                self._beside = torch.cuda.Stream()
 
     @property
     def records(self) -> bool:
@@ -59,25 +60,35 @@ class StepRunner:
 
     def forget(self) -> None:
         """Drop the graphs: a tensor that they use has moved."""
-        self._graphs.clear()
+        if self._graphs:
+            torch.cuda.synchronize(self.device)
+            self._graphs.clear()
+            # Without graphs the pool may be gone.
+            self._pool = torch.cuda.graph_pool_handle()
 
     def _record(self, step: Callable[..., None], *sizes: int) -> torch.cuda.CUDAGraph:
-        # In a first run functions are compiled, and libraries choose kernels.
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        graph = torch.cuda.CUDAGraph()
-        with sdpa_kernel(ATTENTION), fusing():
-            aside.wait_stream(current)
-            with torch.cuda.stream(aside):
-                step(*sizes)
-            current.wait_stream(aside)
-            # Other threads (a training's watchdog) may use the GPU meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                step(*sizes)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._recording = True
+        try:
+            with sdpa_kernel(ATTENTION), fusing():
+                # In a first run functions are compiled, and libraries choose kernels and take
+                # memory of their own.
+                self._stream.wait_stream(current)
+                with torch.cuda.stream(self._stream):
+                    step(*sizes)
+                current.wait_stream(self._stream)
+                # Other threads (a training's watchdog) may use the GPU meanwhile.
+                with torch.cuda.graph(
+                    graph, self._pool, self._stream, capture_error_mode="thread_local"
+                ):
+                    step(*sizes)
+        finally:
+            self._recording = False
         return graph
 
     def side_by_side(self, one: Callable[[], None], other: Callable[[], None]) -> None:
         """Two parts of a step that need nothing of each other: branches of its graph."""
-        if self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        if not self._recording:
             one()
             other()
             return

@@ -35,7 +35,7 @@ class CachedEntropyModel:
         view = self.blocks.view(position_BM, place_BM)
         x_TD = self.blocks.run(x_TD, model.rotary(place_BM.flatten()), view)
         logits_TV: Tensor = model.output(model.norm(x_TD))
-        return logits_TV.view(*position_BM.shape, -1)
+        return logits_TV.view(*position_BM.shape, logits_TV.shape[-1])
 
     def _segment_starts(self, columns: int) -> Tensor:
         before_B1 = self.piece.segment_B[:, None]
@@ -46,7 +46,7 @@ class CachedEntropyModel:
         # A newline that is repeated is not a token after itself.
         follows_BM = position_BM[:, 1:] > position_BM[:, :-1]
         start_BM = torch.where(newline_BM & follows_BM, position_BM[:, 1:], 0)
-        return torch.cummax(torch.cat([before_B1, start_BM], 1), 1)[0]
+        return torch.cat([before_B1, start_BM], 1).cummax(1).values
 
     def score(self, columns: int) -> None:
         """Tell the host the entropy after each token."""

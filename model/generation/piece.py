@@ -30,7 +30,8 @@ class Piece:
         width = self._starts[-1] + window + longest
         self.numbers_BX = torch.zeros(batch, width, dtype=torch.int64, device=device)
         """All that the host says about the rows, so that it is one copy."""
-        self.segment_B, self.patches_B, self.ended_B, self.end_B = self.numbers_BX[:, :FIXED].T
+        fixed: tuple[Tensor, ...] = self.numbers_BX[:, :FIXED].unbind(1)
+        self.segment_B, self.patches_B, self.ended_B, self.end_B = fixed
         """Where the entropy model's context of the first token starts; patches that ended before
         the piece, and in it; position of the last token of the last of them."""
         self.heard_BM2 = torch.zeros(batch, longest, 2, device=device)
