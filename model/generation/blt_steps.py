@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from model.blt import BLT
 from model.generation.cached_blocks import CachedBlocks, add_product, joined, project
-from model.generation.fused import embedded, ngram_rows
+from model.generation.fused import embedded, ngram_rows, own_patches, ungathered
 from model.generation.graphs import StepRunner
 from model.generation.incremental_entropies import CachedEntropyModel
 from model.generation.kv_cache import KeyValueCache, Ring
 from model.generation.piece import Piece
 from model.generation.sampling import allowed
-from model.layers.cross_attention import ReadFromPatches
+from model.layers.cross_attention import CrossAttention, GatherFromBytes, ReadFromPatches
 
 
 class BLTSteps:
@@ -68,10 +68,13 @@ class BLTSteps:
             heads = config.cross_attn_nheads
             features = config.dim_local // heads
             shape = (crossings, config.cross_attn_k, 2, heads, features)  # type: ignore[assignment]
-        self._read_kv = [
-            joined(layer.wk, layer.wv)
-            for layer in cast(Iterable[ReadFromPatches], model.local_decoder.cross_attn_layers)
-        ]
+        self._gather_kv, self._read_kv = (
+            [joined(layer.wk, layer.wv) for layer in cast(Iterable[CrossAttention], layers)]
+            for layers in (
+                model.local_encoder.cross_attn_layers,
+                model.local_decoder.cross_attn_layers,
+            )
+        )
         slots = config.cross_attn_window_decoder + longest
         self.readable = Ring(1, batch, slots, *shape, like=weight)
         """What bytes read of the last patches: keys and values, or a vector to add."""
@@ -148,24 +151,31 @@ class BLTSteps:
         self.readable.write(0, index_BQ % self.readable.slots, readable_BQ)
 
     def _gather(self, patches: int, span: int) -> Tensor:
-        """The vectors of patches from the states of their bytes, ``[batch * patches, k, dim]``."""
-        piece, window = self.piece, self.piece.window
+        """The vectors of patches from the states of their bytes, ``[batch * patches, k, dim]``, as
+        :meth:`LocalEncoder.patches` makes them."""
+        encoder, piece, k = self.model.local_encoder, self.piece, self.model.local_encoder.k
         offset_S = torch.arange(1 - span, 1, device=piece.end_B.device)
         position_BS = piece.end_B[:, None] + offset_S
-        # Counted from the first patch that ended in the piece: the patch of each byte, and the
-        # patches after it that see it, too.
-        started_BS = (position_BS[:, :, None] >= piece.bounds(patches)[:, None]).sum(-1)
-        offset_W = torch.arange(window, device=position_BS.device)
-        index_BSW = (started_BS - window)[:, :, None] + offset_W
-        exists_BSW = (index_BSW >= 0) & (index_BSW < piece.ended_B[:, None, None])
-        none = piece.batch * patches
-        index_BSW = (index_BSW + self._row_B1[:, :, None] * patches).where(exists_BSW, none)
-        states = [
-            self.states.read(part, position_BS).flatten(0, 1)
-            for part in range(len(self.states.data))
-        ]
-        vectors: Tensor = self.model.local_encoder.patches(states, index_BSW.flatten(0, 1), none)
-        return vectors
+        layout = position_BS, piece.bounds(patches), piece.ended_B, piece.window
+        states = [self.states.read(part, position_BS) for part in range(len(self.states.data))]
+        own_T = own_patches(*layout, patches).flatten()
+        # One patch more takes the bytes that belong to none.
+        pooled_ND = states[0].new_zeros(piece.batch * patches + 1, states[0].shape[-1])
+        pooled_ND = pooled_ND.scatter_reduce(
+            0,
+            own_T[:, None].expand(-1, pooled_ND.shape[1]),
+            states[0].flatten(0, 1),
+            "amax",
+            include_self=False,
+        )
+        vectors_NE: Tensor = encoder.patch_embedding_projection(pooled_ND[:-1])
+        vectors_XD: Tensor = vectors_NE.unflatten(-1, (k, -1)).flatten(0, 1)
+        mask_B1XS = ungathered(*layout, patches, k, states[0].dtype)[:, None]
+        crossings = zip(self._gather_kv, encoder.cross_attn_layers, states, strict=False)
+        for weights, layer, states_BSD in crossings:
+            layer = cast(GatherFromBytes, layer)
+            vectors_XD = _gather_from(layer, weights, vectors_XD, states_BSD, mask_B1XS)
+        return vectors_XD.view(-1, k, vectors_XD.shape[-1])
 
     def _readable(self, latent_NG: Tensor) -> Tensor:
         """What bytes read of patches, as :meth:`LocalDecoder.readable` makes it, in the form of
@@ -258,6 +268,27 @@ class BLTSteps:
         rings.append((self.readable, other.readable, patches))
         for mine, its, length in rings:
             mine.take(row, its, its_row, length)
+
+
+def _gather_from(
+    layer: GatherFromBytes,
+    kv_weights: tuple[Tensor, ...],
+    x_XD: Tensor,
+    bytes_BSD: Tensor,
+    mask_B1XS: Tensor,
+) -> Tensor:
+    """The vectors of patches that have gathered from bytes, as :class:`GatherFromBytes` computes
+    them, written over ``x_XD``; the rows of the batch one after another."""
+    batch = len(bytes_BSD)
+    kv_BSE = project(layer.cross_attn_norm_kv(bytes_BSD), kv_weights)
+    kv_BSHE = kv_BSE.unflatten(-1, (-1, layer.head_dim))
+    if layer.groups > 1:
+        kv_BSHE = kv_BSHE.repeat_interleave(layer.groups, 2)
+    k_BHSE, v_BHSE = kv_BSHE.transpose(1, 2).chunk(2, 1)
+    q_XE: Tensor = layer.wq(layer.cross_attn_norm_q(x_XD))
+    q_BHXE = q_XE.view(batch, -1, k_BHSE.shape[1], layer.head_dim).transpose(1, 2)
+    out_BHXE = F.scaled_dot_product_attention(q_BHXE, k_BHSE, v_BHSE, attn_mask=mask_B1XS)
+    return add_product(x_XD, out_BHXE.transpose(1, 2).flatten(0, 1).flatten(1), layer.wo, times=2)
 
 
 def _read(layer: ReadFromPatches, x_TD: Tensor, kv_TWK2HE: Tensor, mask: Tensor | None) -> Tensor:

@@ -120,6 +120,58 @@ def embedded(tokens_T: Tensor, row_TG: Tensor, weight: Tensor, tables: list[Tens
     return F.embedding(tokens_T, weight) + of_ngrams_TD
 
 
+def _patch_of(position_BS: Tensor, bounds_BX: Tensor, window: int) -> Tensor:
+    """The patch of each byte, counted from the first that ended in the piece; those before it are
+    negative. Arguments as for :func:`own_patches`."""
+    return (position_BS[:, :, None] >= bounds_BX[:, None]).sum(-1) - window
+
+
+@fused
+def own_patches(
+    position_BS: Tensor, bounds_BX: Tensor, ended_B: Tensor, window: int, patches: int
+) -> Tensor:
+    """The index among ``batch * patches`` of the patch that a byte belongs to, if it is one that
+    ended in the piece; else ``batch * patches``.
+
+    Args:
+        position_BS: positions of bytes; there may be some before the first.
+        bounds_BX: see :meth:`model.generation.piece.Piece.bounds`.
+        ended_B: patches that ended.
+        window: how many patches gather from a byte.
+        patches: the most that ended in a row.
+    """
+    patch_BS = _patch_of(position_BS, bounds_BX, window)
+    row_B1 = torch.arange(len(ended_B), device=ended_B.device)[:, None]
+    ended_BS = (patch_BS >= 0) & (patch_BS < ended_B[:, None])
+    return (patch_BS + row_B1 * patches).where(ended_BS, len(ended_B) * patches)
+
+
+@fused
+def ungathered(
+    position_BS: Tensor,
+    bounds_BX: Tensor,
+    ended_B: Tensor,
+    window: int,
+    patches: int,
+    vectors: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The mask of bytes for patches: minus infinity where a patch does not gather from a byte, else
+    0; ``[batch, patches * vectors, bytes]``. A patch that does not exist sees all, because a
+    softmax over nothing would be no number.
+
+    Args:
+        vectors: vectors of a patch; the others as for :func:`own_patches`.
+    """
+    patch_B1S = _patch_of(position_BS, bounds_BX, window)[:, None]
+    index_X1 = torch.arange(patches * vectors, device=ended_B.device)[:, None] // vectors
+    sees_BXS = (patch_B1S <= index_X1) & (index_X1 < patch_B1S + window)
+    hidden_BXS = ~sees_BXS & (index_X1 < ended_B[:, None, None])
+    return torch.zeros(hidden_BXS.shape, dtype=dtype, device=hidden_BXS.device).masked_fill(
+        hidden_BXS, -torch.inf
+    )
+
+
 @fused
 def entropy(logits_TV: Tensor) -> Tensor:
     """See :func:`model.entropy_model.entropy_of`."""
