@@ -12,6 +12,7 @@ from support.weights import sharpen
 from model import BLT, BLT_SIZES, ByteTokenizer, EntropyModel, EntropyModelConfig, Patcher, generate
 from model.generation.generate import stream
 from model.generation.sampling import Sampling, allowed, draw_noise
+from model.generation.writer import Writer
 from model.tokenizer import BYTE_OFFSET, EOS_ID, NEXT_IDS
 
 PROMPTS = ["", "Hello world, this is", b"\xff" * 300 + b" and on", "für"]
@@ -241,3 +242,12 @@ def test_arguments_that_make_no_sense(models, options, message):
 def test_nothing_to_write(models):
     assert generate(*models, [], patcher=RULES[0]) == []
     assert generate(*models, ["a"], patcher=RULES[0], max_new_bytes=0) == [b""]
+
+
+def test_a_batch_that_is_too_large_is_told_in_a_sentence(models, monkeypatch):
+    def no_memory(*_: object):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Writer, "write", no_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="batch_size: there is no memory to write"):
+        generate(*models, ["a"], patcher=RULES[0])
