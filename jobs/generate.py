@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from rich.console import Console
 
 from model.blt import BLT
-from model.generation.generate import stream
+from model.generation.generate import BATCH_SIZE, stream
 from model.generation.sampling import Sampling
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import flag_name
@@ -61,6 +63,8 @@ class GenerateConfig:
     """Texts that end the writing; they are not part of the result."""
     seed: int = 0
     """Decides what is drawn: the same seed gives the same text."""
+    batch_size: int = BATCH_SIZE
+    """The most texts that are written at a time; a finished one makes room for the next."""
     draft_bytes: int = 0
     """Bytes that the local models write ahead before the whole model checks them; greedy only. It
     changes the speed, never the text."""
@@ -84,14 +88,18 @@ def run(config: GenerateConfig, console: Console) -> int:
     began = time.monotonic()
     try:
         if len(prompts) == 1 and not config.json:
-            texts = [_print_as_written(piece[0] for piece in pieces)]
+            texts = [_print_as_written(new for piece in pieces for _, new in piece)]
         else:
-            texts = [b"".join(parts) for parts in zip(*pieces, strict=True)] or [b""] * len(prompts)
+            texts = [b""] * len(prompts)
+            for index, new in chain.from_iterable(pieces):
+                texts[index] += new
         seconds = time.monotonic() - began
         if config.json:
             _print(json.dumps(_result(prompts, texts, seconds)) + "\n")
         elif len(prompts) > 1:
             _print("\n".join(text.decode(errors="replace") + "\n" for text in texts))
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(_flag_of(str(error))) from error
     except BrokenPipeError:  # the reader of standard output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -103,7 +111,7 @@ def run(config: GenerateConfig, console: Console) -> int:
 
 def _pieces(
     config: GenerateConfig, prompts: Sequence[bytes], console: Console
-) -> Iterator[list[bytes]]:
+) -> Iterator[list[tuple[int, bytes]]]:
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     with fetched(config.model) as directory:
         model = load_model(directory)
@@ -122,6 +130,7 @@ def _pieces(
         seed=config.seed,
         draft_bytes=config.draft_bytes,
         reset_at_newline=patching.reset_at_newline,
+        batch_size=config.batch_size,
     )
 
 

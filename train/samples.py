@@ -177,7 +177,8 @@ class Samples:
             reset_at_newline=self.reset_at_newline,
         )
         for piece in pieces:
-            texts = [text + new for text, new in zip(texts, piece, strict=True)]
+            for index, new in piece:
+                texts[index] += new
             if time.monotonic() > until:
                 logger.warning(f"samples: broken off after {self.max_seconds:.0f} s")
                 break

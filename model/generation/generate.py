@@ -8,21 +8,32 @@ one run of everything checks their draft (self-speculation). The result is the s
 drafted byte counts only if the whole model would have chosen it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel
-from model.generation.incremental_blt import IncrementalBLT
-from model.generation.incremental_entropies import IncrementalEntropyModel
+from model.generation.incremental import Incremental
+from model.generation.incremental_blt import (
+    IncrementalBLT,
+    IncrementalEntropyModel,
+    check_patching,
+)
 from model.generation.kv_cache import PIECE
-from model.generation.sampling import Sampling, allowed
+from model.generation.sampling import Sampling
+from model.generation.writer import Writer
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.tokenizer import BOE_ID, BYTE_OFFSET, EOS_ID, ByteTokenizer
+from model.tokenizer import BYTE_OFFSET, EOS_ID, ByteTokenizer
+
+BATCH_SIZE = 128
+"""Texts that are written at a time."""
+ADMITTED = 8
+"""The share of the rows that waits for prompts until some are read: one in so many."""
 
 
 def generate(
@@ -39,6 +50,7 @@ def generate(
     seed: int = 0,
     draft_bytes: int = 0,
     reset_at_newline: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> list[bytes]:
     """The text that the model writes after each prompt, up to EOS, a stop string or the limit.
 
@@ -57,6 +69,8 @@ def generate(
         draft_bytes: bytes that the local models write ahead. Greedy only, where they change the
             speed alone.
         reset_at_newline: the entropy model's context starts again after each newline.
+        batch_size: the most texts that are written at a time. A finished text makes room for the
+            next prompt; texts do not depend on one another, nor on this number.
 
     Returns:
         the new bytes of each text, without the prompt.
@@ -76,10 +90,11 @@ def generate(
         seed=seed,
         draft_bytes=draft_bytes,
         reset_at_newline=reset_at_newline,
+        batch_size=batch_size,
     )
     for piece in pieces:
-        for text, new in zip(texts, piece, strict=True):
-            text += new
+        for index, new in piece:
+            texts[index] += new
     return [bytes(text) for text in texts]
 
 
@@ -95,8 +110,10 @@ def stream(
     seed: int,
     draft_bytes: int,
     reset_at_newline: bool,
-) -> Iterator[list[bytes]]:
-    """The texts of :func:`generate` as they are written: again and again the next bytes of each.
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[list[tuple[int, bytes]]]:
+    """The texts of :func:`generate` as they are written: again and again the next bytes of those
+    that are being written, each with its prompt's index.
 
     Bytes that may be the beginning of a stop string are held back until that is known.
     """
@@ -111,94 +128,76 @@ def stream(
         raise ValueError(f"max_new_bytes: must be 0 or more, got {max_new_bytes}")
     if not 0 <= seed < 1 << 62:
         raise ValueError(f"seed: must be 0 or more and below 2**62, got {seed}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: must be 1 or more, got {batch_size}")
     stops = tuple(map(_as_bytes, stop))
     if not all(stops):
         raise ValueError("stop: an empty string would end every text")
-    state: IncrementalBLT | IncrementalEntropyModel
+    new_state: Callable[[int, int], Incremental]
     if isinstance(model, EntropyModel):
         if draft_bytes:
             raise ValueError("draft_bytes: an entropy model has no part that could write ahead")
-        state = IncrementalEntropyModel(model, len(prompts))
+        new_state = partial(IncrementalEntropyModel, model)
     else:
         patcher = patcher or model.config.patcher
         if patcher is None:
             raise ValueError("patcher: the checkpoint names no boundary rule: give one")
-        state = IncrementalBLT(
-            model, entropy_model, patcher, len(prompts), reset_at_newline=reset_at_newline
+        check_patching(model, entropy_model, patcher)
+        new_state = partial(
+            IncrementalBLT, model, entropy_model, patcher, reset_at_newline=reset_at_newline
         )
     if not prompts or not max_new_bytes:
         return iter(())
     texts = [_Text(max_new_bytes, stops) for _ in prompts]
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
     encoded = [ByteTokenizer().encode(_as_bytes(prompt), eos=False) for prompt in prompts]
-    return _write(state, encoded, texts, sampling, generators, draft_bytes)
+    batch = min(batch_size, len(prompts))
+    return _write(lambda: Writer(new_state, batch, sampling, draft_bytes), encoded, texts, seed)
 
 
 def _write(
-    state: IncrementalBLT | IncrementalEntropyModel,
+    new_writer: Callable[[], Writer],
     prompts: Sequence[list[int]],
     texts: Sequence["_Text"],
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
-    draft_bytes: int,
-) -> Iterator[list[bytes]]:
-    device = state.model.device
-    row_B = torch.arange(len(prompts), device=device)
-    next_B = sampling.choose(read_prompts(state, prompts), generators)
-    while True:
-        yield [text.take([token]) for text, token in zip(texts, next_B.tolist(), strict=True)]
-        writing_B = torch.tensor([not text.done for text in texts], device=device)
-        if not bool(writing_B.any()):
-            return
-        tokens_BM = next_B[:, None]
-        if isinstance(state, IncrementalBLT):
-            tokens_BM = _draft(state, next_B, draft_bytes)
-        logits_BMV = state.read(tokens_BM, writing_B * tokens_BM.shape[1])
-        # The first is certain; a drafted token is right if all before it lead to it.
-        right_BM = tokens_BM[:, 1:] == allowed(logits_BMV[:, :-1]).argmax(-1)
-        kept_B = (1 + right_BM.long().cumprod(1).sum(1)) * writing_B
-        state.keep(kept_B)
-        if draft_bytes:
-            rows = zip(texts, tokens_BM.tolist(), kept_B.tolist(), strict=True)
-            yield [text.take(tokens[1:count]) for text, tokens, count in rows]
-        next_B = sampling.choose(logits_BMV[row_B, (kept_B - 1).clamp(min=0)], generators)
+    seed: int,
+) -> Iterator[list[tuple[int, bytes]]]:
+    try:
+        writer = new_writer()
+        yield from _write_in_turn(writer, prompts, texts, seed)
+        writer.close()
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            "batch_size: there is no memory to write so many texts of this length at a time; give "
+            "a smaller one"
+        ) from error
+
+
+def _write_in_turn(
+    writer: Writer, prompts: Sequence[list[int]], texts: Sequence["_Text"], seed: int
+) -> Iterator[list[tuple[int, bytes]]]:
+    waiting = deque(range(len(prompts)))
+    # The prompt that each row writes on; None where there is room for the next.
+    of_row: list[int | None] = [None] * writer.rows
+    while waiting or any(index is not None for index in of_row):
+        free = [row for row, index in enumerate(of_row) if index is None]
+        # All rows halt while prompts are read: some prompts begin together.
+        if waiting and len(free) >= max(len(of_row) // ADMITTED, 1):
+            begun = {row: waiting.popleft() for row in free[: len(waiting)]}
+            for row, new in begun.items():
+                of_row[row] = new
+            seeds = {row: seed + new for row, new in begun.items()}
+            writer.admit({row: prompts[new] for row, new in begun.items()}, seeds)
+        pieces = []
+        for row, tokens in enumerate(writer.write()):
+            if (index := of_row[row]) is not None:
+                pieces.append((index, texts[index].take(tokens)))
+                if texts[index].done:
+                    of_row[row] = None
+                    writer.drop(row)
+        yield pieces
 
 
 def _as_bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
-
-
-def read_prompts(
-    state: IncrementalBLT | IncrementalEntropyModel, prompts: Sequence[list[int]]
-) -> Tensor:
-    """Read the tokens of prompts, PIECE at a time.
-
-    Returns:
-        the logits after the last token of each prompt, ``[batch, vocab_size]`` float32.
-    """
-    device = state.model.device
-    lengths_B = torch.tensor([len(tokens) for tokens in prompts], device=device)
-    tokens_BS = torch.full((len(prompts), int(lengths_B.max())), BOE_ID, device=device)
-    for row, tokens in enumerate(prompts):
-        tokens_BS[row, : len(tokens)] = torch.tensor(tokens, device=device)
-    row_B = torch.arange(len(prompts), device=device)
-    logits_BV = torch.zeros(len(prompts), state.model.config.vocab_size, device=device)
-    for start in range(0, tokens_BS.shape[1], PIECE):
-        piece_BM = tokens_BS[:, start : start + PIECE]
-        counts_B = (lengths_B - start).clamp(0, piece_BM.shape[1])
-        logits_BMV = state.read(piece_BM, counts_B)
-        last_BV = logits_BMV[row_B, (counts_B - 1).clamp(min=0)]
-        logits_BV = torch.where((counts_B > 0)[:, None], last_BV, logits_BV)
-    return logits_BV
-
-
-def _draft(state: IncrementalBLT, next_B: Tensor, ahead: int) -> Tensor:
-    """The next token of each row, which is certain, and the tokens that the local models put after
-    it, ``[batch, 1 + ahead]``."""
-    tokens = [next_B]
-    for i in range(ahead):
-        tokens.append(allowed(state.draft(tokens[-1], i)).argmax(-1))
-    return torch.stack(tokens, 1)
 
 
 @dataclass

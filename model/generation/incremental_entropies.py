@@ -1,134 +1,128 @@
-"""Entropies of documents that are read piece by piece; they equal those of whole documents.
+"""Entropies of documents that are read piece by piece; they equal those of whole documents."""
 
-So do the logits of an entropy model, which can write by itself."""
-
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from model.entropies import batch_entropies
-from model.entropy_model import EntropyModel, entropy_of
-from model.generation.kv_cache import KeyValueCache
-from model.layers.transformer import run_blocks
+from model.entropy_model import EntropyModel
+from model.generation.cached_blocks import CachedBlocks
+from model.generation.fused import entropy
+from model.generation.piece import Piece
 from model.ngram import NGramEntropyModel
 from model.segments import NEWLINE_ID
 from model.tokenizer import PAD_ID
 
 
-class IncrementalEntropies(Protocol):
-    """Reads the next pieces of a batch; the last piece can be taken back in part."""
+class CachedEntropyModel:
+    """An entropy model that reads the tokens of a :class:`Piece`, in steps of fixed shapes."""
 
-    def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
+    def __init__(self, model: EntropyModel, piece: Piece, *, reset_at_newline: bool):
+        """
+        Args:
+            reset_at_newline: context starts again after each newline.
+        """
+        self.model, self.reset, self.piece = model, reset_at_newline, piece
+        self.blocks = CachedBlocks(model.layers, piece.batch, model.config.window, piece.longest)
+
+    def logits(self, columns: int) -> Tensor:
+        """Logits after each token, ``[batch, columns, vocab_size]``, in the weights' dtype."""
+        model, position_BM = self.model, self.piece.positions(columns)
+        # Context and positions also start again after every context_length tokens.
+        place_BM = (position_BM - self._segment_starts(columns)) % model.context_length
+        x_TD = model.tok_embeddings(self.piece.tokens_BM[:, :columns].flatten())
+        view = self.blocks.view(position_BM, place_BM)
+        x_TD = self.blocks.run(x_TD, model.rotary(place_BM.flatten()), view)
+        logits_TV: Tensor = model.output(model.norm(x_TD))
+        return logits_TV.view(*position_BM.shape, logits_TV.shape[-1])
+
+    def _segment_starts(self, columns: int) -> Tensor:
+        before_B1 = self.piece.segment_B[:, None]
+        if columns == 1 or not self.reset:
+            return before_B1
+        newline_BM = self.piece.tokens_BM[:, : columns - 1] == NEWLINE_ID
+        position_BM = self.piece.positions(columns)
+        # A newline that is repeated is not a token after itself.
+        follows_BM = position_BM[:, 1:] > position_BM[:, :-1]
+        start_BM = torch.where(newline_BM & follows_BM, position_BM[:, 1:], 0)
+        return torch.cat([before_B1, start_BM], 1).cummax(1).values
+
+    def score(self, columns: int) -> None:
+        """Tell the host the entropy after each token."""
+        h_T = entropy(self.logits(columns).flatten(0, 1))
+        self.piece.heard_BM2[:, :columns, 1] = h_T.view(-1, columns)
+
+
+class EntropyModelSteps:
+    """The steps in which an entropy model reads on as a model that writes; there are no patches."""
+
+    def __init__(self, model: EntropyModel, piece: Piece, *, reset_at_newline: bool = False):
+        """
+        Args:
+            reset_at_newline: context starts again after each newline.
+        """
+        self.piece = piece
+        self._model = CachedEntropyModel(model, piece, reset_at_newline=reset_at_newline)
+        self.logits_BMV = torch.zeros(
+            piece.batch, piece.longest, model.config.vocab_size, device=model.device
+        )
+
+    def listen(self, columns: int, then: Callable[[], None] | None = None) -> None:
+        """Read tokens, and say to the host which.
+
+        Args:
+            then: what is to be done after that.
+        """
+        self.piece.heard_BM2[:, :columns, 0] = self.piece.tokens_BM[:, :columns]
+        self.logits_BMV[:, :columns] = self._model.logits(columns)
+        if then is not None:
+            then()
+
+    def patch(self, patches: int, span: int) -> None:
+        """Never called: no patch ends."""
+        raise AssertionError("an entropy model has no patches")
+
+    def predict(self, columns: int) -> None:
+        """The logits are there already."""
+
+    def repeat(self) -> None:
+        """Read the last token again."""
+        self.listen(1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers that shapes of all steps depend on, and that change."""
+        return (self._model.blocks.cache.used,)
+
+    def make_room(self, tokens: int, patches: int, span: int) -> bool:
+        """Prepare for rows of so many tokens."""
+        return self._model.blocks.cache.make_room(tokens)
+
+    def take(self, row: int, other: "EntropyModelSteps", its_row: int, tokens: int, _: int) -> None:
+        """Go on in a row where other steps are in one of their rows, of so many tokens."""
+        its = other._model.blocks.cache.ring
+        self._model.blocks.cache.ring.take(row, its, its_row, tokens)
+
+
+class NGramReader:
+    """Scores each piece together with the few tokens before it, which are all its context. It runs
+    on the host."""
+
+    def __init__(self, model: NGramEntropyModel, batch: int, *, reset_at_newline: bool):
+        self._model, self._reset = model, reset_at_newline
+        # The context, and the last piece; padding is on the left of rows that have read less.
+        self._rows_BX = torch.full((batch, model.order), PAD_ID)
+        self._kept_B = torch.zeros(batch, dtype=torch.int64)
+
+    def read(self, tokens_BM: Tensor) -> Tensor:
         """The entropy after each token of the next piece, ``[batch, piece]`` float32, nats.
 
         Args:
-            tokens_BM: right-padded with any id.
-            read_B: tokens that each row has read before.
+            tokens_BM: ids on the CPU, right-padded with any id.
         """
-
-    def keep(self, kept_B: Tensor) -> None:
-        """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
-
-
-def incremental_entropies(
-    model: EntropyModel | NGramEntropyModel, reset_at_newline: bool
-) -> IncrementalEntropies:
-    """A reader for a model.
-
-    Args:
-        reset_at_newline: context starts again after each newline.
-    """
-    if isinstance(model, EntropyModel):
-        return _TransformerReader(model, reset_at_newline)
-    return _NGramEntropies(model, reset_at_newline)
-
-
-class IncrementalEntropyModel:
-    """A batch of documents that an entropy model reads on, as a model that writes: see
-    :class:`model.generation.incremental_blt.IncrementalBLT`."""
-
-    def __init__(self, model: EntropyModel, batch: int):
-        """
-        Args:
-            batch: how many documents there are.
-        """
-        self.model = model
-        self._reader = _TransformerReader(model, reset_at_newline=False)
-        self._before_B = self.read_B = torch.zeros(batch, dtype=torch.int64, device=model.device)
-
-    @torch.inference_mode()
-    def read(self, tokens_BM: Tensor, counts_B: Tensor) -> Tensor:
-        """Logits after each of the next tokens, ``[batch, piece, vocab_size]`` float32.
-
-        Args:
-            tokens_BM: at most PIECE columns, right-padded with any id.
-            counts_B: how many tokens each row has.
-        """
-        self._before_B = self.read_B
-        logits_BMV = self._reader.logits(tokens_BM, self.read_B)
-        self.keep(counts_B)
-        return logits_BMV.float()
-
-    def keep(self, kept_B: Tensor) -> None:
-        """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
-        self.read_B = self._before_B + kept_B
-        self._reader.keep(kept_B)
-
-
-class _TransformerReader:
-    def __init__(self, model: EntropyModel, reset_at_newline: bool):
-        self._model, self._reset = model, reset_at_newline
-        self._cache = KeyValueCache(model.config.n_layers, model.config.window)
-        self._segment_start_BX = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-        """The start of the segment of each token of the last piece, and of the token after it."""
-        self._kept_B = torch.zeros(1, dtype=torch.int64, device=model.device)
-
-    def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
-        return entropy_of(self.logits(tokens_BM, read_B).flatten(0, 1)).view(tokens_BM.shape)
-
-    def logits(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
-        """``[batch, piece, vocab_size]``, in the weights' dtype."""
-        model, (batch, columns) = self._model, tokens_BM.shape
-        tokens_BM, read_B = tokens_BM.to(model.device), read_B.to(model.device)
-        position_BM = read_B[:, None] + torch.arange(columns, device=read_B.device)
-        before_B1 = self._segment_start_BX.expand(batch, -1).gather(
-            1, self._kept_B.expand(batch)[:, None]
-        )
-        newline_BM = (tokens_BM == NEWLINE_ID) & self._reset
-        after_BM = torch.where(newline_BM, position_BM + 1, 0)
-        self._segment_start_BX = torch.cat([before_B1, after_BM], 1).cummax(1).values
-        # Context and positions also start again after every context_length tokens.
-        place_BM = (position_BM - self._segment_start_BX[:, :-1]) % model.context_length
-        x_TD = run_blocks(
-            model.layers,
-            model.tok_embeddings(tokens_BM.flatten()),
-            model.rotary(place_BM.flatten()),
-            self._cache.attends(read_B, columns, place_BM),
-        )
-        logits_TV: Tensor = model.output(model.norm(x_TD))
-        return logits_TV.view(batch, columns, -1)
-
-    def keep(self, kept_B: Tensor) -> None:
-        self._kept_B = kept_B.to(self._model.device)
-
-
-class _NGramEntropies:
-    """Scores each piece together with the few tokens before it, which are all its context."""
-
-    def __init__(self, model: NGramEntropyModel, reset_at_newline: bool):
-        self._model, self._reset = model, reset_at_newline
-        self._rows_BX: Tensor | None = None
-        """The context and the last piece; padding is on the left of rows that have read less."""
-        self._kept_B = torch.zeros(1, dtype=torch.int64)
-
-    def read(self, tokens_BM: Tensor, read_B: Tensor) -> Tensor:
-        tokens_BM, (batch, columns) = tokens_BM.cpu(), tokens_BM.shape
-        order = self._model.order
-        if self._rows_BX is None:
-            self._rows_BX = torch.full((batch, order), PAD_ID)
-        kept_BC = self._kept_B.expand(batch)[:, None] + torch.arange(order)
-        self._rows_BX = torch.cat([self._rows_BX.gather(1, kept_BC), tokens_BM], 1)
+        order, columns = self._model.order, tokens_BM.shape[1]
+        self._rows_BX = torch.cat([self._context(), tokens_BM], 1)
         # The batch form wants padding on the right: rotate the rows.
         missing_B1 = (self._rows_BX == PAD_ID).sum(1, keepdim=True)
         turned_BX = (torch.arange(order + columns) + missing_B1) % (order + columns)
@@ -138,4 +132,15 @@ class _NGramEntropies:
         return h_BX.gather(1, torch.arange(order, order + columns) - missing_B1)
 
     def keep(self, kept_B: Tensor) -> None:
-        self._kept_B = kept_B.cpu()
+        """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
+        self._kept_B = kept_B
+
+    def take(self, row: int, other: "NGramReader", its_row: int) -> None:
+        """Go on in a row where another reader is in one of its rows."""
+        context_BC = self._context()
+        context_BC[row] = other._context()[its_row]
+        self._rows_BX, self._kept_B = context_BC, torch.zeros_like(self._kept_B)
+
+    def _context(self) -> Tensor:
+        place_BC = self._kept_B[:, None] + torch.arange(self._model.order)
+        return self._rows_BX.gather(1, place_BC)

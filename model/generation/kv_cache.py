@@ -1,93 +1,184 @@
-"""Keys and values of the tokens that were read, so that reading can go on.
+"""What models keep of the tokens and patches that they have read, so that reading can go on.
 
-A stack with a window keeps a ring of its last positions; one without keeps them all. The rows of a
-batch may have read different numbers of tokens. The position that a slot holds follows from the
-number that a row has read: tokens are taken back by lowering that number, and nothing is erased.
-With 4 slots, for example, position p is in slot p modulo 4, and a row that has read 6 tokens holds
-the positions 4, 5, 2, 3.
+All of it lies in rings: position p is in slot p modulo the number of slots. The rows of a batch may
+have read different numbers of tokens. The position that a slot holds follows from the number that a
+row has read: tokens are taken back by lowering that number, and nothing is erased. With 4 slots,
+for example, a row that has read 6 tokens holds the positions 4, 5, 2, 3.
+
+Rings are allocated once and written in place, so that a CUDA graph that reads them stays right. A
+ring that has to hold everything (of attention without a window) has more slots than positions, so
+that it never comes round, and is doubled when it is full.
 """
 
-import functools
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.layers.attention import Attend
+from model.generation.fused import unseen
 
 PIECE = 256
 """The most tokens of a row that are read at a time."""
+MULTIPLE = 16
+"""Slots of attention come in multiples of this: fused kernels want masks of such widths."""
+FIRST_SLOTS = 256
+"""Slots of rings that grow, at first and on a GPU: when one grows, graphs are recorded again."""
+
+
+MANY_ROWS = 16
+LEAST_USED = 64
+
+
+def power_of_2(value: int) -> int:
+    """The smallest power of 2 that is not less."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
+def keeps_shapes(device: torch.device) -> bool:
+    """True where steps are recorded as graphs, so that it pays to let them keep their shapes: on
+    anything but a CPU."""
+    return device.type != "cpu"
+
+
+class Ring:
+    """Values by position, ``[parts, batch, slots, ...]``, zeros at first."""
+
+    def __init__(
+        self, parts: int, batch: int, slots: int, *shape: int, like: Tensor, grows: bool = False
+    ):
+        """
+        Args:
+            like: a tensor of the dtype and on the device of the values.
+            grows: more slots will be needed.
+        """
+        if grows and keeps_shapes(like.device):
+            slots = max(slots, FIRST_SLOTS)
+        self.data = like.new_zeros(parts, batch, slots, *shape)
+        self._row_B1 = torch.arange(batch, device=like.device)[:, None]
+
+    @property
+    def slots(self) -> int:
+        """How many positions there is room for."""
+        return self.data.shape[2]
+
+    def write(self, part: int, slot_BM: Tensor, values_BM: Tensor) -> None:
+        """Put values into slots of each row: ``position % slots``."""
+        self.data[part][self._row_B1, slot_BM] = values_BM
+
+    def read(self, part: int, position_BM: Tensor) -> Tensor:
+        """The values at positions of each row; those of other positions are anything."""
+        return self.data[part][self._row_B1, position_BM % self.slots]
+
+    def make_room(self, needed: int) -> bool:
+        """Double the slots until there are ``needed`` ones.
+
+        A position p of the last ones is then in one of the two copies of its old slot, whichever is
+        p modulo the new number of slots. Returns True if the ring has moved in memory.
+        """
+        old = self.data
+        while self.slots < needed:
+            self.data = torch.cat([self.data, self.data], 2)
+        return self.data is not old
+
+    def take(self, row: int, other: "Ring", its_row: int, length: int) -> None:
+        """Copy into a row what another ring holds of the first ``length`` positions of one of its
+        rows; only the last ones, if they are more than the slots."""
+        first = max(length - min(self.slots, other.slots), 0)
+        position_X = torch.arange(first, length, device=self.data.device)
+        new = other.data[:, its_row, position_X % other.slots]
+        self.data[:, row, position_X % self.slots] = new
+
+
+@dataclass(frozen=True)
+class View:
+    """What the tokens of one step see of a cache; made once for all layers."""
+
+    slot_BM: Tensor
+    """The slots that keep the tokens."""
+    mask_B1MR: Tensor
+    """Minus infinity where a slot is not seen, else 0."""
 
 
 class KeyValueCache:
-    """The keys and values of every layer of one stack of blocks."""
+    """The keys and values of every layer of one stack of blocks.
 
-    def __init__(self, n_layers: int, window: int | None):
+    Invariant: a piece of M tokens from position n overwrites the positions before ``n + M - slots``
+    and later tokens, even if all of the piece is taken back, see none before ``n - window + 1``.
+    So ``window + M - 1`` slots are enough.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        window: int | None,
+        longest: int,
+        like: Tensor,
+    ):
         """
         Args:
+            heads: heads of keys, and of values.
             window: keys that a query sees, itself included; None for all before it.
+            longest: the most tokens of a row that are read, and may be taken back, at a time.
+            like: a tensor of the dtype and on the device of keys and values.
         """
-        self.n_layers, self.window = n_layers, window
-        # The window and the longest piece: a piece overwrites only what no later token sees, even
-        # if all of the piece is taken back.
-        self.slots = window + PIECE if window else PIECE
-        self._cached: dict[int, tuple[Tensor, Tensor]] = {}
+        self.window, self.heads = window, heads
+        slots = window + longest - 1 if window else longest
+        slots += -slots % MULTIPLE
+        shape = (2 * heads, head_dim)
+        self.ring = Ring(n_layers, batch, slots, *shape, like=like, grows=window is None)
+        self.used = self.ring.slots
+        """Slots that steps look at. Where steps keep their shapes these are all, or, if many rows
+        make reading them slow, a power of 2."""
 
-    def attends(self, read_B: Tensor, columns: int, reach_BM: Tensor | None = None) -> list[Attend]:
-        """The attention of each layer for the next tokens of each row; it keeps their keys and
-        values.
+    def make_room(self, most: int) -> bool:
+        """Prepare for rows of at most ``most`` tokens. Returns True if anything moved in memory."""
+        moved = self.window is None and self.ring.make_room(most)
+        slots = self.ring.slots
+        if not keeps_shapes(self.ring.data.device):
+            self.used = min(slots, most)
+        elif self.ring.data.shape[1] >= MANY_ROWS:
+            self.used = min(slots, max(power_of_2(most), LEAST_USED))
+        else:
+            self.used = slots
+        return moved
+
+    def view(self, position_BM: Tensor, groups: int, reach_BM: Tensor | None = None) -> View:
+        """What tokens see.
 
         Args:
-            read_B: tokens that each row has read before.
-            columns: tokens to read now, at most PIECE. A row that has fewer overwrites the others
-                when it reads on.
-            reach_BM: how far each token may look back, if not to the start of its row.
+            position_BM: their positions; a row's tokens follow one another, or are the same.
+            groups: heads of queries for each head of keys.
+            reach_BM: how far each token may look back; to the start of its row by default.
         """
-        most = int(read_B.max()) + columns
-        if self.window is None and most > self.slots:
-            self._grow(max(most, 2 * self.slots))
-        position_BM = read_B[:, None] + torch.arange(columns, device=read_B.device)
-        # A slot holds the last position that is its index modulo the number of slots.
-        slot_R = torch.arange(min(self.slots, most), device=read_B.device)
-        last_B1 = position_BM[:, -1:]
-        held_BR = last_B1 - (last_B1 - slot_R) % self.slots
-        back_BMR = position_BM[:, :, None] - held_BR[:, None]
-        seen_BMR = (back_BMR >= 0) & (held_BR >= 0)[:, None]
-        if self.window is not None:
-            seen_BMR &= back_BMR < self.window
-        if reach_BM is not None:
-            seen_BMR &= back_BMR <= reach_BM[:, :, None]
-        index_BM = position_BM % self.slots
-        return [
-            functools.partial(self._attend, layer, index_BM, seen_BMR[:, None])
-            for layer in range(self.n_layers)
-        ]
+        slots, dtype = self.ring.slots, self.ring.data.dtype
+        reach_BM = position_BM if reach_BM is None else reach_BM
+        window = self.window or slots
+        mask_BMR = unseen(position_BM, reach_BM, window, slots, self.used, dtype)
+        if groups > 1:
+            mask_BMR = mask_BMR.repeat_interleave(groups, 1)
+        return View(position_BM % slots, mask_BMR[:, None])
 
-    def _attend(
-        self, layer: int, index_BM: Tensor, seen_B1MR: Tensor, q: Tensor, k: Tensor, v: Tensor
-    ) -> Tensor:
-        batch, columns = index_BM.shape
-        q_BMHD, k_BMHD, v_BMHD = (x.view(batch, columns, *x.shape[1:]) for x in (q, k, v))
-        if layer not in self._cached:
-            shape = (batch, self.slots, *k.shape[1:])
-            self._cached[layer] = (k.new_zeros(shape), v.new_zeros(shape))
-        keys_BRHD, values_BRHD = self._cached[layer]
-        row_B1 = torch.arange(batch, device=q.device)[:, None]
-        keys_BRHD[row_B1, index_BM] = k_BMHD
-        values_BRHD[row_B1, index_BM] = v_BMHD
-        used = seen_B1MR.shape[-1]
-        out_BHMD = F.scaled_dot_product_attention(
-            q_BMHD.transpose(1, 2),
-            keys_BRHD[:, :used].transpose(1, 2),
-            values_BRHD[:, :used].transpose(1, 2),
-            attn_mask=seen_B1MR,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        return out_BHMD.transpose(1, 2).reshape(q.shape)
+    def attend(self, layer: int, q_THD: Tensor, kv_TXD: Tensor, view: View) -> Tensor:
+        """Keep keys and values of new tokens, and attend to all that the tokens see.
 
-    def _grow(self, slots: int) -> None:
-        more = slots - self.slots
-        for layer, cached in self._cached.items():
-            keys, values = (F.pad(x, (0, 0, 0, 0, 0, more)) for x in cached)
-            self._cached[layer] = keys, values
-        self.slots = slots
+        Args:
+            q_THD: queries, row by row.
+            kv_TXD: the heads of the keys, then those of the values.
+
+        Returns:
+            ``[tokens, heads * head_dim]``.
+        """
+        batch, columns = view.slot_BM.shape
+        self.ring.write(layer, view.slot_BM, kv_TXD.unflatten(0, (batch, columns)))
+        k_BKRD, v_BKRD = self.ring.data[layer][:, : self.used].transpose(1, 2).chunk(2, dim=1)
+        # The heads that share keys stand in a column, as if they were further tokens.
+        q_BMKGD = q_THD.unflatten(0, (batch, columns)).unflatten(2, (self.heads, -1))
+        q_BKXD = q_BMKGD.transpose(1, 2).flatten(2, 3)
+        out_BKXD = F.scaled_dot_product_attention(q_BKXD, k_BKRD, v_BKRD, attn_mask=view.mask_B1MR)
+        out_BMKGD = out_BKXD.unflatten(2, (columns, -1)).transpose(1, 2)
+        attended_TD: Tensor = out_BMKGD.flatten(0, 1).flatten(1)
+        return attended_TD

@@ -1,12 +1,11 @@
 """Choosing the next token from logits."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.tokenizer import NEXT_IDS
+from model.tokenizer import BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -32,20 +31,20 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: must be more than 0 and at most 1, got {self.top_p}")
 
-    def choose(self, logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """The next token of each row, ``[batch]`` int64.
+    def choose(self, logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
+        """The next token of each row, ``[batch]`` int64, without waiting for a device.
+
+        To divide probabilities by exponential noise and take the largest draws from them: that is
+        how torch.multinomial draws, so that the same generators give the same tokens.
 
         Args:
-            generators: one per row, on the CPU, so that rows do not depend on one another.
+            noise_BV: from :func:`draw_noise`; not used where the temperature is 0.
         """
         logits_BV = allowed(logits_BV)
         if self.temperature == 0:
             return logits_BV.argmax(-1)
-        p_BV = self.probabilities(logits_BV).cpu()
-        drawn = [
-            torch.multinomial(p_V, 1, generator=g) for p_V, g in zip(p_BV, generators, strict=True)
-        ]
-        return torch.cat(drawn).to(logits_BV.device)
+        p_BV = self.probabilities(logits_BV)
+        return (p_BV / noise_BV).masked_fill(p_BV == 0, -1).argmax(-1)
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """The distributions to draw from, for a temperature above 0; each row sums to 1."""
@@ -54,17 +53,23 @@ class Sampling:
         ordered_BV, token_BV = (behind_BV / self.temperature).sort(-1, descending=True)
         p_BV = ordered_BV.softmax(-1).float()
         if self.top_k is not None:
-            p_BV[:, self.top_k :] = 0
+            p_BV[:, self.top_k :].fill_(0)
         if self.top_p is not None:
             p_BV /= p_BV.sum(-1, keepdim=True)
             # A token stays if the likelier ones do not reach the sum without it.
-            p_BV[p_BV.cumsum(-1) - p_BV >= self.top_p] = 0
+            p_BV.masked_fill_(p_BV.cumsum(-1) - p_BV >= self.top_p, 0)
         p_BV /= p_BV.sum(-1, keepdim=True)
         return torch.zeros_like(p_BV).scatter(-1, token_BV, p_BV)
+
+
+def draw_noise(noise_V: Tensor, generator: torch.Generator) -> None:
+    """Fill a row of noise for one draw; on the CPU, so that a seed means the same on any device."""
+    noise_V.exponential_(generator=generator)
 
 
 def allowed(logits: Tensor) -> Tensor:
     """Logits that are minus infinity for the ids that never follow in text."""
     masked = torch.full_like(logits, -torch.inf)
-    masked[..., list(NEXT_IDS)] = logits[..., list(NEXT_IDS)]
+    for first, after in ((EOS_ID, EOS_ID + 1), (BYTE_OFFSET, VOCAB_SIZE)):
+        masked[..., first:after] = logits[..., first:after]
     return masked

@@ -1,30 +1,52 @@
-"""Cached generation: the time of a byte as the text grows, and against running everything anew.
+"""Cached generation: the time of a byte as the text grows, and against running everything anew; and
+what the host does for a byte on a GPU, counted without one.
 
 A BLT of 12 million parameters (beside the hash tables) with a small entropy model reads real text
 and writes on; float32, one thread. Printed: the time of a byte at 256 to 4096 bytes of context, in
 turn, as multiples of that at 256 (the window fills at 512: target at 4096 at most 1.5); what a byte
 costs when the whole text is run for it, at 2048 bytes, as a multiple of the cached byte (target
 >= 10); and what drafting by the local models changes.
+
+Then, for the published 1B with its entropy model in bfloat16, on the meta device: launches and
+waits of the host per byte (target: at most 40, and 1), kernels within the graphs, the memory of a
+batch, and the bytes per second that a card's memory allows: weights and caches read once a step.
 """
 
+from functools import partial
 from statistics import median
 
-from common import alternating, quotient, short_documents, spread, verdict  # isort: skip
+from common import ROOT, alternating, quotient, short_documents, spread, verdict  # isort: skip
+
+import sys
 
 import torch
 from bench_blt import SMALL
 
+sys.path.insert(0, str(ROOT / "tests"))
+from support.kernels import CountingRunner, Kernels, count_per_byte
+
 from model.blt import BLT
+from model.blt_config import BLT_SIZES
 from model.entropy_model import EntropyModel, EntropyModelConfig
-from model.generation.generate import generate, read_prompts
+from model.generation import incremental_blt
+from model.generation.blt_steps import BLTSteps
+from model.generation.cached_blocks import CachedBlocks
+from model.generation.generate import generate
 from model.generation.incremental_blt import IncrementalBLT
+from model.generation.kv_cache import Ring
 from model.generation.sampling import Sampling
+from model.generation.writer import Writer
 from model.patcher import Patcher
 from model.tokenizer import ByteTokenizer
 
 CONTEXTS = (256, 1024, 2048, 4096)
 BYTES = 32
-FLAT_TARGET, ANEW_TARGET = 1.5, 10.0
+FLAT_TARGET, ANEW_TARGET, LAUNCHES_TARGET = 1.5, 10.0, 40
+CARD = "H200", 4.8e12
+"""A card and its memory's bytes per second, by its data sheet."""
+CARD_CONTEXTS = (250, 1000)
+BATCHES = (1, 16, 128)
+BYTES_PER_PATCH = 4.5
 
 
 def main() -> None:
@@ -39,18 +61,15 @@ def main() -> None:
     # Patches of about 4.5 bytes, as a trained model would have.
     h = entropy_model.entropies(tokens[:, :8192])
     patcher = Patcher(float(h.quantile(1 - 1 / 4.5)))
-    one = torch.ones(1, dtype=torch.int64)
 
     def writing(context: int):  # type: ignore[no-untyped-def]
-        state = IncrementalBLT(model, entropy_model, patcher, 1)
-        read_prompts(state, [tokens[0, :context].tolist()])
-        sampling = Sampling()
+        writer = Writer(partial(IncrementalBLT, model, entropy_model, patcher), 1, Sampling())
 
         def write() -> None:
-            token = torch.tensor([40])
             for _ in range(BYTES):
-                token = sampling.choose(state.read(token[:, None], one)[:, -1], [])
+                writer.write()
 
+        writer.admit({0: tokens[0, :context].tolist()}, {0: 0})
         return write
 
     @torch.no_grad()
@@ -83,6 +102,71 @@ def main() -> None:
         f"{FLAT_TARGET}, {verdict(flat <= FLAT_TARGET)}), {faster:.0f} times faster than anew "
         f"(target {ANEW_TARGET:.0f}, {verdict(faster >= ANEW_TARGET)})"
     )
+    on_a_card()
+
+
+def on_a_card() -> None:
+    """Count what a GPU would do for a byte of the 1B."""
+    incremental_blt.StepRunner = CountingRunner  # type: ignore[misc]
+    with torch.device("meta"):
+        model = BLT(BLT_SIZES["1b"]).bfloat16().to("meta")
+        entropy_model = EntropyModel(EntropyModelConfig()).bfloat16().to("meta")
+    state = partial(IncrementalBLT, model, entropy_model, Patcher(1.0))
+    most = 0.0
+    for batch in BATCHES:
+        writer = Writer(state, batch, Sampling())
+        writer._generators = [torch.Generator()] * batch
+        launches, waits = count_per_byte(writer, 60)
+        most = max(most, launches * (waits == 1 or 99))
+        steps = writer.state.steps
+        assert isinstance(steps, BLTSteps)
+        kernels = []
+        for step, sizes in ((steps.listen, (1,)), (steps.patch, (1, 32)), (writer._predict, ())):
+            with torch.inference_mode(), Kernels() as counted:
+                step(*sizes)
+            kernels.append(counted.total)
+        caches = sum(ring.data.nbytes for ring in rings(steps)) / 1e9
+        rates = []
+        for context in CARD_CONTEXTS:
+            steps.make_room(context, round(context / BYTES_PER_PATCH), 32)
+            byte, patch = (each / CARD[1] for each in bytes_read(model, entropy_model, steps))
+            # How often any row ends a patch.
+            rates.append(batch / (byte + patch * (1 - (1 - 1 / BYTES_PER_PATCH) ** batch)))
+        print(
+            f"1b, batch {batch:3}: {launches:.1f} launches and {waits:.0f} wait per byte; kernels "
+            f"in the graphs: {kernels[0]} to listen, {kernels[1]} for a patch, {kernels[2]} to "
+            f"predict; caches {caches:.1f} GB (256 patches per row); by the memory of one "
+            f"{CARD[0]} at most {rates[0]:,.0f} bytes/s at {CARD_CONTEXTS[0]} bytes of context, "
+            f"{rates[1]:,.0f} at {CARD_CONTEXTS[1]}"
+        )
+    print(
+        f"result: at most {most:.1f} launches and 1 wait per byte (target {LAUNCHES_TARGET}, "
+        f"{verdict(most <= LAUNCHES_TARGET)})"
+    )
+
+
+def rings(steps: BLTSteps) -> list[Ring]:
+    """All that is kept of the rows."""
+    assert steps.entropies is not None
+    stacks = (steps.encoder, steps.decoder, steps.latent, steps.entropies.blocks)
+    return [steps.tokens, steps.states, steps.readable, *(stack.cache.ring for stack in stacks)]
+
+
+def bytes_read(model: BLT, entropy_model: EntropyModel, steps: BLTSteps) -> tuple[float, float]:
+    """Memory that is read at least for each byte, and for a byte that ends a patch besides: weights
+    (without embeddings), and caches as far as they are looked at."""
+
+    def weights(part: torch.nn.Module) -> int:
+        return sum(x.nbytes for name, x in part.named_parameters() if "embeddings" not in name)
+
+    def cached(blocks: CachedBlocks) -> float:
+        return blocks.cache.ring.data.nbytes * blocks.cache.used / blocks.cache.ring.slots
+
+    assert steps.entropies is not None
+    local = (model.local_encoder, model.local_decoder, entropy_model)
+    stacks = (steps.encoder, steps.decoder, steps.entropies.blocks)
+    every = sum(map(weights, local)) + sum(map(cached, stacks))
+    return every, weights(model.global_transformer) + cached(steps.latent)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import codecs
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, ByteTokenizer, EntropyModel, EntropyModelConfig, Patcher, generate
 from model.generation.generate import stream
-from model.generation.sampling import Sampling, allowed
+from model.generation.sampling import Sampling, allowed, draw_noise
+from model.generation.writer import Writer
 from model.tokenizer import BYTE_OFFSET, EOS_ID, NEXT_IDS
 
 PROMPTS = ["", "Hello world, this is", b"\xff" * 300 + b" and on", "für"]
@@ -51,7 +53,7 @@ def test_greedy_text_is_that_of_running_everything_anew(models, patcher):
         *(from_scratch(*models, prompt, patcher, 80) for prompt in PROMPTS), strict=True
     )
     assert sum(patches) > 120
-    for draft_bytes in (0, 1, 5, 30):
+    for draft_bytes in (0, 1, 5):
         written = generate(
             *models, PROMPTS, patcher=patcher, max_new_bytes=80, draft_bytes=draft_bytes
         )
@@ -121,11 +123,51 @@ def test_draws_follow_the_probabilities_and_never_give_a_special_id():
     logits = torch.full((1, 300), 50.0)  # a vocabulary may be larger than there are bytes
     logits[0, list(NEXT_IDS)] = 0
     logits[0, 100] = math.log(256)
-    generator = [torch.Generator().manual_seed(0)]
-    drawn = [int(Sampling(1.0).choose(logits, generator)) for _ in range(2000)]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.empty(1, 300)
+
+    def draw() -> int:
+        draw_noise(noise[0], generator)
+        return int(Sampling(1.0).choose(logits, noise))
+
+    drawn = [draw() for _ in range(2000)]
     assert set(drawn) <= set(NEXT_IDS) and len(NEXT_IDS) == 257
     assert abs(drawn.count(100) / 2000 - 0.5) < 0.05
-    assert int(Sampling().choose(logits, generator)) == 100
+    assert int(Sampling().choose(logits, noise)) == 100
+
+
+def test_draws_are_those_of_multinomial():
+    """So that texts of earlier releases come again."""
+    p = torch.rand(50, 260, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    one, other = (torch.Generator().manual_seed(7) for _ in range(2))
+    noise = torch.empty(1, 260)
+    for p_V in p:
+        logits = p_V.log()[None]
+        draw_noise(noise[0], other)
+        expected_V = Sampling(1.0, top_k=40).probabilities(allowed(logits))[0]
+        assert torch.multinomial(expected_V, 1, generator=one) == Sampling(1.0, top_k=40).choose(
+            logits, noise
+        )
+
+
+def test_a_finished_text_makes_room_for_the_next_prompt(models):
+    """Texts are the same however many are written at a time, in whichever rows."""
+    draw = random.Random(3)
+    prompts = [
+        bytes(draw.choices(range(97, 123), k=draw.choice([0, 3, 40, 300]))) for _ in range(9)
+    ]
+    stop = ["e", "\n"]  # so that texts end at different times
+    for options in ({}, {"temperature": 1.0, "seed": 3}, {"draft_bytes": 3}):
+        options |= {"patcher": RULES[0], "max_new_bytes": 30, "stop": stop}
+        seed = options.pop("seed", 0)
+        alone = [
+            generate(*models, [prompt], seed=seed + i, **options)[0]
+            for i, prompt in enumerate(prompts)
+        ]
+        assert len(set(map(len, alone))) > 2
+        for batch_size in (2, 5):
+            written = generate(*models, prompts, seed=seed, batch_size=batch_size, **options)
+            assert written == alone, (batch_size, options)
 
 
 def test_stop_strings_end_a_text_and_are_not_part_of_it(models):
@@ -143,7 +185,7 @@ def test_streamed_pieces_are_the_text_and_hold_stops_back(models):
     (full,) = generate(*models, ["Hello"], patcher=RULES[0], max_new_bytes=60)
     stop = full[30:33] + b"\0never"
     pieces = [
-        piece[0]
+        piece[0][1]
         for piece in stream(
             *models,
             ["Hello"],
@@ -167,7 +209,7 @@ def test_eos_ends_a_text(models):
     blt, entropy_model = models
     bias = torch.zeros(260)
     bias[EOS_ID] = 1e4
-    hook = blt.local_decoder.register_forward_hook(lambda *call: call[-1] + bias)
+    hook = blt.local_decoder.output.register_forward_hook(lambda *call: call[-1] + bias)
     try:
         assert generate(blt, entropy_model, ["a", "b"], patcher=RULES[0]) == [b"", b""]
     finally:
@@ -178,6 +220,7 @@ def test_eos_ends_a_text(models):
     ("options", "message"),
     [
         ({"temperature": -1.0}, "temperature: must be 0 or more"),
+        ({"batch_size": 0}, "batch_size: must be 1 or more"),
         ({"top_k": 0}, "top_k: must be at least 1"),
         ({"top_p": 1.5}, "top_p: must be more than 0"),
         ({"stop": [""]}, "stop: an empty string"),
@@ -199,3 +242,12 @@ def test_arguments_that_make_no_sense(models, options, message):
 def test_nothing_to_write(models):
     assert generate(*models, [], patcher=RULES[0]) == []
     assert generate(*models, ["a"], patcher=RULES[0], max_new_bytes=0) == [b""]
+
+
+def test_a_batch_that_is_too_large_is_told_in_a_sentence(models, monkeypatch):
+    def no_memory(*_: object):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Writer, "write", no_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="batch_size: there is no memory to write"):
+        generate(*models, ["a"], patcher=RULES[0])

@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from support.weights import sharpen
 from torch import Tensor
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher
+from model.entropy_model import entropy_of
+from model.generation.graphs import StepRunner
+from model.generation.incremental import Incremental
 from model.generation.incremental_blt import IncrementalBLT
-from model.generation.incremental_entropies import incremental_entropies
+from model.generation.incremental_entropies import EntropyModelSteps, NGramReader
 from model.generation.kv_cache import PIECE
+from model.generation.piece import Piece
 from model.segments import NEWLINE_ID
 
 TOLERANCE = 5e-5
@@ -85,6 +90,14 @@ def text_tokens() -> Tensor:
     return tokens
 
 
+def reading(state: Incremental):
+    """The functions of a state for ``in_pieces``, which has tensors."""
+    return (
+        lambda tokens, _, counts: state.read(tokens.numpy(), counts.numpy()),
+        lambda kept: state.keep(kept.numpy()),
+    )
+
+
 def in_pieces(read, keep, tokens_BS: Tensor, seed: int) -> Tensor:
     """Read all rows to their ends in pieces of random sizes, taking some back at times."""
     draw = torch.Generator().manual_seed(seed)
@@ -110,15 +123,28 @@ def in_pieces(read, keep, tokens_BS: Tensor, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-@pytest.mark.parametrize("kind", ["transformer", "ngram"])
-def test_entropies(entropy_model, ngram_model, kind, reset):
-    model = entropy_model if kind == "transformer" else ngram_model
+def test_entropies(entropy_model, reset):
+    """Of a transformer, through the logits of a model that writes alone (without resets), and with
+    both through the boundaries of a BLT; here as they are."""
     tokens = text_tokens()
-    state = incremental_entropies(model, reset)
-    with torch.inference_mode():
-        h = in_pieces(lambda t, read, _: state.read(t, read), state.keep, tokens, seed=2)
+    runner = StepRunner(torch.device("cpu"))
+    piece = Piece(len(LENGTHS), PIECE, 1, torch.device("cpu"))
+    steps = EntropyModelSteps(entropy_model, piece, reset_at_newline=reset)
+    state = Incremental(steps, runner, reset_at_newline=reset)
+    logits = in_pieces(*reading(state), tokens, seed=2)
     for row, n in enumerate(LENGTHS):
-        expected = model.entropies(tokens[row : row + 1, :n], reset_at_newline=reset)
+        expected = entropy_model.entropies(tokens[row : row + 1, :n], reset_at_newline=reset)
+        h = entropy_of(logits[row, :n])[None]
+        torch.testing.assert_close(h, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_ngram_entropies(ngram_model, reset):
+    tokens = text_tokens()
+    reader = NGramReader(ngram_model, len(LENGTHS), reset_at_newline=reset)
+    h = in_pieces(lambda t, *_: reader.read(t), reader.keep, tokens, seed=2)
+    for row, n in enumerate(LENGTHS):
+        expected = ngram_model.entropies(tokens[row : row + 1, :n], reset_at_newline=reset)
         torch.testing.assert_close(h[row : row + 1, :n], expected, rtol=0, atol=TOLERANCE)
 
 
@@ -154,8 +180,8 @@ def test_logits(blt, entropy_model, patcher):
     tokens = text_tokens()
     reset = patcher.rule == "monotonic"
     state = IncrementalBLT(blt, entropy_model, patcher, len(LENGTHS), reset_at_newline=reset)
-    logits = in_pieces(lambda t, _, counts: state.read(t, counts), state.keep, tokens, seed=4)
-    assert state.read_B.tolist() == list(LENGTHS)
+    logits = in_pieces(*reading(state), tokens, seed=4)
+    assert state.lengths.read_B.tolist() == list(LENGTHS)
     for row, n in enumerate(LENGTHS):
         one = tokens[row : row + 1, :n]
         h = entropy_model.entropies(one, reset_at_newline=reset)
@@ -177,10 +203,10 @@ def test_patches_matter(blt):
 
 
 def test_what_cannot_be_read_in_pieces(entropy_model):
-    one_too_many = torch.zeros(1, PIECE + 1, dtype=torch.int64)
+    one_too_many = np.zeros((1, PIECE + 1), np.int64)
     with pytest.raises(ValueError, match=f"at most {PIECE}, got {PIECE + 1}"):
         IncrementalBLT(BLT(PLAIN), None, Patcher(rule="byte"), 1).read(
-            one_too_many, torch.tensor([PIECE + 1])
+            one_too_many, np.array([PIECE + 1])
         )
     model = BLT(BLTConfig(**{**vars(PLAIN), "patcher": None}))
     with pytest.raises(ValueError, match="entropy_model: the global rule needs one"):

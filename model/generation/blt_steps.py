@@ -1,0 +1,311 @@
+"""The steps in which a BLT reads on, on whatever device; see :mod:`model.generation.graphs`.
+
+A piece of new tokens takes four steps:
+
+1. ``score``: the entropy model gives the entropy after each token. The host learns it, and the
+   boundary rule says which tokens end a patch.
+2. ``encode``: the local encoder turns tokens into byte states, which are kept.
+3. ``patch``, if any patch ended: these patches gather from their bytes, which are kept of this
+   piece and earlier ones, and go through the latent transformer. The keys and values that bytes
+   read of them are kept.
+4. ``predict``: the local decoder predicts the next bytes. Each byte reads from the latest patch
+   that has ended with it or before it.
+
+For example, "ab cde" is read as the pieces ``BOS a b`` and ``space c d e``, and the tokens BOS, b
+and d end patches. The first piece finishes the patches ``BOS`` and ``a b``; b reads from the latter
+already. The second piece finishes ``space c d``. The space and c still read from ``a b``, while d
+and e read from ``space c d``. The patch of e stays open.
+
+All rows take part in every step, whether a patch of theirs ended or not. A row without one writes
+its latent vector to the place of the next patch, which nobody reads before the patch is there.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.blt import BLT
+from model.generation.cached_blocks import CachedBlocks, add_product, joined, project
+from model.generation.fused import embedded, ngram_rows, own_patches, ungathered
+from model.generation.graphs import StepRunner
+from model.generation.incremental_entropies import CachedEntropyModel
+from model.generation.kv_cache import KeyValueCache, Ring
+from model.generation.piece import Piece
+from model.generation.sampling import allowed
+from model.layers.cross_attention import CrossAttention, GatherFromBytes, ReadFromPatches
+
+
+class BLTSteps:
+    """The steps of one batch, and all that it keeps on the device."""
+
+    def __init__(
+        self, model: BLT, piece: Piece, entropies: CachedEntropyModel | None, runner: StepRunner
+    ):
+        """
+        Args:
+            entropies: the entropy model, if it runs on the same device.
+        """
+        config, self.model, self.piece, self.entropies = model.config, model, piece, entropies
+        self._runner = runner
+        batch, longest, window = piece.batch, piece.longest, config.local_attention_window_len
+        self.encoder = CachedBlocks(model.local_encoder.layers, batch, window, longest)
+        self.latent = CachedBlocks(model.global_transformer.layers, batch, None, longest)
+        self.decoder = CachedBlocks(model.local_decoder.layers, batch, window, longest)
+        weight = model.local_decoder.output.weight.detach()
+        self._powers_GX = _powers(model).to(weight.device)
+        # n-grams reach back before the piece.
+        reach = self._powers_GX.shape[1] + longest
+        self.tokens = Ring(1, batch, reach, like=piece.tokens_BM)
+        """The last tokens of each row."""
+        pooled = len(model.local_encoder.pooled_layers)
+        self.states = Ring(pooled, batch, longest, config.dim_local, like=weight, grows=True)
+        """States of the last bytes after each layer that patches gather from."""
+        shape = (1, config.dim_local)
+        if crossings := config.decoder_crossings:
+            heads = config.cross_attn_nheads
+            features = config.dim_local // heads
+            shape = (crossings, config.cross_attn_k, 2, heads, features)  # type: ignore[assignment]
+        self._gather_kv, self._read_kv = (
+            [joined(layer.wk, layer.wv) for layer in cast(Iterable[CrossAttention], layers)]
+            for layers in (
+                model.local_encoder.cross_attn_layers,
+                model.local_decoder.cross_attn_layers,
+            )
+        )
+        slots = config.cross_attn_window_decoder + longest
+        self.readable = Ring(1, batch, slots, *shape, like=weight)
+        """What bytes read of the last patches: keys and values, or a vector to add."""
+        self._row_B1 = torch.arange(batch, device=weight.device)[:, None]
+        self.x_BMD = weight.new_zeros(batch, longest, config.dim_local)
+        """The encoder's last states of the piece."""
+        self.logits_BMV = torch.zeros(batch, longest, config.vocab_size, device=weight.device)
+        """Logits of the token after each token of the piece, float32."""
+
+    def listen(self, columns: int, then: Callable[[], None] | None = None) -> None:
+        """Score and encode, which need nothing of each other.
+
+        Args:
+            then: what is to be done beside the scoring when the tokens are encoded.
+        """
+        self.piece.heard_BM2[:, :columns, 0] = self.piece.tokens_BM[:, :columns]
+
+        def score() -> None:
+            if self.entropies is not None:
+                self.entropies.score(columns)
+
+        def encode() -> None:
+            self.encode(columns)
+            if then is not None:
+                then()
+
+        self._runner.side_by_side(score, encode)
+
+    def encode(self, columns: int, begin: int = 0) -> None:
+        """Run the encoder on tokens of the piece."""
+        encoder, position_BM = self.model.local_encoder, self.piece.positions(columns, begin)
+        tokens_BM = self.piece.tokens_BM[:, begin : begin + columns]
+        self.tokens.write(0, position_BM % self.tokens.slots, tokens_BM)
+        x_TD = self._embed(tokens_BM, position_BM)
+        view = self.encoder.view(position_BM)
+        rotary_TF2 = encoder.rotary(position_BM.flatten())
+        slot_BM, first = position_BM % self.states.slots, encoder.pooled_layers.start
+        for i in range(len(self.encoder.layers)):
+            x_TD = self.encoder.run_layer(i, x_TD, rotary_TF2, view)
+            if i in encoder.pooled_layers:
+                self.states.write(i - first, slot_BM, x_TD.view(*slot_BM.shape, -1))
+        self.x_BMD[:, begin : begin + columns] = x_TD.view(*position_BM.shape, -1)
+
+    def _embed(self, tokens_BM: Tensor, position_BM: Tensor) -> Tensor:
+        """Sums of token and hash n-gram embeddings, as :meth:`model.blt.BLT.embed` makes them; all
+        hashes are computed at once."""
+        tables = cast(Sequence[nn.Embedding], self.model.encoder_hash_tok_embedding)
+        tokens_T, weight = tokens_BM.flatten(), self.model.local_encoder.tok_embeddings.weight
+        if not len(tables):
+            return F.embedding(tokens_T, weight)
+        back_X = torch.arange(self._powers_GX.shape[1], device=position_BM.device)
+        place_BX = (position_BM[:, :, None] - back_X).flatten(1)
+        near_TX, place_TX = (
+            x_BX.reshape(-1, len(back_X)) for x_BX in (self.tokens.read(0, place_BX), place_BX)
+        )
+        row_TG = ngram_rows(near_TX, place_TX, self._powers_GX, tables[0].num_embeddings)
+        return embedded(tokens_T, row_TG, weight, [each.weight for each in tables])
+
+    def patch(self, patches: int, span: int) -> None:
+        """Run the patches that ended through the latent transformer.
+
+        Args:
+            patches: the most that ended in a row.
+            span: the most bytes of a row that they gather from.
+        """
+        model, piece = self.model, self.piece
+        x_NKD = self._gather(patches, span)
+        x_NG = model.global_transformer.token_embedding_projection(x_NKD.flatten(-2))
+        offset_Q = torch.arange(patches, device=x_NG.device)
+        index_BQ = piece.patches_B[:, None] + offset_Q
+        rotary_NF2 = model.global_transformer.rotary(index_BQ.flatten())
+        x_NG = self.latent.run(x_NG, rotary_NF2, self.latent.view(index_BQ))
+        readable_BQ = self._readable(x_NG).unflatten(0, index_BQ.shape)
+        self.readable.write(0, index_BQ % self.readable.slots, readable_BQ)
+
+    def _gather(self, patches: int, span: int) -> Tensor:
+        """The vectors of patches from the states of their bytes, ``[batch * patches, k, dim]``, as
+        :meth:`LocalEncoder.patches` makes them."""
+        encoder, piece, k = self.model.local_encoder, self.piece, self.model.local_encoder.k
+        offset_S = torch.arange(1 - span, 1, device=piece.end_B.device)
+        position_BS = piece.end_B[:, None] + offset_S
+        layout = position_BS, piece.bounds(patches), piece.ended_B, piece.window
+        states = [self.states.read(part, position_BS) for part in range(len(self.states.data))]
+        own_T = own_patches(*layout, patches).flatten()
+        # One patch more takes the bytes that belong to none.
+        pooled_ND = states[0].new_zeros(piece.batch * patches + 1, states[0].shape[-1])
+        pooled_ND = pooled_ND.scatter_reduce(
+            0,
+            own_T[:, None].expand(-1, pooled_ND.shape[1]),
+            states[0].flatten(0, 1),
+            "amax",
+            include_self=False,
+        )
+        vectors_NE: Tensor = encoder.patch_embedding_projection(pooled_ND[:-1])
+        vectors_XD: Tensor = vectors_NE.unflatten(-1, (k, -1)).flatten(0, 1)
+        mask_B1XS = ungathered(*layout, patches, k, states[0].dtype)[:, None]
+        crossings = zip(self._gather_kv, encoder.cross_attn_layers, states, strict=False)
+        for weights, layer, states_BSD in crossings:
+            layer = cast(GatherFromBytes, layer)
+            vectors_XD = _gather_from(layer, weights, vectors_XD, states_BSD, mask_B1XS)
+        return vectors_XD.view(-1, k, vectors_XD.shape[-1])
+
+    def _readable(self, latent_NG: Tensor) -> Tensor:
+        """What bytes read of patches, as :meth:`LocalDecoder.readable` makes it, in the form of
+        :attr:`readable`, ``[patches, ...]``."""
+        decoder = self.model.local_decoder
+        x_NKD: Tensor = decoder.patch_embedding_projection(latent_NG)
+        x_NKD = x_NKD.unflatten(-1, (decoder.k, -1))
+        if not self._read_kv:
+            return x_NKD
+        read = []
+        for layer, weights in zip(decoder.cross_attn_layers, self._read_kv, strict=True):
+            layer = cast(ReadFromPatches, layer)
+            kv_NKE = project(layer.cross_attn_norm_kv(x_NKD), weights)
+            kv_NK2HE = kv_NKE.unflatten(-1, (2, -1, layer.head_dim))
+            if layer.groups > 1:
+                kv_NK2HE = kv_NK2HE.repeat_interleave(layer.groups, -2)
+            read.append(kv_NK2HE)
+        return torch.stack(read, 1)
+
+    def predict(self, columns: int, begin: int = 0) -> None:
+        """Predict what follows tokens of the piece from the patches that they know."""
+        decoder, position_BM = self.model.local_decoder, self.piece.positions(columns, begin)
+        x_TD = self.x_BMD[:, begin : begin + columns].flatten(0, 1).clone()
+        offset_W = torch.arange(
+            self.model.config.cross_attn_window_decoder, device=position_BM.device
+        )
+        patch_BMW = self.piece.latest(columns, begin)[:, :, None] - offset_W
+        readable_TW = self.readable.read(0, patch_BMW.flatten(1)).flatten(0, 1)
+        readable_TW = readable_TW.unflatten(0, (-1, len(offset_W)))
+        mask = None
+        if len(offset_W) > 1:
+            mask = self._absent(patch_BMW.flatten(0, 1))
+        if not len(decoder.cross_attn_layers):
+            x_TD += readable_TW[:, 0, 0]
+        view = self.decoder.view(position_BM)
+        rotary_TF2 = decoder.rotary(position_BM.flatten())
+        for i in range(len(self.decoder.layers)):
+            if i < len(decoder.cross_attn_layers):
+                layer = cast(ReadFromPatches, decoder.cross_attn_layers[i])
+                x_TD = _read(layer, x_TD, readable_TW[:, :, i], mask)
+            x_TD = self.decoder.run_layer(i, x_TD, rotary_TF2, view)
+        logits_TV = decoder.output(decoder.norm(x_TD))
+        self.logits_BMV[:, begin : begin + columns] = logits_TV.view(*position_BM.shape, -1)
+
+    def _absent(self, patch_TW: Tensor) -> Tensor:
+        """The mask of patches before the first, ``[tokens, 1, 1, window * k]``."""
+        absent_TX = (patch_TW < 0).repeat_interleave(self.model.config.cross_attn_k, 1)
+        mask_TX = self.x_BMD.new_zeros(absent_TX.shape).masked_fill_(absent_TX, -torch.inf)
+        return mask_TX[:, None, None]
+
+    def draft(self, ahead: int) -> None:
+        """Put after the first token of the piece what the local models alone would write; the
+        latest patch stays the same, whatever these tokens are."""
+        for i in range(ahead):
+            self.encode(1, i)
+            self.predict(1, i)
+            self.piece.tokens_BM[:, i + 1] = allowed(self.logits_BMV[:, i]).argmax(-1)
+
+    def repeat(self) -> None:
+        """Read the last token again, whose patch is made, and predict what follows it."""
+        self.encode(1)
+        self.predict(1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers that shapes of all steps depend on, and that change."""
+        return tuple(cache.used for cache in self._caches())
+
+    def _caches(self) -> list[KeyValueCache]:
+        stacks = [self.latent, self.encoder, self.decoder]
+        if self.entropies is not None:
+            stacks.append(self.entropies.blocks)
+        return [stack.cache for stack in stacks]
+
+    def make_room(self, tokens: int, patches: int, span: int) -> bool:
+        """Prepare for rows of so many tokens and patches, of which the last ``span`` tokens may be
+        gathered from. Returns True if anything moved in memory."""
+        latent, *local = self._caches()
+        moved = [cache.make_room(tokens) for cache in local]
+        return any([*moved, latent.make_room(patches), self.states.make_room(span)])
+
+    def take(self, row: int, other: "BLTSteps", its_row: int, tokens: int, patches: int) -> None:
+        """Go on in a row where another batch is in one of its rows, of so many tokens and patches.
+        There must be room for them."""
+        latent, *local = zip(self._caches(), other._caches(), strict=True)
+        rings = [(mine.ring, its.ring, tokens) for mine, its in local]
+        rings.append((latent[0].ring, latent[1].ring, patches))
+        rings.append((self.tokens, other.tokens, tokens))
+        rings.append((self.states, other.states, tokens))
+        rings.append((self.readable, other.readable, patches))
+        for mine, its, length in rings:
+            mine.take(row, its, its_row, length)
+
+
+def _gather_from(
+    layer: GatherFromBytes,
+    kv_weights: tuple[Tensor, ...],
+    x_XD: Tensor,
+    bytes_BSD: Tensor,
+    mask_B1XS: Tensor,
+) -> Tensor:
+    """The vectors of patches that have gathered from bytes, as :class:`GatherFromBytes` computes
+    them, written over ``x_XD``; the rows of the batch one after another."""
+    batch = len(bytes_BSD)
+    kv_BSE = project(layer.cross_attn_norm_kv(bytes_BSD), kv_weights)
+    kv_BSHE = kv_BSE.unflatten(-1, (-1, layer.head_dim))
+    if layer.groups > 1:
+        kv_BSHE = kv_BSHE.repeat_interleave(layer.groups, 2)
+    k_BHSE, v_BHSE = kv_BSHE.transpose(1, 2).chunk(2, 1)
+    q_XE: Tensor = layer.wq(layer.cross_attn_norm_q(x_XD))
+    q_BHXE = q_XE.view(batch, -1, k_BHSE.shape[1], layer.head_dim).transpose(1, 2)
+    out_BHXE = F.scaled_dot_product_attention(q_BHXE, k_BHSE, v_BHSE, attn_mask=mask_B1XS)
+    return add_product(x_XD, out_BHXE.transpose(1, 2).flatten(0, 1).flatten(1), layer.wo, times=2)
+
+
+def _read(layer: ReadFromPatches, x_TD: Tensor, kv_TWK2HE: Tensor, mask: Tensor | None) -> Tensor:
+    """Byte states that have read from patches, as :class:`ReadFromPatches` computes them, written
+    over ``x_TD``."""
+    q_TH1E = layer.wq(layer.cross_attn_norm_q(x_TD)).unflatten(-1, (-1, 1, layer.head_dim))
+    k_THXE, v_THXE = (x.flatten(1, 2).transpose(1, 2) for x in kv_TWK2HE.unbind(3))
+    out_TH1E = F.scaled_dot_product_attention(q_TH1E, k_THXE, v_THXE, attn_mask=mask)
+    return add_product(x_TD, out_TH1E.flatten(1), layer.wo, times=2)
+
+
+def _powers(model: BLT) -> Tensor:
+    """What a token counts in the hash of each n-gram, by how far back it is: ``[tables, longest]``
+    int64, 0 beyond the n-gram; see :func:`model.layers.hash_embedding.hash_ngrams`."""
+    ngrams = model.encoder_hash_tok_embedding.ngrams
+    powers_GX = torch.zeros(len(ngrams), max((size for size, _ in ngrams), default=0)).long()
+    for powers_X, (size, prime) in zip(powers_GX, ngrams, strict=True):
+        # The product wraps, as the hash does.
+        powers_X[:size] = torch.tensor([1] + [prime] * (size - 1)).cumprod(0).flip(0)
+    return powers_GX

@@ -1,0 +1,119 @@
+"""Steps of fixed shapes, run plainly on a CPU and as CUDA graphs on a GPU.
+
+A byte takes hundreds of small kernels; launching each by itself takes the host longer than the GPU
+needs to run it. A CUDA graph is all of them, recorded once and launched together. It repeats the
+same kernels on the same memory. So a *step* reads and writes tensors that stay where they are,
+makes no shape depend on values, never waits, and may be run again without changing the result. What
+changes from byte to byte (positions, patches, noise) is copied into such tensors before.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.generation.fused import fusing
+
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, which prepares a plan for each shape."""
+
+
+class StepRunner:
+    """Runs steps on one device, and carries values to it and back."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.shape: tuple[int, ...] = ()
+        """Numbers that shapes of all steps depend on: for others, steps are recorded again."""
+        self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph] = {}
+        self._recording = False
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self._stream, self._beside = torch.cuda.Stream(), torch.cuda.Stream()
+                # All graphs share it: none leaves anything there that another one reads.
+                self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def records(self) -> bool:
+        """True if steps are run as graphs."""
+        return self.device.type == "cuda"
+
+    def run(self, step: Callable[..., None], *sizes: int) -> None:
+        """Run ``step(*sizes)``; on a GPU it is recorded the first time."""
+        if not self.records:
+            step(*sizes)
+            return
+        with torch.cuda.device(self.device):
+            key = (step, *sizes, self.shape)
+            if key not in self._graphs:
+                self._graphs[key] = self._record(step, *sizes)
+            self._graphs[key].replay()
+
+    def run_once(self, step: Callable[..., None], *sizes: int) -> None:
+        """Run a step for which a graph does not pay: its shape seldom comes again."""
+        if self.device.type != "cuda":
+            step(*sizes)
+            return
+        with torch.cuda.device(self.device), sdpa_kernel(ATTENTION):
+            step(*sizes)
+
+    def forget(self) -> None:
+        """Drop the graphs: a tensor that they use has moved."""
+        if self._graphs:
+            torch.cuda.synchronize(self.device)
+            self._graphs.clear()
+            # Without graphs the pool may be gone.
+            self._pool = torch.cuda.graph_pool_handle()
+
+    def _record(self, step: Callable[..., None], *sizes: int) -> torch.cuda.CUDAGraph:
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._recording = True
+        try:
+            with sdpa_kernel(ATTENTION), fusing():
+                # In a first run functions are compiled, and libraries choose kernels and take
+                # memory of their own.
+                self._stream.wait_stream(current)
+                with torch.cuda.stream(self._stream):
+                    step(*sizes)
+                current.wait_stream(self._stream)
+                # Other threads (a training's watchdog) may use the GPU meanwhile.
+                with torch.cuda.graph(
+                    graph, self._pool, self._stream, capture_error_mode="thread_local"
+                ):
+                    step(*sizes)
+        finally:
+            self._recording = False
+        return graph
+
+    def side_by_side(self, one: Callable[[], None], other: Callable[[], None]) -> None:
+        """Two parts of a step that need nothing of each other: branches of its graph."""
+        if not self._recording:
+            one()
+            other()
+            return
+        current = torch.cuda.current_stream()
+        self._beside.wait_stream(current)
+        with torch.cuda.stream(self._beside):
+            one()
+        other()
+        current.wait_stream(self._beside)
+
+    def put(self, tensor: Tensor, values: Tensor) -> None:
+        """Copy values of the CPU into a tensor on the device, without waiting."""
+        if self.device.type == "cuda":
+            # Pinned memory is not given out again before the copy is done.
+            values = values.pin_memory()
+        tensor.copy_(values, non_blocking=True)
+
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """The values of a tensor on the CPU: the host waits until they are there."""
+        if self.device.type != "cuda":
+            return tensor.cpu().clone()
+        with torch.cuda.device(self.device):
+            values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            values.copy_(tensor, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            arrived.synchronize()
+        return values

@@ -1,0 +1,87 @@
+"""Functions that are compiled while a step is recorded: in one piece, with the same results."""
+
+import functools
+
+import pytest
+import torch
+
+from model.generation import fused
+from model.layers.attention import RotaryAngles
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compilation without generating code, which takes long; falling to pieces is an error."""
+    compile_ = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compile_)
+    for each in vars(fused).values():
+        if isinstance(each, fused.Fused):
+            monkeypatch.setattr(each, "_compiled", None)
+
+
+def cases(batch: int):
+    draw = torch.Generator().manual_seed(batch)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw)
+
+    def below(most: int, *shape: int) -> torch.Tensor:
+        return torch.randint(most, shape, generator=draw)
+
+    position = below(900, batch, 2)
+    for heads, kv, dim in ((12, 12, 16), (4, 2, 32)):
+        rotary = RotaryAngles(dim, 1e4)(below(99, batch))
+        yield fused.turned, (normal(batch, heads + 2 * kv, dim), rotary, heads + kv)
+        yield fused.gated, (normal(batch, 2 * heads * dim),)
+    yield fused.unseen, (position, below(900, batch, 2), 500, 512, 64, torch.float32)
+    near, back = below(260, batch, 8), 5 - torch.arange(8).expand(batch, 8)
+    yield fused.ngram_rows, (near, back, below(1 << 60, 6, 8), 5002)
+    tables = [normal(50, 8) for _ in range(6)]
+    yield fused.embedded, (below(9, batch), below(50, batch, 6), normal(9, 8), tables)
+    bytes_ = torch.arange(-4, 28).expand(batch, 32)
+    bounds = torch.tensor([3, 9, 20, 1 << 62]).expand(batch, 4)
+    layout = (bytes_, bounds, torch.ones(batch).long(), 2)
+    yield fused.own_patches, (*layout, 2)
+    yield fused.ungathered, (*layout, 2, 2, torch.float32)
+    yield fused.entropy, (normal(batch, 260),)
+
+
+def test_compiled_is_plain(traced):
+    done = set()
+    for batch in (1, 4):
+        for function, arguments in cases(batch):
+            expected = function(*arguments)
+            with torch.inference_mode(), fused.fusing():
+                torch.testing.assert_close(function(*arguments), expected)
+            assert function._compiled is not function._function
+            done.add(function)
+    every = {each for each in vars(fused).values() if isinstance(each, fused.Fused)}
+    assert done == every
+
+
+def test_own_patches_by_hand():
+    """Patches end after bytes 8 and 19, and gather from their own bytes and one patch before."""
+    bounds = torch.tensor([[3, 9, 20, 1 << 62]])  # of patch -1, 0, 1 (open), none
+    layout = torch.tensor([[-1, 2, 3, 8, 9, 19, 20]]), bounds, torch.tensor([1]), 2
+    assert fused.own_patches(*layout, 2).tolist() == [[2, 2, 2, 2, 0, 0, 2]]
+    mask = fused.ungathered(*layout, 2, 1, torch.float32)
+    assert (mask[0, 0] == 0).tolist() == [False, False, True, True, True, True, False]
+    assert (mask[0, 1] == 0).all()  # there is no second patch
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    @fused.fused
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    def fails(*_: object, **__: object):
+        def run(*_: object):
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with fused.fusing(), pytest.warns(UserWarning, match="double cannot be compiled here"):
+        assert double(torch.ones(1)) == 2
+    with fused.fusing():
+        assert double(torch.ones(1)) == 2

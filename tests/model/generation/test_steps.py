@@ -1,0 +1,134 @@
+"""Steps can be CUDA graphs: recorded once and replayed they write the same bytes; they make no
+shape depend on values, wait for nothing and read no memory of the host; and they are few."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from support.kernels import CountingRunner, Kernels, count_per_byte
+from support.recorded_steps import RecordingRunner
+from support.weights import sharpen
+
+from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig, Patcher, generate
+from model.generation import incremental_blt, kv_cache
+from model.generation.incremental_blt import IncrementalBLT
+from model.generation.sampling import Sampling
+from model.generation.writer import Writer
+
+WINDOWED = replace(
+    BLT_SIZES["debug"],
+    n_layers_local_encoder=2,
+    cross_attn_all_layers_encoder=True,
+    cross_attn_window_encoder=2,
+    cross_attn_window_decoder=3,
+    local_attention_window_len=24,
+    n_kv_heads_local_decoder=2,
+)
+UNBOUNDED = replace(BLT_SIZES["debug"], local_attention_window_len=None, cross_attn_decoder=False)
+SMALL = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, window=40)
+PROMPTS = ["", "Hello world, this is", "\n\nfür", "abc" * 40, "x"]
+
+
+@pytest.fixture(scope="module", params=[WINDOWED, UNBOUNDED], ids=["windowed", "unbounded"])
+def models(request) -> tuple[BLT, EntropyModel]:
+    torch.manual_seed(5)
+    entropy_model, blt = EntropyModel(SMALL).eval(), BLT(request.param).eval()
+    sharpen(entropy_model, 4)
+    sharpen(blt, 3)
+    return blt, entropy_model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_size": 5},  # too many to guess that no patch ends
+        {"temperature": 0.9, "top_p": 0.9},
+        {"draft_bytes": 3},
+        {"reset_at_newline": True, "batch_size": 5},
+    ],
+    ids=str,
+)
+def test_replayed_steps_write_the_same(models, monkeypatch, options):
+    options = {"patcher": Patcher(2.0), "max_new_bytes": 40, "batch_size": 2} | options
+    expected = generate(*models, PROMPTS, **options)
+    monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
+    monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 16)  # rings grow, and graphs are recorded again
+    monkeypatch.setattr(incremental_blt, "StepRunner", RecordingRunner)
+    monkeypatch.setattr(RecordingRunner, "recordings", 0)
+    monkeypatch.setattr(RecordingRunner, "replays", 0)
+    assert generate(*models, PROMPTS, **options) == expected
+    assert 3 < RecordingRunner.recordings < RecordingRunner.replays / 2
+
+
+def on_meta(batch: int, sampling: Sampling, ahead: int = 0, shape=BLT_SIZES["1b"]) -> Writer:
+    """A writer on the meta device, which stands for a GPU."""
+    with torch.device("meta"):
+        blt = BLT(shape).bfloat16().to("meta")
+        entropy_model = EntropyModel(EntropyModelConfig()).bfloat16().to("meta")
+    state = partial(IncrementalBLT, blt, entropy_model, Patcher(1.0), reset_at_newline=True)
+    return Writer(state, batch, sampling, ahead)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, 40, 0.9)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("shape", [BLT_SIZES["1b"], WINDOWED, UNBOUNDED], ids=["1b", "w", "u"])
+@torch.inference_mode()
+def test_steps_can_be_recorded(sampling, shape):
+    """On the meta device an operator that needs values fails, and ``Kernels`` finds the others that
+    a CUDA graph forbids."""
+    writer = on_meta(4, sampling, 3, shape)
+    steps = writer.state.steps
+    for step, sizes in (
+        (steps.listen, (1,)),
+        (steps.listen, (4,)),
+        (steps.patch, (1, 32)),
+        (steps.patch, (4, 64)),
+        (steps.draft, (3,)),
+        (writer._listen_and_guess, ()),
+        (writer._predict, ()),
+        (writer._begin, ()),
+        (writer._check, (4,)),
+    ):
+        with Kernels() as kernels:
+            step(*sizes)
+        assert kernels.total > 30
+
+
+def test_the_check_finds_what_a_graph_forbids():
+    x = torch.zeros(4, device="meta")
+    with Kernels(), pytest.raises(AssertionError, match="nonzero depends on values"):
+        x.nonzero()
+    with Kernels(), pytest.raises(AssertionError, match="reads memory of the host"):
+        x[torch.tensor([1, 2])] = 1.0
+    with Kernels(), pytest.raises(AssertionError, match="depends on values"):
+        bool(x.any())
+
+
+@torch.inference_mode()
+def test_a_byte_is_few_kernels_even_within_its_graphs():
+    """Before: about 850, each launched by itself; 1,500 when a patch ended."""
+    writer = on_meta(1, Sampling())
+    for step, sizes, most in (
+        (writer._listen_and_guess, (), 450),
+        (writer.state.steps.patch, (1, 32), 470),
+        (writer._predict, (), 190),
+    ):
+        with Kernels() as kernels:
+            step(*sizes)
+        assert 100 < kernels.total <= most, kernels.counts
+
+
+@pytest.mark.parametrize(
+    ("batch", "sampling", "most"), [(1, Sampling(), 6), (128, Sampling(0.8), 9)], ids=str
+)
+def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
+    monkeypatch.setattr(incremental_blt, "StepRunner", CountingRunner)
+    writer = on_meta(batch, sampling)
+    writer._generators = [torch.Generator().manual_seed(row) for row in range(batch)]
+    launches, waits = count_per_byte(writer, 50)
+    assert 4 <= launches <= most and waits == 1
+    assert writer.state.lengths.read_B.tolist() == [50] * batch
+    patches_B = writer.state.lengths.patches_B
+    assert 5 < patches_B.mean() < 18
