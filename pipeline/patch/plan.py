@@ -77,19 +77,19 @@ def begin_run(
     """Plan a new run, fit and calibrate what it needs, and record it."""
     splits = plan_splits(files, config.format, config.columns, config.shard_bytes)
     output.check_writable()
+    computed_in = _computed_in(config, model)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         PatchRun.remove(output)
     if model is None:
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
         _save(model, output)
-    described = _describe(model, config)
+    described = _describe(model, config, computed_in)
     patcher = config.patcher
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = Scorer(model, patcher, config.reset_at_newline)
-        expected = described["computed_in"]
-        patcher = in_ray(_calibrate, gpus, scorer, gpus, expected, splits, config)
+        patcher = in_ray(_calibrate, gpus, scorer, gpus, computed_in, splits, config)
     tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
     provenance = {
         "tokenizer": tokenizer,
@@ -123,7 +123,7 @@ def resume_run(
     """
     if model is None:
         model = _load(output.locate(MODEL_DIRECTORY))
-    content = _content(config, _describe(model, config))
+    content = _content(config, _describe(model, config, _computed_in(config, model)))
     begun_in = run.settings.get(COMPUTED_IN)
     if begun_in not in (None, content[COMPUTED_IN]) and same_rounding(
         begun_in, content[COMPUTED_IN]
@@ -188,9 +188,15 @@ def _content(config: PatchCorpusConfig, described: dict[str, Any]) -> dict[str, 
     }
 
 
-def _describe(model: AnyEntropyModel, config: PatchCorpusConfig) -> dict[str, Any]:
-    gpus = gpus_per_worker(config, model)
-    computed_in = in_ray(_gpu, gpus) if gpus else "cpu float32"
+def _computed_in(config: PatchCorpusConfig, model: AnyEntropyModel | None) -> str:
+    """The device on which the model, or an n-gram model that is to be fitted, will compute."""
+    gpus = 0 if model is None else gpus_per_worker(config, model)
+    return in_ray(_gpu, gpus) if gpus else computing_in(torch.device("cpu"), torch.float32)
+
+
+def _describe(
+    model: AnyEntropyModel, config: PatchCorpusConfig, computed_in: str
+) -> dict[str, Any]:
     identity = EntropyModelIdentity(
         config.scored_with, fingerprint(model), computed_in, config.reset_at_newline
     )
