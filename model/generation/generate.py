@@ -162,8 +162,10 @@ def _write(
 ) -> Iterator[list[tuple[int, bytes]]]:
     try:
         writer = new_writer()
-        yield from _write_in_turn(writer, prompts, texts, seed)
-        writer.close()
+        try:
+            yield from _write_in_turn(writer, prompts, texts, seed)
+        finally:
+            writer.close()
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             "batch_size: there is no memory to write so many texts of this length at a time; give "
