@@ -2,11 +2,11 @@
 
 Whatever the sharding, every rank takes part in gathering the weights, one after another, and rank 0
 puts them into a model of its own, which writes on rank 0's device while the others wait. So rank 0
-needs room for a whole copy in the dtype of the computation (2 bytes per parameter in bfloat16)
-beside the training, and the run stands still for as long as the writing takes: at most half of
-``--comm.train-timeout-seconds``, because the other ranks give up after all of it. That is meant for
-up to about 8 ranks, or rare samples; larger models write from their checkpoints
-(``jobs/convert_checkpoint.py`` and ``jobs/generate.py``).
+needs room for a whole copy in the dtype of the computation (2 bytes per parameter in bfloat16; on a
+GPU not quite twice that, because matrices are joined) beside the training, and the run stands still
+for as long as the writing takes: at most half of ``--comm.train-timeout-seconds``, because the
+other ranks give up after all of it. That is meant for up to about 8 ranks, or rare samples; larger
+models write from their checkpoints (``jobs/convert_checkpoint.py`` and ``jobs/generate.py``).
 
 A BLT needs patches of what it writes. Their boundaries follow the rule of the shards; if it reads
 entropies, the model that gave the shards theirs has to be loaded.

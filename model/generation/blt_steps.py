@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.blt import BLT
-from model.generation.cached_blocks import CachedBlocks, add_product, joined, project
+from model.generation.cached_blocks import CachedBlocks, JoinedWeights, add_product, project
 from model.generation.fused import embedded, ngram_rows, own_patches, ungathered
 from model.generation.graphs import StepRunner
 from model.generation.incremental_entropies import CachedEntropyModel
@@ -42,7 +42,12 @@ class BLTSteps:
     """The steps of one batch, and all that it keeps on the device."""
 
     def __init__(
-        self, model: BLT, piece: Piece, entropies: CachedEntropyModel | None, runner: StepRunner
+        self,
+        model: BLT,
+        piece: Piece,
+        entropies: CachedEntropyModel | None,
+        runner: StepRunner,
+        weights: JoinedWeights,
     ):
         """
         Args:
@@ -51,9 +56,9 @@ class BLTSteps:
         config, self.model, self.piece, self.entropies = model.config, model, piece, entropies
         self._runner = runner
         batch, longest, window = piece.batch, piece.longest, config.local_attention_window_len
-        self.encoder = CachedBlocks(model.local_encoder.layers, batch, window, longest)
-        self.latent = CachedBlocks(model.global_transformer.layers, batch, None, longest)
-        self.decoder = CachedBlocks(model.local_decoder.layers, batch, window, longest)
+        self.encoder = CachedBlocks(model.local_encoder.layers, batch, window, longest, weights)
+        self.latent = CachedBlocks(model.global_transformer.layers, batch, None, longest, weights)
+        self.decoder = CachedBlocks(model.local_decoder.layers, batch, window, longest, weights)
         weight = model.local_decoder.output.weight.detach()
         self._powers_GX = _powers(model).to(weight.device)
         # n-grams reach back before the piece.
@@ -69,7 +74,7 @@ class BLTSteps:
             features = config.dim_local // heads
             shape = (crossings, config.cross_attn_k, 2, heads, features)  # type: ignore[assignment]
         self._gather_kv, self._read_kv = (
-            [joined(layer.wk, layer.wv) for layer in cast(Iterable[CrossAttention], layers)]
+            [weights.of(layer.wk, layer.wv) for layer in cast(Iterable[CrossAttention], layers)]
             for layers in (
                 model.local_encoder.cross_attn_layers,
                 model.local_decoder.cross_attn_layers,

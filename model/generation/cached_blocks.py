@@ -18,10 +18,20 @@ from model.generation.kv_cache import KeyValueCache, View, keeps_shapes
 from model.layers.transformer import Block
 
 
-def joined(*linears: nn.Linear) -> tuple[Tensor, ...]:
-    """The weights of layers that read the same input; one matrix of all of them on a GPU."""
-    weights = tuple(linear.weight.detach() for linear in linears)
-    return (torch.cat(weights),) if keeps_shapes(weights[0].device) else weights
+class JoinedWeights:
+    """The weights of layers that read the same input, as one matrix on a GPU. Batches of the same
+    model share them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[nn.Linear, ...], tuple[Tensor, ...]] = {}
+
+    def of(self, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        """The weights for :func:`project`."""
+        if linears not in self._known:
+            weights = tuple(linear.weight.detach() for linear in linears)
+            together = keeps_shapes(weights[0].device)
+            self._known[linears] = (torch.cat(weights),) if together else weights
+        return self._known[linears]
 
 
 def project(x_TD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
@@ -45,7 +55,14 @@ class _Layer:
 class CachedBlocks:
     """The blocks of one stack and the keys and values that it keeps."""
 
-    def __init__(self, layers: nn.ModuleList, batch: int, window: int | None, longest: int):
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        batch: int,
+        window: int | None,
+        longest: int,
+        weights: JoinedWeights,
+    ):
         """
         Args:
             window: keys that a query sees, itself included; None for all before it.
@@ -55,7 +72,9 @@ class CachedBlocks:
         self.layers = []
         for block in blocks:
             of, fed = block.attention, block.feed_forward
-            self.layers.append(_Layer(block, joined(of.wq, of.wk, of.wv), joined(fed.w1, fed.w3)))
+            self.layers.append(
+                _Layer(block, weights.of(of.wq, of.wk, of.wv), weights.of(fed.w1, fed.w3))
+            )
         attention = blocks[0].attention
         self.head_dim = attention.head_dim
         self.heads = attention.wq.out_features // self.head_dim

@@ -17,6 +17,7 @@ import torch
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel
+from model.generation.cached_blocks import JoinedWeights
 from model.generation.incremental import Incremental
 from model.generation.incremental_blt import (
     IncrementalBLT,
@@ -137,14 +138,19 @@ def stream(
     if isinstance(model, EntropyModel):
         if draft_bytes:
             raise ValueError("draft_bytes: an entropy model has no part that could write ahead")
-        new_state = partial(IncrementalEntropyModel, model)
+        new_state = partial(IncrementalEntropyModel, model, weights=JoinedWeights())
     else:
         patcher = patcher or model.config.patcher
         if patcher is None:
             raise ValueError("patcher: the checkpoint names no boundary rule: give one")
         check_patching(model, entropy_model, patcher)
         new_state = partial(
-            IncrementalBLT, model, entropy_model, patcher, reset_at_newline=reset_at_newline
+            IncrementalBLT,
+            model,
+            entropy_model,
+            patcher,
+            reset_at_newline=reset_at_newline,
+            weights=JoinedWeights(),
         )
     if not prompts or not max_new_bytes:
         return iter(())
@@ -162,8 +168,10 @@ def _write(
 ) -> Iterator[list[tuple[int, bytes]]]:
     try:
         writer = new_writer()
-        yield from _write_in_turn(writer, prompts, texts, seed)
-        writer.close()
+        try:
+            yield from _write_in_turn(writer, prompts, texts, seed)
+        finally:
+            writer.close()
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             "batch_size: there is no memory to write so many texts of this length at a time; give "

@@ -6,6 +6,7 @@ import torch
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.generation.blt_steps import BLTSteps
+from model.generation.cached_blocks import JoinedWeights
 from model.generation.graphs import StepRunner
 from model.generation.incremental import Incremental
 from model.generation.incremental_entropies import (
@@ -56,6 +57,7 @@ class IncrementalBLT(Incremental):
         longest: int = PIECE,
         *,
         reset_at_newline: bool = False,
+        weights: JoinedWeights | None = None,
     ):
         """
         Args:
@@ -64,22 +66,27 @@ class IncrementalBLT(Incremental):
             batch: how many documents there are.
             longest: the most tokens of a row that are read, and may be taken back, at a time.
             reset_at_newline: the entropy model's context starts again after each newline.
+            weights: joined for another batch of the same models, to share them.
 
         Raises:
             ValueError: see :func:`check_patching`.
         """
         check_patching(model, entropy_model, patcher)
-        self.patcher, runner = patcher, StepRunner(model.device)
+        self.patcher, runner, weights = (
+            patcher,
+            StepRunner(model.device),
+            weights or JoinedWeights(),
+        )
         piece = Piece(batch, longest, model.config.cross_attn_window_encoder, model.device)
         self._entropies, self._ngrams = None, None
         if isinstance(entropy_model, EntropyModel) and patcher.reads_entropies:
             self._entropies = CachedEntropyModel(
-                entropy_model, piece, reset_at_newline=reset_at_newline
+                entropy_model, piece, weights, reset_at_newline=reset_at_newline
             )
         elif isinstance(entropy_model, NGramEntropyModel) and patcher.reads_entropies:
             self._ngrams = NGramReader(entropy_model, batch, reset_at_newline=reset_at_newline)
         super().__init__(
-            BLTSteps(model, piece, self._entropies, runner),
+            BLTSteps(model, piece, self._entropies, runner, weights),
             runner,
             reset_at_newline=reset_at_newline,
         )
@@ -111,11 +118,20 @@ class IncrementalBLT(Incremental):
 class IncrementalEntropyModel(Incremental):
     """A batch of documents that an entropy model reads on, as a model that writes."""
 
-    def __init__(self, model: EntropyModel, batch: int, longest: int = PIECE):
+    def __init__(
+        self,
+        model: EntropyModel,
+        batch: int,
+        longest: int = PIECE,
+        *,
+        weights: JoinedWeights | None = None,
+    ):
         """
         Args:
             batch: how many documents there are.
             longest: the most tokens of a row that are read, and may be taken back, at a time.
+            weights: joined for another batch of the same model, to share them.
         """
-        steps = EntropyModelSteps(model, Piece(batch, longest, 1, model.device))
+        piece = Piece(batch, longest, 1, model.device)
+        steps = EntropyModelSteps(model, piece, weights or JoinedWeights())
         super().__init__(steps, StepRunner(model.device))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.entropies import batch_entropies
 from model.entropy_model import EntropyModel
-from model.generation.cached_blocks import CachedBlocks
+from model.generation.cached_blocks import CachedBlocks, JoinedWeights
 from model.generation.fused import entropy
 from model.generation.piece import Piece
 from model.ngram import NGramEntropyModel
@@ -18,13 +18,17 @@ from model.tokenizer import PAD_ID
 class CachedEntropyModel:
     """An entropy model that reads the tokens of a :class:`Piece`, in steps of fixed shapes."""
 
-    def __init__(self, model: EntropyModel, piece: Piece, *, reset_at_newline: bool):
+    def __init__(
+        self, model: EntropyModel, piece: Piece, weights: JoinedWeights, *, reset_at_newline: bool
+    ):
         """
         Args:
             reset_at_newline: context starts again after each newline.
         """
         self.model, self.reset, self.piece = model, reset_at_newline, piece
-        self.blocks = CachedBlocks(model.layers, piece.batch, model.config.window, piece.longest)
+        self.blocks = CachedBlocks(
+            model.layers, piece.batch, model.config.window, piece.longest, weights
+        )
 
     def logits(self, columns: int) -> Tensor:
         """Logits after each token, ``[batch, columns, vocab_size]``, in the weights' dtype."""
@@ -57,13 +61,20 @@ class CachedEntropyModel:
 class EntropyModelSteps:
     """The steps in which an entropy model reads on as a model that writes; there are no patches."""
 
-    def __init__(self, model: EntropyModel, piece: Piece, *, reset_at_newline: bool = False):
+    def __init__(
+        self,
+        model: EntropyModel,
+        piece: Piece,
+        weights: JoinedWeights,
+        *,
+        reset_at_newline: bool = False,
+    ):
         """
         Args:
             reset_at_newline: context starts again after each newline.
         """
         self.piece = piece
-        self._model = CachedEntropyModel(model, piece, reset_at_newline=reset_at_newline)
+        self._model = CachedEntropyModel(model, piece, weights, reset_at_newline=reset_at_newline)
         self.logits_BMV = torch.zeros(
             piece.batch, piece.longest, model.config.vocab_size, device=model.device
         )

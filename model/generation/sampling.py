@@ -50,7 +50,10 @@ class Sampling:
         """The distributions to draw from, for a temperature above 0; each row sums to 1."""
         # Differences, in double precision: the smallest temperature must not overflow.
         behind_BV = logits_BV.double() - logits_BV.double().amax(-1, keepdim=True)
-        ordered_BV, token_BV = (behind_BV / self.temperature).sort(-1, descending=True)
+        behind_BV = behind_BV / self.temperature
+        if self.top_k is None and self.top_p is None:
+            return behind_BV.softmax(-1).float()
+        ordered_BV, token_BV = behind_BV.sort(-1, descending=True)
         p_BV = ordered_BV.softmax(-1).float()
         if self.top_k is not None:
             p_BV[:, self.top_k :].fill_(0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher
 from model.entropy_model import entropy_of
+from model.generation.cached_blocks import JoinedWeights
 from model.generation.graphs import StepRunner
 from model.generation.incremental import Incremental
 from model.generation.incremental_blt import IncrementalBLT
@@ -129,7 +130,7 @@ def test_entropies(entropy_model, reset):
     tokens = text_tokens()
     runner = StepRunner(torch.device("cpu"))
     piece = Piece(len(LENGTHS), PIECE, 1, torch.device("cpu"))
-    steps = EntropyModelSteps(entropy_model, piece, reset_at_newline=reset)
+    steps = EntropyModelSteps(entropy_model, piece, JoinedWeights(), reset_at_newline=reset)
     state = Incremental(steps, runner, reset_at_newline=reset)
     logits = in_pieces(*reading(state), tokens, seed=2)
     for row, n in enumerate(LENGTHS):
