@@ -19,6 +19,7 @@ from model.entropies import batch_entropies, queue_copy
 from model.initialisation import InitStdFactor, check_initialisation
 from model.layers.attention import (
     BLOCK,
+    SCORING_KERNEL,
     Attend,
     BlockedAttention,
     RotaryAngles,
@@ -267,7 +268,7 @@ class EntropyModel(nn.Module):
 
     def _logits_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
         x_TD = self.tok_embeddings(tokens_T)
-        attend = functools.partial(attend_flex, mask=mask, scale=1.0)
+        attend = functools.partial(attend_flex, mask=mask, scale=1.0, kernel=SCORING_KERNEL)
         run_blocks_in_place(self.layers, x_TD, rotary, attend)
         # Rows of 260 logits would not begin where the fast kernels of products want them to.
         weight_VD = self.output.weight
@@ -279,6 +280,8 @@ class EntropyModel(nn.Module):
 
     def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         # What cannot be compiled as a whole is an error: eagerly, attention would write all pairs.
+        # Two graphs per model; a process may have many models.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         return torch.compile(function, fullgraph=True, dynamic=False, options=FIXED_KERNELS)
 
     @functools.cached_property
