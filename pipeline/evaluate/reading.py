@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.layers.cross_attention import CrossAttention
-from model.layers.hash_embedding import HashEmbedding
+from model.layers.hash_embedding import HashEmbedding, hash_ngrams
 from model.layers.transformer import Block
 from model.layers.tree_attention import tree_attention
 from pipeline.evaluate.answers import copied
@@ -77,7 +77,7 @@ def read_tree_rows(model: BLT, rows: TreeRows, patches: PatchRows) -> Iterator[T
     tables, device = model.encoder_hash_tok_embedding, model.device
     # The hashes of whole documents, from which rows take those of their branches.
     read_X, position_X = copied(rows.read_X, device), copied(rows.position_X, device)
-    ids_KX = [*tables.row_ids(read_X, position_X)] if len(tables) else []
+    ids_KX = [hash_ngrams(read_X, position_X, *ngram, tables.rows) for ngram in tables.ngrams]
     arrays = (
         *(rows.x_RT, rows.tokens_RT, rows.position_RT, rows.last_RT),
         *(patches.own_RT, patches.known_RT, patches.position_RN, patches.last_RN),
