@@ -19,6 +19,9 @@ from pipeline.evaluate.answers import copied
 from pipeline.evaluate.rows import Rows
 from pipeline.evaluate.trees import PatchRows, TreeRows
 
+RECOMPILE_LIMIT = 64
+"""How often the code of a layer may be compiled: for bytes and patches of each size of rows, as
+documents and as trees, and for the entropy model. PyTorch would give up after 8."""
 M = TypeVar("M", bound=nn.Module)
 
 COMPILED = (Block, CrossAttention, HashEmbedding)
@@ -35,6 +38,9 @@ def with_own_layers(model: M, *, compiled: bool) -> M:
     """
     weights = {id(x): x for x in (*model.parameters(), *model.buffers())}
     own = copy.deepcopy(model, weights)
+    if compiled:
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     for part in own.modules() if compiled else ():
         if isinstance(part, COMPILED):
             part.compile(dynamic=False)
