@@ -83,7 +83,7 @@ class Predictor:
         if isinstance(model, EntropyModel):
             self.row_tokens = model.token_budget  # the model pads a row to it by itself
             return
-        self.model = reading_alone(model, compiled=not on_cpu)
+        self.model = reading_alone(model, compiled=model.device.type == "cuda")
         if one_size or (one_size is None and not on_cpu):
             self.row_tokens = _row_width(context)
             counts = model.parameter_counts()

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.layers.cross_attention import CrossAttention
-from model.layers.hash_embedding import HashEmbedding
+from model.layers.hash_embedding import HashEmbedding, hash_ngrams
 from model.layers.transformer import Block
 from model.layers.tree_attention import tree_attention
 from pipeline.evaluate.answers import copied
 from pipeline.evaluate.rows import Rows
 from pipeline.evaluate.trees import PatchRows, TreeRows
 
+RECOMPILE_LIMIT = 64
+"""How often the code of a layer may be compiled: for bytes and patches of each size of rows, as
+documents and as trees, and for the entropy model. PyTorch would give up after 8."""
 M = TypeVar("M", bound=nn.Module)
 
 COMPILED = (Block, CrossAttention, HashEmbedding)
@@ -35,6 +38,9 @@ def with_own_layers(model: M, *, compiled: bool) -> M:
     """
     weights = {id(x): x for x in (*model.parameters(), *model.buffers())}
     own = copy.deepcopy(model, weights)
+    if compiled:
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     for part in own.modules() if compiled else ():
         if isinstance(part, COMPILED):
             part.compile(dynamic=False)
@@ -77,7 +83,7 @@ def read_tree_rows(model: BLT, rows: TreeRows, patches: PatchRows) -> Iterator[T
     tables, device = model.encoder_hash_tok_embedding, model.device
     # The hashes of whole documents, from which rows take those of their branches.
     read_X, position_X = copied(rows.read_X, device), copied(rows.position_X, device)
-    ids_KX = [*tables.row_ids(read_X, position_X)] if len(tables) else []
+    ids_KX = [hash_ngrams(read_X, position_X, *ngram, tables.rows) for ngram in tables.ngrams]
     arrays = (
         *(rows.x_RT, rows.tokens_RT, rows.position_RT, rows.last_RT),
         *(patches.own_RT, patches.known_RT, patches.position_RN, patches.last_RN),

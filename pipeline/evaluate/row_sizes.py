@@ -15,7 +15,7 @@ from pipeline.evaluate.rows import Plan, RowSize, plan_rows
 ROOM = (1.0, 1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.3)
 """Room for patches that is tried out, as multiples of the batch's average."""
 MOST_SIZES = 4
-"""PyTorch compiles a layer for 8 shapes at most, and rows of one long window have their own."""
+"""Each costs the compilation of the latent transformer's layers."""
 WASTE = 1.15
 """Work per needed work, above which another size is looked for. (The data changed.)"""
 FEWEST_ROWS = 4

@@ -24,7 +24,7 @@ class TreeEntropies:
 
     def __init__(self, model: EntropyModel):
         on_cpu = model.device.type == "cpu"
-        self.model = with_own_layers(model, compiled=not on_cpu)
+        self.model = with_own_layers(model, compiled=model.device.type == "cuda")
         longest = -(-model.context_length // BLOCK) * BLOCK
         self._row_tokens = max(CPU_TOKENS if on_cpu else GPU_TOKENS, longest)
         self._width = None if on_cpu else self._row_tokens
