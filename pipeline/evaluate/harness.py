@@ -48,6 +48,8 @@ BATCH_SIZE = 64
 REPEATED_BYTES = 4 * BATCH_BYTES
 TASKS = Path(__file__).with_name("tasks")
 """The tasks that come with this package."""
+BATCHES = 8
+"""Batches of prompts that are handed over together; then their answers are kept."""
 BYTES_PER_TOKEN = 4
 """About so many bytes are in one token of the models that tasks are written for: tasks limit the
 length of what is generated in such tokens."""
@@ -196,6 +198,7 @@ class HarnessBLT(LM):
                     stop=[stop for stop in settings["until"] if stop],
                     seed=self._next_seed,
                     reset_at_newline=self.patching.reset_at_newline,
+                    batch_size=self.batch_size,
                 )
                 self._next_seed += len(numbers)
                 for number, text in zip(numbers, texts, strict=True):
@@ -208,16 +211,18 @@ class HarnessBLT(LM):
     def _alike(
         self, requests: list[Instance], prompts: Sequence[bytes]
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Batches of requests with the same settings, the longest prompts first: prompts of a batch
-        then have about one length, and memory that does not suffice is found out at once."""
+        """Some batches of requests with the same settings, the longest prompts first: prompts of a
+        batch then have about one length, and memory that does not suffice is found out at once.
+        Within a group a finished text makes room for the next prompt."""
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(str(request.args[1]), []).append(number)
         for numbers in groups.values():
             settings = dict(normalize_gen_kwargs(requests[numbers[0]].args[1]))
             numbers.sort(key=lambda number: -len(prompts[number]))
-            for start in range(0, len(numbers), self.batch_size):
-                yield numbers[start : start + self.batch_size], settings
+            size = BATCHES * self.batch_size
+            for start in range(0, len(numbers), size):
+                yield numbers[start : start + size], settings
 
 
 def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:

@@ -44,6 +44,8 @@ def with_own_layers(model: M, *, compiled: bool) -> M:
     for part in own.modules() if compiled else ():
         if isinstance(part, COMPILED):
             part.compile(dynamic=False)
+    if compiled and isinstance(own, BLT):
+        own.compile_parts(dynamic=False)
     return own
 
 
