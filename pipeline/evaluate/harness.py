@@ -36,9 +36,9 @@ from pipeline.cli.progress_bar import metered
 from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, translated
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.job import RESAMPLES
 from pipeline.evaluate.likelihood import Predictions, predict
 from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
+from pipeline.statistics.bootstrap import RESAMPLES
 
 BATCH_SIZE = 64
 BYTES_PER_TOKEN = 4

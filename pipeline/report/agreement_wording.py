@@ -1,0 +1,93 @@
+"""The words of a report about agreement: see :mod:`pipeline.report.agreement`."""
+
+from pipeline.report.agreement import BoundaryAgreement, SetAgreement
+from pipeline.report.wording import format_bytes
+
+MISSING = "\u2013"
+"""A dash, as in the tables of the page."""
+Interval = tuple[float, float] | None
+
+
+def format_score(value: float | None) -> str:
+    """A share or a coefficient; a dash where it is not defined."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def _with_interval(value: float | None, interval: Interval) -> str:
+    ends = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return f"{format_score(value)}{ends}"
+
+
+def _both(reference: str, other: str) -> str:
+    return reference if reference == other else f"{reference}; {other}"
+
+
+def _threshold(value: float | None) -> str:
+    return "none" if value is None else repr(value)
+
+
+def overlap_words(agreement: SetAgreement) -> str:
+    """Which documents are compared, and which are not."""
+    overlap, reference, other = agreement.overlap, agreement.reference, agreement.other
+    looked = (
+        "All documents were looked at"
+        if overlap.share >= 1
+        else f"A sample was looked at, {100 * overlap.share:.3g} % of texts by their hashes"
+    )
+    common = overlap.common_documents
+    copies = f", {overlap.common_texts:,} different ones" * (overlap.common_texts != common)
+    sentences = [
+        f"{looked}: {overlap.reference_documents:,} of {reference} and "
+        f"{overlap.other_documents:,} of {other}.",
+        f"{common:,} are in both{copies}, with {format_bytes(overlap.common_bytes)} of text; "
+        f"{overlap.reference_documents - common:,} are in {reference} alone, "
+        f"{overlap.other_documents - common:,} in {other} alone.",
+    ]
+    if overlap.same_id_other_text:
+        sentences.append(
+            f"{overlap.same_id_other_text:,} ids are in both with different texts, which are not "
+            "compared."
+        )
+    return " ".join(sentences)
+
+
+def agreement_rows(agreement: SetAgreement) -> list[tuple[str, list[str]]]:
+    """Rows of the table of a comparison: a label, and a cell for the patches as they are stored and
+    one for those of equal size, if there are such."""
+    columns = [each for each in (agreement.as_stored, agreement.equal_size) if each is not None]
+
+    def cells(each: BoundaryAgreement) -> dict[str, str]:
+        total, ends = each.total, each.intervals
+        sizes = (each.reference_patch_bytes, each.other_patch_bytes)
+        thresholds = (each.reference_threshold, each.other_threshold)
+        return {
+            "threshold (nats)": _both(*map(_threshold, thresholds)),
+            "mean bytes per patch": _both(*(f"{size:.3f}" for size in sizes)),
+            "F1 of patch starts": _with_interval(total.f1, ends.f1),
+            "F1 by chance": format_score(total.chance_f1),
+            "F1 by kind of byte alone": format_score(each.chance_f1_by_kind),
+            "precision": _with_interval(total.precision, ends.precision),
+            "recall": _with_interval(total.recall, ends.recall),
+            "kappa": _with_interval(total.kappa, ends.kappa),
+        }
+
+    of_columns = list(map(cells, columns))
+    labels = of_columns[0] if of_columns else {}
+    return [(label, [each[label] for each in of_columns]) for label in labels]
+
+
+def brief(agreement: SetAgreement) -> str:
+    """The agreement in a sentence, for a terminal."""
+    best = agreement.at_one_size
+    if best is None:
+        return f"{agreement.other} and {agreement.reference}: {overlap_words(agreement)}"
+    size = "patches of equal size" if agreement.equal_size else "patches as stored"
+    sample = "" if agreement.overlap.share >= 1 else ", a sample"
+    of = f"{agreement.overlap.common_documents:,} common documents{sample}"
+    f1 = _with_interval(best.total.f1, best.intervals.f1)
+    correlation = agreement.entropies and agreement.entropies.spearman
+    ranks = "" if correlation is None else f", rank correlation of entropies {correlation:.3f}"
+    return (
+        f"{agreement.other} and {agreement.reference}, {of}, {size}: F1 {f1}, by chance "
+        f"{format_score(best.total.chance_f1)}{ranks}"
+    )
