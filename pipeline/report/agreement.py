@@ -101,6 +101,26 @@ class EntropyAgreement:
 
 
 @dataclass(frozen=True)
+class ModelLoss:
+    """The loss of a set's entropy model on text that both sets hold."""
+
+    bits_per_byte: float | None
+    """EOS included, as :mod:`pipeline.evaluate` counts; None if it cannot be known."""
+    note: str
+    """Why it cannot be known."""
+
+
+@dataclass(frozen=True)
+class MeasuredLosses:
+    """The losses of both sets' entropy models on the same text."""
+
+    bytes: int
+    """Of the text."""
+    reference: ModelLoss
+    other: ModelLoss
+
+
+@dataclass(frozen=True)
 class Example:
     """Some text with the patches of both sets."""
 
@@ -148,6 +168,8 @@ class SetAgreement:
     set can be re-patched."""
     entropies: EntropyAgreement | None
     """None if a set holds none."""
+    losses: MeasuredLosses | None
+    """None if that was not asked for."""
     typical: list[Example]
     """One of each script: the text that agrees as its script does."""
     unlike: list[Example]

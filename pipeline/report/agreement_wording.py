@@ -1,6 +1,6 @@
 """The words of a report about agreement: see :mod:`pipeline.report.agreement`."""
 
-from pipeline.report.agreement import BoundaryAgreement, SetAgreement
+from pipeline.report.agreement import BoundaryAgreement, ModelLoss, SetAgreement
 from pipeline.report.wording import format_bytes
 
 MISSING = "\u2013"
@@ -16,10 +16,6 @@ def format_score(value: float | None) -> str:
 def _with_interval(value: float | None, interval: Interval) -> str:
     ends = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
     return f"{format_score(value)}{ends}"
-
-
-def _both(reference: str, other: str) -> str:
-    return reference if reference == other else f"{reference}; {other}"
 
 
 def _threshold(value: float | None) -> str:
@@ -56,13 +52,17 @@ def agreement_rows(agreement: SetAgreement) -> list[tuple[str, list[str]]]:
     one for those of equal size, if there are such."""
     columns = [each for each in (agreement.as_stored, agreement.equal_size) if each is not None]
 
+    names = (agreement.reference, agreement.other)
+    threshold_labels = [f"threshold of {name} (nats)" for name in names]
+    size_labels = [f"mean bytes per patch of {name}" for name in names]
+
     def cells(each: BoundaryAgreement) -> dict[str, str]:
         total, ends = each.total, each.intervals
         sizes = (each.reference_patch_bytes, each.other_patch_bytes)
         thresholds = (each.reference_threshold, each.other_threshold)
         return {
-            "threshold (nats)": _both(*map(_threshold, thresholds)),
-            "mean bytes per patch": _both(*(f"{size:.3f}" for size in sizes)),
+            **dict(zip(threshold_labels, map(_threshold, thresholds), strict=True)),
+            **dict(zip(size_labels, (f"{size:.3f}" for size in sizes), strict=True)),
             "F1 of patch starts": _with_interval(total.f1, ends.f1),
             "F1 by chance": format_score(total.chance_f1),
             "F1 by kind of byte alone": format_score(each.chance_f1_by_kind),
@@ -74,6 +74,22 @@ def agreement_rows(agreement: SetAgreement) -> list[tuple[str, list[str]]]:
     of_columns = list(map(cells, columns))
     labels = of_columns[0] if of_columns else {}
     return [(label, [each[label] for each in of_columns]) for label in labels]
+
+
+def entropy_rows(agreement: SetAgreement) -> list[tuple[str, list[str]]]:
+    """Rows of the table of entropies and losses: a label, and a cell for each set."""
+    rows = []
+    if entropies := agreement.entropies:
+        means = (entropies.reference_mean_bits, entropies.other_mean_bits)
+        rows.append(("mean entropy (bits per byte)", [f"{bits:.3f}" for bits in means]))
+    if losses := agreement.losses:
+        label = f"measured bits per byte, on {format_bytes(losses.bytes)}"
+        rows.append((label, [_loss(loss) for loss in (losses.reference, losses.other)]))
+    return rows
+
+
+def _loss(loss: ModelLoss) -> str:
+    return loss.note if loss.bits_per_byte is None else f"{loss.bits_per_byte:.3f}"
 
 
 def brief(agreement: SetAgreement) -> str:

@@ -116,7 +116,7 @@ class Sample:
                 raise ValueError("its patches or entropies are not those of its texts")
         h_T, lengths_P = patched.entropies_T, patched.patch_lengths_P.astype(np.int32)
         edges_T, edges_P = _edges(lengths_D), _edges(patched.patches_D)
-        text, ids = memoryview(text_B), batch[SAMPLE_ID]
+        text, ids = memoryview(text_B.data), batch[SAMPLE_ID]
         for row, (a, b) in enumerate(pairwise(_edges(lengths_D - 2))):
             digest = xxhash.xxh3_128_digest(text[a:b], SEED)
             if self._limit is not None and digest[:8] >= self._limit:

@@ -21,6 +21,7 @@ from pipeline.report.agreement import (
     EntropyAgreement,
     GroupScores,
     Intervals,
+    MeasuredLosses,
     Overlap,
     ScoreFigures,
     SetAgreement,
@@ -35,6 +36,7 @@ from pipeline.report.common_documents import (
 )
 from pipeline.report.equal_size import Blocks, Rules, equal_size_rules
 from pipeline.report.examples import Texts, find_examples
+from pipeline.report.model_loss import model_loss
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.bootstrap import percentile_interval, resampled_sums
 from pipeline.statistics.boundary_agreement import (
@@ -72,13 +74,17 @@ def share_of(shards: ShardSet, documents: int | None) -> float:
 
 
 def compare_sets(
-    sets: Sequence[tuple[str, ShardSet]], documents: int | None, console: Console
+    sets: Sequence[tuple[str, ShardSet]],
+    documents: int | None,
+    loss_bytes: int,
+    console: Console,
 ) -> list[SetAgreement]:
     """Compare each set with the first one.
 
     Args:
         sets: names and sets; two or more.
         documents: see :func:`share_of`.
+        loss_bytes: bytes of text that the sets' entropy models are run on.
 
     Returns:
         the agreement of each set but the first.
@@ -90,18 +96,20 @@ def compare_sets(
     share = share_of(first, documents)
     total = sum(shards.statistics.bytes for _, shards in sets)
     found: list[SetAgreement] = []
-    with tempfile.TemporaryDirectory(prefix="patch-report-") as directory:
-        with metered(console, "comparing", total) as report:
-            path = Path(directory) / "reference"
-            reference = Sample(first, share, path, report)
-            for other_name, shards in others:
-                path = Path(directory) / "other"
-                other = Sample(shards, share, path, report, only=reference)
-                comparison = _Comparison((name, first, reference), (other_name, shards, other))
-                found.append(comparison.agreement(share))
-                other.close()
-                path.unlink()
-            reference.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="patch-report-") as directory,
+        metered(console, "comparing", total) as report,
+    ):
+        path = Path(directory) / "reference"
+        reference = Sample(first, share, path, report)
+        for other_name, shards in others:
+            path = Path(directory) / "other"
+            other = Sample(shards, share, path, report, only=reference)
+            comparison = _Comparison((name, first, reference), (other_name, shards, other))
+            found.append(comparison.agreement(share, loss_bytes))
+            other.close()
+            path.unlink()
+        reference.close()
     return found
 
 
@@ -130,15 +138,18 @@ class _Comparison:
                 "compares sets of the same texts"
             )
 
-    def agreement(self, share: float) -> SetAgreement:
+    def agreement(self, share: float, loss_bytes: int) -> SetAgreement:
         """Everything that the report says of the two sets."""
         overlap = self._overlap(share)
         names = (self.reference[0], self.other[0])
         if not self.pairs:
-            return SetAgreement(*names, overlap, None, None, None, [], [], [*self._problems()])
+            return SetAgreement(
+                *names, overlap, None, None, None, None, [], [], [*self._problems()]
+            )
         as_stored, by_text = self._count(Rules())
         equal_size = None
-        rules = equal_size_rules(*map(_movable, (self.reference[1], self.other[1])), self.blocks)
+        movable = _movable(self.reference[1]), _movable(self.other[1])
+        rules = equal_size_rules(*movable, self.blocks)
         if rules is not None:
             equal_size, by_text = self._count(rules)
         typical, unlike = find_examples(
@@ -150,6 +161,7 @@ class _Comparison:
             as_stored,
             equal_size,
             self._entropies(),
+            self._losses(loss_bytes) if loss_bytes else None,
             typical,
             unlike,
             [*self._problems()],
@@ -212,6 +224,19 @@ class _Comparison:
         result = both.result()
         bits = (column.mean / np.log(2) for column in columns)
         return EntropyAgreement(result.pearson, result.spearman, *map(float, bits))
+
+    def _losses(self, most: int) -> MeasuredLosses:
+        """The losses of both models on the beginning of what is compared, in the order of hashes:
+        a text is cut where ``most`` bytes are reached."""
+        texts: list[bytes] = []
+        left = most
+        for digest in sorted(self.samples[0].places):
+            if left and digest in self.samples[1].places:
+                (text,), _ = self.samples[0].read(self.samples[0].places[digest][:1])
+                texts.append(text[:left].decode(errors="ignore").encode())
+                left -= min(left, len(text))
+        losses = (model_loss(shards, texts) for _, shards, _ in (self.reference, self.other))
+        return MeasuredLosses(sum(map(len, texts)), *losses)
 
     def _compared_entropies(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The entropies that decide about the places: those after the token before each."""

@@ -34,9 +34,12 @@ class PatchReportConfig:
     are the reference. Documents are matched by their text. This reads the sets themselves, in one
     process: about a gigabyte of text per minute."""
     documents: int | None = None
-    """Documents that --agreement compares, about: a sample by hash, the same in all sets. By default
-    20,000, or fewer if these hold more than 256 MB. Each takes four times its size on the disk
-    that TMPDIR names."""
+    """Documents that --agreement compares, about: a sample by hash, the same in all sets. By
+    default 20,000, or fewer if these hold more than 256 MB. They take about eight times their text
+    on the disk that TMPDIR names."""
+    loss_bytes: int = 0
+    """Bytes of the text that --agreement compares to run the sets' entropy models on, for their
+    bits per byte. None by default: it takes as long as patching so much text."""
     target_patch_size: tuple[float, ...] = TARGETS
     """Mean bytes per patch to suggest thresholds for."""
     tokenizer: str | None = None
@@ -62,13 +65,14 @@ class PatchReportConfig:
         if not self.target_patch_size or not all(0 < size < 1e6 for size in self.target_patch_size):
             sizes = " ".join(map(str, self.target_patch_size))
             raise ConfigError(f"--target-patch-size: bytes per patch, such as 4.5, got {sizes!r}")
-        check_at_least(self, context_bytes=1, num_workers=1, documents=1)
+        check_at_least(self, context_bytes=1, num_workers=1, documents=1, loss_bytes=0)
         if self.agreement and len(self.shards) < 2:
             raise ConfigError("--agreement: name two or more --shards, the reference first")
         if self.agreement and self.merge:
             raise ConfigError("--agreement: compares sets, which --merge makes one; leave one out")
-        if self.documents is not None and not self.agreement:
-            raise ConfigError("--documents: only --agreement has a sample of documents")
+        for flag, given in (("--documents", self.documents), ("--loss-bytes", self.loss_bytes)):
+            if given and not self.agreement:
+                raise ConfigError(f"{flag}: only --agreement compares documents")
         if self.num_workers is not None and not self.recompute:
             raise ConfigError("--num-workers: only --recompute has workers")
         places = (url.rstrip("/") if "://" in url else canonical_url(url) for url in self.shards)

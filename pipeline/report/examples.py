@@ -1,4 +1,4 @@
-"""Examples of text with the patches of two sets: texts as they mostly are, and where sets differ."""
+"""Examples of text with the patches of two sets: typical ones, and those that differ most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -131,7 +131,7 @@ def _agreement(config: PatchReportConfig, console: Console) -> list[SetAgreement
         return []
     names = short_names(map(printable, config.shards))
     sets = [(name, _open(url)) for name, url in zip(names, config.shards, strict=True)]
-    return compare_sets(sets, config.documents, console)
+    return compare_sets(sets, config.documents, config.loss_bytes, console)
 
 
 def _tokenizer(config: PatchReportConfig) -> "Tokenizer | None":

@@ -23,7 +23,12 @@ from pipeline.report.agreement import (
     ScoreFigures,
     SetAgreement,
 )
-from pipeline.report.agreement_wording import agreement_rows, format_score, overlap_words
+from pipeline.report.agreement_wording import (
+    agreement_rows,
+    entropy_rows,
+    format_score,
+    overlap_words,
+)
 from pipeline.report.figures import MOST_SHOWN, FlopsFigures, GroupFigures, SetFigures
 from pipeline.report.plots import PAPER, PLOTS, png, svg
 from pipeline.report.wording import (
@@ -62,8 +67,9 @@ class Report:
     def problems(self) -> list[str]:
         """Messages about damaged shards, which are not counted, and about sets that cannot be
         compared."""
-        found = (each.problems for each in (*self.sets, *self.agreement))
-        return list(dict.fromkeys(problem for problems in found for problem in problems))
+        damaged = (problem for figures in self.sets for problem in figures.problems)
+        not_compared = (problem for each in self.agreement for problem in each.problems)
+        return list(dict.fromkeys([*damaged, *not_compared]))
 
     def to_json(self) -> dict[str, Any]:
         """The content of report.json."""
@@ -100,6 +106,7 @@ class Report:
             groups=_group_tables(sets),
             agreement=self.agreement,
             agreement_rows=agreement_rows,
+            entropy_rows=entropy_rows,
             overlap_words=overlap_words,
             score_tables=_score_tables,
             sizes=[row.size for row in with_flops],

@@ -56,9 +56,10 @@ def first_decided(forced: Sequence[Collection[int]]) -> int:
 
 def cases(reference: PatchedTokens, other: PatchedTokens, places: Places) -> np.ndarray:
     """NEITHER, OTHER_ALONE, REFERENCE_ALONE or BOTH at each place: int64."""
-    starts = (_starts(patched)[places.at_C].astype(np.int64) for patched in (reference, other))
+    starts = (_starts(patched)[places.at_C] for patched in (reference, other))
     of_reference, of_other = starts
-    return 2 * of_reference + of_other
+    case_C: np.ndarray = 2 * of_reference.astype(np.int64) + of_other
+    return case_C
 
 
 def _starts(patched: PatchedTokens) -> np.ndarray:

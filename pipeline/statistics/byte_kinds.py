@@ -17,8 +17,8 @@ KINDS = (
     "continuation byte",
     "end of text",
 )
-"""Names of the kinds; a kind is its place here. A letter is first where no letter precedes it, marks
-count as letters, and a continuation byte is any but the first byte of a character."""
+"""Names of the kinds; a kind is its place here. A letter is first where no letter precedes it.
+Marks count as letters. A continuation byte is any but the first byte of a character."""
 FIRST, WITHIN, DIGIT, SPACE, NEWLINE, PUNCTUATION, OTHER, CONTINUATION, END = range(len(KINDS))
 _NEWLINES = "\n\r\v\f\x85\u2028\u2029"
 _BY_CATEGORY = {
