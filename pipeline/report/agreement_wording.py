@@ -48,9 +48,9 @@ def overlap_words(agreement: SetAgreement) -> str:
 
 
 def agreement_rows(agreement: SetAgreement) -> list[tuple[str, list[str]]]:
-    """Rows of the table of a comparison: a label, and a cell for the patches as they are stored and
-    one for those of equal size, if there are such."""
-    columns = [each for each in (agreement.as_stored, agreement.equal_size) if each is not None]
+    """Rows of the table of a comparison: a label, a cell for the patches of equal size, if there
+    are such, and one for those that are stored."""
+    columns = [each for each in (agreement.equal_size, agreement.as_stored) if each is not None]
 
     names = (agreement.reference, agreement.other)
     threshold_labels = [f"threshold of {name} (nats)" for name in names]
@@ -89,7 +89,23 @@ def entropy_rows(agreement: SetAgreement) -> list[tuple[str, list[str]]]:
 
 
 def _loss(loss: ModelLoss) -> str:
-    return loss.note if loss.bits_per_byte is None else f"{loss.bits_per_byte:.3f}"
+    return "not known" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.3f}"
+
+
+def loss_notes(agreement: SetAgreement) -> list[str]:
+    """Why losses are not known."""
+    if agreement.losses is None:
+        return []
+    of_sets = (
+        (agreement.reference, agreement.losses.reference),
+        (
+            agreement.other,
+            agreement.losses.other,
+        ),
+    )
+    return [
+        f"The loss for {name} is not known: {loss.note}." for name, loss in of_sets if loss.note
+    ]
 
 
 def brief(agreement: SetAgreement) -> str:

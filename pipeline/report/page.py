@@ -27,6 +27,7 @@ from pipeline.report.agreement_wording import (
     agreement_rows,
     entropy_rows,
     format_score,
+    loss_notes,
     overlap_words,
 )
 from pipeline.report.figures import MOST_SHOWN, FlopsFigures, GroupFigures, SetFigures
@@ -107,6 +108,7 @@ class Report:
             agreement=self.agreement,
             agreement_rows=agreement_rows,
             entropy_rows=entropy_rows,
+            loss_notes=loss_notes,
             overlap_words=overlap_words,
             score_tables=_score_tables,
             sizes=[row.size for row in with_flops],
