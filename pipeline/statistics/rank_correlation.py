@@ -70,7 +70,9 @@ class RankCorrelation:
         """The correlations, once all rows are added."""
         if self._a is None or self._b is None:
             return Correlation(None, None)
-        return Correlation(self._value / self._rows, self._rank / self._rows)
+        # Rounding may lead beyond 1.
+        both = (max(-1.0, min(total / self._rows, 1.0)) for total in (self._value, self._rank))
+        return Correlation(*both)
 
 
 def _bits(x_N: np.ndarray) -> np.ndarray:
