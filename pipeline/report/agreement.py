@@ -95,9 +95,10 @@ class EntropyAgreement:
     pearson: float | None
     """None, as the next, if the entropies of a set are constant."""
     spearman: float | None
-    reference_mean_bits: float
-    """Bits per byte: the loss that the model expects of itself, which is no measured loss."""
-    other_mean_bits: float
+    reference_mean_bits: float | None
+    """Bits per byte: the loss that the model expects of itself, which is no measured loss. None if
+    there is no place to compare."""
+    other_mean_bits: float | None
 
 
 @dataclass(frozen=True)

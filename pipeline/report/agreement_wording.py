@@ -81,7 +81,7 @@ def entropy_rows(agreement: SetAgreement) -> list[tuple[str, list[str]]]:
     rows = []
     if entropies := agreement.entropies:
         means = (entropies.reference_mean_bits, entropies.other_mean_bits)
-        rows.append(("mean entropy (bits per byte)", [f"{bits:.3f}" for bits in means]))
+        rows.append(("mean entropy (bits per byte)", [format_score(bits) for bits in means]))
     if losses := agreement.losses:
         label = f"measured bits per byte, on {format_bytes(losses.bytes)}"
         rows.append((label, [_loss(loss) for loss in (losses.reference, losses.other)]))

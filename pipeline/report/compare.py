@@ -8,6 +8,7 @@ several times from a temporary file: for the entropies, for thresholds that give
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -222,8 +223,8 @@ class _Comparison:
         for h_C in self._compared_entropies():
             both.add(*h_C)
         result = both.result()
-        bits = (column.mean / np.log(2) for column in columns)
-        return EntropyAgreement(result.pearson, result.spearman, *map(float, bits))
+        bits = (known(column.mean / log(2)) for column in columns)
+        return EntropyAgreement(result.pearson, result.spearman, *bits)
 
     def _losses(self, most: int) -> MeasuredLosses:
         """The losses of both models on the beginning of what is compared, in the order of hashes:

@@ -26,6 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.patches import recut
 from pipeline.report import common_documents, compare
 from pipeline.report.agreement import BoundaryAgreement, SetAgreement
+from pipeline.report.agreement_wording import MISSING, agreement_rows, brief
 from pipeline.report.compare import compare_sets, share_of
 from pipeline.report.model_loss import model_loss
 from pipeline.shards.format import PATCH_LENGTHS, PatchedDocument
@@ -105,6 +106,14 @@ def test_agreement_is_that_of_a_loop(tmp_path_factory, texts_a, texts_b):
 @pytest.fixture(scope="module")
 def texts() -> list[bytes]:
     return [*real_texts(60), "Привет, мир! Как дела? ".encode() * 20, "语言模型。".encode() * 60]
+
+
+@pytest.fixture(scope="module")
+def both(texts, tmp_path_factory) -> tuple[ShardSet, ShardSet]:
+    """Two sets of the same texts with entropies that have nothing to do with each other."""
+    directory = tmp_path_factory.mktemp("both")
+    first, second = (write_shards(directory / str(n), texts, seed=n) for n in (1, 2))
+    return first, second
 
 
 def test_entropies_correlate_as_over_all_documents(texts, tmp_path):
@@ -204,13 +213,24 @@ def test_where_the_other_set_cannot_be_re_patched_the_reference_is(texts, tmp_pa
     assert found.typical[0].f1 is not None
 
 
-def test_the_same_patches_agree_and_random_ones_reach_what_chance_does(texts, tmp_path):
-    sets = [write_shards(tmp_path / str(seed), texts, seed=seed) for seed in (1, 2)]
-    same = agreement_of(sets[0], sets[0])
+def test_documents_without_text_have_nothing_to_compare(tmp_path):
+    empty = write_shards(tmp_path, [b"", b""])
+    found = agreement_of(empty, empty)
+    assert found.overlap.common_documents == 2 and found.as_stored.total.places == 0
+    assert found.as_stored.total.f1 is None and found.entropies.other_mean_bits is None
+    json.dumps(found.to_json(), allow_nan=False)
+    assert found.typical == found.unlike == []
+    assert brief(found).startswith("set 1 and set 0, 2 common documents")
+    rows = dict(agreement_rows(found))
+    assert rows["F1 of patch starts"] == [MISSING, MISSING]
+
+
+def test_the_same_patches_agree_and_random_ones_reach_what_chance_does(both):
+    same = agreement_of(both[0], both[0])
     assert same.as_stored.total.f1 == same.as_stored.total.kappa == 1
     assert same.entropies.spearman == pytest.approx(1)
     assert same.as_stored.intervals.f1 == (1, 1)
-    random = agreement_of(*sets)
+    random = agreement_of(*both)
     total = random.equal_size.total
     assert total.f1 == pytest.approx(total.chance_f1, abs=0.01)
     assert total.f1 == pytest.approx(0.22, abs=0.02) and abs(total.kappa) < 0.01
@@ -218,9 +238,8 @@ def test_the_same_patches_agree_and_random_ones_reach_what_chance_does(texts, tm
     assert low < total.f1 < high < low + 0.03
 
 
-def test_intervals_are_those_of_a_plain_loop(texts, tmp_path, monkeypatch):
-    a = write_shards(tmp_path / "a", texts, seed=1)
-    b = write_shards(tmp_path / "b", texts, seed=2)
+def test_intervals_are_those_of_a_plain_loop(both, texts, tmp_path, monkeypatch):
+    a, b = both
     found = agreement_of(a, b).as_stored.intervals
     by_text = defaultdict(lambda: np.zeros(4))
     for pair in naive_pairs(a, b):
@@ -242,9 +261,8 @@ def test_intervals_are_those_of_a_plain_loop(texts, tmp_path, monkeypatch):
     assert agreement_of(one, one).as_stored.intervals.f1 is None
 
 
-def test_blocks_change_nothing(texts, tmp_path, monkeypatch):
-    a = write_shards(tmp_path / "a", texts, seed=1)
-    b = write_shards(tmp_path / "b", texts, seed=2)
+def test_blocks_change_nothing(both, monkeypatch):
+    a, b = both
     whole = agreement_of(a, b)
     monkeypatch.setattr(common_documents, "BLOCK_BYTES", 500)
     found = agreement_of(a, b)
@@ -255,21 +273,21 @@ def test_blocks_change_nothing(texts, tmp_path, monkeypatch):
 
 
 def test_a_sample_is_the_same_texts_in_all_sets(tmp_path):
-    texts = [f"text {i} of many, {i * i} words".encode() * 3 for i in range(1500)]
+    texts = [f"text {i} of many, {i * i} words".encode() * 3 for i in range(750)]
     a = write_shards(tmp_path / "a", texts, per_batch=100, seed=1)
     b = write_shards(tmp_path / "b", texts[::-1] + [b"more"] * 9, per_batch=70, seed=2)
-    sample, every = agreement_of(a, b, documents=300), agreement_of(a, b)
-    assert every.overlap.share == 1 and every.overlap.other_documents == 1509
+    sample, every = agreement_of(a, b, documents=150), agreement_of(a, b)
+    assert every.overlap.share == 1 and every.overlap.other_documents == 759
     assert sample.overlap.share == pytest.approx(0.2)
-    assert 220 < sample.overlap.common_documents < 380
+    assert 100 < sample.overlap.common_documents < 200
     assert sample.overlap.common_documents == sample.overlap.reference_documents
     low, high = sample.as_stored.intervals.f1
     assert low - 0.01 < every.as_stored.total.f1 < high + 0.01
     assert agreement_of(a, b, documents=5000) == every
 
 
-def test_default_samples_are_bounded_by_documents_and_bytes(texts, tmp_path, monkeypatch):
-    a = write_shards(tmp_path / "a", texts)
+def test_default_samples_are_bounded_by_documents_and_bytes(both, texts, monkeypatch):
+    a, _ = both
     assert share_of(a, None) == 1
     monkeypatch.setattr(compare, "SAMPLE_BYTES", a.statistics.bytes // 4)
     assert share_of(a, None) == pytest.approx(0.25, rel=0.01)
@@ -314,8 +332,8 @@ def test_patches_of_another_text_are_named(texts, tmp_path):
     assert "its patches or entropies are not those of its texts" in found.problems[0]
 
 
-def test_without_room_the_error_names_the_directory(texts, tmp_path, monkeypatch):
-    a = write_shards(tmp_path / "a", texts)
+def test_without_room_the_error_names_the_directory(both, monkeypatch):
+    a, _ = both
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -325,9 +343,8 @@ def test_without_room_the_error_names_the_directory(texts, tmp_path, monkeypatch
         agreement_of(a, a)
 
 
-def test_examples_show_the_patches_of_both_sets(texts, tmp_path):
-    a = write_shards(tmp_path / "a", texts, seed=1)
-    b = write_shards(tmp_path / "b", texts, seed=2)
+def test_examples_show_the_patches_of_both_sets(both):
+    a, b = both
     found = agreement_of(a, b)
     assert [e.script for e in found.typical][:1] == ["Latin"]
     assert {"Cyrillic", "Han"} <= {e.script for e in found.typical}
@@ -360,7 +377,7 @@ def test_losses_are_those_of_the_models(texts, tmp_path):
 
     def loss(**changes: object):
         identity = replace(named, **changes)
-        return model_loss(write_shards(tmp_path / "x", texts, entropy_model=identity), some)
+        return model_loss(write_shards(tmp_path / "x", texts[:1], entropy_model=identity), some)
 
     some = [text[:400] for text in texts[:4]]
     tokens, lengths = encode_documents(some)
@@ -382,20 +399,20 @@ def test_losses_are_those_of_the_models(texts, tmp_path):
     ):
         found = loss(**changes)
         assert found.bits_per_byte is None and note in found.note
-    spaces = write_shards(tmp_path / "s", texts, patcher=Patcher(rule="space"))
+    spaces = write_shards(tmp_path / "s", texts[:1], patcher=Patcher(rule="space"))
     assert "reads no entropies" in model_loss(spaces, some).note
 
 
-def test_losses_are_measured_on_what_is_asked_for(texts, tmp_path):
-    a = write_shards(tmp_path / "a", texts, seed=1)
+def test_losses_are_measured_on_what_is_asked_for(both):
+    a, _ = both
     found = agreement_of(a, a, loss=1000)
     assert found.losses.bytes == 1000 and "does not name" in found.losses.other.note
     assert agreement_of(a, a).losses is None
     assert json.loads(json.dumps(found.to_json()))["losses"]["bytes"] == 1000
 
 
-def test_temporary_files_are_removed(texts, tmp_path, monkeypatch):
+def test_temporary_files_are_removed(both, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "room"))
     (tmp_path / "room").mkdir()
-    agreement_of(*(write_shards(tmp_path / str(i), texts, seed=i) for i in (1, 2)))
+    agreement_of(*both)
     assert not list(Path(tmp_path / "room").iterdir())
