@@ -80,6 +80,5 @@ def test_any_bytes_give_one_span_a_patch(patches):
 
 
 def test_patches_are_marked_where_they_begin():
-    page = patches_html([b"a", b"b", b"c"], outlined=1, marked={1, 2})
-    kinds = re.findall('class="(patch p[^"]*)"', page)
-    assert kinds == ["patch p0", "patch p1 outlined marked", "patch p2 marked"]
+    classes = Read(patches_html([b"a", b"b", b"c"], outlined=1, marked={1, 2})).classes[1:]
+    assert classes == ["patch p0", "patch p1 outlined marked", "patch p2 marked"]
