@@ -13,10 +13,11 @@ from rich.text import Text
 
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems
+from pipeline.report.agreement_wording import brief
 from pipeline.report.config import PatchReportConfig
 from pipeline.report.job import patch_report
 from pipeline.report.page import Report
-from pipeline.report.wording import overview
+from pipeline.report.wording import overview, printable
 
 
 def main() -> int:
@@ -43,6 +44,8 @@ def print_report(report: Report, page: str, console: Console) -> None:
     for label, cells in overview(report.sets):
         table.add_row(label, *map(Text, cells))  # names may look like markup
     console.print(table)
+    for agreement in report.agreement:
+        print_line(console, f"agreement of {printable(brief(agreement))}")
     print_line(console, f"page: {page}")
     print_problems(console, report.problems)
 

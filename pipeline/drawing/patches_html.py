@@ -6,7 +6,7 @@ change the direction of writing show as their names.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 COLOURS = 4
@@ -24,6 +24,7 @@ LIGHT_PATCHES = """
 .patch.p0 { background: #cfe0fb; } .patch.p1 { background: #fbdfc6; }
 .patch.p2 { background: #cdeed9; } .patch.p3 { background: #e8d6f7; }
 .patch.outlined { outline: 2px solid currentColor; outline-offset: -1px; }
+.patch.marked { box-shadow: inset 2px 0 0 #b3261e; }
 .patches .chip { font-size: .72em; border: 1px solid currentColor; border-radius: 3px;
   padding: 0 2px; margin: 0 1px; opacity: .75; display: inline-block; line-height: 1.3;
   white-space: nowrap; }
@@ -33,6 +34,7 @@ LIGHT_PATCHES = """
 DARK_PATCHES = (
     *(".patch.p0 { background: #24447a; }", ".patch.p1 { background: #6d431d; }"),
     *(".patch.p2 { background: #1c573a; }", ".patch.p3 { background: #533272; }"),
+    ".patch.marked { box-shadow: inset 2px 0 0 #ff8a80; }",
 )
 """Rules that replace some of them on a dark page."""
 PATCHES_CSS = f"{LIGHT_PATCHES}@media (prefers-color-scheme: dark) {{ {' '.join(DARK_PATCHES)} }}\n"
@@ -40,7 +42,10 @@ PATCHES_CSS = f"{LIGHT_PATCHES}@media (prefers-color-scheme: dark) {{ {' '.join(
 
 
 def patches_html(
-    patches: Sequence[bytes], titles: Sequence[str] | None = None, outlined: int | None = None
+    patches: Sequence[bytes],
+    titles: Sequence[str] | None = None,
+    outlined: int | None = None,
+    marked: Collection[int] = (),
 ) -> str:
     """Consecutive patches of a text as one HTML element.
 
@@ -50,11 +55,13 @@ def patches_html(
         patches: UTF-8; an empty patch shows nothing, but takes a colour.
         titles: the tooltip of each patch.
         outlined: the index of a patch to outline.
+        marked: the indices of patches to mark where they begin.
     """
     spans = []
     for number, patch in enumerate(patches):
         title = f' title="{escape(titles[number])}"' if titles else ""
         kind = f"patch p{number % COLOURS}" + " outlined" * (number == outlined)
+        kind += " marked" * (number in marked)
         spans.append(f'<span class="{kind}"{title}>{_shown(patch)}</span>')
     return f'<div class="patches">{"".join(spans)}</div>'
 

@@ -39,10 +39,10 @@ from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.continuations import lay_out
 from pipeline.evaluate.data import BATCH_BYTES
-from pipeline.evaluate.job import RESAMPLES
 from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
 from pipeline.evaluate.tree_entropies import TreeEntropies
+from pipeline.statistics.bootstrap import RESAMPLES
 
 BATCH_SIZE = 64
 REPEATED_BYTES = 4 * BATCH_BYTES

@@ -29,10 +29,7 @@ from pipeline.evaluate.models import (
 )
 from pipeline.evaluate.provenance import Say, compare_with_training
 from pipeline.prefetch import prefetch
-
-RESAMPLES = 2000
-DRAWN_AT_ONCE = 1 << 21
-"""Documents that are drawn at a time: they bound the memory of the bootstrap."""
+from pipeline.statistics.bootstrap import RESAMPLES, percentile_interval, resampled_sums
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,6 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of bits per byte over documents drawn with replacement.
 
-    Documents, not bytes, are drawn: bytes of one document are not independent of one another.
-
     Args:
         nats_D, bytes_D: of each document.
         confidence: share of the resamples that lie within.
@@ -129,21 +124,12 @@ def bootstrap_interval(
     Returns:
         the lower and the upper end; None if there is no text.
     """
-    documents = len(bytes_D)
     if not bytes_D.sum():
         return None
-    random = np.random.default_rng(seed)
-    of_each_D2 = np.stack([nats_D, bytes_D], axis=1).astype(np.float64)
-    sums_R2 = np.empty((resamples, 2))
-    step = max(DRAWN_AT_ONCE // documents, 1)
-    for start in range(0, resamples, step):
-        drawn_RD = random.integers(documents, size=(min(step, resamples - start), documents))
-        sums_R2[start : start + step] = of_each_D2[drawn_RD].sum(axis=1)
+    sums_R2 = resampled_sums(np.stack([nats_D, bytes_D], axis=1), seed, resamples)
     # A resample of empty documents alone says nothing.
     sums_R2 = sums_R2[sums_R2[:, 1] > 0]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(sums_R2[:, 0] / (sums_R2[:, 1] * log(2)), [tail, 1 - tail])
-    return float(low), float(high)
+    return percentile_interval(sums_R2[:, 0] / (sums_R2[:, 1] * log(2)), confidence)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:

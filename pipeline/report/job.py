@@ -12,6 +12,8 @@ from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.report.agreement import SetAgreement
+from pipeline.report.compare import compare_sets
 from pipeline.report.config import PatchReportConfig
 from pipeline.report.figures import TokenizerFigures, set_figures
 from pipeline.report.page import PAGE, Report
@@ -70,7 +72,7 @@ def patch_report(config: PatchReportConfig, console: Console) -> tuple[Report, s
         )
         for counts, (bpe, unread) in zip(counted, sampled, strict=True)
     ]
-    report = Report(figures, config.context_bytes, config.recompute)
+    report = Report(figures, config.context_bytes, config.recompute, _agreement(config, console))
     report.write(output)
     output.leave()
     return report, output.locate(PAGE)
@@ -121,6 +123,15 @@ def _merge_part(
 ) -> SetCounts:
     """One process's part of a merge."""
     return merge_part(_read(partial(_read_counts, config, output, named), named))
+
+
+def _agreement(config: PatchReportConfig, console: Console) -> list[SetAgreement]:
+    """How each set agrees with the first one, if that was asked for."""
+    if not config.agreement:
+        return []
+    names = short_names(map(printable, config.shards))
+    sets = [(name, _open(url)) for name, url in zip(names, config.shards, strict=True)]
+    return compare_sets(sets, config.documents, config.loss_bytes, console)
 
 
 def _tokenizer(config: PatchReportConfig) -> "Tokenizer | None":

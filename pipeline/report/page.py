@@ -7,6 +7,7 @@ figures.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,20 @@ from markupsafe import Markup
 from matplotlib.ticker import EngFormatter
 
 from pipeline.drawing.patches_html import PATCHES_CSS, patches_html
+from pipeline.report.agreement import (
+    BoundaryAgreement,
+    Example,
+    GroupScores,
+    ScoreFigures,
+    SetAgreement,
+)
+from pipeline.report.agreement_wording import (
+    agreement_rows,
+    entropy_rows,
+    format_score,
+    loss_notes,
+    overlap_words,
+)
 from pipeline.report.figures import MOST_SHOWN, FlopsFigures, GroupFigures, SetFigures
 from pipeline.report.plots import PAPER, PLOTS, png, svg
 from pipeline.report.wording import (
@@ -46,11 +61,16 @@ class Report:
     """Bytes of a sequence, for the FLOPs of attention."""
     recomputed: bool
     """True if the shards were read, false if only their manifests."""
+    agreement: Sequence[SetAgreement] = ()
+    """How each set but the first agrees with the first one; empty if that was not asked for."""
 
     @property
     def problems(self) -> list[str]:
-        """One message for each damaged shard; damaged shards are not counted."""
-        return [problem for figures in self.sets for problem in figures.problems]
+        """Messages about damaged shards, which are not counted, and about sets that cannot be
+        compared."""
+        damaged = (problem for figures in self.sets for problem in figures.problems)
+        not_compared = (problem for each in self.agreement for problem in each.problems)
+        return list(dict.fromkeys([*damaged, *not_compared]))
 
     def to_json(self) -> dict[str, Any]:
         """The content of report.json."""
@@ -58,6 +78,7 @@ class Report:
             "sets": [figures.to_json() for figures in self.sets],
             "context_bytes": self.context_bytes,
             "recomputed": self.recomputed,
+            "agreement": [agreement.to_json() for agreement in self.agreement],
         }
 
     def write(self, output: OutputDirectory) -> None:
@@ -84,6 +105,12 @@ class Report:
             curve_note=curve_note(sets),
             entropies_note=entropies_note(sets),
             groups=_group_tables(sets),
+            agreement=self.agreement,
+            agreement_rows=agreement_rows,
+            entropy_rows=entropy_rows,
+            loss_notes=loss_notes,
+            overlap_words=overlap_words,
+            score_tables=_score_tables,
             sizes=[row.size for row in with_flops],
             tokenizers=[figures for figures in sets if figures.tokenizer],
             context_bytes=self.context_bytes,
@@ -106,6 +133,8 @@ def _environment() -> jinja2.Environment:
         "nats": format_nats,
         "explanation": explanation,
         "patches": _patches,
+        "both_patches": _both_patches,
+        "score": format_score,
         "tojson_pretty": lambda value: json.dumps(asdict(value), indent=1, ensure_ascii=False),
     }
     return environment
@@ -116,6 +145,52 @@ def _patches(excerpt: Excerpt, longest: bool = False) -> Markup:
     sizes = excerpt.patch_bytes
     outlined = sizes.index(max(sizes)) if longest and sizes else None
     return Markup(patches_html(excerpt.patches(), outlined=outlined))
+
+
+def _both_patches(example: Example) -> list[Markup]:
+    """The text of an example in the patches of the reference, and in those of the other set; marked
+    where one alone starts a patch."""
+    data = example.text.encode()
+    sizes = (example.reference_patch_bytes, example.other_patch_bytes)
+    edges = [[0, *accumulate(some)] for some in sizes]
+    return [
+        Markup(
+            patches_html(
+                [data[a:b] for a, b in pairwise(own)],
+                marked={i for i, edge in enumerate(own) if edge not in others},
+            )
+        )
+        for own, others in (edges, edges[::-1])
+    ]
+
+
+class ScoreRow(NamedTuple):
+    """A row of a table of agreement."""
+
+    name: str
+    documents: str
+    scores: ScoreFigures
+    width: float
+    """Pixels of the bar of its F1."""
+
+
+def _score_tables(agreement: BoundaryAgreement) -> list[tuple[str, str, list[ScoreRow]]]:
+    """Titles, captions and rows: by kind of byte, and by script."""
+    kinds = (
+        "The byte that a patch may begin with. A letter is first where no letter precedes it; "
+        "continuation bytes are all but the first of a character."
+    )
+    scripts = "The script of a document is that of most letters at its beginning."
+    tables = (
+        ("By kind of byte", kinds, agreement.kinds),
+        ("By script", scripts, agreement.scripts),
+    )
+
+    def row(group: GroupScores) -> ScoreRow:
+        documents = "" if group.documents is None else f"{group.documents:,}"
+        return ScoreRow(group.name, documents, group.scores, BAR_PIXELS * (group.scores.f1 or 0))
+
+    return [(title, caption, list(map(row, groups))) for title, caption, groups in tables]
 
 
 class GroupCell(NamedTuple):

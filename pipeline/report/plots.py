@@ -264,7 +264,7 @@ def _render(name: str, sets: Sequence[SetFigures], palette: Palette, kind: str) 
         plot.draw(sets, axes)
         if kind == "png":
             axes.set_title(plot.title, loc="left", fontweight="bold")
-        if len(sets) > 1:
+        if len(sets) > 1 and axes.get_legend_handles_labels()[0]:
             axes.legend()
         figure.tight_layout()
         file = io.BytesIO()

@@ -101,15 +101,16 @@ class DocumentLayout:
         mean_D = self.bytes_D / np.maximum(self.patches_D, 1)
         mean_D[self.bytes_D < LEAST_BYTES] = np.inf
         chosen = [d for d in _first(mean_D) if np.isfinite(mean_D[d])]
-        return [self._excerpt(d, 0, float(mean_D[d])) for d in chosen]
+        return [self.excerpt(d, 0, float(mean_D[d])) for d in chosen]
 
     def _around_longest(self, d: int, length: float) -> Excerpt:
         first = self.first_patch_D[d]
         sizes = self.patch_bytes_P[first : first + self.patches_D[d]]
         begin = int(sizes[: sizes.argmax()].sum())
-        return self._excerpt(d, max(begin - BEFORE_BYTES, 0), length)
+        return self.excerpt(d, max(begin - BEFORE_BYTES, 0), length)
 
-    def _excerpt(self, d: int, begin: int, measure: float) -> Excerpt:
+    def excerpt(self, d: int, begin: int, measure: float) -> Excerpt:
+        """SHOWN_BYTES of document ``d`` from byte ``begin`` on."""
         data = self.texts[d]
         begin, end = _character(data, begin), _character(data, begin + SHOWN_BYTES)
         first = self.first_patch_D[d]

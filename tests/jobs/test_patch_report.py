@@ -225,10 +225,50 @@ def test_nothing_is_counted_again_for_a_wrong_flag(run, sets, monkeypatch, flags
     assert done.returncode in (1, 2) and said.format(**names) in done.stderr
 
 
+def test_agreement_is_printed_and_on_the_page(run, sets):
+    flags = ("--shards", sets / "a", sets / "b", "--output", sets / "out", "--agreement")
+    done = run(*flags, "--loss-bytes", 500)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((sets / "out" / "report.json").read_text())
+    (found,) = report["agreement"]
+    assert (found["reference"], found["other"]) == ("a", "b")
+    assert found["overlap"]["common_documents"] == 12 and found["problems"] == []
+    # The same entropies, cut where patches exceed 6 tokens.
+    assert found["entropies"]["spearman"] == pytest.approx(1)
+    total = found["equal_size"]["total"]
+    assert total["chance_f1"] < 0.5 < total["f1"] < 1
+    line = f"agreement of b and a, 12 common documents, patches of equal size: F1 {total['f1']:.3f}"
+    assert line in done.stdout
+    page = (sets / "out" / "index.html").read_text()
+    assert "Agreement of b with a" in page and "By kind of byte" in page
+    assert found["losses"]["other"]["note"] in page
+    # Without the flag, nothing is compared, and the page says what would.
+    assert run(*flags[:-1]).returncode == 0
+    assert json.loads((sets / "out" / "report.json").read_text())["agreement"] == []
+    assert "<code>--agreement</code> compares them" in (sets / "out" / "index.html").read_text()
+
+
+def test_sets_without_a_common_document_are_named(run, sets, ngram_model: NGramEntropyModel):
+    write_jsonl(sets / "others" / "x.jsonl", [("x", "another text")])
+    tiny.make_shards(sets / "c", sets / "others", ngram_model, Patcher(1.0))
+    flags = ("--output", sets / "out", "--agreement")
+    done = run("--shards", sets / "a", sets / "c", sets / "b", *flags)
+    assert done.returncode == 1
+    assert f"{sets / 'c'}: none of the 12 documents" in done.stdout
+    first, second = json.loads((sets / "out" / "report.json").read_text())["agreement"]
+    assert first["as_stored"] is None and second["overlap"]["common_documents"] == 12
+    assert "none of the 12 documents" in (sets / "out" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
         (["--shards", "nowhere"], "--shards"),
+        (["--shards", "{a}", "--agreement"], "--agreement: name two or more --shards"),
+        (["--shards", "{a}", "{b}", "--agreement", "--merge"], "--agreement: compares sets"),
+        (["--shards", "{a}", "{b}", "--documents", "5"], "--documents: only --agreement"),
+        (["--shards", "{a}", "{b}", "--loss-bytes", "5"], "--loss-bytes: only --agreement"),
+        (["--shards", "{a}", "{b}", "--agreement", "--documents", "0"], "--documents: must be"),
         (["--shards"], "--shards: name at least one"),
         (["--shards", "{a}", "--num-workers", "2"], "--num-workers: only --recompute has workers"),
         (["--shards", "{a}", "{a}/../a/"], "--shards: {a} is named 2 times"),

@@ -77,3 +77,8 @@ def test_markup_shows_as_text(hostile):
 def test_any_bytes_give_one_span_a_patch(patches):
     page = Read(patches_html(patches))
     assert len(page.texts) == len(patches) and set(page.tags) <= {"div", "span"}
+
+
+def test_patches_are_marked_where_they_begin():
+    classes = Read(patches_html([b"a", b"b", b"c"], outlined=1, marked={1, 2})).classes[1:]
+    assert classes == ["patch p0", "patch p1 outlined marked", "patch p2 marked"]

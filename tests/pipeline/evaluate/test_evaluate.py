@@ -18,7 +18,6 @@ from model import ByteTokenizer, Patcher, save_blt, save_entropy_model
 from model.tokenizer import BOS_ID, encode_documents
 from pipeline import open_shards
 from pipeline.errors import BadDocumentError, PipelineError
-from pipeline.evaluate import job as evaluation
 from pipeline.evaluate import likelihood
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import Batch
@@ -151,7 +150,9 @@ def test_bootstrap_interval_properties(monkeypatch):
     assert width(bootstrap_interval(*few, confidence=0.5)) < 0.6 * width(interval)
     # 100 times the documents: a tenth of the width.
     assert 5 < width(interval) / width(bootstrap_interval(*many)) < 20
-    monkeypatch.setattr(evaluation, "DRAWN_AT_ONCE", 120)  # memory does not change the result
+    monkeypatch.setattr(
+        "pipeline.statistics.bootstrap.DRAWN_AT_ONCE", 120
+    )  # memory does not change the result
     assert bootstrap_interval(*few, seed=3) == interval
     # Of 100 samples from one population about 95 hold its value, log2(e).
     holding = 0

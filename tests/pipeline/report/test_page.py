@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from rich.console import Console
 from support import tiny
 from support.texts import topics, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -21,6 +22,7 @@ from model.flops import flops_per_byte, transformer_flops
 from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
+from pipeline.report.compare import compare_sets
 from pipeline.report.figures import SetFigures, set_figures
 from pipeline.report.page import Report
 from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
@@ -318,6 +320,53 @@ def pages(shards, parts, model, tokenizer, tmp_path_factory) -> dict[str, Path]:
         report.write(OutputDirectory(str(directory / name)))
         found[name] = directory / name / "index.html"
     return found
+
+
+def test_a_page_on_the_agreement_of_sets_without_text(model, tmp_path):
+    sets = [shard_set(tmp_path / name, model, Patcher(1.0), [[("a", "")]]) for name in "ab"]
+    agreement = compare_sets(list(zip("ab", sets, strict=True)), None, 9, Console(quiet=True))
+    all_figures = [figures_of(read_counts("set", one)) for one in sets]
+    page = Report(all_figures, 8192, False, agreement).page()
+    assert "1 are in both" in page and "nan" not in page.lower().split()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_agreement_in_a_browser(browser, shards, parts, tmp_path, scheme):
+    from support.browser import Watched
+
+    # Of another model, or equal sizes would be equal patches.
+    texts = [text.encode() for _, text in parts[0]]
+    another = NGramEntropyModel.fit([encode_documents(texts)], order=3)
+    other = shard_set(tmp_path, another, Patcher(1.6), parts[1:])
+    names = [f"{HOSTILE} {i}" for i in range(2)]
+    named = list(zip(names, (shards, other), strict=True))
+    agreement = compare_sets(named, None, 300, Console(quiet=True))
+    sets = [figures_of(read_counts(*each)) for each in named]
+    Report(sets, 8192, False, agreement).write(OutputDirectory(str(tmp_path / "out")))
+    for width in (360, 768, 1440):
+        viewport = {"width": width, "height": 900}
+        watched = Watched(browser, viewport=viewport, color_scheme=scheme)
+        page = watched.page
+        page.goto((tmp_path / "out" / "index.html").as_uri())
+        assert watched.problems == [] and watched.hosts == {""} and watched.overflow() == 0
+        assert page.title() != "run" and page.locator("script, img, iframe").count() == 0
+        section = page.locator("section", has=page.locator("h2", has_text="Agreement of")).first
+        (found,) = agreement
+        examples = section.locator(".excerpt").all()
+        assert len(examples) == len(found.typical) + len(found.unlike) > 3
+        # One above the other, the same text, and marks where one alone starts a patch.
+        same = 0
+        for example in examples:
+            above, below = example.locator(".patches").all()
+            assert above.bounding_box()["y"] < below.bounding_box()["y"]
+            same += above.inner_text() == below.inner_text()
+        assert same > 1  # in others, a patch starts within a character
+        marked = section.locator(".patch.marked")
+        assert marked.count() > 0
+        shadow = marked.first.evaluate("e => getComputedStyle(e).boxShadow")
+        assert ("179, 38, 30" in shadow) == (scheme == "light")
+        assert f"{found.equal_size.total.f1:.3f}" in section.inner_text()
+        page.close()
 
 
 @pytest.mark.parametrize("name", ["one", "two", "empty"])
