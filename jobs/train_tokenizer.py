@@ -31,7 +31,7 @@ digits, signs, or blanks. It is the pattern of GPT-4's and Llama 3's tokenizers.
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """Train a byte-level BPE tokenizer on a sample of the text of shard sets, evenly from all shards.
+    """Train a byte-level BPE tokenizer on a sample of shard sets' text, evenly from all shards.
 
     The trainer reads it: python -m train --config bpe_debug --tokenizer.source OUTPUT. The same
     shards and flags give the same file. Exit status: 0 if it was written, 1 if a shard cannot be
@@ -110,7 +110,7 @@ def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
 
 
 def train(texts: list[str], vocab_size: int) -> bytes:
-    """The content of the ``tokenizer.json`` of a byte-level BPE tokenizer without special tokens."""
+    """The ``tokenizer.json`` of a byte-level BPE tokenizer without special tokens."""
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -225,9 +225,7 @@ def for_tokenizer(
     if flags.file is None and "vocab_size" not in flags.given:
         size = padded_vocab_size(bpe.tokens)
     if size < needed:
-        raise ConfigError(
-            f"{flag('vocab_size')}: the tokenizer {source} needs {needed}, got {size}"
-        )
+        raise ConfigError(f"{flag('vocab_size')}: {source} needs at least {needed}, got {size}")
     return replace(shape, vocab_size=size, tokenizer=bpe.sha256)
 
 

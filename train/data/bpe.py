@@ -79,7 +79,7 @@ class BPE:
                 )
                 raise ConfigError(
                     f"{FLAG} {self.name}: its tokens do not give text back: after "
-                    f"{text[max(place - 8, 0) : place]!r}, {text[place : place + 8]!r} is not what "
+                    f"{text[max(place - 8, 0) : place]!a}, {text[place : place + 8]!a} is not what "
                     "they stand for; take a byte-level tokenizer that changes no text, such as "
                     "GPT-2's or Llama 3's, or train one: jobs/train_tokenizer.py"
                 )

@@ -15,7 +15,7 @@ class DocumentArrays(NamedTuple):
     """
 
     text: np.ndarray
-    """uint8: UTF-8 bytes of all documents, or a wider type: a tokenizer's ids. In a window, one more
+    """uint8: UTF-8 bytes of all documents; a tokenizer's ids are wider. In a window, one more
     precedes them and two follow, because a piece of a row copies BOS and EOS from beside its text
     and overwrites them."""
     lengths_D: np.ndarray
