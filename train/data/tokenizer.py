@@ -5,8 +5,7 @@ from typing import Any
 
 from torchtitan.components.tokenizer import BaseTokenizer
 
-import model
-from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID
+from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, ByteTokenizer
 from pipeline.errors import ConfigError
 from train.data.bpe import BPE, FLAG, load_bpe
 from train.data.token_bytes import BYTES, TokenBytes
@@ -24,8 +23,8 @@ class TitanTokenizer(BaseTokenizer):
         self.eos_id = EOS_ID
 
 
-class TitanByteTokenizer(TitanTokenizer, model.ByteTokenizer):
-    """:class:`model.ByteTokenizer` as one of torchtitan's tokenizers; it reads no files."""
+class TitanByteTokenizer(TitanTokenizer, ByteTokenizer):
+    """The byte tokenizer as one of torchtitan's tokenizers; it reads no files."""
 
     token_bytes = BYTES
 
@@ -36,8 +35,8 @@ class TitanByteTokenizer(TitanTokenizer, model.ByteTokenizer):
     def __init__(self, config: Config, **kwargs: Any):
         super().__init__()
 
-    encode = model.ByteTokenizer.encode
-    decode = model.ByteTokenizer.decode
+    encode = ByteTokenizer.encode
+    decode = ByteTokenizer.decode
 
     def get_vocab_size(self) -> int:
         return self.vocab_size
