@@ -1,7 +1,6 @@
 """Train a byte-level BPE tokenizer on the text of shards, for the baseline ``bpe_...``."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
+from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
 from train.data.bpe import BPE
 
 BYTES = 256
@@ -66,13 +66,9 @@ def run(config: TrainTokenizerConfig, console: Console) -> int:
     texts = list(sample([ShardSet(url) for url in config.shards], config.sample_bytes))
     content = train(texts, config.vocab_size)
     bpe = BPE(config.output, content)  # which refuses what would not give text back
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        write_atomically(*checkpoint_filesystem(config.output), content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise PipelineError(f"--output: {target} cannot be written: {error}") from error
     size = sum(len(text.encode()) for text in texts)
     per_token = size / max(len(bpe.encode(texts)[0]), 1)

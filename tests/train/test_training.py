@@ -31,8 +31,8 @@ from support.trainings import (
 from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, EntropyModel, load_blt, load_entropy_model, save_blt
-from model.training_flops import training_flops
 from model.tokenizer import EOS_ID
+from model.training_flops import training_flops
 from pipeline.shards.shard_set import open_shards
 from train.data.dataloader import ShardDataLoader
 
