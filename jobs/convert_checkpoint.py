@@ -24,19 +24,26 @@ from model.checkpoints.entropy_model import (
     save_entropy_model,
 )
 from model.checkpoints.files import CheckpointError, local_directory, reading
+from model.checkpoints.token_transformer import (
+    TOKENIZER,
+    holds_token_transformer,
+    load_token_transformer,
+    save_token_transformer,
+)
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.provenance import EntropyModelIdentity
+from model.token_transformer import TokenTransformer
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate.provenance import compare_entropy_model
 from train.checkpoints.average import read_average, steps_until
-from train.checkpoints.model_json import steps_in
+from train.checkpoints.model_json import read_beside, steps_in
 from train.checkpoints.steps import is_step, read_step
 
-Model = BLT | EntropyModel | NGramEntropyModel
+Model = BLT | EntropyModel | NGramEntropyModel | TokenTransformer
 AnyEntropyModel = EntropyModel | NGramEntropyModel
 
 
@@ -55,8 +62,8 @@ class ConvertCheckpointConfig:
     output: str
     """Directory to create."""
     layout: Layout = "own"
-    """own; transformers: for its BltForCausalLM; published: names and arguments of the published
-    weights."""
+    """own; transformers: for its BltForCausalLM, or LlamaForCausalLM where the model reads tokens;
+    published: names and arguments of the published weights."""
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model to put with a BLT; the one that the checkpoint
     holds, if it holds one, by default."""
@@ -78,21 +85,25 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
     output = _output(config.output)
     check_at_least(config, average=1)
     steps = [config.checkpoint]
+    model: Model
     if is_step(config.checkpoint):
         try:
             if config.average > 1:
                 steps = steps_until(config.checkpoint, config.average)
-            model: Model = read_average(steps) if len(steps) > 1 else read_step(config.checkpoint)
+            model = read_average(steps) if len(steps) > 1 else read_step(config.checkpoint)
+            tokenizer = None
+            if isinstance(model, TokenTransformer):
+                tokenizer = read_beside(config.checkpoint, TOKENIZER, "to make tokens of text")
         except CheckpointError as error:
             raise ConfigError(f"--checkpoint: {error}") from error
         entropy_model = _entropy_model(config, model, None)
         _compare(config, model, entropy_model, console)
-        write_checkpoint(output, model, entropy_model, config.layout)
+        write_checkpoint(output, model, entropy_model, config.layout, tokenizer)
     elif config.average > 1:
         raise ConfigError(f"--average: {config.checkpoint} is no step of the trainer; leave it out")
     else:
         model = _convert_weights(config, output, console)
-    kind = "BLT" if isinstance(model, BLT) else "entropy model"
+    kind = _kind(model)
     files = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
     if config.json:
         result = {"output": config.output, "layout": config.layout, "model": kind, "files": files}
@@ -104,10 +115,23 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
     return 0
 
 
+def _kind(model: Model) -> str:
+    if isinstance(model, TokenTransformer):
+        return "token transformer"
+    return "BLT" if isinstance(model, BLT) else "entropy model"
+
+
 def write_checkpoint(
-    output: Path, model: Model, entropy_model: AnyEntropyModel | None, layout: Layout
+    output: Path,
+    model: Model,
+    entropy_model: AnyEntropyModel | None,
+    layout: Layout,
+    tokenizer: bytes | None = None,
 ) -> None:
     """Write the whole checkpoint or nothing.
+
+    Args:
+        tokenizer: the content of a token transformer's ``tokenizer.json``.
 
     Raises:
         ConfigError: the layout cannot hold the model.
@@ -117,6 +141,9 @@ def write_checkpoint(
     try:
         if isinstance(model, BLT):
             save_blt(model, temporary, layout=layout, entropy_model=entropy_model)
+        elif isinstance(model, TokenTransformer):
+            assert tokenizer is not None
+            save_token_transformer(model, temporary, tokenizer, layout=layout)
         else:
             save_entropy_model(model, temporary, layout=layout)
         temporary.replace(output)
@@ -155,7 +182,10 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Con
                     message = message.replace(str(directory), source.rstrip("/"))
                 raise CheckpointError(message) from error
             _compare(config, model, entropy_model, console)
-            write_checkpoint(output, model, entropy_model, config.layout)
+            tokenizer = None
+            if isinstance(model, TokenTransformer):
+                tokenizer = read_beside(source, TOKENIZER, "to make tokens of text")
+            write_checkpoint(output, model, entropy_model, config.layout, tokenizer)
             return model
     except CheckpointError as error:
         steps = steps_in(source) if Path(source).is_dir() else []
@@ -189,6 +219,8 @@ def _compare(
 def _load(directory: Path) -> Model:
     with reading("checkpoint", str(directory)):
         alone = holds_entropy_model_alone(directory)
+        if holds_token_transformer(directory):
+            return load_token_transformer(directory, device="cpu", dtype="stored")
     if alone:
         return load_entropy_model(directory, device="cpu", dtype="stored")
     return load_blt(directory, device="cpu", dtype="stored")
@@ -208,7 +240,8 @@ def _entropy_model(
     """
     if not isinstance(model, BLT):
         if config.entropy_model is not None:
-            raise ConfigError("--entropy-model: the checkpoint is an entropy model; leave it out")
+            kind = f"{'a' if isinstance(model, TokenTransformer) else 'an'} {_kind(model)}"
+            raise ConfigError(f"--entropy-model: the checkpoint is {kind}; leave it out")
         return None
     if config.entropy_model is not None:
         try:

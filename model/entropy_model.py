@@ -31,7 +31,7 @@ from model.layers.initializers import Initializer, init_weights, initializers
 from model.layers.transformer import Block, run_blocks, run_blocks_in_place
 from model.segments import document_starts, since_start, token_positions
 from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
-from model.widths import added_later, check_heads, check_numbers, default_hidden_dim
+from model.widths import BlockShape, added_later, check_heads, check_numbers, default_hidden_dim
 
 CPU_TOKENS = 4096
 """Tokens per pack on a CPU: the activations of a layer then stay near the cache."""
@@ -112,10 +112,11 @@ class EntropyModelConfig:
         """Width of a head."""
         return self.dim // self.n_heads
 
-    def block(self) -> Block:
-        """A layer of this shape."""
+    @property
+    def block_shape(self) -> BlockShape:
+        """The shape of a layer."""
         assert self.hidden_dim is not None
-        return Block(self.dim, self.n_heads, self.kv_heads, self.hidden_dim, self.norm_eps)
+        return BlockShape(self.dim, self.n_heads, self.kv_heads, self.hidden_dim, self.norm_eps)
 
 
 def entropy_of(logits_TV: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class EntropyModel(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(config.block() for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(*config.block_shape) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.rotary = RotaryAngles(config.head_dim, config.rope_theta)

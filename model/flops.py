@@ -1,7 +1,8 @@
 """FLOPs per byte, by the formulas of the BLT paper (arXiv 2412.09871, appendix on FLOPs).
 
 Feed-forward layers are taken as ``8 dim**2`` multiplications, whatever their width; hash embeddings
-and norms cost nothing. A multiplication and an addition are two FLOPs.
+and norms cost nothing. A multiplication and an addition are two FLOPs. Trainings are measured by
+:mod:`model.training_flops`, which rounds nothing.
 """
 
 from collections.abc import Iterator
@@ -85,22 +86,6 @@ def flops_per_byte(
     """
     forward = sum(flops_by_part(config, patch_size=patch_size, context=context).values())
     return forward * (TRAINING if training else 1)
-
-
-def training_flops(
-    shape: BLTConfig | EntropyModelConfig, *, patch_size: float, context: int
-) -> dict[str, float]:
-    """FLOPs per byte, forward and backward, by part of the model.
-
-    Args:
-        patch_size: mean bytes per patch; an entropy model does not depend on it.
-        context: bytes of a row.
-    """
-    if isinstance(shape, BLTConfig):
-        parts = flops_by_part(shape, patch_size=patch_size, context=context)
-    else:
-        parts = {"entropy_model": entropy_model_flops(shape, context)}
-    return {part: TRAINING * forward for part, forward in parts.items()}
 
 
 class PassFlops(TypedDict):

@@ -45,6 +45,7 @@ FILES = {
     "slow": (
         *("jobs/test_download_weights.py", "train/test_training.py", "train/test_resume.py"),
         *("train/test_metrics.py", "train/test_skipping.py", "train/test_validation.py"),
+        "train/test_baselines.py",
         *("train/test_samples.py", "train/test_async_checkpoints.py"),
         *("train/test_sharded_tables.py", "train/test_recipes.py", "gpu/test_checks.py"),
     ),
@@ -61,6 +62,7 @@ LONGEST_FIRST = (
     *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
     *("train/test_skipping.py", "train/test_validation.py", "train/test_sharded_tables.py"),
     *("train/test_samples.py", "train/test_async_checkpoints.py", "train/test_recipes.py"),
+    "train/test_baselines.py",
 )
 """Files that take long. Processes that share the work (pytest-xdist) take a file after the other:
 if the last one were long, the other cores would idle. Files that share a Ray are neighbours."""

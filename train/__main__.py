@@ -17,8 +17,9 @@ from train.shim import prepare
 USAGE = """\
 python -m train --config NAME --dataloader.shards DIR_OR_URL[,DIR_OR_URL...] [FLAGS]
 
-Pretrains a BLT or an entropy model from shards that jobs/patch_corpus.py wrote. A run that was
-stopped resumes when the same command is given again. On several processes:
+Pretrains a BLT, an entropy model or a baseline (transformers of bytes or of a tokenizer's tokens)
+from shards that jobs/patch_corpus.py wrote. A run that was stopped resumes when the same command is
+given again. On several processes:
 torchrun --nproc-per-node 8 -m train --config NAME ...
 
 Configurations:
@@ -30,6 +31,7 @@ Frequent flags:
   --shape.dim-global 1024       the model's shape, value by value, or --shape.file model.json
   --validator.enable --validator.dataloader.shards DIR_OR_URL
                                 bits per byte of held-out text
+  --tokenizer.source FILE       the tokenizer.json of bpe_...; jobs/train_tokenizer.py makes one
   --metrics.enable-tensorboard, --metrics.enable-wandb
 
 All flags, with their values: python -m train --config NAME --help"""
@@ -59,7 +61,9 @@ def command() -> int:
     console = Console(stderr=True)
     name = _config_name(arguments)
     if name is None and (not arguments or {"-h", "--help"} & set(arguments)):
-        listed = "\n".join(f"  {name:16}{text}" for name, text in configurations().items())
+        texts = configurations()
+        width = max(map(len, texts)) + 1
+        listed = "\n".join(f"  {name:{width}}{text}" for name, text in texts.items())
         print(USAGE.format(configurations=listed))
         return 0
     # torchtitan's parser prints this name.

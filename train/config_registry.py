@@ -6,7 +6,8 @@ published code (:mod:`model.layers.initializers`), and all configurations train 
 cosine.
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
@@ -18,17 +19,18 @@ from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.config import CompileConfig, DebugConfig, TrainingConfig
 from torchtitan.protocols.model_spec import ModelSpec
 
-from model.tokenizer import VOCAB_SIZE
+from model.widths import resized
+from train.baseline_specs import byte_spec, token_spec
 from train.checkpointing import ProductsAC
 from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
+from train.data.tokenizer import TitanBPETokenizer, TitanByteTokenizer
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
 from train.optimizer import BLTOptimizers
 from train.parallelize import Parallelism
 from train.shape_flags import ShapeFlags
 from train.skipping import FiniteLoss
-from train.tokenizer import TitanByteTokenizer
 from train.trainer import ByteTrainer
 from train.validator import ShardValidator
 
@@ -49,6 +51,7 @@ def _config(
     max_norm: float = 1.0,
     checkpoint_interval: int = 500,
     large: bool = True,
+    **rule: Any,
 ) -> ByteTrainer.Config:
     """The settings that all configurations share.
 
@@ -60,17 +63,20 @@ def _config(
         min_lr_factor: the last step's learning rate as a multiple of the highest one.
         max_norm: the norm to which gradients are clipped.
         large: the activations of all layers do not fit into memory.
+        rule: the boundary rule by which documents are re-patched, as the dataloader's flags have
+            it; none for the patches of the shards.
     """
-    patches = model_spec.name == "blt"
+    patches, tokens = model_spec.name == "blt", model_spec.name == "tokens"
     optimizer = default_adamw(lr=lr)
+    dataloader = ShardDataLoader.Config(patches=patches, **rule)
     if patches:
         optimizer = BLTOptimizers.Config(param_groups=optimizer.param_groups)
     return ByteTrainer.Config(
         model_spec=model_spec,
         shape=ShapeFlags(model_spec.model.shape),
         hf_assets_path=".",  # unused: no tokenizer files
-        tokenizer=TitanByteTokenizer.Config(),
-        loss=FiniteLoss.Config(global_vocab_size=VOCAB_SIZE),
+        tokenizer=TitanBPETokenizer.Config() if tokens else TitanByteTokenizer.Config(),
+        loss=FiniteLoss.Config(),
         optimizer=optimizer,
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=warmup_steps, decay_type="cosine", min_lr_factor=min_lr_factor
@@ -88,10 +94,8 @@ def _config(
         parallelism=Parallelism(spmd_backend="partial_dtensor", enable_sequence_parallel=False),
         compile=CompileConfig(enable=large and torch.cuda.is_available()),
         activation_checkpoint=ProductsAC.Config() if large else None,
-        dataloader=ShardDataLoader.Config(patches=patches),
-        validator=ShardValidator.Config(
-            freq=checkpoint_interval, dataloader=ShardDataLoader.Config(patches=patches)
-        ),
+        dataloader=dataloader,
+        validator=ShardValidator.Config(freq=checkpoint_interval, dataloader=replace(dataloader)),
         metrics=ByteMetrics.Config(log_freq=10),
         # A run that is started again resumes.
         checkpoint=Checkpointer.Config(
@@ -101,16 +105,17 @@ def _config(
     )
 
 
-def _debug(model_spec: ModelSpec) -> ByteTrainer.Config:
+def _debug(model_spec: ModelSpec, seq_len: int = 1024, **rule: Any) -> ByteTrainer.Config:
     return _config(
         model_spec,
         lr=3e-3,
-        seq_len=1024,
+        seq_len=seq_len,
         local_batch_size=8,
         steps=200,
         warmup_steps=20,
         checkpoint_interval=100,
         large=False,
+        **rule,
     )
 
 
@@ -119,8 +124,10 @@ def blt_debug() -> ByteTrainer.Config:
     return _debug(blt_spec("debug"))
 
 
-def _blt(size: str, *, local_batch_size: int, float8: bool = False) -> ByteTrainer.Config:
-    """The paper's recipe (arXiv 2412.09871, section 4.8) for one of its sizes.
+def _paper(
+    model_spec: ModelSpec, *, local_batch_size: int, seq_len: int = 8192, **rule: Any
+) -> ByteTrainer.Config:
+    """The paper's recipe (arXiv 2412.09871, section 4.8).
 
     Learning rate 4e-4, 2,000 steps of warm-up, a cosine to 0, gradients clipped to a norm of 1, and
     16 MB of text per step: 2,048 rows of 8,192 tokens, the shorter of the paper's two contexts. The
@@ -129,51 +136,52 @@ def _blt(size: str, *, local_batch_size: int, float8: bool = False) -> ByteTrain
     the paper's differ by experiment.
     """
     return _config(
-        blt_spec(size, float8=float8),
+        model_spec,
         lr=4e-4,
-        seq_len=8192,
+        seq_len=seq_len,
         local_batch_size=local_batch_size,
         global_batch_size=2048,
         steps=100_000,
         warmup_steps=2000,
         min_lr_factor=0.0,
         checkpoint_interval=1000,
+        **rule,
     )
 
 
 def blt_400m() -> ByteTrainer.Config:
     """The paper's BLT of 400 million parameters (without hash tables)."""
-    return _blt("400m", local_batch_size=4)
+    return _paper(blt_spec("400m"), local_batch_size=4)
 
 
 def blt_1b() -> ByteTrainer.Config:
     """The paper's BLT of a billion parameters, the one whose weights are published."""
-    return _blt("1b", local_batch_size=4)
+    return _paper(blt_spec("1b"), local_batch_size=4)
 
 
 def blt_1b_float8() -> ByteTrainer.Config:
     """blt_1b with the latent transformer's matrix products in float8 (needs torchao)."""
-    return _blt("1b", local_batch_size=4, float8=True)
+    return _paper(blt_spec("1b", float8=True), local_batch_size=4)
 
 
 def blt_2b() -> ByteTrainer.Config:
     """The paper's BLT of 2 billion parameters."""
-    return _blt("2b", local_batch_size=4)
+    return _paper(blt_spec("2b"), local_batch_size=4)
 
 
 def blt_4b() -> ByteTrainer.Config:
     """The paper's BLT of 4 billion parameters."""
-    return _blt("4b", local_batch_size=2)
+    return _paper(blt_spec("4b"), local_batch_size=2)
 
 
 def blt_8b() -> ByteTrainer.Config:
     """The paper's BLT of 8 billion parameters."""
-    return _blt("8b", local_batch_size=2)
+    return _paper(blt_spec("8b"), local_batch_size=2)
 
 
 def blt_8b_float8() -> ByteTrainer.Config:
     """blt_8b with the latent transformer's matrix products in float8 (needs torchao)."""
-    return _blt("8b", local_batch_size=2, float8=True)
+    return _paper(blt_spec("8b", float8=True), local_batch_size=2)
 
 
 def entropy_debug() -> ByteTrainer.Config:
@@ -217,3 +225,87 @@ def entropy_100m() -> ByteTrainer.Config:
         max_norm=10.0,
         checkpoint_interval=1000,
     )
+
+
+NO_HASHES: dict[str, Any] = {"encoder_hash_byte_group_size": ()}
+NO_CROSS_ATTENTION: dict[str, Any] = {"cross_attn_encoder": False, "cross_attn_decoder": False}
+STATIC: dict[str, Any] = {"rule": "static", "patch_size": 4.5}
+"""Patches as long as entropy patches are on average, in the paper's main experiments."""
+TOKENS_PER_ROW = 2048
+"""About 9,000 bytes, at 4.4 bytes per token."""
+
+
+def _ablated(size: str, changes: dict[str, Any]) -> ModelSpec:
+    """A BLT of a size with other values of its shape."""
+    spec = blt_spec(size)
+    return replace(spec, model=replace(spec.model, shape=resized(spec.model.shape, changes)))
+
+
+def blt_debug_space() -> ByteTrainer.Config:
+    """blt_debug with patches that begin after words, as in SpaceByte."""
+    return _debug(blt_spec("debug"), rule="space")
+
+
+def blt_1b_space() -> ByteTrainer.Config:
+    """blt_1b with patches that begin after words, as in SpaceByte."""
+    return _paper(blt_spec("1b"), local_batch_size=4, rule="space")
+
+
+def blt_debug_static() -> ByteTrainer.Config:
+    """blt_debug with patches of 4.5 bytes wherever they fall."""
+    return _debug(blt_spec("debug"), **STATIC)
+
+
+def blt_1b_static() -> ByteTrainer.Config:
+    """blt_1b with patches of 4.5 bytes wherever they fall."""
+    return _paper(blt_spec("1b"), local_batch_size=4, **STATIC)
+
+
+def blt_debug_no_hashes() -> ByteTrainer.Config:
+    """blt_debug without hash embeddings."""
+    return _debug(_ablated("debug", NO_HASHES))
+
+
+def blt_1b_no_hashes() -> ByteTrainer.Config:
+    """blt_1b without hash embeddings."""
+    return _paper(_ablated("1b", NO_HASHES), local_batch_size=4)
+
+
+def blt_debug_no_crossing() -> ByteTrainer.Config:
+    """blt_debug without cross attention."""
+    return _debug(_ablated("debug", NO_CROSS_ATTENTION))
+
+
+def blt_1b_no_crossing() -> ByteTrainer.Config:
+    """blt_1b without cross attention."""
+    return _paper(_ablated("1b", NO_CROSS_ATTENTION), local_batch_size=4)
+
+
+def bytes_debug() -> ByteTrainer.Config:
+    """A plain byte transformer with the latent transformer's shape of blt_debug."""
+    return _debug(byte_spec("debug"))
+
+
+def bytes_400m() -> ByteTrainer.Config:
+    """A plain byte transformer with the latent transformer's shape of blt_400m."""
+    return _paper(byte_spec("400m"), local_batch_size=4)
+
+
+def bytes_1b() -> ByteTrainer.Config:
+    """A plain byte transformer with the latent transformer's shape of blt_1b."""
+    return _paper(byte_spec("1b"), local_batch_size=2)
+
+
+def bpe_debug() -> ByteTrainer.Config:
+    """A transformer over the tokens of a tokenizer (--tokenizer.source), for a laptop."""
+    return _debug(token_spec("debug"), seq_len=256)
+
+
+def bpe_400m() -> ByteTrainer.Config:
+    """A transformer over tokens with the latent transformer's shape of blt_400m."""
+    return _paper(token_spec("400m"), local_batch_size=4, seq_len=TOKENS_PER_ROW)
+
+
+def bpe_1b() -> ByteTrainer.Config:
+    """A transformer over tokens with the latent transformer's shape of blt_1b."""
+    return _paper(token_spec("1b"), local_batch_size=4, seq_len=TOKENS_PER_ROW)

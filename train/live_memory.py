@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchtitan.distributed.activation_checkpoint import ActivationCheckpointing
 
-from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from model import BLT
+from train.checkpoints.kinds import Shape, build_model
 from train.parallelize import checkpoint_activations
 
 EVERY = 8
@@ -53,7 +54,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 def activation_bytes(
-    shape: BLTConfig | EntropyModelConfig,
+    shape: Shape,
     *,
     rows: int,
     seq_len: int,
@@ -69,11 +70,10 @@ def activation_bytes(
         patches: patches per row.
         checkpointing: activation checkpointing of the blocks.
     """
-    is_blt = isinstance(shape, BLTConfig)
     with torch.device("meta"):
-        model = BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
+        model = build_model(shape)
         inputs = [torch.empty(rows, seq_len, dtype=torch.int64)]
-        if is_blt:
+        if isinstance(model, BLT):
             inputs.append(torch.empty(rows, patches, dtype=torch.int64))
     # Also the constants, which are made on the CPU.
     model = model.bfloat16().to("meta")

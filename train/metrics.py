@@ -1,5 +1,5 @@
-"""Metrics that torchtitan lacks: bits per byte, bytes and patches per second, and FLOPs by BLT's
-own formula.
+"""Metrics that torchtitan lacks: bits per byte, bytes and patches per second, and FLOPs by one
+formula for all kinds of models.
 """
 
 import math
@@ -13,8 +13,8 @@ from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor, TensorBoardLogger
 from torchtitan.tools.logging import logger
 
-from model.flops import training_flops
-from model.tokenizer import EOS_ID
+from model.training_flops import training_flops
+from train.data.token_bytes import TokenBytes
 
 latest: dict[str, float] = {}
 """The metrics that this process logged last, by name. A caller of the training reads them."""
@@ -28,17 +28,21 @@ class Counts:
     """Positions of all rows, including padding."""
     padding: int = 0
     labels: int = 0
-    """Tokens that the loss counts: bytes, and the EOS of each document."""
+    """Tokens that the loss counts: bytes or a tokenizer's tokens, and the EOS of each document."""
     bytes: int = 0
     patches: int = 0
 
-    def add(self, inputs: dict[str, Tensor], labels_BS: Tensor) -> None:
-        """Add a batch, as the dataloader yields it."""
+    def add(self, inputs: dict[str, Tensor], labels_BS: Tensor, token_bytes: TokenBytes) -> None:
+        """Add a batch, as the dataloader yields it.
+
+        Args:
+            token_bytes: the bytes that ids stand for.
+        """
         labels = int((labels_BS != IGNORE_INDEX).sum())
         self.positions += labels_BS.numel()
         self.padding += int((inputs["input"] < 0).sum())
         self.labels += labels
-        self.bytes += labels - int((labels_BS == EOS_ID).sum())
+        self.bytes += token_bytes.count(labels_BS.numpy())
         if "patch_lengths" in inputs:
             self.patches += int((inputs["patch_lengths"] > 0).sum())
 
@@ -60,10 +64,10 @@ class ByteMetrics(MetricsProcessor):
         self.skipped_steps = 0
         """Steps that runs into this folder have skipped: see :mod:`train.skipping`."""
 
-    def count(self, inputs: dict[str, Tensor], labels_BS: Tensor) -> None:
-        """Count a batch of the running step."""
-        self.step_counts.add(inputs, labels_BS)
-        self.counts_since_log.add(inputs, labels_BS)
+    def count(self, inputs: dict[str, Tensor], labels_BS: Tensor, token_bytes: TokenBytes) -> None:
+        """Count a batch of the running step; arguments are those of :meth:`Counts.add`."""
+        self.step_counts.add(inputs, labels_BS, token_bytes)
+        self.counts_since_log.add(inputs, labels_BS, token_bytes)
 
     def _bits_per_byte(self, loss: float, counts: Counts) -> float:
         """Bits per byte for a mean loss (nats per label) over the counts of all ranks.
@@ -93,7 +97,7 @@ class ByteMetrics(MetricsProcessor):
         counts, self.counts_since_log = self.counts_since_log, Counts()
         seconds = self.elapsed() * self.parallel_dims.non_data_parallel_size
         # At the end of the data a rank may have had empty rows only.
-        patch_size = max(counts.bytes, 1) / counts.patches if counts.patches else 1.0
+        patch_size = max(counts.bytes, 1) / (counts.patches or max(counts.labels, 1))
         flops = training_flops(
             self.model_parts[0].config, patch_size=patch_size, context=self.context
         )
@@ -132,10 +136,13 @@ class ByteMetrics(MetricsProcessor):
 
         Args:
             loss: nats per label.
-            extra_metrics: bits per byte, in all and of parts.
+            extra_metrics: bits per byte, in all and of parts; bytes, and their hash
+                (:mod:`train.data.token_bytes`).
         """
         bits = extra_metrics or {}
         latest["validation_bits_per_byte"] = total = bits["validation_metrics/bits_per_byte"]
+        size, digest = (bits[f"validation_metrics/{name}"] for name in ("bytes", "bytes_hash"))
+        latest.update(validation_bytes=size, validation_bytes_hash=digest)
         super().log_validation(loss, step, bits)
         # torchtitan restarts the time since the last log here, so its counts restart as well.
         self.counts_since_log = Counts()
@@ -143,10 +150,11 @@ class ByteMetrics(MetricsProcessor):
         parts = "".join(
             f", {name.split('/', 1)[1].rpartition('/')[0]} {value:.4f}"
             for name, value in bits.items()
-            if name != "validation_metrics/bits_per_byte"
+            if name.endswith("/bits_per_byte") and name != "validation_metrics/bits_per_byte"
         )
         logger.info(
-            f"validation: {self.color.green}{total:.4f} bits per byte{self.color.reset}{parts}"
+            f"validation: {self.color.green}{total:.4f} bits per byte{self.color.reset}{parts} "
+            f"({size:,.0f} bytes with the hash {int(digest):012x})"
         )
 
     def add_samples(self, texts: dict[str, str], step: int, seconds: float) -> None:

@@ -12,8 +12,8 @@ from torchtitan.protocols.model import BaseModel
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
-from model.flops import training_flops
 from model.layers.initializers import reset_constants
+from model.training_flops import training_flops
 from train.checkpoints.state_dict_adapter import WeightsAdapter
 from train.parallelize import parallelize_blt, parallelize_entropy_model
 from train.table_optimizer import split_off_tables
@@ -33,7 +33,7 @@ ENTROPY_SIZES = {
 (tests/benchmarks/RESULTS.md); for ``1m`` that has not been measured."""
 
 
-class _TrainedModel(BaseModel):
+class TrainedModel(BaseModel):
     """Methods that torchtitan requires of a model beside ``forward``."""
 
     def verify_module_protocol(self) -> None:
@@ -66,7 +66,7 @@ class _TrainedModel(BaseModel):
     initializers: Any
 
 
-class TrainedBLT(BLT, _TrainedModel):
+class TrainedBLT(BLT, TrainedModel):
     """BLT as one of torchtitan's models."""
 
     @dataclass(kw_only=True, slots=True)
@@ -85,14 +85,14 @@ class TrainedBLT(BLT, _TrainedModel):
     def __init__(self, config: Config):
         super().__init__(config.shape)
 
-    init_weights = _TrainedModel.init_weights
+    init_weights = TrainedModel.init_weights
 
     def forward(self, tokens_BS: Tensor, patch_lengths: Tensor) -> Tensor:
         """Call :meth:`model.BLT.forward`; the argument has the name of the dataloader's key."""
         return super().forward(tokens_BS, patch_lengths)
 
 
-class TrainedEntropyModel(EntropyModel, _TrainedModel):
+class TrainedEntropyModel(EntropyModel, TrainedModel):
     """The entropy model as one of torchtitan's models."""
 
     @dataclass(kw_only=True, slots=True)
@@ -110,7 +110,7 @@ class TrainedEntropyModel(EntropyModel, _TrainedModel):
     def __init__(self, config: Config):
         super().__init__(config.shape)
 
-    init_weights = _TrainedModel.init_weights
+    init_weights = TrainedModel.init_weights
 
 
 def blt_spec(size: str, *, float8: bool = False) -> ModelSpec:

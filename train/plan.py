@@ -20,11 +20,13 @@ import torch
 from torch import nn
 from torchtitan.config import ParallelismConfig
 
-from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
-from model.flops import training_flops
+from model import BLTConfig
 from model.layers.hash_embedding import HashEmbedding
 from model.layers.transformer import Block
+from model.token_transformer import TokenTransformerConfig
+from model.training_flops import training_flops
 from pipeline.errors import ConfigError
+from train.checkpoints.kinds import Shape, build_model
 from train.live_memory import activation_bytes
 
 MASTER, MOMENTS, COMPUTED = 4, 8, 2
@@ -40,7 +42,7 @@ class Assumptions:
     """A plan takes these facts about data and machines for granted."""
 
     bytes_per_patch: float = 4.5
-    """Mean bytes per patch of the shards; patch_report.py shows it."""
+    """Mean bytes per patch of the shards, or per token of a tokenizer: see patch_report.py."""
     gpu_memory: float = 80.0
     """GB of a GPU; a tenth is left free for fragments and NCCL's buffers."""
     gpu_tflops: float = 989.0
@@ -118,9 +120,7 @@ class Plan:
         return self.state + self.tables + self.gathered + self.activations
 
 
-def count_parameters(
-    shape: BLTConfig | EntropyModelConfig, *, shard: int, ranks: int
-) -> Parameters:
+def count_parameters(shape: Shape, *, shard: int, ranks: int) -> Parameters:
     """The parameters of a model, of one rank and of all.
 
     Args:
@@ -128,7 +128,7 @@ def count_parameters(
         ranks: all ranks.
     """
     with torch.device("meta"):
-        model = BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
+        model = build_model(shape)
     tables = [
         table for part in model.modules() if isinstance(part, HashEmbedding) for table in part
     ]
@@ -163,10 +163,12 @@ def plan(config: Any, gpus: int, assumed: Assumptions, activations: int) -> Plan
     shape, training = config.model_spec.model.shape, config.training
     rows = training.local_batch_size
     step_rows = training.global_batch_size
+    size = assumed.bytes_per_patch
+    row_bytes = training.seq_len * (size if isinstance(shape, TokenTransformerConfig) else 1)
     if step_rows < 0:
-        step_rows = round(BATCH_BYTES / training.seq_len)
+        step_rows = round(BATCH_BYTES / row_bytes)
     microbatches = max(1, round(step_rows / (gpus * rows)))
-    step_bytes = microbatches * gpus * rows * training.seq_len
+    step_bytes = round(microbatches * gpus * rows * row_bytes)
     budget = round(0.9e9 * assumed.gpu_memory)
     for shard in _groups(gpus, config.parallelism):
         count = count_parameters(shape, shard=shard, ranks=gpus)
@@ -180,7 +182,6 @@ def plan(config: Any, gpus: int, assumed: Assumptions, activations: int) -> Plan
         most_rows = max(0, (budget - state - tables - gathered) * rows // activations)
         if most_rows >= rows:
             break
-    size = assumed.bytes_per_patch
     flops = sum(training_flops(shape, patch_size=size, context=training.seq_len).values())
     seconds = flops * step_bytes / (gpus * assumed.gpu_tflops * 1e12 * assumed.mfu)
     checkpoint = (MASTER + MOMENTS) * (count.dense + count.tables)
@@ -249,9 +250,7 @@ def _groups(gpus: int, parallelism: ParallelismConfig) -> list[int]:
     return [size for size in sizes if size <= gpus and gpus % size == 0] or [gpus]
 
 
-def _table_bytes(
-    shape: BLTConfig | EntropyModelConfig, count: Parameters, ranks: int, tokens: int, times: int
-) -> int:
+def _table_bytes(shape: Shape, count: Parameters, ranks: int, tokens: int, times: int) -> int:
     """Memory of hash tables on one rank, whose microbatch has so many tokens."""
     if not count.tables or not isinstance(shape, BLTConfig):
         return 0

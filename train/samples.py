@@ -30,8 +30,10 @@ from model.checkpoints.files import BUILT_IN, CheckpointError, build
 from model.generation.generate import stream
 from model.generation.sampling import Sampling
 from model.ngram import NGramEntropyModel
+from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError
-from train.checkpoints.model_json import Shape, checkpoint_filesystem, write_atomically
+from train.checkpoints.kinds import Shape
+from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
 from train.collective import on_rank_0
 from train.data.row_stream import RowStream
 
@@ -160,8 +162,10 @@ class Samples:
 
     def _texts(self, weights: dict[str, Tensor], until: float) -> list[bytes]:
         def make() -> BLT | EntropyModel:
-            shape = self.shape
-            return BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
+            assert not isinstance(self.shape, TokenTransformerConfig)  # refused with the flags
+            return (
+                BLT(self.shape) if isinstance(self.shape, BLTConfig) else EntropyModel(self.shape)
+            )
 
         texts = [b"" for _ in self.prompts]
         pieces = stream(

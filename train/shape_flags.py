@@ -1,9 +1,9 @@
 """The shape of the model on the command line: ``--shape.dim-global 1024``, ``--shape.file FILE``.
 
-The flags are the fields of :class:`model.BLTConfig` or :class:`model.EntropyModelConfig`, whichever
-the configuration trains. The shape that is trained is the configuration's, or that of the file,
-with the flags' values in place of its own; widths that are derived from a value that changes follow
-it (:func:`model.widths.resized`).
+The flags are the fields of the shape of the kind of models that the configuration trains (see
+:mod:`train.checkpoints.kinds`). The shape that is trained is the configuration's, or that of the
+file, with the flags' values in place of its own; widths that are derived from a value that changes
+follow it (:func:`model.widths.resized`).
 """
 
 import ast
@@ -25,12 +25,17 @@ from tyro.constructors import (
 )
 
 from model.checkpoints.files import CheckpointError
+from model.token_transformer import TokenTransformerConfig, padded_vocab_size
+from model.tokenizer import BYTE_OFFSET
 from model.widths import resized
 from pipeline.errors import ConfigError
-from train.checkpoints.model_json import Shape, has_type
+from train.checkpoints.kinds import Shape
+from train.checkpoints.model_json import has_type
 from train.checkpoints.shape_file import read_shape_file
+from train.data.bpe import FLAG as TOKENIZER_FLAG
+from train.data.bpe import load_bpe
 
-NOT_FLAGS = ("patcher", "patch_provenance")
+NOT_FLAGS = ("patcher", "patch_provenance", "tokenizer")
 """Fields that the data decides, and not the command line."""
 
 
@@ -192,10 +197,36 @@ def set_shape(config: Any) -> None:
         ConfigError: a flag of the shape is wrong; names it.
     """
     spec, shape = config.model_spec, config.shape.resolve()
+    size = spec.flavor.removesuffix(CHANGED)
+    changed = size if shape == config.shape.base else size + CHANGED
+    if isinstance(shape, TokenTransformerConfig) and config.tokenizer.source:
+        shape = for_tokenizer(shape, config.shape, config.tokenizer.source)
     if shape != spec.model.shape:
-        size = spec.flavor.removesuffix(CHANGED)
         model = replace(spec.model, shape=shape)
-        config.model_spec = replace(spec, model=model, flavor=size + CHANGED)
+        config.model_spec = replace(spec, model=model, flavor=changed)
+    config.loss.global_vocab_size = shape.vocab_size
+
+
+def for_tokenizer(
+    shape: TokenTransformerConfig, flags: ShapeFlags, source: str
+) -> TokenTransformerConfig:
+    """The shape for a tokenizer: with its hash, and, unless a flag or file says it, its vocabulary.
+
+    Raises:
+        ConfigError: the tokenizer cannot be used, or not with this shape; names the flag.
+    """
+    bpe = load_bpe(source)
+    if shape.tokenizer not in (None, bpe.sha256):
+        raise ConfigError(
+            f"{TOKENIZER_FLAG} {source}: is another tokenizer than that of the weights in "
+            f"{flags.file}; give theirs"
+        )
+    size, needed = shape.vocab_size, bpe.tokens + BYTE_OFFSET
+    if flags.file is None and "vocab_size" not in flags.given:
+        size = padded_vocab_size(bpe.tokens)
+    if size < needed:
+        raise ConfigError(f"{flag('vocab_size')}: {source} needs at least {needed}, got {size}")
+    return replace(shape, vocab_size=size, tokenizer=bpe.sha256)
 
 
 CHANGED = ", changed by --shape"

@@ -23,7 +23,7 @@ import hashlib
 import json
 import math
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,8 +44,8 @@ from train.collective import gathered, on_rank_0
 SKIPPED_FILE = "skipped-steps.jsonl"
 SHOWN_ROWS = 4
 """Rows of each rank whose text is recorded."""
-SHOWN_BYTES = 80
-"""Bytes of text that are recorded for each of them."""
+SHOWN_TOKENS = 80
+"""Bytes, or tokens of a tokenizer, that are recorded for each of them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -249,12 +249,15 @@ def _is_finite(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def find_bad_rows(
-    model: nn.Module, batches: list[tuple[dict[str, Tensor], Tensor, Sequence[int]]]
+    model: nn.Module,
+    batches: list[tuple[dict[str, Tensor], Tensor, Sequence[int]]],
+    decode: Callable[[list[int]], str],
 ) -> tuple[BadRow, ...]:
     """The rows, of all ranks, whose own loss is not finite. All ranks call this together.
 
     Args:
         batches: inputs, labels and row numbers of each microbatch of this rank.
+        decode: gives the text of ids.
     """
     bad: list[BadRow] = []
     for inputs, labels_BS, rows in batches:
@@ -268,7 +271,7 @@ def find_bad_rows(
         nats_B = nats_BS.sum(1).tolist()
         texts = zip(rows, nats_B, input_BS.cpu(), strict=True)
         bad += [
-            BadRow(dist.get_rank(), row, str(nats), _text(input_S))
+            BadRow(dist.get_rank(), row, str(nats), _text(input_S, decode))
             for row, nats, input_S in texts
             if not math.isfinite(nats)
         ][: SHOWN_ROWS - len(bad)]
@@ -277,6 +280,5 @@ def find_bad_rows(
     return tuple(found[row] for row in sorted(found))
 
 
-def _text(input_S: Tensor) -> str:
-    tokens = input_S[input_S >= BYTE_OFFSET][:SHOWN_BYTES]
-    return bytes((tokens - BYTE_OFFSET).tolist()).decode(errors="replace")
+def _text(input_S: Tensor, decode: Callable[[list[int]], str]) -> str:
+    return decode(input_S[input_S >= BYTE_OFFSET][:SHOWN_TOKENS].tolist())

@@ -18,9 +18,16 @@ from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from model import BLTConfig
+from model.checkpoints.token_transformer import TOKENIZER
+from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError, PipelineError
 from train.checkpointing import Checkpointing, ProductsAC
-from train.checkpoints.model_json import Shape, write_model_description
+from train.checkpoints.kinds import Shape
+from train.checkpoints.model_json import (
+    checkpoint_filesystem,
+    write_atomically,
+    write_model_description,
+)
 from train.collective import on_rank_0
 from train.data.dataloader import Microbatch
 from train.data.provenance import compare_validation, with_patches
@@ -87,6 +94,9 @@ class ByteTrainer(Trainer):
                 initial=self.config.checkpoint.initial_load_path,
                 allow_mixed_patches=self.config.dataloader.allow_mixed_patches,
             )
+            if self.tokenizer.bpe is not None:  # whoever reads the steps needs it
+                files, path = checkpoint_filesystem(self.checkpointer.folder)
+                write_atomically(files, f"{path}/{TOKENIZER}", self.tokenizer.bpe.content)
 
     def _compare_validation(self) -> list[str]:
         if not self.config.validator.enable:
@@ -159,7 +169,7 @@ class ByteTrainer(Trainer):
     def batch_generator(self, data_iterable: Iterable[Microbatch]) -> Iterator[Microbatch]:
         """Yield torchtitan's batches, count each, and keep those of the running step."""
         for inputs, labels in super().batch_generator(data_iterable):
-            self.metrics_processor.count(inputs, labels)
+            self.metrics_processor.count(inputs, labels, self.tokenizer.token_bytes)
             self.step_batches.append((inputs, labels, self.dataloader.last_rows))
             yield inputs, labels
 
@@ -206,7 +216,7 @@ class ByteTrainer(Trainer):
         """
         check_weights(self.model_parts[0], self.skipped.folder)
         with self.train_context():
-            bad_rows = find_bad_rows(self.model_parts[0], self.step_batches)
+            bad_rows = find_bad_rows(self.model_parts[0], self.step_batches, self.tokenizer.decode)
         self._step_schedule()
         self.skipped.add(
             SkippedStep(
@@ -282,6 +292,11 @@ def _check_config(config: ByteTrainer.Config) -> None:
             f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
             f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
             "and values: --shape.n-kv-heads-global)"
+        )
+    if isinstance(shape, TokenTransformerConfig) and config.samples.freq > 0:
+        raise ConfigError(
+            "--samples.freq: a token transformer writes no samples; leave them out, and convert a "
+            "step for transformers instead (jobs/convert_checkpoint.py --layout transformers)"
         )
     metrics = config.metrics
     if filesystem.is_remote(config.dump_folder):

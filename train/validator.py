@@ -2,7 +2,9 @@
 
 Each set is read by itself, so that its figure does not depend on the other sets: every document of
 it once, on all ranks together. The loss of each label is counted for the set and for the group of
-the label's document, so the groups' nats and bytes sum to the total's exactly.
+the label's document, so the groups' nats and bytes sum to the total's exactly. The bytes of the
+labels are hashed (:mod:`train.data.token_bytes`): models of any kind that were measured on the same
+bytes, all of a set (``steps=-1``), have the same hash.
 """
 
 import math
@@ -19,10 +21,10 @@ from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.validate import Validator
 from torchtitan.tools import utils
 
-from model.tokenizer import EOS_ID
 from pipeline.errors import ConfigError
 from train.data.dataloader import Microbatch, ShardDataLoader
 from train.data.in_step import in_step
+from train.data.token_bytes import HASH_BITS, TokenBytes
 
 SHOWN_GROUPS = 10
 """Groups with the most bytes that are logged; the others are summed."""
@@ -51,7 +53,7 @@ class ShardValidator(Validator):
             PipelineError: the shards cannot be read.
         """
         super().__init__(config, **kwargs)
-        share = ("dp_world_size", "dp_rank", "seq_len", "local_batch_size")
+        share = ("dp_world_size", "dp_rank", "seq_len", "local_batch_size", "tokenizer")
         self.by = config.by
         self.sets = open_sets(config, **{name: kwargs[name] for name in share})
 
@@ -65,6 +67,7 @@ class ShardValidator(Validator):
         groups = Tally()
         for tally in sets.values():
             groups.add(tally)
+            groups.add_hash(tally.hash)
         bits: dict[str, float] = {}
         if len(sets) > 1:
             bits |= {name: bits_per_byte(tally.total) for name, tally in sets.items()}
@@ -74,6 +77,8 @@ class ShardValidator(Validator):
         nats, labels, _ = groups.total.tolist()
         extra = {f"validation_metrics/{name}/bits_per_byte": value for name, value in bits.items()}
         extra["validation_metrics/bits_per_byte"] = bits_per_byte(groups.total)
+        extra["validation_metrics/bytes"] = float(groups.total[2])
+        extra["validation_metrics/bytes_hash"] = float(groups.hash)
         self.metrics_processor.log_validation(nats / labels, step, extra)
 
     def _evaluate(self, model: nn.Module, loader: ShardDataLoader) -> "Tally":
@@ -82,6 +87,7 @@ class ShardValidator(Validator):
         for inputs, labels_BS in self._batches(loader):
             self.metrics_processor.ntokens_since_last_log += labels_BS.numel()
             groups_BS = inputs.pop("groups", None)
+            input_BS = inputs["input"].numpy()
             inputs = {name: value.to(utils.device_type) for name, value in inputs.items()}
             labels_BS = labels_BS.to(utils.device_type).long()
             with self.validation_context():
@@ -94,7 +100,9 @@ class ShardValidator(Validator):
                 )
             numbers_BS = torch.zeros_like(labels_BS) if groups_BS is None else groups_BS
             groups = loader.stream.groups
-            tally.add_batch(nats_BS, labels_BS, numbers_BS, groups.names if groups else [""])
+            names = groups.names if groups else [""]
+            tally.add_batch(nats_BS, labels_BS, numbers_BS, names, self.tokenizer.token_bytes)
+            tally.add_hash(self.tokenizer.token_bytes.hash(input_BS, labels_BS.cpu().numpy()))
         mesh = self.parallel_dims.get_optional_mesh("batch")
         return tally if mesh is None else tally.over_ranks(mesh.get_group())
 
@@ -105,7 +113,13 @@ class ShardValidator(Validator):
 
 
 class Tally(dict[str, np.ndarray]):
-    """Nats, labels and bytes (float64 each) by the name of a group."""
+    """Nats, labels and bytes (float64 each) by the name of a group; the hash of all bytes."""
+
+    hash = 0
+
+    def add_hash(self, number: int) -> None:
+        """Add the hash of other labels' bytes."""
+        self.hash = (self.hash + number) % 2**HASH_BITS
 
     @property
     def total(self) -> np.ndarray:
@@ -117,16 +131,27 @@ class Tally(dict[str, np.ndarray]):
             self[name] = self.get(name, 0) + counts
 
     def add_batch(
-        self, nats_BS: Tensor, labels_BS: Tensor, numbers_BS: Tensor, names: list[str]
+        self,
+        nats_BS: Tensor,
+        labels_BS: Tensor,
+        numbers_BS: Tensor,
+        names: list[str],
+        token_bytes: TokenBytes,
     ) -> None:
-        """Add labels' nats; ``names`` has the group of each number."""
+        """Add labels' nats.
+
+        Args:
+            numbers_BS: the number of each label's group.
+            names: the group of each number.
+            token_bytes: the bytes that labels stand for.
+        """
         labels = labels_BS.cpu().numpy().ravel()
         known = labels != IGNORE_INDEX
         numbers = numbers_BS.cpu().numpy().ravel()[known]
         weights = (
             nats_BS.double().cpu().numpy().ravel()[known],
             np.ones(len(numbers)),
-            (labels[known] != EOS_ID).astype(float),
+            token_bytes.count_V[labels[known]].astype(float),
         )
         counts_G3 = np.stack([np.bincount(numbers, each, len(names)) for each in weights], axis=1)
         self.add({names[g]: counts_G3[g] for g in np.flatnonzero(counts_G3[:, 1]).tolist()})
@@ -134,10 +159,11 @@ class Tally(dict[str, np.ndarray]):
     def over_ranks(self, group: torch.distributed.ProcessGroup) -> "Tally":
         """The sum over the ranks of a group."""
         tallies: list[Any] = [None] * group.size()
-        torch.distributed.all_gather_object(tallies, dict(self), group=group)
+        torch.distributed.all_gather_object(tallies, (dict(self), self.hash), group=group)
         total = Tally()
-        for tally in tallies:
+        for tally, number in tallies:
             total.add(tally)
+            total.add_hash(number)
         return total
 
     def largest(self, count: int) -> "Tally":
@@ -159,11 +185,12 @@ def bits_per_byte(counts: np.ndarray) -> float:
     return nats / max(count, 1) / math.log(2)
 
 
-def open_sets(config: ShardValidator.Config, **share: int) -> dict[str, ShardDataLoader]:
+def open_sets(config: ShardValidator.Config, **share: Any) -> dict[str, ShardDataLoader]:
     """The dataloader of each validation set, by the set's name.
 
     Args:
-        share: the rank's place and the size of its batches, as the dataloader takes them.
+        share: the rank's place, the size of its batches and the tokenizer, as the dataloader takes
+            them.
 
     Raises:
         ConfigError: a setting is wrong; names the flag.

@@ -42,6 +42,7 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
     ready,
+    refuse_token_transformer,
 )
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
@@ -216,6 +217,7 @@ def _load(directory: Path) -> BLT:
 
 def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
     config = read_json(directory / "config.json")
+    refuse_token_transformer(config)
     if config.get("format") == FORMAT:
         return from_own_config(config), read_safetensors(directory)
     if config.get("model_type") == "blt":

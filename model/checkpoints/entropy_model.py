@@ -32,6 +32,7 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
     ready,
+    refuse_token_transformer,
 )
 from model.device import computing_in
 from model.entropy_model import EntropyModel, EntropyModelConfig
@@ -227,6 +228,7 @@ def _load(directory: Path) -> EntropyModel | NGramEntropyModel:
 
 
 def _read(config: JsonObject, directory: Path) -> tuple[EntropyModelConfig, dict[str, Tensor]]:
+    refuse_token_transformer(config)
     if config.get("format") == FORMAT:
         return from_own_config(config), read_safetensors(directory)
     if "args" in config:

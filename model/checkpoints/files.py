@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 BUILT_IN = "entropy-1m"
 """The entropy model that comes with this package; see its README.md in model/weights."""
+TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"
+"""The format of :mod:`model.checkpoints.token_transformer`."""
 WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
 M = TypeVar("M", bound=nn.Module)
 Dtype = torch.dtype | Literal["stored"] | None
@@ -128,6 +130,19 @@ def published_initialisation(args: JsonObject) -> JsonObject:
     """
     factor = args.pop("init_std_factor", None) or "disabled"
     return {"init_std_factor": factor, "init_base_std": args.pop("init_base_std", None) or None}
+
+
+def refuse_token_transformer(config: JsonObject) -> None:
+    """
+    Raises:
+        ValueError: a ``config.json`` is that of a token transformer, where bytes are read.
+    """
+    if config.get("format") == TOKEN_TRANSFORMER:
+        raise ValueError(
+            "is a token transformer, which reads the tokens of a tokenizer and no bytes; programs "
+            "that use transformers read what jobs/convert_checkpoint.py --layout transformers "
+            "makes of it"
+        )
 
 
 def own_arguments(config: JsonObject, shape: type) -> JsonObject:

@@ -25,12 +25,12 @@ decided here and nowhere else.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
 
 BLOCK = 128
 """Tokens per block of queries. Packs must be padded to a multiple."""
@@ -248,7 +248,7 @@ def _block_lists(start_N: Tensor, stop_N: Tensor, last_N: Tensor | None = None) 
     return _Lists(count_N[None, None], index_NN[None, None])
 
 
-SCORING_KERNEL = {
+SCORING_KERNEL: FlexKernelOptions = {
     "BLOCK_M": 64,
     "BLOCK_N": 64,
     "num_warps": 4,
@@ -266,7 +266,7 @@ def attend_flex(
     v_TKD: Tensor,
     mask: BlockMask,
     scale: float | None = None,
-    kernel: dict[str, Any] | None = None,
+    kernel: FlexKernelOptions | None = None,
 ) -> Tensor:
     """The attention of one layer for one pack; meant to run compiled, on a GPU.
 

@@ -1,8 +1,6 @@
 """A BPE tokenizer to compare patches with: how many bytes its tokens hold on the same text."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from tokenizers import Tokenizer
@@ -12,11 +10,9 @@ from pipeline.report.figures import TokenizerFigures
 from pipeline.shards.entries import Shard
 from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.download import fetch
-from pipeline.storage.tokenizer_files import find_tokenizer
+from pipeline.storage.tokenizer_files import read_tokenizer
 
 T = TypeVar("T")
-FILE = "tokenizer.json"
 SAMPLE_CHARACTERS = 4 << 20
 SAMPLED_SHARDS = 16
 """Shards that the sample is taken from, evenly spaced."""
@@ -33,23 +29,9 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         ConfigError: there is no such tokenizer, or it cannot be read.
     """
-    path = Path(name).expanduser()
-    places = [path, path / FILE, path / "tokenizer" / FILE]
-    local = next((place for place in places if place.is_file()), None)
-    if local is not None:
-        return _read(name, local)
-    if path.exists():
-        raise ConfigError(f"--tokenizer {name}: holds no {FILE}")
-    files = {file.name: file for file in find_tokenizer(name)}
-    if FILE not in files:
-        raise ConfigError(f"--tokenizer {name}: has no {FILE} on the hub, only {', '.join(files)}")
-    with tempfile.TemporaryDirectory() as directory:
-        return _read(name, fetch(files[FILE], Path(directory), report=lambda count: None))
-
-
-def _read(name: str, path: Path) -> Tokenizer:
-    with translated(f"--tokenizer {name}: {path}", ConfigError):
-        tokenizer = Tokenizer.from_file(str(path))
+    content = read_tokenizer(name)
+    with translated(f"--tokenizer {name}", ConfigError):
+        tokenizer = Tokenizer.from_buffer(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,16 +1,18 @@
-"""Tokenizers of models on the hub: which files they are, and their download beside a corpus."""
+"""Tokenizers: one in a file or on the hub to work with, and the download of all files of one beside
+a corpus."""
 
 import shutil
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, translated
 from pipeline.storage.download import fetch
 from pipeline.storage.hub import HUB_ID, Repository, check_access, list_repository
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 
 DIRECTORY = "tokenizer"
+FILE = "tokenizer.json"
 RECORD = f"{DIRECTORY}/source.json"
 TOKENIZERS = {
     "llama3": "meta-llama/Meta-Llama-3-8B",
@@ -18,7 +20,7 @@ TOKENIZERS = {
     "gpt2": "openai-community/gpt2",
 }
 """Hub ids by the names that ``--tokenizer`` knows."""
-SINGLE_FILES = ("tokenizer.json", "tokenizer.model", "original/tokenizer.model")
+SINGLE_FILES = (FILE, "tokenizer.model", "original/tokenizer.model")
 """Each of these is a whole tokenizer."""
 FILE_PAIR = ("vocab.json", "merges.txt")
 """These are a tokenizer together."""
@@ -30,16 +32,43 @@ TOKENIZER_FILES = (
 """Files that are downloaded, where a repository has them."""
 
 
-def find_tokenizer(name: str) -> list[InputFile]:
+def read_tokenizer(name: str, flag: str = "--tokenizer") -> bytes:
+    """The content of a ``tokenizer.json``.
+
+    Args:
+        name: the file, a directory that holds it (itself or in ``tokenizer/``), or what
+            :func:`find_tokenizer` finds on the hub.
+        flag: the flag that names it, for errors.
+
+    Raises:
+        ConfigError: there is no such tokenizer, or it cannot be read.
+    """
+    path = Path(name).expanduser()
+    places = [path, path / FILE, path / DIRECTORY / FILE]
+    local = next((place for place in places if place.is_file()), None)
+    if local is not None:
+        with translated(f"{flag} {name}: {local}", ConfigError):
+            return local.read_bytes()
+    if path.exists():
+        raise ConfigError(f"{flag} {name}: holds no {FILE}")
+    files = {file.name: file for file in find_tokenizer(name, flag)}
+    if FILE not in files:
+        raise ConfigError(f"{flag} {name}: has no {FILE} on the hub, only {', '.join(files)}")
+    with tempfile.TemporaryDirectory() as directory:
+        return fetch(files[FILE], Path(directory), report=lambda count: None).read_bytes()
+
+
+def find_tokenizer(name: str, flag: str = "--tokenizer") -> list[InputFile]:
     """The files of a tokenizer.
 
     Args:
         name: one of TOKENIZERS, or any hub id, as ``owner/name`` or ``owner/name@revision``.
+        flag: the flag that names it, for errors.
 
     Raises:
         ConfigError: it is gated, missing, cannot be reached, or holds no tokenizer.
     """
-    flag = f"--tokenizer {name}"
+    flag = f"{flag} {name}"
     model = HUB_ID.fullmatch(TOKENIZERS.get(name, name))
     if model is None:
         raise ConfigError(

@@ -11,8 +11,8 @@ from support import tiny
 
 from gpu.measure import Run, compiled
 from model import BLT_SIZES, NGramEntropyModel, Patcher
-from model.flops import training_flops
 from model.tokenizer import encode_documents
+from model.training_flops import training_flops
 from train.shim import prepare
 
 prepare()

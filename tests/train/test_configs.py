@@ -106,7 +106,7 @@ def refusals(shards: Path, other: Path, used: Path) -> list[tuple[list[object], 
     validating = [*blt, "--validator.enable"]
     return [
         ([], 1, 0, "python -m train --config NAME --dataloader.shards"),
-        (["--help"], 1, 0, "  blt_8b_float8   blt_8b with the latent transformer's"),
+        (["--help"], 1, 0, "  blt_8b_float8         blt_8b with the latent transformer's"),
         (blt[2:], 1, 2, "--config: is not given; choose one of blt_debug, "),
         (["--config", "blt_9b"], 1, 2, "--config: blt_9b is not known; choose one of blt_debug, "),
         (["--config", "blt_debug"], 1, 2, "dataloader.shards: name at least one"),

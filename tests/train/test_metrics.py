@@ -14,6 +14,7 @@ EMPTY = """
     from types import SimpleNamespace
 
     import torch
+    from train.data.token_bytes import BYTES
     from train.metrics import ByteMetrics, latest
     from model import BLT_SIZES, EntropyModelConfig
 
@@ -34,7 +35,7 @@ EMPTY = """
         inputs["input"][:, 0] = 2
         if hasattr(shape, "dim_global"):
             inputs["patch_lengths"] = torch.tensor([[1, 0], [1, 0]])
-        metrics.count(inputs, torch.full((2, 8), -100))
+        metrics.count(inputs, torch.full((2, 8), -100), BYTES)
         metrics.data_loading_times.append(0.0)
         metrics.log(1, 0.0, 0.0, 0.0)
         print(latest)

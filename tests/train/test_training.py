@@ -31,8 +31,8 @@ from support.trainings import (
 from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, EntropyModel, load_blt, load_entropy_model, save_blt
-from model.flops import flops_per_byte
 from model.tokenizer import EOS_ID
+from model.training_flops import training_flops
 from pipeline.shards.shard_set import open_shards
 from train.data.dataloader import ShardDataLoader
 
@@ -180,10 +180,9 @@ def test_metrics(runs, shards):
             padding = 100 * float((inputs["input"] < 0).float().mean())
             assert metrics["padding(%)"] == pytest.approx(padding)
             parts = [v for part, v in metrics.items() if part.startswith("flops_per_byte/")]
-            shape = BLT_SIZES["debug"]
-            flops = flops_per_byte(
-                shape, patch_size=of_bytes / patches, context=SEQ_LEN, training=True
-            )
+            size = of_bytes / patches
+            by_part = training_flops(BLT_SIZES["debug"], patch_size=size, context=SEQ_LEN)
+            flops = sum(by_part.values())
             assert len(parts) == 4 and sum(parts) == pytest.approx(flops)
             rate = metrics["throughput(bytes/s)"]
             assert metrics["throughput(patches/s)"] == pytest.approx(rate * patches / of_bytes)

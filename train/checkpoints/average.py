@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from model.blt import BLT
 from model.checkpoints.files import CheckpointError
-from model.entropy_model import EntropyModel
+from train.checkpoints.kinds import Model
 from train.checkpoints.model_json import argument_differences, steps_in
 from train.checkpoints.steps import read_step
 
@@ -37,7 +36,7 @@ def steps_until(step: str, count: int) -> list[str]:
 
 
 @torch.no_grad()
-def read_average(steps: Sequence[str]) -> BLT | EntropyModel:
+def read_average(steps: Sequence[str]) -> Model:
     """A model whose weights are the means of the steps' weights, on the CPU.
 
     Args:

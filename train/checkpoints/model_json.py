@@ -2,8 +2,7 @@
 
 torchtitan's steps (``<dump_folder>/<checkpoint.folder>/step-N``) hold tensors and nothing about the
 model. ``model.json`` beside them holds what ``config.json`` holds in our own layout: the format's
-name and every field of :class:`model.BLTConfig` or :class:`model.EntropyModelConfig`. A copy of it
-makes a directory of safetensors complete.
+name and every field of the model's shape. A copy of it makes a directory of safetensors complete.
 """
 
 import json
@@ -20,21 +19,17 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from model.blt_config import BLTConfig
-from model.checkpoints import blt as blt_checkpoint
-from model.checkpoints import entropy_model as entropy_checkpoint
 from model.checkpoints.blt import read_blt
 from model.checkpoints.files import CheckpointError, differences, reading
-from model.entropy_model import EntropyModelConfig
 from model.initialisation import INITIALISATION
 from model.provenance import closest, grouped
 from model.widths import ADDED_LATER
 from pipeline.storage.output import filesystem_of
+from train.checkpoints.kinds import KINDS, Shape, kind_of
 
 DESCRIPTION_FILE = "model.json"
 
 logger = logging.getLogger(__name__)
-
-Shape = BLTConfig | EntropyModelConfig
 
 
 def write_model_description(
@@ -121,14 +116,35 @@ def read_model_description(step: str) -> Shape:
     Raises:
         CheckpointError: there is no ``model.json``, or it is damaged; names the file and the key.
     """
+    filesystem, target = _beside(step, DESCRIPTION_FILE, "to say what the model is")
+    return _read(filesystem, target)
+
+
+def read_beside(step: str, name: str, purpose: str) -> bytes:
+    """The content of a file in a step's directory or in the one above.
+
+    Args:
+        step: directory or URL.
+        purpose: what the file is there for, for the error.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    filesystem, target = _beside(step, name, purpose)
+    with reading(name, target):
+        content: bytes = filesystem.cat_file(target)
+        return content
+
+
+def _beside(step: str, name: str, purpose: str) -> tuple[AbstractFileSystem, str]:
     filesystem, path = checkpoint_filesystem(step)
     for directory in (path, posixpath.dirname(path)):
-        target = posixpath.join(directory, DESCRIPTION_FILE)
+        target = posixpath.join(directory, name)
         if filesystem.exists(target):
-            return _read(filesystem, target)
+            return filesystem, target
     raise CheckpointError(
-        f"{step}: there is no {DESCRIPTION_FILE}, in it or in the directory above, to say what the "
-        "model is; copy it from the folder that the step was trained into"
+        f"{step}: there is no {name}, in it or in the directory above, {purpose}; copy it from the "
+        "folder that the step was trained into"
     )
 
 
@@ -146,17 +162,14 @@ def complete_safetensors(step: str) -> None:
 
 def config_json(shape: Shape) -> dict[str, Any]:
     """The content of ``config.json`` in our own layout."""
-    if isinstance(shape, BLTConfig):
-        return blt_checkpoint.own_config(shape)
-    return entropy_checkpoint.own_config(shape)
+    return kind_of(shape).own_config(shape)
 
 
 def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()) -> str:
     """The arguments that change what the weights compute and that differ, with both values, in
     words; empty if there are none."""
     if type(there) is not type(here):
-        kinds = ["a BLT" if isinstance(s, BLTConfig) else "an entropy model" for s in (there, here)]
-        return f"it is {kinds[0]} there and {kinds[1]} here"
+        return f"it is {kind_of(there).name} there and {kind_of(here).name} here"
     return ", ".join(
         f"{name} is {values[0]} there and {values[1]} here"
         for name, values in differences(there, here).items()
@@ -198,13 +211,11 @@ def from_description(config: dict[str, Any]) -> Shape:
     Raises:
         ValueError: a value is missing, wrong or not known; names it.
     """
-    if config.get("format") == blt_checkpoint.FORMAT:
-        _check_values(config, BLTConfig)
-        return blt_checkpoint.from_own_config(config)
-    if config.get("format") == entropy_checkpoint.FORMAT:
-        _check_values(config, EntropyModelConfig)
-        return entropy_checkpoint.from_own_config(config)
-    raise ValueError(f"format: {config.get('format')!r} is not known")
+    kind = next((kind for kind in KINDS if kind.format == config.get("format")), None)
+    if kind is None:
+        raise ValueError(f"format: {config.get('format')!r} is not known")
+    _check_values(config, kind.shape)
+    return kind.from_own_config(config)
 
 
 def _check_values(values: Mapping[str, Any], dataclass: type) -> None:

@@ -13,7 +13,8 @@ from model.checkpoints.blt_transformers import from_transformers_config
 from model.checkpoints.entropy_layouts import from_published_args as from_entropy_model_args
 from model.checkpoints.files import CheckpointError, reading
 from model.widths import resized
-from train.checkpoints.model_json import Shape, check_types, checkpoint_filesystem, from_description
+from train.checkpoints.kinds import Shape, kind_of
+from train.checkpoints.model_json import check_types, checkpoint_filesystem, from_description
 
 IN_CHECKPOINTS = ("model.json", "config.json", "params.json")
 """Files that describe the model of a checkpoint, in its directory."""
@@ -45,9 +46,7 @@ def read_shape_file(url: str, base: Shape) -> Shape:
             raise ValueError("not a JSON object")
         shape = _shape(config, base)
         if type(shape) is not type(base):
-            kinds = [
-                "a BLT" if isinstance(s, BLTConfig) else "an entropy model" for s in (shape, base)
-            ]
+            kinds = [kind_of(each).name for each in (shape, base)]
             raise ValueError(
                 f"describes {kinds[0]}, and the configuration trains {kinds[1]}; take "
                 f"another --config, or the {posixpath.basename(file)} of {kinds[1]}"

@@ -24,24 +24,19 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
 
-from model.blt import BLT
-from model.blt_config import BLTConfig
-from model.checkpoints.blt import read_blt
-from model.checkpoints.entropy_model import read_entropy_model
 from model.checkpoints.files import CheckpointError, fitting, read_json, reading
-from model.entropy_model import EntropyModel
-from train.checkpoints.model_json import Shape, argument_differences
+from train.checkpoints.kinds import Shape, build_model, kind_of
+from train.checkpoints.model_json import argument_differences
 
 
 class WeightsAdapter(BaseStateDictAdapter):
-    """The adapter of BLT and entropy models.
+    """The adapter of all kinds of models.
 
-    It reads every layout that :func:`model.load_blt` and :func:`model.load_entropy_model` read, and
-    writes one safetensors file, which :class:`train.checkpoints.manager.Checkpointer` completes.
+    It reads every layout that the loaders of :mod:`model` read, and writes one safetensors file,
+    which :class:`train.checkpoints.manager.Checkpointer` completes.
 
     Args:
-        model_config: its ``shape`` is a :class:`model.BLTConfig` or a
-            :class:`model.EntropyModelConfig`.
+        model_config: its ``shape`` is one of :data:`train.checkpoints.kinds.Shape`.
         hf_assets_path: where torchtitan looks if no ``--checkpoint.initial_load_path`` is given.
     """
 
@@ -118,11 +113,7 @@ def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
         CheckpointError: the checkpoint cannot be read, or belongs to another model; names the file,
             argument or weight.
     """
-    theirs: Shape
-    if isinstance(shape, BLTConfig):
-        theirs, weights = read_blt(directory)
-    else:
-        theirs, weights = read_entropy_model(directory)
+    theirs, weights = kind_of(shape).read(directory)
     differing = argument_differences(theirs, shape, ignore=_unstated_arguments(directory))
     if differing:
         raise CheckpointError(
@@ -130,7 +121,7 @@ def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
             f"train the model of the checkpoint: --shape.file {directory}"
         )
     with torch.device("meta"):
-        model = BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
+        model = build_model(shape)
     with reading("checkpoint", str(directory)):
         return fitting(model.state_dict(), weights)
 

@@ -24,8 +24,6 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from model.blt import BLT
-from model.blt_config import BLTConfig
 from model.checkpoints.files import (
     CheckpointError,
     build,
@@ -33,7 +31,7 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
 )
-from model.entropy_model import EntropyModel
+from train.checkpoints.kinds import Model, build_model
 from train.checkpoints.model_json import checkpoint_filesystem, read_model_description
 
 INDEX = ".metadata"
@@ -61,7 +59,7 @@ def is_step(source: str) -> bool:
     return not described and any(name.endswith(".safetensors") for name in names)
 
 
-def read_step(step: str) -> BLT | EntropyModel:
+def read_step(step: str) -> Model:
     """The model of a step, on the CPU, in the dtype that the step was saved in.
 
     Args:
@@ -79,8 +77,8 @@ def read_step(step: str) -> BLT | EntropyModel:
         )
     shape = read_model_description(step)
 
-    def make() -> BLT | EntropyModel:
-        return BLT(shape) if isinstance(shape, BLTConfig) else EntropyModel(shape)
+    def make() -> Model:
+        return build_model(shape)
 
     with reading("step", step):
         if INDEX not in names:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PATH_FLAGS = (
     *("dump-folder", "checkpoint.initial-load-path", "samples.prompts-file"),
-    "shape.file",
+    *("shape.file", "tokenizer.source"),
     *("dataloader.shards", "validator.dataloader.shards"),
 )
 """Flags, without ``--``, whose values name files or directories that every worker reads."""
@@ -80,6 +80,8 @@ def absolute_paths(arguments: list[str]) -> list[str]:
 
 
 def _absolute(flag: str, value: str) -> str:
+    if flag.endswith("source") and not Path(value).expanduser().exists():
+        return value  # the name of a tokenizer on the hub
     paths = value.split(",") if flag.endswith("shards") else [value]
     for path in paths:
         refuse_lost_output(path, flag)
@@ -105,14 +107,19 @@ def check_run(arguments: list[str]) -> RunPlan:
         raise ConfigError(f"--config: there is no {name}; there are {', '.join(configurations())}")
     config = parse_config(arguments)
     with translated(f"--dump-folder {config.dump_folder}", ConfigError):
+        tokenizer = config.tokenizer.build(tokenizer_path=config.hf_assets_path)
         (loader,) = _check_data(
-            "--dataloader", config.training, lambda **share: [config.dataloader.build(**share)]
+            "--dataloader",
+            config.training,
+            lambda **share: [config.dataloader.build(tokenizer=tokenizer, **share)],
         )
         if config.validator.enable:
             validation = _check_data(
                 "--validator.dataloader",
                 config.training,
-                lambda **share: list(open_sets(config.validator, **share).values()),
+                lambda **share: list(
+                    open_sets(config.validator, tokenizer=tokenizer, **share).values()
+                ),
             )
             if config.dataloader.patches:
                 compare_validation(

@@ -32,6 +32,7 @@ from train.data.provenance import compare_sets
 from train.data.ranks import RankShare
 from train.data.row_settings import LANES, RowSettings, RuleSettings
 from train.data.row_stream import LaneWindow, RowStream
+from train.data.tokenizer import TitanTokenizer
 
 Microbatch = tuple[dict[str, Tensor], Tensor]
 """Inputs by name, and labels; see :class:`ShardDataLoader`."""
@@ -94,14 +95,16 @@ class ShardDataLoader(BaseDataLoader):
         seq_len: int,
         local_batch_size: int,
         by: str | None = None,
+        tokenizer: TitanTokenizer | None = None,
         **unused: object,
     ):
         """
         Args:
+            tokenizer: the one whose ids rows hold; None: that of bytes.
             by: a column of metadata: microbatches also hold ``groups``, [B, S] int32, the number of
                 the value that the column has in the document of each label; ``stream.groups`` has
                 the values.
-            unused: torchtitan's further arguments, a tokenizer and the checkpoint interval.
+            unused: torchtitan's further arguments, such as the checkpoint interval.
 
         Raises:
             ConfigError: a setting is wrong; the message names it.
@@ -131,7 +134,8 @@ class ShardDataLoader(BaseDataLoader):
             shuffle_bytes=config.shuffle_bytes,
             lanes=config.lanes,
         )
-        self.stream = RowStream(config.shards, settings, None if by is None else Groups(by))
+        bpe = None if tokenizer is None else tokenizer.bpe
+        self.stream = RowStream(config.shards, settings, None if by is None else Groups(by), bpe)
         self.notes: list[str] = []
         """Sentences about the shard sets that the log should hold."""
         if config.patches:
@@ -233,10 +237,10 @@ class ShardDataLoader(BaseDataLoader):
             return
         common = json.loads(state_dict[COMMON_KEY])
         saved, own = common["made from"], self.stream.fingerprint()
-        changed = [name for name in own if own[name] != saved.get(name)]
-        fixed = [name for name in changed if name in ("seed", "packing version")]
+        changed = [name for name in {**own, "tokenizer": None} if own.get(name) != saved.get(name)]
+        fixed = [name for name in changed if name in ("seed", "packing version", "tokenizer")]
         if changed and (fixed or not self.config.change_on_resume):
-            values = [f"{name} (was {saved.get(name)}, is {own[name]})" for name in changed]
+            values = [f"{name} (was {saved.get(name)}, is {own.get(name)})" for name in changed]
             way_on = "resume with the same shards and settings, or "
             if not fixed:
                 way_on += (

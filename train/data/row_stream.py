@@ -34,6 +34,7 @@ from model.provenance import PatchProvenance
 from pipeline.errors import ConfigError
 from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
+from train.data.bpe import BPE
 from train.data.groups import Groups
 from train.data.lanes import Cursor, LaneCursor, Line, Place, number_of_lanes, rows_passed
 from train.data.packing import PackedWindow, pack_rows
@@ -64,22 +65,34 @@ class LaneWindow(NamedTuple):
 class RowStream:
     """The sequence of rows, which can be read from any cursor on."""
 
-    def __init__(self, urls: Sequence[str], settings: RowSettings, groups: Groups | None = None):
+    def __init__(
+        self,
+        urls: Sequence[str],
+        settings: RowSettings,
+        groups: Groups | None = None,
+        bpe: BPE | None = None,
+    ):
         """
         Args:
             groups: gives documents a group; it changes no row.
+            bpe: the tokenizer whose ids rows hold; None: those of bytes.
 
         Raises:
             ConfigError: a setting is wrong; names it.
             PipelineError: a shard set cannot be used; names it.
         """
         check(urls, settings)
-        self.settings, self.groups = settings, groups
+        if bpe is not None and settings.patches:
+            raise ConfigError(
+                "dataloader.patches: a tokenizer's tokens have no patches; leave them out "
+                "(--dataloader.no-patches)"
+            )
+        self.settings, self.groups, self.bpe = settings, groups, bpe
         self.sources: list[ShardSource] = []
         for url in urls:
             shards = ShardSet(url)
             patcher = settings.rule.patcher(shards)
-            source = ShardSource(shards, patcher, settings.patches, groups)
+            source = ShardSource(shards, patcher, settings.patches, groups, bpe)
             same = sum(other.fingerprint == source.fingerprint for other in self.sources)
             source.seed = (settings.seed, 2, int(source.fingerprint, 16), same)
             self.sources.append(source)
@@ -140,6 +153,7 @@ class RowStream:
             "window_bytes": self.window_bytes,
             "shards": [source.fingerprint for source in self.sources],
             "packing version": PACKING_VERSION,
+            **({} if self.bpe is None else {"tokenizer": self.bpe.sha256}),
         }
 
     def start(self, lanes: Sequence[int]) -> Cursor:

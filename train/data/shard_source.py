@@ -3,7 +3,8 @@
 Each epoch has an order of its own, a function of the seed, the set's content and the epoch's number
 alone (see :func:`_order`). In that order the set is one line of tokens, and a range of tokens
 stands for the record batches whose first token lies in it. Ranges that lie end to end, however they
-are cut, therefore hold every record batch exactly once.
+are cut, therefore hold every record batch exactly once. These tokens are bytes, BOS and EOS, also
+where documents become tokens of a tokenizer as they are read.
 
 Example: two shards of 70 and 30 tokens, in record batches of 30, 40 and 30 tokens, and an order
 that puts the second first. Record batches begin at tokens 0 (of the second shard), 30 and 60 (of
@@ -34,6 +35,7 @@ from pipeline.shards.format import (
     read_texts,
 )
 from pipeline.shards.shard_set import ShardSet
+from train.data.bpe import BPE
 from train.data.groups import Groups
 from train.data.packing import permutation
 from train.data.window import DocumentArrays
@@ -62,12 +64,14 @@ class ShardSource:
         patcher: Patcher | None,
         patches: bool,
         groups: Groups | None = None,
+        bpe: BPE | None = None,
     ):
         """
         Args:
             patcher: the rule that patches documents anew; None: patches as stored.
             patches: whether documents get patches at all.
             groups: gives documents a group.
+            bpe: cuts texts into tokens; None: bytes.
 
         Raises:
             ConfigError: the shards lack the column of the groups.
@@ -75,7 +79,7 @@ class ShardSource:
         """
         if groups is not None:
             groups.check(shards)
-        self.groups = groups
+        self.groups, self.bpe = groups, bpe
         self.shards, self.wants_patches, self.patcher = shards, patches, patcher
         arrays = shards.shards
         self.tokens = int(arrays.tokens.sum())
@@ -154,6 +158,9 @@ class ShardSource:
             ValueError: the columns do not fit together.
         """
         text, lengths_D = read_text(batch)
+        if self.bpe is not None:
+            ids, counts_D = self.bpe.encode(batch[TEXT].to_pylist())
+            return DocumentArrays(ids, counts_D + 2, None, None)
         if not self.wants_patches:
             return DocumentArrays(text, lengths_D, None, None)
         if self.patcher is None:

@@ -15,8 +15,9 @@ class DocumentArrays(NamedTuple):
     """
 
     text: np.ndarray
-    """uint8: UTF-8 bytes of all documents. In a window, one more byte precedes them and two follow,
-    because a piece of a row copies BOS and EOS from beside its text and overwrites them."""
+    """uint8: UTF-8 bytes of all documents; a tokenizer's ids are wider. In a window, one more
+    precedes them and two follow, because a piece of a row copies BOS and EOS from beside its text
+    and overwrites them."""
     lengths_D: np.ndarray
     """int64: tokens per document, at least 2 (BOS and EOS)."""
     patch_lengths_P: np.ndarray | None

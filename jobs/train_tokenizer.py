@@ -1,0 +1,125 @@
+"""Train a byte-level BPE tokenizer on the text of shards, for the baseline ``bpe_...``."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# A checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline.cli.command import run_job
+from pipeline.cli.flags import check_at_least
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.shards.format import TEXT
+from pipeline.shards.shard_set import ShardSet
+from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
+from train.data.bpe import BPE
+
+BYTES = 256
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Tokens do not cross the parts that this finds: a word with the character before it, up to three
+digits, signs, or blanks. It is the pattern of GPT-4's and Llama 3's tokenizers."""
+
+
+@dataclass(frozen=True)
+class TrainTokenizerConfig:
+    """Train a byte-level BPE tokenizer on a sample of shard sets' text, evenly from all shards.
+
+    The trainer reads it: python -m train --config bpe_debug --tokenizer.source OUTPUT. The same
+    shards and flags give the same file. Exit status: 0 if it was written, 1 if a shard cannot be
+    read or the output not be written, 2 if a flag is wrong.
+    """
+
+    shards: tuple[str, ...]
+    """Directories or URLs of shard sets, those that the model is trained on."""
+    output: str
+    """tokenizer.json to write."""
+    vocab_size: int = 32_000
+    """Tokens, 256 bytes among them."""
+    sample_bytes: int = 100_000_000
+    """Text to count; about 10 bytes of memory per byte of it are needed."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    return run_job(TrainTokenizerConfig, run, interrupted="interrupted: nothing was written")
+
+
+def run(config: TrainTokenizerConfig, console: Console) -> int:
+    """Train the tokenizer, write it, and print what it is; returns the exit status."""
+    check_at_least(config, vocab_size=BYTES, sample_bytes=1)
+    if not config.shards:
+        raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
+    target = Path(config.output)
+    if target.exists():
+        raise ConfigError(f"--output: {target} exists; give another file, or remove it")
+    texts = list(sample([ShardSet(url) for url in config.shards], config.sample_bytes))
+    content = train(texts, config.vocab_size)
+    bpe = BPE(config.output, content)  # which refuses what would not give text back
+    try:
+        write_atomically(*checkpoint_filesystem(config.output), content)
+    except OSError as error:
+        raise PipelineError(f"--output: {target} cannot be written: {error}") from error
+    size = sum(len(text.encode()) for text in texts)
+    per_token = size / max(len(bpe.encode(texts)[0]), 1)
+    if config.json:
+        result = {"output": config.output, "tokens": bpe.tokens, "sample_bytes": size}
+        print(json.dumps({**result, "bytes_per_token": per_token, "sha256": bpe.sha256}))
+    else:
+        print(
+            f"{config.output}: {bpe.tokens:,} tokens from {size:,} bytes of text, "
+            f"{per_token:.2f} bytes per token there"
+        )
+    return 0
+
+
+def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
+    """Documents from the beginning of every shard, in all about ``size`` bytes: each shard gives as
+    much of its text as all shards do of theirs.
+
+    Raises:
+        PipelineError: a shard cannot be read.
+    """
+    counts = [int(tokens) for shards in sets for tokens in shards.shards.tokens]
+    share = min(size / max(sum(counts), 1), 1)
+    for shards in sets:
+        for number, tokens in enumerate(shards.shards.tokens.tolist()):
+            left = tokens * share
+            for batch in shards.shard_batches(number, [TEXT]):
+                for text in batch[TEXT].to_pylist():
+                    if left <= 0:
+                        break
+                    yield text
+                    left -= len(text.encode()) + 2
+                if left <= 0:
+                    break
+
+
+def train(texts: list[str], vocab_size: int) -> bytes:
+    """The ``tokenizer.json`` of a byte-level BPE tokenizer without special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str(pretty=True).encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

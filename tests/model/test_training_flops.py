@@ -1,0 +1,113 @@
+"""FLOPs of training, against those that PyTorch counts, for each kind of models."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from support.blt_cases import ABLATIONS, ablated
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import model.blt
+import model.entropy_model
+import model.token_transformer
+from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig
+from model.flops import flops_per_byte
+from model.token_transformer import TokenTransformer, TokenTransformerConfig
+from model.training_flops import training_flops
+
+ROWS, TOKENS, PATCH = 1, 49, 4
+
+
+def visible_pairs_alone(position_T: Tensor, window: int | None) -> Callable[..., Tensor]:
+    """An attention that computes the pairs that a query sees and no others, because a counter of
+    operations cannot know what a mask hides."""
+
+    def attend(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        group = q_THD.shape[1] // k_TKD.shape[1]
+        outputs = []
+        for q, position in enumerate(position_T.tolist()):
+            first = q - min(position, (window or len(position_T)) - 1)
+            k, v = (x[first : q + 1].repeat_interleave(group, 1) for x in (k_TKD, v_TKD))
+            weight_HK = torch.einsum("hd,khd->hk", q_THD[q], k).softmax(-1)
+            outputs.append(torch.einsum("hk,khd->hd", weight_HK, v))
+        return torch.stack(outputs)
+
+    return attend
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+    """FLOPs of the forward and the backward pass of rows, each of which is one document."""
+    for module in (model.blt, model.entropy_model, model.token_transformer):
+        monkeypatch.setattr(module, "segment_attention", visible_pairs_alone)
+
+    def count(network: torch.nn.Module, *inputs: Tensor) -> float:
+        with FlopCounterMode(display=False) as counter:
+            network(*inputs).sum().backward()
+        return counter.get_total_flops()
+
+    return count
+
+
+def tokens(vocab_size: int) -> Tensor:
+    return torch.randint(4, vocab_size, (ROWS, TOKENS))
+
+
+DEBUG = BLT_SIZES["debug"]
+BLTS = {
+    "debug": DEBUG,
+    # Widths that the paper's formula rounds, shared keys and values, and a projection into patches.
+    "odd": replace(
+        DEBUG,
+        dim_global=96,
+        hidden_dim_global=200,
+        n_kv_heads_global=2,
+        n_layers_local_encoder=2,
+        cross_attn_all_layers_encoder=True,
+        hidden_dim_local_decoder=96,
+        n_kv_heads_local_decoder=2,
+        cross_attn_k=3,
+        local_attention_window_len=20,
+    ),
+    **{
+        "without " + " ".join(names): ablated(DEBUG, *names)
+        for names in (*((name,) for name in ABLATIONS), tuple(ABLATIONS))
+    },
+}
+
+
+@pytest.mark.parametrize("name", BLTS)
+def test_blts(counted, name):
+    shape = BLTS[name]
+    lengths = torch.tensor([[1, *[PATCH] * (TOKENS // PATCH)]] * ROWS)
+    total = counted(BLT(shape), tokens(260), lengths)
+    size = TOKENS / lengths.shape[1]
+    formula = sum(training_flops(shape, patch_size=size, context=TOKENS).values())
+    assert total / (ROWS * TOKENS) == pytest.approx(formula, rel=0.01)
+
+
+@pytest.mark.parametrize("window", [512, 16])
+def test_byte_transformers(counted, window):
+    shape = EntropyModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, window=window)
+    total = counted(EntropyModel(shape), tokens(260))
+    formula = sum(training_flops(shape, patch_size=1, context=TOKENS).values())
+    assert total / (ROWS * TOKENS) == pytest.approx(formula, rel=1e-3)
+
+
+def test_token_transformers(counted):
+    """Per byte, at 3 bytes per token."""
+    shape = TokenTransformerConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=1, vocab_size=512)
+    total = counted(TokenTransformer(shape), tokens(512))
+    formula = sum(training_flops(shape, patch_size=3, context=TOKENS).values())
+    assert total / (ROWS * TOKENS * 3) == pytest.approx(formula, rel=1e-3)
+
+
+def test_the_papers_formula_is_near_for_its_own_sizes():
+    """It rounds widths and windows, and leaves out projections in and out of patches."""
+    for name, shape in BLT_SIZES.items():
+        if name != "debug":
+            exact = sum(training_flops(shape, patch_size=4.5, context=8192).values())
+            paper = flops_per_byte(shape, patch_size=4.5, context=8192, training=True)
+            assert paper == pytest.approx(exact, rel=0.12)
