@@ -49,7 +49,10 @@ FILES = {
     ),
 }
 """By marker, files whose tests all have it. Where a marker is left out, they are not imported."""
-FIXTURES = {"local_ray": "ray", "patched": "ray", "run_job": "slow", "browser": "browser"}
+FIXTURES = {
+    **{"local_ray": "ray", "patched": "ray", "run_job": "slow", "browser": "browser"},
+    "s3_server": "slow",
+}
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
@@ -150,6 +153,15 @@ def ngram_model() -> NGramEntropyModel:
 def corpus(tmp_path: Path) -> Path:
     """The topics as one JSONL file."""
     return write_jsonl(tmp_path / "corpus" / "topics.jsonl", topics())
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment to use it with; each file's tests have a bucket of their own."""
+    from support.clusters import an_s3_server
+
+    with an_s3_server(tmp_path_factory.mktemp("s3")) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from pipeline.cluster.connect import connect
 from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
 from pipeline.errors import PipelineError, UnreachableFileError
+from pipeline.storage.outages import say_by
 
 TRIES = 3
 """How often a piece may end its worker before it is given up."""
@@ -239,6 +240,7 @@ def run_piece(piece: int, work: Work, shared: Any, progress: ActorHandle) -> _Pi
     Errors that a user can act on become part of the outcome: Ray would wrap and repeat them.
     """
     report = Reporter(progress, piece)
+    say_by(report.say)
     message, unreachable, fatal = None, "", ""
     try:
         message = work(piece, shared, report)

@@ -5,6 +5,7 @@ environment and are never stored or printed.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, PipelineError, message_of, translated
+from pipeline.storage.outages import patient
 
 _LOCAL = LocalFileSystem()
 _DIGITS_AS_0 = bytes(ord("0" if chr(i).isdecimal() else " ") for i in range(256))
@@ -31,11 +33,17 @@ TEMPORARY = "_tmp"
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL or local path, and the path there; absolute if it is local."""
+    """The filesystem of a URL or local path, and the path there; absolute if it is local.
+
+    Remote filesystems wait outages out: see :mod:`pipeline.storage.outages`.
+    """
     if "://" not in url:  # a plain path means itself, whatever characters are in it
         return _LOCAL, os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (quicker)
     filesystem, path = url_to_fs(url)
-    return filesystem, str(path)
+    if isinstance(filesystem, LocalFileSystem):  # file://
+        return filesystem, str(path)
+    scheme, _, rest = url.rpartition("::")[2].partition("://")
+    return patient(filesystem, f"{scheme}://{rest.partition('/')[0]}"), str(path)
 
 
 def canonical_url(url: str) -> str:
@@ -256,6 +264,9 @@ class OutputDirectory:
     def create(self, name: str, data: bytes) -> bool:
         """Commit a small file unless there is one; of several processes that try one succeeds.
 
+        A remote store that knows no conditional writes may replace the file instead, or let several
+        processes succeed.
+
         Returns:
             False if there is one.
         """
@@ -272,12 +283,19 @@ class OutputDirectory:
                 finally:
                     temporary.unlink()
             return True
+        path = f"{self.path}/{name}"
         try:
-            self.filesystem.pipe_file(f"{self.path}/{name}", data, mode="create")
+            self.filesystem.pipe_file(path, data, mode="create")
         except Exception as error:  # stores say in different ways that there is one
             if self.exists(name):
                 return False
-            raise self._cannot_write(name, error) from error
+            unknown = isinstance(error, NotImplementedError) or (
+                isinstance(error, OSError) and error.errno in (errno.ENOSYS, errno.ENOTSUP)
+            )
+            if not unknown:
+                raise self._cannot_write(name, error) from error
+            with self._reaching():
+                self.filesystem.pipe_file(path, data)
         return True
 
     @contextlib.contextmanager
