@@ -101,7 +101,7 @@ def show_progress(
                 reported: dict[int, int] = {}
                 messages: list[str] = []
                 with suppress(ray.exceptions.RayError):  # it is being started again
-                    reported, messages = ray.get(progress.get.remote())  # type: ignore[misc]
+                    reported, messages = ray.get(progress.get.remote())
                 for message in messages:
                     said_at, said[message] = said.get(message, -SILENCE_SECONDS), time.monotonic()
                     if time.monotonic() - said_at > SILENCE_SECONDS:

@@ -243,8 +243,8 @@ class PatientFileSystem:
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         """A file whose reads wait, too, if it is one of fsspec that is read in blocks."""
         file = self._outage.wait_out(lambda: self._filesystem.open(path, mode, **options))
-        cache = getattr(file, "cache", None)
-        if mode == "rb" and callable(getattr(cache, "fetcher", None)):
+        cache: Any = getattr(file, "cache", None)
+        if mode == "rb" and hasattr(cache, "fetcher"):
             fetch = cache.fetcher
             # A cache that gets no block is as it was before: the block can be fetched again.
             cache.fetcher = lambda *range_: self._outage.wait_out(lambda: fetch(*range_))

@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from types import SimpleNamespace
 
 import aiohttp
 import botocore.exceptions
@@ -19,6 +20,7 @@ from pipeline.storage.listing import list_files
 from pipeline.storage.outages import Outage, is_outage, not_waited_for, patient, say_by
 from pipeline.storage.output import OutputDirectory, filesystem_of, open_input
 
+REQUEST = SimpleNamespace(real_url="http://s3")
 ENDPOINT = botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3")
 
 
@@ -45,7 +47,7 @@ def said(monkeypatch):
         TimeoutError(),
         OSError(errno.EBUSY, "Please reduce your request rate."),
         OSError(errno.EIO, "An error occurred (502)"),
-        aiohttp.ClientResponseError(None, (), status=503),
+        aiohttp.ClientResponseError(REQUEST, (), status=503),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -73,7 +75,7 @@ def test_errors_that_may_pass_are_waited_out(said, error):
         botocore.exceptions.ParamValidationError(report="key"),
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EINVAL, "The specified bucket is not valid."),
-        aiohttp.ClientResponseError(None, (), status=403),
+        aiohttp.ClientResponseError(REQUEST, (), status=403),
         aiohttp.InvalidURL("x"),
         ValueError("text"),
         KeyError("text"),
@@ -139,6 +141,8 @@ def test_a_removal_whose_answer_was_lost_is_done(said):
             return getattr(memory, name)
 
         def rm(self, path):
+            if not memory.exists(path):
+                raise FileNotFoundError(path)
             memory.rm(path)
             raise ConnectionResetError
 
@@ -150,11 +154,16 @@ def test_a_removal_whose_answer_was_lost_is_done(said):
         store.info("/lossy/a")
 
 
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    with an_s3_bucket(s3_server, "outages"):
+        yield
+
+
 @pytest.fixture
-def away(s3_server, monkeypatch):
+def away(bucket, s3_server, monkeypatch):
     """A function that makes the S3 server of this test go away for so many seconds."""
     with (
-        an_s3_bucket(s3_server, "outages"),
         a_proxy_that_goes_away(s3_server["AWS_ENDPOINT_URL"]) as (url, go_away),
     ):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
