@@ -5,6 +5,8 @@ gigabytes. Here it gets the sum of each part, and the part's entries in columns.
 """
 
 import base64
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, message_of
 from pipeline.shards.closing import Part, make_part
 from pipeline.shards.entries import Shard, ShardEntry, committed_names, read_entries
 from pipeline.shards.shard_set import ShardSet
@@ -25,6 +27,8 @@ from pipeline.storage.run_record import MANIFEST
 
 ENTRY_BYTES = 10_000
 """Bytes of an entry, about: what the progress counts."""
+HASHED_TOGETHER = 16
+"""Shards whose files a worker hashes at a time."""
 
 
 class _Shared(NamedTuple):
@@ -130,6 +134,43 @@ def _read_piece(number: int, shared: _Shared, report: Reporter) -> str:
         writer.write_batch(rows)
     report(ENTRY_BYTES * rows.num_rows)
     return base64.b64encode(sink.getvalue()).decode()
+
+
+def damaged_shards(
+    output: OutputDirectory, shards: Sequence[Shard], console: Console, workers: int | None
+) -> dict[str, str]:
+    """How shards are damaged whose files do not have the hashes of what was written, by name.
+    Workers read all files that are there."""
+    sizes = output.sizes("shards")
+    there = [shard for shard in shards if shard.sha256 and f"{shard.name}.arrow" in sizes]
+    parts = [
+        there[start : start + HASHED_TOGETHER] for start in range(0, len(there), HASHED_TOGETHER)
+    ]
+    pieces = {n: sum(shard.shard_bytes or 0 for shard in part) for n, part in enumerate(parts)}
+    outcome = run_stage(
+        "looking for damage", _hash_piece, pieces, (output, parts), console, workers=workers
+    )
+    damaged: dict[str, str] = {}
+    for message in outcome.messages.values():
+        damaged |= json.loads(message)
+    return damaged
+
+
+def _hash_piece(
+    number: int, shared: tuple[OutputDirectory, list[list[Shard]]], report: Reporter
+) -> str | None:
+    output, parts = shared
+    damaged = {}
+    for shard in parts[number]:
+        try:
+            with output.open(shard.path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != shard.sha256:
+                damaged[shard.name] = "is another file than was written, or damaged"
+        except OSError as error:
+            damaged[shard.name] = f"cannot be read: {message_of(error)}"
+        report(shard.shard_bytes or 0)
+    return json.dumps(damaged) if damaged else None
 
 
 def closed_set(output: OutputDirectory, console: Console) -> ShardSet | None:

@@ -21,7 +21,7 @@ from pipeline.cluster.stage import run_stage, unshared_storage
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.corpus.splits import Split
-from pipeline.patch.collect import closed_set, committed_shards, sum_shards
+from pipeline.patch.collect import closed_set, committed_shards, damaged_shards, sum_shards
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import give_up, patch_split
 from pipeline.patch.plan import begin_run, gpus_per_worker, load_given_model, resume_run
@@ -134,7 +134,10 @@ def _patch(
 ) -> PatchCorpusResult:
     closed = closed_set(output, console)
     present = committed_shards(output, closed, console, config.num_workers)
-    for message in run.discard_lost(present, output):
+    damaged: dict[str, str] = {}
+    if config.verify:
+        damaged = damaged_shards(output, list(present.values()), console, config.num_workers)
+    for message in run.discard_lost(present, output, damaged):
         console.print(message, highlight=False)
     committed = run.committed(present)
     done = {i: _text_bytes(e) for i, e in enumerate(committed) if is_complete(e)}

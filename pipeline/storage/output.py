@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
+import xxhash
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -28,6 +30,10 @@ _LOCAL = LocalFileSystem()
 _DIGITS_AS_0 = bytes(ord("0" if chr(i).isdecimal() else " ") for i in range(256))
 READ_AHEAD = 8 << 20
 """Bytes that a remote file is read in at a time."""
+CHECK = "check"
+"""The key of an object's own hash in JSON."""
+_CHECKED = re.compile(rb'"check": "([0-9a-f]{16})"')
+_UNCHECKED = b'"check": "' + b"0" * 16 + b'"'
 TEMPORARY = "_tmp"
 """Directory below a local output that holds what is not committed yet."""
 
@@ -86,6 +92,13 @@ def to_json(value: Any) -> bytes:
     return text.encode(errors="backslashreplace") + b"\n"
 
 
+def to_checked_json(values: dict[str, Any]) -> bytes:
+    """The same of an object, with the hash of its text in the key ``check``: XXH3-64 of the text
+    that has zeros in the place of the hash."""
+    data = to_json(values | {CHECK: "0" * 16})
+    return data.replace(_UNCHECKED, b'"check": "%016x"' % xxhash.xxh3_64_intdigest(data))
+
+
 def parse_json(data: bytes) -> Any:
     """The value of a JSON text.
 
@@ -98,6 +111,23 @@ def parse_json(data: bytes) -> Any:
             return orjson.loads(data)
     # It also knows the lone surrogates that stand for bytes of file names that are no UTF-8.
     return json.loads(data)
+
+
+def parse_checked_json(data: bytes) -> Any:
+    """The value of a JSON text of this project's. A ``check`` is compared, and left out; earlier
+    releases wrote none.
+
+    Raises:
+        ValueError: it is not JSON, or not what was written.
+    """
+    values = parse_json(data)
+    # No single damaged bit makes the key vanish and something else change.
+    if isinstance(values, dict) and values.pop(CHECK, None) is not None:
+        found = _CHECKED.search(data)
+        whole = data.replace(found[0], _UNCHECKED) if found else b""
+        if found is None or xxhash.xxh3_64_intdigest(whole) != int(found[1], 16):
+            raise ValueError("its check is not the hash of its content")
+    return values
 
 
 class OutputDirectory:
@@ -224,7 +254,7 @@ class OutputDirectory:
 
     def _parse(self, name: str, data: bytes) -> Any:
         try:
-            return parse_json(data)
+            return parse_checked_json(data)
         except ValueError as error:  # commits are atomic: somebody else wrote or cut this
             raise PipelineError(
                 f"{self.locate(name)}: is damaged: {error}; restore it, or start anew with "
