@@ -66,6 +66,8 @@ class Round:
     storage: str
     hits: list[str] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """The last line of each run that was not done."""
     problem: str = ""
     seconds: float = 0.0
 
@@ -78,11 +80,12 @@ class Round:
         verdict = self.problem or "identical"
         return (
             f"| {number} | {self.job} {self.storage} | {'; '.join(self.hits) or 'none in time'} | "
-            f"{exits} | {len(self.exits) - 1} | {self.seconds:.0f} s | {verdict} |"
+            f"{exits} | {len(self.exits) - 1} | {self.seconds:.0f} s | {verdict} | "
+            f"{'; '.join(self.said)} |"
         )
 
 
-HEADER = "| round | job | hit | exits | reruns | took | output |\n|---|---|---|---|---|---|---|"
+HEADER = "| round | job | hit | exits | reruns | took | output | said |\n|---|---|---|---|---|---|---|---|"
 
 
 class Place:
@@ -273,6 +276,8 @@ def play(
         status, said, landed, _ = run_once(line, env, hits, draw, place)
         result.hits += landed
         result.exits.append(status)
+        if status:
+            result.said.append((said.strip().splitlines() or ["(nothing)"])[-1][:240])
         if status == 124:
             result.problem = "hangs"
         elif "Traceback" in said or "constructor arguments" in said:

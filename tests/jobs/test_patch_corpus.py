@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.jobs import ROOT, command, contents, environment, full_disk
+from support.jobs import ROOT, command, contents, edit_json, environment, full_disk
 from support.local_ray import share_local_ray, to_join_local_ray
 from support.shard_sets import as_version_1
 from support.texts import noise, topics, write_jsonl
@@ -108,9 +108,8 @@ def test_verify_recomputes_boundaries(patched, tmp_path):
     _, out, _ = patched
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["patcher"]["threshold"] = 2.0
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    manifest = copy / "manifest.json"
+    edit_json(manifest, lambda values: values["patcher"].update(threshold=2.0))
     problems = list(verify(open_shards(str(copy))))
     assert problems and all("boundaries are not those" in problem for problem in problems)
 
