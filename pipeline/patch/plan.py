@@ -27,7 +27,7 @@ from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cluster.connect import in_ray
 from pipeline.cluster.plan_splits import plan_splits
 from pipeline.corpus.splits import Split
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
@@ -116,6 +116,11 @@ def resume_run(
     """
     if model is None:
         model = _load(output.locate(MODEL_DIRECTORY))
+        if fingerprint(model) != run.provenance["entropy_model"]["fingerprint"]:
+            raise PipelineError(
+                f"{output.locate(MODEL_DIRECTORY)}: is damaged: it is not the model that this run "
+                "was begun with; restore it, or start anew with --overwrite"
+            )
     mended = run.check_same(_content(config, model), files, output)
     console.print(f"continuing the run in {output.url}", highlight=False)
     if output.read_json(run.path)["format_version"] != run.format_version:

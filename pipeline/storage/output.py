@@ -32,8 +32,9 @@ READ_AHEAD = 8 << 20
 """Bytes that a remote file is read in at a time."""
 CHECK = "check"
 """The key of an object's own hash in JSON."""
-_CHECKED = re.compile(rb'"check": "([0-9a-f]{16})"')
-_UNCHECKED = b'"check": "' + b"0" * 16 + b'"'
+_CHECKED = re.compile(rb'\n "check": "([0-9a-f]{16})"')
+_UNCHECKED = b'\n "check": "' + b"0" * 16 + b'"'
+"""It is the object's own key: those of objects in it are indented further."""
 TEMPORARY = "_tmp"
 """Directory below a local output that holds what is not committed yet."""
 
@@ -96,7 +97,7 @@ def to_checked_json(values: dict[str, Any]) -> bytes:
     """The same of an object, with the hash of its text in the key ``check``: XXH3-64 of the text
     that has zeros in the place of the hash."""
     data = to_json(values | {CHECK: "0" * 16})
-    return data.replace(_UNCHECKED, b'"check": "%016x"' % xxhash.xxh3_64_intdigest(data))
+    return data.replace(_UNCHECKED, b'\n "check": "%016x"' % xxhash.xxh3_64_intdigest(data))
 
 
 def parse_json(data: bytes) -> Any:

@@ -85,7 +85,7 @@ class Round:
         )
 
 
-HEADER = "| round | job | hit | exits | reruns | took | output | said |\n|---|---|---|---|---|---|---|---|"
+HEADER = "| round | job | hit | exits | reruns | took | output | said |\n|" + "---|" * 8
 
 
 class Place:
