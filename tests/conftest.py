@@ -33,7 +33,8 @@ settings.load_profile("patient")
 
 FILES = {
     "ray": (
-        *("jobs/test_cluster.py", "jobs/test_export_hub.py", "jobs/test_export_shards.py"),
+        *("jobs/test_chaos.py", "jobs/test_cluster.py", "jobs/test_export_hub.py"),
+        "jobs/test_export_shards.py",
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
         "pipeline/cluster/test_connect.py",

@@ -36,6 +36,8 @@ from support.texts import topics, write_jsonl
 JOBS = ("prepare", "patch", "export")
 STORAGES = ("local", "s3")
 VICTIMS = ("driver", "worker", "raylet", "gcs", "agent")
+PATCHED = "patched"
+"""The output of an undisturbed patching, which is exported."""
 MOST_RUNS = 8
 TIMEOUT_S = 420.0
 """Seconds after which a run counts as hanging."""
@@ -137,7 +139,7 @@ def command(job: str, place: Place, output: str) -> list[str]:
             *("--target-patch-size", "4.5", "--shard-bytes", "60000", "--id-column", "id"),
         ],
         "export": [
-            *("export_shards.py", "--shards", place.url("reference-patch")),
+            *("export_shards.py", "--shards", place.url(PATCHED)),
             *("--format", "datasets"),
         ],
     }[job]
@@ -264,7 +266,7 @@ def play(
     hits_of_run: Callable[[int], list[Hit]],
 ) -> Round:
     """One round: a job that is hit, and run again until it is done."""
-    result, output = Round(job, place.storage), f"hit-{job}"
+    result, output = Round(job, place.storage), f"out-{job}"
     place.remove(output)
     began = time.monotonic()
     while not result.exits or result.exits[-1] != 0:
@@ -334,7 +336,7 @@ def main() -> int:
     parser.add_argument("--storages", nargs="+", choices=STORAGES, default=STORAGES)
     args = parser.parse_args()
     draw = random.Random(args.seed)
-    kinds = [(job, storage) for storage in args.storages for job in args.jobs]
+    kinds = [(job, storage) for job in args.jobs for storage in args.storages]
     failed = 0
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -350,13 +352,15 @@ def main() -> int:
             needed = [job] if job != "export" else ["patch", "export"]
             for name in needed:
                 if (name, storage) not in references:
-                    line = command(name, place, f"reference-{name}")
+                    # What an export says of itself names its directory.
+                    output = PATCHED if name == "patch" else f"out-{name}"
+                    line = command(name, place, output)
                     status, said, _, seconds = run_once(line, env, [], draw, place)
                     if status:
                         raise SystemExit(
                             f"{name} {storage}, undisturbed, exits with {status}: {said}"
                         )
-                    references[name, storage] = (place.contents(f"reference-{name}"), seconds)
+                    references[name, storage] = (place.contents(output), seconds)
             reference, seconds = references[job, storage]
             # The first run and, now and then, a rerun as well.
             plan = {0: draw_hits(draw, storage, seconds)}
