@@ -88,6 +88,11 @@ def say_by(say: Callable[[str], None], *, doubt_addresses: bool = False) -> None
     _Process.say, _Process.doubts_addresses = staticmethod(say), doubt_addresses
 
 
+def say(message: str) -> None:
+    """Tell whoever watches this process."""
+    _Process.say(message)
+
+
 _this_thread = threading.local()
 
 

@@ -335,6 +335,7 @@ def main() -> int:
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--storages", nargs="+", choices=STORAGES, default=STORAGES)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends, too
     draw = random.Random(args.seed)
     kinds = [(job, storage) for job in args.jobs for storage in args.storages]
     failed = 0
