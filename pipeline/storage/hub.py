@@ -34,8 +34,8 @@ FIRST_WAIT = 1.0
 """Seconds before the first retry; each further one waits twice as long, up to LONGEST_WAIT: in
 all two to four minutes."""
 LONGEST_WAIT = 60.0
-ANNOUNCED = 3
-"""The failure, counted from the last success, that people are told of."""
+ANNOUNCED_S = 4.0
+"""A wait, in seconds, that people are told of."""
 TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 """HTTP statuses after which the hub's client, too, repeats a request."""
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -168,11 +168,11 @@ def error_message(error: Exception) -> str:
 
 
 def pause(failures: int, problem: str) -> None:
-    """Wait before a retry, a random time: many workers fail at the same moment. From the third on
-    whoever watches is told."""
-    if failures == ANNOUNCED:
-        say(f"{constants.ENDPOINT}: does not answer ({problem}); waiting for it")
+    """Wait before a retry, a random time: many workers fail at the same moment. Whoever watches is
+    told when it becomes long."""
     wait = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
+    if wait / 2 < ANNOUNCED_S <= wait:
+        say(f"{constants.ENDPOINT}: does not answer ({problem}); waiting for it")
     time.sleep(wait * random.uniform(0.5, 1))
 
 
