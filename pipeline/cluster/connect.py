@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -37,6 +38,8 @@ def connect(num_cpus: int | None, *packages: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # It logs each worker that ends; the stage does that worker's pieces again, or names them.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # A stage may have fewer pieces than workers.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks for")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return

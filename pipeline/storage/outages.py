@@ -34,6 +34,9 @@ FIRST_CONTACT_S = 15.0
 FIRST_WAIT_S = 1.0
 """Seconds before the first repetition; each further one waits twice as long, up to the longest."""
 LONGEST_WAIT_S = 15.0
+S3FS_TRIES = 16
+"""How often s3fs tries a request by itself after :func:`let_s3fs_wait`; it waits 0.1 s and then 1.7
+times as long each time, up to 15 s."""
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses of servers that are not well."""
 
@@ -52,7 +55,10 @@ def is_outage(error: BaseException) -> bool:
     """True if an error of a remote filesystem may pass by itself."""
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | ValueError):
         return False
-    for answer in (error, getattr(error, "response", None)):
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in TRANSIENT_STATUSES
+    for answer in (error, response):
         status = getattr(answer, "status", None) or getattr(answer, "status_code", None)
         if isinstance(status, int):
             return status in TRANSIENT_STATUSES
@@ -254,6 +260,15 @@ class PatientFileSystem:
             # A cache that gets no block is as it was before: the block can be fetched again.
             cache.fetcher = lambda *range_: self._outage.wait_out(lambda: fetch(*range_))
         return file
+
+
+def let_s3fs_wait() -> None:
+    """Let requests to S3 that go around :func:`patient` wait for some two minutes, too: those of
+    PyTorch's checkpoints, which open files by themselves. s3fs repeats them, and says nothing."""
+    import s3fs  # PyTorch imports it only where there are URLs of S3
+
+    s3fs.S3FileSystem.retries = S3FS_TRIES
+    s3fs.core.set_custom_error_handler(is_outage)
 
 
 _patient: dict[tuple[int, str], PatientFileSystem] = {}
