@@ -326,6 +326,16 @@ class _Work:
     ) -> None:
         sources = [source for unit in units.values() for source in unit.sources.values()]
         documents = sum(source.documents.documents for source in sources)
+        broken = {
+            f"{name}: {source.error}"
+            for unit in units.values()
+            for name, source in unit.sources.items()
+            if source.error
+        }
+        if broken and not documents:
+            first, *others = sorted(broken)
+            more = f" (and {len(others)} files more, see rejects/ there)" if others else ""
+            raise PipelineError(f"{self._output.url}: the input holds no document: {first}{more}")
         text_bytes = sum(map(_text_bytes, units.values()))
         ranges = key_ranges(documents, text_bytes, slices, preparation.settings, self._output)
         done = chunks_done(self._output)

@@ -192,8 +192,11 @@ class PatientFileSystem:
     _REMOVING = frozenset(("rm", "rm_file"))
 
     def __init__(self, filesystem: Any, store: str):
-        self._filesystem = filesystem
+        self._filesystem, self._store = filesystem, store
         self._outage = Outage(store)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return patient, (self._filesystem, self._store)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._filesystem, name)
