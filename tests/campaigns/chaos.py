@@ -252,7 +252,7 @@ def draw_hits(draw: random.Random, storage: str, seconds: float) -> list[Hit]:
         victim = draw.choice(victims)
         hows = ("SIGKILL", "SIGSTOP") if victim == "storage" else ("SIGKILL", "SIGTERM", "SIGSTOP")
         hits.append(
-            Hit(victim, draw.choice(hows), draw.uniform(2.0, seconds), draw.uniform(2.0, 8.0))
+            Hit(victim, draw.choice(hows), draw.uniform(2.0, 0.7 * seconds), draw.uniform(2.0, 8.0))
         )
     return hits
 
