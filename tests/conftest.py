@@ -44,6 +44,7 @@ FILES = {
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
+        "pipeline/storage/test_two_writers.py",
         *("jobs/test_download_weights.py", "train/test_training.py", "train/test_resume.py"),
         *("train/test_metrics.py", "train/test_skipping.py", "train/test_validation.py"),
         *("train/test_samples.py", "train/test_async_checkpoints.py"),
@@ -59,8 +60,13 @@ FIXTURES = {
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
     *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py"),
-    *("jobs/test_patch_corpus.py", "jobs/test_export_shards.py", "jobs/test_patch_report.py"),
-    *("jobs/test_file_formats.py", "jobs/test_added_rule.py", "pipeline/cluster/test_stage.py"),
+    *("jobs/test_patch_corpus.py", "jobs/test_chaos.py", "jobs/test_export_shards.py"),
+    *(
+        "jobs/test_patch_report.py",
+        "jobs/test_file_formats.py",
+        "jobs/test_added_rule.py",
+        "pipeline/cluster/test_stage.py",
+    ),
     "jobs/test_patch_viewer.py",
     *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
     *("train/test_skipping.py", "train/test_validation.py", "train/test_sharded_tables.py"),
