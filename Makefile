@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo help test test-fast gpu-check lint benchmark pictures entropy-model clean
+.PHONY: chaos demo help test test-fast gpu-check lint benchmark pictures entropy-model clean
 
 demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
@@ -29,6 +29,9 @@ lint: .venv/installed  ## style and types
 
 benchmark: .venv/installed  ## timed comparisons; see tests/benchmarks/RESULTS.md
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+chaos: .venv/installed  ## random kills of jobs, Ray and storage, with reruns; CHAOS="--rounds 50 --seed 1"
+	$(BIN)/python tests/campaigns/chaos.py $(CHAOS)
 
 pictures: .venv/installed .venv/browser demo  ## the README's pictures, made from the demo
 	$(BIN)/python tests/pictures/make.py

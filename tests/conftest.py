@@ -33,9 +33,11 @@ settings.load_profile("patient")
 
 FILES = {
     "ray": (
-        *("jobs/test_cluster.py", "jobs/test_export_hub.py", "jobs/test_export_shards.py"),
+        *("jobs/test_chaos.py", "jobs/test_cluster.py", "jobs/test_export_hub.py"),
+        "jobs/test_export_shards.py",
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
+        "pipeline/cluster/test_connect.py",
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",
@@ -43,6 +45,7 @@ FILES = {
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
+        "pipeline/storage/test_two_writers.py",
         *("jobs/test_download_weights.py", "train/test_training.py", "train/test_resume.py"),
         *("train/test_metrics.py", "train/test_skipping.py", "train/test_validation.py"),
         "train/test_baselines.py",
@@ -51,13 +54,21 @@ FILES = {
     ),
 }
 """By marker, files whose tests all have it. Where a marker is left out, they are not imported."""
-FIXTURES = {"local_ray": "ray", "patched": "ray", "run_job": "slow", "browser": "browser"}
+FIXTURES = {
+    **{"local_ray": "ray", "patched": "ray", "run_job": "slow", "browser": "browser"},
+    "s3_server": "slow",
+}
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
     *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py"),
-    *("jobs/test_patch_corpus.py", "jobs/test_export_shards.py", "jobs/test_patch_report.py"),
-    *("jobs/test_file_formats.py", "jobs/test_added_rule.py", "pipeline/cluster/test_stage.py"),
+    *("jobs/test_patch_corpus.py", "jobs/test_chaos.py", "jobs/test_export_shards.py"),
+    *(
+        "jobs/test_patch_report.py",
+        "jobs/test_file_formats.py",
+        "jobs/test_added_rule.py",
+        "pipeline/cluster/test_stage.py",
+    ),
     "jobs/test_patch_viewer.py",
     *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
     *("train/test_skipping.py", "train/test_validation.py", "train/test_sharded_tables.py"),
@@ -153,6 +164,15 @@ def ngram_model() -> NGramEntropyModel:
 def corpus(tmp_path: Path) -> Path:
     """The topics as one JSONL file."""
     return write_jsonl(tmp_path / "corpus" / "topics.jsonl", topics())
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment to use it with; each file's tests have a bucket of their own."""
+    from support.clusters import an_s3_server
+
+    with an_s3_server(tmp_path_factory.mktemp("s3")) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pipeline.cli.results import print_problems
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.storage.outages import say_by
 
 Config = TypeVar("Config")
 
@@ -55,6 +56,11 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
         act on, 130 after Ctrl-C, 143 and 129 after SIGTERM and SIGHUP, 141 if the reader of the
         output is gone (``| head``).
     """
+
+    def say(message: str) -> None:
+        console.print(message, highlight=False, markup=False)
+
+    say_by(say, doubt_addresses=True)
     try:
         end_on_signals()
         _refuse_repeated_flags(sys.argv[1:])

@@ -3,17 +3,22 @@
 import logging
 import os
 import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import ray
 
 from pipeline.cli.command import end_on_signals, submitted
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, message_of
 
 REACH_S = 20
 """Seconds to wait for the cluster to answer."""
+_ADVICE = "start it, or unset RAY_ADDRESS to use this machine alone"
 
 
 def connect(num_cpus: int | None, *packages: str) -> None:
@@ -26,52 +31,112 @@ def connect(num_cpus: int | None, *packages: str) -> None:
         packages: packages of this repository that workers need beside ``model`` and ``pipeline``.
 
     Raises:
-        PipelineError: nothing listens at ``RAY_ADDRESS``.
+        PipelineError: the cluster at ``RAY_ADDRESS`` is gone, or does not take this process in; or
+            Ray cannot be started here.
     """
     # Ray raises an exception where something goes wrong; its warnings are about its own affairs.
     logging.getLogger("ray").setLevel(logging.ERROR)
     # It logs each worker that ends; the stage does that worker's pieces again, or names them.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # A stage may have fewer pieces than workers.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks for")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
     directories = [_directory(package) for package in ("model", "pipeline", *packages)]
     if address := os.environ.get("RAY_ADDRESS"):
-        _check_reachable(address)
+        check_cluster(address)
         # Inside a submitted job the working directory holds the code already.
         code = {} if submitted() else {"py_modules": list(map(str, directories))}
-        ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=False)
+        with _starting(f"RAY_ADDRESS {address}: the cluster cannot be joined", _ADVICE):
+            ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=False)
     else:
         # Workers find the same packages, installed or not, wherever the job is called from.
         path = (str(directories[0].parent), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        ray.init(
-            address="local",
-            # More workers than cores may be asked for; Ray counts cores, it does not bind them.
-            num_cpus=max(os.cpu_count() or 1, num_cpus or 1),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        with _starting("Ray cannot be started on this machine", "see its logs below RAY_TMPDIR"):
+            ray.init(
+                address="local",
+                # More workers than cores may be asked for; Ray counts cores, it does not bind them.
+                num_cpus=max(os.cpu_count() or 1, num_cpus or 1),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     end_on_signals()  # Ray's own handler would print a stack and abort
 
 
-def _check_reachable(address: str) -> None:
+@contextmanager
+def _starting(what: str, advice: str) -> Iterator[None]:
     """
     Raises:
-        PipelineError: nothing listens there. Ray itself would try for many minutes, and its message
-            would not fit a sentence.
+        PipelineError: Ray raised whatever; says so in a sentence.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # Ray's core exits where it finds no cluster
+        lines = message_of(error).strip().splitlines()
+        why = f"it ended with {error}" if isinstance(error, SystemExit) else lines[0]
+        raise PipelineError(f"{what}: {why.rstrip('.')}; {advice}") from error
+
+
+def check_cluster(address: str) -> None:
+    """Ask a cluster whether it is there and would take this process in. Ray itself would try for
+    minutes, and print lines of its own.
+
+    Raises:
+        PipelineError: nothing listens there, something else than Ray does, or the cluster asks for
+            another token than this process has.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    where = f"RAY_ADDRESS {address}"
     if not port.isdigit():  # such as "auto"
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except OSError as error:
         raise PipelineError(
-            f"RAY_ADDRESS {address}: the cluster cannot be reached: {error}; start it, or unset "
-            "RAY_ADDRESS to use this machine alone"
+            f"{where}: the cluster cannot be reached: {error}; {_ADVICE}"
         ) from error
+    if "://" in address or os.environ.get("RAY_USE_TLS", "0") != "0":  # asked in other ways
+        return
+    status = _status(f"{host}:{port}", None)
+    if status is grpc.StatusCode.UNAUTHENTICATED:
+        token = _token()
+        if token is None or _status(f"{host}:{port}", token) is grpc.StatusCode.UNAUTHENTICATED:
+            problem = "and there is none" if token is None else "and refuses this process's"
+            raise PipelineError(
+                f"{where}: the cluster asks for a token, {problem}; set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head node"
+            )
+    elif status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        raise PipelineError(f"{where}: what listens there is no Ray cluster; {_ADVICE}")
+
+
+def _status(target: str, token: str | None) -> grpc.StatusCode:
+    """The status with which a cluster's control store answers a small question."""
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", timeout=REACH_S, metadata=metadata)
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()
+            return code
+    return grpc.StatusCode.OK
+
+
+def _token() -> str | None:
+    """The token that Ray would send: RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, or the file
+    in the home directory; None if tokens are switched off."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+    with suppress(OSError):
+        return Path(path).expanduser().read_text().strip() or None
+    return None
 
 
 def _directory(package: str) -> Path:

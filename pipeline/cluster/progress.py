@@ -15,6 +15,8 @@ from pipeline.cli.progress_bar import LINE_SECONDS, progress_bar, progress_line
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 1.0
 """A worker sends a message about once in this time, however often it counts."""
+SILENCE_SECONDS = 60.0
+"""A message that comes again within this time is not shown again: workers say the same."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -27,12 +29,19 @@ class Progress:
 
     def __init__(self) -> None:
         self._bytes: dict[int, int] = {}
+        self._messages: dict[str, None] = {}
 
     def put(self, piece: int, count: int) -> None:
         self._bytes[piece] = count
 
-    def get(self) -> dict[int, int]:
-        return self._bytes
+    def say(self, message: str) -> None:
+        """Take a message for whoever watches; many workers may have the same."""
+        self._messages[message] = None
+
+    def get(self) -> tuple[dict[int, int], list[str]]:
+        """The bytes per piece, and the messages since the last call."""
+        messages, self._messages = list(self._messages), {}
+        return self._bytes, messages
 
 
 def start_progress() -> ActorHandle:
@@ -56,6 +65,10 @@ class Reporter:
         if time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._reported_at = time.monotonic()
             self._progress.put.remote(self._piece, self.done)
+
+    def say(self, message: str) -> None:
+        """Show a message on the driver's console."""
+        self._progress.say.remote(message)
 
 
 @contextmanager
@@ -83,10 +96,16 @@ def show_progress(
 
         def show() -> None:
             began = last_line = time.monotonic()
+            said: dict[str, float] = {}
             while not stop.wait(POLL_SECONDS):
                 reported: dict[int, int] = {}
+                messages: list[str] = []
                 with suppress(ray.exceptions.RayError):  # it is being started again
-                    reported = ray.get(progress.get.remote())  # type: ignore[assignment]
+                    reported, messages = ray.get(progress.get.remote())
+                for message in messages:
+                    said_at, said[message] = said.get(message, -SILENCE_SECONDS), time.monotonic()
+                    if time.monotonic() - said_at > SILENCE_SECONDS:
+                        console.print(message, highlight=False, markup=False)
                 current = reported | actual
                 completed = sum(current.values())
                 waiting = estimates.keys() - actual.keys()

@@ -13,7 +13,7 @@ another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tr
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict, cast
@@ -24,9 +24,11 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 from pipeline.cluster.connect import connect
+from pipeline.cluster.known_lines import without_known_lines
 from pipeline.cluster.memory import bound_memory
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
 from pipeline.errors import PipelineError, UnreachableFileError
+from pipeline.storage.outages import say_by
 
 TRIES = 3
 """How often a piece may end its worker before it is given up."""
@@ -104,7 +106,10 @@ def run_stage(
     messages: dict[int, str] = {}
     unreachable: dict[int, str] = {}
     left = set(pieces)
-    with show_progress(console, doing, pieces, done, progress) as finished:
+    with (
+        without_known_lines() if setup else nullcontext(),
+        show_progress(console, doing, pieces, done, progress) as finished,
+    ):
 
         def take(outcome: _PieceOutcome) -> None:
             piece = outcome["piece"]
@@ -239,6 +244,7 @@ def run_piece(piece: int, work: Work, shared: Any, progress: ActorHandle) -> _Pi
     Errors that a user can act on become part of the outcome: Ray would wrap and repeat them.
     """
     report = Reporter(progress, piece)
+    say_by(report.say)
     message, unreachable, fatal = None, "", ""
     try:
         message = work(piece, shared, report)

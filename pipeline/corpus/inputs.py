@@ -19,7 +19,7 @@ from rich.console import Console
 from pipeline.corpus.content import ending_of
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
 from pipeline.corpus.named import NOT_DATA
-from pipeline.corpus.prepared import prepared_chunks
+from pipeline.corpus.prepared import ManifestChunk, prepared_chunks
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.lease import LEASES
 from pipeline.storage.listing import InputFile, Listing, list_files
@@ -55,6 +55,8 @@ class Inputs:
     """Why a file, directory or link is not read, by path."""
     all_prepared: bool = False
     """True if all files are chunks of prepared corpora, whose documents have ids."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of files that the manifest of a prepared corpus states, by URL."""
 
     def print_unread(self, console: Console) -> None:
         """Say how many files are not read and why, with some of the names."""
@@ -161,6 +163,8 @@ def _choose(pattern: str, listing: Listing, wanted: FormatName, result: Inputs) 
     kept = [file for file in chosen if directories.is_data(file)]
     about = {file.url for file in chosen} - {file.url for file in kept}
     result.unread |= dict.fromkeys(about, ABOUT_DATA)
+    stated = ((file.url, directories.hash_of(file)) for file in kept)
+    result.hashes |= {url: sha256 for url, sha256 in stated if sha256 is not None}
     result.all_prepared &= all(directories.holds_chunk(file) for file in kept)
     return kept
 
@@ -185,7 +189,7 @@ class _Directories:
             ConfigError: a prepared corpus is not finished, or a directory holds several splits and
                 none for training.
         """
-        self._chunks: set[str] = set()
+        self._chunks: dict[str, ManifestChunk] = {}
         self._prepared: set[str] = set()
         self._shard_sets: set[str] = set()
         self._hub_copies: set[str] = set()
@@ -196,6 +200,7 @@ class _Directories:
         self._is_directory = filesystem.isdir(path)
         for file in files:
             self._look_at(file)
+        self._check_chunks({file.url: file.size for file in files})
         data = [form for form in FORMATS.values() if form.is_data]
         suffixes = tuple(suffix for form in data for suffix in form.suffixes)
         self._has_data = any(
@@ -210,7 +215,7 @@ class _Directories:
             if kind == PREPARE:
                 self._prepared.add(directory)
                 if self._is_directory:
-                    self._chunks |= set(prepared_chunks(directory) or ())
+                    self._chunks |= prepared_chunks(directory) or {}
             elif kind == "shards":
                 self._shard_sets.add(directory)
         elif name == ".gitattributes" or (name == "README.md" and _has_front_matter(file)):
@@ -232,6 +237,25 @@ class _Directories:
                     )
                 others = (f"{directory}/{split}" for split in splits if split != "train")
                 self._other_splits |= set(others)
+
+    def _check_chunks(self, sizes: dict[str, int]) -> None:
+        """
+        Raises:
+            ConfigError: a chunk of a prepared corpus is gone, or has another size than was written.
+        """
+        for url, chunk in self._chunks.items():
+            size = sizes.get(url)
+            if size != chunk["file_bytes"]:
+                what = "is gone" if size is None else f"has {size:,} bytes"
+                raise ConfigError(
+                    f"--input {url}: {what}; {chunk['file_bytes']:,} bytes were written: "
+                    "restore it, or prepare the corpus anew with --overwrite"
+                )
+
+    def hash_of(self, file: InputFile) -> str | None:
+        """The SHA-256 that a chunk's manifest states; None for other files."""
+        chunk = self._chunks.get(file.url)
+        return None if chunk is None else chunk["sha256"]
 
     def holds_chunk(self, file: InputFile) -> bool:
         """True if the file is a chunk of a prepared corpus."""

@@ -110,8 +110,9 @@ def read_prepared_manifest(directory: OutputDirectory) -> PreparedManifest:
     return cast(PreparedManifest, value)
 
 
-def prepared_chunks(url: str) -> list[str] | None:
-    """URLs of the chunks of the prepared corpus in a directory; None if there is no such corpus.
+def prepared_chunks(url: str) -> dict[str, ManifestChunk] | None:
+    """The chunks of the prepared corpus in a directory by their URLs; None if there is no such
+    corpus.
 
     Raises:
         ConfigError: there is one, but it is not finished, or its manifest or record is damaged.
@@ -127,7 +128,7 @@ def prepared_chunks(url: str) -> list[str] | None:
             return None
         if MANIFEST in values:
             chunks = read_prepared_manifest(directory)["chunks"]
-            return [directory.locate(chunk["name"]) for chunk in chunks]
+            return {directory.locate(chunk["name"]): chunk for chunk in chunks}
     except PipelineError as error:
         raise ConfigError(f"--input {error}") from error
     raise ConfigError(

@@ -16,7 +16,7 @@ from pipeline.shards.entries import Shard
 from pipeline.shards.format import read_patches, with_patches
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.output import OutputDirectory, to_checked_json
 
 
 class Piece(NamedTuple):
@@ -69,7 +69,7 @@ def export_shard(
     exported.content, exported.statistics = rows_hash.hexdigest(), statistics.to_json()
     for mark in layout.marks(piece.path):
         output.write(mark, b"")
-    output.write(exported.entry_path, to_json(asdict(exported)))
+    output.write(exported.entry_path, to_checked_json(asdict(exported)))
     return exported
 
 

@@ -8,7 +8,7 @@ from pipeline.export.exported_file import ExportedFile
 from pipeline.export.layouts import Layout
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.output import OutputDirectory, to_checked_json
 from pipeline.storage.run_record import EXPORT, MANIFEST
 
 PROVENANCE = ("tokenizer", "entropy_model", "patcher", "sources")
@@ -40,4 +40,4 @@ def write_export_manifest(
         "statistics": statistics.to_json(),
         "files": [asdict(file) for file in files],
     }
-    output.write(MANIFEST, to_json(manifest))
+    output.write(MANIFEST, to_checked_json(manifest))

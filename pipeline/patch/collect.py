@@ -5,7 +5,10 @@ gigabytes. Here it gets the sum of each part, and the part's entries in columns.
 """
 
 import base64
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -13,18 +16,20 @@ from rich.console import Console
 
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, translated
 from pipeline.shards.closing import Part, make_part
 from pipeline.shards.entries import Shard, ShardEntry, committed_names, read_entries
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import SHARDS_PER_PART, as_shards, entry_rows
 from pipeline.shards.upgrade import with_batches
 from pipeline.shards.verify import table_problems
-from pipeline.storage.output import OutputDirectory
+from pipeline.storage.output import OutputDirectory, open_input
 from pipeline.storage.run_record import MANIFEST
 
 ENTRY_BYTES = 10_000
 """Bytes of an entry, about: what the progress counts."""
+HASHED_TOGETHER = 16
+"""Files that a worker hashes at a time."""
 
 
 class _Shared(NamedTuple):
@@ -130,6 +135,51 @@ def _read_piece(number: int, shared: _Shared, report: Reporter) -> str:
         writer.write_batch(rows)
     report(ENTRY_BYTES * rows.num_rows)
     return base64.b64encode(sink.getvalue()).decode()
+
+
+def damaged_shards(
+    output: OutputDirectory, shards: Sequence[Shard], console: Console, workers: int | None
+) -> dict[str, str]:
+    """How shards are damaged whose files do not have the hashes of what was written, by name.
+    Workers read all files that are there."""
+    sizes = output.sizes("shards")
+    files = {
+        output.locate(shard.path): (shard.sha256, sizes[f"{shard.name}.arrow"])
+        for shard in shards
+        if shard.sha256 and f"{shard.name}.arrow" in sizes
+    }
+    damaged = damaged_files(files, console, workers)
+    return {PurePosixPath(url).stem: how for url, how in damaged.items()}
+
+
+def damaged_files(
+    files: Mapping[str, tuple[str, int]], console: Console, workers: int | None
+) -> dict[str, str]:
+    """How files are damaged, by URL, given the SHA-256 and bytes that each should have."""
+    urls = list(files)
+    starts = range(0, len(urls), HASHED_TOGETHER)
+    parts = [{url: files[url] for url in urls[start : start + HASHED_TOGETHER]} for start in starts]
+    pieces = {n: sum(size for _, size in part.values()) for n, part in enumerate(parts)}
+    outcome = run_stage("looking for damage", _hash_piece, pieces, parts, console, workers=workers)
+    damaged: dict[str, str] = {}
+    for message in outcome.messages.values():
+        damaged |= json.loads(message)
+    return damaged
+
+
+def _hash_piece(
+    number: int, parts: list[dict[str, tuple[str, int]]], report: Reporter
+) -> str | None:
+    damaged = {}
+    for url, (sha256, size) in parts[number].items():
+        try:
+            with translated(url), open_input(url) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    damaged[url] = "is another file than was written, or damaged"
+        except PipelineError as error:
+            damaged[url] = str(error).removeprefix(f"{url}: ")
+        report(size)
+    return json.dumps(damaged) if damaged else None
 
 
 def closed_set(output: OutputDirectory, console: Console) -> ShardSet | None:

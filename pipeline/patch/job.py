@@ -18,10 +18,17 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
-from pipeline.corpus.inputs import find_inputs
+from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.corpus.splits import Split
-from pipeline.patch.collect import closed_set, committed_shards, sum_shards
+from pipeline.errors import PipelineError
+from pipeline.patch.collect import (
+    closed_set,
+    committed_shards,
+    damaged_files,
+    damaged_shards,
+    sum_shards,
+)
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import give_up, patch_split
 from pipeline.patch.plan import (
@@ -102,11 +109,25 @@ def _patch_corpus(
     else:
         run, model = resume_run(run, config, files, model, output, console)
     run.provenance["unread"] = inputs.unread_record()
+    if config.verify:
+        _check_chunks(inputs, config, console)
     patcher = Patcher.from_json(run.provenance["patcher"])
     scorer = Scorer(model, patcher, config.reset_at_newline)
     result = _patch(run, config, scorer, output, console)
     output.remove_temporary()
     return result
+
+
+def _check_chunks(inputs: Inputs, config: PatchCorpusConfig, console: Console) -> None:
+    """
+    Raises:
+        PipelineError: chunks of a prepared corpus are not what was written; names the first.
+    """
+    stated = {f.url: (inputs.hashes[f.url], f.size) for f in inputs.files if f.url in inputs.hashes}
+    for url, how in damaged_files(stated, console, config.num_workers).items():
+        raise PipelineError(
+            f"{url}: {how}; restore it, or prepare the corpus anew with --overwrite"
+        )
 
 
 class _Shared(NamedTuple):
@@ -143,7 +164,10 @@ def _patch(
 ) -> PatchCorpusResult:
     closed = closed_set(output, console)
     present = committed_shards(output, closed, console, config.num_workers)
-    for message in run.discard_lost(present, output):
+    damaged: dict[str, str] = {}
+    if config.verify:
+        damaged = damaged_shards(output, list(present.values()), console, config.num_workers)
+    for message in run.discard_lost(present, output, damaged):
         console.print(message, highlight=False)
     committed = run.committed(present)
     done = {i: _text_bytes(e) for i, e in enumerate(committed) if is_complete(e)}

@@ -123,6 +123,11 @@ def resume_run(
     """
     if model is None:
         model = _load(output.locate(MODEL_DIRECTORY))
+        if fingerprint(model) != run.provenance["entropy_model"]["fingerprint"]:
+            raise PipelineError(
+                f"{output.locate(MODEL_DIRECTORY)}: is damaged: it is not the model that this run "
+                "was begun with; restore it, or start anew with --overwrite"
+            )
     content = _content(config, _describe(model, config, _computed_in(config, model)))
     begun_in = run.settings.get(COMPUTED_IN)
     if begun_in not in (None, content[COMPUTED_IN]) and same_rounding(

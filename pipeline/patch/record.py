@@ -148,10 +148,15 @@ class PatchRun(RunRecord):
             committed.append([present[name] for name in takewhile(present.__contains__, names)])
         return committed
 
-    def discard_lost(self, present: dict[str, Shard], output: OutputDirectory) -> list[str]:
+    def discard_lost(
+        self, present: dict[str, Shard], output: OutputDirectory, damaged: Mapping[str, str]
+    ) -> list[str]:
         """Remove from ``present``, and from the output, the entries of shards whose files are not
-        what was written: gone, or of another size. Those that follow in the same split are made
-        anew with them. Lists the files, and reads none.
+        what was written: gone, of another size, or known to be damaged. Those that follow in the
+        same split are made anew with them. Lists the files, and reads none.
+
+        Args:
+            damaged: how shards are damaged, by name, as far as somebody has looked.
 
         Returns:
             a message for each lost shard.
@@ -160,7 +165,9 @@ class PatchRun(RunRecord):
         beside = {name: set(output.names(name)) for name in ("summaries", "rejects")}
         messages = []
         for shards in self.committed(present):
-            problems = (_problem(shard, sizes, beside) for shard in shards)
+            problems = (
+                _problem(shard, sizes, beside) or damaged.get(shard.name) for shard in shards
+            )
             lost = next(((i, what) for i, what in enumerate(problems) if what), None)
             if lost is None:
                 continue

@@ -41,7 +41,7 @@ from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
 from pipeline.storage.hub import download_directory, download_path, is_hub_file
 from pipeline.storage.lease import held
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, refuse_credentials, to_json
+from pipeline.storage.output import OutputDirectory, refuse_credentials, to_checked_json
 from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files, reaching
 from pipeline.storage.tokenizer_files import (
     download_tokenizer,
@@ -255,7 +255,7 @@ class _Work:
         merges, chunks = merges_done(self._output), chunks_done(self._output)
         manifest = manifest_of(preparation, units, merges, chunks)
         manifest["unread"] = self._inputs.unread_record()
-        self._output.write(MANIFEST, to_json(manifest))
+        self._output.write(MANIFEST, to_checked_json(dict(manifest)))
         result = _finished(self._output, manifest)
         result.seconds = time.monotonic() - began
         result.bytes_sorted = sum(map(_text_bytes, units.values())) - before
@@ -326,6 +326,16 @@ class _Work:
     ) -> None:
         sources = [source for unit in units.values() for source in unit.sources.values()]
         documents = sum(source.documents.documents for source in sources)
+        broken = {
+            f"{name}: {source.error}"
+            for unit in units.values()
+            for name, source in unit.sources.items()
+            if source.error
+        }
+        if broken and not documents:
+            first, *others = sorted(broken)
+            more = f" (and {len(others)} files more, see rejects/ there)" if others else ""
+            raise PipelineError(f"{self._output.url}: the input holds no document: {first}{more}")
         text_bytes = sum(map(_text_bytes, units.values()))
         ranges = key_ranges(documents, text_bytes, slices, preparation.settings, self._output)
         done = chunks_done(self._output)

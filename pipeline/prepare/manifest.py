@@ -83,9 +83,13 @@ def _sources(preparation: Preparation, units: dict[int, Sorted]) -> dict[str, So
 def check_chunks(manifest: PreparedManifest, output: OutputDirectory) -> None:
     """
     Raises:
-        PipelineError: a chunk that the manifest lists is gone.
+        PipelineError: a chunk that the manifest lists is gone, or has another size.
     """
-    names = [chunk["name"] for chunk in [manifest["validation"], *manifest["chunks"]] if chunk]
-    gone = sorted(set(names) - set(output.names()))
-    if gone:
-        raise PipelineError(f"{output.locate(gone[0])}: is gone; --overwrite starts anew")
+    sizes = output.sizes()
+    for chunk in [manifest["validation"], *manifest["chunks"]]:
+        if chunk is None:
+            continue
+        size, written = sizes.get(chunk["name"]), chunk["file_bytes"]
+        if size != written:
+            what = "is gone" if size is None else f"has {size:,} bytes, {written:,} were written"
+            raise PipelineError(f"{output.locate(chunk['name'])}: {what}; --overwrite starts anew")

@@ -17,7 +17,7 @@ from pipeline.prepare.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import SortedRun
 from pipeline.statistics.counts import DocumentStatistics
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.output import OutputDirectory, to_checked_json
 from pipeline.storage.run_record import PREPARE, RunRecord, Written
 
 CHUNK_BYTES = 256 * 10**6
@@ -154,7 +154,7 @@ def chunks_done(output: OutputDirectory) -> dict[int, Chunk]:
 
 def commit_piece(output: OutputDirectory, kind: str, number: int, done: Sorted | Chunk) -> None:
     """Record that a piece of work is done; ``kind`` is units, merges or chunks."""
-    output.write(f"{EXCHANGE}/{kind}/{number:06d}.json", to_json(plain_values(done)))
+    output.write(f"{EXCHANGE}/{kind}/{number:06d}.json", to_checked_json(plain_values(done)))
 
 
 def _entries(output: OutputDirectory, kind: str) -> dict[int, Any]:

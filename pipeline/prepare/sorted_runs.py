@@ -24,9 +24,10 @@ sorted by (key, place); its buffers are compressed with LZ4. The columns are::
     sample_id: large_string
     ...: large_string        the metadata columns, null where a document has none
 
-``rows``, ``offsets`` and ``keys_offset`` are not in the file but in the entry of the unit or merge
-that wrote it (``exchange/units/NNNNNN.json``), as :class:`SortedRun` has them. The keys are there
-twice so that the lowest ones of all runs can be found without reading texts.
+``rows``, ``offsets``, ``keys_offset`` and the hashes of cells and keys are not in the file but in
+the entry of the unit or merge that wrote it (``exchange/units/NNNNNN.json``), as
+:class:`SortedRun` has them; what is read is compared with its hash first. The keys are there twice
+so that the lowest ones of all runs can be found without reading texts.
 
 For example, keys of 4 bits on a grid of four cells, and documents with the keys 5, 1 and 12: the
 offsets are ``[a, b, c, c, d]``. ``[a, b)`` holds key 1, ``[b, c)`` key 5, nothing lies in the cell
@@ -40,6 +41,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from pipeline.errors import PipelineError
 from pipeline.statistics.counts import DocumentStatistics
@@ -48,6 +50,8 @@ from pipeline.storage.output import OutputDirectory
 KEY_BITS = 64
 COMPRESSION = "lz4"
 """A run is written once and read once: this codec costs little both ways."""
+KEYS_PER_HASH = 8192
+"""Keys that have a hash together, and are read together."""
 WINDOW_BYTES = 16 << 20
 """Compressed bytes of runs that are fetched at a time."""
 
@@ -91,6 +95,11 @@ class SortedRun:
     offsets: list[int]
     """C + 1 offsets in the file: where cells begin, and where the last one ends."""
     keys_offset: int
+    cell_hashes: str = ""
+    """XXH3-64 of each cell's bytes, 16 hexadecimal digits each; empty in runs of earlier
+    releases."""
+    key_hashes: str = ""
+    """The same of each KEYS_PER_HASH keys."""
 
 
 class SortedRows(NamedTuple):
@@ -162,8 +171,37 @@ def write_run(output: OutputDirectory, name: str, grid: Grid, rows: SortedRows) 
                     writer.write_batch(rows.part(start, stop))
                 offsets.append(file.tell())
         keys_offset = file.tell()
-        file.write(rows.keys_D.astype("<u8").tobytes())
-    return SortedRun(name, len(rows.keys_D), offsets, keys_offset)
+        keys = rows.keys_D.astype("<u8").tobytes()
+        file.write(keys)
+        file.close()
+        with path.open("rb") as written:
+            cells = []
+            for start, stop in pairwise(offsets):
+                written.seek(start)
+                cells.append(_hash(written.read(stop - start)))
+    return SortedRun(name, len(rows.keys_D), offsets, keys_offset, "".join(cells), _hashes(keys))
+
+
+def _hash(data: bytes | memoryview) -> str:
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def _hashes(keys: bytes) -> str:
+    """The hashes of keys, KEYS_PER_HASH at a time."""
+    step = 8 * KEYS_PER_HASH
+    return "".join(_hash(keys[start : start + step]) for start in range(0, len(keys), step))
+
+
+def _check(output: OutputDirectory, run: SortedRun, found: str, written: str) -> None:
+    """
+    Raises:
+        PipelineError: the hashes of a part of a run are not those of what was written.
+    """
+    if written and found != written:
+        raise PipelineError(
+            f"{output.locate(run.name)}: is damaged: it is not what was written; --overwrite "
+            "starts anew"
+        )
 
 
 def read_cells(
@@ -187,6 +225,10 @@ def read_cells(
         pieces = output.read_ranges(names, starts_R.tolist(), stops_R.tolist())
         for cell in range(first, stop):
             begins, ends = (offsets_RC[:, cell + i] - starts_R for i in (0, 1))
+            for run, piece, a, b in zip(runs, pieces, begins, ends, strict=True):
+                if len(piece) >= b:
+                    written = run.cell_hashes[16 * cell : 16 * cell + 16]
+                    _check(output, run, _hash(memoryview(piece)[a:b]), written)
             yield [
                 _batch(piece, a, b, schema, output.locate(name))
                 for name, piece, a, b in zip(names, pieces, begins, ends, strict=True)
@@ -215,9 +257,13 @@ def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) 
         some = list(runs[i : i + 16])
         rows = count
         while some and count:
+            rows = -(-rows // KEYS_PER_HASH) * KEYS_PER_HASH
             starts = [run.keys_offset for run in some]
             stops = [run.keys_offset + 8 * min(run.rows, rows) for run in some]
             ranges = output.read_ranges([run.name for run in some], starts, stops)
+            for run, data in zip(some, ranges, strict=True):
+                found = _hashes(data)
+                _check(output, run, found, run.key_hashes[: max(len(found), 16)])
             keys = [np.unique(np.frombuffer(data, "<u8")) for data in ranges]
             lowest = np.unique(np.concatenate([lowest, *keys]))[:count]
             few = [len(keys_K) < count for keys_K in keys]

@@ -131,7 +131,7 @@ def read_counts(name: str, shards: ShardSet) -> SetCounts:
             "it; --recompute reads the shards themselves"
         )
     counts = SetCounts.of(name, shards, shards.statistics, summary, shards.entries)
-    return replace(counts, problems=list(shards.missing()))
+    return replace(counts, problems=list(shards.lost()))
 
 
 def _run_times(shards: ShardSet) -> list[RunTime]:

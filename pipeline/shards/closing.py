@@ -30,7 +30,7 @@ from pipeline.shards.tables import (
 )
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
-from pipeline.storage.output import OutputDirectory, parse_json, to_json
+from pipeline.storage.output import OutputDirectory, parse_json, to_checked_json
 from pipeline.storage.run_record import MANIFEST
 
 
@@ -154,7 +154,7 @@ class Closing:
                 "statistics": self.statistics.to_json(),
                 "summary": summary,
             }
-            self._output.write(MANIFEST, to_json(manifest))
+            self._output.write(MANIFEST, to_checked_json(manifest))
 
 
 def write_manifest(

@@ -1,26 +1,19 @@
 """The records of a shard: the entry that commits it, and the row that its set keeps of it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import mul
 from typing import Any
-
-import xxhash
 
 from pipeline.errors import PipelineError
 from pipeline.shards.record_batches import WAY_ON, BatchesRecord, BatchIndex, WrittenFile
 from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics, PatchStatisticsRecord
 from pipeline.statistics.groups import ENTROPY_UNIT
 from pipeline.storage.json_shape import problem_of
-from pipeline.storage.output import OutputDirectory, parse_json, to_json
+from pipeline.storage.output import OutputDirectory, parse_checked_json, to_checked_json
 
 ENTRIES = "entries"
 """The directory that holds an entry per shard."""
-CHECK = "check"
-"""The key of an entry's own hash."""
-_CHECKED = re.compile(rb'"check": "([0-9a-f]{16})"')
-_UNCHECKED = b'"check": "' + b"0" * 16 + b'"'
 
 
 class _Files:
@@ -183,9 +176,7 @@ def entry_path(name: str) -> str:
 
 def commit_entry(output: OutputDirectory, entry: ShardEntry) -> None:
     """The atomic step that makes a shard exist; its files have to be in place."""
-    data = to_json(asdict(entry) | {CHECK: "0" * 16})
-    check = b'"check": "%016x"' % xxhash.xxh3_64_intdigest(data)
-    output.write(entry_path(entry.name), data.replace(_UNCHECKED, check))
+    output.write(entry_path(entry.name), to_checked_json(asdict(entry)))
 
 
 def read_entry(output: OutputDirectory, name: str) -> ShardEntry:
@@ -219,13 +210,7 @@ def committed_names(output: OutputDirectory) -> list[str]:
 
 def _parse(output: OutputDirectory, name: str, data: bytes) -> ShardEntry:
     try:
-        values = parse_json(data)
-        # Format version 1 has none; no single damaged bit makes the key vanish.
-        if isinstance(values, dict) and values.pop(CHECK, None) is not None:
-            found = _CHECKED.search(data)
-            whole = data.replace(found[0], _UNCHECKED) if found else b""
-            if found is None or xxhash.xxh3_64_intdigest(whole) != int(found[1], 16):
-                raise ValueError("its check is not the hash of its content")
+        values = parse_checked_json(data)
         entry = ShardEntry.from_json(values)
         if entry.name != name:
             raise ValueError(f"it is that of {entry.name!r}")

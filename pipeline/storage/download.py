@@ -121,7 +121,7 @@ def _remaining(file: InputFile, position: int) -> Iterator[bytes]:
             failures += 1
             if failures > hub.RETRIES:
                 raise _unreachable(file, problem)
-            hub.pause(failures)
+            hub.pause(failures, problem)
 
 
 def _stream(file: InputFile, start: int) -> Iterator[bytes]:

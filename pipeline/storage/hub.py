@@ -26,12 +26,16 @@ from huggingface_hub.utils import build_hf_headers, logging, paginate
 
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import InputFile
+from pipeline.storage.outages import say
 
-RETRIES = 6
+RETRIES = 9
 """How often a request is repeated after failures that may pass, without progress in between."""
 FIRST_WAIT = 1.0
-"""Seconds before the first retry; each further one waits twice as long, up to LONGEST_WAIT."""
+"""Seconds before the first retry; each further one waits twice as long, up to LONGEST_WAIT: in
+all two to four minutes."""
 LONGEST_WAIT = 60.0
+ANNOUNCED_S = 4.0
+"""A wait, in seconds, that people are told of."""
 TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 """HTTP statuses after which the hub's client, too, repeats a request."""
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -163,9 +167,12 @@ def error_message(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def pause(failures: int) -> None:
-    """Wait before a retry, a random time: many workers fail at the same moment."""
+def pause(failures: int, problem: str) -> None:
+    """Wait before a retry, a random time: many workers fail at the same moment. Whoever watches is
+    told when it becomes long."""
     wait = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
+    if wait / 2 < ANNOUNCED_S <= wait:
+        say(f"{constants.ENDPOINT}: does not answer ({problem}); waiting for it")
     time.sleep(wait * random.uniform(0.5, 1))
 
 
@@ -182,7 +189,8 @@ def _with_retries(request: Callable[[], T]) -> T:
             )
             if refused or failures > RETRIES:
                 raise
-        pause(failures)
+            problem = error_message(error)
+        pause(failures, problem)
 
 
 @contextmanager

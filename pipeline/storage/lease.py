@@ -8,17 +8,26 @@ the same number one gets it.
 A job that finds a lease looks whether its holder lives. On the same machine the process tells.
 From elsewhere only renewals do: a lease that does not change for :data:`PATIENCE_S` seconds, by the
 clock of the one who waits, is dead, and the job takes the next number. Clocks of machines are never
-compared. A holder that was stopped for longer finds the higher number at its next renewal, and ends
-its job.
+compared, and time in which the storage did not answer does not count: the holder could not have
+renewed its lease. A holder finds at its next renewal that it was stopped for longer, and ends its
+job: there is a higher number, or its own file is gone or another's.
 
 Example: job A holds 1 and is killed. B and C, on other machines, see 1 unchanged for the whole time
 and both want 2. B creates it. C's creation fails, so C looks again, sees 2 being renewed and ends
 with a sentence that names B.
+
+**Stores that replace where they should create.** The atomic step is a conditional write
+(``If-None-Match``), which some S3 servers take and ignore: B and C would both create 2. So whoever
+has created a file on a remote store tries to create it again. If the store lets it, the store
+ignores conditions, and the last of all who wrote counts: after :data:`SETTLING_S` seconds, in which
+everybody who saw no file has long written one, the file names the holder. A job that was stopped
+for these very seconds believes that it holds what another has written since; its next renewal ends
+it as above.
 """
 
-import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -32,6 +41,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.errors import PipelineError
+from pipeline.storage.outages import not_waited_for
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import reaching
 
@@ -41,6 +51,9 @@ RENEWAL_S = 15.0
 PATIENCE_S = 90.0
 """Seconds without a renewal after which a holder elsewhere is taken for dead."""
 POLL_S = 1.0
+SETTLING_S = 5.0
+"""Seconds after which nobody is about to write who saw no lease, on stores without conditional
+writes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,7 @@ class _Lease:
     """A lease that this process holds."""
 
     def __init__(self, output: OutputDirectory, number: int, holder: _Holder):
-        self.taken_by: _Holder | None = None
+        self.taken_by: _Holder | str | None = None
         self._output, self._number, self._holder = output, number, holder
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -117,24 +130,47 @@ class _Lease:
 
     def _renew(self) -> None:
         while not self._ends.wait(RENEWAL_S):
-            with suppress(PipelineError, OSError):  # storage that is away is tried again
-                latest = _latest(self._output)
-                if latest is not None and latest[0] > self._number:
-                    self.taken_by = latest[1]
-                    _thread.interrupt_main()
+            # Storage that is away is tried again.
+            with suppress(PipelineError, OSError), not_waited_for():
+                if not self.renew():
+                    # A job in the background may be deaf to Ctrl-C.
+                    hears = callable(signal.getsignal(signal.SIGINT))
+                    number = signal.SIGINT if hears else signal.SIGTERM
+                    signal.pthread_kill(threading.main_thread().ident or 0, number)
                     return
-                self._holder = replace(self._holder, renewals=self._holder.renewals + 1)
-                self._output.write(_path(self._number), _content(self._holder))
+
+    def renew(self) -> bool:
+        """Give a sign of life; False if another process may have taken this one for dead.
+
+        Raises:
+            PipelineError: the storage does not answer.
+        """
+        latest = _latest(self._output)
+        if latest is None or latest[1].token != self._holder.token:
+            self.taken_by = "another process" if latest is None else latest[1]
+            return False
+        self._holder = replace(self._holder, renewals=self._holder.renewals + 1)
+        self._output.write(_path(self._number), _content(self._holder))
+        return True
 
     def release(self) -> None:
         self._ends.set()
-        self._thread.join()
-        with suppress(PipelineError, OSError):
+        if self._thread.is_alive():
+            self._thread.join()
+        # A lease that cannot be removed now is one of a process that has ended.
+        with suppress(PipelineError, OSError), not_waited_for():
+            if not self._is_mine():
+                return
             _remove(self._output, _path(self._number))
             if self._output.local:
                 Path(self._output.path, LEASES).rmdir()
                 self._output.leave()
                 Path(self._output.path).rmdir()  # if nothing was written at all
+
+    def _is_mine(self) -> bool:
+        with suppress(FileNotFoundError):
+            return _read(self._output, self._number).token == self._holder.token
+        return False
 
 
 def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
@@ -142,8 +178,11 @@ def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
     watched: tuple[int, _Holder] | None = None
     began = 0.0
     while True:
+        asked = time.monotonic()
         with reaching(flag):
             latest = _latest(output)
+        if time.monotonic() - asked > RENEWAL_S:  # the holder may not have reached it either
+            began = time.monotonic()
         number = 1 if latest is None else latest[0] + 1
         if latest is not None and not latest[1].has_ended:
             holder = latest[1]
@@ -160,45 +199,64 @@ def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
                     highlight=False,
                     markup=False,
                 )
-            if time.monotonic() - began < PATIENCE_S:
+            if asked - began < PATIENCE_S:  # as of that look: this process may have stopped since
                 time.sleep(POLL_S)
                 continue
         with reaching(flag):
-            is_created = output.create(_path(number), _content(me))
-        if is_created:
-            latest = _latest(output)
-            if latest is not None and latest[1].token == me.token:
+            if _create(output, number, me):
                 for name in output.names(LEASES):
                     if name < _path(number).rpartition("/")[2]:
                         _remove(output, f"{LEASES}/{name}")
                 return _Lease(output, number, me)
-            _remove(output, _path(number))
         watched = None
+
+
+def _create(output: OutputDirectory, number: int, me: _Holder) -> bool:
+    """Create a lease; False if another process has it, or a higher one."""
+    output.create(_path(number), _content(me))
+    # The answer alone does not tell: a repeated request finds what the first one has written.
+    if not _counts(output, number, me):
+        return False
+    if output.local or not output.create(_path(number), _content(me)):
+        return True
+    time.sleep(SETTLING_S)
+    return _counts(output, number, me)
+
+
+def _counts(output: OutputDirectory, number: int, me: _Holder) -> bool:
+    """True if the lease that counts is this one; a lesser one of this process is removed."""
+    latest = _latest(output)
+    if latest is not None and latest[1].token == me.token:
+        return True
+    with suppress(FileNotFoundError):
+        if _read(output, number).token == me.token:
+            _remove(output, _path(number))
+    return False
 
 
 def _latest(output: OutputDirectory) -> tuple[int, _Holder] | None:
     """The number and holder of the lease that counts."""
-    names = [name for name in output.names(LEASES) if name.endswith(".json")]
-    for name in sorted(names, reverse=True):
+    names = (name.removesuffix(".json") for name in output.names(LEASES))
+    for number in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
         with suppress(FileNotFoundError):  # released in between
-            values = output.read_json(f"{LEASES}/{name}")
-            try:
-                return int(name.removesuffix(".json")), _Holder(**values)
-            except (TypeError, ValueError) as error:
-                raise PipelineError(
-                    f"{output.locate(f'{LEASES}/{name}')}: is no lease: {error}; remove it if "
-                    "no job writes to this output"
-                ) from error
+            return number, _read(output, number)
     return None
 
 
+def _read(output: OutputDirectory, number: int) -> _Holder:
+    values = output.read_json(_path(number))
+    try:
+        return _Holder(**values)
+    except TypeError as error:
+        raise PipelineError(
+            f"{output.locate(_path(number))}: is no lease: {error}; remove it if no job writes to "
+            "this output"
+        ) from error
+
+
 def _remove(output: OutputDirectory, name: str) -> None:
-    path = f"{output.path}/{name}"
-    if output.local:
-        Path(path).unlink(missing_ok=True)
-    else:
-        with suppress(FileNotFoundError):
-            output.filesystem.rm_file(path)
+    with suppress(FileNotFoundError):
+        output.remove(name)
 
 
 def _path(number: int) -> str:

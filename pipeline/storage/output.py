@@ -5,9 +5,11 @@ environment and are never stored or printed.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -17,25 +19,38 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
+import xxhash
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, PipelineError, message_of, translated
+from pipeline.storage.outages import patient
 
 _LOCAL = LocalFileSystem()
 _DIGITS_AS_0 = bytes(ord("0" if chr(i).isdecimal() else " ") for i in range(256))
 READ_AHEAD = 8 << 20
 """Bytes that a remote file is read in at a time."""
+CHECK = "check"
+"""The key of an object's own hash in JSON."""
+_CHECKED = re.compile(rb'\n "check": "([0-9a-f]{16})"')
+_UNCHECKED = b'\n "check": "' + b"0" * 16 + b'"'
+"""It is the object's own key: those of objects in it are indented further."""
 TEMPORARY = "_tmp"
 """Directory below a local output that holds what is not committed yet."""
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL or local path, and the path there; absolute if it is local."""
+    """The filesystem of a URL or local path, and the path there; absolute if it is local.
+
+    Remote filesystems wait outages out: see :mod:`pipeline.storage.outages`.
+    """
     if "://" not in url:  # a plain path means itself, whatever characters are in it
         return _LOCAL, os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (quicker)
     filesystem, path = url_to_fs(url)
-    return filesystem, str(path)
+    if isinstance(filesystem, LocalFileSystem):  # file://
+        return filesystem, str(path)
+    scheme, _, rest = url.rpartition("::")[2].partition("://")
+    return patient(filesystem, f"{scheme}://{rest.partition('/')[0]}"), str(path)
 
 
 def canonical_url(url: str) -> str:
@@ -78,6 +93,13 @@ def to_json(value: Any) -> bytes:
     return text.encode(errors="backslashreplace") + b"\n"
 
 
+def to_checked_json(values: dict[str, Any]) -> bytes:
+    """The same of an object, with the hash of its text in the key ``check``: XXH3-64 of the text
+    that has zeros in the place of the hash."""
+    data = to_json(values | {CHECK: "0" * 16})
+    return data.replace(_UNCHECKED, b'\n "check": "%016x"' % xxhash.xxh3_64_intdigest(data))
+
+
 def parse_json(data: bytes) -> Any:
     """The value of a JSON text.
 
@@ -90,6 +112,23 @@ def parse_json(data: bytes) -> Any:
             return orjson.loads(data)
     # It also knows the lone surrogates that stand for bytes of file names that are no UTF-8.
     return json.loads(data)
+
+
+def parse_checked_json(data: bytes) -> Any:
+    """The value of a JSON text of this project's. A ``check`` is compared, and left out; earlier
+    releases wrote none.
+
+    Raises:
+        ValueError: it is not JSON, or not what was written.
+    """
+    values = parse_json(data)
+    # No single damaged bit makes the key vanish and something else change.
+    if isinstance(values, dict) and values.pop(CHECK, None) is not None:
+        found = _CHECKED.search(data)
+        whole = data.replace(found[0], _UNCHECKED) if found else b""
+        if found is None or xxhash.xxh3_64_intdigest(whole) != int(found[1], 16):
+            raise ValueError("its check is not the hash of its content")
+    return values
 
 
 class OutputDirectory:
@@ -216,7 +255,7 @@ class OutputDirectory:
 
     def _parse(self, name: str, data: bytes) -> Any:
         try:
-            return parse_json(data)
+            return parse_checked_json(data)
         except ValueError as error:  # commits are atomic: somebody else wrote or cut this
             raise PipelineError(
                 f"{self.locate(name)}: is damaged: {error}; restore it, or start anew with "
@@ -256,6 +295,9 @@ class OutputDirectory:
     def create(self, name: str, data: bytes) -> bool:
         """Commit a small file unless there is one; of several processes that try one succeeds.
 
+        A remote store that knows no conditional writes may replace the file instead, or let several
+        processes succeed.
+
         Returns:
             False if there is one.
         """
@@ -272,12 +314,19 @@ class OutputDirectory:
                 finally:
                     temporary.unlink()
             return True
+        path = f"{self.path}/{name}"
         try:
-            self.filesystem.pipe_file(f"{self.path}/{name}", data, mode="create")
+            self.filesystem.pipe_file(path, data, mode="create")
         except Exception as error:  # stores say in different ways that there is one
             if self.exists(name):
                 return False
-            raise self._cannot_write(name, error) from error
+            unknown = isinstance(error, NotImplementedError) or (
+                isinstance(error, OSError) and error.errno in (errno.ENOSYS, errno.ENOTSUP)
+            )
+            if not unknown:
+                raise self._cannot_write(name, error) from error
+            with self._reaching():
+                self.filesystem.pipe_file(path, data)
         return True
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, parse_json, to_json
+from pipeline.storage.output import OutputDirectory, parse_checked_json, to_checked_json
 
 RECORD = "run.json"
 MANIFEST = "manifest.json"
@@ -84,7 +84,9 @@ class RunRecord(ABC):
         """Write the record: from now on the output belongs to this run."""
         head = {"stage": self.stage, "format_version": self.format_version}
         stated = {name: value for name, value in head.items() if value is not None}
-        output.write(self.path, to_json(stated | {"content": self.settings} | self.to_json()))
+        output.write(
+            self.path, to_checked_json(stated | {"content": self.settings} | self.to_json())
+        )
 
     @classmethod
     def resume(cls, output: OutputDirectory, flag: str = "--output") -> Self | None:
@@ -151,7 +153,7 @@ class RunRecord(ABC):
                 return None
             data = output.read(cls.path)
         try:
-            values = parse_json(data)
+            values = parse_checked_json(data)
         except ValueError as error:
             raise cls._damaged(output, flag, error) from error
         if not isinstance(values, dict):

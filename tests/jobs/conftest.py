@@ -1,6 +1,5 @@
-"""Jobs as users run them, and an S3 server that their tests share."""
+"""Jobs as users run them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,12 +14,3 @@ def run_job() -> RunJob:
 @pytest.fixture
 def run_here(local_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
     return job_here(JOB, monkeypatch, capsys)
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment to use it with; each file's tests have a bucket of their own."""
-    from support.clusters import an_s3_server
-
-    with an_s3_server(tmp_path_factory.mktemp("s3")) as variables:
-        yield variables

@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 from support import tiny
-from support.jobs import ROOT, files_below, job_here
+from support.jobs import ROOT, edit_json, files_below, job_here
 from support.texts import topics
 
 from model import NGramEntropyModel, Patcher
@@ -258,7 +258,7 @@ def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp
     entry = tmp_path / "entries" / f"{second.stem}.json"
     digest = hashlib.sha256(second.read_bytes()).hexdigest()
     other = {"sha256": digest, "bytes": second.stat().st_size}
-    entry.write_text(json.dumps(json.loads(entry.read_text()) | other))
+    edit_json(entry, lambda values: values.update(other))
     done = run(*flags)
     assert done.returncode == 1 and not (tmp_path / "manifest.json").exists()
     assert f"{first}: sha256" in done.stdout and f"{second}: its rows are not" in done.stdout

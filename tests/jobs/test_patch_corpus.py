@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.jobs import ROOT, command, contents, environment, full_disk
+from support.jobs import ROOT, command, contents, edit_json, environment, full_disk
 from support.local_ray import share_local_ray, to_join_local_ray
 from support.shard_sets import as_version_1
 from support.texts import noise, topics, write_jsonl
@@ -108,9 +108,8 @@ def test_verify_recomputes_boundaries(patched, tmp_path):
     _, out, _ = patched
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["patcher"]["threshold"] = 2.0
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    manifest = copy / "manifest.json"
+    edit_json(manifest, lambda values: values["patcher"].update(threshold=2.0))
     problems = list(verify(open_shards(str(copy))))
     assert problems and all("boundaries are not those" in problem for problem in problems)
 
@@ -203,6 +202,26 @@ def test_what_is_lost_is_made_again(patched, tmp_path, run_here, monkeypatch):
     one, other = (open_shards(str(url)) for url in (whole, out))
     assert one.entries == other.entries and one.summary.to_json() == other.summary.to_json()
     assert [d.text for d in one] == [d.text for d in other]
+
+
+def test_a_swapped_shard_is_made_again_with_verify(patched, tmp_path, run_here):
+    model, whole, _ = patched
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    swapped, other = sorted((out / "shards").iterdir())[1:3]
+    size = swapped.stat().st_size
+    swapped.write_bytes(other.read_bytes()[:size].ljust(size, b"\0"))
+    assert len(list(open_shards(str(out)).lost())) == 1  # so the report names it
+    source = whole.parent / "in" / "topics.jsonl"
+    flags = ("--entropy-model", model, "--threshold", 2.5, "--id-column", "id", *SMALL, "--json")
+    done = run_here("--input", source, "--output", out, *flags, "--verify")
+    assert done.returncode == 0, done.stderr
+    assert f"{swapped}: is another file than was written, or damaged: making it" in done.stderr
+    assert contents(out) == contents(whole) and not list(open_shards(str(out)).lost())
+    run_json = out / "run.json"
+    run_json.write_bytes(run_json.read_bytes().replace(b'"threshold": 2.5', b'"threshold": 2.6'))
+    done = run_here("--input", source, "--output", out, *flags)
+    assert done.returncode == 2 and "run.json is damaged: its check is not the hash" in done.stderr
 
 
 def test_a_changed_command_is_refused_until_overwritten(tmp_path, run_here):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
-from support.jobs import ROOT, job_here
+from support.jobs import ROOT, edit_json, job_here
 from support.texts import topics, write_jsonl
 
 from model import NGramEntropyModel, Patcher
@@ -159,9 +159,7 @@ def test_many_sets_are_merged_by_several_processes(run, sets):
 
 def test_a_manifest_that_says_something_else_is_named(local_ray, run, sets):
     path = sets / "a" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["statistics"]["patches"] = 7
-    path.write_text(json.dumps(manifest))
+    edit_json(path, lambda manifest: manifest["statistics"].update(patches=7))
     done = run("--shards", sets / "a", "--output", sets / "out", "--recompute")
     assert done.returncode == 1 and f"{path}: says " in done.stdout
 
@@ -177,6 +175,7 @@ def test_a_manifest_that_says_something_else_is_named(local_ray, run, sets):
 def test_a_damaged_manifest_is_named(run, sets, damage, message):
     path = sets / "a" / "manifest.json"
     manifest = json.loads(path.read_text())
+    del manifest["check"]
     if damage == "summary":
         manifest["summary"]["thresholds"]["counts"] = "AAAA"
     elif damage == "entry":

@@ -309,6 +309,11 @@ def test_input_without_documents_is_told(tmp_path, prepare_here):
     done = prepare_here("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out")
     assert done.returncode == 1
     assert "the input holds no document; see rejects/ there" in done.stderr.replace("\n", " ")
+    (tmp_path / "c.jsonl.gz").touch()
+    done = prepare_here("--input", tmp_path / "c.jsonl.gz", "--output", tmp_path / "none")
+    assert done.returncode == 1
+    message = "the input holds no document: c.jsonl.gz: is empty"
+    assert message in done.stderr.replace("\n", " ")
     (tmp_path / "b.jsonl").write_text('{"text": "only"}\n')
     flags = ("--validation-documents", 1)
     done = prepare_here("--input", tmp_path / "b.jsonl", "--output", tmp_path / "more", *flags)

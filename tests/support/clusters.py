@@ -84,19 +84,25 @@ def a_head_node(directory: Path, **variables: str) -> Iterator[dict[str, str]]:
         head.wait(60)
 
 
-@contextmanager
-def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
-    """A real S3 server that checks signatures; gives the environment to use it with."""
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    grpc = [f"-{name}.port.grpc={free_port()}" for name in ports]
-    server = subprocess.Popen(
-        [
+class S3Server:
+    """A real S3 server that checks signatures. It may be killed and started again, with what is
+    stored on it and at the same address."""
+
+    variables: dict[str, str]
+    """The environment to use it with."""
+    process: subprocess.Popen[bytes]
+
+    def __init__(self, directory: Path):
+        identity = {
+            "name": "tests",
+            "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+        grpc = [f"-{name}.port.grpc={free_port()}" for name in ports]
+        self._log = directory / "server.log"
+        self._command = [
             *(str(Path(sys.executable).parent / "weed"), "server", f"-dir={directory}"),
             *("-ip=127.0.0.1", "-s3", f"-s3.config={directory}/s3.json"),
             *(f"-{name}.port={port}" for name, port in ports.items()),
@@ -104,20 +110,32 @@ def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
             *("-volume.max=20", "-master.volumeSizeLimitMB=64"),
             # Their ports are fixed: a second server at the same time would end at once.
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),
-        ],
-        stdout=(directory / "server.log").open("w"),
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        yield {
+        ]
+        self.variables = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
             "AWS_ACCESS_KEY_ID": "test-key",
             "AWS_SECRET_ACCESS_KEY": "test-secret",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+    def start(self) -> None:
+        with self._log.open("a") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def an_s3_server(directory: Path) -> Iterator[dict[str, str]]:
+    """An S3 server; gives the environment to use it with."""
+    server = S3Server(directory)
+    server.start()
+    try:
+        yield server.variables
     finally:
         server.kill()
-        server.wait()
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 import http.client
 import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -27,11 +28,15 @@ class Proxy(BaseHTTPRequestHandler):
     lock: threading.Lock
     done: Counter[str]
     """Requests by what became of them."""
+    away_until = 0.0
+    """The monotonic time until which all connections are closed without an answer."""
 
     def handle_request(self) -> None:
         with self.lock:
             broken = self.draw.random() < self.share
             kind = self.draw.choice(KINDS) if broken else "passed"
+            if time.monotonic() < self.away_until:
+                kind = "drop"
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if kind == "drop":
             self._count(kind)
@@ -93,6 +98,20 @@ class Proxy(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def a_proxy_that_goes_away(server: str) -> Iterator[tuple[str, Callable[[float], None]]]:
+    """A proxy for a server: its URL, and a function that makes it an outage of so many seconds."""
+    settings = {"upstream": urlsplit(server).netloc, "share": 0.0, "done": Counter()}
+    settings |= {"draw": random.Random(0), "lock": threading.Lock()}
+    handler = type("_", (Proxy,), settings)
+
+    def go_away(seconds: float) -> None:
+        handler.away_until = time.monotonic() + seconds
+
+    with _running(handler) as url:
+        yield url, go_away
+
+
+@contextmanager
 def a_faulty_proxy(server: str, share: float) -> Iterator[tuple[str, Counter[str]]]:
     """A proxy for a server: its URL, and requests by what became of them.
 
@@ -103,7 +122,13 @@ def a_faulty_proxy(server: str, share: float) -> Iterator[tuple[str, Counter[str
     settings = {"upstream": urlsplit(server).netloc, "share": share, "done": done}
     settings |= {"draw": random.Random(0), "lock": threading.Lock()}
     handler = type("_", (Proxy,), settings)
+    with _running(handler) as url:
+        yield url, done
+
+
+@contextmanager
+def _running(handler: type[Proxy]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{proxy.server_address[1]}", done
+        yield f"http://127.0.0.1:{proxy.server_address[1]}"
         proxy.shutdown()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from support.jobs import ROOT
+from support.jobs import ROOT, edit_json
 from support.shard_sets import real_texts, write_shards
 from support.trainings import ROWS, Training, start, tiny, train
 
@@ -31,9 +31,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made_by(url: Path, digest: str) -> None:
-    manifest = json.loads((url / "manifest.json").read_text())
-    manifest["entropy_model"] = {"source": "a/model", "fingerprint": digest}
-    (url / "manifest.json").write_text(json.dumps(manifest))
+    model = {"source": "a/model", "fingerprint": digest}
+    edit_json(url / "manifest.json", lambda manifest: manifest.update(entropy_model=model))
 
 
 def sampled(run: Training, step: int) -> dict[str, str]:

@@ -23,6 +23,7 @@ from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
 from model.checkpoints.files import CheckpointError, reading
+from pipeline.storage.outages import let_s3fs_wait
 from train.checkpoints.model_json import checkpoint_filesystem, complete_safetensors, steps_in
 from train.checkpoints.steps import INDEX, StepReader
 
@@ -43,11 +44,14 @@ class Checkpointer(CheckpointManager):
         return _holds_weights_only(self._create_checkpoint_id(step))
 
     def _load(self, step: int = -1) -> bool:
-        """
+        """Load a step; storage that is away is waited for, then and from now on.
+
         Raises:
             CheckpointError: a step, or the directory of ``--checkpoint.initial_load_path``, cannot
                 be loaded; names it.
         """
+        if self.folder.startswith("s3://"):
+            let_s3fs_wait()
         place = self._create_checkpoint_id(step)
         if step != -1 and not filesystem.isdir(place):
             raise CheckpointError(f"--checkpoint.load-step: {place}: there is no such step")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.prepared import prepared_chunks, read_prepared_manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.statistics.counts import DocumentStatistics
@@ -38,7 +39,9 @@ def write(directory: Path, manifest: object = None, record: object = None) -> st
 @pytest.mark.parametrize("changes", [{}, {"validation": None}, {"of another release": [1]}])
 def test_chunks_are_found_without_the_validation_set(tmp_path, changes):
     url = write(tmp_path, GOOD | changes, RECORD)
-    assert prepared_chunks(url) == [f"{tmp_path}/c.chunk.0{i}.parquet" for i in range(2)]
+    assert list(prepared_chunks(url) or ()) == [
+        f"{tmp_path}/c.chunk.0{i}.parquet" for i in range(2)
+    ]
     assert read_prepared_manifest(OutputDirectory(url)) == GOOD | changes
 
 
@@ -85,3 +88,17 @@ def test_half_a_corpus_and_damaged_files_are_told(tmp_path):
     (tmp_path / "manifest.json").write_text('{"stage": "prep')
     with pytest.raises(ConfigError, match=r"--input .*/manifest\.json: is damaged: "):
         prepared_chunks(str(tmp_path))
+
+
+def test_a_chunk_that_is_gone_or_has_another_size_is_named(tmp_path):
+    url = write(tmp_path, GOOD, RECORD)
+    for i in range(2):
+        (tmp_path / f"c.chunk.0{i}.parquet").write_bytes(b"x")
+    inputs = find_inputs([url])
+    assert inputs.hashes == {file.url: "a" * 64 for file in inputs.files} and len(inputs.files) == 2
+    (tmp_path / "c.chunk.01.parquet").write_bytes(b"xx")
+    with pytest.raises(ConfigError, match=r"c.chunk.01.parquet: has 2 bytes; 1 bytes were written"):
+        find_inputs([url])
+    (tmp_path / "c.chunk.01.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"c.chunk.01.parquet: is gone; 1 bytes were written"):
+        find_inputs([url])

@@ -1,9 +1,9 @@
 """The record of a run: what continues it, and what is refused."""
 
-import json
 from dataclasses import replace
 
 import pytest
+from support.jobs import edit_json
 
 from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
@@ -49,8 +49,7 @@ def test_a_record_is_read_as_it_was_written(output):
 
 
 def test_the_record_of_another_release_is_refused(output, tmp_path):
-    record = json.loads((tmp_path / RECORD).read_text())
-    (tmp_path / RECORD).write_text(json.dumps(record | {"format_version": 99}))
+    edit_json(tmp_path / RECORD, lambda record: record.update(format_version=99))
     with pytest.raises(PipelineError, match=r"begun by another release \(format 99\); --overwrite"):
         PatchRun.resume(output)
 

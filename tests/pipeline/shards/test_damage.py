@@ -317,3 +317,14 @@ def test_entries_of_version_1_become_those_of_version_2(whole, tmp_path):
     (*_, entry) = read_entries(output).values()
     with pytest.raises(DamagedShardError, match="it does not end as an Arrow file"):
         with_batches(output, entry, shards.schema)
+
+
+def test_a_shard_swapped_for_another_of_its_size_is_named(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "set")
+    shards = open_shards(str(tmp_path / "set"))
+    assert not list(shards.lost())
+    first, second = sorted((tmp_path / "set" / "shards").iterdir())[:2]
+    other = bytearray(second.read_bytes())
+    first.write_bytes(other[: first.stat().st_size].ljust(first.stat().st_size, b"\0"))
+    (problem,) = shards.lost()
+    assert problem == f"{first}: is another file than was written, or damaged"

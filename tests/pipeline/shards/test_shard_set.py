@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.jobs import edit_json
 from support.shard_sets import as_version_1
 
 from model import Patcher
@@ -119,9 +120,7 @@ def test_verification_notices_wrong_rows(tmp_path, ngram_model, message):
 def test_verification_notices_wrong_totals(tmp_path, ngram_model):
     write(tmp_path, ngram_model)
     path = tmp_path / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["statistics"]["documents"] += 1
-    path.write_text(json.dumps(manifest))
+    edit_json(path, lambda manifest: manifest["statistics"].update(documents=0))
     (problem,) = verify(open_shards(str(tmp_path)))
     assert problem == f"{path}: statistics are not the sum of the shards'"
 
@@ -131,7 +130,7 @@ def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
         open_shards(str(tmp_path))
     write(tmp_path, ngram_model)
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    edit_json(path, lambda manifest: manifest.update(format_version=99))
     with pytest.raises(
         PipelineError, match=f"of format version 99; .* versions up to {FORMAT_VERSION}: "
     ):
@@ -191,8 +190,9 @@ def test_a_damaged_manifest_is_named(tmp_path, ngram_model, message):
 
 def check_damaged(directory, changes, message):
     path = directory / "manifest.json"
-    manifest = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: value for k, value in manifest.items() if value is not None}))
+    edit_json(path, lambda manifest: manifest.update(changes))
+    kept = {k: value for k, value in json.loads(path.read_text()).items() if value is not None}
+    path.write_text(json.dumps(kept))
     with pytest.raises(PipelineError) as raised:
         open_shards(str(directory))
     assert str(raised.value).startswith(f"{directory}: manifest.json is damaged: ")

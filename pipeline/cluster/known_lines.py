@@ -1,0 +1,62 @@
+"""Keep one known line of Ray's from users: an error that is none.
+
+Ray's C++ core, within the driver's process, writes a line to file descriptor 2 whenever it creates
+an actor that has arguments in the object store and is started again when it ends. Each pool of Ray
+Data's actors has such arguments, and ours have to be started again (see
+:mod:`pipeline.cluster.stage`): the line is written in every run, as an error, and says nothing that
+a user could act on. Their owner is the driver, and where that ends there is nothing to restart.
+
+Why not otherwise: ``RAY_BACKEND_LOG_LEVEL`` would silence the core altogether, and with it the logs
+of a local Ray's raylet, which inherits the driver's environment, and which people need when a node
+runs out of memory. So whatever is written to the descriptor passes through a small process, which
+leaves out this line and nothing else. It is a process and no thread, so that the last words of a
+driver that crashes arrive. Python's own ``sys.stderr`` goes around it: a terminal stays one.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+KNOWN = "has constructor arguments in the object store and max_restarts > 0"
+"""A part of the line."""
+END_S = 5.0
+_FILTER = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+known, rest = sys.argv[1].encode(), b""
+while data := os.read(0, 1 << 16):
+    *lines, rest = (rest + data).split(b"\\n")
+    os.write(1, b"".join(line + b"\\n" for line in lines if known not in line))
+os.write(1, rest)
+"""
+
+
+@contextmanager
+def without_known_lines() -> Iterator[None]:
+    """Leave the line out of what is written to file descriptor 2 while the block runs."""
+    own, python = os.dup(2), sys.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-ISc", _FILTER, KNOWN],
+        stdin=subprocess.PIPE,
+        stdout=own,
+        stderr=own,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
+    if python is sys.__stderr__:
+        sys.stderr = os.fdopen(os.dup(own), "w", buffering=1, errors="backslashreplace")
+    try:
+        yield
+    finally:
+        if sys.stderr is not python:
+            sys.stderr.close()
+            sys.stderr = python
+        os.dup2(own, 2)  # closes the pipe: the filter writes the rest and ends
+        os.close(own)
+        with suppress(subprocess.TimeoutExpired):  # a child of this process may have the pipe, too
+            process.wait(END_S)
