@@ -1,0 +1,117 @@
+"""Bytes that the rows of Arrow columns take as Python values, found without making them.
+
+Arrow can state the same value for many rows: dictionaries, run ends, views and views of lists refer
+to it. A row is therefore as large as what it refers to, and rows are made a few at a time. For
+example, 1000 rows of a dictionary with one string of 2 MB are 2 GB.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.corpus.limits import MOST_VALUES
+
+VALUE_BYTES = 64
+"""Bytes of a Python value beside its content, about."""
+TEXTS = (pa.binary(), pa.large_binary(), pa.string(), pa.large_string())
+VIEWS = (pa.binary_view(), pa.string_view())
+BEYOND = 1 << 50
+"""Stands for the bytes of a row that holds more than MOST_VALUES values."""
+
+
+def row_bytes(column: pa.Array) -> np.ndarray:
+    """Bytes of each row (int64), about; an array for all types, of no more than some thousand rows.
+
+    A column that holds very many values is halved until a row with more than MOST_VALUES of them is
+    alone; such a row has BEYOND bytes.
+    """
+    kind, rows = column.type, len(column)
+    if isinstance(kind, pa.BaseExtensionType):
+        return row_bytes(column.storage)
+    if rows > MOST_VALUES:
+        return _halves(column)
+    if pa.types.is_dictionary(kind):
+        return _of_dictionary(column)
+    if pa.types.is_run_end_encoded(kind):
+        return _of_runs(column)
+    if pa.types.is_fixed_size_binary(kind):
+        return np.full(rows, VALUE_BYTES + kind.byte_width)
+    if kind in VIEWS:
+        return _of_views(column)
+    if kind in TEXTS:
+        lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+        return VALUE_BYTES + lengths.astype(np.int64)
+    if pa.types.is_struct(kind):
+        fields = (row_bytes(column.field(i)) for i in range(kind.num_fields))
+        return sum(fields, np.full(rows, VALUE_BYTES))
+    if pa.types.is_union(kind):  # its values are somewhere in its columns
+        largest = (row_bytes(column.field(i)) for i in range(kind.num_fields))
+        return np.full(rows, sum(int(sizes.max(initial=VALUE_BYTES)) for sizes in largest))
+    if kind.num_fields:
+        return _of_lists(column)
+    return np.full(rows, VALUE_BYTES)
+
+
+def _of_views(column: pa.Array) -> np.ndarray:
+    """A view has 16 bytes, of which the first four are the length."""
+    if not len(column):
+        return np.zeros(0, np.int64)
+    lengths = np.frombuffer(column.buffers()[1], np.int32)[::4][column.offset :][: len(column)]
+    is_valid = column.is_valid().to_numpy(zero_copy_only=False)
+    return VALUE_BYTES + np.where(is_valid, lengths, 0).astype(np.int64)
+
+
+def _halves(column: pa.Array) -> np.ndarray:
+    rows = len(column)
+    if rows <= 1:
+        return np.full(rows, BEYOND)
+    return np.concatenate(
+        [row_bytes(column.slice(0, rows // 2)), row_bytes(column.slice(rows // 2))]
+    )
+
+
+def _of_dictionary(column: pa.DictionaryArray) -> np.ndarray:
+    """The dictionary may be far larger than the column: only what is used of it counts."""
+    used, places = np.unique(_indices(column.indices), return_inverse=True)
+    dictionary = column.dictionary
+    used = used.clip(0, max(0, len(dictionary) - 1))
+    if not len(dictionary):
+        return np.full(len(column), VALUE_BYTES)
+    return np.concatenate([row_bytes(dictionary.slice(int(i), 1)) for i in used])[places]
+
+
+def _indices(indices: pa.Array) -> np.ndarray:
+    found: np.ndarray = pc.fill_null(indices, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
+def _of_runs(column: pa.Array) -> np.ndarray:
+    first, count = column.find_physical_offset(), column.find_physical_length()
+    ends = column.run_ends.slice(first, count).to_numpy().astype(np.int64) - column.offset
+    runs = np.diff(ends.clip(0, len(column)), prepend=0)
+    return np.repeat(row_bytes(column.values.slice(first, count)), runs)
+
+
+def _of_lists(column: Any) -> np.ndarray:
+    """Lists of all kinds, and maps."""
+    rows, kind = len(column), column.type
+    values = column.values
+    if pa.types.is_fixed_size_list(kind):
+        starts = (np.arange(rows) + column.offset) * kind.list_size
+        stops = starts + kind.list_size
+    elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        starts = column.offsets.to_numpy().astype(np.int64)
+        stops = starts + column.sizes.to_numpy()
+    else:
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        starts, stops = offsets[:-1], offsets[1:]
+    if not rows:
+        return np.zeros(0, np.int64)
+    first, last = int(starts.min()), int(stops.max())
+    if max(last - first, int((stops - starts).sum())) > MOST_VALUES:
+        return _halves(column)
+    sizes = np.concatenate([[0], row_bytes(values.slice(first, last - first)).cumsum()])
+    found: np.ndarray = VALUE_BYTES + sizes[stops - first] - sizes[starts - first]
+    return found
