@@ -6,7 +6,7 @@ What a file states about its sizes is looked at before it is decoded: see
 
 import io
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.corpus.fields import column_of, listed, schema_names, type_of
 from pipeline.corpus.ipc_messages import MessageWatch, check_start
 from pipeline.corpus.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
 from pipeline.corpus.parquet_pages import PageWatch, leaves_of, open_parquet
-from pipeline.corpus.row_bytes import BEYOND, row_bytes
+from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
 from pipeline.corpus.values import values
 from pipeline.errors import BadFileError
 
@@ -249,32 +249,46 @@ def _rows(
 ) -> Iterator[dict[str, Any] | str]:
     """Rows as dicts, a few at a time: Python values take more room than Arrow's, and a few bytes of
     a file can stand for many."""
-    longest = most_bytes(max_document_bytes) // 8
+    plain = all(is_plain(type_of(batch.schema, name)) for name in columns)
     for start in range(0, batch.num_rows, 1024):
         piece = batch.slice(start, 1024)
         by_name = {name: column_of(piece, name) for name in columns}
-        sizes = {name: row_bytes(column) for name, column in by_name.items()}
-        limits = dict.fromkeys(columns, longest) | {columns[0]: max_document_bytes + 64}
-        too_long = {name: np.flatnonzero(sizes[name] > limits[name]) for name in columns}
-        problems = {
-            int(i): _too_long(name, int(sizes[name][i]), limits[name], columns[0])
-            for name, rows in reversed(too_long.items())
-            for i in rows
-        }
-        for first, last in _steps(np.sum(list(sizes.values()), 0), problems):
+        steps: Iterable[tuple[int, int]] = [(0, piece.num_rows)]
+        problems: dict[int, str] = {}
+        if not plain or sum(column.nbytes for column in by_name.values()) > STEP_BYTES:
+            sizes = {name: row_bytes(column) for name, column in by_name.items()}
+            problems = _too_long(sizes, columns[0], max_document_bytes)
+            steps = _steps(np.sum(list(sizes.values()), 0), problems)
+        for first, last in steps:
             if first in problems:
                 yield problems[first]
                 continue
-            lists = {n: values(column.slice(first, last - first)) for n, column in by_name.items()}
+            whole = last - first == piece.num_rows
+            lists = {
+                name: values(column if whole else column.slice(first, last - first))
+                for name, column in by_name.items()
+            }
             for i in range(last - first):
                 yield {name: of_column[i] for name, of_column in lists.items()}
 
 
-def _too_long(name: str, size: int, limit: int, text: str) -> str:
-    if name == text:
-        return f"longer than {limit - 64} bytes (--max-document-bytes)"
-    holds = f"more than {MOST_VALUES:,} values" if size >= BEYOND else f"{size:,} bytes"
-    return f"{name!r} holds {holds}, and {limit:,} bytes are read at most (--max-document-bytes)"
+def _too_long(
+    sizes: Mapping[str, np.ndarray], text: str, max_document_bytes: int
+) -> dict[int, str]:
+    """By row, what is too long to be made of it."""
+    longest = most_bytes(max_document_bytes) // 8
+    problems: dict[int, str] = {}
+    for name, sizes_R in sizes.items():
+        limit = max_document_bytes + VALUE_BYTES if name == text else longest
+        for row in np.flatnonzero(sizes_R > limit).tolist():
+            size = f"{sizes_R[row]:,} bytes"
+            if sizes_R[row] >= BEYOND:
+                size = f"more than {MOST_VALUES:,} values"
+            reason = f"{name!r} holds {size}, and {limit:,} bytes are read at most"
+            if name == text:
+                reason = f"longer than {max_document_bytes} bytes"
+            problems.setdefault(row, f"{reason} (--max-document-bytes)")
+    return problems
 
 
 def _steps(sizes: np.ndarray, alone: Container[int]) -> Iterator[tuple[int, int]]:

@@ -85,6 +85,11 @@ class Document(NamedTuple):
     metadata: tuple[str | None, ...]
     """Wanted metadata columns; numbers, lists and the like as JSON, None where there is none."""
 
+    @property
+    def side_bytes(self) -> int:
+        """Characters of id and metadata: what is held of a document beside its text."""
+        return len(self.sample_id) + sum(len(value) for value in self.metadata if value)
+
 
 class Reject(NamedTuple):
     """A record that cannot be used."""

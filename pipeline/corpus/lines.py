@@ -202,6 +202,11 @@ def read_lines(
                 if stop is not None and offset >= stop:
                     return
             newline = block.find(b"\n", at)
+            if newline >= 0 and not length and newline - at <= max_bytes:
+                yield offset, block[at:newline]
+                offset += newline + 1 - at
+                at = newline + 1
+                continue
             end = len(block) if newline < 0 else newline
             length += end - at
             if length <= max_bytes:

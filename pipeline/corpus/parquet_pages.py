@@ -8,7 +8,7 @@ watch sees every page header go by and, without reading anything twice, stops Ar
 one that states too much, or one that needs batches of fewer rows.
 
 For example, a dictionary page of 2 MB and batches of 8192 rows may become 16 GB. The watch stops
-the first batch before the dictionary is decoded; batches of 32 rows have 64 MB at most.
+the first batch before the dictionary is decoded; batches of 256 rows have 512 MB at most.
 """
 
 import base64
@@ -35,6 +35,8 @@ MOST_DEPTH = 100
 """Groups of columns within one another."""
 WINDOW_BYTES = 64 << 20
 """Bytes of strings that a batch of rows may hold, beside one page; a batch has one row at least."""
+REPEATED_BYTES = 512 << 20
+"""The same for strings that a page may repeat, all as long as possible: they hardly ever are."""
 MOST_PAGE_VALUES = 1 << 26
 LEVEL_BYTES = 8
 """Arrow's repetition and definition level of a value in a list, and its part of an offset."""
@@ -307,7 +309,7 @@ class PageWatch:
             chunk.repeated = max(chunk.repeated, size)
         repeated = sum(c.repeated for c in self._chunks if not c.leaf.is_list)
         if repeated:
-            self._reduce(WINDOW_BYTES // repeated)
+            self._reduce(REPEATED_BYTES // repeated)
         if encoding not in (*DICTIONARY_ENCODINGS, DELTA_BYTE_ARRAY) and values > 0:
             self._take_plain(chunk, size, values)
         chunk.row += max(0, values)

@@ -9,16 +9,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.corpus.limits import MOST_VALUES
 
 VALUE_BYTES = 64
 """Bytes of a Python value beside its content, about."""
-TEXTS = (pa.binary(), pa.large_binary(), pa.string(), pa.large_string())
+TEXTS = (pa.binary(), pa.string(), pa.large_binary(), pa.large_string())
 VIEWS = (pa.binary_view(), pa.string_view())
 BEYOND = 1 << 50
 """Stands for the bytes of a row that holds more than MOST_VALUES values."""
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """True for a type whose rows have their bytes to themselves, and do not hold many values."""
+    if pa.types.is_struct(kind):
+        return all(is_plain(field.type) for field in kind)
+    is_shared = pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) or kind in VIEWS
+    return not (is_shared or kind.num_fields or isinstance(kind, pa.BaseExtensionType))
 
 
 def row_bytes(column: pa.Array) -> np.ndarray:
@@ -39,10 +46,11 @@ def row_bytes(column: pa.Array) -> np.ndarray:
     if pa.types.is_fixed_size_binary(kind):
         return np.full(rows, VALUE_BYTES + kind.byte_width)
     if kind in VIEWS:
-        return _of_views(column)
+        # A view has 16 bytes, of which the first four are the length.
+        return VALUE_BYTES + _numbers(column, np.dtype("<i4"), 4)[::4].clip(0).astype(np.int64)
     if kind in TEXTS:
-        lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-        return VALUE_BYTES + lengths.astype(np.int64)
+        offset = np.dtype("<i4" if kind in TEXTS[:2] else "<i8")
+        return VALUE_BYTES + np.diff(_numbers(column, offset, more=1)).astype(np.int64)
     if pa.types.is_struct(kind):
         fields = (row_bytes(column.field(i)) for i in range(kind.num_fields))
         return sum(fields, np.full(rows, VALUE_BYTES))
@@ -54,13 +62,18 @@ def row_bytes(column: pa.Array) -> np.ndarray:
     return np.full(rows, VALUE_BYTES)
 
 
-def _of_views(column: pa.Array) -> np.ndarray:
-    """A view has 16 bytes, of which the first four are the length."""
-    if not len(column):
-        return np.zeros(0, np.int64)
-    lengths = np.frombuffer(column.buffers()[1], np.int32)[::4][column.offset :][: len(column)]
-    is_valid = column.is_valid().to_numpy(zero_copy_only=False)
-    return VALUE_BYTES + np.where(is_valid, lengths, 0).astype(np.int64)
+def _numbers(column: pa.Array, dtype: np.dtype, each: int = 1, more: int = 0) -> np.ndarray:
+    """What the first buffer of a column has for its rows, whether they are null or not: ``each``
+    numbers per row, and ``more`` at the end."""
+    values = column.buffers()[1]
+    count = len(column) * each + more
+    if not len(column) or values is None:
+        return np.zeros(count, dtype)
+    return np.frombuffer(values, dtype, count, column.offset * each * dtype.itemsize)
+
+
+def _integers(column: pa.Array) -> np.ndarray:
+    return _numbers(column, np.dtype(column.type.to_pandas_dtype())).astype(np.int64)
 
 
 def _halves(column: pa.Array) -> np.ndarray:
@@ -74,22 +87,17 @@ def _halves(column: pa.Array) -> np.ndarray:
 
 def _of_dictionary(column: pa.DictionaryArray) -> np.ndarray:
     """The dictionary may be far larger than the column: only what is used of it counts."""
-    used, places = np.unique(_indices(column.indices), return_inverse=True)
     dictionary = column.dictionary
-    used = used.clip(0, max(0, len(dictionary) - 1))
+    used, places = np.unique(_integers(column.indices), return_inverse=True)
+    used = used.clip(0, max(0, len(dictionary) - 1))  # null rows may have any
     if not len(dictionary):
         return np.full(len(column), VALUE_BYTES)
     return np.concatenate([row_bytes(dictionary.slice(int(i), 1)) for i in used])[places]
 
 
-def _indices(indices: pa.Array) -> np.ndarray:
-    found: np.ndarray = pc.fill_null(indices, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
-
-
 def _of_runs(column: pa.Array) -> np.ndarray:
     first, count = column.find_physical_offset(), column.find_physical_length()
-    ends = column.run_ends.slice(first, count).to_numpy().astype(np.int64) - column.offset
+    ends = _integers(column.run_ends.slice(first, count)) - column.offset
     runs = np.diff(ends.clip(0, len(column)), prepend=0)
     return np.repeat(row_bytes(column.values.slice(first, count)), runs)
 
@@ -102,10 +110,10 @@ def _of_lists(column: Any) -> np.ndarray:
         starts = (np.arange(rows) + column.offset) * kind.list_size
         stops = starts + kind.list_size
     elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        starts = column.offsets.to_numpy().astype(np.int64)
-        stops = starts + column.sizes.to_numpy()
+        starts = _integers(column.offsets)
+        stops = starts + _integers(column.sizes)
     else:
-        offsets = column.offsets.to_numpy().astype(np.int64)
+        offsets = _integers(column.offsets)
         starts, stops = offsets[:-1], offsets[1:]
     if not rows:
         return np.zeros(0, np.int64)
