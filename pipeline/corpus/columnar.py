@@ -79,6 +79,7 @@ def parquet_rows(
             for row in _rows(batch, columns, max_document_bytes):
                 yield str(position + done), row
                 done += 1
+            del batch  # before the next is decoded
         if done != group.num_rows:
             raise BadFileError(
                 f"row group {i} holds {done} rows, and the file's footer says {group.num_rows}"
@@ -118,6 +119,7 @@ def _batches(
             if row > done:
                 yield batch.slice(skipped)
                 done = row
+            del batch
 
 
 def arrow_rows(
@@ -153,6 +155,7 @@ def arrow_rows(
         _check_buffers(batch)
         for number, row in enumerate(_rows(batch, columns, max_document_bytes)):
             yield f"{i}:{number}", row
+        del batch  # before the next is decoded
 
 
 def _of_file(
@@ -176,10 +179,9 @@ def _of_stream(
     while True:
         watch.check_next(schema, wanted)
         try:
-            batch = reader.read_next_batch()
+            yield reader.read_next_batch()
         except StopIteration:
             break
-        yield batch
     _check_end(raw)
 
 

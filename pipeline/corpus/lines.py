@@ -24,7 +24,7 @@ from pipeline.errors import BadFileError
 BLOCK_BYTES = 1 << 20
 COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
 """How the names of compressed files end, in lower case."""
-ZSTD_PIECE = 1 << 11
+ZSTD_PIECE = 1 << 10
 """Compressed bytes that are handed to zstd at a time: four of them may become 128 KB."""
 BLANK_LINES = re.compile(rb"\s*\n")
 

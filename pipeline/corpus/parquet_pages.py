@@ -8,7 +8,7 @@ watch sees every page header go by and, without reading anything twice, stops Ar
 one that states too much, or one that needs batches of fewer rows.
 
 For example, a dictionary page of 2 MB and batches of 8192 rows may become 16 GB. The watch stops
-the first batch before the dictionary is decoded; batches of 256 rows have 512 MB at most.
+the first batch before the dictionary is decoded; batches of 128 rows have 256 MB at most.
 """
 
 import base64
@@ -27,16 +27,18 @@ from pipeline.corpus.thrift import BINARY, LIST, STRUCT, CompactReader, ThriftEr
 from pipeline.errors import BadFileError
 
 MOST_FOOTER_BYTES = 64 << 20
-MOST_STRUCTS = 2_000_000
-"""Structs of a footer: Arrow's objects take 500 bytes each, about."""
+MOST_STRUCTS = 1_000_000
+"""Structs of a footer: Arrow's objects take up to 900 bytes each."""
 MOST_ELEMENTS = 200_000
 """Elements of a list in a footer: columns, row groups."""
 MOST_DEPTH = 100
 """Groups of columns within one another."""
 WINDOW_BYTES = 64 << 20
 """Bytes of strings that a batch of rows may hold, beside one page; a batch has one row at least."""
-REPEATED_BYTES = 512 << 20
+REPEATED_BYTES = 256 << 20
 """The same for strings that a page may repeat, all as long as possible: they hardly ever are."""
+LEAST_BATCH = 1024
+"""Rows for whose nulls Arrow takes memory, however few are asked for."""
 MOST_PAGE_VALUES = 1 << 26
 LEVEL_BYTES = 8
 """Arrow's repetition and definition level of a value in a list, and its part of an offset."""
@@ -73,7 +75,7 @@ def _check_footer(raw: io.BufferedIOBase, size: int) -> None:
     if length > MOST_FOOTER_BYTES:
         raise BadFileError(f"has a footer of {length:,} bytes ({MOST_FOOTER_BYTES:,} at most)")
     raw.seek(size - 8 - length)
-    reader = CompactReader(raw.read(length))
+    reader = CompactReader(raw.read(length), most_structs=MOST_STRUCTS)
     try:
         for number, kind in reader.fields():
             if (number, kind) == (2, LIST):
@@ -85,11 +87,9 @@ def _check_footer(raw: io.BufferedIOBase, size: int) -> None:
     except IndexError:
         raise BadFileError("truncated or corrupt: the footer breaks off") from None
     except ThriftError as error:
-        raise BadFileError(f"truncated or corrupt: the footer has {error}") from error
-    if reader.structs > MOST_STRUCTS:
         raise BadFileError(
-            f"has a footer that describes {reader.structs:,} things ({MOST_STRUCTS:,} at most)"
-        )
+            f"truncated or corrupt: the footer ({length:,} bytes) has {error}"
+        ) from error
 
 
 def _elements(reader: CompactReader) -> int:
@@ -210,10 +210,10 @@ class PageWatch:
         Raises:
             BadFileError: one row states more than may be decoded.
         """
-        width = sum(leaf.width for leaf in leaves)
+        width = LEAST_BATCH * sum(leaf.width for leaf in leaves)
         if width > self._limit:
-            raise BadFileError(too_large("a row", width, self._limit))
-        self.rows = max(1, min(rows, WINDOW_BYTES // max(width, 1)))
+            raise BadFileError(too_large(f"a batch of {LEAST_BATCH} rows", width, self._limit))
+        self.rows = max(1, min(rows, LEAST_BATCH * WINDOW_BYTES // max(width, 1)))
         self._places = []
         for leaf in leaves:
             chunk = group.column(leaf.number)

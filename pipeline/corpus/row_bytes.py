@@ -76,6 +76,12 @@ def _integers(column: pa.Array) -> np.ndarray:
     return _numbers(column, np.dtype(column.type.to_pandas_dtype())).astype(np.int64)
 
 
+def _has_one_size(kind: pa.DataType) -> bool:
+    if pa.types.is_fixed_size_binary(kind):
+        return True
+    return not kind.num_fields and is_plain(kind) and kind not in TEXTS
+
+
 def _halves(column: pa.Array) -> np.ndarray:
     rows = len(column)
     if rows <= 1:
@@ -117,6 +123,12 @@ def _of_lists(column: Any) -> np.ndarray:
         starts, stops = offsets[:-1], offsets[1:]
     if not rows:
         return np.zeros(0, np.int64)
+    if _has_one_size(values.type):
+        counts = stops - starts
+        each = VALUE_BYTES + (
+            values.type.byte_width if pa.types.is_fixed_size_binary(values.type) else 0
+        )
+        return np.where(counts > MOST_VALUES, BEYOND, VALUE_BYTES + counts * each)
     first, last = int(starts.min()), int(stops.max())
     if max(last - first, int((stops - starts).sum())) > MOST_VALUES:
         return _halves(column)

@@ -24,12 +24,16 @@ class CompactReader:
         ThriftError: they are none.
     """
 
-    def __init__(self, data: bytes, start: int = 0):
+    def __init__(self, data: bytes, start: int = 0, most_structs: int = 1 << 16):
+        """
+        Args:
+            start: offset of the first value.
+            most_structs: structs that may be read.
+        """
         self._data = data
+        self._structs_left = most_structs
         self.at = start
         """Offset of the next value."""
-        self.structs = 0
-        """Structs that were read or skipped."""
 
     def byte(self) -> int:
         value = self._data[self.at]
@@ -69,7 +73,9 @@ class CompactReader:
 
     def fields(self) -> "Fields":
         """The fields of a struct: numbers and types, in order; each has to be read or skipped."""
-        self.structs += 1
+        self._structs_left -= 1
+        if self._structs_left < 0:
+            raise ThriftError("too many parts")
         return Fields(self)
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
