@@ -21,6 +21,12 @@ def most_bytes(max_document_bytes: int) -> int:
     return max(LEAST_LIMIT, 2 * max_document_bytes)
 
 
+def reading_bytes(max_document_bytes: int) -> int:
+    """Memory that reading takes of a process at most: twice what is decoded as a whole, and a
+    document in some forms (a line, Python's string with four bytes per character, UTF-8)."""
+    return 2 * most_bytes(max_document_bytes) + 16 * max_document_bytes
+
+
 def most_rows(file_bytes: int) -> int:
     """Rows that a file of so many bytes may state."""
     return max(LEAST_ROWS, ROWS_PER_BYTE * file_bytes)

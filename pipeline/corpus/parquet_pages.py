@@ -283,6 +283,9 @@ class PageWatch:
         where = f"a page of column {chunk.leaf.path!r}"
         if decoded > self._limit:
             self.problem = too_large(f"{where}, with its dictionary", decoded, self._limit)
+        elif chunk.dictionary > self._limit // 2:  # Arrow has it several times, with its values
+            what = f"a dictionary of column {chunk.leaf.path!r}"
+            self.problem = too_large(what, chunk.dictionary, self._limit // 2)
         elif values > MOST_PAGE_VALUES:
             self.problem = f"{where} states {values:,} values ({MOST_PAGE_VALUES:,} at most)"
         elif not is_dictionary and chunk.leaf.is_list:

@@ -241,19 +241,19 @@ def write_arrow(path: Path, batch: pa.RecordBatch, *, is_file: bool = True) -> N
 
 def _json_bombs() -> Iterable[tuple[str, bytes]]:
     line = b'{"text": "a"}\n'
-    yield "newlines.jsonl.zst", zstd_runs((b"\n", 512 * MB), (line, 1))
-    yield "blank.jsonl.zst", zstd_repeated(b" \t\r\n", 64 * MB) + zstandard.compress(line)
-    yield "endless.jsonl.zst", zstd_runs((b'{"text": "', 1), (b"a", GB))
+    yield "newlines.jsonl.zst", zstd_runs((b"\n", 128 * MB), (line, 1))
+    yield "blank.jsonl.zst", zstd_repeated(b" \t\r\n", 16 * MB) + zstandard.compress(line)
+    yield "endless.jsonl.zst", zstd_runs((b'{"text": "', 1), (b"a", 400 * MB))
     yield "long.jsonl.zst", zstd_runs((b'{"text": "', 1), (b"a", 150 * MB), (b'"}\n', 1))
-    yield "newlines.jsonl.bz2", bz2.compress(b"\n" * (32 * MB)) * 4
-    yield "newlines.jsonl.xz", lzma.compress(b"\n" * (64 * MB), preset=0) * 2
-    yield "endless.jsonl.gz", gzip.compress(b"a" * (32 * MB)) * 8
+    yield "newlines.jsonl.bz2", bz2.compress(b"\n" * (32 * MB)) * 2
+    yield "newlines.jsonl.xz", lzma.compress(b"\n" * (64 * MB), preset=0)
+    yield "endless.jsonl.gz", gzip.compress(b"a" * (32 * MB)) * 7
     yield "members.jsonl.gz", gzip.compress(b"") * 20_000 + gzip.compress(line)
     yield "frames.jsonl.zst", zstandard.compress(b"") * 100_000 + zstandard.compress(line)
-    yield "empty.jsonl.zst", zstd_repeated(b'{"text": ""}\n', 300_000)
+    yield "empty.jsonl.zst", zstd_repeated(b'{"text": ""}\n', 100_000)
     yield "ids.jsonl.zst", zstd_repeated(b'{"text": "", "id": "' + b"x" * MB + b'"}\n', 500)
     start, end = b'{"text": "a", "id": ', b"}\n"
-    lists = zstd_repeated(b"[],", 40 * MB)
+    lists = zstd_repeated(b"[],", 10 * MB)
     yield "lists.jsonl.zst", zstandard.compress(start + b"[") + lists + zstandard.compress(b"0]}\n")
     yield "deep.jsonl.zst", zstd_runs((start, 1), (b"[", 64 * MB), (end, 1))
     yield "integer.jsonl.zst", zstd_runs((start, 1), (b"7", 64 * MB), (end, 1))
@@ -268,10 +268,10 @@ def _json_bombs() -> Iterable[tuple[str, bytes]]:
 
 
 def _table_bombs() -> Iterable[tuple[str, bytes]]:
-    yield "quote.csv.zst", zstd_runs((b'text\n"', 1), (b"a", GB))
-    yield "fields.csv.zst", zstd_runs((b"text\na,", 1), (b",", GB))
-    yield "header.csv.zst", zstd_runs((b"text,", 1), (b",", GB))
-    yield "newlines.csv.zst", zstd_runs((b"text\na\n", 1), (b"\n", GB))
+    yield "quote.csv.zst", zstd_runs((b'text\n"', 1), (b"a", 400 * MB))
+    yield "fields.csv.zst", zstd_runs((b"text\na,", 1), (b",", 256 * MB))
+    yield "header.csv.zst", zstd_runs((b"text,", 1), (b",", 256 * MB))
+    yield "newlines.csv.zst", zstd_runs((b"text\na\n", 1), (b"\n", 256 * MB))
     yield "quotes.csv.zst", zstandard.compress(b"text\n") + zstd_repeated(b'"a\n",', 64 * MB)
     yield "endless.txt.zst", zstd_runs((b"a", 4 * GB))
 
@@ -279,17 +279,17 @@ def _table_bombs() -> Iterable[tuple[str, bytes]]:
 def _parquet_bombs() -> Iterable[tuple[str, bytes]]:
     zeros = zstd_runs((b"\0", GB + 512 * MB))
     yield "plain_page.parquet", parquet([(TEXT, [page(zeros, GB + 512 * MB, 1000)])], 1000)
-    half = zstd_runs((b"\0", 900 * MB))
-    yield "accepted_page.parquet", parquet([(TEXT, [page(half, 900 * MB, 1000)])], 1000)
-    size = 900 * MB
+    half = zstd_runs((b"\0", 500 * MB))
+    yield "accepted_page.parquet", parquet([(TEXT, [page(half, 500 * MB, 1000)])], 1000)
+    size = 300 * MB
     long = zstd_runs((struct.pack("<I", size - 4), 1), (b"a", size - 4))
     yield "long_value.parquet", parquet([(TEXT, [page(long, size, 1)])], 1)
-    both = [dictionary_page(long, size, 1), page(zstandard.compress(b"\1\x0a\0"), 3, 5, 8)]
-    yield "long_repeated.parquet", parquet([(TEXT, both)], 5)
+    both = [dictionary_page(long, size, 1), page(zstandard.compress(b"\1\4\0"), 3, 2, 8)]
+    yield "long_repeated.parquet", parquet([(TEXT, both)], 2)
     pages = [dictionary_page(zeros, GB + 512 * MB, 10), page(b"", 0, 1000, RLE_DICTIONARY)]
     yield "dictionary_page.parquet", parquet([(TEXT, pages)], 1000)
     yield "delta.parquet", parquet([(TEXT, [delta_strings(MB, 20_000)])], 20_000)
-    yield "rows.parquet", parquet([(TEXT, [page(half, 900 * MB, 2**31 - 1)])], 2**31 - 1)
+    yield "rows.parquet", parquet([(TEXT, [page(half, 500 * MB, 2**31 - 1)])], 2**31 - 1)
     wide = {1: 7, 2: GB // 2, 3: 1, 4: b"id"}
     nulls = page(zstandard.compress(b"\3\0\0\0\xd0\x0f\0"), 7, 1000)
     short = page(zstandard.compress(b"\1\0\0\0a" * 1000), 5000, 1000)
@@ -337,7 +337,7 @@ def _repeats(directory: Path) -> None:
     lists = pa.ListViewArray.from_arrays(pa.array(offsets), pa.array(sizes), inner)
     batch = pa.RecordBatch.from_arrays([short[:1000], lists], ["text", "id"])
     write_arrow(directory / "list_views.arrow", batch)
-    fields = {f"f{i}": pa.array([1]) for i in range(2000)}
+    fields = {f"f{i}": pa.array([1]) for i in range(500)}
     wide = pa.StructArray.from_arrays(list(fields.values()), list(fields))
     write_parquet(directory / "fields.parquet", text=short[:1], id=wide)
 
