@@ -281,7 +281,7 @@ def _parquet_bombs() -> Iterable[tuple[str, bytes]]:
     yield "plain_page.parquet", parquet([(TEXT, [page(zeros, GB + 512 * MB, 1000)])], 1000)
     half = zstd_runs((b"\0", 500 * MB))
     yield "accepted_page.parquet", parquet([(TEXT, [page(half, 500 * MB, 1000)])], 1000)
-    size = 300 * MB
+    size = 150 * MB
     long = zstd_runs((struct.pack("<I", size - 4), 1), (b"a", size - 4))
     yield "long_value.parquet", parquet([(TEXT, [page(long, size, 1)])], 1)
     both = [dictionary_page(long, size, 1), page(zstandard.compress(b"\1\4\0"), 3, 2, 8)]

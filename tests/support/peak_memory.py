@@ -1,8 +1,8 @@
 """Read files in a process with limits, one after another; tell what came of each, and what it took.
 
 ``python -m support.peak_memory BYTES`` takes paths from its input, one per line, reads so many
-bytes of text of each file at most, and prints a line of JSON for each: its documents and rejects, the
-error if there is one, seconds of the processor, and the peak in bytes beyond what was there before.
+bytes of text of each file at most, and prints a line of JSON for each: its documents and rejects,
+the error if there is one, seconds of the processor, and the peak in bytes beyond what was there.
 """
 
 import gc

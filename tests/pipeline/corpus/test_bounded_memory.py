@@ -74,6 +74,7 @@ OUTCOMES = {
 }
 
 
+@pytest.mark.slow
 def test_no_bomb_takes_more_memory_than_is_documented(tmp_path):
     paths = bombs.write_bombs(tmp_path)
     assert {path.name for path in paths} == OUTCOMES.keys()
@@ -90,8 +91,7 @@ def test_no_bomb_takes_more_memory_than_is_documented(tmp_path):
     for name, found in results.items():
         assert found["peak"] < bound, found
         assert found["seconds"] < SECONDS, found
-        size = (tmp_path / name).stat().st_size
-        assert size < 100_000 or name in ("footer.parquet",) or ".jsonl" in name or "buffer" in name
+        assert (tmp_path / name).stat().st_size < (7 if "footer" in name else 1) * MB
         told = f"{found['documents']} documents; {found['reason']}; {found['error']}"
         assert OUTCOMES[name] in told, found
         # Nothing vanishes: a file gives documents or says why not.
