@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo help test test-fast lint benchmark fuzz pictures entropy-model clean
+.PHONY: demo help test test-fast gpu-check lint benchmark fuzz pictures entropy-model clean
 
 demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
@@ -18,6 +18,9 @@ test: .venv/installed .venv/browser  ## all tests
 
 test-fast: .venv/installed  ## the tests that start no Ray, browser, training or job: a minute
 	$(PYTEST) -m "not ray and not browser and not slow and not gpu"
+
+gpu-check: .venv/installed  ## what only a GPU can tell: right, fast, how near to the card's ceiling (9 minutes)
+	$(BIN)/python tests/gpu/check.py
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ FILES = {
         *("jobs/test_download_weights.py", "train/test_training.py", "train/test_resume.py"),
         *("train/test_metrics.py", "train/test_skipping.py", "train/test_validation.py"),
         *("train/test_samples.py", "train/test_async_checkpoints.py"),
-        *("train/test_sharded_tables.py", "train/test_recipes.py"),
+        *("train/test_sharded_tables.py", "train/test_recipes.py", "gpu/test_checks.py"),
     ),
 }
 """By marker, files whose tests all have it. Where a marker is left out, they are not imported."""

@@ -67,6 +67,10 @@ class ByteTrainer(Trainer):
             notes = notes + self._compare_validation()
         on_rank_0(lambda: self._describe(shape, notes))
         self.samples = self._make_samples() if config.samples.freq > 0 else None
+        saves = config.checkpoint.enable and not config.checkpoint.load_only
+        folder = self.checkpointer.folder if saves else None
+        self.skipped = SkippedSteps(config.skipping, folder, self.dataloader.stream.fingerprint())
+        self.metrics_processor.skipped_steps = len(self.skipped.steps)
 
     def _describe(self, shape: Shape, notes: list[str]) -> None:
         """Log what is to be said of the shard sets, and write ``model.json``."""
@@ -144,11 +148,6 @@ class ByteTrainer(Trainer):
         if any_step and self.checkpointer.holds_final_weights(steps):
             logger.info(f"All {steps} steps were done before.")
             return
-        saves = checkpoint.enable and not checkpoint.load_only
-        folder = self.checkpointer.folder if saves else None
-        rows_of = self.dataloader.stream.fingerprint()
-        self.skipped = SkippedSteps(self.config.skipping, folder, rows_of)
-        self.metrics_processor.skipped_steps = len(self.skipped.steps)
         try:
             super().train()
         except PipelineError:  # of all ranks alike, so a step that is being saved is completed

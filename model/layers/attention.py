@@ -47,9 +47,11 @@ class RotaryAngles(nn.Module):
     def __init__(self, head_dim: int, theta: float):
         super().__init__()
         self.head_dim, self.theta = head_dim, theta
-        # Kept as integers, because .to(bfloat16) must not round them, and made on the CPU even
-        # where the default device is "meta".
-        self.register_buffer("bits_F", self._frequency_bits(), persistent=False)
+        # Kept as integers, because .to(bfloat16) must not round them. They stand where weights made
+        # now would, except on the meta device, which would lose them.
+        device = torch.get_default_device()
+        bits_F = self._frequency_bits().to("cpu" if device.type == "meta" else device)
+        self.register_buffer("bits_F", bits_F, persistent=False)
 
     def _frequency_bits(self) -> Tensor:
         pair_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")

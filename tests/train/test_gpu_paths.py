@@ -12,6 +12,7 @@ from support.blt_cases import ABLATIONS, ablated, tiny
 from support.fake_ranks import fake_ranks, parallelized, with_weights
 from support.no_values import META, ScaledLinear, gpu_paths, multiply_scaled, without_values
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
 from model.layers.attention import BlockedAttention, RotaryAngles, turn_complex, turn_real
@@ -94,6 +95,13 @@ def test_both_forms_of_turning_pairs_are_one():
     real, complex_ = (turn(pairs, rotary.unsqueeze(1)) for turn in (turn_real, turn_complex))
     torch.testing.assert_close(real, complex_, rtol=0, atol=1e-6)
     assert not torch.allclose(real, pairs, atol=0.1)
+
+
+@pytest.mark.parametrize(("made_on", "stands_on"), [("cuda", "cuda"), ("meta", "cpu")])
+def test_rotary_angles_stand_where_the_weights_do(made_on, stands_on):
+    """But on the meta device they would be lost."""
+    with FakeTensorMode(), torch.device(made_on):
+        assert RotaryAngles(16, 10_000.0).bits_F.device.type == stands_on
 
 
 def test_what_float8_asks_of_shapes():

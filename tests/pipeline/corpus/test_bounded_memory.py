@@ -57,7 +57,7 @@ OUTCOMES = {
     "delta.parquet": "documents",
     "repeated.parquet": "documents",
     "repeated_id.parquet": "documents",
-    "rows.parquet": "states 2,147,483,647 rows, in a file of 28,9",
+    "rows.parquet": "states 2,147,483,647 rows, in a file of ",
     "wide.parquet": "a batch of 1024 rows states 549,755,813,888 bytes",
     "deep.parquet": "columns of more than 100 groups within one another",
     "footer.parquet": "bytes) has too many parts",

@@ -1,0 +1,82 @@
+"""The checks of ``make gpu-check``: in their tiny form everywhere, in full where there is a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu.check import STEPS, TINY, Checks, table
+from gpu.measure import RECORDS_FILE
+
+CHECK = Path(__file__).with_name("check.py")
+
+
+def checked(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CHECK), "--output", str(output), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_everything_in_its_tiny_form(tmp_path):
+    """One process for all, because imports take most of the time."""
+    done = checked(tmp_path, "--tiny", "--step", *(s.name for s in STEPS if s.name not in TINY))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(line) for line in (tmp_path / RECORDS_FILE).read_text().splitlines()]
+    by_check = {record["check"]: record for record in records}
+    assert all(record.get("met", True) for record in records)
+    assert by_check["published shape: repeated runs"]["met"]
+    assert by_check["BLT in float32 against the CPU in float32"]["logits"] == 0
+    assert by_check["blt_1b, compiled: a step"]["recompilations_after_3_steps"] == 0
+    assert by_check["generation, blt_1b with entropy_100m, 2 rows"]["bytes"] > 0
+    # Nothing is said of speed.
+    assert "met" not in by_check["blt_1b, compiled: a step"]
+
+
+def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch, capsys):
+    """And is named with the end of what it said."""
+    script = tmp_path / "step.py"
+    script.write_text(
+        "import json, sys, time\n"
+        "name = sys.argv[sys.argv.index('--step') + 1]\n"
+        "print('this is', name)\n"
+        "if name.endswith('agreement'): sys.exit(3)\n"
+        "if name.endswith('gradients'): time.sleep(60)\n"
+        f"with open({str(tmp_path / RECORDS_FILE)!r}, 'a') as file:\n"
+        "    print(json.dumps({'check': name, 'met': False}), file=file)\n"
+    )
+    monkeypatch.setattr("gpu.check.__file__", str(script))
+    assert Checks(tmp_path, limit=4, tiny=False).run(["scoring", "blt.gradients"]) == 1
+    said = capsys.readouterr().out
+    assert "failed with status 3" in said and "this is scoring.agreement" in said
+    assert "stopped at its time limit" in said
+    assert "4 steps failed, 1 aims were missed" in said  # two had no time left
+
+
+def test_table():
+    lines = [
+        {"check": "a", "met": True, "aim": "1", "rate": 1234.5678, "shares": {"x": 0.5}},
+        {"check": "b", "met": False, "aim": "2"},
+        {"check": "c", "kernels": 3},
+    ]
+    assert table(lines).splitlines()[2:] == [
+        "| a | rate 1,235, shares (x 0.5) | 1 | met |",
+        "| b |  | 2 | **missed** |",
+        "| c | kernels 3 | – |  |",
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [step.name for step in STEPS])
+def test_on_the_gpu(name, tmp_path):
+    done = checked(tmp_path, "--only", *{STEPS[0].name, name})
+    assert " 0 steps failed" in "\n " + done.stdout.splitlines()[-1], done.stdout
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = checked(tmp_path, "--step", STEPS[0].name)
+    assert done.returncode == 2 and "no GPU is visible to torch" in done.stdout
