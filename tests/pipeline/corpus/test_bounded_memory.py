@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,11 @@ import zstandard
 from support import bombs
 
 from pipeline.corpus import parquet_pages
-from pipeline.corpus.columnar import parquet_rows
+from pipeline.corpus.columnar import arrow_rows, parquet_rows
 from pipeline.corpus.limits import most_bytes, reading_bytes
 from pipeline.corpus.lines import open_decompressed, read_lines
 from pipeline.corpus.row_bytes import BEYOND, row_bytes
+from pipeline.errors import BadFileError
 
 ROOT = Path(__file__).parents[3]
 MB = 1 << 20
@@ -247,3 +249,75 @@ def test_a_large_window_is_read_if_documents_may_be_large():
     assert open_decompressed(io.BytesIO(frame), "a.zst", limit).read() == b"{}\n"
     frames = zstandard.compress(b"a") + zstandard.compress(b"b")
     assert open_decompressed(io.BytesIO(frames), "a.zst").read() == b"ab"
+
+
+def shared_pairs(pairs: int, size: int) -> bytes:
+    """A schema's message whose pairs of metadata all are one, with a long value."""
+    metadata = {"long": "x" * size} | {f"key{i}": "" for i in range(pairs - 1)}
+    message = bytearray(pa.schema([("text", pa.string())], metadata).serialize().to_pybytes())
+    root = 8 + struct.unpack_from("<I", message, 8)[0]
+    schema = _follow(message, root, 2)
+    vector = _follow(message, schema, 2)
+    (count,) = struct.unpack_from("<I", message, vector)
+    assert count == pairs
+    places = [vector + 4 + 4 * i for i in range(count)]
+    targets = [at + struct.unpack_from("<I", message, at)[0] for at in places]
+    long = max(targets, key=lambda at: struct.unpack_from("<I", message, _follow(message, at, 1)))
+    assert long > places[-1]
+    for at in places:
+        struct.pack_into("<I", message, at, long - at)
+    return bytes(message)
+
+
+def _follow(message: bytearray, table: int, field: int) -> int:
+    fields = table - struct.unpack_from("<i", message, table)[0]
+    at = table + struct.unpack_from("<H", message, fields + 4 + 2 * field)[0]
+    return at + struct.unpack_from("<I", message, at)[0]
+
+
+def test_a_schema_that_refers_to_one_text_many_times(tmp_path):
+    """Arrow makes as many copies as there are references: 100 KB here are 400 MB for it."""
+    for pairs, is_read in ((100, True), (5000, False)):
+        message = shared_pairs(pairs, 80_000)
+        if is_read:
+            stored = pa.ipc.read_schema(pa.py_buffer(message)).metadata
+            assert len(stored[b"long"]) == 80_000  # it is such a schema to Arrow
+        path = tmp_path / "a.arrow"
+        path.write_bytes(message + b"\xff\xff\xff\xff\0\0\0\0")
+        with path.open("rb") as raw:
+            if is_read:
+                assert list(arrow_rows(raw, ["text"], 0, None, MB)) == []
+                continue
+            with pytest.raises(BadFileError, match="names and metadata of more than 67,108,864"):
+                list(arrow_rows(raw, ["text"], 0, None, MB))
+
+
+@pytest.mark.parametrize("opened", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_a_schema_of_very_many_columns(tmp_path, monkeypatch, opened):
+    kind = pa.struct([(f"f{i}", pa.int8()) for i in range(20)])
+    schema = pa.schema([("text", pa.string()), ("more", kind)])
+    path = tmp_path / "a.arrow"
+    with opened(path, schema):
+        pass
+    with path.open("rb") as raw:
+        assert list(arrow_rows(raw, ["text"], 0, None, MB)) == []
+        monkeypatch.setattr("pipeline.corpus.ipc_messages.MOST_FIELDS", 15)
+        with pytest.raises(BadFileError, match="more than 15 columns"):
+            list(arrow_rows(raw, ["text"], 0, None, MB))
+
+
+@pytest.mark.parametrize("opened", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_dictionaries_of_a_file_count_together(tmp_path, monkeypatch, opened):
+    schema = pa.schema([("text", pa.dictionary(pa.int32(), pa.string()))])
+    path = tmp_path / "a.arrow"
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True, compression="zstd")
+    with opened(path, schema, options=options) as writer:
+        for count in range(1, 6):
+            words = pa.array([f"{i}" * 1000 for i in range(count)])
+            column = pa.DictionaryArray.from_arrays(pa.array([count - 1], pa.int32()), words)
+            writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
+    with path.open("rb") as raw:
+        assert len(list(arrow_rows(raw, ["text"], 0, None, MB))) == 5
+        monkeypatch.setattr("pipeline.corpus.limits.LEAST_LIMIT", 3000)
+        with pytest.raises(BadFileError, match="a record batch, with dictionaries states 3,"):
+            list(arrow_rows(raw, ["text"], 0, None, 1500))
