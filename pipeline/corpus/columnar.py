@@ -23,6 +23,8 @@ from pipeline.errors import BadFileError
 
 READ_BYTES = 4 << 20
 """Size of the batches, in bytes of text, that Parquet files are read in, about."""
+MOST_ROWS, ODD_ROWS = 8192, 64
+"""Rows of a batch: at most, and too few to be a file's habit."""
 BUFFER_BYTES = 1 << 20
 """Bytes of a column chunk that are read from the file at a time."""
 ALL_BUFFERS_BYTES = 64 << 20
@@ -74,7 +76,9 @@ def parquet_rows(
         group = metadata.row_group(i)
         done = 0
         rows = max(1, READ_BYTES * group.num_rows // max(group.total_byte_size, 1))
-        watch.begin(group, leaves, min(rows, 8192))
+        # What one row group needs, the next is likely to need, unless it was something odd.
+        usual = watch.rows if watch.rows >= ODD_ROWS else MOST_ROWS
+        watch.begin(group, leaves, min(rows, usual))
         for batch in _batches(parquet, watch, i, columns):
             for row in _rows(batch, columns, max_document_bytes):
                 yield str(position + done), row

@@ -194,7 +194,7 @@ class PageWatch:
         self._chunks: list[_Chunk] = []
         self._at = 0
         self.rows = 0
-        """Rows per batch."""
+        """Rows per batch; 0 before there is any."""
         self.fewer_rows = False
         """True once Arrow was stopped because batches have to be smaller: of ``rows`` rows."""
         self.problem = ""
