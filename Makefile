@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: chaos demo help test test-fast gpu-check lint benchmark pictures entropy-model clean
+.PHONY: demo help test test-fast gpu-check lint benchmark fuzz chaos pictures entropy-model clean
 
 demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
@@ -30,8 +30,11 @@ lint: .venv/installed  ## style and types
 benchmark: .venv/installed  ## timed comparisons; see tests/benchmarks/RESULTS.md
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-chaos: .venv/installed  ## random kills of jobs, Ray and storage, with reruns; CHAOS="--rounds 50 --seed 1"
-	$(BIN)/python tests/campaigns/chaos.py $(CHAOS)
+fuzz: .venv/installed  ## read 20,000 damaged files in bounded processes (FLAGS="--count 100 --seed 1")
+	$(BIN)/python tests/campaigns/fuzz.py $(FLAGS)
+
+chaos: .venv/installed  ## random kills of jobs, Ray and storage, with reruns; FLAGS="--rounds 50 --seed 1"
+	$(BIN)/python tests/campaigns/chaos.py $(FLAGS)
 
 pictures: .venv/installed .venv/browser demo  ## the README's pictures, made from the demo
 	$(BIN)/python tests/pictures/make.py

@@ -1,92 +1,192 @@
-"""Rows of Parquet and Arrow files as Python values, a few megabytes at a time."""
+"""Rows of Parquet and Arrow files as Python values, a few megabytes at a time.
+
+What a file states about its sizes is looked at before it is decoded: see
+:mod:`pipeline.corpus.parquet_pages` and :mod:`pipeline.corpus.ipc_messages`.
+"""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.fields import column_of, schema_names, type_of
+from pipeline.corpus.fields import column_of, listed, schema_names, type_of
+from pipeline.corpus.ipc_messages import MessageWatch, check_start
+from pipeline.corpus.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
+from pipeline.corpus.parquet_pages import PageWatch, leaves_of, open_parquet
+from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
 from pipeline.corpus.values import values
 from pipeline.errors import BadFileError
 
 READ_BYTES = 4 << 20
 """Size of the batches, in bytes of text, that Parquet files are read in, about."""
+MOST_ROWS, ODD_ROWS = 8192, 64
+"""Rows of a batch: at most, and too few to be a file's habit."""
+BUFFER_BYTES = 1 << 20
+"""Bytes of a column chunk that are read from the file at a time."""
+ALL_BUFFERS_BYTES = 64 << 20
 TEXT_TYPES = (
     *(pa.string(), pa.large_string(), pa.string_view()),
     *(pa.binary(), pa.large_binary(), pa.binary_view()),
 )
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
-Row = tuple[str, dict[str, Any]]
-"""Position, and values by column. Strings are bytes: Arrow does not check that they are UTF-8."""
+Row = tuple[str, dict[str, Any] | str]
+"""Position, and values by column or what is wrong with the row. Strings are bytes: Arrow does not
+check that they are UTF-8."""
 
 
 def parquet_rows(
-    raw: io.BufferedIOBase, columns: Sequence[str], start: int, stop: int | None
+    raw: io.BufferedIOBase,
+    columns: Sequence[str],
+    start: int,
+    stop: int | None,
+    max_document_bytes: int,
 ) -> Iterator[Row]:
     """Rows of the row groups from ``start`` to ``stop``.
 
     Args:
         columns: that are read; the first is the text.
+        max_document_bytes: longer texts are not made.
 
     Raises:
-        BadFileError: a column is missing, or the first does not hold strings.
+        BadFileError: a column is missing, the first does not hold strings, or the file states more
+            than may be decoded.
     """
-    # With a buffer size, column chunks are streamed instead of read whole.
+    watch = PageWatch(raw, most_bytes(max_document_bytes))
+    footer = open_parquet(raw)
+    _check_columns(footer.schema_arrow, columns)
+    leaves = leaves_of(footer.metadata, columns)
     parquet = pq.ParquetFile(
-        raw, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        watch,
+        metadata=footer.metadata,
+        # With a buffer size, column chunks are streamed instead of read whole.
+        buffer_size=max(1 << 13, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // len(leaves))),
+        pre_buffer=False,
+        page_checksum_verification=True,
+        # A row's list may repeat one string any number of times.
+        read_dictionary=[leaf.path for leaf in leaves if leaf.is_list and leaf.is_text],
     )
-    _check_columns(parquet.schema_arrow, columns)
     metadata = parquet.metadata
     stop = metadata.num_row_groups if stop is None else stop
     position = sum(metadata.row_group(i).num_rows for i in range(start))
     for i in range(start, stop):
         group = metadata.row_group(i)
+        done = 0
         rows = max(1, READ_BYTES * group.num_rows // max(group.total_byte_size, 1))
-        batches = parquet.iter_batches(
-            min(rows, 8192), row_groups=[i], columns=columns, use_threads=False
-        )
-        end = position + group.num_rows
-        for batch in batches:
-            for row in _rows(batch, columns):
-                yield str(position), row
-                position += 1
-        if position != end:
+        # What one row group needs, the next is likely to need, unless it was something odd.
+        usual = watch.rows if watch.rows >= ODD_ROWS else MOST_ROWS
+        watch.begin(group, leaves, min(rows, usual))
+        for batch in _batches(parquet, watch, i, columns):
+            for row in _rows(batch, columns, max_document_bytes):
+                yield str(position + done), row
+                done += 1
+            del batch  # before the next is decoded
+        if done != group.num_rows:
             raise BadFileError(
-                f"row group {i} holds {position - end + group.num_rows} rows, and the file's "
-                f"footer says {group.num_rows}"
+                f"row group {i} holds {done} rows, and the file's footer says {group.num_rows}"
             )
+        position += done
+
+
+def _batches(
+    parquet: Any, watch: PageWatch, number: int, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of a row group; if they turn out to be too large, they are smaller from
+    there on.
+
+    Raises:
+        BadFileError: the row group states more than may be decoded.
+    """
+    done = 0
+    while True:
+        row = 0
+        batches = parquet.iter_batches(
+            watch.rows, row_groups=[number], columns=columns, use_threads=False
+        )
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # whatever Arrow makes of the watch's
+                if watch.problem:
+                    raise BadFileError(watch.problem) from error
+                if not watch.fewer_rows:
+                    raise
+                watch.begin_again()
+                break
+            if batch is None:
+                return
+            watch.next_batch()
+            skipped, row = max(0, done - row), row + batch.num_rows
+            if row > done:
+                yield batch.slice(skipped)
+                done = row
+            del batch
 
 
 def arrow_rows(
-    raw: io.BufferedIOBase, columns: Sequence[str], start: int, stop: int | None
+    raw: io.BufferedIOBase,
+    columns: Sequence[str],
+    start: int,
+    stop: int | None,
+    max_document_bytes: int,
 ) -> Iterator[Row]:
     """Rows of the record batches from ``start`` to ``stop``.
 
     Args:
         columns: that are read; the first is the text.
+        max_document_bytes: longer texts are not made.
 
     Raises:
-        BadFileError: a column is missing, or the first does not hold strings.
+        BadFileError: a column is missing, the first does not hold strings, or the file states more
+            than may be decoded.
     """
     schema = open_arrow(raw).schema
     _check_columns(schema, columns)
-    raw.seek(0)
     # Only wanted columns are read: record batches come whole otherwise.
     outer = {name if name in schema.names else name.partition(".")[0] for name in columns}
-    reader = open_arrow(raw, [schema.get_field_index(name) for name in sorted(outer)])
-    batches: Iterable[pa.RecordBatch] = reader
-    is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
-    if is_file:
-        stop = reader.num_record_batches if stop is None else stop
-        batches = (reader.get_batch(i) for i in range(start, stop))
+    wanted = sorted(schema.get_field_index(name) for name in outer)
+    rows = most_rows(raw.seek(0, os.SEEK_END))
+    watch = MessageWatch(raw, most_bytes(max_document_bytes), rows)
+    reader = open_arrow(raw, wanted)
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        batches = _of_file(reader, watch, schema, wanted, start, stop)
+    else:
+        batches = _of_stream(raw, reader, watch, schema, wanted)
     for i, batch in enumerate(batches, start):
         _check_buffers(batch)
-        for number, row in enumerate(_rows(batch, columns)):
+        for number, row in enumerate(_rows(batch, columns, max_document_bytes)):
             yield f"{i}:{number}", row
-    if not is_file:
-        _check_end(raw)
+        del batch  # before the next is decoded
+
+
+def _of_file(
+    reader: Any,
+    watch: MessageWatch,
+    schema: pa.Schema,
+    wanted: list[int],
+    start: int,
+    stop: int | None,
+) -> Iterator[pa.RecordBatch]:
+    watch.find_messages()
+    watch.check_dictionaries(schema)
+    for i in range(start, reader.num_record_batches if stop is None else stop):
+        watch.check_batch(i, schema, wanted)
+        yield reader.get_batch(i)
+
+
+def _of_stream(
+    raw: io.BufferedIOBase, reader: Any, watch: MessageWatch, schema: pa.Schema, wanted: list[int]
+) -> Iterator[pa.RecordBatch]:
+    while True:
+        watch.check_next(schema, wanted)
+        try:
+            yield reader.read_next_batch()
+        except StopIteration:
+            break
+    _check_end(raw)
 
 
 def _check_buffers(batch: pa.RecordBatch) -> None:
@@ -127,9 +227,11 @@ def open_arrow(
 
     Args:
         fields: indices of the columns that are read; None: all.
+
+    Raises:
+        BadFileError: the file's schema describes too much.
     """
-    is_file = raw.read(6) == b"ARROW1"
-    raw.seek(0)
+    is_file = check_start(raw)
     options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
     opened = pa.ipc.open_file if is_file else pa.ipc.open_stream
     return opened(raw, options=options)
@@ -140,7 +242,7 @@ def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> None:
     for name in columns:
         if names.count(name) != 1:
             many = "more than one" if name in names else "no"
-            raise BadFileError(f"{many} column {name!r}; there are {', '.join(names)}")
+            raise BadFileError(f"{many} column {name!r}; there are {listed(names)}")
     text = type_of(schema, columns[0])
     if pa.types.is_dictionary(text):
         text = text.value_type
@@ -148,10 +250,65 @@ def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> None:
         raise BadFileError(f"column {columns[0]!r} is {text}, not a string")
 
 
-def _rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows as dicts, a few at a time: Python values take more room than Arrow's."""
+def _rows(
+    batch: pa.RecordBatch, columns: Sequence[str], max_document_bytes: int
+) -> Iterator[dict[str, Any] | str]:
+    """Rows as dicts, a few at a time: Python values take more room than Arrow's, and a few bytes of
+    a file can stand for many."""
+    plain = all(is_plain(type_of(batch.schema, name)) for name in columns)
     for start in range(0, batch.num_rows, 1024):
         piece = batch.slice(start, 1024)
-        by_name = {name: values(column_of(piece, name)) for name in columns}
-        for i in range(piece.num_rows):
-            yield {name: of_column[i] for name, of_column in by_name.items()}
+        by_name = {name: column_of(piece, name) for name in columns}
+        steps: Iterable[tuple[int, int]] = [(0, piece.num_rows)]
+        problems: dict[int, str] = {}
+        if not plain or sum(column.nbytes for column in by_name.values()) > STEP_BYTES:
+            sizes = {name: row_bytes(column) for name, column in by_name.items()}
+            problems = _too_long(sizes, columns[0], max_document_bytes)
+            steps = _steps(np.sum(list(sizes.values()), 0), problems)
+        for first, last in steps:
+            if first in problems:
+                yield problems[first]
+                continue
+            whole = last - first == piece.num_rows
+            lists = {
+                name: values(column if whole else column.slice(first, last - first))
+                for name, column in by_name.items()
+            }
+            for i in range(last - first):
+                yield {name: of_column[i] for name, of_column in lists.items()}
+
+
+def _too_long(
+    sizes: Mapping[str, np.ndarray], text: str, max_document_bytes: int
+) -> dict[int, str]:
+    """By row, what is too long to be made of it."""
+    longest = most_bytes(max_document_bytes) // 8
+    problems: dict[int, str] = {}
+    for name, sizes_R in sizes.items():
+        limit = max_document_bytes + VALUE_BYTES if name == text else longest
+        for row in np.flatnonzero(sizes_R > limit).tolist():
+            size = f"{sizes_R[row]:,} bytes"
+            if sizes_R[row] >= BEYOND:
+                size = f"more than {MOST_VALUES:,} values"
+            reason = f"{name!r} holds {size}, and {limit:,} bytes are read at most"
+            if name == text:
+                reason = f"longer than {max_document_bytes} bytes"
+            problems.setdefault(row, f"{reason} (--max-document-bytes)")
+    return problems
+
+
+def _steps(sizes: np.ndarray, alone: Container[int]) -> Iterator[tuple[int, int]]:
+    """First and last+1 of neighbouring rows, together of about STEP_BYTES or one row.
+
+    Args:
+        alone: rows that are not put together with others.
+    """
+    first = total = 0
+    for i, size in enumerate(sizes.tolist()):
+        if i > first and (total + size > STEP_BYTES or i in alone or i - 1 in alone):
+            yield first, i
+            first = i
+            total = 0
+        total += size
+    if len(sizes):
+        yield first, len(sizes)

@@ -17,7 +17,7 @@ COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b
 """The ending of a compressed file by its first bytes."""
 COLUMNAR = {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"\xff\xff\xff\xff": ".arrow"}
 """The same for formats that are not compressed as a whole; the last is an Arrow stream's."""
-LONGEST_LINE = 16 << 20
+LONGEST_LINE = 4 << 20
 """Bytes in which the first line of JSON has to end."""
 
 

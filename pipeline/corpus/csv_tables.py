@@ -9,15 +9,20 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.corpus.fields import listed
+from pipeline.corpus.limits import MOST_VALUES
 from pipeline.errors import BadFileError
 
 EXTRA_BYTES = 4 << 20
 """Bytes by which a field may exceed the longest text; more is a quote that nobody closed."""
+BLOCK_BYTES = 1 << 20
+MOST_EMPTY_LINES = 1 << 22
+"""Empty lines after one another: they take a few bytes, compressed, and long to read."""
 
 
 def column_names(file: io.BufferedIOBase, delimiter: str) -> list[str]:
     """The names in the first line."""
-    return next(_reader(file, delimiter, EXTRA_BYTES), [])
+    return next(_reader(_Rows(file, delimiter, EXTRA_BYTES), EXTRA_BYTES), [])
 
 
 def table_rows(
@@ -27,21 +32,32 @@ def table_rows(
 
     Args:
         columns: that are wanted.
-        max_document_bytes: a field that is far longer than such a text ends the file.
+        max_document_bytes: a field that is far longer than such a text, or a row of twice its
+            length, ends the file.
 
     Raises:
         BadFileError: a column is missing, or the rest cannot be told apart into rows.
     """
-    reader = _reader(file, delimiter, max_document_bytes + EXTRA_BYTES)
-    number = -1
+    longest = max_document_bytes + EXTRA_BYTES
+    raw = _Rows(file, delimiter, 2 * longest)
+    number, empty = -1, 0
     try:
+        reader = _reader(raw, longest)
         names = next(reader, [])
         for name in columns:
             if names.count(name) != 1:
                 many = "more than one" if name in names else "no"
-                raise BadFileError(f"{many} column {name!r}; there are {', '.join(names)}")
+                raise BadFileError(f"{many} column {name!r}; there are {listed(names)}")
         places = [(name, names.index(name)) for name in columns]
-        for number, row in enumerate(filter(None, reader)):
+        for row in reader:
+            raw.row_bytes = raw.row_fields = 0
+            if not row:
+                empty += 1
+                if empty > MOST_EMPTY_LINES:
+                    raise csv.Error(f"more than {MOST_EMPTY_LINES:,} empty lines")
+                continue
+            number += 1
+            empty = 0
             if len(row) == len(names):
                 yield str(number), {name: _bytes(row[place]) for name, place in places}
             else:
@@ -54,27 +70,45 @@ def _bytes(field: str) -> bytes:
     return field.encode(errors="surrogateescape")
 
 
-def _reader(file: io.BufferedIOBase, delimiter: str, longest: int) -> Iterator[list[str]]:
+def _reader(raw: "_Rows", longest: int) -> Iterator[list[str]]:
     csv.field_size_limit(longest)
     text = io.TextIOWrapper(
-        io.BufferedReader(_Raw(file), 1 << 20),
+        io.BufferedReader(raw, BLOCK_BYTES),
         encoding="utf-8-sig",
         errors="surrogateescape",
         newline="",
     )
-    return csv.reader(text, delimiter=delimiter, strict=True)
+    return csv.reader(text, delimiter=raw.delimiter, strict=True)
 
 
-class _Raw(io.RawIOBase):
-    """A file for :class:`io.TextIOWrapper`, which would close it, and asks for more methods."""
+class _Rows(io.RawIOBase):
+    """A file for :class:`io.TextIOWrapper`, which would close it, and asks for more methods.
 
-    def __init__(self, file: io.BufferedIOBase):
-        self._file = file
+    It is read a block at a time. Who takes rows from what is read sets the counts to 0, so that
+    they say, up to a block, what there is of the next row.
+    """
+
+    row_bytes = row_fields = 0
+
+    def __init__(self, file: io.BufferedIOBase, delimiter: str, longest: int):
+        """
+        Args:
+            longest: bytes that a row may have.
+        """
+        self._file, self._longest = file, longest
+        self.delimiter = delimiter
+        self._separator = delimiter.encode()
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: Any) -> int:
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
+        if self.row_bytes > self._longest:
+            raise csv.Error(f"the next row has more than {self._longest:,} bytes")
+        if self.row_fields > MOST_VALUES:
+            raise csv.Error(f"the next row has more than {MOST_VALUES:,} fields")
+        self.row_bytes += len(data)
+        self.row_fields += data.count(self._separator)
         return len(data)

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from pipeline.corpus.fields import partition_values
+from pipeline.corpus.fields import listed, partition_values
 from pipeline.corpus.formats import FORMATS
+from pipeline.corpus.limits import most_bytes
 from pipeline.corpus.lines import open_decompressed
 from pipeline.corpus.splits import FilePlan, Split
 from pipeline.corpus.values import Unusable
@@ -69,7 +70,7 @@ def check_columns(
     for flag, name in wanted:
         if name and name not in existing:
             raise ConfigError(
-                f"{flag}: no input file has a column {name!r}; there are: {', '.join(existing)}"
+                f"{flag}: no input file has a column {name!r}; there are: {listed(existing)}"
             )
 
 
@@ -83,6 +84,11 @@ class Document(NamedTuple):
     """Valid UTF-8."""
     metadata: tuple[str | None, ...]
     """Wanted metadata columns; numbers, lists and the like as JSON, None where there is none."""
+
+    @property
+    def side_bytes(self) -> int:
+        """Characters of id and metadata: what is held of a document beside its text."""
+        return len(self.sample_id) + sum(len(value) for value in self.metadata if value)
 
 
 class Reject(NamedTuple):
@@ -111,7 +117,10 @@ def read_split(
     with source:
         raw = cast(io.BufferedIOBase, source)
         try:
-            file = open_decompressed(raw, split.file.typed_name) if form.is_compressible else raw
+            file = raw
+            if form.is_compressible:
+                limit = most_bytes(max_document_bytes)
+                file = open_decompressed(raw, split.file.typed_name, limit)
             records = form.records(file, split.start, split.stop, wanted, max_document_bytes)
             for position, record in records:
                 if partitions and isinstance(record, dict):

@@ -6,7 +6,7 @@ out, has the field ``language`` with the value ``en``.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,6 +17,8 @@ from pipeline.storage.listing import InputFile
 
 PARTITION = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<value>[^/]*)")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+MOST_LISTED = 100
+"""Names of fields that a message lists."""
 MISSING = object()
 """Stands for a field that a record lacks."""
 
@@ -50,6 +52,14 @@ def names_of(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(value, dict):
             yield from names_of(value, f"{prefix}{name}.")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, which may be very many."""
+    every = list(names)
+    more = len(every) - MOST_LISTED
+    first = ", ".join(name[:100] for name in every[:MOST_LISTED])
+    return first + (f" and {more:,} more" if more > 0 else "")
 
 
 def schema_names(fields: pa.Schema | pa.StructType, prefix: str = "") -> Iterator[str]:

@@ -20,13 +20,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import pyarrow.parquet as pq
-
 from pipeline.corpus.columnar import arrow_rows, open_arrow, parquet_rows
 from pipeline.corpus.csv_tables import column_names, table_rows
 from pipeline.corpus.fields import schema_names
 from pipeline.corpus.json_lines import first_keys, json_rows
 from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
+from pipeline.corpus.parquet_pages import open_parquet
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import open_input
@@ -131,7 +130,7 @@ class Parquet(InputFormat):
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         with open_input(file.url) as raw:
-            metadata = pq.ParquetFile(raw).metadata
+            metadata = open_parquet(raw).metadata
         sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
         return Cut(
             _neighbours(sizes, split_bytes), list(schema_names(metadata.schema.to_arrow_schema()))
@@ -145,7 +144,7 @@ class Parquet(InputFormat):
         columns: Sequence[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
-        return parquet_rows(file, columns, start, stop)
+        return parquet_rows(file, columns, start, stop, max_document_bytes)
 
 
 class JsonLines(InputFormat):
@@ -202,7 +201,7 @@ class Arrow(InputFormat):
         columns: Sequence[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
-        return arrow_rows(file, columns, start, stop)
+        return arrow_rows(file, columns, start, stop, max_document_bytes)
 
 
 class Csv(InputFormat):

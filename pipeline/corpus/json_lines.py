@@ -11,10 +11,15 @@ from typing import Any
 import orjson
 
 from pipeline.corpus.fields import MISSING, field_of, names_of
+from pipeline.corpus.limits import MOST_VALUES
 from pipeline.corpus.lines import read_lines
 
 FIRST_LINES = 100
 """Records of a file that are asked for the names of their fields."""
+MOST_NAMES = 10_000
+"""Names of fields, in those records, beyond which a file does not tell them."""
+BYTES_PER_BYTE = 3
+"""Bytes that JSON takes for one of text, at most on average: escapes take six for two or three."""
 EXTRA_BYTES = 4 << 20
 """Bytes that a line may have beside its text, at least."""
 BOM = b"\xef\xbb\xbf"
@@ -33,12 +38,11 @@ def json_rows(
         columns: names of the fields that are wanted.
         max_document_bytes: a line that is far longer than such a text needs is not read.
     """
-    # JSON may need 6 bytes (\u0041) for one byte of text, and other fields their own.
-    longest = 6 * max_document_bytes + EXTRA_BYTES
+    longest = BYTES_PER_BYTE * max_document_bytes + EXTRA_BYTES
     for offset, line in read_lines(file, start, stop, longest):
         if line is None:
             yield str(offset), f"line of more than {longest} bytes (--max-document-bytes)"
-        elif line and not line.isspace():
+        elif not line.isspace():
             yield str(offset), _parse_line(offset, line, columns)
 
 
@@ -48,12 +52,17 @@ def first_keys(file: io.BufferedIOBase) -> list[str] | None:
     for offset, line in islice(read_lines(file, 0, None, EXTRA_BYTES), FIRST_LINES):
         with suppress(ValueError, RecursionError):  # reading it tells what is wrong
             value = _line_value(offset, line or b"")
-            keys |= dict.fromkeys(names_of(value) if isinstance(value, dict) else ())
+            names = names_of(value) if isinstance(value, dict) else ()
+            keys |= dict.fromkeys(islice(names, MOST_NAMES + 1))
+        if len(keys) > MOST_NAMES:
+            return None
     return list(keys) or None
 
 
 def _parse_line(offset: int, line: bytes, columns: Sequence[str]) -> dict[str, Any] | str:
     """The fields in the line that begins at ``offset``, or what is wrong with it."""
+    if len(line) > MOST_VALUES and _values_in(line) > MOST_VALUES:
+        return f"line holds more than {MOST_VALUES:,} values"
     try:
         value = _line_value(offset, line, columns)
     except UnicodeDecodeError as error:
@@ -64,6 +73,17 @@ def _parse_line(offset: int, line: bytes, columns: Sequence[str]) -> dict[str, A
         return "line is not a JSON object"
     fields = ((name, field_of(value, name)) for name in columns)
     return {name: field for name, field in fields if field is not MISSING}
+
+
+def _values_in(line: bytes) -> int:
+    """How many values a line holds, in lists and objects, about: strings may hold commas, too."""
+    if sum(map(line.count, (b",", b"[", b"{"))) <= MOST_VALUES:
+        return 0
+    line = line.replace(b"\\\\", b"").replace(b'\\"', b"")
+    strings = line.count(b'"') // 2
+    if strings > MOST_VALUES:
+        return strings
+    return sum(sum(map(part.count, (b",", b"[", b"{"))) for part in line.split(b'"')[::2])
 
 
 def _line_value(offset: int, line: bytes, columns: Sequence[str] = ()) -> Any:

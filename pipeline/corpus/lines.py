@@ -12,20 +12,30 @@ import bz2
 import gzip
 import io
 import lzma
-from collections.abc import Iterator
-from typing import IO, cast
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import zstandard
 
+from pipeline.corpus.limits import LEAST_LIMIT
 from pipeline.errors import BadFileError
 
 BLOCK_BYTES = 1 << 20
 COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
 """How the names of compressed files end, in lower case."""
+ZSTD_PIECE = 1 << 10
+"""Compressed bytes that are handed to zstd at a time: four of them may become 128 KB."""
+BLANK_LINES = re.compile(rb"\s*\n")
 
 
-def open_decompressed(file: io.BufferedIOBase, name: str) -> io.BufferedIOBase:
+def open_decompressed(
+    file: io.BufferedIOBase, name: str, limit: int = LEAST_LIMIT
+) -> io.BufferedIOBase:
     """The file's plain bytes. The name's end tells the compression; files may have many members.
+
+    Args:
+        limit: bytes that decompressing may take: of a zstd window or an xz dictionary.
 
     Raises:
         BadFileError: the file is compressed, and empty: even nothing has some bytes, compressed.
@@ -39,17 +49,87 @@ def open_decompressed(file: io.BufferedIOBase, name: str) -> io.BufferedIOBase:
     if suffix in (".gz", ".gzip"):
         return gzip.GzipFile(fileobj=file)
     if suffix == ".bz2":
-        return cast(io.BufferedIOBase, bz2.BZ2File(file))
+        return io.BufferedReader(_Members(file, bz2.BZ2Decompressor), BLOCK_BYTES)
     if suffix == ".xz":
-        return cast(io.BufferedIOBase, lzma.LZMAFile(cast(IO[bytes], file)))
-    return io.BufferedReader(_ZstdReader(file), BLOCK_BYTES)
+        dictionary = f"a dictionary of more than {limit:,} bytes"
+        members = _Members(file, lambda: lzma.LZMADecompressor(memlimit=limit), b"\0", dictionary)
+        return io.BufferedReader(members, BLOCK_BYTES)
+    return io.BufferedReader(_ZstdReader(file, limit), BLOCK_BYTES)
+
+
+class _Decompressor(Protocol):
+    """Decompresses one member, as the standard library's classes do."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Members(io.RawIOBase):
+    """The content of members, one after another, never more of it than is asked for."""
+
+    def __init__(
+        self,
+        file: io.BufferedIOBase,
+        new: Callable[[], _Decompressor],
+        padding: bytes = b"",
+        too_much: str = "",
+    ):
+        """
+        Args:
+            new: makes the decompressor of a member.
+            padding: bytes that may stand between members.
+            too_much: what a member has that is refused with an error about memory.
+        """
+        self._file, self._new, self._padding, self._too_much = file, new, padding, too_much
+        self._member: _Decompressor | None = None
+        self._compressed = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if not self._compressed and (self._member is None or self._member.needs_input):
+                self._compressed = self._file.read(1 << 16)
+                if not self._compressed:
+                    if self._member is not None:
+                        raise EOFError("the file ends in the middle of its compressed data")
+                    return 0
+            if self._member is None:
+                if self._padding:
+                    self._compressed = self._compressed.lstrip(self._padding)
+                if not self._compressed:
+                    continue
+                self._member = self._new()
+            plain = self._decompress(self._member, len(buffer))
+            if self._member.eof:
+                self._compressed, self._member = self._member.unused_data, None
+            if plain:
+                buffer[: len(plain)] = plain
+                return len(plain)
+
+    def _decompress(self, member: _Decompressor, size: int) -> bytes:
+        try:
+            plain = member.decompress(self._compressed, size)
+        except lzma.LZMAError as error:
+            if "limit" in str(error):
+                raise BadFileError(f"cannot be decompressed: it has {self._too_much}") from error
+            raise
+        self._compressed = b""  # the decompressor keeps what is left
+        return plain
 
 
 class _ZstdReader(io.RawIOBase):
     """The content of zstd frames, one after another. The library's reader misses truncated ones."""
 
-    def __init__(self, file: io.BufferedIOBase):
-        self._file = file
+    def __init__(self, file: io.BufferedIOBase, limit: int):
+        self._file, self._limit = file, limit
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=limit)
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self._compressed = b""
         self._plain = memoryview(b"")
@@ -57,19 +137,25 @@ class _ZstdReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: Any) -> int:
         while not self._plain:
             if not self._compressed:
-                # A small piece: it may decompress to a few thousand times its size.
-                self._compressed = self._file.read(1 << 14)
+                self._compressed = self._file.read(ZSTD_PIECE)
                 if not self._compressed:
                     if self._frame is not None:
                         raise EOFError("the file ends in the middle of a zstd frame")
                     return 0
             if self._frame is None:
-                decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-                self._frame = decompressor.decompressobj()
-            self._plain = memoryview(self._frame.decompress(self._compressed))
+                self._frame = self._decompressor.decompressobj()
+            try:
+                self._plain = memoryview(self._frame.decompress(self._compressed))
+            except zstandard.ZstdError as error:
+                if "too much memory" in str(error):
+                    raise BadFileError(
+                        f"has a zstd window of more than {self._limit:,} bytes; compress it with a "
+                        "smaller one, or raise --max-document-bytes to half of what it needs"
+                    ) from error
+                raise
             self._compressed = self._frame.unused_data
             if self._frame.eof:
                 self._frame = None
@@ -84,8 +170,8 @@ def read_lines(
 ) -> Iterator[tuple[int, bytes | None]]:
     """``(offset, line)`` of every line whose first byte lies in ``[start, stop)``.
 
-    Ranges that meet share no line and lose none. Lines come without their newline; a line of more
-    than ``max_bytes`` bytes comes as None and is never held in memory.
+    Ranges that meet share no line and lose none. Lines come without their newline; blank ones are
+    passed over; a line of more than ``max_bytes`` bytes comes as None and is never held in memory.
 
     Args:
         file: at its beginning; seekable unless ``start`` is 0.
@@ -96,38 +182,49 @@ def read_lines(
         # The byte before tells whether a line begins exactly at `start`.
         file.seek(start - 1)
         offset = start - 1
-        for piece, ended in _pieces(file):
-            offset += len(piece) + ended
-            if ended:
+        for block in _blocks(file):
+            newline = block.find(b"\n")
+            offset += len(block) if newline < 0 else newline + 1
+            if newline >= 0:
                 break
         else:
             return
         file.seek(offset)
     line, length = bytearray(), 0
-    for piece, ended in _pieces(file):
-        if stop is not None and offset >= stop:
-            return
-        length += len(piece)
-        if length <= max_bytes:
-            line += piece
-        else:
-            line.clear()
-        if ended:
-            yield offset, bytes(line) if length <= max_bytes else None
-            offset += length + 1
-            line.clear()
-            length = 0
-    if length and (stop is None or offset < stop):
+    for block in _blocks(file):
+        at = 0
+        while at < len(block):
+            if not length:
+                # Millions of blank lines take a few bytes, compressed, and no time here.
+                if block[at] <= 0x20 and (blank := BLANK_LINES.match(block, at)):
+                    offset += blank.end() - at
+                    at = blank.end()
+                if stop is not None and offset >= stop:
+                    return
+            newline = block.find(b"\n", at)
+            if newline >= 0 and not length and newline - at <= max_bytes:
+                yield offset, block[at:newline]
+                offset += newline + 1 - at
+                at = newline + 1
+                continue
+            end = len(block) if newline < 0 else newline
+            length += end - at
+            if length <= max_bytes:
+                line += memoryview(block)[at:end]
+            else:
+                line.clear()
+            at = end + 1
+            if newline >= 0:
+                yield offset, bytes(line) if length <= max_bytes else None
+                offset += length + 1
+                line.clear()
+                length = 0
+    if length:
         yield offset, bytes(line) if length <= max_bytes else None
 
 
-def _pieces(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bool]]:
-    """Pieces of lines, at most a block long, each with whether a newline follows it."""
+def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
     # A decompressor's read1 returns what it has; read would lose that at a broken place.
     read = getattr(file, "read1", file.read)
     while block := read(BLOCK_BYTES):
-        *whole, rest = block.split(b"\n")
-        for piece in whole:
-            yield piece, True
-        if rest:
-            yield rest, False
+        yield block

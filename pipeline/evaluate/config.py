@@ -69,7 +69,7 @@ class EvaluateConfig:
     """Column or JSON field with the id; documents are called file#position without one."""
     by: str | None = None
     """Column or JSON field that tells the source of a document; by default its file's name."""
-    max_document_bytes: int = 256 << 20
+    max_document_bytes: int = 64 << 20
     """Longer documents are rejected, because a document has to fit into memory."""
     on_bad_document: Literal["reject", "fail"] = "reject"
     """A broken document is counted and listed at the end, or stops the job."""

@@ -77,7 +77,7 @@ class PatchCorpusConfig:
     """Bytes of the sample that the n-gram model is fitted on."""
     shard_bytes: int = 64 << 20
     """Bytes of text per shard, about; large files are split into pieces of this size."""
-    max_document_bytes: int = 256 << 20
+    max_document_bytes: int = 64 << 20
     """Longer documents are rejected, because a document has to fit into memory."""
     keep_entropies: bool = True
     """Store the entropies, so that shards can be re-patched without the model."""

@@ -36,6 +36,9 @@ from pipeline.storage.output import OutputDirectory, to_json
 
 BATCH_BYTES = 1 << 20
 """Bytes of text that are scored at a time, and go into one record batch of a shard."""
+BATCH_DOCUMENTS = 1 << 16
+BATCH_SIDE_BYTES = 32 << 20
+"""Documents, and characters of ids and metadata, after which a batch ends, too."""
 MOST_REJECTS = 1 << 16
 """Rejects after which a shard is closed: they are held in memory until then."""
 
@@ -119,18 +122,20 @@ def _records(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[Doc
 def _read_batches(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[_Batch]:
     """The records of a split in batches; where one ends depends on the records alone."""
     batch = _Batch()
-    batch_bytes = shard_bytes = shard_rejects = 0
+    batch_bytes = side_bytes = shard_bytes = shard_rejects = 0
     try:
         for record in _records(split, config, skip):
             if shard_bytes >= config.shard_bytes or shard_rejects >= MOST_REJECTS:
                 batch.ends_shard = True
                 shard_bytes = shard_rejects = 0
-            if batch.ends_shard or batch_bytes >= BATCH_BYTES:
+            is_full = batch_bytes >= BATCH_BYTES or side_bytes >= BATCH_SIDE_BYTES
+            if batch.ends_shard or is_full or len(batch.documents) == BATCH_DOCUMENTS:
                 yield batch
-                batch, batch_bytes = _Batch(), 0
+                batch, batch_bytes, side_bytes = _Batch(), 0, 0
             if isinstance(record, Document):
                 batch.documents.append(record)
                 batch_bytes += len(record.text)
+                side_bytes += record.side_bytes
                 shard_bytes += len(record.text)
             elif config.on_bad_document == "fail":
                 raise bad_document(split.file.url, record)

@@ -83,7 +83,7 @@ class PrepareCorpusConfig:
     """Workers, one CPU each; as many as the cluster has room for by default."""
     sort_bytes: int = 64 << 20
     """Text that a worker holds in memory and sorts at a time."""
-    max_document_bytes: int = 256 << 20
+    max_document_bytes: int = 64 << 20
     """Longer documents are rejected: one has to fit into memory."""
     on_bad_document: Literal["reject", "fail"] = "reject"
     """A broken document is counted and kept in rejects/, or stops the job."""

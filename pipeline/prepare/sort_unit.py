@@ -172,7 +172,7 @@ def _batches(split: Split, shuffle: Shuffle) -> Iterator[tuple[list[Document], l
         for record in read_split(split, shuffle.columns, shuffle.max_document_bytes):
             if isinstance(record, Document):
                 documents.append(record)
-                size += len(record.text)
+                size += len(record.text) + record.side_bytes
             else:
                 rejects.append(record)
             if size >= BATCH_BYTES or len(documents) + len(rejects) >= BATCH_RECORDS:
