@@ -1,7 +1,8 @@
 """Rows of Parquet and Arrow files as Python values, a few megabytes at a time.
 
 What a file states about its sizes is looked at before it is decoded: see
-:mod:`pipeline.corpus.parquet_pages` and :mod:`pipeline.corpus.ipc_messages`.
+:mod:`pipeline.corpus.parquet_footer`, :mod:`pipeline.corpus.parquet_pages` and
+:mod:`pipeline.corpus.ipc_messages`.
 """
 
 import io
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 from pipeline.corpus.fields import column_of, listed, schema_names, type_of
 from pipeline.corpus.ipc_messages import MessageWatch, check_start
 from pipeline.corpus.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
-from pipeline.corpus.parquet_pages import PageWatch, leaves_of, open_parquet
+from pipeline.corpus.parquet_footer import Footer, leaves_of
+from pipeline.corpus.parquet_pages import PageWatch
 from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
 from pipeline.corpus.values import values
 from pipeline.errors import BadFileError
@@ -56,12 +58,13 @@ def parquet_rows(
             than may be decoded.
     """
     watch = PageWatch(raw, most_bytes(max_document_bytes))
-    footer = open_parquet(raw)
-    _check_columns(footer.schema_arrow, columns)
-    leaves = leaves_of(footer.metadata, columns)
+    footer = Footer(raw)
+    metadata = footer.parquet.metadata
+    _check_columns(footer.parquet.schema_arrow, columns)
+    leaves = leaves_of(metadata, columns)
     parquet = pq.ParquetFile(
         watch,
-        metadata=footer.metadata,
+        metadata=metadata,
         # With a buffer size, column chunks are streamed instead of read whole.
         buffer_size=max(1 << 13, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // len(leaves))),
         pre_buffer=False,
@@ -69,7 +72,6 @@ def parquet_rows(
         # A row's list may repeat one string any number of times.
         read_dictionary=[leaf.path for leaf in leaves if leaf.is_list and leaf.is_text],
     )
-    metadata = parquet.metadata
     stop = metadata.num_row_groups if stop is None else stop
     position = sum(metadata.row_group(i).num_rows for i in range(start))
     for i in range(start, stop):
@@ -78,7 +80,7 @@ def parquet_rows(
         rows = max(1, READ_BYTES * group.num_rows // max(group.total_byte_size, 1))
         # What one row group needs, the next is likely to need, unless it was something odd.
         usual = watch.rows if watch.rows >= ODD_ROWS else MOST_ROWS
-        watch.begin(group, leaves, min(rows, usual))
+        watch.begin(footer.places(i, leaves), min(rows, usual))
         for batch in _batches(parquet, watch, i, columns):
             for row in _rows(batch, columns, max_document_bytes):
                 yield str(position + done), row
