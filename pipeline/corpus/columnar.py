@@ -1,7 +1,8 @@
 """Rows of Parquet and Arrow files as Python values, a few megabytes at a time.
 
 What a file states about its sizes is looked at before it is decoded: see
-:mod:`pipeline.corpus.parquet_pages` and :mod:`pipeline.corpus.ipc_messages`.
+:mod:`pipeline.corpus.parquet_footer`, :mod:`pipeline.corpus.parquet_pages` and
+:mod:`pipeline.corpus.ipc_messages`.
 """
 
 import io
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 from pipeline.corpus.fields import column_of, listed, schema_names, type_of
 from pipeline.corpus.ipc_messages import MessageWatch, check_start
 from pipeline.corpus.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
-from pipeline.corpus.parquet_pages import PageWatch, leaves_of, open_parquet
+from pipeline.corpus.parquet_footer import Footer, leaves_of
+from pipeline.corpus.parquet_pages import PageWatch
 from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
 from pipeline.corpus.values import values
 from pipeline.errors import BadFileError
@@ -56,12 +58,13 @@ def parquet_rows(
             than may be decoded.
     """
     watch = PageWatch(raw, most_bytes(max_document_bytes))
-    footer = open_parquet(raw)
-    _check_columns(footer.schema_arrow, columns)
-    leaves = leaves_of(footer.metadata, columns)
+    footer = Footer(raw)
+    metadata = footer.parquet.metadata
+    plain = _check_columns(footer.parquet.schema_arrow, columns)
+    leaves = leaves_of(metadata, columns)
     parquet = pq.ParquetFile(
         watch,
-        metadata=footer.metadata,
+        metadata=metadata,
         # With a buffer size, column chunks are streamed instead of read whole.
         buffer_size=max(1 << 13, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // len(leaves))),
         pre_buffer=False,
@@ -69,26 +72,25 @@ def parquet_rows(
         # A row's list may repeat one string any number of times.
         read_dictionary=[leaf.path for leaf in leaves if leaf.is_list and leaf.is_text],
     )
-    metadata = parquet.metadata
     stop = metadata.num_row_groups if stop is None else stop
     position = sum(metadata.row_group(i).num_rows for i in range(start))
     for i in range(start, stop):
         group = metadata.row_group(i)
-        done = 0
+        end = position + group.num_rows
         rows = max(1, READ_BYTES * group.num_rows // max(group.total_byte_size, 1))
         # What one row group needs, the next is likely to need, unless it was something odd.
         usual = watch.rows if watch.rows >= ODD_ROWS else MOST_ROWS
-        watch.begin(group, leaves, min(rows, usual))
+        watch.begin(footer.places(i, leaves), min(rows, usual))
         for batch in _batches(parquet, watch, i, columns):
-            for row in _rows(batch, columns, max_document_bytes):
-                yield str(position + done), row
-                done += 1
+            for row in _rows(batch, columns, max_document_bytes, plain=plain):
+                yield str(position), row
+                position += 1
             del batch  # before the next is decoded
-        if done != group.num_rows:
+        if position != end:
             raise BadFileError(
-                f"row group {i} holds {done} rows, and the file's footer says {group.num_rows}"
+                f"row group {i} holds {position - end + group.num_rows} rows, and the file's "
+                f"footer says {group.num_rows}"
             )
-        position += done
 
 
 def _batches(
@@ -144,7 +146,7 @@ def arrow_rows(
             than may be decoded.
     """
     schema = open_arrow(raw).schema
-    _check_columns(schema, columns)
+    plain = _check_columns(schema, columns)
     # Only wanted columns are read: record batches come whole otherwise.
     outer = {name if name in schema.names else name.partition(".")[0] for name in columns}
     wanted = sorted(schema.get_field_index(name) for name in outer)
@@ -157,7 +159,7 @@ def arrow_rows(
         batches = _of_stream(raw, reader, watch, schema, wanted)
     for i, batch in enumerate(batches, start):
         _check_buffers(batch)
-        for number, row in enumerate(_rows(batch, columns, max_document_bytes)):
+        for number, row in enumerate(_rows(batch, columns, max_document_bytes, plain=plain)):
             yield f"{i}:{number}", row
         del batch  # before the next is decoded
 
@@ -237,7 +239,8 @@ def open_arrow(
     return opened(raw, options=options)
 
 
-def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> None:
+def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> bool:
+    """Check that the columns can be read; True if all are plain (see :func:`is_plain`)."""
     names = list(schema_names(schema))
     for name in columns:
         if names.count(name) != 1:
@@ -248,20 +251,24 @@ def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> None:
         text = text.value_type
     if text not in TEXT_TYPES:
         raise BadFileError(f"column {columns[0]!r} is {text}, not a string")
+    return all(is_plain(type_of(schema, name)) for name in columns)
 
 
 def _rows(
-    batch: pa.RecordBatch, columns: Sequence[str], max_document_bytes: int
+    batch: pa.RecordBatch, columns: Sequence[str], max_document_bytes: int, *, plain: bool
 ) -> Iterator[dict[str, Any] | str]:
     """Rows as dicts, a few at a time: Python values take more room than Arrow's, and a few bytes of
-    a file can stand for many."""
-    plain = all(is_plain(type_of(batch.schema, name)) for name in columns)
+    a file can stand for many.
+
+    Args:
+        plain: no column holds such values.
+    """
     for start in range(0, batch.num_rows, 1024):
         piece = batch.slice(start, 1024)
         by_name = {name: column_of(piece, name) for name in columns}
         steps: Iterable[tuple[int, int]] = [(0, piece.num_rows)]
         problems: dict[int, str] = {}
-        if not plain or sum(column.nbytes for column in by_name.values()) > STEP_BYTES:
+        if not plain or piece.nbytes > STEP_BYTES:
             sizes = {name: row_bytes(column) for name, column in by_name.items()}
             problems = _too_long(sizes, columns[0], max_document_bytes)
             steps = _steps(np.sum(list(sizes.values()), 0), problems)

@@ -83,7 +83,8 @@ def type_of(schema: pa.Schema, name: str) -> pa.DataType:
 
 def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
     """The values of a field that :func:`schema_names` names; null where a struct is."""
-    if name in batch.schema.names:
-        return batch.column(name)
+    index = batch.schema.get_field_index(name)
+    if index >= 0:
+        return batch.column(index)
     first, *rest = name.split(".")
     return pc.struct_field(batch.column(first), rest)

@@ -25,7 +25,7 @@ from pipeline.corpus.csv_tables import column_names, table_rows
 from pipeline.corpus.fields import schema_names
 from pipeline.corpus.json_lines import first_keys, json_rows
 from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
-from pipeline.corpus.parquet_pages import open_parquet
+from pipeline.corpus.parquet_footer import Footer
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import open_input
@@ -130,7 +130,7 @@ class Parquet(InputFormat):
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         with open_input(file.url) as raw:
-            metadata = open_parquet(raw).metadata
+            metadata = Footer(raw).parquet.metadata
         sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
         return Cut(
             _neighbours(sizes, split_bytes), list(schema_names(metadata.schema.to_arrow_schema()))

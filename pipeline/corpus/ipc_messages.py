@@ -9,12 +9,13 @@ https://github.com/apache/arrow/tree/main/format (``Message.fbs``, ``Schema.fbs`
 import io
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.corpus.flatbuffer import Table
 from pipeline.corpus.limits import too_large
 from pipeline.errors import BadFileError
 
@@ -30,77 +31,13 @@ SCHEMA, DICTIONARY_BATCH, RECORD_BATCH = 1, 2, 3
 """Types of messages."""
 
 
-class _Table:
-    """A table of a flatbuffer. A field's place is found through the table's list of offsets."""
-
-    def __init__(self, data: bytes, at: int):
-        self._data, self._at = data, at
-        self._fields = at - self._unpack("<i", at)
-        (self._size,) = struct.unpack_from("<H", data, self._place(self._fields))
-
-    @classmethod
-    def root(cls, data: bytes) -> "_Table":
-        return cls(data, struct.unpack_from("<I", data)[0])
-
-    @staticmethod
-    def _place(at: int) -> int:
-        if at < 0:  # struct would count from the end
-            raise struct.error("an offset before the beginning")
-        return at
-
-    def _unpack(self, form: str, at: int) -> int:
-        value: int = struct.unpack_from(form, self._data, self._place(at))[0]
-        return value
-
-    def _field(self, number: int) -> int:
-        """The place of a field; 0 if the table lacks it."""
-        entry = 4 + 2 * number
-        if entry + 2 > self._size:
-            return 0
-        offset = self._unpack("<H", self._fields + entry)
-        return self._at + offset if offset else 0
-
-    def number(self, field: int, form: str = "<q", default: int = 0) -> int:
-        at = self._field(field)
-        return self._unpack(form, at) if at else default
-
-    def table(self, field: int) -> "_Table | None":
-        at = self._field(field)
-        return _Table(self._data, at + self._unpack("<I", at)) if at else None
-
-    def size(self, field: int) -> int:
-        """Bytes of a string, or elements of a vector."""
-        at = self._field(field)
-        return self._unpack("<I", at + self._unpack("<I", at)) if at else 0
-
-    def structs(self, field: int, form: str) -> list[tuple[int, ...]]:
-        """The elements of a vector of structs or numbers."""
-        at, count = self._field(field), self.size(field)
-        if not count:
-            return []
-        start = at + self._unpack("<I", at) + 4
-        stop = start + count * struct.calcsize(form)
-        if stop > len(self._data):
-            raise struct.error("a vector beyond the end")
-        return list(struct.iter_unpack(form, self._data[self._place(start) : stop]))
-
-    def tables(self, field: int) -> "Iterator[_Table]":
-        """The elements of a vector of tables."""
-        at = self._field(field)
-        if at:
-            start = at + self._unpack("<I", at)
-            for i in range(self._unpack("<I", start)):
-                place = start + 4 + 4 * i
-                yield _Table(self._data, place + self._unpack("<I", place))
-
-
 class _Budget:
     """Counts what a schema refers to."""
 
     def __init__(self) -> None:
         self._fields = self._bytes = 0
 
-    def fields(self, table: _Table, vector: int, depth: int = 0) -> None:
+    def fields(self, table: Table, vector: int, depth: int = 0) -> None:
         """Account for a vector of fields, and what is in them."""
         if depth > MOST_DEPTH:
             raise BadFileError(f"has columns of more than {MOST_DEPTH} within one another")
@@ -112,7 +49,7 @@ class _Budget:
             self.pairs(field, 6)
             self.fields(field, 5, depth + 1)
 
-    def pairs(self, table: _Table, vector: int) -> None:
+    def pairs(self, table: Table, vector: int) -> None:
         """Account for custom metadata."""
         for pair in table.tables(vector):
             self._take(64 + pair.size(0) + pair.size(1))
@@ -137,7 +74,7 @@ def check_start(raw: io.BufferedIOBase) -> bool:
     raw.seek(0)
     is_file = raw.read(6) == MAGIC
     with suppress(struct.error):
-        schema: _Table | None = None
+        schema: Table | None = None
         if is_file:
             if (footer := _footer(raw)) is not None:
                 schema = footer.table(1)
@@ -150,7 +87,7 @@ def check_start(raw: io.BufferedIOBase) -> bool:
     return is_file
 
 
-def _footer(raw: io.BufferedIOBase) -> _Table | None:
+def _footer(raw: io.BufferedIOBase) -> Table | None:
     size = raw.seek(0, os.SEEK_END)
     raw.seek(max(0, size - 10))
     tail = raw.read(10)
@@ -159,10 +96,10 @@ def _footer(raw: io.BufferedIOBase) -> _Table | None:
         return None
     _check_metadata(length)
     raw.seek(size - 10 - length)
-    return _Table.root(raw.read(length))
+    return Table.root(raw.read(length))
 
 
-def _blocks(footer: _Table, vector: int) -> list[int]:
+def _blocks(footer: Table, vector: int) -> list[int]:
     """The offsets in the file of messages that a footer lists."""
     return [block[0] for block in footer.structs(vector, "<qi4xq")]
 
@@ -175,7 +112,7 @@ def _check_metadata(length: int) -> None:
         )
 
 
-def _message(raw: io.BufferedIOBase, at: int) -> tuple[tuple[int, _Table, int] | None, int]:
+def _message(raw: io.BufferedIOBase, at: int) -> tuple[tuple[int, Table, int] | None, int]:
     """Type, header and size of the body of a message, and the offset of the body."""
     if at < 0:
         return None, at
@@ -187,7 +124,7 @@ def _message(raw: io.BufferedIOBase, at: int) -> tuple[tuple[int, _Table, int] |
         return None, at
     _check_metadata(length)
     raw.seek(at + prefix)
-    message = _Table.root(raw.read(length))
+    message = Table.root(raw.read(length))
     header = message.table(2)
     _Budget().pairs(message, 4)
     kind, size = message.number(1, "<B"), message.number(3)
@@ -202,12 +139,12 @@ def check_schema(message: bytes) -> None:
     """
     start = 8 if message[:4] == b"\xff\xff\xff\xff" else 4
     with suppress(struct.error):
-        header = _Table.root(message[start:]).table(2)
+        header = Table.root(message[start:]).table(2)
         if header is not None:
             _check_schema_table(header)
 
 
-def _check_schema_table(schema: _Table) -> None:
+def _check_schema_table(schema: Table) -> None:
     budget = _Budget()
     budget.fields(schema, 1)
     budget.pairs(schema, 2)
@@ -247,7 +184,7 @@ class _Batch:
     """Buffers beyond the usual ones, of each array of views."""
 
     @classmethod
-    def read(cls, table: _Table) -> "_Batch":
+    def read(cls, table: Table) -> "_Batch":
         views = [count for (count,) in table.structs(4, "<q")]
         buffers = table.structs(2, "<qq")
         return cls(table.number(0), buffers, table.table(3) is not None, views)

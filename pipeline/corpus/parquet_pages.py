@@ -1,38 +1,26 @@
-"""Sizes that a Parquet file states, looked at before Arrow acts on them.
+"""Sizes that the pages of a Parquet file state, looked at before Arrow acts on them.
 
-A *footer* becomes objects of several hundred times its size if it is made for that. A *page header*
-states how large a page is, uncompressed, and Arrow takes the memory at once; a page that is a
-*dictionary* holds values that a few bytes repeat any number of times. :class:`PageWatch` stands
-between Arrow and the file. Arrow reads each column chunk from its start to its end, so that the
-watch sees every page header go by and, without reading anything twice, stops Arrow before it gets
-one that states too much, or one that needs batches of fewer rows.
+A *page header* states how large a page is, uncompressed, and Arrow takes the memory at once; a page
+that is a *dictionary* holds values that a few bytes repeat any number of times. :class:`PageWatch`
+stands between Arrow and the file. Arrow reads each column chunk from its start to its end, so that
+the watch sees every page header go by and, without reading anything twice, stops Arrow before it
+gets one that states too much, or one that needs batches of fewer rows.
 
 For example, a dictionary page of 2 MB and batches of 8192 rows may become 16 GB. The watch stops
 the first batch before the dictionary is decoded; batches of 128 rows have 256 MB at most.
 """
 
-import base64
 import io
 import os
-from binascii import Error as Base64Error
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipeline.corpus.ipc_messages import check_schema
-from pipeline.corpus.limits import most_rows, too_large
-from pipeline.corpus.thrift import BINARY, LIST, STRUCT, CompactReader, ThriftError
+from pipeline.corpus.limits import too_large
+from pipeline.corpus.parquet_footer import Leaf, Place
+from pipeline.corpus.thrift import CompactReader, ThriftError
 from pipeline.errors import BadFileError
 
-MOST_FOOTER_BYTES = 64 << 20
-MOST_STRUCTS = 1_000_000
-"""Structs of a footer: Arrow's objects take up to 900 bytes each."""
-MOST_ELEMENTS = 200_000
-"""Elements of a list in a footer: columns, row groups."""
-MOST_DEPTH = 100
-"""Groups of columns within one another."""
 WINDOW_BYTES = 64 << 20
 """Bytes of strings that a batch of rows may hold, beside one page; a batch has one row at least."""
 REPEATED_BYTES = 256 << 20
@@ -44,118 +32,11 @@ LEVEL_BYTES = 8
 """Arrow's repetition and definition level of a value in a list, and its part of an offset."""
 HEADER_BYTES = 16 << 20
 """Page headers end within so many bytes for Arrow, too."""
-DICTIONARY_PAGE = 2
+DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
+ABOUT = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
+"""By type of page, the field of its header with what only pages of the type have."""
 DICTIONARY_ENCODINGS, DELTA_BYTE_ARRAY = (2, 8), 7
 """Numbers of encodings: dictionary (old and new), and strings that share beginnings."""
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-
-
-def open_parquet(raw: io.BufferedIOBase) -> pq.ParquetFile:
-    """A reader of a file, for its footer.
-
-    Raises:
-        BadFileError: the footer states too much.
-    """
-    size = raw.seek(0, os.SEEK_END)
-    _check_footer(raw, size)
-    raw.seek(0)
-    parquet = pq.ParquetFile(raw, thrift_container_size_limit=MOST_ELEMENTS)
-    rows = parquet.metadata.num_rows
-    if rows > most_rows(size):
-        raise BadFileError(f"states {rows:,} rows, in a file of {size:,} bytes")
-    return parquet
-
-
-def _check_footer(raw: io.BufferedIOBase, size: int) -> None:
-    raw.seek(max(0, size - 8))
-    tail = raw.read(8)
-    length = int.from_bytes(tail[:4], "little")
-    if tail[4:] != b"PAR1" or length + 8 > size:
-        return  # Arrow says what is wrong
-    if length > MOST_FOOTER_BYTES:
-        raise BadFileError(f"has a footer of {length:,} bytes ({MOST_FOOTER_BYTES:,} at most)")
-    raw.seek(size - 8 - length)
-    reader = CompactReader(raw.read(length), most_structs=MOST_STRUCTS)
-    try:
-        for number, kind in reader.fields():
-            if (number, kind) == (2, LIST):
-                _check_tree(reader)
-            elif (number, kind) == (5, LIST):
-                _check_arrow_schema(reader)
-            else:
-                reader.skip(kind)
-    except IndexError:
-        raise BadFileError("truncated or corrupt: the footer breaks off") from None
-    except ThriftError as error:
-        raise BadFileError(
-            f"truncated or corrupt: the footer ({length:,} bytes) has {error}"
-        ) from error
-
-
-def _elements(reader: CompactReader) -> int:
-    count, kind = reader.list_header()
-    if kind != STRUCT:
-        raise ThriftError("a list of something else than structs")
-    return count
-
-
-def _check_tree(reader: CompactReader) -> None:
-    """Look at the schema, whose groups are followed by what is in them."""
-    left: list[int] = []
-    for _ in range(_elements(reader)):
-        children = reader.struct().get(5) or 0
-        if left:
-            left[-1] -= 1
-        if isinstance(children, int) and children > 0:
-            left.append(children)
-        if len(left) > MOST_DEPTH:
-            raise BadFileError(f"has columns of more than {MOST_DEPTH} groups within one another")
-        while left and left[-1] <= 0:
-            left.pop()
-
-
-def _check_arrow_schema(reader: CompactReader) -> None:
-    """Look at the schema that Arrow writes beside Parquet's."""
-    for _ in range(_elements(reader)):
-        key = value = b""
-        for number, kind in reader.fields():
-            if kind == BINARY and number == 1:
-                key = reader.binary()
-            elif kind == BINARY and number == 2:
-                value = reader.binary()
-            else:
-                reader.skip(kind)
-        if key == b"ARROW:schema":
-            try:
-                check_schema(base64.b64decode(value))
-            except Base64Error as error:
-                raise BadFileError(f"truncated or corrupt: Arrow's schema: {error}") from error
-
-
-class Leaf(NamedTuple):
-    """A column of a Parquet file as it is stored: a field of a struct has one of its own."""
-
-    number: int
-    """Place among all such columns."""
-    path: str
-    is_list: bool
-    """True if a row may have any number of values."""
-    is_text: bool
-    """True for strings, whose sizes vary."""
-    width: int
-    """Bytes of a value; 0 for strings."""
-
-
-def leaves_of(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[Leaf]:
-    """The stored columns that some fields are read from."""
-    leaves = []
-    for index in range(metadata.num_columns):
-        leaf = metadata.schema.column(index)
-        if any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in columns):
-            is_text = leaf.physical_type == "BYTE_ARRAY"
-            width = 0 if is_text else WIDTHS.get(leaf.physical_type, leaf.length)
-            leaves.append(Leaf(index, leaf.path, leaf.max_repetition_level > 0, is_text, width))
-    return leaves
 
 
 @dataclass
@@ -190,7 +71,7 @@ class PageWatch:
             limit: bytes that the pages which are decoded at a time may state.
         """
         self._raw, self._limit = raw, limit
-        self._places: list[tuple[Leaf, int, int]] = []
+        self._places: Sequence[Place] = ()
         self._chunks: list[_Chunk] = []
         self._at = 0
         self.rows = 0
@@ -200,28 +81,21 @@ class PageWatch:
         self.problem = ""
         """The reason to reject the file; Arrow was stopped, too."""
 
-    def begin(self, group: pq.RowGroupMetaData, leaves: Sequence[Leaf], rows: int) -> None:
+    def begin(self, places: Sequence[Place], rows: int) -> None:
         """Begin a row group.
 
         Args:
-            leaves: the columns that are read.
+            places: the chunks of the columns that are read.
             rows: per batch, at most.
 
         Raises:
             BadFileError: one row states more than may be decoded.
         """
-        width = LEAST_BATCH * sum(leaf.width for leaf in leaves)
+        width = LEAST_BATCH * sum(place.leaf.width for place in places)
         if width > self._limit:
             raise BadFileError(too_large(f"a batch of {LEAST_BATCH} rows", width, self._limit))
         self.rows = max(1, min(rows, LEAST_BATCH * WINDOW_BYTES // max(width, 1)))
-        self._places = []
-        for leaf in leaves:
-            chunk = group.column(leaf.number)
-            start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-            if dictionary is not None and 0 < dictionary < start:
-                start = dictionary
-            # Some old writers did not count the header of the dictionary's page; nor does Arrow.
-            self._places.append((leaf, start, start + chunk.total_compressed_size + 100))
+        self._places = places
         self.begin_again()
 
     def begin_again(self) -> None:
@@ -270,11 +144,12 @@ class PageWatch:
     def _take(self, chunk: _Chunk, header: dict[int, Any]) -> None:
         """Account for a page."""
         size = _number(header, 2)
-        of_kind = (header[i] for i in (5, 7, 8) if isinstance(header.get(i), dict))
-        about: dict[int, Any] = next(of_kind, {})
+        kind = _number(header, 1)
+        about = header.get(ABOUT.get(kind, 0))
+        about = about if isinstance(about, dict) else {}
         values = _number(about, 1)
-        encoding = _number(about, 4 if isinstance(header.get(8), dict) else 2)
-        is_dictionary = _number(header, 1) == DICTIONARY_PAGE
+        encoding = _number(about, 4 if kind == DATA_PAGE_V2 else 2)
+        is_dictionary = kind == DICTIONARY_PAGE
         if is_dictionary:
             chunk.dictionary = max(chunk.dictionary, size)
         else:

@@ -8,7 +8,8 @@ https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.m
 from typing import Any
 
 TRUE, FALSE, BYTE, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = 1, 2, 3, 7, 8, 9, 10, 11, 12, 13
-INTEGERS = (4, 5, 6)
+I16, I32, I64 = 4, 5, 6
+BITS = {I16: 16, I32: 32, I64: 64}
 MOST_DEPTH = 64
 
 
@@ -51,12 +52,21 @@ class CompactReader:
             if shift > 63:
                 raise ThriftError("a number of more than 64 bits")
 
-    def integer(self) -> int:
+    def integer(self, kind: int = I64) -> int:
+        """A number of a type, which it has to fit: Arrow's reader would take its last bits."""
         value = self.varint()
+        if value >> BITS[kind]:
+            raise ThriftError(f"a number of more than {BITS[kind]} bits")
         return (value >> 1) ^ -(value & 1)
 
-    def binary(self) -> bytes:
+    def _size(self) -> int:
         size = self.varint()
+        if size >> 31:
+            raise ThriftError(f"a size of {size:,}")
+        return size
+
+    def binary(self) -> bytes:
+        size = self._size()
         self._skip_bytes(size)
         return self._data[self.at - size : self.at]
 
@@ -69,7 +79,7 @@ class CompactReader:
         """Number and type of the elements that follow."""
         head = self.byte()
         size = head >> 4
-        return (self.varint() if size == 15 else size), head & 15
+        return (self._size() if size == 15 else size), head & 15
 
     def fields(self) -> "Fields":
         """The fields of a struct: numbers and types, in order; each has to be read or skipped."""
@@ -80,14 +90,19 @@ class CompactReader:
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """A struct; of lists, sets and maps in it only their place is told: they are skipped."""
-        return {number: self.value(kind, depth) for number, kind in self.fields()}
+        values: dict[int, Any] = {}
+        for number, kind in self.fields():
+            if number in values:
+                raise ThriftError(f"field {number} twice")
+            values[number] = self.value(kind, depth)
+        return values
 
     def value(self, kind: int, depth: int = 0) -> Any:
         """The value of a struct's field."""
         if kind in (TRUE, FALSE):
             return kind == TRUE
-        if kind in INTEGERS:
-            return self.integer()
+        if kind in BITS:
+            return self.integer(kind)
         if kind == BINARY:
             return self.binary()
         if kind == STRUCT and depth < MOST_DEPTH:
@@ -98,10 +113,10 @@ class CompactReader:
         """Pass over the value of a struct's field."""
         if depth > MOST_DEPTH:
             raise ThriftError(f"structs in one another, {depth} deep")
-        if kind in INTEGERS:
+        if kind in BITS:
             self.varint()
         elif kind == BINARY:
-            self._skip_bytes(self.varint())
+            self._skip_bytes(self._size())
         elif kind == STRUCT:
             for _, inner in self.fields():
                 self.skip(inner, depth + 1)
@@ -109,7 +124,7 @@ class CompactReader:
             size, inner = self.list_header()
             self._skip_elements(size, inner, depth)
         elif kind == MAP:
-            size = self.varint()
+            size = self._size()
             kinds = self.byte() if size else 0
             for _ in range(size):
                 self._skip_elements(1, kinds >> 4, depth)
@@ -143,5 +158,7 @@ class Fields:
         if not head:
             raise StopIteration
         step = head >> 4
-        self._number = self._number + step if step else self._reader.integer()
+        self._number = self._number + step if step else self._reader.integer(I16)
+        if self._number > 0x7FFF:
+            raise ThriftError(f"a field of number {self._number}")
         return self._number, head & 15

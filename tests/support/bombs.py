@@ -109,15 +109,27 @@ def dictionary_page(content: bytes, size: int, values: int) -> bytes:
     return thrift({1: 2, 2: size, 3: len(content), 7: {1: values, 2: PLAIN}}) + content
 
 
-def parquet(columns: list[tuple[dict, list[bytes]]], rows: int) -> bytes:
-    """A Parquet file of one row group, of these columns, each with its pages."""
+def parquet(
+    columns: list[tuple[dict, list[bytes]]],
+    rows: int,
+    *,
+    meta_too: dict | None = None,
+    chunk_too: dict | None = None,
+) -> bytes:
+    """A Parquet file of one row group, of these columns, each with its pages.
+
+    Args:
+        meta_too: further fields of each column's metadata.
+        chunk_too: fields of each column chunk, in place of its metadata.
+    """
     data, chunks = b"PAR1", []
     for element, pages in columns:
         start, total = len(data), sum(map(len, pages))
         data += b"".join(pages)
         meta = {1: element[1], 2: [PLAIN, RLE, DELTA_BYTE_ARRAY, RLE_DICTIONARY], 3: [element[4]]}
         meta |= {4: ZSTD, 5: Long(rows), 6: Long(total), 7: Long(total), 9: Long(start)}
-        chunks.append({2: Long(start), 3: meta})
+        meta |= meta_too or {}
+        chunks.append({2: Long(start), **(chunk_too or {3: meta})})
     schema = [{4: b"schema", 5: len(columns)}, *(element for element, _ in columns)]
     groups = [{1: chunks, 2: Long(len(data)), 3: Long(rows)}]
     footer = thrift({1: 1, 2: schema, 3: Long(rows), 4: groups})

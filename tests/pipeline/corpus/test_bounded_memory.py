@@ -19,6 +19,7 @@ from pipeline.corpus import parquet_pages
 from pipeline.corpus.columnar import arrow_rows, parquet_rows
 from pipeline.corpus.limits import most_bytes, reading_bytes
 from pipeline.corpus.lines import open_decompressed, read_lines
+from pipeline.corpus.parquet_footer import Footer, leaves_of
 from pipeline.corpus.row_bytes import BEYOND, row_bytes
 from pipeline.errors import BadFileError
 
@@ -153,9 +154,10 @@ def test_a_watch_reduces_the_rows_of_a_batch(tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": texts}), path, use_dictionary=False, write_batch_size=64)
     with path.open("rb") as raw:
         watch = parquet_pages.PageWatch(raw, 1 << 30)
-        metadata = pq.read_metadata(path)
-        leaves = parquet_pages.leaves_of(metadata, ["text"])
-        watch.begin(metadata.row_group(0), leaves, 8192)
+        footer = Footer(raw)
+        metadata = footer.parquet.metadata
+        leaves = leaves_of(metadata, ["text"])
+        watch.begin(footer.places(0, leaves), 8192)
         file = pq.ParquetFile(watch, metadata=metadata, buffer_size=1 << 16, pre_buffer=False)
         with pytest.raises(Exception, match="batches have to be smaller"):
             list(file.iter_batches(8192))
