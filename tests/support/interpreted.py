@@ -7,6 +7,7 @@ the process must be a new one.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -59,7 +60,7 @@ class _Driver:
         return 0
 
 
-class _Written(Exception):
+class _SourceWrittenError(Exception):
     """The source is there: nothing has to be compiled from it."""
 
 
@@ -81,9 +82,8 @@ def _interpret(_self: AsyncCompile, name: str, source: str, *_args: Any, **_kw: 
 
 @contextmanager
 def _as_with_a_card() -> Iterator[ExitStack]:
-    hop = torch._higher_order_ops.flex_attention
-    if not hasattr(hop, "_permute_strides"):  # The operator hides the module of its name.
-        hop = __import__("sys").modules["torch._higher_order_ops.flex_attention"]
+    # Its package has the operator under the name of the module.
+    hop = sys.modules["torch._higher_order_ops.flex_attention"]
     with ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda, "is_available", lambda: True),
@@ -128,7 +128,7 @@ def interpreter(options: Mapping[str, Any]) -> Callable[..., Callable[..., Any]]
 
         def keep(code: str) -> None:
             written.append(code)
-            raise _Written
+            raise _SourceWrittenError
 
         for answer in vars(torch.utils._triton).values():
             getattr(answer, "cache_clear", lambda: None)()
