@@ -1,0 +1,88 @@
+"""The kernel of FlexAttention with which a GPU scores: its values, run by Triton's interpreter.
+
+The kernel runs in a process of its own, because Triton is imported as a compiler or as an
+interpreter, once and for all.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.layers.attention import (
+    BLOCK,
+    SCORING_KERNEL,
+    BlockedAttention,
+    attend_flex,
+    window_block_mask,
+)
+
+LENGTHS, WINDOW = (450, 70, 30, 90), 300
+
+
+def positions() -> Tensor:
+    return torch.cat([torch.arange(length) for length in LENGTHS])
+
+
+def blind_rows() -> Tensor:
+    """For each query whether it sees nothing of the first keys that the kernel takes for it."""
+    mask = window_block_mask(positions(), WINDOW)
+    query_T1 = torch.arange(sum(LENGTHS))[:, None]
+    first_T1 = mask.kv_indices[0, 0, query_T1 // BLOCK, 0] * BLOCK
+    key_TK = first_T1 + torch.arange(SCORING_KERNEL["BLOCK_N"])
+    batch_or_head = torch.zeros((), dtype=torch.int64)
+    return ~mask.mask_mod(batch_or_head, batch_or_head, query_T1, key_TK).any(1)
+
+
+def lost_rows(kernel: dict[str, object]) -> Tensor:
+    """For each query whether the kernel returns NaN for it; all others must be right."""
+    from support.interpreted import interpreter
+    from torch.nn.attention import flex_attention
+
+    from model.entropy_model import FIXED_KERNELS
+
+    flex_attention._validate_device = lambda *tensors: None
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(sum(LENGTHS), 2, 64, generator=generator) for _ in range(3))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        mask = window_block_mask(positions(), WINDOW)
+        compiled = torch.compile(
+            attend_flex, backend=interpreter(FIXED_KERNELS), fullgraph=True, dynamic=False
+        )
+        out = compiled(q, k, v, mask, None, kernel)
+    lost = out.isnan().flatten(1).any(1)
+    expected = BlockedAttention(positions(), WINDOW)(q, k, v)
+    torch.testing.assert_close(out[~lost], expected[~lost], rtol=0, atol=1e-5)
+    return lost
+
+
+def test_some_rows_see_nothing_at_first():
+    """So their greatest score is still -inf after the first keys, and exp(-inf - -inf) is NaN."""
+    mask = window_block_mask(positions(), WINDOW)
+    assert mask.full_kv_num_blocks.any() and (mask.kv_num_blocks > 1).any()
+    assert 0 < blind_rows().sum() < sum(LENGTHS)
+    assert not SCORING_KERNEL.get("ROWS_GUARANTEED_SAFE")
+
+
+def check_kernels() -> None:
+    """The option that promises safe rows loses exactly those that see nothing at first."""
+    assert not lost_rows(SCORING_KERNEL).any()
+    assert torch.equal(lost_rows(SCORING_KERNEL | {"ROWS_GUARANTEED_SAFE": True}), blind_rows())
+
+
+def test_values_of_the_kernel():
+    pytest.importorskip("triton", reason="kernels for GPUs are generated as Triton")
+    code = f"from {__name__} import check_kernels; check_kernels()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
