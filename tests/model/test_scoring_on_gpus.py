@@ -16,9 +16,9 @@ from model.layers.transformer import Block, run_blocks, run_blocks_in_place
 
 
 def attend_all_pairs(
-    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask, scale: float
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: BlockMask, scale: float, **_: object
 ) -> Tensor:
-    """What the mask of FlexAttention means. (Its kernel is compiled in test_entropy_model.py.)"""
+    """What the mask of FlexAttention means. (Its kernel runs in layers/test_flex_kernel.py.)"""
     index_T = torch.arange(len(q_THD))
     allowed_TT = mask.mask_mod(index_T[0], index_T[0], index_T[:, None], index_T[None])
     q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, k_TKD, v_TKD))

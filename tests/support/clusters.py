@@ -107,7 +107,7 @@ class S3Server:
             *("-ip=127.0.0.1", "-s3", f"-s3.config={directory}/s3.json"),
             *(f"-{name}.port={port}" for name, port in ports.items()),
             *grpc,
-            *("-volume.max=20", "-master.volumeSizeLimitMB=64"),
+            *("-volume.max=200", "-master.volumeSizeLimitMB=64"),
             # Their ports are fixed: a second server at the same time would end at once.
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         ]

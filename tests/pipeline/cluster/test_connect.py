@@ -102,9 +102,9 @@ def test_one_line_of_rays_is_left_out_and_all_else_arrives(ending):
         from pipeline.cluster.known_lines import KNOWN, without_known_lines
         os.write(2, b"before\\n")
         with without_known_lines():
+            print("from Python", file=sys.stderr)  # before what is too long to be written at once
             os.write(2, b"one\\n[E] core_worker.cc: Actor x " + KNOWN.encode() + b". If\\ntw")
             os.write(2, b"o\\n" + b"long " * 50_000 + b"\\n")
-            print("from Python", file=sys.stderr)
             os.write(2, b"last words")
             {ending}
         os.write(2, b"\\nafter\\n")

@@ -171,7 +171,7 @@ def test_generation_gets_what_the_task_asks_for(model, monkeypatch):
     asked = [("a", greedy), ("ü", greedy), ("c", drawn), ("long", greedy), ("d", greedy)]
     texts = model.generate_until(requests(*asked))
     assert texts == ["-a�", "-ü�", "-c�", "-long�", "-d�"]
-    shared = {"patcher": model.patching.patcher, "reset_at_newline": False}
+    shared = {"patcher": model.patching.patcher, "reset_at_newline": False, "batch_size": 3}
     first = {
         **shared,
         "max_new_bytes": 20,
@@ -188,11 +188,10 @@ def test_generation_gets_what_the_task_asks_for(model, monkeypatch):
         "top_p": 0.9,
         "stop": ["stop"],
     }
-    # Those with the same settings together, the longest first, at most three.
-    batches = [([b"long", "ü".encode(), b"a"], first), ([b"d"], first), ([b"c"], second)]
-    assert calls == batches
+    # Those with the same settings together, the longest first.
+    assert calls == [([b"long", "ü".encode(), b"a", b"d"], first), ([b"c"], second)]
     # Every request has a seed of its own.
-    assert [seed - seeds[0] for seed in seeds] == [0, 3, 4]
+    assert [seed - seeds[0] for seed in seeds] == [0, 4]
 
 
 def test_generation_is_greedy_text(model):
