@@ -1,4 +1,5 @@
-"""Keep one known line of Ray's from users: an error that is none.
+"""Keep one known line of Ray's from users, an error that is none, and have the last word where Ray
+ends this process.
 
 Ray's C++ core, within the driver's process, writes a line to file descriptor 2 whenever it creates
 an actor that has arguments in the object store and is started again when it ends. Each pool of Ray
@@ -11,6 +12,10 @@ of a local Ray's raylet, which inherits the driver's environment, and which peop
 runs out of memory. So whatever is written to the descriptor passes through a small process, which
 leaves out this line and nothing else. It is a process and no thread, so that the last words of a
 driver that crashes arrive. Python's own ``sys.stderr`` goes around it: a terminal stays one.
+
+Where the raylet of this machine ends, the core ends the driver, which cannot say anything any more.
+So a driver says goodbye to the process when the block is over; where it ends without, the process
+tells what to do.
 """
 
 import os
@@ -21,16 +26,27 @@ from contextlib import contextmanager, suppress
 
 KNOWN = "has constructor arguments in the object store and max_restarts > 0"
 """A part of the line."""
+GOODBYE = "<blt-titan: nothing more to filter>"
+"""What a driver that is still there writes at the end of the block."""
+LAST_WORD = (
+    "error: this command was ended by force (killed, out of memory, or with Ray's raylet on this "
+    "machine); what is committed stays, run it again to continue"
+)
 END_S = 5.0
 _FILTER = """
 import os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-known, rest = sys.argv[1].encode(), b""
+known, goodbye, last_word = (text.encode() for text in sys.argv[1:])
+rest, is_over = b"", False
 while data := os.read(0, 1 << 16):
     *lines, rest = (rest + data).split(b"\\n")
-    os.write(1, b"".join(line + b"\\n" for line in lines if known not in line))
-os.write(1, rest)
+    is_over = is_over or any(goodbye in line for line in (*lines, rest))
+    kept = (line.replace(goodbye, b"") for line in lines if known not in line)
+    os.write(1, b"".join(line + b"\\n" for line in kept))
+os.write(1, rest.replace(goodbye, b""))
+if not is_over:
+    os.write(1, b"\\n" + last_word + b"\\n" if rest else last_word + b"\\n")
 """
 
 
@@ -39,7 +55,7 @@ def without_known_lines() -> Iterator[None]:
     """Leave the line out of what is written to file descriptor 2 while the block runs."""
     own, python = os.dup(2), sys.stderr
     process = subprocess.Popen(
-        [sys.executable, "-ISc", _FILTER, KNOWN],
+        [sys.executable, "-ISc", _FILTER, KNOWN, GOODBYE, LAST_WORD],
         stdin=subprocess.PIPE,
         stdout=own,
         stderr=own,
@@ -56,6 +72,7 @@ def without_known_lines() -> Iterator[None]:
         if sys.stderr is not python:
             sys.stderr.close()
             sys.stderr = python
+        os.write(2, GOODBYE.encode())
         os.dup2(own, 2)  # closes the pipe: the filter writes the rest and ends
         os.close(own)
         with suppress(subprocess.TimeoutExpired):  # a child of this process may have the pipe, too

@@ -13,7 +13,7 @@ another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tr
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict, cast
@@ -107,7 +107,7 @@ def run_stage(
     unreachable: dict[int, str] = {}
     left = set(pieces)
     with (
-        without_known_lines() if setup else nullcontext(),
+        without_known_lines(),
         show_progress(console, doing, pieces, done, progress) as finished,
     ):
 
