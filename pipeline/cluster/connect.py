@@ -14,6 +14,7 @@ import grpc  # type: ignore[import-untyped]
 import ray
 
 from pipeline.cli.command import end_on_signals, submitted
+from pipeline.cluster.known_lines import without_known_lines
 from pipeline.errors import PipelineError, message_of
 
 REACH_S = 20
@@ -160,7 +161,8 @@ def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:
         PipelineError: the processes that did the task ended, each time that Ray started one.
     """
     try:
-        return ray.get(task.options(num_gpus=gpus).remote(*arguments))
+        with without_known_lines():
+            return ray.get(task.options(num_gpus=gpus).remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:

@@ -235,6 +235,7 @@ def run_once(
         status = 124 if driver.poll() is None else driver.returncode
         seconds = time.monotonic() - began
         striker.join(60)
+        time.sleep(0.5)  # a process that filters the driver's last words writes on
         for process in [driver, *started.values()]:  # a killed driver's Ray ends a little later
             with suppress(psutil.Error):
                 process.kill()
