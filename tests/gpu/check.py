@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 
 LIMIT = 540
-"""Seconds for all steps: a lease of ten minutes is enough."""
+"""Seconds for all steps: ten minutes with a card are enough."""
 
 
 @dataclass(frozen=True)
