@@ -16,9 +16,7 @@ from model.blt_config import BLT_SIZES
 from model.entropy_model import EntropyModelConfig
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
 from model.training_flops import training_flops
-from train.checkpoints.state_dict_adapter import WeightsAdapter
-from train.model_spec import TrainedEntropyModel, TrainedModel
-from train.parallelize import parallelize_entropy_model
+from train.model_spec import TrainedEntropyModel, TrainedModel, plain_spec
 
 
 def _latent(size: str) -> dict[str, Any]:
@@ -65,25 +63,9 @@ class TrainedTokenTransformer(TokenTransformer, TrainedModel):
 
 def byte_spec(size: str) -> ModelSpec:
     """A byte transformer of one of :data:`BYTE_SIZES`."""
-    return ModelSpec(
-        name="bytes",
-        flavor=size,
-        model=TrainedEntropyModel.Config(shape=BYTE_SIZES[size]),
-        parallelize_fn=parallelize_entropy_model,
-        pipelining_fn=None,
-        post_optimizer_build_fn=None,
-        state_dict_adapter=WeightsAdapter,
-    )
+    return plain_spec("bytes", size, TrainedEntropyModel.Config(shape=BYTE_SIZES[size]))
 
 
 def token_spec(size: str) -> ModelSpec:
     """A token transformer of one of :data:`TOKEN_SIZES`."""
-    return ModelSpec(
-        name="tokens",
-        flavor=size,
-        model=TrainedTokenTransformer.Config(shape=TOKEN_SIZES[size]),
-        parallelize_fn=parallelize_entropy_model,
-        pipelining_fn=None,
-        post_optimizer_build_fn=None,
-        state_dict_adapter=WeightsAdapter,
-    )
+    return plain_spec("tokens", size, TrainedTokenTransformer.Config(shape=TOKEN_SIZES[size]))

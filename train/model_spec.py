@@ -132,10 +132,21 @@ def blt_spec(size: str, *, float8: bool = False) -> ModelSpec:
 
 def entropy_spec(size: str) -> ModelSpec:
     """An entropy model of one of :data:`ENTROPY_SIZES`."""
+    return plain_spec("entropy", size, TrainedEntropyModel.Config(shape=ENTROPY_SIZES[size]))
+
+
+def plain_spec(name: str, size: str, model: Any) -> ModelSpec:
+    """A transformer without patches, as torchtitan trains it.
+
+    Args:
+        name: the kind of model.
+        size: the name of its shape.
+        model: its configuration.
+    """
     return ModelSpec(
-        name="entropy",
+        name=name,
         flavor=size,
-        model=TrainedEntropyModel.Config(shape=ENTROPY_SIZES[size]),
+        model=model,
         parallelize_fn=parallelize_entropy_model,
         pipelining_fn=None,
         post_optimizer_build_fn=None,

@@ -170,5 +170,5 @@ def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:
         why = "used up the memory of its node" if used_up else "ended its process"
         raise PipelineError(
             f"{task._function_name.rpartition('.')[2].strip('_')}: this step {why}, each time that "
-            "it was tried; a file of the input may be damaged"
+            "it was tried; a file of the input may be damaged, or a node of Ray's is gone"
         ) from error

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.statistics.boundary_agreement import BOTH, OTHER_ALONE, REFERENCE_ALONE, Scores
 
 CONFIDENCE = 0.95
-"""Of bootstrap intervals over texts."""
+"""The level of bootstrap intervals over texts."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class MeasuredLosses:
     """The losses of both sets' entropy models on the same text."""
 
     bytes: int
-    """Of the text."""
+    """Bytes of the text."""
     reference: ModelLoss
     other: ModelLoss
 
@@ -131,7 +131,7 @@ class Example:
     """Byte of the document's text that the excerpt begins at."""
     text: str
     f1: float
-    """Of the whole document."""
+    """The agreement over the whole document."""
     reference_patch_bytes: list[int]
     other_patch_bytes: list[int]
 

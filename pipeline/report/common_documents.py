@@ -27,7 +27,7 @@ from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.excerpts import LONGEST_ID
 
 SEED = 2412
-"""Of the hashes, so that they have nothing to do with those that a corpus was split by."""
+"""The seed of the hashes, so that they have nothing to do with those that a corpus was split by."""
 BLOCK_BYTES = 1 << 20
 """Bytes of text that are compared at a time, about."""
 

@@ -56,7 +56,7 @@ DOCUMENTS, SAMPLE_BYTES = 20_000, 256 << 20
 """Documents, and bytes of their text, that are compared by default, about: a sample of them gives
 F1 to less than 0.01."""
 SEED = 0
-"""Of the bootstrap."""
+"""The seed of the bootstrap."""
 MOST_DRAWN = 1 << 13
 """Texts that the bootstrap draws one by one; if there are more, it draws as many groups of them."""
 

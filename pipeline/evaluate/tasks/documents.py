@@ -128,8 +128,8 @@ def _label(line: dict[str, Any], number: int, data: str) -> int:
 def noised_result(
     document: dict[str, Any], results: Sequence[tuple[float, bool]]
 ) -> dict[str, float]:
-    """Whether the right ending has the highest log-probability per character: by its noise, and
-    among all that are noised."""
+    """1 if the right ending has the highest log-probability per character, else 0: by its noise,
+    and among all that are noised."""
     nats = np.array([value for value, _ in results])
     lengths = np.array([max(len(choice), 1) for choice in document["choices"]])
     right = float(int(np.argmax(nats / lengths)) == document["gold"])
@@ -213,7 +213,7 @@ def manipulation(data: str = "", **_: object) -> Documents:
 
 
 def manipulation_result(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the answer is exactly right: by its kind, and among all."""
+    """1 if the answer is exactly right, else 0: by its kind, and among all."""
     right = float(results[0].strip() == document["answer"])
     return {document["kind"]: right, "all": right}
 
