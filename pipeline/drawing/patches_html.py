@@ -62,11 +62,12 @@ def patches_html(
         title = f' title="{escape(titles[number])}"' if titles else ""
         kind = f"patch p{number % COLOURS}" + " outlined" * (number == outlined)
         kind += " marked" * (number in marked)
-        spans.append(f'<span class="{kind}"{title}>{_shown(patch)}</span>')
+        spans.append(f'<span class="{kind}"{title}>{shown_html(patch)}</span>')
     return f'<div class="patches">{"".join(spans)}</div>'
 
 
-def _shown(patch: bytes) -> str:
+def shown_html(patch: bytes) -> str:
+    """The text of a patch, or of a part of one; bytes of characters that are cut as digits."""
     parts = []
     while patch:
         try:
