@@ -40,7 +40,7 @@ ALIGNED_CSS = """
 .aligned .keys { position: absolute; left: 0; top: 0; bottom: 0; overflow: hidden;
   width: 1.9em; user-select: none; opacity: .75; }
 .aligned .keys div, .aligned .column { margin-bottom: .9em; }
-.aligned .keys span { display: block; height: 1.75em; overflow: hidden; white-space: nowrap;
+.aligned .key { display: block; height: 1.75em; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; }
 .aligned .name { display: none; }
 .aligned .column { display: block; }
@@ -94,7 +94,8 @@ def aligned_html(data: bytes, rows: Sequence[Row]) -> tuple[str, int]:
         if data[stop - 1] == ord("\n"):
             drawn.append('<span class="break"></span>')
             lines += 1
-    return f'<div class="aligned">{_keys(rows) * lines}{"".join(drawn)}</div>', starts[-1]
+    keys = f'<div class="keys" aria-hidden="true">{_keys(rows) * lines}</div>'
+    return f'<div class="aligned">{keys}{"".join(drawn)}</div>', starts[-1]
 
 
 def columns(data: bytes, edges: Sequence[np.ndarray]) -> list[int]:
@@ -160,7 +161,7 @@ def _keys(rows: Sequence[Row]) -> str:
     """The letters and names before one line. Lines have one height, so that these repeated are
     those of all lines."""
     names = (
-        f'<span>{escape(row.key)}<span class="name"> {escape(row.name)}</span></span>'
+        f'<span class="key">{escape(row.key)}<span class="name"> {escape(row.name)}</span></span>'
         for row in rows
     )
     return f"<div>{''.join(names)}</div>"

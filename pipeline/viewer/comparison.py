@@ -1,5 +1,6 @@
 """One text as different models, rules and tokenizers cut it: how many units, and which."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from pipeline.shards.provenance import short_names
 from pipeline.viewer.patched_text import PatchView, error_html
 
 FLAG = "--tokenizers"
+_ENDING = re.compile(r"(/tokenizer)?\.(json|tiktoken)$")
 KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of the rows of a comparison, in their order."""
 
@@ -94,9 +96,17 @@ def _table(cuts: Sequence[Cut]) -> str:
     for key, cut in zip(KEYS, cuts, strict=False):
         cells = (f"<b>{key}</b>", escape(cut.description), *cut.figures())
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
-    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    rows = "".join(f'<tr class="compared-row">{line}</tr>' for line in lines)
     note = "Units that hold text: the beginning of a document is one more patch."
     return f'<table class="compared">{rows}</table><p class="note">{note}</p>'
+
+
+def tokenizer_names(sources: Sequence[str]) -> list[str]:
+    """Short names of tokenizers, without a comma, which stands between them in links."""
+    if not sources:
+        return []
+    plain = [_ENDING.sub("", source.rstrip("/")) for source in sources]
+    return [name.replace(",", "_") for name in short_names(plain)]
 
 
 class Tokenizers:
@@ -115,7 +125,7 @@ class Tokenizers:
         twice = next((source for source in sources if sources.count(source) > 1), None)
         if twice is not None:
             raise ConfigError(f"{FLAG} {twice}: is named more than once")
-        names = short_names(sources) if sources else []
+        names = tokenizer_names(sources)
         self._by_name = {
             name: load_token_pieces(source, FLAG)
             for name, source in zip(names, sources, strict=True)

@@ -37,8 +37,10 @@ CSS = (
     + ALIGNED_CSS
     + """
 .compared { border-collapse: collapse; display: block; overflow-x: auto; }
-.compared th, .compared td { text-align: right; padding: 2px 10px 2px 0; font-weight: normal; }
-.compared th { opacity: .7; font-size: .85em; } .compared td:nth-child(2) { text-align: left; }
+.compared, .compared * { border: 0 !important; }
+.compared tr.compared-row > * { text-align: right; padding: 2px 12px 2px 0; }
+.compared tr.compared-row > :nth-child(2) { text-align: left; }
+.compared th { opacity: .7; font-size: .85em; font-weight: normal; }
 .counts { display: flex; flex-wrap: wrap; gap: 4px 22px; }
 .counts b { font-size: 1.15em; }
 .note { opacity: .7; } .error { color: #b3261e; font-weight: 600; } .dark .error { color: #ff8a80; }
