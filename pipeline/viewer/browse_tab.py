@@ -17,7 +17,6 @@ from pipeline.viewer.controls import (
     QUICK,
     Settings,
     add_rule,
-    keep_within,
     names_of_rule,
     patcher_of,
 )
@@ -44,7 +43,6 @@ def add_browse_tab(
         chosen = gr.Dropdown(urls, value=urls[0], label="shard set", elem_id="set")
         settings.add("set", chosen, choice(urls))
         place = gr.Number(0, precision=0, minimum=0, label="document", elem_id="number")
-        keep_within(place)
         settings.add("document", place, number(0, None))
         sample_id = gr.Textbox(label="or its id", max_lines=1, elem_id="sample-id")
     with gr.Row():

@@ -101,25 +101,23 @@ def add_rule(settings: Settings, config: PatchViewerConfig, prefix: str) -> None
                 elem_id=f"{prefix}{name}",
                 visible=used[setting],
             )
-            keep_within(slider)
             sliders.append(settings.add(f"{prefix}{name}", slider, number(least, most)))
         name = f"{prefix}{LONGEST}"
         label = "longest patch (tokens; 0: any)"
         longest = gr.Slider(0, 64, 0, step=1, label=label, elem_id=name)
-        keep_within(longest)
         settings.add(name, longest, number(0, 64))
     rule.change(lambda rule: _show_used(rule), rule, sliders, **QUICK)
 
 
-def keep_within(number: Any) -> None:
+def _within(component: Any, typed: float | None) -> float:
     """Replace a typed number beyond a component's limits by the limit, as its slider shows it."""
-    least, most = number.minimum, number.maximum
+    value = max(typed or 0, component.minimum)
+    return value if component.maximum is None else min(value, component.maximum)
 
-    def preprocess(typed: float | None) -> float:
-        value = max(typed or 0, least)
-        return value if most is None else min(value, most)
 
-    number.preprocess = preprocess
+# Of the classes, because Gradio makes a component anew for each session that changes it.
+for _class in (gr.Slider, gr.Number):
+    _class.preprocess = _within
 
 
 def _used(rule: str) -> dict[str, bool]:
