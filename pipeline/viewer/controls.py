@@ -117,7 +117,7 @@ def _within(component: Any, typed: float | None) -> float:
 
 # Of the classes, because Gradio makes a component anew for each session that changes it.
 for _class in (gr.Slider, gr.Number):
-    _class.preprocess = _within
+    _class.preprocess = _within  # type: ignore[method-assign, assignment]
 
 
 def _used(rule: str) -> dict[str, bool]:
