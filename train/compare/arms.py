@@ -131,19 +131,19 @@ def _arguments(
         *("--config", f"{arm.model}_{form.size}"),
         *_flags({"--training.seq-len": seq_len, "--training.local-batch-size": form.rows}),
         *_flags({flag(name): value for name, value in shape.items()}),
-        *_flags({} if data is None else _read(arm, data)),
+        *_flags({} if data is None else _read(arm, form, data)),
         *(more or []),
         *form.flags,
         *arm.flags,
     ]
 
 
-def _read(arm: Arm, data: Data) -> dict[str, Any]:
+def _read(arm: Arm, form: Form, data: Data) -> dict[str, Any]:
     """The flags that name what an arm reads."""
     train = data.shards(arm.entropy_model, "train")
     read: dict[str, Any] = {"--dataloader.shards": train}
-    if arm.vocab_size is not None:
-        read["--tokenizer.source"] = data.tokenizer(arm.vocab_size)
+    if arm.model == "bpe":
+        read["--tokenizer.source"] = data.tokenizer(form.vocab_size)
     if arm.model == "blt":
         shards = open_shards(str(train))
         for name, value in _rule(arm, shards).items():

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -74,9 +75,10 @@ def prepare(data: Data, experiment: Experiment, form: Form, console: Console) ->
     """Make what the arms read, as far as it is not there.
 
     Raises:
-        ConfigError: an entropy model is not known.
+        ConfigError: the directory holds other text, or an entropy model is not known.
         PipelineError: text cannot be read, or patched.
     """
+    _check_text(data, form)
     for entropy_model in dict.fromkeys(arm.entropy_model for arm in experiment.arms):
         parts = {"train": data.inputs, CLEAN: data.held_out}
         if not data.inputs:
@@ -85,9 +87,24 @@ def prepare(data: Data, experiment: Experiment, form: Form, console: Console) ->
             _patch(data, entropy_model, part, inputs, console)
         for part, path in _noised(data, experiment, console).items():
             _patch(data, entropy_model, part, (str(path),), console)
-    for arm in experiment.arms:
-        if arm.vocab_size is not None:
-            _train_tokenizer(data, arm)
+    if readers := [arm for arm in experiment.arms if arm.model == "bpe"]:
+        _train_tokenizer(data, readers[0], form.vocab_size)
+
+
+def _check_text(data: Data, form: Form) -> None:
+    """Record which text the directory is made from; later commands have to name the same."""
+    if data.inputs:
+        text: dict[str, Any] = {"input": list(data.inputs), "held_out": list(data.held_out)}
+    else:
+        text = {"corpus_bytes": form.corpus_bytes, "held_out_bytes": form.held_out_bytes}
+    path = data.folder / "text.json"
+    if not path.exists():
+        write_atomically(*checkpoint_filesystem(str(path)), json.dumps(text, indent=1).encode())
+    elif json.loads(path.read_text()) != text:
+        raise ConfigError(
+            f"--output: {data.folder} was made of other text ({path.read_text()}); give another "
+            "--output for another text or form"
+        )
 
 
 def held_out_names(experiment: Experiment) -> list[str]:
@@ -142,21 +159,23 @@ def _patch(
     if (output / MANIFEST).exists():
         return
     # Ray and the pipeline take seconds to load, and a machine that is given shards may lack them.
-    from pipeline.patch.config import PatchCorpusConfig
+    from pipeline.patch.config import NGRAM, PatchCorpusConfig
     from pipeline.patch.job import patch_corpus
+    from pipeline.patch.record import MODEL_DIRECTORY
 
-    target, threshold = (PATCH_SIZE, None)
-    if part != "train":
-        train_set = open_shards(str(data.shards(entropy_model, "train")))
-        target, threshold = None, train_set.patcher.threshold  # type: ignore[assignment]
     console.print(f"patching: {part}, by {entropy_model}", highlight=False)
+    patches: dict[str, Any] = {"entropy_model": entropy_model, "target_patch_size": PATCH_SIZE}
+    if part != "train":  # by the same model, which an n-gram model is only there, and threshold
+        training = open_shards(str(data.shards(entropy_model, "train")))
+        own = training.output.locate(MODEL_DIRECTORY)
+        fitted = training.manifest["entropy_model"]["source"] == NGRAM
+        patches = {"entropy_model": own if fitted else entropy_model}
+        patches["threshold"] = training.patcher.threshold
     done = patch_corpus(
         PatchCorpusConfig(
             input=tuple(inputs),
             output=str(output),
-            entropy_model=entropy_model,
-            target_patch_size=target,
-            threshold=threshold,
+            **patches,
             shard_bytes=1 << 20 if not data.inputs else PatchCorpusConfig.shard_bytes,
         ),
         console,
@@ -179,11 +198,11 @@ def _noised(data: Data, experiment: Experiment, console: Console) -> dict[str, P
     return write_noised(documents, data.folder / "text", experiment.noise)
 
 
-def _train_tokenizer(data: Data, arm: Arm) -> None:
-    path = data.tokenizer(arm.vocab_size or 0)
+def _train_tokenizer(data: Data, arm: Arm, vocab_size: int) -> None:
+    path = data.tokenizer(vocab_size)
     if not path.exists():
         shards = ShardSet(str(data.shards(arm.entropy_model, "train")))
-        content = train(list(sample([shards], TOKENIZER_BYTES)), arm.vocab_size or 0)
+        content = train(list(sample([shards], TOKENIZER_BYTES)), vocab_size)
         write_atomically(*checkpoint_filesystem(str(path)), content)
 
 

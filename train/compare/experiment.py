@@ -38,7 +38,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from model.rules import find_rule, plain_text_rules
 from pipeline.errors import ConfigError
-from train.compare.noise import KINDS
 
 SHIPPED = Path(__file__).parent / "experiments"
 MODELS = ("blt", "bpe", "bytes")
@@ -58,6 +57,8 @@ class Form:
     """Bytes of text per row; a token transformer has as many tokens as these are."""
     rows: int
     """Rows per step."""
+    vocab_size: int = 4096
+    """Tokens of the tokenizer of ``bpe`` models, which is trained on the text."""
     points: int = 8
     """Measurements of the held-out text per run."""
     corpus_bytes: int = 8_000_000
@@ -85,8 +86,6 @@ class Arm:
     """Boundary rule of the patches."""
     patch_size: float | None = None
     """Mean bytes per patch, for rules that can be asked for a size."""
-    vocab_size: int | None = None
-    """Tokens of the tokenizer, which is trained on the text."""
     shape: Mapping[str, Any] = field(default_factory=dict)
     """Values of the shape, instead of the form's."""
     flags: tuple[str, ...] = ()
@@ -99,8 +98,6 @@ class Arm:
         """
         if self.model not in MODELS:
             raise ValueError(f"model: {self.model!r} is none of {', '.join(MODELS)}")
-        if (self.vocab_size is None) == (self.model == "bpe"):
-            raise ValueError("vocab_size: is the size of the tokenizer of a bpe model, and its own")
         if self.model != "blt":
             if self.patch_size is not None:
                 raise ValueError(f"patch_size: a {self.model} model has no patches")
@@ -128,8 +125,6 @@ class Experiment:
     """Sentences for the page."""
     noise: tuple[str, ...] = ()
     """Kinds of noise with which the held-out text is measured once more at the end of each run."""
-    scripts: bool = False
-    """Also measure text in other scripts."""
 
     def form(self, name: str) -> Form:
         """
@@ -189,6 +184,8 @@ def _experiment(name: str, values: dict[str, Any]) -> Experiment:
             arm.check()
         except ValueError as error:
             raise ValueError(f"arms.{arm.name}.{error}") from error
+    from train.compare.noise import KINDS
+
     if wrong := [kind for kind in made.noise if kind not in KINDS]:
         raise ValueError(f"noise: {wrong[0]!r} is none of {', '.join(KINDS)}")
     if not made.seeds or len(set(made.seeds)) < len(made.seeds):

@@ -12,11 +12,8 @@ from typing import Any
 
 import torch
 
-from model import load_entropy_model
-from model.entropy_model import EntropyModel
 from model.flops import TRAINING
 from model.rules import find_rule
-from model.training_flops import training_flops
 from pipeline.errors import PipelineError
 from pipeline.shards.shard_set import open_shards
 from train.compare.arms import PlannedArm
@@ -42,7 +39,7 @@ def gather(
     Raises:
         PipelineError: runs were not measured on the same held-out bytes.
     """
-    arms = [_arm(each, runs[each.arm.name]) for each in planned]
+    arms = [_arm(each, runs[each.arm.name], data) for each in planned]
     return {
         "name": experiment.name,
         "title": experiment.title,
@@ -78,7 +75,7 @@ def _held_out(
     return found
 
 
-def _arm(planned: PlannedArm, runs: Sequence[Run]) -> dict[str, Any]:
+def _arm(planned: PlannedArm, runs: Sequence[Run], data: Data) -> dict[str, Any]:
     arm, count = planned.arm, count_parameters(planned.shape, shard=1, ranks=1)
     return {
         "name": arm.name,
@@ -92,7 +89,7 @@ def _arm(planned: PlannedArm, runs: Sequence[Run]) -> dict[str, Any]:
         "flops_per_byte": dict(planned.flops_per_byte),
         "inference_flops_per_byte": planned.cost / TRAINING,
         "entropy_model": arm.entropy_model if _reads_entropies(planned) else None,
-        "entropy_model_flops_per_byte": _entropy_model_flops(planned),
+        "entropy_model_flops_per_byte": _entropy_model_flops(planned, data),
         "runs": [_run(planned, run) for run in runs],
     }
 
@@ -136,17 +133,12 @@ def _reads_entropies(planned: PlannedArm) -> bool:
     return arm.model == "blt" and find_rule(arm.rule).reads_entropies
 
 
-def _entropy_model_flops(planned: PlannedArm) -> float:
-    """Forward FLOPs per byte of the entropy model that an arm's patches need; those of a model
-    that multiplies no matrices are 0."""
+def _entropy_model_flops(planned: PlannedArm, data: Data) -> float:
+    """Forward FLOPs per byte of the entropy model that an arm's patches need."""
     if not _reads_entropies(planned):
         return 0.0
-    model = load_entropy_model(planned.arm.entropy_model)
-    if not isinstance(model, EntropyModel):
-        return float(getattr(model, "flops_per_byte", 0.0))
-    shape = model.config
-    flops = training_flops(shape, patch_size=1, context=shape.context_length)
-    return sum(flops.values()) / TRAINING
+    shards = open_shards(str(data.shards(planned.arm.entropy_model, "train")))
+    return float(shards.manifest["entropy_model"]["flops_per_byte"])
 
 
 def hardware() -> str:
