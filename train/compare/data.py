@@ -37,6 +37,8 @@ PATCH_SIZE = 4.5
 patches re-patch them as they read."""
 TOKENIZER_BYTES = 100_000_000
 """Text that a tokenizer is trained on, at most."""
+HELD_OUT_DOCUMENTS = 16
+"""Documents that are held out of Python's text, at least."""
 CALIBRATED = 20_000
 """Documents that a threshold is chosen by, at most."""
 
@@ -115,8 +117,9 @@ def held_out_names(experiment: Experiment) -> list[str]:
 def own_text(folder: Path, form: Form) -> dict[str, Path]:
     """``train.jsonl`` and ``held-out.jsonl``: Python's documentation and library.
 
-    Whole documents are held out. They are topics of the documentation, and modules that lie beside
-    the library's packages: entropy-1m was not trained on either.
+    Whole documents are held out, none of them much longer than the others. They are topics of the
+    documentation, and modules that lie beside the library's packages: entropy-1m was not trained on
+    either.
     """
     paths = {"train": folder / "text" / "train.jsonl", CLEAN: folder / "text" / "held-out.jsonl"}
     if all(path.exists() for path in paths.values()):
@@ -127,22 +130,25 @@ def own_text(folder: Path, form: Form) -> dict[str, Path]:
     draw = random.Random(0)
     unseen = [*sorted(pydoc_data.topics.topics.items()), *_texts(beside, library)]
     draw.shuffle(unseen)
-    held_out: list[tuple[str, str]] = []
-    while sum(len(text.encode()) for _, text in held_out) < form.held_out_bytes:
-        held_out.append(unseen.pop())
+    most = form.held_out_bytes / HELD_OUT_DOCUMENTS
+    short = [each for each in unseen if len(each[1].encode()) <= most]
+    held_out = list(_first(short, form.held_out_bytes))
     others = [path for path in files if path.parent != library and "test" not in path.parts]
-    rest = [*unseen, *_texts(others, library)]
+    rest = [*(each for each in unseen if each not in held_out), *_texts(others, library)]
     draw.shuffle(rest)
-    taken: list[tuple[str, str]] = []
-    size = 0
-    for name, text in rest:
-        if size < form.corpus_bytes:
-            taken.append((name, text))
-            size += len(text.encode())
-    for part, documents in (("train", taken), (CLEAN, held_out)):
+    for part, documents in (("train", _first(rest, form.corpus_bytes)), (CLEAN, held_out)):
         lines = [json.dumps({"id": name, "text": text}) for name, text in documents]
         write_atomically(*checkpoint_filesystem(str(paths[part])), "\n".join(lines).encode())
     return paths
+
+
+def _first(documents: Sequence[tuple[str, str]], size: int) -> Iterator[tuple[str, str]]:
+    """Documents from the beginning, until they have so many bytes."""
+    for name, text in documents:
+        if size <= 0:
+            return
+        yield name, text
+        size -= len(text.encode())
 
 
 def _texts(paths: Sequence[Path], library: Path) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,8 @@ from train.metrics import Counts
 
 TOLERANCE = 0.01
 """Largest difference of costs."""
+MOST_RATIO = 16
+"""Feed-forward layers are at most so many times as wide as the rest."""
 COUNTED_BATCHES = 24
 """Microbatches from which patches are counted."""
 
@@ -112,6 +114,8 @@ def fitted(shape: Shape, rows: Rows, target: float) -> dict[str, int]:
         layer = multiple * (1 + round((target - low) / (high - low)))
         if layer < multiple:
             break  # attention alone costs more, and so it does where it is wider
+        if layer > MOST_RATIO * width:
+            continue
         if abs(cost(changes(layer)) / target - 1) <= TOLERANCE:
             ratio = abs(math.log(layer / width) - math.log(hidden / dim))
             found.append((ratio, changes(layer)))

@@ -5,7 +5,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -133,12 +133,15 @@ def _reads_entropies(planned: PlannedArm) -> bool:
     return arm.model == "blt" and find_rule(arm.rule).reads_entropies
 
 
-def _entropy_model_flops(planned: PlannedArm, data: Data) -> float:
-    """Forward FLOPs per byte of the entropy model that an arm's patches need."""
+def _entropy_model_flops(planned: PlannedArm, data: Data) -> float | None:
+    """Forward FLOPs per byte of the entropy model that an arm's patches need; None if the shard
+    set does not tell."""
     if not _reads_entropies(planned):
         return 0.0
     shards = open_shards(str(data.shards(planned.arm.entropy_model, "train")))
-    return float(shards.manifest["entropy_model"]["flops_per_byte"])
+    described: Mapping[str, Any] = shards.manifest.get("entropy_model", {})
+    flops: float | None = described.get("flops_per_byte")
+    return flops
 
 
 def hardware() -> str:

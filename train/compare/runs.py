@@ -140,7 +140,7 @@ def _flags(run: Run) -> list[str]:
 def _train(trainer: Any, run: Run, began: float) -> None:
     record = read_record(run.folder) or {"arm": run.arm, "seed": run.seed, "seconds": 0.0}
     record["arguments"] = list(run.arguments)
-    trainer.metrics_processor.logger.add_logger(JsonLines(Path(run.folder, METRICS)))
+    _also_log(trainer.metrics_processor, Path(run.folder, METRICS))
     sets = trainer.validator.sets
     # While it trains the clean text is measured alone.
     trainer.validator.sets = {CLEAN: sets[CLEAN]}
@@ -154,6 +154,16 @@ def _train(trainer: Any, run: Run, began: float) -> None:
     held_out = {name: vars(each) for name, each in measured.items()}
     record["held_out"] = {**record.get("held_out", {}), **held_out}
     _write_record(run.folder, record)
+
+
+def _also_log(metrics: Any, path: Path) -> None:
+    """Let torchtitan's metrics also go to a file."""
+    from torchtitan.components.metrics import LoggerContainer  # only after prepare()
+
+    loggers = LoggerContainer()
+    loggers.add_logger(metrics.logger)
+    loggers.add_logger(JsonLines(path))
+    metrics.logger = loggers
 
 
 def _measure(trainer: Any, sets: dict[str, Any], step: int) -> Measured:
