@@ -118,7 +118,8 @@ def _render(plot: Plot[Data], data: Data, palette: Palette, kind: str, legend: b
             axes.set_title(plot.title, loc="left", fontweight="bold")
         if legend and axes.get_legend_handles_labels()[0]:
             axes.legend()
-        figure.tight_layout()
+        if figure.get_layout_engine() is None:  # unless the plot has chosen one
+            figure.tight_layout()
         file = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(file, format=kind, dpi=160, metadata=metadata)
