@@ -109,21 +109,23 @@ def _render(plot: Plot[Data], data: Data, palette: Palette, kind: str, legend: b
         # Letters that the font lacks show as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
-        axes.set_facecolor("none")
-        axes.grid(axis="y", lw=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        plot.draw(data, axes)
-        if kind == "png":
-            axes.set_title(plot.title, loc="left", fontweight="bold")
-        if legend and axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        if figure.get_layout_engine() is None:  # unless the plot has chosen one
-            figure.tight_layout()
-        file = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-        plt.close(figure)
+        try:
+            axes.set_facecolor("none")
+            axes.grid(axis="y", lw=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+            plot.draw(data, axes)
+            if kind == "png":
+                axes.set_title(plot.title, loc="left", fontweight="bold")
+            if legend and axes.get_legend_handles_labels()[0]:
+                axes.legend()
+            if figure.get_layout_engine() is None:  # unless the plot has chosen one
+                figure.tight_layout()
+            file = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(file, format=kind, dpi=160, metadata=metadata)
+        finally:
+            plt.close(figure)
     return file.getvalue()
 
 

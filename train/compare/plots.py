@@ -3,6 +3,7 @@
 To add one, write a function and add an entry to :data:`PLOTS`.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from pipeline.drawing.plots import SERIES_COLOURS, Plot, colour_of, palette_colour, short_label
-from train.compare.results import Results, RunResult, is_finite
+from train.compare.results import Results, RunResult
 from train.compare.wording import PART_NAMES
 
 BEGINNING = 0.2
@@ -61,8 +62,8 @@ Curve = dict[int, tuple[float, float]]
 
 
 def _curve(results: Results, run: RunResult) -> Curve:
-    found = ((p.step, p.flops, p.bits_per_byte.get(results.clean or "")) for p in run.points)
-    return {step: (flops, bits) for step, flops, bits in found if bits and is_finite(bits)}
+    found = ((p.step, p.flops, p.bits_per_byte.get(results.clean)) for p in run.points)
+    return {step: (flops, bits) for step, flops, bits in found if bits and math.isfinite(bits)}
 
 
 def _joined(curves: list[Curve]) -> np.ndarray:
@@ -158,7 +159,8 @@ def draw_inference(results: Results, axes: Axes) -> None:
     axes.set_xlabel("FLOPs per byte at inference")
     colour = palette_colour("text.color")
     keys = [Patch(color=colour, label="model", lw=0)]
-    keys.append(Patch(fill=False, ec=colour, hatch="///", lw=0.8, label="entropy model"))
+    if any(arm.entropy_model_flops_per_byte for arm in results.arms):
+        keys.append(Patch(fill=False, ec=colour, hatch="///", lw=0.8, label="entropy model"))
     _legend_below(axes, keys)
 
 

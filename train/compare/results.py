@@ -4,16 +4,16 @@ An arm is compared with the first one seed by seed: runs of one seed read the sa
 order, so that the difference of a pair varies less than the losses do.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields, is_dataclass
+from math import fsum, inf, isfinite
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.errors import PipelineError
 
 EQUAL = 0.01
 """The FLOPs per byte of arms are equal if they differ by no larger share."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Spread:
     @property
     def mean(self) -> float:
         # Rounded, the mean of equal values could lie outside of them.
-        mean = math.fsum(self.by_seed.values()) / len(self.by_seed)
+        mean = fsum(self.by_seed.values()) / len(self.by_seed)
         return min(max(mean, self.low), self.high)
 
     @property
@@ -71,8 +71,8 @@ class PointResult:
     bytes: int
     """Bytes of text that the run had read."""
     flops: float
-    bits_per_byte: Mapping[str, float]
-    """By the name of the held-out text."""
+    bits_per_byte: Mapping[str, float | None]
+    """By the name of the held-out text; None or NaN for a loss that is no number."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ArmResult:
     @property
     def training_flops(self) -> float:
         """FLOPs per byte of all parts."""
-        return math.fsum(self.flops_per_byte.values())
+        return fsum(self.flops_per_byte.values())
 
     @property
     def whole_inference_flops(self) -> float:
@@ -124,16 +124,19 @@ class ArmResult:
     def finished(self) -> list[RunResult]:
         return [run for run in self.runs if run.finished and run.points]
 
-    def losses(self, text: str | None) -> Spread:
+    def losses(self, text: str) -> Spread:
         """Bits per byte of this held-out text at the end of the runs that finished. A run whose
         loss is no number has none."""
-        ends = {run.seed: run.points[-1].bits_per_byte.get(text or "") for run in self.finished}
-        return Spread({s: bits for s, bits in ends.items() if bits is not None and is_finite(bits)})
+        ends = self._ends(text)
+        return Spread({s: bits for s, bits in ends.items() if bits is not None and isfinite(bits)})
 
     def diverged(self, text: str) -> list[int]:
         """Seeds of runs that finished with a loss of this text that is no number."""
-        ends = ((run.seed, run.points[-1].bits_per_byte.get(text)) for run in self.finished)
-        return [seed for seed, bits in ends if bits is not None and not is_finite(bits)]
+        return [seed for seed in self._ends(text) if seed not in self.losses(text).by_seed]
+
+    def _ends(self, text: str) -> dict[int, float | None]:
+        last = ((run.seed, run.points[-1].bits_per_byte) for run in self.finished)
+        return {seed: bits[text] for seed, bits in last if text in bits}
 
 
 @dataclass(frozen=True)
@@ -163,21 +166,20 @@ class Results:
         Raises:
             PipelineError: something is missing or of another kind; says where.
         """
-        results = _read(cls, values, "results")
-        held_out = _mapping(results.held_out, "held_out")
-        texts = {
-            name: _read(HeldOut, text, f"held_out {name!r}") for name, text in held_out.items()
-        }
-        arms = [_read_arm(arm, number) for number, arm in enumerate(_list(results.arms, "arms"))]
-        names = [arm.name for arm in arms]
-        if not arms or len(set(names)) < len(names):
-            raise PipelineError(f"results: needs arms with different names, got {names}")
-        return Results(**{**vars(results), "held_out": texts, "arms": arms})
+        results: Results = _read(cls, values, "results")
+        names = [arm.name for arm in results.arms]
+        if not names or len(set(names)) < len(names):
+            raise PipelineError(f"results: arms must have different names, got {names}")
+        for arm in results.arms:
+            seeds = [run.seed for run in arm.runs]
+            if len(set(seeds)) < len(seeds):
+                raise PipelineError(f"results: {arm.name} has several runs of one seed, {seeds}")
+        return results
 
     @property
-    def clean(self) -> str | None:
-        """The name of the held-out text that curves show; None before any is known."""
-        return next(iter(self.held_out), None)
+    def clean(self) -> str:
+        """The name of the held-out text that curves show; empty before any is known."""
+        return next(iter(self.held_out), "")
 
     @property
     def noised(self) -> list[str]:
@@ -193,7 +195,7 @@ class Results:
         """The seeds that an arm has no finished run of."""
         return [seed for seed in self.seeds if seed not in {run.seed for run in arm.finished}]
 
-    def differences(self, arm: ArmResult, text: str | None) -> Spread:
+    def differences(self, arm: ArmResult, text: str) -> Spread:
         """Bits per byte above those of the first arm, by seed: below zero, this arm is better."""
         return arm.losses(text) - self.arms[0].losses(text)
 
@@ -205,45 +207,35 @@ class Results:
     def largest_cost_difference(self) -> float:
         """By which share the most expensive arm's FLOPs per byte of training exceed the least."""
         costs = [arm.training_flops for arm in self.arms]
-        return max(costs) / min(costs) - 1 if min(costs) > 0 else math.inf
+        return max(costs) / min(costs) - 1 if min(costs) > 0 else inf
 
 
-def is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """A value of an annotated type, such as a dataclass, from what JSON has in its place."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # of a type and None
+        return None if value is None else _read(inner[0], value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        names = [f.name for f in fields(kind)]
+        _check(value, Mapping, where, "an object")
+        if lacking := [name for name in names if name not in value]:
+            raise PipelineError(f"{where}: lacks {', '.join(lacking)}")
+        return kind(**{n: _read(hints[n], value[n], f"{where}: {n}") for n in names})
+    if origin is Mapping:
+        _check(value, Mapping, where, "an object")
+        return {key: _read(inner[1], each, f"{where}: {key}") for key, each in value.items()}
+    if origin is Sequence:
+        _check(value, (list, tuple), where, "a list")
+        return [_read(inner[0], each, f"{where} {i}") for i, each in enumerate(value)]
+    expected = (int, float) if kind is float else kind
+    _check(value, expected, where, _KINDS[kind])
+    return value
 
 
-def _read(kind: type[T], values: Any, where: str) -> T:
-    """A dataclass from the values of its fields."""
-    values = _mapping(values, where)
-    expected = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
-    lacking = [name for name in expected if name not in values]
-    if lacking:
-        raise PipelineError(f"{where}: lacks {', '.join(lacking)}; the comparison writes it anew")
-    return kind(**{name: values[name] for name in expected})
+_KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
 
-def _read_arm(values: Any, number: int) -> ArmResult:
-    arm = _read(ArmResult, values, f"arm {number}")
-    where = f"arm {arm.name!r}"
-    runs = []
-    for each in _list(arm.runs, f"{where}: runs"):
-        run = _read(RunResult, each, f"{where}: a run")
-        points = _list(run.points, f"{where}, seed {run.seed}: points")
-        read = [_read(PointResult, p, f"{where}, seed {run.seed}: a point") for p in points]
-        runs.append(RunResult(**{**vars(run), "points": sorted(read, key=lambda p: p.step)}))
-    seeds = [run.seed for run in runs]
-    if len(set(seeds)) < len(seeds):
-        raise PipelineError(f"{where}: has several runs of one seed, {seeds}")
-    return ArmResult(**{**vars(arm), "runs": runs})
-
-
-def _mapping(values: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise PipelineError(f"{where}: must be a JSON object, got {type(values).__name__}")
-    return values
-
-
-def _list(values: Any, where: str) -> Sequence[Any]:
-    if not isinstance(values, list | tuple):
-        raise PipelineError(f"{where}: must be a list, got {type(values).__name__}")
-    return values
+def _check(value: Any, kind: Any, where: str, words: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise PipelineError(f"{where} must be {words}, got {value!r:.60}")

@@ -1,10 +1,11 @@
 """The words of a comparison that depend on its results; all others are in ``page.html.j2``."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from matplotlib.ticker import EngFormatter
 
-from train.compare.results import EQUAL, ArmResult, Results, RunResult, Spread, is_finite
+from train.compare.results import EQUAL, ArmResult, Results, RunResult, Spread
 
 MISSING = "\u2013"
 """A dash, where there is no figure."""
@@ -54,7 +55,7 @@ def verdict(differences: Spread) -> str:
 def answer(results: Results) -> list[str]:
     """One sentence for each arm about the text without noise, as far as it is known."""
     first, text = results.arms[0], results.clean
-    if text is None or not any(arm.losses(text) for arm in results.arms):
+    if not any(arm.losses(text) for arm in results.arms):
         return ["No run has finished, so there is no answer yet."]
     if len(results.arms) > 1:
         return [_compared(results, arm, text) for arm in results.arms[1:]]
@@ -86,7 +87,7 @@ def _compared(results: Results, arm: ArmResult, text: str) -> str:
 def chance_note(results: Results) -> str:
     """How often a difference of one sign in all seeds means nothing; empty without a pair."""
     text = results.clean
-    pairs = [results.differences(arm, text) for arm in results.arms[1:]] if text else []
+    pairs = [results.differences(arm, text) for arm in results.arms[1:]]
     seeds = max((len(pair.by_seed) for pair in pairs), default=0)
     if seeds < 2:
         return ""
@@ -116,7 +117,7 @@ def _unfinished(results: Results) -> Iterator[str]:
             if seeds := arm.diverged(text):
                 yield (
                     f"The loss of {arm.label} on {text} is no number, and is left out of all "
-                    f"figures, with the seed {_numbers(seeds)}."
+                    f"figures, with the seed{'s' * (len(seeds) > 1)} {_numbers(seeds)}."
                 )
 
 
@@ -142,12 +143,13 @@ def patch_size(arm: ArmResult) -> str:
     return MISSING if arm.patch_size is None else f"{arm.patch_size:.2f}"
 
 
-def last_loss(run: RunResult, text: str | None) -> str:
+def last_loss(run: RunResult, text: str) -> str:
     """Bits per byte of the last validation of a run, finished or not."""
-    bits = run.points[-1].bits_per_byte.get(text or "") if run.points else None
-    if bits is None:
+    ends = run.points[-1].bits_per_byte if run.points else {}
+    if text not in ends:
         return MISSING
-    return _bits(bits, signed=False) if is_finite(bits) else "no number"
+    bits = ends[text]
+    return "no number" if bits is None or not math.isfinite(bits) else _bits(bits, signed=False)
 
 
 def difference_of(differences: Spread, seed: int) -> str:
