@@ -13,7 +13,7 @@ from pipeline.drawing.page import render_page
 from pipeline.drawing.plots import plot_png, plot_svg
 from pipeline.storage.output import OutputDirectory
 from train.compare.plots import PLOTS
-from train.compare.results import Results
+from train.compare.figures import Results
 from train.compare.wording import (
     MISSING,
     PART_NAMES,
@@ -36,7 +36,7 @@ def write_page(results: Mapping[str, Any], folder: Path) -> None:
     """Write the plots and, last, the page, which holds them, too, and needs no other file.
 
     Args:
-        results: the content of ``results.json``; see :class:`train.compare.results.Results`. An
+        results: the content of ``results.json``; see :class:`train.compare.figures.Results`. An
             experiment that has not finished gets a page that says what is missing.
         folder: it and those above it are made where they are not there.
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from pipeline.drawing.plots import SERIES_COLOURS, Plot, colour_of, palette_colour, short_label
-from train.compare.results import Results, RunResult
+from train.compare.figures import Results, RunResult
 from train.compare.wording import PART_NAMES
 
 BEGINNING = 0.2

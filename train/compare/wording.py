@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.ticker import EngFormatter
 
-from train.compare.results import EQUAL, ArmResult, Results, RunResult, Spread
+from train.compare.figures import EQUAL, ArmResult, Results, RunResult, Spread
 
 MISSING = "\u2013"
 """A dash, where there is no figure."""
