@@ -1,5 +1,80 @@
-def write_page(results, folder):
-    import json
+"""The page of a comparison: ``index.html``, and its plots as PNG files for other documents.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+Its words are in ``page.html.j2``, and in :mod:`train.compare.wording` if they depend on results.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from pipeline.drawing.page import render_page
+from pipeline.drawing.plots import plot_png, plot_svg
+from pipeline.storage.output import OutputDirectory
+from train.compare.plots import PLOTS
+from train.compare.figures import Results
+from train.compare.wording import (
+    MISSING,
+    PART_NAMES,
+    answer,
+    chance_note,
+    difference_of,
+    format_flops,
+    last_loss,
+    mean_words,
+    patch_size,
+    problems,
+    range_words,
+    verdict,
+)
+
+PAGE = "index.html"
+
+
+def write_page(results: Mapping[str, Any], folder: Path) -> None:
+    """Write the plots and, last, the page, which holds them, too, and needs no other file.
+
+    Args:
+        results: the content of ``results.json``; see :class:`train.compare.figures.Results`. An
+            experiment that has not finished gets a page that says what is missing.
+        folder: it and those above it are made where they are not there.
+
+    Raises:
+        PipelineError: the results lack something, or a file cannot be written.
+    """
+    read = Results.from_json(results)
+    output = OutputDirectory(str(folder))
+    for name, each in PLOTS.items():
+        if each.applies(read):
+            output.write(f"{name}.png", plot_png(each.plot, read, legend=False))
+    output.write(PAGE, comparison_page(read).encode())
+
+
+def comparison_page(results: Results) -> str:
+    """The page: one file with everything in it. Whatever the results hold shows as text."""
+    plots = [
+        (name, each.plot.title, Markup(plot_svg(each.plot, results, legend=False)))
+        for name, each in PLOTS.items()
+        if each.applies(results)
+    ]
+    filters = {
+        "flops": format_flops,
+        "mean": mean_words,
+        "range": range_words,
+        "verdict": verdict,
+        "last_loss": last_loss,
+        "difference_of": difference_of,
+        "patch_size": patch_size,
+    }
+    return render_page(
+        Path(__file__).with_name("page.html.j2"),
+        filters,
+        results=results,
+        answer=answer(results),
+        chance_note=chance_note(results),
+        problems=problems(results),
+        plots=plots,
+        part_names=PART_NAMES,
+        missing=MISSING,
+    )
