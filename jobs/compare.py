@@ -67,6 +67,7 @@ def run(config: CompareConfig, console: Console) -> int:
     """Prepare the data, train, and write the page; returns the exit status."""
     experiment, form = chosen(config)
     # torchtitan takes seconds to load: only when the flags are right.
+    from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
     from train.compare.arms import plan_arms
     from train.compare.data import Data, held_out_names, prepare
     from train.compare.page import write_page
@@ -102,6 +103,8 @@ def run(config: CompareConfig, console: Console) -> int:
 
     def write() -> dict[str, Any]:
         results = gather(experiment, form, data, planned, runs, shlex.join(command(config)))
+        content = json.dumps(results, indent=1).encode()
+        write_atomically(*checkpoint_filesystem(str(folder / "results.json")), content)
         write_page(results, folder)
         return results
 

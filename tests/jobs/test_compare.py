@@ -18,7 +18,7 @@ QUIET = Console(quiet=True)
 EXPERIMENT = """
 title = "Patches"
 question = "Which?"
-seeds = [0, 1]
+seeds = [0]
 [forms.cpu]
 size = "debug"
 budget_flops = 6e10
@@ -83,9 +83,7 @@ def test_an_experiment(output, capsys, monkeypatch):
         compare(output, threads=1)
     assert [each[:2] for each in trained] == [("entropy", 0), ("long", 0), ("bpe", 0)]
     assert compare(output, threads=1, json=True) == 0
-    assert [each[:2] for each in trained[3:]] == [
-        *(("bpe", 0), ("entropy", 1), ("long", 1), ("bpe", 1))
-    ]
+    assert [each[:2] for each in trained[3:]] == [("bpe", 0)]
     results = json.loads(capsys.readouterr().out)
     costs = [sum(arm["flops_per_byte"].values()) for arm in results["arms"]]
     assert costs == pytest.approx([costs[0]] * 3, rel=0.01)
@@ -94,14 +92,13 @@ def test_an_experiment(output, capsys, monkeypatch):
     assert results["arms"][1]["fitted"]["dim_global"] > 128
     assert list(results["held_out"]) == ["held out"]
     for arm in results["arms"]:
-        for run in arm["runs"]:
-            assert run["finished"]
-            assert run["flops"] == pytest.approx(results["budget_flops"], rel=0.05)
-            steps = [point["step"] for point in run["points"]]
-            assert steps == sorted(set(steps)) and len(steps) >= 2
-            bits = [point["bits_per_byte"]["held out"] for point in run["points"]]
-            assert bits[-1] < bits[0] < 10, (arm["name"], bits)
-        assert arm["runs"][0]["points"] != arm["runs"][1]["points"]
+        (run,) = arm["runs"]
+        assert run["finished"]
+        assert run["flops"] == pytest.approx(results["budget_flops"], rel=0.05)
+        steps = [point["step"] for point in run["points"]]
+        assert steps == sorted(set(steps)) and len(steps) >= 2
+        bits = [point["bits_per_byte"]["held out"] for point in run["points"]]
+        assert bits[-1] < bits[0] < 10, (arm["name"], bits)
     assert (output / "mine-cpu" / "index.html").exists()
     # Once more: nothing is trained, and the outcome is the same.
     before = len(trained)

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from pipeline.drawing.page import render_page
 from pipeline.drawing.plots import plot_png, plot_svg
 from pipeline.storage.output import OutputDirectory
-from train.compare.plots import PLOTS
 from train.compare.figures import Results
+from train.compare.plots import PLOTS
 from train.compare.wording import (
     MISSING,
     PART_NAMES,

@@ -16,9 +16,9 @@ from support import comparisons
 from support.comparisons import BUDGET, CLEAN, arm, results, run
 
 from pipeline.errors import PipelineError
+from train.compare.figures import Results, Spread
 from train.compare.page import comparison_page, write_page
 from train.compare.plots import PLOTS, draw_costs, draw_losses, draw_patch_sizes, draw_robustness
-from train.compare.figures import Results, Spread
 from train.compare.wording import answer, chance_note, problems, verdict
 
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
