@@ -11,17 +11,20 @@ from support.jobs import ROOT
 from support.shard_sets import real_texts, write_shards
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.storage.lease import held
+from pipeline.storage.output import OutputDirectory
 from train.compare import runs as runs_module
 
 JOB = runpy.run_path(str(ROOT / "jobs" / "compare.py"))
 QUIET = Console(quiet=True)
+ERRORS = Console(stderr=True)
 EXPERIMENT = """
 title = "Patches"
 question = "Which?"
 seeds = [0]
 [forms.cpu]
 size = "debug"
-budget_flops = 6e10
+budget_flops = 3e10
 row_bytes = 256
 rows = 4
 vocab_size = 384
@@ -57,7 +60,7 @@ def output(tmp_path: Path) -> Path:
 
 def compare(output: Path, **flags: Any) -> int:
     config = JOB["CompareConfig"](str(output.parent / "mine.toml"), str(output), **flags)
-    return JOB["run"](config, QUIET)
+    return JOB["run"](config, ERRORS)
 
 
 def test_an_experiment(output, capsys, monkeypatch):
@@ -105,6 +108,13 @@ def test_an_experiment(output, capsys, monkeypatch):
     assert compare(output, threads=1, json=True) == 0
     again = json.loads(capsys.readouterr().out)
     assert len(trained) == before and again["arms"] == results["arms"]
+    # Two commands may share the directory, but not a run.
+    folder = results["arms"][0]["runs"][0]["folder"]
+    Path(folder, "run.json").unlink()
+    with held(OutputDirectory(folder), "--output", QUIET):
+        assert compare(output) == 1
+    assert "failed: entropy, seed 0: " in capsys.readouterr().err
+    assert compare(output, threads=1, json=True) == 0
     # A run that was measured on other bytes is not compared.
     record = Path(results["arms"][0]["runs"][0]["folder"], "run.json")
     record.write_text(record.read_text().replace('"hash": "', '"hash": "0'))
