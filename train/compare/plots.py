@@ -150,7 +150,7 @@ def draw_costs(results: Results, axes: Axes) -> None:
 def draw_inference(results: Results, axes: Axes) -> None:
     """Draw the FLOPs per byte at inference; those of the entropy model are hatched."""
     for row, arm in enumerate(results.arms):
-        model, entropies = arm.inference_flops_per_byte, arm.entropy_model_flops_per_byte
+        model, entropies = arm.inference_flops_per_byte, arm.entropy_model_flops_per_byte or 0
         axes.barh(row, model, 0.7, color=colour_of(row))
         axes.barh(row, entropies, 0.7, model, fill=False, ec=colour_of(row), hatch="///", lw=0.8)
     _arm_rows(axes, results.arms)

@@ -19,8 +19,12 @@ PART_NAMES = {
 }
 """The parts of models that cost FLOPs, where their names in results say too little. What a
 transformer of bytes costs has the name of an entropy model, which is one."""
-format_flops = EngFormatter(places=2, sep=" ")
-"""A number with a prefix: 1.50 G."""
+_prefixed = EngFormatter(places=2, sep=" ")
+
+
+def format_flops(value: float | None) -> str:
+    """A number with a prefix: 1.50 G."""
+    return MISSING if value is None else _prefixed(value)
 
 
 def mean_words(spread: Spread, *, signed: bool = False) -> str:

@@ -8,7 +8,7 @@ sentences, such as those of FLORES-101. All choices follow from the line's numbe
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 from lm_eval.tasks.hellaswag.utils import process_docs
 
+from pipeline.corpus.noise import NOISES
 from pipeline.errors import ConfigError, translated
 
 EXAMPLES = 4
@@ -65,22 +66,7 @@ def _test(documents: list[dict[str, Any]]) -> Documents:
 # Noise in HellaSwag
 
 
-def _some(text: str, share: float, change: Callable[[str], str], draw: random.Random) -> str:
-    return "".join(change(c) if draw.random() < share else c for c in text)
-
-
-def _repeated(character: str, draw: random.Random) -> str:
-    return character * draw.randint(2, 4)
-
-
-NOISES: dict[str, Callable[[str, random.Random], str]] = {
-    "antspeak": lambda text, draw: " ".join(text.upper()),
-    "drop": lambda text, draw: _some(text, 0.1, lambda c: "", draw),
-    "random_case": lambda text, draw: _some(text.lower(), 0.5, str.upper, draw),
-    "repeat": lambda text, draw: _some(text, 0.2, lambda c: _repeated(c, draw), draw),
-    "upper_case": lambda text, draw: text.upper(),
-}
-"""Noises by name: what the paper says of each."""
+PAPER_NOISES = ("antspeak", "drop", "random_case", "repeat", "upper_case")
 NOISED = {"prompt": (True, False), "completion": (False, True), "both": (True, True)}
 
 
@@ -99,7 +85,8 @@ def noised_hellaswag(data: str = "", **_: object) -> Documents:
     for number, line in enumerate(process_docs(datasets.Dataset.from_list(lines))):
         plain = {"query": line["query"], "choices": line["choices"], "gold": line["gold"]}
         documents.append(plain | {"noise": "none"})
-        for noise, change in NOISES.items():
+        for noise in PAPER_NOISES:
+            change = NOISES[noise]
             for where, (in_prompt, in_endings) in NOISED.items():
                 draw = random.Random(f"{number} {noise} {where}")
                 query, choices = plain["query"], plain["choices"]
