@@ -3,5 +3,5 @@
 :mod:`train.compare.experiment` reads the file of an experiment, :mod:`train.compare.data` makes
 shards and tokenizers, :mod:`train.compare.fitting` gives the arms equal costs,
 :mod:`train.compare.runs` trains one arm with one seed, :mod:`train.compare.results` gathers what
-the runs wrote.
+the runs wrote, and :mod:`train.compare.page` shows it.
 """

@@ -1,0 +1,52 @@
+"""Widths at which models cost the same."""
+
+import pytest
+
+from model import BLT_SIZES, EntropyModelConfig
+from model.token_transformer import TokenTransformerConfig
+from model.widths import resized
+from pipeline.errors import ConfigError
+from train.compare.fitting import TOLERANCE, Rows, fitted
+
+ROWS = Rows(patch_size=4.5, bytes_per_batch=8000, seq_len=1024)
+SHAPES = {
+    "blt": resized(BLT_SIZES["debug"], {"n_layers_global": 12}),
+    "blt-1b": BLT_SIZES["1b"],
+    "tokens": TokenTransformerConfig(dim=128, n_layers=4, n_heads=4, vocab_size=4096),
+    "bytes": EntropyModelConfig(dim=128, n_layers=4, n_heads=4),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("factor", [0.7, 0.93, 1.1, 1.6, 3.0])
+def test_any_cost_is_met(name, factor):
+    shape = SHAPES[name]
+    target = factor * sum(ROWS.flops_per_byte(shape).values())
+    changes = fitted(shape, ROWS, target)
+    other = resized(shape, changes)
+    assert sum(ROWS.flops_per_byte(other).values()) == pytest.approx(target, rel=TOLERANCE)
+    end = "_global" if name.startswith("blt") else ""
+    ratios = [getattr(s, f"hidden_dim{end}") / getattr(s, f"dim{end}") for s in (shape, other)]
+    assert 0.4 < ratios[1] / ratios[0] < 2.5
+    heads = [getattr(s, f"dim{end}") // getattr(s, f"n_heads{end}") for s in (shape, other)]
+    assert heads[0] == heads[1]
+
+
+def test_what_costs_as_much_stays_as_it_is():
+    shape = SHAPES["blt"]
+    assert fitted(shape, ROWS, 1.009 * sum(ROWS.flops_per_byte(shape).values())) == {}
+
+
+def test_what_cannot_be():
+    shape = SHAPES["blt"]
+    with pytest.raises(ConfigError, match="no width comes within 1% of 1,000 FLOPs per byte; at"):
+        fitted(shape, ROWS, 1000)
+    with pytest.raises(ConfigError, match="n_kv_heads_global: shared heads cannot be fitted"):
+        fitted(resized(shape, {"n_kv_heads_global": 2}), ROWS, 1e7)
+
+
+def test_longer_patches_pay_for_a_wider_latent_transformer():
+    shape = SHAPES["blt"]
+    long = Rows(patch_size=8, bytes_per_batch=8000, seq_len=1024)
+    changes = fitted(shape, long, sum(ROWS.flops_per_byte(shape).values()))
+    assert changes["dim_global"] > shape.dim_global
