@@ -18,6 +18,7 @@ from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
 from train.data.bpe import BPE
 from train.data.bpe_training import BYTES, sample, train
 
+
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
     """Train a byte-level BPE tokenizer on a sample of shard sets' text, evenly from all shards.

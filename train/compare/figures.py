@@ -96,6 +96,8 @@ class ArmResult:
     label: str
     config: str
     flags: Sequence[str]
+    model: str
+    """The model in words."""
     fitted: Mapping[str, int]
     """Widths that were fitted, by the name of their flag, so that arms cost the same."""
     parameters: int
@@ -152,6 +154,7 @@ class Results:
     question: str
     notes: Sequence[str]
     command: str
+    version: str
     hardware: str
     seeds: Sequence[int]
     """Those that each arm is to be trained with."""

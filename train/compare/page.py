@@ -18,11 +18,11 @@ from train.compare.figures import Results
 from train.compare.plots import PLOTS
 from train.compare.wording import (
     MISSING,
-    PART_NAMES,
     answer,
     chance_note,
     difference_of,
     format_flops,
+    in_words,
     last_loss,
     mean_words,
     patch_size,
@@ -70,6 +70,7 @@ def comparison_page(results: Results) -> str:
         "last_loss": last_loss,
         "difference_of": difference_of,
         "patch_size": patch_size,
+        "in_words": in_words,
     }
     return render_page(
         Path(__file__).with_name("page.html.j2"),
@@ -79,7 +80,6 @@ def comparison_page(results: Results) -> str:
         chance_note=chance_note(results),
         problems=problems(results),
         plots=plots,
-        part_names=PART_NAMES,
         missing=MISSING,
     )
 

@@ -8,7 +8,7 @@ sentences, such as those of FLORES-101. All choices follow from the line's numbe
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -16,8 +16,8 @@ import fsspec
 import numpy as np
 from lm_eval.tasks.hellaswag.utils import process_docs
 
-from pipeline.corpus.noise import NOISES
 from pipeline.errors import ConfigError, translated
+from pipeline.evaluate.tasks.noise import NOISES
 
 EXAMPLES = 4
 """Lines at the beginning of a file that are shown with every question, and are not asked."""
@@ -67,6 +67,7 @@ def _test(documents: list[dict[str, Any]]) -> Documents:
 
 
 PAPER_NOISES = ("antspeak", "drop", "random_case", "repeat", "upper_case")
+"""The kinds of the paper, of those in :mod:`pipeline.evaluate.tasks.noise`."""
 NOISED = {"prompt": (True, False), "completion": (False, True), "both": (True, True)}
 
 

@@ -174,7 +174,7 @@ def test_they_run(file, tmp_path, monkeypatch):
     config.check()
     found = harness.evaluate_tasks(config)["results"]
     for name, metrics in {
-        "noised_hellaswag": {"none", "noised", *documents.NOISES},
+        "noised_hellaswag": {"none", "noised", *documents.PAPER_NOISES},
         "manipulation": {"all", "spelling", "swap_word"},
         "sentence_translation": {"chrf", "bleu"},
     }.items():

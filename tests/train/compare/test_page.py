@@ -268,11 +268,16 @@ def test_there_are_plots_of_what_is_known(tmp_path, values, expected):
 def folder(tmp_path_factory):
     """A page of everything, with hostile names."""
     values = comparisons.whole()
-    for name in ("title", "question", "command", "hardware"):
+    for name in ("title", "question", "command", "version", "hardware"):
         values[name] += f" {HOSTILE}"
     values["notes"] = [HOSTILE]
     for each in values["arms"]:
-        each |= {"label": f"{each['label']} {HOSTILE}", "flags": [HOSTILE], "fitted": {HOSTILE: 3}}
+        each |= {
+            "label": f"{each['label']} {HOSTILE}",
+            "model": HOSTILE,
+            "flags": [HOSTILE],
+            "fitted": {HOSTILE: 3},
+        }
     folder = tmp_path_factory.mktemp("page")
     with matplotlib.rc_context():
         write_page(values, folder)
