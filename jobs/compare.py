@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from pipeline.cli.flags import check_at_least
 from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
 from train.compare.experiment import CLEAN, Experiment, Form, read_experiment
+
+
+DRAWN_S = 60
+"""Seconds between two drawings of the page while runs go on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def run(config: CompareConfig, console: Console) -> int:
     """Prepare the data, train, and write the page; returns the exit status."""
     experiment, form = chosen(config)
     # torchtitan takes seconds to load: only when the flags are right.
+    from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
     from train.compare.arms import plan_arms
     from train.compare.data import Data, held_out_names, prepare
     from train.compare.page import write_page
@@ -99,11 +105,15 @@ def run(config: CompareConfig, console: Console) -> int:
     }
     folder = experiment_folder(output, experiment, config.form)
     failures: list[str] = []
+    drawn = time.monotonic()
 
-    def write() -> dict[str, Any]:
-        results = gather(experiment, form, data, planned, runs, shlex.join(command(config)))
+    def gathered() -> dict[str, Any]:
+        return gather(experiment, form, data, planned, runs, shlex.join(command(config)))
+
+    def write(results: dict[str, Any]) -> None:
+        content = json.dumps(results, indent=1).encode()
+        write_atomically(*checkpoint_filesystem(str(folder / "results.json")), content)
         write_page(results, folder)
-        return results
 
     # The first seed of all arms, then the second one, so that what is there can be compared.
     in_order = [of_seed for seed in zip(*runs.values(), strict=True) for of_seed in seed]
@@ -114,13 +124,18 @@ def run(config: CompareConfig, console: Console) -> int:
         if failure is not None:
             failures.append(f"{run.arm}, seed {run.seed}: {failure}")
             return
-        results = write()
+        results = gathered()
         points = _points(results, run)
         text = f"{run.arm}, seed {run.seed}: {points[-1]['bits_per_byte'][CLEAN]:.4f} bits per byte"
         print_line(console, f"{text}; {left}")
+        nonlocal drawn
+        if time.monotonic() - drawn > DRAWN_S:
+            write(results)
+            drawn = time.monotonic()
 
     train_all(in_order, config.num_workers, config.gpus_per_run, done)
-    results = write()
+    results = gathered()
+    write(results)
     if config.json:
         print(json.dumps(results))
     else:

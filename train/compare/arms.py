@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.rules import find_rule
+from model.widths import resized
 from pipeline.shards.shard_set import open_shards
 from train.checkpoints.kinds import Shape
 from train.cluster.checks import parse_config
@@ -81,9 +82,7 @@ def _planned(arm: Arm, form: Form, data: Data, cost: float | None) -> PlannedArm
     config = _parsed(arm, form, data, seq_len)
     rows, shape = count_rows(config), config.model_spec.model.shape
     changes = {} if cost is None else fitted(shape, rows, cost)
-    if changes:
-        config = _parsed(arm, form, data, seq_len, changes)
-        shape = config.model_spec.model.shape
+    shape = resized(shape, changes)
     flops = rows.flops_per_byte(shape)
     steps = max(1, round(form.budget_flops / (sum(flops.values()) * rows.bytes_per_batch)))
     plain = [
@@ -105,10 +104,8 @@ def _planned(arm: Arm, form: Form, data: Data, cost: float | None) -> PlannedArm
     )
 
 
-def _parsed(
-    arm: Arm, form: Form, data: Data, seq_len: int, changes: Mapping[str, int] | None = None
-) -> Any:
-    return parse_config(_arguments(arm, form, data, seq_len, changes or {}))
+def _parsed(arm: Arm, form: Form, data: Data, seq_len: int) -> Any:
+    return parse_config(_arguments(arm, form, data, seq_len, {}))
 
 
 def _arguments(

@@ -6,6 +6,7 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -46,6 +47,7 @@ def gather(
         "question": experiment.question,
         "notes": list(experiment.notes),
         "command": command,
+        "version": _version(),
         "hardware": hardware(),
         "seeds": [run.seed for run in runs[planned[0].arm.name]],
         "budget_flops": form.budget_flops,
@@ -82,6 +84,7 @@ def _arm(planned: PlannedArm, runs: Sequence[Run], data: Data) -> dict[str, Any]
         "label": arm.label,
         "config": planned.arguments[1],
         "flags": list(planned.arguments[2:]),
+        "model": _in_words(planned),
         "fitted": dict(planned.changes),
         "parameters": count.dense + count.tables,
         "table_parameters": count.tables,
@@ -92,6 +95,14 @@ def _arm(planned: PlannedArm, runs: Sequence[Run], data: Data) -> dict[str, Any]
         "entropy_model_flops_per_byte": _entropy_model_flops(planned, data),
         "runs": [_run(planned, run) for run in runs],
     }
+
+
+def _in_words(planned: PlannedArm) -> str:
+    """The transformer that an arm's patches, tokens or bytes go through."""
+    end = "_global" if planned.arm.model == "blt" else ""
+    names = ("n_layers", "dim", "n_heads", "hidden_dim")
+    layers, dim, heads, hidden = (getattr(planned.shape, name + end) for name in names)
+    return f"{layers} layers, {dim} wide, {heads} heads, {hidden} in feed-forward layers"
 
 
 def _run(planned: PlannedArm, run: Run) -> dict[str, Any]:
@@ -133,15 +144,21 @@ def _reads_entropies(planned: PlannedArm) -> bool:
     return arm.model == "blt" and find_rule(arm.rule).reads_entropies
 
 
-def _entropy_model_flops(planned: PlannedArm, data: Data) -> float | None:
-    """Forward FLOPs per byte of the entropy model that an arm's patches need; None if the shard
-    set does not tell."""
+def _entropy_model_flops(planned: PlannedArm, data: Data) -> float:
+    """Forward FLOPs per byte of the entropy model that an arm's patches need; those of a model
+    that multiplies no matrices are 0."""
     if not _reads_entropies(planned):
         return 0.0
     shards = open_shards(str(data.shards(planned.arm.entropy_model, "train")))
     described: Mapping[str, Any] = shards.manifest.get("entropy_model", {})
-    flops: float | None = described.get("flops_per_byte")
-    return flops
+    return float(described.get("flops_per_byte", 0.0))
+
+
+def _version() -> str:
+    try:
+        return f"blt-titan {version('blt-titan')}"
+    except PackageNotFoundError:
+        return "blt-titan, from a checkout that is not installed"
 
 
 def hardware() -> str:

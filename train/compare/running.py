@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import PipelineError, message_of
+from pipeline.errors import PipelineError
 from train.compare.runs import Run, is_finished, train_run
 
 Done = Callable[[Run, str | None], None]
@@ -40,27 +40,15 @@ def _failure(run: Run) -> str | None:
 
 
 def _train_on_ray(runs: Sequence[Run], workers: int, gpus: float, done: Done) -> None:
-    import ray
-
+    # Ray takes seconds to load.
     from pipeline.cluster.connect import connect
-    from pipeline.cluster.known_lines import without_known_lines
+    from pipeline.cluster.tasks import in_processes
 
-    connect(workers * max(run.threads or 1 for run in runs), "train")
-    # A process per run: torchtitan keeps state in its process, and its memory is given back.
-    task = ray.remote(max_calls=1, max_retries=2)(_failure)
-    waiting, running = list(runs), {}
-    with without_known_lines():
-        while waiting or running:
-            while waiting and len(running) < workers:
-                run = waiting.pop(0)
-                options = task.options(num_cpus=run.threads or 1, num_gpus=gpus)
-                running[options.remote(run)] = run
-            (ended,), _ = ray.wait(list(running), num_returns=1)
-            run = running.pop(ended)
-            try:
-                done(run, ray.get(ended))
-            except ray.exceptions.RayError as error:
-                done(run, f"{run.folder}: the run ended its process: {message_of(error)}")
+    threads = max(run.threads or 1 for run in runs)
+    connect(workers * threads, "train")
+    outcomes = in_processes(_failure, runs, at_once=workers, num_cpus=threads, num_gpus=gpus)
+    for run, failure in outcomes:
+        done(run, str(failure) if isinstance(failure, PipelineError) else failure)
 
 
 @contextmanager

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import distributed
 
 from pipeline.errors import PipelineError
+from pipeline.storage.lease import held
+from pipeline.storage.output import OutputDirectory
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
 from train.compare.experiment import CLEAN
 from train.metrics import latest
@@ -102,10 +105,14 @@ def train_run(run: Run) -> None:
 
     Raises:
         ConfigError: a flag of the arm is wrong.
-        PipelineError: training failed.
+        PipelineError: training failed, or another process is at this run.
     """
-    if is_finished(run):
-        return
+    with held(OutputDirectory(run.folder), "--output", Console(stderr=True)):
+        if not is_finished(run):
+            _train_run(run)
+
+
+def _train_run(run: Run) -> None:
     from train.__main__ import set_single_process_environment
     from train.cluster.checks import parse_config
     from train.shim import prepare

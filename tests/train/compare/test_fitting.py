@@ -1,9 +1,11 @@
 """Widths at which models cost the same."""
 
 import pytest
+import torch
+from support.counted_flops import counting
 
-from model import BLT_SIZES, EntropyModelConfig
-from model.token_transformer import TokenTransformerConfig
+from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig
+from model.token_transformer import TokenTransformer, TokenTransformerConfig
 from model.widths import resized
 from pipeline.errors import ConfigError
 from train.compare.fitting import TOLERANCE, Rows, fitted
@@ -50,3 +52,32 @@ def test_longer_patches_pay_for_a_wider_latent_transformer():
     long = Rows(patch_size=8, bytes_per_batch=8000, seq_len=1024)
     changes = fitted(shape, long, sum(ROWS.flops_per_byte(shape).values()))
     assert changes["dim_global"] > shape.dim_global
+
+
+def test_arms_cost_the_same_by_torchs_counter(monkeypatch):
+    """Patches of 4 and of 8 bytes, tokens of 3 bytes, and bytes: a row of each, counted."""
+    counted = counting(monkeypatch)
+    tokens = 49
+    ids = torch.randint(4, 260, (1, tokens))
+
+    def lengths(patch: int) -> torch.Tensor:
+        return torch.tensor([[1, *[patch] * ((tokens - 1) // patch)]])
+
+    def rows(size: float) -> Rows:
+        return Rows(patch_size=size, bytes_per_batch=tokens, seq_len=tokens)
+
+    first = SHAPES["blt"]
+    short, long = (tokens / lengths(patch).shape[1] for patch in (4, 8))
+    target = sum(rows(short).flops_per_byte(first).values())
+    arms = [
+        (BLT, first, short, (lengths(4),), tokens),
+        (BLT, first, long, (lengths(8),), tokens),
+        (TokenTransformer, SHAPES["tokens"], 3, (), 3 * tokens),
+        (EntropyModel, SHAPES["bytes"], 1, (), tokens),
+    ]
+    costs = [
+        counted(kind(resized(shape, fitted(shape, rows(size), target))), ids, *patches) / text
+        for kind, shape, size, patches, text in arms
+    ]
+    assert costs[0] == pytest.approx(target, rel=0.01)
+    assert costs == pytest.approx([costs[0]] * len(arms), rel=0.015)
