@@ -47,7 +47,9 @@ def arm(name: str, runs: Sequence[dict[str, Any]], **changes: Any) -> dict[str, 
         "label": f"{name} patches",
         "config": "blt_debug",
         "flags": ["--shape.dim-global", "136"],
-        "model": "2.1 M parameters, 1.2 M without tables; 2 latent layers, 136 wide",
+        "model": "2 layers, 136 wide, 4 heads, 344 in feed-forward layers",
+        "fitted": {"dim_global": 136},
+        "entropy_model": None,
         "parameters": 2_100_000,
         "table_parameters": 900_000,
         "patch_size": 4.51,
@@ -69,7 +71,7 @@ def results(arms: Sequence[dict[str, Any]], *noises: str, **changes: Any) -> dic
         "question": "Are patches better that end where the next byte is hard to foresee?",
         "notes": ["The widths of the latent transformers were fitted to equal FLOPs per byte."],
         "command": "python jobs/compare.py patches --output compared/ --seeds 0 1 2",
-        "version": "0.1.0",
+        "version": "blt-titan 0.1.0",
         "hardware": "2 cores of a CPU",
         "seeds": [0, 1, 2],
         "budget_flops": BUDGET,
@@ -82,7 +84,7 @@ def results(arms: Sequence[dict[str, Any]], *noises: str, **changes: Any) -> dic
     }
 
 
-NOISE = {"random case": 0.9, "drop": 0.5, "upper case": 1.3, "repeat": 0.6, "Cyrillic": 2.1}
+NOISE = {"random_case": 0.9, "drop": 0.5, "upper_case": 1.3, "repeat": 0.6, "other_scripts": 2.1}
 
 
 def whole() -> dict[str, Any]:
@@ -99,8 +101,14 @@ def whole() -> dict[str, Any]:
             "flops_per_byte": {"entropy_model": 6.58e5},
         },
     }
+    needs = {"entropy_model": "entropy-1m", "entropy_model_flops_per_byte": 2.4e6}
     plan: list[tuple[str, list[float], float, dict[str, Any]]] = [
-        ("entropy", [2.301, 2.312, 2.308], 1.0, {"entropy_model_flops_per_byte": 2.4e6}),
+        (
+            "entropy",
+            [2.301, 2.312, 2.308],
+            1.0,
+            needs,
+        ),
         ("static", [2.371, 2.366, 2.381], 1.1, {"patch_size": 4.5}),
         ("space", [2.306, 2.309, 2.311], 1.05, {"patch_size": 5.92}),
         (

@@ -97,6 +97,9 @@ class ArmResult:
     config: str
     flags: Sequence[str]
     model: str
+    """The model in words."""
+    fitted: Mapping[str, int]
+    """Widths that were fitted, by the name of their flag, so that arms cost the same."""
     parameters: int
     table_parameters: int
     """Those of hash tables, which take part in no matrix product."""
@@ -106,8 +109,10 @@ class ArmResult:
     """Forward and backward, by part of the model."""
     inference_flops_per_byte: float
     """The forward pass of the model alone."""
-    entropy_model_flops_per_byte: float
-    """The forward pass of the entropy model that patches need at inference; 0 without one."""
+    entropy_model: str | None
+    """The entropy model that patches need at inference; None without one."""
+    entropy_model_flops_per_byte: float | None
+    """Its forward pass; 0 without one, None if it is not known."""
     runs: Sequence[RunResult]
 
     @property
@@ -116,9 +121,10 @@ class ArmResult:
         return fsum(self.flops_per_byte.values())
 
     @property
-    def whole_inference_flops(self) -> float:
-        """FLOPs per byte at inference, with the entropy model."""
-        return self.inference_flops_per_byte + self.entropy_model_flops_per_byte
+    def whole_inference_flops(self) -> float | None:
+        """FLOPs per byte at inference, with the entropy model; None if that is not known."""
+        entropies = self.entropy_model_flops_per_byte
+        return None if entropies is None else self.inference_flops_per_byte + entropies
 
     @property
     def finished(self) -> list[RunResult]:

@@ -1,9 +1,11 @@
-"""The page of a comparison: ``index.html``, and its plots as PNG files for other documents.
+"""The page of a comparison: ``index.html``, its results as JSON, its plots as PNG files.
 
 Its words are in ``page.html.j2``, and in :mod:`train.compare.wording` if they depend on results.
 """
 
+import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from train.compare.figures import Results
 from train.compare.plots import PLOTS
 from train.compare.wording import (
     MISSING,
-    PART_NAMES,
     answer,
     chance_note,
     difference_of,
     format_flops,
+    in_words,
     last_loss,
     mean_words,
     patch_size,
@@ -29,11 +31,11 @@ from train.compare.wording import (
     verdict,
 )
 
-PAGE = "index.html"
+PAGE, DATA = "index.html", "results.json"
 
 
 def write_page(results: Mapping[str, Any], folder: Path) -> None:
-    """Write the plots and, last, the page, which holds them, too, and needs no other file.
+    """Write the results, the plots and, last, the page, which needs no other file.
 
     Args:
         results: the content of ``results.json``; see :class:`train.compare.figures.Results`. An
@@ -48,6 +50,8 @@ def write_page(results: Mapping[str, Any], folder: Path) -> None:
     for name, each in PLOTS.items():
         if each.applies(read):
             output.write(f"{name}.png", plot_png(each.plot, read, legend=False))
+    # The order of keys has a meaning: the first held-out text is the one that curves show.
+    output.write(DATA, json.dumps(_as_json(results), indent=1, allow_nan=False).encode())
     output.write(PAGE, comparison_page(read).encode())
 
 
@@ -66,6 +70,7 @@ def comparison_page(results: Results) -> str:
         "last_loss": last_loss,
         "difference_of": difference_of,
         "patch_size": patch_size,
+        "in_words": in_words,
     }
     return render_page(
         Path(__file__).with_name("page.html.j2"),
@@ -75,6 +80,14 @@ def comparison_page(results: Results) -> str:
         chance_note=chance_note(results),
         problems=problems(results),
         plots=plots,
-        part_names=PART_NAMES,
         missing=MISSING,
     )
+
+
+def _as_json(value: Any) -> Any:
+    """A value without the numbers that JSON lacks, such as the loss of a run that diverged."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter
 
 from pipeline.drawing.plots import SERIES_COLOURS, Plot, colour_of, palette_colour, short_label
 from train.compare.figures import Results, RunResult
-from train.compare.wording import PART_NAMES
+from train.compare.wording import in_words
 
 BEGINNING = 0.2
 """The share of the training whose losses may be cut off: they would hide how the rest differs."""
@@ -139,8 +139,8 @@ def draw_costs(results: Results, axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("training FLOPs per byte")
     colour = palette_colour("text.color")
-    names = ((part, PART_NAMES.get(part, part)) for part in others)
-    names_of_first = [PART_NAMES.get(part, part) for part in first]
+    names = ((part, in_words(part)) for part in others)
+    names_of_first = [in_words(part) for part in first]
     full = names_of_first[0] if len(first) == 1 else "latent or only transformer"
     keys = [Patch(color=colour, lw=0, label=full)]
     keys += [Patch(color=colour, lw=0, alpha=shades[p], label=name) for p, name in names]
@@ -150,7 +150,7 @@ def draw_costs(results: Results, axes: Axes) -> None:
 def draw_inference(results: Results, axes: Axes) -> None:
     """Draw the FLOPs per byte at inference; those of the entropy model are hatched."""
     for row, arm in enumerate(results.arms):
-        model, entropies = arm.inference_flops_per_byte, arm.entropy_model_flops_per_byte
+        model, entropies = arm.inference_flops_per_byte, arm.entropy_model_flops_per_byte or 0
         axes.barh(row, model, 0.7, color=colour_of(row))
         axes.barh(row, entropies, 0.7, model, fill=False, ec=colour_of(row), hatch="///", lw=0.8)
     _arm_rows(axes, results.arms)
@@ -180,7 +180,7 @@ def draw_robustness(results: Results, axes: Axes) -> None:
                 axes.errorbar(x, over.mean, shown, fmt="none", **look)
                 label = None
     tilted: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(results.noised) > 3 else {}
-    names = [textwrap.shorten(name, LABEL_WIDTH, placeholder="…") for name in results.noised]
+    names = [textwrap.shorten(in_words(n), LABEL_WIDTH, placeholder="…") for n in results.noised]
     axes.set_xticks(range(len(names)), names, **tilted)
     axes.set_ylabel("rise in bits per byte")
     _legend_below(axes)

@@ -15,12 +15,15 @@ PART_NAMES = {
     "latent": "latent transformer",
     "token_transformer": "transformer of tokens",
     "entropy_model": "transformer of bytes",
-    "cross_attention": "cross attention",
 }
 """The parts of models that cost FLOPs, where their names in results say too little. What a
 transformer of bytes costs has the name of an entropy model, which is one."""
-format_flops = EngFormatter(places=2, sep=" ")
-"""A number with a prefix: 1.50 G."""
+_prefixed = EngFormatter(places=2, sep=" ")
+
+
+def format_flops(value: float | None) -> str:
+    """A number with a prefix: 1.50 G."""
+    return MISSING if value is None else _prefixed(value)
 
 
 def mean_words(spread: Spread, *, signed: bool = False) -> str:
@@ -137,6 +140,11 @@ def _unequal(results: Results) -> Iterator[str]:
 
 def _numbers(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
+
+
+def in_words(name: str) -> str:
+    """The name of a held-out text or a part of a model as words: ``random_case`` is random case."""
+    return PART_NAMES.get(name, name.replace("_", " "))
 
 
 def patch_size(arm: ArmResult) -> str:

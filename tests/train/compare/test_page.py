@@ -1,6 +1,7 @@
 """The page of a comparison: its figures against counting by hand, and the page in a browser."""
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -127,6 +128,15 @@ def test_what_is_missing_is_named(without_plots):
     # An unfinished run is in no figure of the answer.
     assert found.arms[1].losses(CLEAN).by_seed == {0: 2.3}
     assert found.arms[3].losses(CLEAN).by_seed == {1: 2.4}
+
+
+def test_the_cost_of_an_entropy_model_may_be_unknown(without_plots):
+    unknown = {"entropy_model": "x", "entropy_model_flops_per_byte": None}
+    found = Results.from_json(results([arm("a", [run(0, 2.3)], **unknown)]))
+    assert found.arms[0].whole_inference_flops is None
+    assert "its cost" not in (page := comparison_page(found)) and "the entropies of x" in page
+    with drawn(PLOTS["inference"].plot.draw, found) as axes:
+        assert sum(bar.get_width() for bar in axes.patches) == 2.2e5
 
 
 def test_a_whole_experiment_has_no_problems():
@@ -262,11 +272,26 @@ def folder(tmp_path_factory):
         values[name] += f" {HOSTILE}"
     values["notes"] = [HOSTILE]
     for each in values["arms"]:
-        each |= {"label": f"{each['label']} {HOSTILE}", "model": HOSTILE, "flags": [HOSTILE]}
+        each |= {
+            "label": f"{each['label']} {HOSTILE}",
+            "model": HOSTILE,
+            "flags": [HOSTILE],
+            "fitted": {HOSTILE: 3},
+        }
     folder = tmp_path_factory.mktemp("page")
     with matplotlib.rc_context():
         write_page(values, folder)
     return folder
+
+
+def test_results_make_the_same_page_again(without_plots, tmp_path):
+    values = results([arm("a", [run(0, 2.3), run(1, math.nan)])], "later", "before")
+    write_page(values, tmp_path / "one")
+    text = (tmp_path / "one" / "results.json").read_text()
+    assert "NaN" not in text
+    write_page(json.loads(text), tmp_path / "two")
+    pages = [(tmp_path / name / "index.html").read_text() for name in ("one", "two")]
+    assert pages[0] == pages[1] and "no number" in pages[0]
 
 
 def test_pictures_for_other_documents(folder):
