@@ -72,7 +72,6 @@ def run(config: CompareConfig, console: Console) -> int:
     """Prepare the data, train, and write the page; returns the exit status."""
     experiment, form = chosen(config)
     # torchtitan takes seconds to load: only when the flags are right.
-    from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
     from train.compare.arms import plan_arms
     from train.compare.data import Data, held_out_names, prepare
     from train.compare.page import write_page
@@ -110,11 +109,6 @@ def run(config: CompareConfig, console: Console) -> int:
     def gathered() -> dict[str, Any]:
         return gather(experiment, form, data, planned, runs, shlex.join(command(config)))
 
-    def write(results: dict[str, Any]) -> None:
-        content = json.dumps(results, indent=1).encode()
-        write_atomically(*checkpoint_filesystem(str(folder / "results.json")), content)
-        write_page(results, folder)
-
     # The first seed of all arms, then the second one, so that what is there can be compared.
     in_order = [of_seed for seed in zip(*runs.values(), strict=True) for of_seed in seed]
     estimate = Estimate(sum(not is_finished(run) for run in in_order), config.num_workers)
@@ -130,12 +124,12 @@ def run(config: CompareConfig, console: Console) -> int:
         print_line(console, f"{text}; {left}")
         nonlocal drawn
         if time.monotonic() - drawn > DRAWN_S:
-            write(results)
+            write_page(results, folder)
             drawn = time.monotonic()
 
     train_all(in_order, config.num_workers, config.gpus_per_run, done)
     results = gathered()
-    write(results)
+    write_page(results, folder)
     if config.json:
         print(json.dumps(results))
     else:
