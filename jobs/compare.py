@@ -20,7 +20,6 @@ from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
 from train.compare.experiment import CLEAN, Experiment, Form, read_experiment
 
-
 DRAWN_S = 60
 """Seconds between two drawings of the page while runs go on."""
 
