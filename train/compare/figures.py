@@ -1,7 +1,7 @@
 """The results of an experiment: what ``results.json`` holds, and figures that follow from it.
 
-An arm is compared with the first one seed by seed: runs of one seed read the same text in the same
-order, so that the difference of a pair varies less than the losses do.
+An arm is compared with the first one seed by seed: the seed of a run decides the order in which it
+reads the text, so that the difference of a pair varies less than the losses do.
 """
 
 from collections.abc import Mapping, Sequence

@@ -260,7 +260,7 @@ def test_there_are_plots_of_what_is_known(tmp_path, values, expected):
     assert {path.stem for path in tmp_path.glob("*.png")} == expected
     page = (tmp_path / "index.html").read_text()
     assert page.count("<svg") == len(expected)
-    assert "With a patches, a byte takes 2.3000 bits." in page or "no answer yet" in page
+    assert "With “a patches”, a byte takes 2.3000 bits." in page or "no answer yet" in page
     assert not plt.get_fignums()
 
 
