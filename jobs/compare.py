@@ -3,9 +3,9 @@
 import json
 import shlex
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 # A checkout that is not installed: the packages lie beside this directory.
@@ -19,9 +19,6 @@ from pipeline.cli.flags import check_at_least
 from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
 from train.compare.experiment import CLEAN, Experiment, Form, read_experiment
-
-DRAWN_S = 60
-"""Seconds between two drawings of the page while runs go on."""
 
 
 @dataclass(frozen=True)
@@ -71,68 +68,27 @@ def run(config: CompareConfig, console: Console) -> int:
     """Prepare the data, train, and write the page; returns the exit status."""
     experiment, form = chosen(config)
     # torchtitan takes seconds to load: only when the flags are right.
-    from train.compare.arms import plan_arms
-    from train.compare.data import Data, held_out_names, prepare
-    from train.compare.page import write_page
-    from train.compare.results import experiment_folder, gather, table_rows
-    from train.compare.running import Estimate, train_all
-    from train.compare.runs import is_finished
+    from train.compare.comparison import plan_comparison
+    from train.compare.data import Data
 
     output = Path(config.output).absolute()
-    data = Data(output / "data", config.input, config.held_out)
-    data.check()
-    prepare(data, experiment, form, console)
-    console.print("fitting the arms to equal costs", highlight=False)
-    planned = plan_arms(experiment, form, data)
-    runs = {
-        each.arm.name: [
-            replace(
-                each.run(
-                    seed,
-                    output / "runs",
-                    tuple(
-                        (name, str(data.shards(each.arm.entropy_model, name)))
-                        for name in held_out_names(experiment)
-                    ),
-                ),
-                threads=config.threads,
-            )
-            for seed in experiment.seeds
-        ]
-        for each in planned
-    }
-    folder = experiment_folder(output, experiment, config.form)
-    failures: list[str] = []
-    drawn = time.monotonic()
-
-    def gathered() -> dict[str, Any]:
-        return gather(experiment, form, data, planned, runs, shlex.join(command(config)))
-
-    # The first seed of all arms, then the second one, so that what is there can be compared.
-    in_order = [of_seed for seed in zip(*runs.values(), strict=True) for of_seed in seed]
-    estimate = Estimate(sum(not is_finished(run) for run in in_order), config.num_workers)
-
-    def done(run: Any, failure: str | None) -> None:
-        left = estimate.after_one()
-        if failure is not None:
-            failures.append(f"{run.arm}, seed {run.seed}: {failure}")
-            return
-        results = gathered()
-        points = _points(results, run)
-        text = f"{run.arm}, seed {run.seed}: {points[-1]['bits_per_byte'][CLEAN]:.4f} bits per byte"
-        print_line(console, f"{text}; {left}")
-        nonlocal drawn
-        if time.monotonic() - drawn > DRAWN_S:
-            write_page(results, folder)
-            drawn = time.monotonic()
-
-    train_all(in_order, config.num_workers, config.gpus_per_run, done)
-    results = gathered()
-    write_page(results, folder)
+    comparison = plan_comparison(
+        experiment,
+        form,
+        Data(output / "data", config.input, config.held_out),
+        output / f"{experiment.name}-{config.form}",
+        threads=config.threads,
+        command=shlex.join(["python", "jobs/compare.py", *sys.argv[1:]]),
+        console=console,
+    )
+    failures = comparison.train(
+        config.num_workers, config.gpus_per_run, lambda line: print_line(console, line)
+    )
+    results = comparison.results()
     if config.json:
         print(json.dumps(results))
     else:
-        print_results(table_rows(results), folder, Console())
+        print_results(results, comparison.folder, Console())
     print_problems(console, [f"failed: {failure}" for failure in failures])
     return 1 if failures else 0
 
@@ -163,25 +119,23 @@ def chosen(config: CompareConfig) -> tuple[Experiment, Form]:
     return experiment, form
 
 
-def command(config: CompareConfig) -> list[str]:
-    """The command that makes the same page."""
-    return ["python", "jobs/compare.py", *sys.argv[1:]]
-
-
-def _points(results: dict[str, Any], run: Any) -> list[dict[str, Any]]:
-    (arm,) = (arm for arm in results["arms"] if arm["name"] == run.arm)
-    (found,) = (each for each in arm["runs"] if each["seed"] == run.seed)
-    points: list[dict[str, Any]] = found["points"]
-    return points
-
-
-def print_results(rows: list[list[str]], folder: Path, console: Console) -> None:
-    """Print the table and where the page is."""
+def print_results(results: dict[str, Any], folder: Path, console: Console) -> None:
+    """Print the arms as a table, and where the page is."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for i, heading in enumerate(rows[0]):
+    headings = ("arm", "bits per byte", "range", "seeds", "bytes per patch", "FLOPs per byte")
+    for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left")
-    for row in rows[1:]:
-        table.add_row(*row)
+    for arm in results["arms"]:
+        ends = [run["points"][-1]["bits_per_byte"] for run in arm["runs"] if run["finished"]]
+        bits, size = [end[CLEAN] for end in ends], arm["patch_size"]
+        table.add_row(
+            arm["label"],
+            f"{mean(bits):.4f}" if bits else "-",
+            f"{min(bits):.4f} to {max(bits):.4f}" if len(bits) > 1 else "-",
+            f"{len(bits)} of {len(arm['runs'])}",
+            "-" if size is None else f"{size:.2f}",
+            f"{sum(arm['flops_per_byte'].values()):,.0f}",
+        )
     console.print(table)
     print_line(console, f"page: {folder}/index.html")
 

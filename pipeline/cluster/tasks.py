@@ -32,7 +32,7 @@ def in_processes(
         answer, which Ray has tried three times. Exceptions of the function are raised as they are.
     """
     # The process ends with the call, and gives back the memory and all state of the libraries.
-    options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_calls": 1, "max_retries": 2}
+    options: Any = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_calls": 1, "max_retries": 2}
     task = ray.remote(**options)(function)
     waiting, running = list(items), dict[Any, Item]()
     with without_known_lines():

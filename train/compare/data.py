@@ -30,6 +30,7 @@ from pipeline.statistics.threshold_curve import ThresholdCounts
 from pipeline.storage.run_record import MANIFEST
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
 from train.compare.experiment import CLEAN, Arm, Experiment, Form
+from train.compare.noise import write_noised
 from train.data.bpe_training import sample, train
 
 PATCH_SIZE = 4.5
@@ -87,7 +88,7 @@ def prepare(data: Data, experiment: Experiment, form: Form, console: Console) ->
             parts = {part: (str(path),) for part, path in own_text(data.folder, form).items()}
         for part, inputs in parts.items():
             _patch(data, entropy_model, part, inputs, console)
-        for part, path in _noised(data, experiment, console).items():
+        for part, path in _noised(data, experiment).items():
             _patch(data, entropy_model, part, (str(path),), console)
     if readers := [arm for arm in experiment.arms if arm.model == "bpe"]:
         _train_tokenizer(data, readers[0], form.vocab_size)
@@ -193,15 +194,17 @@ def _patch(
         console.print(f"{done.rejects} documents were rejected: {output}/rejects")
 
 
-def _noised(data: Data, experiment: Experiment, console: Console) -> dict[str, Path]:
+def _noised(data: Data, experiment: Experiment) -> dict[str, Path]:
     """Files with the held-out text and each kind of noise."""
     if not experiment.noise:
         return {}
-    from train.compare.noise import write_noised
-
+    folder = data.folder / "text"
+    paths = {kind: folder / f"{kind}.jsonl" for kind in experiment.noise}
+    # A file that is written again would be another input for the job that patches it.
+    missing = [kind for kind, path in paths.items() if not path.exists()]
     source = open_shards(str(data.shards(experiment.arms[0].entropy_model, CLEAN)))
-    documents = ((document.sample_id, document.text) for document in source)
-    return write_noised(documents, data.folder / "text", experiment.noise)
+    write_noised(((each.sample_id, each.text) for each in source), folder, missing)
+    return paths
 
 
 def _train_tokenizer(data: Data, arm: Arm, vocab_size: int) -> None:

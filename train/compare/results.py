@@ -1,4 +1,4 @@
-"""The outcome of an experiment as plain values, from what its runs wrote; its table for terminals.
+"""The outcome of an experiment as plain values, from what its runs wrote.
 
 ``results.json`` holds these values, and :mod:`train.compare.page` draws them.
 """
@@ -7,8 +7,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ def gather(
     form: Form,
     data: Data,
     planned: Sequence[PlannedArm],
-    runs: dict[str, list[Run]],
+    runs: Mapping[str, Sequence[Run]],
     command: str,
 ) -> dict[str, Any]:
     """The values of ``results.json``.
@@ -57,7 +55,7 @@ def gather(
 
 
 def _held_out(
-    planned: Sequence[PlannedArm], runs: dict[str, list[Run]], data: Data
+    planned: Sequence[PlannedArm], runs: Mapping[str, Sequence[Run]], data: Data
 ) -> dict[str, dict[str, Any]]:
     """Bytes, hash and documents of each held-out text."""
     found: dict[str, dict[str, Any]] = {}
@@ -166,27 +164,3 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
-
-
-def table_rows(results: dict[str, Any]) -> list[list[str]]:
-    """The table for a terminal: a row per arm, after the row of headings."""
-    rows = [["arm", "bits per byte", "range", "seeds", "bytes/patch", "FLOPs/byte"]]
-    for arm in results["arms"]:
-        bits = [run["points"][-1]["bits_per_byte"][CLEAN] for run in arm["runs"] if run["finished"]]
-        size = arm["patch_size"]
-        rows.append(
-            [
-                arm["label"],
-                f"{mean(bits):.4f}" if bits else "-",
-                f"{min(bits):.4f}-{max(bits):.4f}" if len(bits) > 1 else "-",
-                f"{len(bits)} of {len(arm['runs'])}",
-                "-" if size is None else f"{size:.2f}",
-                f"{sum(arm['flops_per_byte'].values()):,.0f}",
-            ]
-        )
-    return rows
-
-
-def experiment_folder(output: Path, experiment: Experiment, form: str) -> Path:
-    """The directory of an experiment's page."""
-    return output / f"{experiment.name}-{form}"

@@ -1,6 +1,7 @@
 """Files of experiments: those that come along, and what is wrong with others."""
 
 import pytest
+from support.jobs import ROOT
 
 from pipeline.errors import ConfigError
 from train.compare.experiment import read_experiment, shipped
@@ -27,6 +28,16 @@ def test_those_that_come_along():
         assert experiment.name == name
         assert list(experiment.forms) == ["cpu", "gpu"]
         assert len(experiment.arms) > 1 and len(experiment.seeds) == 3
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    path = tmp_path / "two-or-four.toml"
+    page = (ROOT / "docs" / "claims.md").read_text()
+    path.write_text(page.split("```toml\n")[1].split("```")[0])
+    experiment = read_experiment(str(path))
+    assert [arm.name for arm in experiment.arms] == ["two", "four"]
+    for name in shipped():
+        assert f"| `{name}` |" in page
 
 
 def test_a_file(tmp_path):
