@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Of every process that tests start, too: there are as many tests at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray would report to its makers that tests run, by a process of its own.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 torch.set_num_threads(1)
 

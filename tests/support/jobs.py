@@ -28,9 +28,11 @@ def full_disk(directory: Path) -> dict[str, str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a user without a cluster and without our tests' settings."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return kept | {"COLUMNS": "200"} | more
+    """The environment of a user without a cluster and without our tests' settings: it is the same
+    for all tests, so that they can share a Ray that was started with it. Nothing is reported to
+    Ray's makers, which would take a process of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))}
+    return kept | {"COLUMNS": "200", "RAY_USAGE_STATS_ENABLED": "0"} | more
 
 
 def hear_ctrl_c() -> None:

@@ -166,10 +166,11 @@ def test_progress_counts_reports_and_what_was_done_before(local_ray, console, mo
             time.sleep(0.05)
 
     estimates, done = {0: 4_000_000, 1: 4_000_000}, {2: 2_000_000}
-    actor = start_progress()
-    with show_progress(console, "working", estimates, done, actor) as finished:
+    earlier, of_stage = start_progress(), start_progress()
+    with show_progress(console, "working", estimates, done, of_stage) as finished:
         wait_for("working: 2.0 of about 10.0 MB · 0.00 MB/s")
-        report = Reporter(actor, 0)
+        earlier.put(1, 4_000_000)  # late: that stage has ended
+        report = Reporter(of_stage, 0)
         report(1_000_000)
         report(2_000_000)  # too soon after the first: not sent
         wait_for("working: 3.0 of about 10.0 MB")
