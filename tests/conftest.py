@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from hypothesis import settings
+from support.jobs import RAY_SETTINGS
 from support.texts import topics, write_jsonl
 from support.weights import sharpen
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
 # Of every process that tests start, too: there are as many tests at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Ray would report to its makers that tests run, by a process of its own.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ |= RAY_SETTINGS
 
 torch.set_num_threads(1)
 

@@ -139,9 +139,7 @@ def test_an_unreachable_cluster_is_named(run_job, tmp_path):
     assert f"error: RAY_ADDRESS {nobody}: the cluster cannot be reached" in done.stderr
 
 
-def test_a_lost_node_costs_nothing(
-    corpus, tmp_path, run_here, small_model_directory, monkeypatch
-):
+def test_a_lost_node_costs_nothing(corpus, tmp_path, run_here, small_model_directory, monkeypatch):
     """Two nodes of two CPUs; one is lost while all four workers are busy.
 
     The last test here: to end such a cluster unsettles another Ray that this process has joined.
