@@ -63,7 +63,8 @@ FIXTURES = {
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
-    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py"),
+    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py"),
+    *("pipeline/storage/test_two_writers.py", "jobs/test_prepare_corpus.py"),
     *("jobs/test_patch_corpus.py", "jobs/test_chaos.py", "jobs/test_export_shards.py"),
     *(
         "jobs/test_patch_report.py",
