@@ -10,11 +10,10 @@ without an outcome is done again, each piece in a task of its own, so that no pi
 another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tried any further.
 """
 
-import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict, cast
@@ -107,7 +106,6 @@ def run_stage(
     unreachable: dict[int, str] = {}
     left = set(pieces)
     with (
-        redirect_stdout(sys.stderr),  # Ray prints that a worker ended; a result may be read there
         without_known_lines(),
         show_progress(console, doing, pieces, done, progress) as finished,
     ):
