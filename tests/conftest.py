@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from hypothesis import settings
+from support.jobs import RAY_SETTINGS
 from support.texts import topics, write_jsonl
 from support.weights import sharpen
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # Of every process that tests start, too: there are as many tests at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ |= RAY_SETTINGS
 
 torch.set_num_threads(1)
 
@@ -61,7 +63,8 @@ FIXTURES = {
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
-    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py"),
+    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py"),
+    *("pipeline/storage/test_two_writers.py", "jobs/test_prepare_corpus.py"),
     *("jobs/test_patch_corpus.py", "jobs/test_chaos.py", "jobs/test_export_shards.py"),
     *(
         "jobs/test_patch_report.py",

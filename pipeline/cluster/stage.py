@@ -20,13 +20,12 @@ from typing import Any, TypedDict, cast
 
 import ray
 import ray.data  # before Ray is joined: its import sets log levels
-from ray.actor import ActorHandle
 from rich.console import Console
 
 from pipeline.cluster.connect import connect
 from pipeline.cluster.known_lines import without_known_lines
 from pipeline.cluster.memory import bound_memory
-from pipeline.cluster.progress import Reporter, show_progress, start_progress
+from pipeline.cluster.progress import Progress, Reporter, show_progress, start_progress
 from pipeline.errors import PipelineError, UnreachableFileError
 from pipeline.storage.outages import say_by
 
@@ -130,7 +129,6 @@ def run_stage(
                     take(outcome)
                 break
         deadly = task.alone(sorted(left), workers, take)
-    ray.kill(progress)  # or its process would stay for the stages to come
     if deadly and not gives_up:
         number, how = next(iter(deadly.items()))
         raise PipelineError(f"{doing}: piece {number} {how}; see Ray's logs for more")
@@ -148,7 +146,7 @@ class _Task:
     setup: Callable[[Any], Any] | None
     work: Work
     shared: "ray.ObjectRef[Any]"
-    progress: ActorHandle
+    progress: Progress
     gpus: float
 
     def in_pool(self, pieces: Mapping[int, int], workers: int | None) -> Iterator[_PieceOutcome]:
@@ -232,13 +230,13 @@ def _alone(
     setup: Callable[[Any], Any] | None,
     work: Work,
     shared: Any,
-    progress: ActorHandle,
+    progress: Progress,
 ) -> _PieceOutcome:
     bound_memory()
     return run_piece(piece, work, setup(shared) if setup else shared, progress)
 
 
-def run_piece(piece: int, work: Work, shared: Any, progress: ActorHandle) -> _PieceOutcome:
+def run_piece(piece: int, work: Work, shared: Any, progress: Progress) -> _PieceOutcome:
     """Do one piece in a worker.
 
     Errors that a user can act on become part of the outcome: Ray would wrap and repeat them.
@@ -299,7 +297,7 @@ class _Actor:
         setup: Callable[[Any], Any],
         work: Work,
         shared: "ray.ObjectRef[Any]",
-        progress: ActorHandle,
+        progress: Progress,
     ):
         bound_memory()
         self._state = setup(ray.get(shared))
@@ -310,7 +308,7 @@ class _Actor:
 
 
 def _in_task(
-    row: dict[str, Any], work: Work, shared: "ray.ObjectRef[Any]", progress: ActorHandle
+    row: dict[str, Any], work: Work, shared: "ray.ObjectRef[Any]", progress: Progress
 ) -> _PieceOutcome:
     return run_piece(int(row["item"]), work, _fetched(shared), progress)
 

@@ -10,7 +10,8 @@ import tyro
 from model.checkpoints.files import BUILT_IN
 from model.patcher import Patcher
 from model.rules import BoundaryRule, find_rule
-from pipeline.cli.flags import check_at_least, flag_name, rule_flag
+from pipeline.cli.flags import check_at_least, flag_name
+from pipeline.cli.rule_flag import rule_flag
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError

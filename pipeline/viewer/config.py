@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from model.checkpoints.files import BUILT_IN
-from pipeline.cli.flags import rule_flag
+from pipeline.cli.rule_flag import rule_flag
 from pipeline.errors import ConfigError
 
 LEAST_THRESHOLD, MOST_THRESHOLD = -2, 6

@@ -74,7 +74,7 @@ class TestRunStage:
         assert {int(path.name) for path in tmp_path.iterdir()} == PIECES.keys() - set(places)
 
     def test_a_piece_that_ends_its_worker_is_given_up_and_the_rest_is_done(
-        self, setup, console, tmp_path
+        self, setup, console, tmp_path, capsys
     ):
         def work(piece: int, directory: Path, report: Reporter) -> str:
             with (directory / f"{piece}.{uuid4().hex}").open("w"):
@@ -93,6 +93,8 @@ class TestRunStage:
         if setup is None:
             with pytest.raises(PipelineError, match="reading: piece 5 ended the process"):
                 run_stage("reading", work, {5: 1}, tmp_path, console)
+        # What Ray says of it is not among results.
+        assert capsys.readouterr().out == ""
 
     def test_a_fatal_error_stops(self, setup, console, tmp_path):
         def work(piece: int, directory: Path, report: Reporter) -> None:
@@ -166,10 +168,11 @@ def test_progress_counts_reports_and_what_was_done_before(local_ray, console, mo
             time.sleep(0.05)
 
     estimates, done = {0: 4_000_000, 1: 4_000_000}, {2: 2_000_000}
-    actor = start_progress()
-    with show_progress(console, "working", estimates, done, actor) as finished:
+    earlier, of_stage = start_progress(), start_progress()
+    with show_progress(console, "working", estimates, done, of_stage) as finished:
         wait_for("working: 2.0 of about 10.0 MB · 0.00 MB/s")
-        report = Reporter(actor, 0)
+        earlier.put(1, 4_000_000)  # late: that stage has ended
+        report = Reporter(of_stage, 0)
         report(1_000_000)
         report(2_000_000)  # too soon after the first: not sent
         wait_for("working: 3.0 of about 10.0 MB")
