@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.blt import BLT
-from model.blt_config import BLTConfig
+from model.blt_config import ROW_READING, BLTConfig
 from model.checkpoints import entropy_layouts
 from model.checkpoints.entropy_layouts import RopeParameters, TransformersEntropyConfig
 from model.checkpoints.files import (
@@ -21,6 +21,9 @@ from model.checkpoints.files import (
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 
+AS_TRANSFORMERS: JsonObject = {**dict.fromkeys(ROW_READING, False), "hash_across_documents": True}
+"""How transformers reads rows, as far as it does: it knows no documents, which a row of packed ones
+needs, and reads the last patch but one where lengths leave out the next token."""
 THEIR_RULE = "global"
 """The only boundary rule that transformers has, called ``entropy`` there."""
 
@@ -51,7 +54,6 @@ class TransformersConfig(TypedDict):
     encoder_hash_byte_group_size: list[int]
     encoder_hash_byte_group_vocab: int
     encoder_hash_byte_group_nb_functions: int
-    hash_across_documents: bool
     local_attention_window_len: int | None
     rope_parameters: RopeParameters
     patch_in_forward: bool
@@ -88,7 +90,8 @@ def from_transformers_weights(shape: BLTConfig, theirs: dict[str, Tensor]) -> di
 
 
 def from_transformers_config(config: JsonObject) -> BLTConfig:
-    """The shape that a configuration of transformers' BLT describes.
+    """The shape that a configuration of transformers' BLT describes, which reads rows as
+    transformers does.
 
     Raises:
         ValueError: an argument's value is not supported; names it.
@@ -130,7 +133,7 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         encoder_hash_byte_group_size=config["encoder_hash_byte_group_size"],
         encoder_hash_byte_group_vocab=config["encoder_hash_byte_group_vocab"],
         encoder_hash_byte_group_nb_functions=config["encoder_hash_byte_group_nb_functions"],
-        hash_across_documents=config.get("hash_across_documents", False),  # ours alone
+        **AS_TRANSFORMERS,
         local_attention_window_len=config.get("local_attention_window_len", 512),
         rope_theta=shared["rope_parameters"][0],
         norm_eps=shared["rms_norm_eps"][0],
@@ -173,7 +176,6 @@ def to_transformers_config(
         "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
         "encoder_hash_byte_group_vocab": config.encoder_hash_byte_group_vocab,
         "encoder_hash_byte_group_nb_functions": config.encoder_hash_byte_group_nb_functions,
-        "hash_across_documents": config.hash_across_documents,
         "local_attention_window_len": config.local_attention_window_len,
         "rope_parameters": rope,
         "patch_in_forward": entropy_model is not None,
@@ -206,6 +208,7 @@ def _check_representable(config: BLTConfig) -> None:
         "cross_attn_all_layers_encoder: it pools anew in every layer": (
             config.cross_attn_all_layers_encoder and config.n_layers_local_encoder > 1
         ),
+        "projects_equal_widths: it always projects latent states": not config.projects_latent,
         "patcher: it has the global rule only": (
             patcher is not None and patcher.rule != THEIR_RULE
         ),
