@@ -107,8 +107,8 @@ class BLTConfig:
     generation and evaluation leave nothing to this."""
     projects_equal_widths: bool = added_later(True)
     """The decoder projects a latent state to its own width even where both have one width and a
-    patch is read as a single vector. If false, it reads the latent state itself there, as
-    published."""
+    patch is read as a single vector. If false, it reads the latent state itself, as published.
+    True wherever the widths differ."""
 
     local_attention_window_len: int | None = 512
     """How many bytes a byte sees in encoder and decoder, itself included; None for all that its
@@ -148,6 +148,8 @@ class BLTConfig:
             heads, kv_heads = (getattr(self, name) for name in names)
             check_heads(names, self.dim_of(part), heads, kv_heads)
         self._check_cross_attention()
+        if self.dim_global != self.dim_local or self.read_vectors > 1:
+            object.__setattr__(self, "projects_equal_widths", True)  # they are not equal
         if wrong := [size for size in sizes if not 1 <= size <= MOST_NGRAM]:
             raise ValueError(
                 f"encoder_hash_byte_group_size: lengths from 1 to {MOST_NGRAM}, got {wrong[0]}"
@@ -216,12 +218,6 @@ class BLTConfig:
     def read_vectors(self) -> int:
         """Vectors, each ``dim_local`` wide, in which bytes read a patch."""
         return self.cross_attn_k if self.cross_attn_decoder else 1
-
-    @property
-    def projects_latent(self) -> bool:
-        """False if the decoder reads latent states as they are."""
-        same_width = self.dim_global == self.dim_local * self.read_vectors
-        return self.projects_equal_widths or self.read_vectors > 1 or not same_width
 
     def block_shape(self, part: str) -> BlockShape:
         """The shape of a layer of one of PARTS."""

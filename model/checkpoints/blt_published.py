@@ -118,8 +118,9 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
     used = {name: args.pop(name) for name in SAME_NAMES if name in args}
     used = {name: v for name, v in used.items() if v is not None or name in MAY_BE_NONE}
     refuse_unknown(args)
-    config = BLTConfig(
+    return BLTConfig(
         dim_local=dim_local,
+        projects_equal_widths=False,
         encoder_hash_byte_group_size=tuple(sizes),
         patcher=patcher,
         **crossing,
@@ -129,9 +130,6 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
         **initialisation,
         **{**reading, **across},
     )
-    # Where it makes no difference the default stays.
-    plain = replace(config, projects_equal_widths=False)
-    return config if plain.projects_latent else plain
 
 
 def _checked(args: JsonObject) -> JsonObject:

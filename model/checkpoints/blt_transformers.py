@@ -208,7 +208,9 @@ def _check_representable(config: BLTConfig) -> None:
         "cross_attn_all_layers_encoder: it pools anew in every layer": (
             config.cross_attn_all_layers_encoder and config.n_layers_local_encoder > 1
         ),
-        "projects_equal_widths: it always projects latent states": not config.projects_latent,
+        "projects_equal_widths: it always projects latent states": (
+            not config.projects_equal_widths
+        ),
         "patcher: it has the global rule only": (
             patcher is not None and patcher.rule != THEIR_RULE
         ),

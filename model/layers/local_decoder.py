@@ -55,7 +55,7 @@ class LocalDecoder(nn.Module):
         self.k = config.read_vectors
         self.patch_embedding_projection = (
             nn.Linear(config.dim_global, dim * self.k, bias=False)
-            if config.projects_latent
+            if config.projects_equal_widths
             else nn.Identity()
         )
         shape, crossings = config.block_shape("local_decoder"), config.decoder_crossings

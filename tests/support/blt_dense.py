@@ -191,7 +191,7 @@ class DenseBLT:
     def decode(self, x: Tensor, z: Tensor, masks: Masks) -> Tensor:
         c = self.c
         patches, projection = z, "local_decoder.patch_embedding_projection"
-        if c.projects_equal_widths or f"{projection}.weight" in self.w:
+        if c.projects_equal_widths:
             patches = self.linear(z, projection)
         if not c.cross_attn_decoder:
             x = x + masks.bytes_patches.float() @ patches  # one patch for each byte
