@@ -38,7 +38,7 @@ class TransformersPart(TypedDict):
     intermediate_size: int
     rms_norm_eps: float
     rope_parameters: RopeParameters
-    vocab_size: int
+    vocab_size: NotRequired[int]
     cross_attn_k: NotRequired[int]
     cross_attn_all_layers: NotRequired[bool]
     hidden_size_global: NotRequired[int]
@@ -164,6 +164,7 @@ def to_transformers_config(
     _check_representable(config)
     patcher, rope = config.patcher, _rope(config)
     encoder, decoder = (_part(config, name) for name in ("local_encoder", "local_decoder"))
+    encoder["vocab_size"] = decoder["vocab_size"] = config.vocab_size
     encoder["cross_attn_k"] = decoder["cross_attn_k"] = config.cross_attn_k
     encoder["cross_attn_all_layers"] = config.cross_attn_all_layers_encoder
     decoder["cross_attn_all_layers"] = config.cross_attn_all_layers_decoder
@@ -232,7 +233,6 @@ def _part(config: BLTConfig, name: str) -> TransformersPart:
         "intermediate_size": getattr(config, f"hidden_dim_{name}"),
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": _rope(config),
-        "vocab_size": config.vocab_size,
     }
 
 

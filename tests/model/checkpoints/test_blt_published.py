@@ -1,5 +1,6 @@
 """What is written in the published layout, and alone of an entropy model, is read as the same."""
 
+import contextlib
 import json
 import random
 import re
@@ -7,7 +8,8 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from support.blt_cases import random_config, sharp_blt, tiny
+from support.blt_cases import random_batch, random_config, sharp_blt, tiny
+from support.blt_dense import DenseBLT
 from support.published_format import (
     blt_weights,
     check_published_blt,
@@ -172,6 +174,22 @@ def test_how_rows_are_read_stands_beside_the_arguments(tmp_path):
         (directory / "config.json").write_text(json.dumps(config | {name: "no"}))
         with pytest.raises(CheckpointError, match=f"{name}: 'no' is neither true nor false"):
             load_blt(directory, device="cpu")
+
+
+@torch.no_grad()
+def test_packed_rows_of_published_layouts_are_the_definition():
+    """EOS anywhere, lengths with and without the next token; nothing but the arguments says how."""
+    rng, read = random.Random(1), 0
+    while read < 8:
+        config = nearer(random_config(rng), rng)
+        with contextlib.suppress(CheckpointError):
+            shape = from_published_args(to_published_args(config), {})
+            assert AS_PUBLISHED.items() <= asdict(shape).items()
+            model, (tokens, lengths) = sharp_blt(shape, read), random_batch(rng)
+            expected = DenseBLT(shape, model.state_dict())(tokens, lengths)
+            logits, inside = model(tokens, lengths), tokens != -1
+            torch.testing.assert_close(logits[inside], expected[inside], rtol=0, atol=1e-4)
+            read += 1
 
 
 @torch.no_grad()
