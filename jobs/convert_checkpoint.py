@@ -124,7 +124,7 @@ def _note_reading(model: BLT, layout: Layout, console: Console) -> None:
         listed = ", ".join(f"{name} {not value}" for name, value in others.items())
         print_line(
             console,
-            f"programs that the {layout} layout belongs to read rows of several documents, and "
+            f"note: programs that the {layout} layout belongs to read rows of several documents, and "
             f"patch lengths that leave out the next token, otherwise than this model ({listed}); "
             "single documents they read alike",
         )
