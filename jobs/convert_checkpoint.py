@@ -124,9 +124,9 @@ def _note_reading(model: BLT, layout: Layout, console: Console) -> None:
         listed = ", ".join(f"{name} {not value}" for name, value in others.items())
         print_line(
             console,
-            f"note: programs that the {layout} layout belongs to read rows of several documents, and "
-            f"patch lengths that leave out the next token, otherwise than this model ({listed}); "
-            "single documents they read alike",
+            f"note: programs that the {layout} layout belongs to read rows of several documents, "
+            "and patch lengths that leave out the next token, otherwise than this model "
+            f"({listed}); single documents they read alike",
         )
 
 

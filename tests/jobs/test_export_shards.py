@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import DatasetCard
 from support import tiny
 from support.jobs import ROOT, edit_json, files_below, job_here
+from support.published_loader import documents_of_rank
 from support.texts import topics
 
 from model import NGramEntropyModel, Patcher
@@ -112,30 +113,11 @@ def test_datasets_loads_it(run, made, tmp_path):
 
 
 def published_loader(directory: Path, corpus: str, model: str) -> Iterator[tuple[str, list, list]]:
-    """As FIDELITY.md describes the layout: documents of all chunks, shard by shard.
-
-    Chunks are found by their own names, in the directory of a source below ``root_dir`` (here the
-    model's below the corpus's); the text of these files is not read.
-    """
-    found: dict[tuple[str, int], Path] = {}
-    chunks = sorted((directory / corpus / model).glob("*.chunk.*.jsonl"))
-    assert chunks and not any(chunk.stat().st_size for chunk in chunks)
-    for path in (
-        path
-        for chunk in chunks
-        for path in (directory / corpus / model).glob(f"{chunk.name}.shard_*.arrow")
-    ):
-        chunk, _, shard = path.stem.rpartition(".shard_")
-        assert len(chunk.split(".chunk.")[1].removesuffix(".jsonl")) == 2
-        mark = path.with_name(path.name + ".complete")
-        assert mark.exists() and not mark.stat().st_size
-        found[chunk, int(shard)] = path
-    for _, path in sorted(found.items()):
-        table = pa.ipc.open_file(path).read_all()
-        assert table.schema.names == ["sample_id", "text", "entropies"]
-        assert table.schema.types == [pa.string(), pa.string(), pa.list_(pa.float16())]
-        assert not any(field.nullable for field in table.schema)
-        for row in table.to_pylist():
+    """Documents of all chunks, shard by shard: those of as many ranks as there are chunks."""
+    source = directory / corpus / model
+    chunks = len(list(source.glob("*.chunk.*.jsonl")))
+    for rank in range(chunks):
+        for row in documents_of_rank(source, directory, model, rank, chunks):
             tokens = [1, *(byte + 4 for byte in row["text"].encode()), 2]
             yield row["sample_id"], tokens, row["entropies"]
 
@@ -146,17 +128,10 @@ def test_the_published_layout_is_read_as_it_is_described(run, made, tmp_path):
     assert done.returncode == 0, done.stderr
     found = list(published_loader(tmp_path, "web", "transformer_100m"))
     expected = rows_of(made / "set")
-    chunk = next((tmp_path / "web" / "transformer_100m").glob("*.chunk.*.jsonl"))
     assert [sample_id for sample_id, _, _ in found] == [row["sample_id"] for row in expected]
     for (_, tokens, entropies), row in zip(found, expected, strict=True):
         assert len(tokens) == len(entropies) and entropies == row["entropies"]
         assert bytes(token - 4 for token in tokens[1:-1]).decode() == row["text"]
-    # What names a chunk is written again if it is lost, and what it names stays.
-    chunk.unlink()
-    times = {path: path.stat().st_mtime_ns for path in chunk.parent.glob("*.arrow")}
-    assert run("--shards", made / "set", "--output", tmp_path, "--format", "reference",
-               *flags[:2]).returncode == 0  # fmt: skip
-    assert chunk.exists() and times == {path: path.stat().st_mtime_ns for path in times}
     # Another corpus goes beside it.
     again = run("--shards", made / "set", "--output", tmp_path, "--format", "reference", *flags[:2],
                 "--corpus", "other")  # fmt: skip

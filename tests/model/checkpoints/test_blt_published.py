@@ -206,6 +206,23 @@ def test_latent_states_that_are_not_projected(tmp_path):
     assert torch.equal(loaded(tokens, lengths), blt(tokens, lengths))
 
 
+def test_sizes_of_ngrams_as_published_arguments_state_them():
+    args = to_published_args(tiny())
+    sizes = "encoder_hash_byte_group_size"
+    for stated, expected in (
+        ([4, 7], (4, 7)),
+        ("4,7", (4, 7)),
+        ("4,7,", (4, 7)),
+        ("", ()),
+        ([], ()),
+        (None, ()),
+    ):
+        read = from_published_args({**args, sizes: stated}, {})
+        assert read.encoder_hash_byte_group_size == expected
+    del args[sizes]  # their default is none
+    assert from_published_args(args, {}).encoder_hash_byte_group_size == ()
+
+
 @torch.no_grad()
 def test_no_hash_embeddings(tmp_path):
     """The published arguments call them None."""
