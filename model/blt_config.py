@@ -101,10 +101,9 @@ class BLTConfig:
     belong to, as published. If false, windows end where their document does. Windows of one patch
     are the same either way."""
     last_reads_last_patch: bool = added_later(False)
-    """How the last token of a row is read where the patch lengths leave out the token after it. If
-    true, it reads the last patch, as published: as if another patch followed. If false, it reads
-    the one before, as transformers does: as if the last patch went on. Patch lengths of training,
-    generation and evaluation leave nothing to this."""
+    """Where the patch lengths of a row leave out the token after its last one: if true, the last
+    token reads the last patch, as published; if false, it reads the one before, as transformers
+    does. Training, generation and evaluation never depend on it."""
     projects_equal_widths: bool = added_later(True)
     """The decoder projects a latent state to its own width even where both have one width and a
     patch is read as a single vector. If false, it reads the latent state itself, as published.

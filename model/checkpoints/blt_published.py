@@ -96,7 +96,7 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
     of_data = PublishedPatching.of_data(patching) if patching else PublishedPatching.of_model(args)
     patcher = of_data.patcher()
     # The published code builds no model without the longest row. Earlier releases of this project
-    # wrote none, and meant our own way of reading rows.
+    # wrote none: their models read rows in our own way and project all latent states.
     ours = "max_encoder_seq_length" not in args
     reading = dict.fromkeys(ROW_READING, False) if ours else AS_PUBLISHED
     args = {name: value for name, value in args.items() if name not in IGNORED_ARGS}
@@ -120,7 +120,7 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
     refuse_unknown(args)
     return BLTConfig(
         dim_local=dim_local,
-        projects_equal_widths=False,
+        projects_equal_widths=ours,
         encoder_hash_byte_group_size=tuple(sizes),
         patcher=patcher,
         **crossing,

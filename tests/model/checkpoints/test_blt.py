@@ -19,7 +19,12 @@ from torch import Tensor
 
 from model import BLT, Patcher, load_blt, save_blt, save_entropy_model
 from model.checkpoints.blt import load_entropy_model_of
-from model.checkpoints.blt_published import FIXED_ARGS, IGNORED_ARGS, UNSEEN
+from model.checkpoints.blt_published import (
+    FIXED_ARGS,
+    IGNORED_ARGS,
+    UNSEEN,
+    from_published_args,
+)
 from model.checkpoints.entropy_model import fingerprint
 from model.checkpoints.files import CheckpointError
 from model.provenance import EntropyModelIdentity, PatchProvenance
@@ -216,6 +221,9 @@ def test_published_layouts_of_earlier_releases_are_read_as_they_were(blt, tmp_pa
     plain = {"cross_attn_across_documents": False, "last_reads_last_patch": False}
     reading = {"hash_across_documents": bool(stated)} | plain
     assert load_blt(tmp_path, device="cpu").config == replace(SHAPE, **reading)
+    narrow = {**args, "dim_global": 16, "cross_attn_k": 1}
+    assert from_published_args(narrow, {}).projects_equal_widths
+    assert not from_published_args(narrow | {"max_encoder_seq_length": 9}, {}).projects_equal_widths
 
 
 def test_arguments_without_a_value_are_those_of_every_published_model(blt, tmp_path):
