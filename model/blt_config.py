@@ -18,6 +18,14 @@ PARTS = ("local_encoder", "local_decoder", "global")
 """The three transformers; the names of their arguments end in these."""
 WIDTHS = dict(zip(PARTS, ("dim_local", "dim_local", "dim_global"), strict=True))
 """The name of each part's width."""
+ROW_READING = (
+    "hash_across_documents",
+    "cross_attn_across_documents",
+    "last_reads_last_patch",
+)
+"""The fields that say how a row is read that holds several documents, or whose patch lengths leave
+out the token after it. They change no weight's shape, and nothing of a document by itself that is
+trained on, scored or written."""
 MOST_NGRAM = 64
 """The longest n-gram that may be hashed, in bytes; longer ones hardly ever occur twice."""
 
@@ -88,6 +96,18 @@ class BLTConfig:
     """If true, n-grams at the start of a packed document reach back into the one before, as they
     did when the published weights were trained. If false, a packed document is read as if it were
     alone."""
+    cross_attn_across_documents: bool = added_later(False)
+    """If true, the windows of cross attention count the patches of a row, whatever documents these
+    belong to, as published. If false, windows end where their document does. Windows of one patch
+    are the same either way."""
+    last_reads_last_patch: bool = added_later(False)
+    """Where the patch lengths of a row leave out the token after its last one: if true, the last
+    token reads the last patch, as published; if false, it reads the one before, as transformers
+    does. Training, generation and evaluation never depend on it."""
+    projects_equal_widths: bool = added_later(True)
+    """The decoder projects a latent state to its own width even where both have one width and a
+    patch is read as a single vector. If false, it reads the latent state itself, as published.
+    True wherever the widths differ."""
 
     local_attention_window_len: int | None = 512
     """How many bytes a byte sees in encoder and decoder, itself included; None for all that its
@@ -127,6 +147,8 @@ class BLTConfig:
             heads, kv_heads = (getattr(self, name) for name in names)
             check_heads(names, self.dim_of(part), heads, kv_heads)
         self._check_cross_attention()
+        if self.dim_global != self.dim_local or self.read_vectors > 1:
+            object.__setattr__(self, "projects_equal_widths", True)  # they are not equal
         if wrong := [size for size in sizes if not 1 <= size <= MOST_NGRAM]:
             raise ValueError(
                 f"encoder_hash_byte_group_size: lengths from 1 to {MOST_NGRAM}, got {wrong[0]}"
@@ -190,6 +212,11 @@ class BLTConfig:
         """Cross attentions of the decoder."""
         layers = self.n_layers_local_decoder if self.cross_attn_all_layers_decoder else 1
         return layers if self.cross_attn_decoder else 0
+
+    @property
+    def read_vectors(self) -> int:
+        """Vectors, each ``dim_local`` wide, in which bytes read a patch."""
+        return self.cross_attn_k if self.cross_attn_decoder else 1
 
     def block_shape(self, part: str) -> BlockShape:
         """The shape of a layer of one of PARTS."""

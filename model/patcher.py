@@ -52,7 +52,9 @@ class Patcher:
     """Tokens. A longer patch is cut into pieces of this length and a rest."""
     published: bool = False
     """Reproduce the published code where it departs from the rule: monotonic and combined always
-    start a patch at token 2, combined never at token 3, static counts from token 0."""
+    start a patch at token 2, combined never at token 3, static counts from token 0, top-k breaks
+    ties as ``torch.topk`` does and may choose the last entropy, and a delimiter at the end of a
+    document starts no patch of the next token (bpe)."""
 
     def __post_init__(self) -> None:
         needed = find_rule(self.rule).settings

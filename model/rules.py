@@ -127,6 +127,22 @@ def _highest(pieces: Pieces, patch_size: float) -> Tensor:
     return ends_T & candidate_T
 
 
+def _highest_published(pieces: Pieces, patch_size: float) -> Tensor:
+    """As :func:`_highest`, chosen by ``torch.topk``: ties go to whichever it takes.
+
+    The last token's entropy is always among those to choose from. Without the next token it starts
+    no patch, and a document that it is chosen in has one fewer.
+    """
+    ends_T = torch.zeros_like(pieces.entropies_T, dtype=torch.bool)
+    first = 0
+    for length in pieces.lengths_D.tolist():
+        h_T = pieces.entropies_T[first + 1 : first + length].float()
+        wanted = min(max(int(length / patch_size) - 2, 0), len(h_T))
+        ends_T[first + 1 + h_T.topk(wanted).indices] = True
+        first += length
+    return ends_T
+
+
 def _space_ends(pieces: Pieces) -> Tensor:
     """Ends of words: bytes that are neither letters, digits nor the rest of a character.
 
@@ -180,6 +196,15 @@ def _delimiter_ends(pieces: Pieces) -> Tensor:
     return pieces.tokens_T == BPE_ID
 
 
+def _delimiter_ends_published(pieces: Pieces) -> Tensor:
+    """As :func:`_delimiter_ends`, but the delimiter that a document ends with starts no patch of
+    the next token."""
+    ends_T = _delimiter_ends(pieces)
+    if pieces.next_token:
+        ends_T[pieces.lengths_D.cumsum(0) - 1] = False
+    return ends_T
+
+
 _MONOTONIC = BoundaryRule(
     _rising,
     "where the entropy rises by more than the threshold",
@@ -193,6 +218,16 @@ _COMBINED = BoundaryRule(
     settings=("threshold", "threshold_add"),
     compares="both",
     reads_entropies=True,
+)
+_TOP_K = BoundaryRule(
+    _highest,
+    "at the highest entropies, as many as tokens / patch-size",
+    settings=("patch_size",),
+    reads_entropies=True,
+    whole_document=True,
+)
+_BPE = BoundaryRule(
+    _delimiter_ends, "after every BPE delimiter", reads_tokens=True, plain_text=False
 )
 _STATIC = BoundaryRule(_evenly_spaced, "every patch-size tokens", settings=("patch_size",))
 
@@ -211,22 +246,14 @@ RULES: dict[str, BoundaryRule] = {
         _COMBINED,
         published=replace(_COMBINED, first_starts={0: True, 1: True, 2: True, 3: False}),
     ),
-    "top-k": BoundaryRule(
-        _highest,
-        "at the highest entropies, as many as tokens / patch-size",
-        settings=("patch_size",),
-        reads_entropies=True,
-        whole_document=True,
-    ),
+    "top-k": replace(_TOP_K, published=replace(_TOP_K, ends=_highest_published)),
     "space": BoundaryRule(_space_ends, "after every word", reads_tokens=True),
     "static": replace(
         _STATIC,
         published=replace(_STATIC, ends=partial(_evenly_spaced, origin=0), first_starts={0: True}),
     ),
     "byte": BoundaryRule(_everywhere, "at every byte"),
-    "bpe": BoundaryRule(
-        _delimiter_ends, "after every BPE delimiter", reads_tokens=True, plain_text=False
-    ),
+    "bpe": replace(_BPE, published=replace(_BPE, ends=_delimiter_ends_published)),
 }
 """All rules by name. Rules that are added while a program runs travel with each pickled Patcher."""
 

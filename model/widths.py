@@ -47,7 +47,7 @@ def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: i
     return -(-hidden // multiple_of) * multiple_of
 
 
-def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float | None, int]:
+def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float, int]:
     """Arguments with which :func:`default_hidden_dim` gives these widths, if there are any.
 
     A width is a multiple of ``multiple_of``, so the greatest common divisor is the weakest claim. A
@@ -61,7 +61,7 @@ def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float | None, in
         multiplier and ``multiple_of``. If these do not give all widths, no others do.
     """
     if all(hidden == default_hidden_dim(dim) for dim, hidden in widths):
-        return None, 256
+        return 1.0, 256
     multiple_of = math.gcd(*(hidden for _, hidden in widths))
     low = max((hidden - multiple_of + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     high = min((hidden + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)

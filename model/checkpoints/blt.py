@@ -7,8 +7,12 @@
 * transformers: ``config.json`` with ``"model_type": "blt"`` + safetensors; the entropy model, which
   :func:`model.load_entropy_model` reads, may lie in the same files.
 
-In every ``config.json`` that we write, the key ``patch_provenance`` holds how the patches were made
-that the weights were trained with (:class:`model.provenance.PatchProvenance`), if it is known.
+A ``config.json`` that we write has keys beside those of its layout. Other programs pass over them:
+
+* ``patch_provenance``: how the patches were made that the weights were trained with
+  (:class:`model.provenance.PatchProvenance`), if it is known;
+* the fields of :data:`model.blt_config.ROW_READING` in which the model differs from the programs
+  that the layout belongs to. Without them, a published layout is read as the published code does.
 """
 
 import json
@@ -21,9 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.blt import BLT
-from model.blt_config import BLTConfig
-from model.checkpoints.blt_published import from_published_args, to_published_args
+from model.blt_config import ROW_READING, BLTConfig
+from model.checkpoints.blt_published import (
+    AS_PUBLISHED,
+    from_published_args,
+    to_published_args,
+)
 from model.checkpoints.blt_transformers import (
+    AS_TRANSFORMERS,
     from_transformers_config,
     from_transformers_weights,
     to_transformers_config,
@@ -44,12 +53,17 @@ from model.checkpoints.files import (
     ready,
     refuse_token_transformer,
 )
+from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import PatchProvenance
 
 FORMAT = "blt-titan/blt/1"
+TRAIN_ARGS = "train_args.json"
+"""The file of a published BLT that says how its data was patched."""
+READING = {"published": AS_PUBLISHED, "transformers": AS_TRANSFORMERS}
+"""How programs read rows, by the layout that belongs to them."""
 PROVENANCE = "patch_provenance"
 ENTROPY_MODEL = "entropy_model"
 """Directory of the entropy model, below a BLT of ours or beside a published one."""
@@ -114,18 +128,23 @@ def save_blt(
     if layout == "own":
         config = own_config(model.config)
     elif layout == "published":
-        config = {"args": to_published_args(model.config), **_provenance_entry(model.config)}
+        config = {"args": to_published_args(model.config)}
     else:
         assert not isinstance(entropy_model, NGramEntropyModel)
         config = {**to_transformers_config(model.config, entropy_model)}
-        config |= _provenance_entry(model.config)
         weights = to_transformers_weights(weights, entropy_model)
+    if layout != "own":
+        config |= other_reading(model.config, layout) | _provenance_entry(model.config)
     target = Path(directory)
     if layout != "transformers" and entropy_model is not None:
         save_entropy_model(entropy_model, target / ENTROPY_MODEL, layout=layout)
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    patcher_args = published_patcher_args(model.config.patcher)
+    if layout == "published" and patcher_args is not None:
+        data = {"patcher_args": patcher_args, "tokenizer_args": {"name": "blt"}}
+        (target / TRAIN_ARGS).write_text(json.dumps({"data": data}, indent=2) + "\n")
 
 
 def _unshared(tensor: Tensor) -> Tensor:
@@ -151,6 +170,30 @@ def from_own_config(config: JsonObject) -> BLTConfig:
         values["patcher"] = Patcher.from_json(values["patcher"])
     values.pop(PROVENANCE, None)
     return _with_provenance(BLTConfig(**values), config)
+
+
+def other_reading(shape: BLTConfig, layout: Layout) -> dict[str, bool]:
+    """The fields of :data:`model.blt_config.ROW_READING` in which a model differs from the programs
+    that a layout belongs to; none for our own layout."""
+    theirs = READING.get(layout, {})
+    return {
+        name: getattr(shape, name)
+        for name, value in theirs.items()
+        if getattr(shape, name) != value
+    }
+
+
+def with_own_reading(shape: BLTConfig, config: JsonObject) -> BLTConfig:
+    """The shape of another layout's ``config.json``, with what :func:`other_reading` put there.
+
+    Raises:
+        ValueError: a value is neither true nor false; names it.
+    """
+    stated = {name: config[name] for name in ROW_READING if name in config}
+    for name, value in stated.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"config.json: {name}: {value!r:.80} is neither true nor false")
+    return replace(shape, **stated)
 
 
 def _provenance_entry(shape: BLTConfig) -> JsonObject:
@@ -221,12 +264,14 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
     if config.get("format") == FORMAT:
         return from_own_config(config), read_safetensors(directory)
     if config.get("model_type") == "blt":
-        shape = _with_provenance(from_transformers_config(config), config)
+        shape = with_own_reading(from_transformers_config(config), config)
+        shape = _with_provenance(shape, config)
         return shape, from_transformers_weights(shape, read_safetensors(directory))
     if "args" in config:
-        train = read_json(directory / "train_args.json")
+        train = read_json(directory / TRAIN_ARGS)
         patching = train.get("data", {}).get("patcher_args") or {}
-        shape = _with_provenance(from_published_args(config["args"], patching), config)
+        shape = with_own_reading(from_published_args(config["args"], patching), config)
+        shape = _with_provenance(shape, config)
         return shape, read_safetensors(directory)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.blt import BLT
-from model.blt_config import BLTConfig
+from model.blt_config import ROW_READING, BLTConfig
 from model.checkpoints import entropy_layouts
 from model.checkpoints.entropy_layouts import RopeParameters, TransformersEntropyConfig
 from model.checkpoints.files import (
@@ -21,6 +21,9 @@ from model.checkpoints.files import (
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 
+AS_TRANSFORMERS: JsonObject = {**dict.fromkeys(ROW_READING, False), "hash_across_documents": True}
+"""How transformers reads rows, as far as it does: it knows no documents, which a row of packed ones
+needs, and reads the last patch but one where lengths leave out the next token."""
 THEIR_RULE = "global"
 """The only boundary rule that transformers has, called ``entropy`` there."""
 
@@ -35,7 +38,7 @@ class TransformersPart(TypedDict):
     intermediate_size: int
     rms_norm_eps: float
     rope_parameters: RopeParameters
-    vocab_size: int
+    vocab_size: NotRequired[int]
     cross_attn_k: NotRequired[int]
     cross_attn_all_layers: NotRequired[bool]
     hidden_size_global: NotRequired[int]
@@ -51,7 +54,6 @@ class TransformersConfig(TypedDict):
     encoder_hash_byte_group_size: list[int]
     encoder_hash_byte_group_vocab: int
     encoder_hash_byte_group_nb_functions: int
-    hash_across_documents: bool
     local_attention_window_len: int | None
     rope_parameters: RopeParameters
     patch_in_forward: bool
@@ -88,7 +90,8 @@ def from_transformers_weights(shape: BLTConfig, theirs: dict[str, Tensor]) -> di
 
 
 def from_transformers_config(config: JsonObject) -> BLTConfig:
-    """The shape that a configuration of transformers' BLT describes.
+    """The shape that a configuration of transformers' BLT describes, which reads rows as
+    transformers does.
 
     Raises:
         ValueError: an argument's value is not supported; names it.
@@ -130,7 +133,7 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         encoder_hash_byte_group_size=config["encoder_hash_byte_group_size"],
         encoder_hash_byte_group_vocab=config["encoder_hash_byte_group_vocab"],
         encoder_hash_byte_group_nb_functions=config["encoder_hash_byte_group_nb_functions"],
-        hash_across_documents=config.get("hash_across_documents", False),  # ours alone
+        **AS_TRANSFORMERS,
         local_attention_window_len=config.get("local_attention_window_len", 512),
         rope_theta=shared["rope_parameters"][0],
         norm_eps=shared["rms_norm_eps"][0],
@@ -161,6 +164,7 @@ def to_transformers_config(
     _check_representable(config)
     patcher, rope = config.patcher, _rope(config)
     encoder, decoder = (_part(config, name) for name in ("local_encoder", "local_decoder"))
+    encoder["vocab_size"] = decoder["vocab_size"] = config.vocab_size
     encoder["cross_attn_k"] = decoder["cross_attn_k"] = config.cross_attn_k
     encoder["cross_attn_all_layers"] = config.cross_attn_all_layers_encoder
     decoder["cross_attn_all_layers"] = config.cross_attn_all_layers_decoder
@@ -173,7 +177,6 @@ def to_transformers_config(
         "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
         "encoder_hash_byte_group_vocab": config.encoder_hash_byte_group_vocab,
         "encoder_hash_byte_group_nb_functions": config.encoder_hash_byte_group_nb_functions,
-        "hash_across_documents": config.hash_across_documents,
         "local_attention_window_len": config.local_attention_window_len,
         "rope_parameters": rope,
         "patch_in_forward": entropy_model is not None,
@@ -206,6 +209,9 @@ def _check_representable(config: BLTConfig) -> None:
         "cross_attn_all_layers_encoder: it pools anew in every layer": (
             config.cross_attn_all_layers_encoder and config.n_layers_local_encoder > 1
         ),
+        "projects_equal_widths: it always projects latent states": (
+            not config.projects_equal_widths
+        ),
         "patcher: it has the global rule only": (
             patcher is not None and patcher.rule != THEIR_RULE
         ),
@@ -227,7 +233,6 @@ def _part(config: BLTConfig, name: str) -> TransformersPart:
         "intermediate_size": getattr(config, f"hidden_dim_{name}"),
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": _rope(config),
-        "vocab_size": config.vocab_size,
     }
 
 

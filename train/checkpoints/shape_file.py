@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from model.blt_config import BLTConfig
+from model.checkpoints.blt import with_own_reading
 from model.checkpoints.blt_published import from_published_args
 from model.checkpoints.blt_transformers import from_transformers_config
 from model.checkpoints.entropy_layouts import from_published_args as from_entropy_model_args
@@ -58,13 +59,13 @@ def _shape(config: dict[str, Any], base: Shape) -> Shape:
     if "format" in config:
         return from_description(config)
     if config.get("model_type") == "blt":
-        return from_transformers_config(config)
+        return with_own_reading(from_transformers_config(config), config)
     # A consolidated directory's params.json may hold the arguments of both models.
     key = "model" if isinstance(base, BLTConfig) else "entropy_model"
     published = config.get("args") or config.get(key)
     if isinstance(published, dict):
         if "dim_global" in published:
-            return from_published_args(published, {})
+            return with_own_reading(from_published_args(published, {}), config)
         return from_entropy_model_args(published)
     return _changed(config, base)
 

@@ -6,11 +6,13 @@ memory, and each rank reads only the slices that it holds, also of the one table
 transformers' layout keeps all hash tables.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import (
@@ -24,9 +26,12 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
 
-from model.checkpoints.files import CheckpointError, fitting, read_json, reading
+from model.blt_config import ROW_READING, BLTConfig
+from model.checkpoints.files import CheckpointError, fitting, reading
 from train.checkpoints.kinds import Shape, build_model, kind_of
 from train.checkpoints.model_json import argument_differences
+
+logger = logging.getLogger(__name__)
 
 
 class WeightsAdapter(BaseStateDictAdapter):
@@ -107,28 +112,40 @@ class WeightsReader(HuggingFaceStorageReader):
 
 
 def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
-    """The weights, mapped into memory, of a checkpoint of a model of this shape.
+    """The weights, mapped into memory, of a checkpoint of a model of this shape, which may read
+    rows otherwise: the log says how the training does.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or belongs to another model; names the file,
             argument or weight.
     """
     theirs, weights = kind_of(shape).read(directory)
-    differing = argument_differences(theirs, shape, ignore=_unstated_arguments(directory))
+    differing = argument_differences(theirs, shape, ignore=ROW_READING)
     if differing:
         raise CheckpointError(
             f"{directory}: is of another model than the one that is trained: {differing}; "
             f"train the model of the checkpoint: --shape.file {directory}"
         )
+    _log_reading(theirs, shape, directory)
     with torch.device("meta"):
         model = build_model(shape)
     with reading("checkpoint", str(directory)):
         return fitting(model.state_dict(), weights)
 
 
-def _unstated_arguments(directory: Path) -> tuple[str, ...]:
-    """Arguments that change the computation but that the checkpoint's layout has no place for: any
-    value agrees with it."""
-    config = read_json(directory / "config.json")
-    name = "hash_across_documents"
-    return () if name in config.get("args", config) else (name,)
+def _log_reading(there: Shape, here: Shape, directory: Path) -> None:
+    """Log, on the first rank, how the training reads rows of packed documents, and whether its
+    initial weights were trained so."""
+    if not isinstance(there, BLTConfig) or not isinstance(here, BLTConfig):
+        return
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    for name in ROW_READING:
+        before, now = getattr(there, name), getattr(here, name)
+        if before == now:
+            logger.info(f"{directory}: {name} is {now}, as it was for these weights.")
+            continue
+        logger.warning(
+            f"{directory}: {name} is {now} in this training, and was {before} for these weights; "
+            f"--shape.{name.replace('_', '-')} {before} goes on as before."
+        )

@@ -9,6 +9,7 @@ from support.weights import sharpen
 from torch import Tensor
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher
+from model.blt_config import ROW_READING
 from model.entropy_model import entropy_of
 from model.generation.cached_blocks import JoinedWeights
 from model.generation.graphs import StepRunner
@@ -30,6 +31,7 @@ WINDOWED = replace(
     cross_attn_window_encoder=3,
     cross_attn_window_decoder=2,
     local_attention_window_len=30,
+    **dict.fromkeys(ROW_READING, True),
 )
 GROUPED = replace(
     PLAIN,
@@ -40,7 +42,12 @@ GROUPED = replace(
     local_attention_window_len=None,
 )
 ABLATED = replace(
-    PLAIN, cross_attn_encoder=False, cross_attn_decoder=False, encoder_hash_byte_group_size=()
+    PLAIN,
+    cross_attn_encoder=False,
+    cross_attn_decoder=False,
+    encoder_hash_byte_group_size=(),
+    dim_global=PLAIN.dim_local,
+    projects_equal_widths=False,
 )
 RULES = [
     Patcher(3.3),
