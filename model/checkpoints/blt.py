@@ -8,7 +8,9 @@
   :func:`model.load_entropy_model` reads, may lie in the same files.
 
 In every ``config.json`` that we write, the key ``patch_provenance`` holds how the patches were made
-that the weights were trained with (:class:`model.provenance.PatchProvenance`), if it is known.
+that the weights were trained with (:class:`model.provenance.PatchProvenance`), if it is known, and
+``latent_origin`` the model that the latent transformer began with
+(:class:`model.provenance.LatentOrigin`), if it began with one.
 """
 
 import json
@@ -47,10 +49,10 @@ from model.checkpoints.files import (
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.provenance import PatchProvenance
+from model.provenance import LatentOrigin, PatchProvenance
 
 FORMAT = "blt-titan/blt/1"
-PROVENANCE = "patch_provenance"
+PROVENANCE, ORIGIN = "patch_provenance", "latent_origin"
 ENTROPY_MODEL = "entropy_model"
 """Directory of the entropy model, below a BLT of ours or beside a published one."""
 PUBLISHED = ("facebook/blt-1b", "facebook/blt-7b")
@@ -136,7 +138,7 @@ def _unshared(tensor: Tensor) -> Tensor:
 
 def own_config(shape: BLTConfig) -> JsonObject:
     """The ``config.json`` of a BLT in our own layout."""
-    shape_alone = {k: v for k, v in asdict(shape).items() if k != PROVENANCE}
+    shape_alone = {k: v for k, v in asdict(shape).items() if k not in (PROVENANCE, ORIGIN)}
     return {"format": FORMAT, **shape_alone, **_provenance_entry(shape)}
 
 
@@ -150,14 +152,16 @@ def from_own_config(config: JsonObject) -> BLTConfig:
     if values.get("patcher"):
         values["patcher"] = Patcher.from_json(values["patcher"])
     values.pop(PROVENANCE, None)
+    values.pop(ORIGIN, None)
     return _with_provenance(BLTConfig(**values), config)
 
 
 def _provenance_entry(shape: BLTConfig) -> JsonObject:
-    """The key of ``config.json`` that holds how the training's patches were made, in every layout;
-    other programs pass over it."""
+    """The keys of ``config.json`` that hold how the training's patches were made and what the
+    latent transformer began with, in every layout; other programs pass over them."""
     entry = [asdict(each) for each in shape.patch_provenance]
-    return {PROVENANCE: entry} if entry else {}
+    origin = {} if shape.latent_origin is None else {ORIGIN: asdict(shape.latent_origin)}
+    return {**({PROVENANCE: entry} if entry else {}), **origin}
 
 
 def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
@@ -168,7 +172,9 @@ def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
     entry = config.get(PROVENANCE, [])
     if not isinstance(entry, list):
         raise ValueError(f"{PROVENANCE}: {entry!r:.80} is no list")
-    return replace(shape, patch_provenance=tuple(map(PatchProvenance.from_json, entry)))
+    origin = None if config.get(ORIGIN) is None else LatentOrigin.from_json(config[ORIGIN])
+    provenances = tuple(map(PatchProvenance.from_json, entry))
+    return replace(shape, patch_provenance=provenances, latent_origin=origin)
 
 
 def own_entropy_model(directory: Path) -> Path | None:

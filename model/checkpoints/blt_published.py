@@ -218,7 +218,8 @@ def to_published_args(config: BLTConfig) -> JsonObject:
     }
     if not config.hash_across_documents:  # other readers know no such argument
         del args["hash_across_documents"]
-    alone = replace(config, patch_provenance=())  # config.json holds it beside the arguments
+    # config.json holds these beside the arguments.
+    alone = replace(config, patch_provenance=(), latent_origin=None)
     for name, (value, read) in differences(alone, from_published_args(args, {})).items():
         raise CheckpointError(
             f"the published layout cannot hold this model; {name}: {value} would be read as {read}"

@@ -15,8 +15,8 @@ from model.checkpoints.files import (
     published_initialisation,
     refuse_unknown,
     transformers_name,
-    transformers_rope_theta,
 )
+from model.checkpoints.transformers_rope import RopeParameters, plain_rope_theta
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.initialisation import InitStdFactor
 from model.widths import default_hidden_dim, hidden_dim_arguments
@@ -44,13 +44,6 @@ class PublishedEntropyArgs(TypedDict):
     vocab_size: int
     init_std_factor: InitStdFactor
     init_base_std: float | None
-
-
-class RopeParameters(TypedDict):
-    """Rotary positions, as transformers writes them."""
-
-    rope_type: str
-    rope_theta: float
 
 
 class TransformersEntropyConfig(TypedDict):
@@ -148,7 +141,7 @@ def from_transformers_config(config: JsonObject) -> EntropyModelConfig:
         hidden_dim=config.get("intermediate_size", 2048),
         context_length=config.get("max_position_embeddings", 8192),
         window=config.get("sliding_window") or 512,
-        rope_theta=transformers_rope_theta(config, 10_000.0),
+        rope_theta=plain_rope_theta(config, 10_000.0),
         norm_eps=config.get("rms_norm_eps", 1e-5),
         vocab_size=config.get("vocab_size", 260),
     )
