@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.blt import BLT
 from model.blt_config import BLTConfig
 from model.checkpoints.files import (
     JsonObject,
@@ -29,15 +30,17 @@ from model.checkpoints.files import (
     transformers_name,
 )
 from model.checkpoints.transformers_rope import rotary_positions
-from model.layers.latent_transformer import LatentTransformer
 from model.provenance import LatentOrigin
 
 LATENT = "global_transformer."
-"""The names of a BLT's weights begin so in the latent transformer."""
+BLOCKS = f"{LATENT}layers."
+"""The names of a BLT's weights begin so in the blocks of the latent transformer."""
 LEFT_OUT = ("embed_tokens.weight", "norm.weight", "lm_head.weight")
 """A Llama's weights outside of its blocks."""
 MODEL_TYPE = "llama"
 """The only kind of models of tokens whose blocks are known to compute what ours do."""
+COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+"""Numbers that every ``config.json`` of a Llama has."""
 SAMPLE_BYTES = 4096
 """Bytes of each weight that a fingerprint covers."""
 
@@ -93,6 +96,9 @@ def latent_values(config: JsonObject) -> JsonObject:
             f"model_type={kind!r}: a latent transformer can begin with the blocks of a "
             f"{MODEL_TYPE!r} alone"
         )
+    for name in COUNTS:
+        if type(config.get(name)) is not int or config[name] < 1:
+            raise ValueError(f"argument {name}={config.get(name)!r} is no positive number")
     heads, dim = config["num_attention_heads"], config["hidden_size"]
     head_dim = config.get("head_dim") or dim // heads
     for name, wrong in {
@@ -113,7 +119,7 @@ def latent_values(config: JsonObject) -> JsonObject:
         "hidden_dim_global": config["intermediate_size"],
         "rope_theta": float(theta),
         "rope_scaling_global": scaling,
-        "norm_eps": config.get("rms_norm_eps", 1e-6),
+        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
     }
 
 
@@ -137,8 +143,8 @@ def read_latent(directory: Path, shape: BLTConfig) -> tuple[BLTConfig, LatentWei
 
 def _latent_weights(shape: BLTConfig, weights: dict[str, Tensor]) -> LatentWeights:
     with torch.device("meta"):
-        latent = LatentTransformer(shape).state_dict()
-    expected = {f"{LATENT}{name}": w for name, w in latent.items() if name.startswith("layers.")}
+        state = BLT(shape).state_dict()
+    expected = {name: weight for name, weight in state.items() if name.startswith(BLOCKS)}
     names = {transformers_name(name.removeprefix(LATENT)): name for name in expected}
     # A base model, without an output layer, is saved without the first part of its names.
     plain = {name.removeprefix("model."): weight for name, weight in weights.items()}
@@ -152,7 +158,7 @@ def _latent_weights(shape: BLTConfig, weights: dict[str, Tensor]) -> LatentWeigh
     return LatentWeights(
         fitting(expected, blocks),
         {
-            name: (torch.arange(len(w)).view(-1, len(order))[:, order]).flatten()
+            name: torch.arange(len(w)).view(-1, len(order))[:, order].flatten()
             for name, w in expected.items()
             if name.endswith((".wq.weight", ".wk.weight"))
         },
