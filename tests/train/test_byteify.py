@@ -22,6 +22,7 @@ from train.config_registry import LLAMA_3_1_8B, blt_8b, blt_8b_from_llama3, blt_
 from train.optimizer import BLTOptimizers, group_names
 
 
+@pytest.mark.slow
 def test_training_resuming_exporting(tmp_path):
     write_shards(str(tmp_path / "shards"), real_texts(20))
     llama = save(llamas.llama(), tmp_path / "llama", max_shard_size="200KB")

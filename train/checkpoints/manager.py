@@ -83,13 +83,14 @@ class Checkpointer(CheckpointManager):
         if step > 0 and _holds_weights_only(place):
             raise CheckpointError(f"--checkpoint.load-step: {place}: {_WEIGHTS_ONLY}")
         initial = self.initial_load_path
-        if step == -1 and initial and not filesystem.isdir(initial) and not steps_in(self.folder):
-            raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
-        if step == -1 and initial and not self.initial_load_in_hf and _describes_itself(initial):
-            raise CheckpointError(
-                f"--checkpoint.initial-load-path: {initial}: is no step of a training, but weights "
-                "in another layout; add --checkpoint.initial-load-in-hf"
-            )
+        if step == -1 and initial and not steps_in(self.folder):
+            if not filesystem.isdir(initial):
+                raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
+            if not self.initial_load_in_hf and _describes_itself(initial):
+                raise CheckpointError(
+                    f"--checkpoint.initial-load-path: {initial}: is no step of a training, but "
+                    "weights in another layout; add --checkpoint.initial-load-in-hf"
+                )
         try:
             return super()._load(step)
         except CheckpointException as error:  # holds the error of each rank
