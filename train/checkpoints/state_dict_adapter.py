@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import (
@@ -142,6 +143,45 @@ class WeightsReader(HuggingFaceStorageReader):
         return done
 
 
+def read_latent_weights(directory: Path, shape: BLTConfig) -> LatentWeights:
+    """The blocks of a Llama, mapped into memory, for the latent transformer of this shape.
+
+    Raises:
+        CheckpointError: the Llama cannot be read, or the latent transformer has another shape;
+            names the file, argument or weight.
+    """
+    theirs, latent = read_latent(directory, shape)
+    # Plain positions are a choice that a user may make: long contexts are what scaled ones serve.
+    ignored = () if shape.rope_scaling_global else ("rope_scaling_global",)
+    if differing := argument_differences(theirs, shape, ignore=ignored):
+        raise CheckpointError(
+            f"{directory}: the latent transformer cannot begin with these blocks: {differing}; "
+            f"take their shape: --shape.file {directory}"
+        )
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        _log_latent(theirs, shape, latent, directory)
+    return latent
+
+
+def _log_latent(
+    theirs: BLTConfig, shape: BLTConfig, latent: LatentWeights, directory: Path
+) -> None:
+    """Log what a BLT begins with, and what it leaves out."""
+    if theirs.rope_scaling_global != shape.rope_scaling_global:
+        logger.warning(
+            f"{directory}: its rotary positions are scaled, and those of the latent transformer "
+            "are not (--shape.rope-scaling-global none)."
+        )
+    outside = ", ".join(
+        f"{name} {tuple(weight.shape)}" for name, weight in sorted(latent.left_out.items())
+    )
+    number = sum(weight.numel() for weight in latent.weights.values())
+    logger.info(
+        f"The latent transformer begins with {len(latent.weights)} weights of {directory}, "
+        f"{number:,} parameters. Left out of it: {outside or 'nothing'}. All other weights are new."
+    )
+
+
 def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
     """The weights, mapped into memory, of a checkpoint of a model of this shape.
 
@@ -160,37 +200,6 @@ def read_weights(directory: Path, shape: Shape) -> dict[str, Tensor]:
         model = build_model(shape)
     with reading("checkpoint", str(directory)):
         return fitting(model.state_dict(), weights)
-
-
-def read_latent_weights(directory: Path, shape: BLTConfig) -> LatentWeights:
-    """The blocks of a Llama, mapped into memory, for the latent transformer of this shape.
-
-    Raises:
-        CheckpointError: the Llama cannot be read, or the latent transformer has another shape;
-            names the file, argument or weight.
-    """
-    theirs, latent = read_latent(directory, shape)
-    # Plain positions are a choice that a user may make: long contexts are what scaled ones serve.
-    ignored = () if shape.rope_scaling_global else ("rope_scaling_global",)
-    if differing := argument_differences(theirs, shape, ignore=ignored):
-        raise CheckpointError(
-            f"{directory}: the latent transformer cannot begin with these blocks: {differing}; "
-            f"take their shape: --shape.file {directory}"
-        )
-    if theirs.rope_scaling_global != shape.rope_scaling_global:
-        logger.warning(
-            f"{directory}: its rotary positions are scaled, and those of the latent transformer "
-            "are not (--shape.rope-scaling-global none)."
-        )
-    outside = ", ".join(
-        f"{name} {tuple(weight.shape)}" for name, weight in sorted(latent.left_out.items())
-    )
-    number = sum(weight.numel() for weight in latent.weights.values())
-    logger.info(
-        f"The latent transformer begins with {len(latent.weights)} weights of {directory}, "
-        f"{number:,} parameters. Left out of it: {outside or 'nothing'}. All other weights are new."
-    )
-    return latent
 
 
 def _unstated_arguments(directory: Path) -> tuple[str, ...]:
