@@ -10,9 +10,16 @@ from typing import ClassVar
 
 from model.initialisation import InitStdFactor, check_initialisation
 from model.patcher import Patcher
-from model.provenance import PatchProvenance
+from model.provenance import LatentOrigin, PatchProvenance
 from model.tokenizer import VOCAB_SIZE
-from model.widths import BlockShape, added_later, check_heads, check_numbers, default_hidden_dim
+from model.widths import (
+    BlockShape,
+    added_later,
+    check_heads,
+    check_numbers,
+    check_rope_scaling,
+    default_hidden_dim,
+)
 
 PARTS = ("local_encoder", "local_decoder", "global")
 """The three transformers; the names of their arguments end in these."""
@@ -114,6 +121,9 @@ class BLTConfig:
     document holds before it."""
     rope_theta: float = 500_000.0
     """Base of the rotary positions."""
+    rope_scaling_global: tuple[float, ...] = added_later(())
+    """How the latent transformer's rotary frequencies are scaled, if they are: Llama 3.1's factor,
+    low and high frequency factor, and original length, which are 8, 1, 4 and 8192 there."""
     norm_eps: float = 1e-5
     """Added to the mean square that norms divide by."""
     vocab_size: int = VOCAB_SIZE
@@ -123,6 +133,9 @@ class BLTConfig:
     patch_provenance: tuple[PatchProvenance, ...] = added_later(())
     """How the patches were made that the weights were trained with, the latest first; empty if it
     is not known. It changes nothing that is computed."""
+    latent_origin: LatentOrigin | None = added_later(None)  # noqa: RUF009
+    """The model of tokens whose blocks the latent transformer began with, if it did. It changes
+    nothing that is computed."""
     init_std_factor: InitStdFactor = added_later("disabled")  # noqa: RUF009
     """The divisor of initial deviations: see :func:`model.initialisation.std_divisor`."""
     init_base_std: float | None = added_later(None)
@@ -138,6 +151,8 @@ class BLTConfig:
     def __post_init__(self) -> None:
         sizes = tuple(self.encoder_hash_byte_group_size or ())
         object.__setattr__(self, "encoder_hash_byte_group_size", sizes)
+        object.__setattr__(self, "rope_scaling_global", tuple(self.rope_scaling_global or ()))
+        check_rope_scaling("rope_scaling_global", self.rope_scaling_global)
         check_initialisation(self.init_std_factor, self.init_base_std)
         check_numbers(asdict(self))
         for part in PARTS:

@@ -94,6 +94,33 @@ class PatchProvenance:
         return f"{self.patcher}{by if self.entropy_model else ''}"
 
 
+@dataclass(frozen=True)
+class LatentOrigin:
+    """The model of tokens whose blocks a BLT's latent transformer began with."""
+
+    source: str
+    """Its hub id, or the name of the directory that it was read from."""
+    revision: str | None
+    """The commit on the hub, if it is known."""
+    fingerprint: str
+    """See :func:`model.checkpoints.llama.latent_origin`."""
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """The origin in a checkpoint.
+
+        Raises:
+            ValueError: it is damaged; says where.
+        """
+        kinds = {"source": str, "revision": str | None, "fingerprint": str}
+        if not isinstance(values, dict) or values.keys() != kinds.keys():
+            raise ValueError(f"latent_origin: {values!r:.80} has not just {', '.join(kinds)}")
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise ValueError(f"latent_origin: {name}: {values[name]!r:.80} is no text")
+        return cls(**values)
+
+
 class PatchDifferences(NamedTuple):
     """The differences between two provenances, in words; empty where there are none."""
 

@@ -117,6 +117,26 @@ def check_numbers(values: Mapping[str, object]) -> None:
             raise ValueError(f"{name}: at most {most:,}, got {value:,}")
 
 
+def check_rope_scaling(name: str, scaling: tuple[float, ...]) -> None:
+    """Check a scaling of rotary frequencies: :func:`model.layers.attention.scaled_frequencies`.
+
+    Raises:
+        ValueError: it has no meaning; names the value.
+    """
+    if not scaling:
+        return
+    if len(scaling) != 4 or not all(0 < value < math.inf for value in scaling):
+        raise ValueError(
+            f"{name}: four positive numbers (factor, low and high frequency factor, original "
+            f"length), or none, got {' '.join(map(str, scaling))}"
+        )
+    if scaling[1] >= scaling[2]:
+        raise ValueError(
+            f"{name}: the low frequency factor has to be below the high one, got {scaling[1]} and "
+            f"{scaling[2]}"
+        )
+
+
 def check_heads(names: tuple[str, str], dim: int, heads: int, kv_heads: int) -> None:
     """Check that a width can be split into attention heads, and these into groups that share keys
     and values.

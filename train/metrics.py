@@ -15,6 +15,7 @@ from torchtitan.tools.logging import logger
 
 from model.training_flops import training_flops
 from train.data.token_bytes import TokenBytes
+from train.optimizer import group_names
 
 latest: dict[str, float] = {}
 """The metrics that this process logged last, by name. A caller of the training reads them."""
@@ -115,9 +116,10 @@ class ByteMetrics(MetricsProcessor):
             metrics["patch_length(bytes)"] = patch_size
         latest.update(step=step, loss=global_avg_loss, bits_per_byte=metrics["bits_per_byte"])
         waited = 100 * sum(self.data_loading_times) / self.elapsed()
-        super().log(
-            step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | metrics
-        )
+        assert self.optimizers is not None
+        names = group_names(self.optimizers)
+        given = {names.get(name, name): value for name, value in (extra_metrics or {}).items()}
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, given | metrics)
         patches = (
             f"{metrics['throughput(patches/s)']:,.0f} patches/s, {patch_size:.2f} bytes per patch, "
             if counts.patches

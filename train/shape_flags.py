@@ -35,8 +35,8 @@ from train.checkpoints.shape_file import read_shape_file
 from train.data.bpe import FLAG as TOKENIZER_FLAG
 from train.data.bpe import load_bpe
 
-NOT_FLAGS = ("patcher", "patch_provenance", "tokenizer")
-"""Fields that the data decides, and not the command line."""
+NOT_FLAGS = ("patcher", "patch_provenance", "latent_origin", "tokenizer")
+"""Fields that the data or the initial weights decide, and not the command line."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _shape_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         default=default.file,
         helptext="Path or URL of what has the shape to begin with: a checkpoint's directory, its "
         "model.json, config.json or params.json, or a JSON file with some of the values below, by "
-        "the names of the flags with _ for -. Flags count more than the file.",
+        "the names of the flags with _ for -. A Llama's directory gives the latent transformer its "
+        "shape. Flags count more than the file.",
     )
 
     def instantiate(*, file: str | None, **values: Any) -> ShapeFlags:

@@ -11,6 +11,8 @@ A ``config.json`` that we write has keys beside those of its layout. Other progr
 
 * ``patch_provenance``: how the patches were made that the weights were trained with
   (:class:`model.provenance.PatchProvenance`), if it is known;
+* ``latent_origin``: the model that the latent transformer began with
+  (:class:`model.provenance.LatentOrigin`), if it began with one;
 * the fields of :data:`model.blt_config.ROW_READING` in which the model differs from the programs
   that the layout belongs to. Without them, a published layout is read as the published code does.
 """
@@ -57,14 +59,14 @@ from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.provenance import PatchProvenance
+from model.provenance import LatentOrigin, PatchProvenance
 
 FORMAT = "blt-titan/blt/1"
 TRAIN_ARGS = "train_args.json"
 """The file of a published BLT that says how its data was patched."""
 READING = {"published": AS_PUBLISHED, "transformers": AS_TRANSFORMERS}
 """How programs read rows, by the layout that belongs to them."""
-PROVENANCE = "patch_provenance"
+PROVENANCE, ORIGIN = "patch_provenance", "latent_origin"
 ENTROPY_MODEL = "entropy_model"
 """Directory of the entropy model, below a BLT of ours or beside a published one."""
 PUBLISHED = ("facebook/blt-1b", "facebook/blt-7b")
@@ -155,7 +157,7 @@ def _unshared(tensor: Tensor) -> Tensor:
 
 def own_config(shape: BLTConfig) -> JsonObject:
     """The ``config.json`` of a BLT in our own layout."""
-    shape_alone = {k: v for k, v in asdict(shape).items() if k != PROVENANCE}
+    shape_alone = {k: v for k, v in asdict(shape).items() if k not in (PROVENANCE, ORIGIN)}
     return {"format": FORMAT, **shape_alone, **_provenance_entry(shape)}
 
 
@@ -169,6 +171,7 @@ def from_own_config(config: JsonObject) -> BLTConfig:
     if values.get("patcher"):
         values["patcher"] = Patcher.from_json(values["patcher"])
     values.pop(PROVENANCE, None)
+    values.pop(ORIGIN, None)
     return _with_provenance(BLTConfig(**values), config)
 
 
@@ -197,10 +200,11 @@ def with_own_reading(shape: BLTConfig, config: JsonObject) -> BLTConfig:
 
 
 def _provenance_entry(shape: BLTConfig) -> JsonObject:
-    """The key of ``config.json`` that holds how the training's patches were made, in every layout;
-    other programs pass over it."""
+    """The keys of ``config.json`` that hold how the training's patches were made and what the
+    latent transformer began with, in every layout; other programs pass over them."""
     entry = [asdict(each) for each in shape.patch_provenance]
-    return {PROVENANCE: entry} if entry else {}
+    origin = {} if shape.latent_origin is None else {ORIGIN: asdict(shape.latent_origin)}
+    return {**({PROVENANCE: entry} if entry else {}), **origin}
 
 
 def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
@@ -211,7 +215,9 @@ def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
     entry = config.get(PROVENANCE, [])
     if not isinstance(entry, list):
         raise ValueError(f"{PROVENANCE}: {entry!r:.80} is no list")
-    return replace(shape, patch_provenance=tuple(map(PatchProvenance.from_json, entry)))
+    origin = None if config.get(ORIGIN) is None else LatentOrigin.from_json(config[ORIGIN])
+    provenances = tuple(map(PatchProvenance.from_json, entry))
+    return replace(shape, patch_provenance=provenances, latent_origin=origin)
 
 
 def own_entropy_model(directory: Path) -> Path | None:

@@ -231,7 +231,7 @@ def to_published_args(config: BLTConfig) -> JsonObject:
         if wrong:
             raise CheckpointError(f"the published layout cannot hold this model; {what}")
     # The file holds these beside the arguments.
-    alone = replace(config, patch_provenance=(), **AS_PUBLISHED)
+    alone = replace(config, patch_provenance=(), latent_origin=None, **AS_PUBLISHED)
     for name, (value, read) in differences(alone, from_published_args(args, {})).items():
         raise CheckpointError(
             f"the published layout cannot hold this model; {name}: {value} would be read as {read}"

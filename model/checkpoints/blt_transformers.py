@@ -11,12 +11,17 @@ from torch import Tensor
 from model.blt import BLT
 from model.blt_config import ROW_READING, BLTConfig
 from model.checkpoints import entropy_layouts
-from model.checkpoints.entropy_layouts import RopeParameters, TransformersEntropyConfig
+from model.checkpoints.entropy_layouts import TransformersEntropyConfig
 from model.checkpoints.files import (
     CheckpointError,
     JsonObject,
     transformers_name,
-    transformers_rope_theta,
+)
+from model.checkpoints.transformers_rope import (
+    RopeParameters,
+    plain_rope_theta,
+    rotary_positions,
+    to_rope_parameters,
 )
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
@@ -102,6 +107,7 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         "global": config["global_config"],
     }
     encoder, decoder = parts["local_encoder"], parts["local_decoder"]
+    theta, scaling = rotary_positions(parts["global"], 500_000.0)
     k = config.get("cross_attn_k", 2)
     shapes: JsonObject = {}
     for name, part in parts.items():
@@ -116,8 +122,9 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         "cross_attn_k": tuple(part.get("cross_attn_k", k) for part in (encoder, decoder)),
         "num_attention_heads": (encoder["num_attention_heads"], decoder["num_attention_heads"]),
         "rms_norm_eps": tuple(part.get("rms_norm_eps", 1e-5) for part in parts.values()),
-        "rope_parameters": tuple(
-            transformers_rope_theta(part, 500_000.0) for part in parts.values()
+        "rope_parameters": (
+            theta,
+            *(plain_rope_theta(part, 500_000.0) for part in (encoder, decoder)),
         ),
     }
     for name, values in shared.items():
@@ -135,7 +142,8 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         encoder_hash_byte_group_nb_functions=config["encoder_hash_byte_group_nb_functions"],
         **AS_TRANSFORMERS,
         local_attention_window_len=config.get("local_attention_window_len", 512),
-        rope_theta=shared["rope_parameters"][0],
+        rope_theta=theta,
+        rope_scaling_global=scaling,
         norm_eps=shared["rms_norm_eps"][0],
         vocab_size=config.get("vocab_size", 260),
         patcher=_transformers_patcher(config),
@@ -162,7 +170,7 @@ def to_transformers_config(
         CheckpointError: transformers has no such model; says why.
     """
     _check_representable(config)
-    patcher, rope = config.patcher, _rope(config)
+    patcher = config.patcher
     encoder, decoder = (_part(config, name) for name in ("local_encoder", "local_decoder"))
     encoder["vocab_size"] = decoder["vocab_size"] = config.vocab_size
     encoder["cross_attn_k"] = decoder["cross_attn_k"] = config.cross_attn_k
@@ -178,7 +186,7 @@ def to_transformers_config(
         "encoder_hash_byte_group_vocab": config.encoder_hash_byte_group_vocab,
         "encoder_hash_byte_group_nb_functions": config.encoder_hash_byte_group_nb_functions,
         "local_attention_window_len": config.local_attention_window_len,
-        "rope_parameters": rope,
+        "rope_parameters": to_rope_parameters(config.rope_theta, ()),
         "patch_in_forward": entropy_model is not None,
         "patching_mode": "entropy",
         "patching_threshold": patcher.threshold if patcher else None,
@@ -220,11 +228,8 @@ def _check_representable(config: BLTConfig) -> None:
             raise CheckpointError(f"transformers' layout cannot hold this model; {what}")
 
 
-def _rope(config: BLTConfig) -> RopeParameters:
-    return {"rope_type": "default", "rope_theta": config.rope_theta}
-
-
 def _part(config: BLTConfig, name: str) -> TransformersPart:
+    scaling = config.rope_scaling_global if name == "global" else ()
     return {
         "hidden_size": config.dim_of(name),
         "num_hidden_layers": getattr(config, f"n_layers_{name}"),
@@ -232,7 +237,7 @@ def _part(config: BLTConfig, name: str) -> TransformersPart:
         "num_key_value_heads": getattr(config, f"n_kv_heads_{name}"),
         "intermediate_size": getattr(config, f"hidden_dim_{name}"),
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": _rope(config),
+        "rope_parameters": to_rope_parameters(config.rope_theta, scaling),
     }
 
 

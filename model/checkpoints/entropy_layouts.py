@@ -15,8 +15,8 @@ from model.checkpoints.files import (
     published_initialisation,
     refuse_unknown,
     transformers_name,
-    transformers_rope_theta,
 )
+from model.checkpoints.transformers_rope import RopeParameters, plain_rope_theta
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.initialisation import InitStdFactor
 from model.tokenizer import EOS_ID
@@ -49,13 +49,6 @@ class PublishedEntropyArgs(TypedDict):
     attn_bias_type: str
     sliding_window: int
     eos_id: int
-
-
-class RopeParameters(TypedDict):
-    """Rotary positions, as transformers writes them."""
-
-    rope_type: str
-    rope_theta: float
 
 
 class TransformersEntropyConfig(TypedDict):
@@ -158,7 +151,7 @@ def from_transformers_config(config: JsonObject) -> EntropyModelConfig:
         hidden_dim=config.get("intermediate_size", 2048),
         context_length=config.get("max_position_embeddings", 8192),
         window=config.get("sliding_window") or 512,
-        rope_theta=transformers_rope_theta(config, 10_000.0),
+        rope_theta=plain_rope_theta(config, 10_000.0),
         norm_eps=config.get("rms_norm_eps", 1e-5),
         vocab_size=config.get("vocab_size", 260),
     )

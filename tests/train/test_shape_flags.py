@@ -58,6 +58,7 @@ def test_flags_change_the_shape():
         ("cross-attn-all-layers-encoder True", True),
         ("rope-theta 1e4", 10_000.0),
         ("norm_eps 1e-6", 1e-6),
+        ("rope-scaling-global 8 1 4 8192", (8, 1, 4, 8192)),
         ("hidden-dim-global none", 512),
     ],
 )
@@ -80,7 +81,7 @@ def test_help_shows_every_value(config, cls, capsys):
             assert flag not in shown
             continue
         value = getattr(shape, field.name)
-        default = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        default = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
         _, _, after = shown.partition(flag)
         assert texts[field.name] and f" {texts[field.name]} (default: {default})" in after[:400]
 
