@@ -45,9 +45,9 @@ from model.checkpoints.files import (
     refuse_token_transformer,
 )
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import PatchProvenance
+from model.short_context import ShortContextModel
 
 FORMAT = "blt-titan/blt/1"
 PROVENANCE = "patch_provenance"
@@ -94,7 +94,7 @@ def save_blt(
     directory: str | Path,
     *,
     layout: Layout = "own",
-    entropy_model: EntropyModel | NGramEntropyModel | None = None,
+    entropy_model: EntropyModel | ShortContextModel | None = None,
 ) -> None:
     """Write ``model`` to ``directory``, which is made if need be.
 
@@ -107,8 +107,8 @@ def save_blt(
     """
     if layout not in get_args(Layout):
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
-    if layout != "own" and isinstance(entropy_model, NGramEntropyModel):
-        raise CheckpointError(f"the {layout} layout cannot hold an n-gram entropy model")
+    if layout != "own" and isinstance(entropy_model, ShortContextModel):
+        raise CheckpointError(f"the {layout} layout cannot hold {entropy_model.title}")
     weights = {name: _unshared(tensor) for name, tensor in model.state_dict().items()}
     config: JsonObject
     if layout == "own":
@@ -116,7 +116,7 @@ def save_blt(
     elif layout == "published":
         config = {"args": to_published_args(model.config), **_provenance_entry(model.config)}
     else:
-        assert not isinstance(entropy_model, NGramEntropyModel)
+        assert not isinstance(entropy_model, ShortContextModel)
         config = {**to_transformers_config(model.config, entropy_model)}
         config |= _provenance_entry(model.config)
         weights = to_transformers_weights(weights, entropy_model)
@@ -191,7 +191,7 @@ def load_entropy_model_of(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> EntropyModel | NGramEntropyModel:
+) -> EntropyModel | ShortContextModel:
     """The entropy model that belongs to the BLT in ``source``. It lies in the same files, in a
     directory below, in one beside (for a local BLT), or on the hub beside the published BLTs.
 
