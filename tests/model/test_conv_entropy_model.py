@@ -74,16 +74,15 @@ def test_the_largest_sums_are_exact():
         ConvEntropyConfig(dim=256, taps=((0, 1, 2, 3, 4),))
 
 
-@pytest.mark.parametrize("precision", ["highest", "medium"])
-@pytest.mark.parametrize("block", [1, 7, 64])
-def test_blocks_threads_and_precision_change_nothing(monkeypatch, block, precision):
+@pytest.mark.parametrize("block", [5, 64])
+def test_blocks_threads_and_precision_change_nothing(monkeypatch, block):
     model = conv_model(dim=64)
     batch = encode_documents(texts())
     expected = packed(model, batch)
     monkeypatch.setattr(ConvEntropyModel, "block_tokens", block)
     before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     try:
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision("medium")
         torch.set_num_threads(2)
         assert torch.equal(packed(model, batch), expected)
     finally:
@@ -96,12 +95,12 @@ def test_an_entropy_depends_on_the_tokens_within_reach():
     reach = model.order
     assert reach == 6 + 1 + 5
     random = np.random.default_rng(0)
-    tokens = torch.from_numpy(random.integers(4, 260, (1, 60)))
+    tokens = torch.from_numpy(random.integers(4, 260, (20, 60)))
     h = model.entropies(tokens)
     other = tokens.clone()
-    other[0, 20] = 3 + (tokens[0, 20] - 3) % 256 + 1
-    changed = (model.entropies(other) != h)[0].nonzero()[:, 0].tolist()
-    assert changed and min(changed) >= 20 and max(changed) == 20 + reach - 1
+    other[:, 20] = 4 + (tokens[:, 20] - 3) % 256
+    changed = (model.entropies(other) != h).any(0).nonzero()[:, 0].tolist()
+    assert min(changed) == 20 and max(changed) == 20 + reach - 1
 
 
 def test_save_and_load(tmp_path: Path):
@@ -128,7 +127,7 @@ def test_what_cannot_be_loaded(tmp_path: Path):
             ({"layer_0": whole["layer_0"].float()}, "layer_0: must be"),
             ({"layer_1": whole["layer_1"][:1]}, "layer_1: must be"),
             ({"output": torch.full_like(whole["output"], -128)}, "output: holds -128"),
-            ({"layer_7": whole["layer_0"]}, "layer_7: is missing, or not a weight"),
+            ({"layer_7": whole["layer_0"].clone()}, "layer_7: is missing, or not a weight"),
         )
     ):
         save_entropy_model(model, tmp_path / str(number))

@@ -74,7 +74,7 @@ def entropy_model() -> EntropyModel:
 
 def conv_model(**changes: object) -> ConvEntropyModel:
     """Random whole numbers, whose entropies spread over their range."""
-    shape: dict[str, object] = {"dim": 8, "table_bits": 4, "taps": ((0, 1), (0, 3, 5))} | changes
+    shape: dict[str, object] = {"dim": 16, "table_bits": 4, "taps": ((0, 1), (0, 3, 5))} | changes
     config = ConvEntropyConfig(**shape)
     draw = torch.Generator().manual_seed(3)
     weights = {}
@@ -83,6 +83,7 @@ def conv_model(**changes: object) -> ConvEntropyModel:
         if name.startswith("embeddings"):
             values = values // 4
         weights[name] = (values * 100 if dtype == torch.int16 else values).to(dtype)
+    weights["output_bias"][:] = 2**15 - 1
     return ConvEntropyModel(config, weights)
 
 

@@ -42,7 +42,7 @@ def test_a_student_gives_the_entropies_of_its_model():
     student = Student(SMALL)
     with torch.no_grad():  # so that all clips have work to do
         for parameter in student.parameters():
-            parameter.mul_(3)
+            parameter.mul_(1.5)
     tokens_T, lengths_D = encode_documents(texts(0, 3))
     lengths = torch.from_numpy(lengths_D)
     rows_TK = embedding_rows(tokens_T, lengths_D.cumsum() - lengths_D, SMALL)
@@ -55,13 +55,16 @@ def test_a_student_gives_the_entropies_of_its_model():
 
 
 def test_it_learns(ngram_model):
-    learned = distil(lesson(texts(0, 20), ngram_model), SMALL, steps=40)
+    told: list[float] = []
+    known = lesson(texts(0, 20), ngram_model)
+    learned = distil(known, SMALL, steps=100, report=lambda tokens, loss: told.append(loss))
     new = lesson(texts(20, 24), ngram_model)
     batch = torch.from_numpy(new.tokens_T), torch.from_numpy(new.lengths_S)
     h_T = learned.entropies_packed(*batch).numpy()
-    assert np.corrcoef(h_T, new.entropies_T.astype(np.float32))[0, 1] > 0.6
-    again = distil(lesson(texts(0, 20), ngram_model), SMALL, steps=40)
-    assert torch.equal(again.entropies_packed(*batch), torch.from_numpy(h_T))
+    correlation = np.corrcoef(h_T, new.entropies_T.astype(np.float32))[0, 1]
+    assert correlation > 0.55 and np.mean(told[-10:]) < 0.7 * np.mean(told[:10])
+    one, two = (distil(known, SMALL, steps=2).tensors() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
