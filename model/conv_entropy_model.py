@@ -33,6 +33,8 @@ ACTIVATION = 64
 """Whole numbers per 1.0 of embeddings and activations."""
 WEIGHT = 256
 """Whole numbers per 1.0 of the other weights."""
+MOST_DISTANCE = 1024
+"""Tokens back that a layer may read."""
 LARGEST_BIAS = 2**15 - 1
 """Biases count in ``ACTIVATION * WEIGHT`` per 1.0, as sums of products do."""
 
@@ -62,8 +64,10 @@ class ConvEntropyConfig:
         for name, low, high in (("dim", 1, 512), ("max_order", 1, 6), ("table_bits", 1, 24)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: must be {low} to {high}, got {getattr(self, name)}")
-        if not all(layer and min(layer) >= 0 for layer in self.taps):
-            raise ValueError(f"taps: each layer needs distances of 0 and more, got {self.taps}")
+        if not all(layer and 0 <= min(layer) <= max(layer) <= MOST_DISTANCE for layer in self.taps):
+            raise ValueError(
+                f"taps: each layer needs distances of 0 to {MOST_DISTANCE}, got {self.taps}"
+            )
         widest = max(self.dim * n for n in (len(self.taps) + 1, *map(len, self.taps)))
         if widest * LARGEST**2 + LARGEST_BIAS >= 1 << 24:
             raise ValueError(f"dim, taps: a sum of {widest} products is not exact in float32")

@@ -236,6 +236,8 @@ def _load(directory: Path) -> EntropyModel | ShortContextModel:
     if kind is ConvEntropyModel:
         shape = ConvEntropyConfig(**own_arguments(config, ConvEntropyConfig))
         return ConvEntropyModel(shape, read_safetensors(directory))
+    if config.get("format") == FORMAT and config.get("kind") != "transformer":
+        raise ValueError(f"config.json: kind {config.get('kind')!r} is unknown to this release")
     arguments, weights = _read(config, directory)
     return build(lambda: EntropyModel(arguments), weights)
 

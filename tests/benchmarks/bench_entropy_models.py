@@ -30,7 +30,7 @@ from pipeline.statistics.boundary_agreement import (
     first_decided,
 )
 
-SIZE = 100_000
+SIZE = 60_000
 """Bytes of each kind of text."""
 TIMED = 20_000
 ROUNDS = 5
@@ -100,6 +100,7 @@ def main() -> None:
     timed: list[bytes] = []
     for name, documents in kinds_of_text():
         asked = beginnings(documents, SIZE)
+        print(f"{name}: {sum(map(len, asked)):,} bytes of {len(asked)} documents")
         tokens_T, lengths_D = encode_documents(asked)
         ngram = NGramEntropyModel.fit([(tokens_T, lengths_D)])
         models: dict[str, AnyEntropyModel] = {"entropy-conv": student, "n-gram": ngram}
@@ -107,7 +108,9 @@ def main() -> None:
         for title, model in models.items():
             h_T = Scorer(model, Patcher(1.0)).entropies(tokens_T, lengths_D)
             f1, correlation = agreement(reference_T, h_T, lengths_D)
-            print(f"{name:16} {title:14} {f1:7.3f} {correlation:12.3f}   {sum(map(len, asked)):,} B")
+            print(
+                f"{name:16} {title:14} {f1:7.3f} {correlation:12.3f}   {sum(map(len, asked)):,} B"
+            )
         timed = timed or beginnings(documents, TIMED)
     encoded = encode_documents(timed)
     many = encode_documents(timed * 20)

@@ -134,11 +134,16 @@ def test_what_cannot_be_loaded(tmp_path: Path):
         save_file(whole | change, tmp_path / str(number) / "model.safetensors")
         with pytest.raises(CheckpointError, match=message):
             load_entropy_model(tmp_path / str(number))
+    config = tmp_path / "0" / "config.json"
+    config.write_text(config.read_text().replace('"conv"', '"future"'))
+    with pytest.raises(CheckpointError, match="kind 'future' is unknown to this release"):
+        load_entropy_model(tmp_path / "0")
     for shape, message in (
         ({"dim": 0}, "dim: must be 1 to 512"),
         ({"max_order": 7}, "max_order: must be 1 to 6"),
         ({"taps": ((),)}, "taps: each layer needs"),
         ({"taps": ((-1,),)}, "taps: each layer needs"),
+        ({"taps": ((0, 10**9),)}, "taps: each layer needs"),
     ):
         with pytest.raises(ValueError, match=message):
             ConvEntropyConfig(**shape)

@@ -69,13 +69,13 @@ def read_lesson(sets: Sequence[ShardSet], size: int, *, reset_at_newline: bool) 
         for number, tokens in enumerate(shards.shards.tokens.tolist()):
             left = tokens * share
             for batch in shards.shard_batches(number, [TEXT, ENTROPIES]):
-                h_T, lengths_D = read_entropies(batch)
-                rows = read_texts(batch)
-                if [len(text) + 2 for text in rows] != lengths_D.tolist():
-                    raise DamagedShardError(
-                        f"{shards.output.url}: {shards.path(number)}: a row has more or fewer "
-                        "entropies than tokens"
-                    )
+                try:
+                    h_T, lengths_D = read_entropies(batch)
+                    rows = read_texts(batch)
+                    if [len(text) + 2 for text in rows] != lengths_D.tolist():
+                        raise ValueError("a row has more or fewer entropies than tokens")
+                except ValueError as error:
+                    raise DamagedShardError(f"{shards.path(number)}: {error}") from error
                 kept = int((lengths_D.cumsum() - lengths_D < left).sum())
                 texts += rows[:kept]
                 entropies.append(h_T[: lengths_D[:kept].sum()])
