@@ -51,7 +51,7 @@ def kinds_of_text() -> Iterator[tuple[str, list[bytes]]]:
         *sorted(packages.glob("lm_eval/tasks/*/lang_libs.py")),
     ]
     # The strings alone: the code around them is Latin.
-    strings = re.compile(r"\"((?:[^\"\\\n]|\\.)*[^\x00-\x7f](?:[^\"\\\n]|\\.)*)\"")
+    strings = re.compile(r"[`\"]([^`\"\\\n]*[^\x00-\x7f][^`\"\\\n]*)[`\"]")
     documents = ("\n".join(strings.findall(path.read_text("utf-8"))) for path in sources)
     yield "other scripts", [text.encode() for text in documents if text]
 

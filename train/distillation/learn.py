@@ -50,7 +50,7 @@ def distil(
             group["lr"] = rate
         loss = _loss(student, lesson, begins_S, position_T, random)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         report(ROWS * min(ROW_TOKENS, len(lesson.tokens_T)), loss.item())
     return student.model()

@@ -7,7 +7,7 @@ straight-through estimator).
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +58,15 @@ class Student(nn.Module):
         self.embeddings = nn.Parameter(torch.randn(config.embeddings, dim) * 0.05)
         self.embeddings_bias = nn.Parameter(torch.full((dim,), 0.3))
         self.layers = nn.ModuleList(nn.Linear(dim * len(taps), dim) for taps in config.taps)
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
+        for layer in self._linears():
             nn.init.normal_(layer.weight, 0, 1.1 / math.sqrt(layer.in_features))
             nn.init.constant_(layer.bias, 0.2)
         self.output = nn.Linear(dim * (len(config.taps) + 1), 1)
         nn.init.normal_(self.output.weight, 0, 0.02)
         nn.init.constant_(self.output.bias, 1.0)
+
+    def _linears(self) -> list[nn.Linear]:
+        return cast(list[nn.Linear], list(self.layers))
 
     def forward(self, rows_TK: Tensor, position_T: Tensor) -> Tensor:
         """The entropy (nats) after each token of segments laid end to end.
@@ -76,7 +78,7 @@ class Student(nn.Module):
         x_TD = F.embedding_bag(rows_TK, rounded(self.embeddings, ACTIVATION), mode="sum")
         x_TD = activation(x_TD + rounded(self.embeddings_bias, ACTIVATION))
         seen = [x_TD]
-        for taps, layer in zip(self.config.taps, self.layers, strict=True):
+        for taps, layer in zip(self.config.taps, self._linears(), strict=True):
             x_TD = activation(_linear(layer, gather_taps(x_TD, position_T, taps)))
             seen.append(x_TD)
         return _linear(self.output, torch.cat(seen, -1))[:, 0]
@@ -88,7 +90,7 @@ class Student(nn.Module):
                 "embeddings": rounded(self.embeddings, ACTIVATION) * ACTIVATION,
                 "embeddings_bias": rounded(self.embeddings_bias, ACTIVATION) * ACTIVATION,
             }
-            named = {f"layer_{number}": layer for number, layer in enumerate(self.layers)}
+            named = {f"layer_{number}": layer for number, layer in enumerate(self._linears())}
             for name, layer in (named | {"output": self.output}).items():
                 weights[name] = rounded(layer.weight, WEIGHT) * WEIGHT
                 weights[f"{name}_bias"] = _bias(layer) * (ACTIVATION * WEIGHT)
@@ -97,9 +99,9 @@ class Student(nn.Module):
         return ConvEntropyModel(self.config, whole)
 
 
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    return F.linear(x, rounded(layer.weight, WEIGHT), _bias(layer))  # type: ignore[arg-type]
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, rounded(layer.weight, WEIGHT), _bias(layer))
 
 
-def _bias(layer: nn.Module) -> Tensor:
-    return rounded(layer.bias, ACTIVATION * WEIGHT, LARGEST_BIAS)  # type: ignore[arg-type]
+def _bias(layer: nn.Linear) -> Tensor:
+    return rounded(layer.bias, ACTIVATION * WEIGHT, LARGEST_BIAS)
