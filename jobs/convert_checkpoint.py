@@ -31,8 +31,8 @@ from model.checkpoints.token_transformer import (
     save_token_transformer,
 )
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.provenance import EntropyModelIdentity
+from model.short_context import ShortContextModel
 from model.token_transformer import TokenTransformer
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
@@ -43,8 +43,8 @@ from train.checkpoints.average import read_average, steps_until
 from train.checkpoints.model_json import read_beside, steps_in
 from train.checkpoints.steps import is_step, read_step
 
-Model = BLT | EntropyModel | NGramEntropyModel | TokenTransformer
-AnyEntropyModel = EntropyModel | NGramEntropyModel
+Model = BLT | EntropyModel | ShortContextModel | TokenTransformer
+AnyEntropyModel = EntropyModel | ShortContextModel
 
 
 @dataclass(frozen=True)

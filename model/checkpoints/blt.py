@@ -57,9 +57,9 @@ from model.checkpoints.files import (
 )
 from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import LatentOrigin, PatchProvenance
+from model.short_context import ShortContextModel
 
 FORMAT = "blt-titan/blt/1"
 TRAIN_ARGS = "train_args.json"
@@ -110,7 +110,7 @@ def save_blt(
     directory: str | Path,
     *,
     layout: Layout = "own",
-    entropy_model: EntropyModel | NGramEntropyModel | None = None,
+    entropy_model: EntropyModel | ShortContextModel | None = None,
 ) -> None:
     """Write ``model`` to ``directory``, which is made if need be.
 
@@ -123,8 +123,8 @@ def save_blt(
     """
     if layout not in get_args(Layout):
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
-    if layout != "own" and isinstance(entropy_model, NGramEntropyModel):
-        raise CheckpointError(f"the {layout} layout cannot hold an n-gram entropy model")
+    if layout != "own" and isinstance(entropy_model, ShortContextModel):
+        raise CheckpointError(f"the {layout} layout cannot hold {entropy_model.title}")
     weights = {name: _unshared(tensor) for name, tensor in model.state_dict().items()}
     config: JsonObject
     if layout == "own":
@@ -132,7 +132,7 @@ def save_blt(
     elif layout == "published":
         config = {"args": to_published_args(model.config)}
     else:
-        assert not isinstance(entropy_model, NGramEntropyModel)
+        assert not isinstance(entropy_model, ShortContextModel)
         config = {**to_transformers_config(model.config, entropy_model)}
         weights = to_transformers_weights(weights, entropy_model)
     if layout != "own":
@@ -240,7 +240,7 @@ def load_entropy_model_of(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> EntropyModel | NGramEntropyModel:
+) -> EntropyModel | ShortContextModel:
     """The entropy model that belongs to the BLT in ``source``. It lies in the same files, in a
     directory below, in one beside (for a local BLT), or on the hub beside the published BLTs.
 

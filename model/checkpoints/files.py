@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 BUILT_IN = "entropy-1m"
-"""The entropy model that comes with this package; see its README.md in model/weights."""
+"""The default among the entropy models that come with this package."""
+WEIGHTS = Path(__file__).parents[1] / "weights"
+"""Holds a directory, with a README.md, for each model that comes with this package."""
 TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"
 """The format of :mod:`model.checkpoints.token_transformer`."""
 INDEX_FILE = "model.safetensors.index.json"
@@ -292,8 +294,8 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
             yield Path(temporary)
     elif Path(source).is_dir():
         yield Path(source)
-    elif source == BUILT_IN:
-        yield Path(__file__).parents[1] / "weights" / BUILT_IN
+    elif source in {path.name for path in WEIGHTS.iterdir()}:
+        yield WEIGHTS / source
     elif source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~")):
         yield Path(download(source.removeprefix("hf://")))
     else:

@@ -25,6 +25,7 @@ from model.flops import entropy_model_flops
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
+from model.short_context import ShortContextModel
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cluster.connect import in_ray
 from pipeline.cluster.plan_splits import plan_splits
@@ -43,8 +44,8 @@ COMPUTED_IN = "device and dtype"
 
 
 def gpus_per_worker(config: PatchCorpusConfig, model: AnyEntropyModel) -> float:
-    """GPUs that each worker gets: none for an n-gram model or where there are none."""
-    if isinstance(model, NGramEntropyModel):
+    """GPUs that each worker gets: none where there are none or a model computes on CPUs."""
+    if isinstance(model, ShortContextModel):
         return 0
     if config.gpus_per_worker is not None:
         return config.gpus_per_worker
@@ -209,8 +210,8 @@ def _describe(
 
 
 def _forward_flops(model: AnyEntropyModel) -> float:
-    """FLOPs per byte; an n-gram model looks entropies up, which costs next to nothing."""
-    return entropy_model_flops(model.config) if isinstance(model, EntropyModel) else 0.0
+    """FLOPs per byte."""
+    return entropy_model_flops(model.config) if isinstance(model, EntropyModel) else model.flops
 
 
 def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:

@@ -23,14 +23,14 @@ from model.checkpoints.entropy_model import computed_in, to_device
 from model.device import same_rounding
 from model.entropies import segment_entropies
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.segments import cut_segments
+from model.short_context import ShortContextModel
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
 from pipeline.patches import PatchedTokens, patch_stored
 
-AnyEntropyModel = EntropyModel | NGramEntropyModel
+AnyEntropyModel = EntropyModel | ShortContextModel
 
 
 @dataclass(frozen=True)

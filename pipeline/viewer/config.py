@@ -24,8 +24,8 @@ class PatchViewerConfig:
     entropy_model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
         BUILT_IN,
     )
-    """Entropy models to choose from: directories, URLs or hub ids; "entropy-1m" comes with
-    blt-titan."""
+    """Entropy models to choose from: directories, URLs or hub ids; "entropy-1m" and
+    "entropy-conv" come with blt-titan."""
     shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[DIR ...]")] = ()
     """Shard sets to browse, directories or URLs."""
     rule: Annotated[str, rule_flag("Where patches start, to begin with.")] = "global"

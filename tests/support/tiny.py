@@ -5,9 +5,18 @@ from pathlib import Path
 
 import torch
 
-from model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
+from model import (
+    BLT,
+    BLTConfig,
+    ConvEntropyConfig,
+    ConvEntropyModel,
+    EntropyModel,
+    EntropyModelConfig,
+    Patcher,
+)
 from model.checkpoints.entropy_model import fingerprint
 from model.provenance import EntropyModelIdentity, PatchProvenance
+from model.short_context import ShortContextModel
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
@@ -63,7 +72,22 @@ def entropy_model() -> EntropyModel:
     return model
 
 
-def record(model: EntropyModel | NGramEntropyModel, **changes: object) -> PatchProvenance:
+def conv_model(**changes: object) -> ConvEntropyModel:
+    """Random whole numbers, whose entropies spread over their range."""
+    shape: dict[str, object] = {"dim": 16, "table_bits": 4, "taps": ((0, 1), (0, 3, 5))} | changes
+    config = ConvEntropyConfig(**shape)
+    draw = torch.Generator().manual_seed(3)
+    weights = {}
+    for name, (size, dtype) in config.shapes.items():
+        values = torch.randint(-127, 128, size, generator=draw)
+        if name.startswith("embeddings"):
+            values = values // 4
+        weights[name] = (values * 100 if dtype == torch.int16 else values).to(dtype)
+    weights["output_bias"][:] = 2**15 - 1
+    return ConvEntropyModel(config, weights)
+
+
+def record(model: EntropyModel | ShortContextModel, **changes: object) -> PatchProvenance:
     """The provenance of shards that :func:`make_shards` makes with THRESHOLD."""
     identity = EntropyModelIdentity("tiny", fingerprint(model), "cpu float32", False)
     return replace(PatchProvenance(Patcher(THRESHOLD), identity, ("shards",)), **changes)
@@ -72,7 +96,7 @@ def record(model: EntropyModel | NGramEntropyModel, **changes: object) -> PatchP
 def make_shards(
     output: Path,
     inputs: Path,
-    model: EntropyModel | NGramEntropyModel,
+    model: EntropyModel | ShortContextModel,
     patcher: Patcher,
     **settings: object,
 ) -> ShardSet:
