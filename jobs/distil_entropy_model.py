@@ -65,7 +65,7 @@ def run(config: DistilEntropyModelConfig, console: Console) -> int:
         raise ConfigError(f"--output: {config.output} exists; give another, or remove it")
     sets = [ShardSet(url) for url in config.shards]
     teacher = find_teacher(sets)
-    lesson = read_lesson(sets, config.sample_bytes, reset_at_newline=teacher.reset_at_newline)
+    lesson = read_lesson(sets, config.sample_bytes, reset_at_newline=bool(teacher.reset_at_newline))
     torch.set_num_threads(1)
     losses: list[float] = []
     with metered(console, "distilling", config.steps * ROWS * ROW_TOKENS) as advance:

@@ -285,12 +285,12 @@ def distil(config: TrainEntropyModelConfig, console: Console) -> int:
         run([*job, *compared], stdout=file)
     (agreement,) = json.loads(report.read_text())["agreement"]
     f1, pearson = agreement["equal_size"]["total"]["f1"], agreement["entropies"]["pearson"]
-    size = (fresh / "model.safetensors").stat().st_size / 1e6
+    megabytes_of_weights = (fresh / "model.safetensors").stat().st_size / 1e6
     distilled, measured = (
         megabytes(work / f"{part}-beginnings.jsonl") for part in ("train", "validation")
     )
     card = CONV_CARD.format(
-        size=size, distilled=distilled, measured=measured, f1=f1, pearson=pearson
+        size=megabytes_of_weights, distilled=distilled, measured=measured, f1=f1, pearson=pearson
     )
     ship(config, fresh, card)
     console.print(f"F1 {f1:.3f}, correlation {pearson:.3f}; weights in {config.place}")
