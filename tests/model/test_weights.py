@@ -34,7 +34,7 @@ def test_the_cheap_one_agrees_with_its_teacher():
     tokens_BS = torch.tensor(rows)
     teacher = load_entropy_model(BUILT_IN, device="cpu")
     pair = [model.entropies(tokens_BS).flatten() for model in (student, teacher)]
-    assert torch.corrcoef(torch.stack(pair))[0, 1] > 0.85
+    assert torch.corrcoef(torch.stack(pair))[0, 1] > 0.8
 
 
 def test_a_directory_of_that_name_comes_first(tmp_path, monkeypatch, small_model_directory):
