@@ -14,7 +14,7 @@ from torchtitan.components.metrics import MetricsProcessor, TensorBoardLogger
 from torchtitan.tools.logging import logger
 
 from model.training_flops import training_flops
-from train.data.token_bytes import TokenBytes
+from pipeline.bpe.token_bytes import TokenBytes
 
 latest: dict[str, float] = {}
 """The metrics that this process logged last, by name. A caller of the training reads them."""

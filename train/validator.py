@@ -21,10 +21,10 @@ from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.validate import Validator
 from torchtitan.tools import utils
 
+from pipeline.bpe.token_bytes import HASH_BITS, TokenBytes
 from pipeline.errors import ConfigError
 from train.data.dataloader import Microbatch, ShardDataLoader
 from train.data.in_step import in_step
-from train.data.token_bytes import HASH_BITS, TokenBytes
 
 SHOWN_GROUPS = 10
 """Groups with the most bytes that are logged; the others are summed."""

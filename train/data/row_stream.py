@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model.provenance import PatchProvenance
+from pipeline.bpe.byte_level import BPE
 from pipeline.errors import ConfigError
 from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
-from train.data.bpe import BPE
 from train.data.groups import Groups
 from train.data.lanes import Cursor, LaneCursor, Line, Place, number_of_lanes, rows_passed
 from train.data.packing import PackedWindow, pack_rows

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.patcher import Patcher
+from pipeline.bpe.byte_level import BPE
 from pipeline.errors import PipelineError
 from pipeline.patches import recut
 from pipeline.shards.format import (
@@ -35,7 +36,6 @@ from pipeline.shards.format import (
     read_texts,
 )
 from pipeline.shards.shard_set import ShardSet
-from train.data.bpe import BPE
 from train.data.groups import Groups
 from train.data.packing import permutation
 from train.data.window import DocumentArrays
