@@ -1,5 +1,7 @@
 """The driver of ``adopt_shards.py``: the stage of ``patch_corpus.py`` with stored entropies."""
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 from rich.console import Console
@@ -11,12 +13,13 @@ from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
 from model.tokenizer import encode_documents
 from pipeline.adopt.config import AdoptShardsConfig
-from pipeline.cli.results import print_line
+from pipeline.corpus.documents import Document, read_split
 from pipeline.corpus.formats import FORMATS, file_format, known_format
-from pipeline.corpus.inputs import Inputs, is_published_shard
-from pipeline.corpus.splits import plan_file
-from pipeline.errors import ConfigError
-from pipeline.patch.calibrate import sample
+from pipeline.corpus.inputs import Inputs
+from pipeline.corpus.published import is_published_shard
+from pipeline.corpus.splits import whole_file
+from pipeline.errors import BadFileError, ConfigError, UnreachableFileError
+from pipeline.patch.calibrate import beginning
 from pipeline.patch.job import PatchCorpusResult, make_shards
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.patch.stored import StoredEntropies
@@ -27,6 +30,8 @@ COMPARED_BYTES = 16 << 10
 MEAN_NATS = 0.1
 """Mean difference up to which entropies are those of the named model. Preprocessing in bfloat16
 differs from float32 by 0.03 on average; another model by more than half a nat."""
+MOST_FILES = 8
+"""Files that are asked for text to compare."""
 BESIDE = "beside published shards, without entropies"
 
 
@@ -39,7 +44,7 @@ def adopt_shards(config: AdoptShardsConfig, console: Console) -> PatchCorpusResu
 
     def load(inputs: Inputs) -> StoredEntropies:
         _leave_out_texts(inputs, config)
-        return _stored(config, inputs.files, console)
+        return _stored(config, inputs.files)
 
     return make_shards(config, load, console)
 
@@ -47,7 +52,7 @@ def adopt_shards(config: AdoptShardsConfig, console: Console) -> PatchCorpusResu
 def _leave_out_texts(inputs: Inputs, config: AdoptShardsConfig) -> None:
     """Where there are published shards, leave out files that lie beside them and cannot hold
     entropies: the corpus that the shards were made of, manifests, marks."""
-    if not any(is_published_shard(file.url) for file in inputs.files):
+    if not any(map(is_published_shard, inputs.files)):
         return
     beside = [
         file for file in inputs.files if not _is_table(file_format(file, config.format) or "")
@@ -60,7 +65,7 @@ def _is_table(name: str) -> bool:
     return name in FORMATS and FORMATS[name].is_columnar
 
 
-def _stored(config: AdoptShardsConfig, files: list[InputFile], console: Console) -> StoredEntropies:
+def _stored(config: AdoptShardsConfig, files: list[InputFile]) -> StoredEntropies:
     """What is known of the entropies.
 
     Raises:
@@ -73,34 +78,46 @@ def _stored(config: AdoptShardsConfig, files: list[InputFile], console: Console)
         model = load_entropy_model(name, device="cpu", dtype=torch.float32)
     except CheckpointError as error:
         raise ConfigError(f"--entropy-model: {error}") from error
-    _compare(model, config, files, console)
+    _compare(model, config, files)
     flops = entropy_model_flops(model.config) if isinstance(model, EntropyModel) else 0.0
     identity = EntropyModelIdentity(name, fingerprint(model), None, reset_at_newline=False)
     return StoredEntropies(column, identity, flops)
 
 
-def _compare(
-    model: AnyEntropyModel, config: AdoptShardsConfig, files: list[InputFile], console: Console
-) -> None:
+def _compare(model: AnyEntropyModel, config: AdoptShardsConfig, files: list[InputFile]) -> None:
     """Compare the first entropies with those of the named model.
 
     Raises:
-        ConfigError: they are others.
+        ConfigError: they are others, or there are none to compare.
     """
-    format_of = known_format(files[0], config.format, "--format")
-    first = plan_file(files[0], format_of, 1 << 62).splits[0]
-    documents = sample([first], config, min(COMPARED_BYTES, max(first.size, 1) - 1))
-    documents = [d for d in documents if d.entropies is not None]
+    documents = _first_documents(config, files)
     if not documents:
-        print_line(console, f"{files[0].url}: no entropies to compare with {config.entropy_model}")
-        return
-    # What follows a cut is not known to the model: the entropies before it are compared.
+        raise ConfigError(
+            f"--entropy-model: the first files hold no document with entropies to compare with "
+            f"those of {config.entropy_model}; see --entropies-column, or leave the model out"
+        )
     stored_T = np.concatenate([d.entropies for d in documents if d.entropies is not None])
     scorer = Scorer(model, Patcher(rule="byte"))
     scored_T = scorer.entropies(*encode_documents([document.text for document in documents]))
     apart = float(np.abs(stored_T.astype(np.float32) - scored_T.astype(np.float32)).mean())
     if apart > MEAN_NATS:
         raise ConfigError(
-            f"--entropy-model: {config.entropy_model} gives other entropies than {files[0].url} "
-            f"holds, by {apart:.2f} nats on average; name the model that gave them, or none"
+            f"--entropy-model: {config.entropy_model} gives other entropies than the input holds, "
+            f"by {apart:.2f} nats on average; name the model that gave them, or none"
         )
+
+
+def _first_documents(config: AdoptShardsConfig, files: list[InputFile]) -> list[Document]:
+    """Documents from the first files that give any, with about COMPARED_BYTES of text."""
+    documents: list[Document] = []
+    left = COMPARED_BYTES
+    for file in files[:MOST_FILES]:
+        split = whole_file(file, known_format(file, config.format, "--format"))
+        with suppress(BadFileError, UnreachableFileError):  # the run itself will name it
+            for record in read_split(split, config.columns, config.max_document_bytes):
+                if isinstance(record, Document):
+                    documents.append(beginning(record, left))
+                    left -= len(documents[-1].text)
+                if left <= 0:
+                    return documents
+    return documents

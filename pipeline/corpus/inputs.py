@@ -20,6 +20,7 @@ from pipeline.corpus.content import ending_of
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
 from pipeline.corpus.named import NOT_DATA
 from pipeline.corpus.prepared import ManifestChunk, prepared_chunks
+from pipeline.corpus.published import UNFINISHED, Marks, is_mark
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.lease import LEASES
 from pipeline.storage.listing import InputFile, Listing, list_files
@@ -37,10 +38,6 @@ UNKNOWN = "in no known format"
 ABOUT_DATA = "about the data"
 HELD_OUT = re.compile(r"(?P<name>.+)\.val\.[a-z.]+")
 CHUNK = re.compile(r"(?P<name>.+)\.chunk\.\d+\.[a-z.]+")
-PUBLISHED_SHARD = re.compile(r".+\.jsonl\.shard_\d+\.arrow")
-"""Shards of the published preprocessing: each has an empty file beside it once it is whole."""
-MARK = ".complete"
-UNFINISHED = "unfinished: it has no .complete mark beside it"
 DOCUMENTS = re.compile(r"(readme|licen[sc]e|copying|notice|citation|changelog|contributing)\b.*")
 """Names of files that come with data and are no part of it, in lower case."""
 MOST_NAMED = 1000
@@ -61,6 +58,7 @@ class Inputs:
     """True if all files are chunks of prepared corpora, whose documents have ids."""
     hashes: dict[str, str] = field(default_factory=dict)
     """The SHA-256 of files that the manifest of a prepared corpus states, by URL."""
+    marks: Marks = field(default_factory=Marks)
 
     def print_unread(self, console: Console) -> None:
         """Say how many files are not read and why, with some of the names."""
@@ -80,11 +78,6 @@ class Inputs:
         named = sorted(self.unread.items())[:MOST_NAMED]
         files = [{"path": path, "reason": reason} for path, reason in named]
         return {"count": len(self.unread), "files": files}
-
-
-def is_published_shard(url: str) -> bool:
-    """True for the name of a shard of the published preprocessing, whole or not."""
-    return PUBLISHED_SHARD.fullmatch(url.rpartition("/")[2]) is not None
 
 
 def find_inputs(
@@ -153,20 +146,18 @@ def _nothing(pattern: str, unread: dict[str, str]) -> ConfigError:
 
 def _choose(pattern: str, listing: Listing, wanted: FormatName, result: Inputs) -> list[InputFile]:
     """The files of one listing that are read; ``result`` learns why the others are not."""
-    directories = _Directories(pattern, listing.files)
     if listing.is_file:
         result.all_prepared = False
         for file in listing.files:
-            if directories.is_unfinished(file):
-                raise ConfigError(
-                    f"--input {pattern}: {UNFINISHED}; let its writer finish, or make the mark "
-                    f"{file.url}{MARK} if it is whole"
-                )
+            result.marks.check(file)
         return [_typed(file, wanted) for file in listing.files]
+    directories = _Directories(pattern, listing.files)
     result.unread |= listing.skipped
     chosen = []
     for file in listing.files:
         reason = directories.reason_against(file)
+        if reason is None and result.marks.is_unfinished(file):
+            reason = UNFINISHED
         if reason is None and not directories.holds_chunk(file):
             file = _typed(file, wanted)
             if file_format(file, wanted) is None:
@@ -210,7 +201,6 @@ class _Directories:
         self._hub_copies: set[str] = set()
         self._saved: dict[str, set[str]] = {}
         self._other_splits: set[str] = set()
-        self._marks: dict[str, set[str]] = {}
         self._has_data = False
         filesystem, path = filesystem_of(pattern)
         self._is_directory = filesystem.isdir(path)
@@ -295,23 +285,9 @@ class _Directories:
             return "in another split than train"
         if directory in self._saved and file.url not in self._saved[directory]:
             return "not in the state.json of the saved dataset"
-        if name in NOT_DATA or (
-            is_published_shard(file.url.removesuffix(MARK)) and (name.endswith(MARK))
-        ):
+        if name in NOT_DATA or is_mark(file):
             return ABOUT_DATA
-        return UNFINISHED if self.is_unfinished(file) else None
-
-    def is_unfinished(self, file: InputFile) -> bool:
-        """True for a published shard without the mark that its writer makes at the end."""
-        if not is_published_shard(file.url):
-            return False
-        directory = file.url.rpartition("/")[0]
-        if directory not in self._marks:
-            with translated(f"--input {directory}", ConfigError):
-                filesystem, path = filesystem_of(directory)
-                names = (found.rpartition("/")[2] for found in filesystem.ls(path, detail=False))
-                self._marks[directory] = {name for name in names if name.endswith(MARK)}
-        return file.url.rpartition("/")[2] + MARK not in self._marks[directory]
+        return None
 
     def is_data(self, file: InputFile) -> bool:
         """True unless the file comes with data and is no part of it."""

@@ -66,7 +66,7 @@ def sample(
                 if taken >= wanted:
                     break
                 if isinstance(record, Document):
-                    documents.append(_beginning(record, longest))
+                    documents.append(beginning(record, longest))
                     taken += len(documents[-1].text)
         except PipelineError as error:
             where = "" if isinstance(error, UnreachableFileError) else f"{place.file.url}: "
@@ -75,8 +75,9 @@ def sample(
     return documents
 
 
-def _beginning(document: Document, longest: int) -> Document:
-    """A document whose text ends after so many bytes, with the entropies of these."""
+def beginning(document: Document, longest: int) -> Document:
+    """A document whose text ends after so many bytes, with the entropies of these: the last one is
+    that of a byte, where the document's is that of EOS."""
     h_T = document.entropies
     kept = min(len(document.text), longest)
     return document._replace(
