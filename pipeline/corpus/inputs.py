@@ -20,7 +20,7 @@ from pipeline.corpus.content import ending_of
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
 from pipeline.corpus.named import NOT_DATA
 from pipeline.corpus.prepared import ManifestChunk, prepared_chunks
-from pipeline.corpus.published import UNFINISHED, Marks, is_mark
+from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.lease import LEASES
 from pipeline.storage.listing import InputFile, Listing, list_files
@@ -51,7 +51,7 @@ class Inputs:
     """The files that ``--input`` stands for."""
 
     files: list[InputFile] = field(default_factory=list)
-    """Sorted by URL, each once."""
+    """Sorted by URL, each once; shards of the published preprocessing by their numbers."""
     unread: dict[str, str] = field(default_factory=dict)
     """Why a file, directory or link is not read, by path."""
     all_prepared: bool = False
@@ -110,7 +110,7 @@ def find_inputs(
     names = Counter(file.name for file in by_url.values())
     # Ids of documents begin with names of files: two files of one name go by their whole URLs.
     named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in by_url.values())
-    result.files = sorted(named, key=lambda file: file.url)
+    result.files = sorted(named, key=in_order)
     return result
 
 

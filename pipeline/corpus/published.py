@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError, translated
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import filesystem_of
 
-SHARD = re.compile(r".+\.jsonl\.shard_\d+\.arrow")
+SHARD = re.compile(r"(?P<chunk>.+\.jsonl)\.shard_(?P<number>\d+)\.arrow")
 MARK = ".complete"
 UNFINISHED = f"unfinished: it has no {MARK} mark beside it"
 
@@ -18,6 +18,13 @@ UNFINISHED = f"unfinished: it has no {MARK} mark beside it"
 def is_published_shard(file: InputFile) -> bool:
     """True for the name of such a shard, whole or not."""
     return SHARD.fullmatch(file.url.rpartition("/")[2]) is not None
+
+
+def in_order(file: InputFile) -> tuple[str, int, str]:
+    """A key that sorts files by their URLs, and the shards of a chunk by their numbers: they hold
+    its documents in that order."""
+    match = SHARD.fullmatch(file.url)
+    return (match["chunk"], int(match["number"]), file.url) if match else (file.url, 0, file.url)
 
 
 def is_mark(file: InputFile) -> bool:
