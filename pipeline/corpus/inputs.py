@@ -155,6 +155,8 @@ def _choose(pattern: str, listing: Listing, wanted: FormatName, result: Inputs) 
     result.unread |= listing.skipped
     chosen = []
     for file in listing.files:
+        if is_mark(file):  # it is looked at with its shard
+            continue
         reason = directories.reason_against(file)
         if reason is None and result.marks.is_unfinished(file):
             reason = UNFINISHED
@@ -285,7 +287,7 @@ class _Directories:
             return "in another split than train"
         if directory in self._saved and file.url not in self._saved[directory]:
             return "not in the state.json of the saved dataset"
-        if name in NOT_DATA or is_mark(file):
+        if name in NOT_DATA:
             return ABOUT_DATA
         return None
 
