@@ -14,6 +14,9 @@ from model.tokenizer import VOCAB_SIZE
 MOST_NATS = log(VOCAB_SIZE) + 0.05
 """The entropy of all ids being equally likely, and how far bfloat16 may round above it."""
 
+MOST_BITS = int(np.float16(MOST_NATS).view(np.uint16))
+"""The bits of the float16 nearest to that."""
+
 
 def entropies_of(value: Any, text: bytes) -> np.ndarray:
     """The entropies of a text, as shards store them: float16, nats, ``len(text) + 2`` values.
@@ -31,6 +34,18 @@ def entropies_of(value: Any, text: bytes) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # infinity is too large, too
         h_T = given.astype(np.float16)
+    # Read as integers, the bits of floats from 0 on rise as the floats do, up to infinity and NaN;
+    # those of negative ones are above them. Integers are compared ten times as fast.
+    if h_T.view(np.uint16).max() > MOST_BITS:
+        _check_entropies(h_T)
+    return h_T
+
+
+def _check_entropies(h_T: np.ndarray) -> None:
+    """
+    Raises:
+        ValueError: one of the numbers is no entropy. Minus zero is one.
+    """
     least, most = h_T.min(), h_T.max()  # NaN if there is one
     if not least >= 0:
         raise ValueError(f"holds {least}, which is no entropy" if least < 0 else "holds NaN")
@@ -39,7 +54,6 @@ def entropies_of(value: Any, text: bytes) -> np.ndarray:
             f"holds {most}, and the entropy of {VOCAB_SIZE} ids is at most {log(VOCAB_SIZE):.2f} "
             "nats (are these bits?)"
         )
-    return h_T
 
 
 def patch_lengths_of(value: Any, text: bytes) -> np.ndarray:

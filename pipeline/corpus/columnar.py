@@ -1,8 +1,8 @@
 """Rows of Parquet and Arrow files as Python values, a few megabytes at a time.
 
 What a file states about its sizes is looked at before it is decoded: see
-:mod:`pipeline.corpus.parquet_footer`, :mod:`pipeline.corpus.parquet_pages` and
-:mod:`pipeline.corpus.ipc_messages`.
+:mod:`pipeline.corpus.headers.parquet_footer`, :mod:`pipeline.corpus.headers.parquet_pages` and
+:mod:`pipeline.corpus.headers.ipc_messages`.
 """
 
 import io
@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.arrays import array_bytes, array_values, is_list_of_numbers
 from pipeline.corpus.fields import column_of, listed, schema_names, type_of
-from pipeline.corpus.ipc_messages import MessageWatch, check_start
-from pipeline.corpus.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
-from pipeline.corpus.parquet_footer import Footer, leaves_of
-from pipeline.corpus.parquet_pages import PageWatch
+from pipeline.corpus.headers.ipc_messages import MessageWatch, check_start
+from pipeline.corpus.headers.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
+from pipeline.corpus.headers.parquet_footer import Footer, leaves_of
+from pipeline.corpus.headers.parquet_pages import PageWatch
 from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
 from pipeline.corpus.values import values
 from pipeline.errors import BadFileError

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.corpus.beside import entropies_of, patch_lengths_at, patch_lengths_of
 from pipeline.corpus.fields import listed, partition_values
 from pipeline.corpus.formats import FORMATS
-from pipeline.corpus.limits import most_bytes
+from pipeline.corpus.headers.limits import most_bytes
 from pipeline.corpus.lines import open_decompressed
 from pipeline.corpus.splits import FilePlan, Split
 from pipeline.corpus.values import Unusable

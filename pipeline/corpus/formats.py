@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 from pipeline.corpus.columnar import arrow_rows, open_arrow, parquet_rows
 from pipeline.corpus.csv_tables import column_names, table_rows
 from pipeline.corpus.fields import schema_names
+from pipeline.corpus.headers.parquet_footer import Footer
 from pipeline.corpus.json_lines import first_keys, json_rows
 from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
-from pipeline.corpus.parquet_footer import Footer
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import open_input

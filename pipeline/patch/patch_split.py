@@ -24,7 +24,7 @@ from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
 from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.patch.shards_config import ShardsConfig
-from pipeline.patch.stored import StoredScorer
+from pipeline.patch.stored import ReadEntropies, StoredScorer
 from pipeline.patches import PatchedTokens, ends_of, patch_stored
 from pipeline.prefetch import prefetch
 from pipeline.shards.entries import ShardEntry, commit_entry, entry_path, read_entry, shard_name
@@ -63,7 +63,7 @@ class _ScoredBatch(NamedTuple):
     batch: _Batch
     tokens_T: np.ndarray
     lengths_D: np.ndarray
-    entropies: QueuedEntropies
+    entropies: QueuedEntropies | ReadEntropies
 
     def patch(self, scorer: AnyScorer) -> PatchedTokens:
         ends_T = self._ends(scorer)

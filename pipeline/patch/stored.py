@@ -11,7 +11,6 @@ from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
 from pipeline.bpe.byte_level import BPE
 from pipeline.corpus.documents import Document
-from pipeline.patch.scoring import QueuedEntropies
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,19 @@ class StoredEntropies:
     identity: EntropyModelIdentity
     """All None if nobody named the model."""
     flops_per_byte: float | None = None
+
+
+@dataclass(frozen=True)
+class ReadEntropies:
+    """Entropies that were read, and checked: takes the place of
+    :class:`pipeline.patch.scoring.QueuedEntropies`."""
+
+    h_T: np.ndarray
+    """float16, nats."""
+
+    def wait(self) -> np.ndarray:
+        """The entropies."""
+        return self.h_T
 
 
 @dataclass(frozen=True)
@@ -39,13 +51,12 @@ class StoredScorer:
         tokens_T: np.ndarray,
         lengths_D: np.ndarray,
         report: Callable[[int], None],
-    ) -> QueuedEntropies:
+    ) -> ReadEntropies:
         """The documents' entropies end to end; nothing has to be waited for."""
         report(len(tokens_T))
         # Whoever reads the documents has checked each against its text.
         h_T = [document.entropies for document in documents if document.entropies is not None]
-        laid_T = np.concatenate(h_T) if h_T else np.zeros(0, np.float16)
-        return QueuedEntropies(torch.from_numpy(laid_T), None)
+        return ReadEntropies(np.concatenate(h_T) if h_T else np.zeros(0, np.float16))
 
     def on_device(self, gpus: float) -> "StoredScorer":
         """The scorer as it is: it computes nothing that a device would change."""
