@@ -13,11 +13,12 @@ from rich.text import Text
 
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems
+from pipeline.drawing.page import printable
 from pipeline.report.agreement_wording import brief
 from pipeline.report.config import PatchReportConfig
 from pipeline.report.job import patch_report
 from pipeline.report.page import Report
-from pipeline.report.wording import overview, printable
+from pipeline.report.wording import overview
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +9,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.bpe.byte_level import BPE
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
-
-BYTES = 256
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Tokens do not cross the parts that this finds: a word with the character before it, up to three
-digits, signs, or blanks. It is the pattern of GPT-4's and Llama 3's tokenizers."""
+from train.data.bpe_training import BYTES, sample, train
 
 
 @dataclass(frozen=True)
@@ -81,44 +71,6 @@ def run(config: TrainTokenizerConfig, console: Console) -> int:
             f"{per_token:.2f} bytes per token there"
         )
     return 0
-
-
-def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
-    """Documents from the beginning of every shard, in all about ``size`` bytes: each shard gives as
-    much of its text as all shards do of theirs.
-
-    Raises:
-        PipelineError: a shard cannot be read.
-    """
-    counts = [int(tokens) for shards in sets for tokens in shards.shards.tokens]
-    share = min(size / max(sum(counts), 1), 1)
-    for shards in sets:
-        for number, tokens in enumerate(shards.shards.tokens.tolist()):
-            left = tokens * share
-            for batch in shards.shard_batches(number, [TEXT]):
-                for text in batch[TEXT].to_pylist():
-                    if left <= 0:
-                        break
-                    yield text
-                    left -= len(text.encode()) + 2
-                if left <= 0:
-                    break
-
-
-def train(texts: list[str], vocab_size: int) -> bytes:
-    """The ``tokenizer.json`` of a byte-level BPE tokenizer without special tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.to_str(pretty=True).encode()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ FILES = {
         *("jobs/test_export_shards.py", "jobs/test_adopt_shards.py"),
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
-        "pipeline/cluster/test_connect.py",
+        *("pipeline/cluster/test_connect.py", "pipeline/cluster/test_tasks.py"),
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",
@@ -48,7 +48,7 @@ FILES = {
         "pipeline/storage/test_two_writers.py",
         *("jobs/test_download_weights.py", "train/test_training.py", "train/test_resume.py"),
         *("train/test_metrics.py", "train/test_skipping.py", "train/test_validation.py"),
-        "train/test_baselines.py",
+        *("jobs/test_compare.py", "train/test_baselines.py"),
         *("train/test_samples.py", "train/test_async_checkpoints.py"),
         *("train/test_sharded_tables.py", "train/test_recipes.py", "gpu/test_checks.py"),
     ),

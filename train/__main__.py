@@ -50,7 +50,7 @@ def main() -> None:
     from torchtitan.train import main as train  # only after prepare(): see train.shim
 
     if "RANK" not in os.environ:
-        _set_single_process_environment()
+        set_single_process_environment()
     sys.argv[1:1] = ["--module", "train"]
     train()
 
@@ -110,7 +110,7 @@ def _config_name(arguments: list[str]) -> str | None:
     return None
 
 
-def _set_single_process_environment() -> None:
+def set_single_process_environment() -> None:
     """Set the variables that a launcher sets for a run of one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

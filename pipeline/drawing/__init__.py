@@ -1,1 +1,1 @@
-"""A text's patches and entropies, drawn as HTML, SVG and PNG."""
+"""What pages are made of: their style, plots, a text's patches and entropies as HTML, SVG, PNG."""

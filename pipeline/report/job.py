@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
+from pipeline.drawing.page import printable
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.agreement import SetAgreement
 from pipeline.report.compare import compare_sets
@@ -26,7 +27,6 @@ from pipeline.report.set_counts import (
     merge_sets,
     read_counts,
 )
-from pipeline.report.wording import printable
 from pipeline.shards.provenance import short_names
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials

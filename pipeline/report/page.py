@@ -11,10 +11,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 from matplotlib.ticker import EngFormatter
 
+from pipeline.drawing.page import render_page
 from pipeline.drawing.patches_html import PATCHES_CSS, patches_html
 from pipeline.report.agreement import (
     BoundaryAgreement,
@@ -31,7 +31,7 @@ from pipeline.report.agreement_wording import (
     overlap_words,
 )
 from pipeline.report.figures import MOST_SHOWN, FlopsFigures, GroupFigures, SetFigures
-from pipeline.report.plots import PAPER, PLOTS, png, svg
+from pipeline.report.plots import PLOTS, png, svg
 from pipeline.report.wording import (
     curve_note,
     entropies_note,
@@ -39,7 +39,6 @@ from pipeline.report.wording import (
     format_bytes,
     format_nats,
     overview,
-    printable,
 )
 from pipeline.statistics.excerpts import Excerpt
 from pipeline.statistics.groups import MOST_GROUPS, OTHERS
@@ -90,14 +89,15 @@ class Report:
         for name in PLOTS:
             output.write(f"{name}.png", png(name, self.sets))
         output.write(DATA, to_json(self.to_json()))
-        output.write(PAGE, printable(self.page()).encode())
+        output.write(PAGE, self.page().encode())
 
     def page(self) -> str:
         """The page: one file with everything in it. Whatever the figures hold shows as text."""
         sets = self.sets
         with_flops: list[FlopsFigures] = next((f.flops for f in sets if f.flops), [])
-        template = _environment().get_template("page.html.j2")
-        return template.render(
+        return render_page(
+            Path(__file__).with_name("page.html.j2"),
+            _FILTERS,
             sets=sets,
             overview=overview(sets),
             plots=[(name, plot.title, Markup(svg(name, sets))) for name, plot in PLOTS.items()],
@@ -116,28 +116,7 @@ class Report:
             context_bytes=self.context_bytes,
             recomputed=self.recomputed,
             patches_css=Markup(PATCHES_CSS),
-            colours=PAPER.sets,
         )
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "count": "{:,}".format,
-        "size": format_bytes,
-        "flops": _format_flops,
-        "nats": format_nats,
-        "explanation": explanation,
-        "patches": _patches,
-        "both_patches": _both_patches,
-        "score": format_score,
-        "tojson_pretty": lambda value: json.dumps(asdict(value), indent=1, ensure_ascii=False),
-    }
-    return environment
 
 
 def _patches(excerpt: Excerpt, longest: bool = False) -> Markup:
@@ -162,6 +141,18 @@ def _both_patches(example: Example) -> list[Markup]:
         )
         for own, others in (edges, edges[::-1])
     ]
+
+
+_FILTERS = {
+    "size": format_bytes,
+    "flops": _format_flops,
+    "nats": format_nats,
+    "explanation": explanation,
+    "patches": _patches,
+    "both_patches": _both_patches,
+    "score": format_score,
+    "tojson_pretty": lambda value: json.dumps(asdict(value), indent=1, ensure_ascii=False),
+}
 
 
 class ScoreRow(NamedTuple):

@@ -15,29 +15,25 @@ colours have the right values by default, on paper and on a page that may be dar
 the plot on the page, if there is one, stands in ``page.html.j2``.
 """
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal
-
-import matplotlib
-
-matplotlib.use("Agg")  # draw to files only: there may be no screen
+from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from model.rules import find_rule
+from pipeline.drawing.plots import (
+    Plot,
+    colour_of,
+    palette_colour,
+    plot_png,
+    plot_svg,
+    short_label,
+)
 from pipeline.report.figures import SetFigures
 
-LONGEST_NAME = 32
-"""Characters of a set's name in a legend, at most."""
 LONGEST_SHOWN = 32
 """Tokens; the last point of the plot of lengths also counts all longer patches."""
 MOST_POINTS = 200
@@ -46,54 +42,6 @@ CUT_OFF = 1.15
 """Height of the plot of entropies, as a multiple of its second highest bar."""
 STEPPED_MEAN = 40.0
 """Bytes per patch up to which the curve is drawn: hardly anything exceeds the thresholds beyond."""
-WIDTH, HEIGHT = 5.5, 3.4
-"""Inches; letters still have 7 points where a phone scales the plots down."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """An entry of :data:`PLOTS`."""
-
-    title: str
-    draw: Callable[[Sequence[SetFigures], Axes], None]
-
-
-@dataclass(frozen=True)
-class Palette:
-    """Colours that plots are drawn in."""
-
-    text: str
-    grid: str
-    sets: tuple[str, ...]
-    background: str
-
-    def settings(self) -> dict[str, Any]:
-        """The palette as settings of matplotlib; ``C0``, ``C1``, … are the colours of the sets."""
-        return {
-            "axes.prop_cycle": cycler(color=self.sets),
-            "figure.facecolor": self.background,
-            "axes.edgecolor": self.grid,
-            "grid.color": self.grid,
-            **dict.fromkeys(("text.color", "axes.labelcolor"), self.text),
-            **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), self.text),
-        }
-
-
-SET_COLOURS = (
-    *("#2f6fde", "#c9551f", "#1f8a54", "#8e44c8"),
-    *("#b8860b", "#0e8a99", "#c2388a", "#6b7280"),
-)
-PAPER = Palette("#1f2733", "#d9dee7", SET_COLOURS, "#ffffff")
-"""The palette of PNG files. A light page has the same colours of sets, a dark one has others."""
-# Placeholders for the page's colours, which differ between light and dark; replaced in the SVG.
-_PLACEHOLDERS = Palette(
-    "#010203", "#010204", tuple(f"#0102{i:02x}" for i in range(5, 5 + len(SET_COLOURS))), "none"
-)
-_VARIABLES = {
-    _PLACEHOLDERS.text: "var(--text)",
-    _PLACEHOLDERS.grid: "var(--line)",
-    **{colour: f"var(--set{i})" for i, colour in enumerate(_PLACEHOLDERS.sets)},
-}
 
 
 def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
@@ -142,7 +90,7 @@ def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
 
 def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Draw the mean patch size by threshold, with the current and the suggested thresholds."""
-    inside = _setting("figure.facecolor")
+    inside = palette_colour("figure.facecolor")
     for figures, colour in coloured(sets):
         curve = figures.curve
         thresholds, means = np.array(curve.thresholds), np.array(curve.mean_patch_bytes)
@@ -199,7 +147,7 @@ def draw_flops(sets: Sequence[SetFigures], axes: Axes) -> None:
         look: dict[str, Any] = {"color": colour, "label": label(figures)}
         bars.append(([row.inference for row in rows], look))
         if figures.tokenizer:
-            edge = colour if len(sets) > 1 else _setting("text.color")
+            edge = colour if len(sets) > 1 else palette_colour("text.color")
             look = {"fill": False, "ec": edge, "hatch": "///", "lw": 0.8, "label": " BPE"}
             bars.append(([row.bpe.inference for row in rows if row.bpe], look))
     width = 0.8 / max(len(bars), 1)
@@ -215,7 +163,7 @@ def draw_flops(sets: Sequence[SetFigures], axes: Axes) -> None:
         axes.legend()
 
 
-PLOTS = {
+PLOTS: dict[str, Plot[Sequence[SetFigures]]] = {
     "threshold": Plot("What a threshold does", draw_curve),
     "patch-lengths": Plot("Patch lengths", draw_lengths),
     "entropies": Plot("Entropies", draw_entropies),
@@ -227,75 +175,25 @@ PLOTS = {
 
 def png(name: str, sets: Sequence[SetFigures]) -> bytes:
     """Render a plot as a PNG picture."""
-    return _render(name, sets, PAPER, "png")
+    return plot_png(PLOTS[name], sets, legend=len(sets) > 1)
 
 
 def svg(name: str, sets: Sequence[SetFigures]) -> str:
-    """Render a plot as an SVG element, which its title describes. Its colours are variables of the
-    page: ``--text``, ``--line``, and ``--set0`` to ``--set7``."""
-    text = _render(name, sets, _PLACEHOLDERS, "svg").decode()
-    text = text[text.index("<svg") :]
-    # Colours are replaced in styles only, because names of sets may look like colours.
-    text = re.sub(r"(?<=: )#0102[0-9a-f]{2}(?=[;\"])", lambda match: _VARIABLES[match[0]], text)
-    # The page decides how large a plot is.
-    opening, rest = text.split(">", 1)
-    opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{PLOTS[name].title}">{rest}'
-
-
-def _render(name: str, sets: Sequence[SetFigures], palette: Palette, kind: str) -> bytes:
-    plot = PLOTS[name]
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",  # letters stay letters: they take the page's font
-        "svg.hashsalt": name,  # ids that are the same each time, and differ between plots
-        "font.size": 10,
-        "text.parse_math": False,  # a name may hold dollar signs
-        "legend.frameon": False,
-        **palette.settings(),
-    }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # Letters that the font lacks show as boxes.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
-        axes.set_facecolor("none")
-        axes.grid(axis="y", lw=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        plot.draw(sets, axes)
-        if kind == "png":
-            axes.set_title(plot.title, loc="left", fontweight="bold")
-        if len(sets) > 1 and axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        figure.tight_layout()
-        file = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-        plt.close(figure)
-    return file.getvalue()
+    """Render a plot as an SVG element of a page."""
+    return plot_svg(PLOTS[name], sets, legend=len(sets) > 1)
 
 
 def coloured(sets: Sequence[SetFigures]) -> Iterator[tuple[SetFigures, str]]:
     """The sets, each with its colour as matplotlib names it."""
     for i, figures in enumerate(sets):
-        yield figures, f"C{i % len(SET_COLOURS)}"
+        yield figures, colour_of(i)
 
 
 def label(figures: SetFigures) -> str:
-    """The name of a set for legends, shortened. It begins with a space, because matplotlib leaves
-    out labels that begin with an underscore."""
-    name = " ".join(figures.name.split())
-    if len(name) > LONGEST_NAME:
-        half = LONGEST_NAME // 2
-        name = f"{name[: half - 1]}…{name[-half:]}"
-    return f" {name}"
+    """The name of a set for legends."""
+    return short_label(figures.name)
 
 
 def _threshold_colour(sets: Sequence[SetFigures], colour: str) -> str:
     """The colour of the line at a set's threshold: the set's, if there are several sets."""
-    return _setting("text.color") if len(sets) == 1 else colour
-
-
-def _setting(name: Literal["text.color", "figure.facecolor"]) -> str:
-    """A colour of the palette that is drawn in."""
-    colour: str = matplotlib.rcParams[name]
-    return colour
+    return palette_colour("text.color") if len(sets) == 1 else colour

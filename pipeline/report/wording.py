@@ -3,27 +3,18 @@
 All other words of the page are in ``page.html.j2``.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 from matplotlib.ticker import EngFormatter
 
 from model.patcher import SHOWN_DIGITS
 from model.rules import Compared, find_rule
+from pipeline.drawing.page import printable
 from pipeline.report.figures import SetFigures
 from pipeline.statistics.counts import LONGEST
 
-_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
-
 format_bytes = EngFormatter(unit="B", places=2, sep=" ")
 """Bytes with a prefix: 1.50 MB."""
-
-
-def printable(text: str) -> str:
-    """Replace what pages and terminals cannot hold: control characters, which ids and names of
-    files may have in them, and the surrogates that stand for bytes of a file's name that are not
-    UTF-8."""
-    return _CONTROLS.sub("\ufffd", text).encode(errors="replace").decode()
 
 
 def explanation(figures: SetFigures) -> str:

@@ -110,7 +110,7 @@ def run(config_name: str, arm_name: str, seed: int, until: int) -> float:
     """Train on to a step; held-out bits per byte there."""
     import torch
 
-    from train.__main__ import _set_single_process_environment
+    from train.__main__ import set_single_process_environment
     from train.shim import prepare
 
     prepare()
@@ -121,7 +121,7 @@ def run(config_name: str, arm_name: str, seed: int, until: int) -> float:
     from train.validator import ShardValidator
 
     torch.set_num_threads(1)
-    _set_single_process_environment()
+    set_single_process_environment()
     arm = ARMS[arm_name]
     flags = {
         "--config": config_name,

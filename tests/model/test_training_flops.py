@@ -6,12 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from support.blt_cases import ABLATIONS, ablated
+from support.counted_flops import counting
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-import model.blt
-import model.entropy_model
-import model.token_transformer
 from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig
 from model.flops import flops_per_byte
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
@@ -20,35 +17,9 @@ from model.training_flops import training_flops
 ROWS, TOKENS, PATCH = 1, 49, 4
 
 
-def visible_pairs_alone(position_T: Tensor, window: int | None) -> Callable[..., Tensor]:
-    """An attention that computes the pairs that a query sees and no others, because a counter of
-    operations cannot know what a mask hides."""
-
-    def attend(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        group = q_THD.shape[1] // k_TKD.shape[1]
-        outputs = []
-        for q, position in enumerate(position_T.tolist()):
-            first = q - min(position, (window or len(position_T)) - 1)
-            k, v = (x[first : q + 1].repeat_interleave(group, 1) for x in (k_TKD, v_TKD))
-            weight_HK = torch.einsum("hd,khd->hk", q_THD[q], k).softmax(-1)
-            outputs.append(torch.einsum("hk,khd->hd", weight_HK, v))
-        return torch.stack(outputs)
-
-    return attend
-
-
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
-    """FLOPs of the forward and the backward pass of rows, each of which is one document."""
-    for module in (model.blt, model.entropy_model, model.token_transformer):
-        monkeypatch.setattr(module, "segment_attention", visible_pairs_alone)
-
-    def count(network: torch.nn.Module, *inputs: Tensor) -> float:
-        with FlopCounterMode(display=False) as counter:
-            network(*inputs).sum().backward()
-        return counter.get_total_flops()
-
-    return count
+    return counting(monkeypatch)
 
 
 def tokens(vocab_size: int) -> Tensor:

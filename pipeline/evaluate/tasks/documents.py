@@ -17,6 +17,7 @@ import numpy as np
 from lm_eval.tasks.hellaswag.utils import process_docs
 
 from pipeline.errors import ConfigError, translated
+from pipeline.evaluate.tasks.noise import NOISES
 
 EXAMPLES = 4
 """Lines at the beginning of a file that are shown with every question, and are not asked."""
@@ -65,22 +66,8 @@ def _test(documents: list[dict[str, Any]]) -> Documents:
 # Noise in HellaSwag
 
 
-def _some(text: str, share: float, change: Callable[[str], str], draw: random.Random) -> str:
-    return "".join(change(c) if draw.random() < share else c for c in text)
-
-
-def _repeated(character: str, draw: random.Random) -> str:
-    return character * draw.randint(2, 4)
-
-
-NOISES: dict[str, Callable[[str, random.Random], str]] = {
-    "antspeak": lambda text, draw: " ".join(text.upper()),
-    "drop": lambda text, draw: _some(text, 0.1, lambda c: "", draw),
-    "random_case": lambda text, draw: _some(text.lower(), 0.5, str.upper, draw),
-    "repeat": lambda text, draw: _some(text, 0.2, lambda c: _repeated(c, draw), draw),
-    "upper_case": lambda text, draw: text.upper(),
-}
-"""Noises by name: what the paper says of each."""
+PAPER_NOISES = ("antspeak", "drop", "random_case", "repeat", "upper_case")
+"""The kinds of the paper, of those in :mod:`pipeline.evaluate.tasks.noise`."""
 NOISED = {"prompt": (True, False), "completion": (False, True), "both": (True, True)}
 
 
@@ -99,7 +86,8 @@ def noised_hellaswag(data: str = "", **_: object) -> Documents:
     for number, line in enumerate(process_docs(datasets.Dataset.from_list(lines))):
         plain = {"query": line["query"], "choices": line["choices"], "gold": line["gold"]}
         documents.append(plain | {"noise": "none"})
-        for noise, change in NOISES.items():
+        for noise in PAPER_NOISES:
+            change = NOISES[noise]
             for where, (in_prompt, in_endings) in NOISED.items():
                 draw = random.Random(f"{number} {noise} {where}")
                 query, choices = plain["query"], plain["choices"]

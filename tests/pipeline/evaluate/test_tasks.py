@@ -57,7 +57,7 @@ def test_noises_are_those_of_the_paper(file):
     found = documents.noised_hellaswag(file(HELLASWAG))["test"].to_list()
     assert Counter(document["noise"] for document in found) == {
         "none": 2,
-        **dict.fromkeys(documents.NOISES, 6),
+        **dict.fromkeys(documents.PAPER_NOISES, 6),
     }
     plain, *noised = [d for d in found if len(d["choices"]) == 4]
     assert plain["query"] == "Baking bread: A woman puts flour on a table. She then"
@@ -74,19 +74,6 @@ def test_noises_are_those_of_the_paper(file):
     assert shouted["query"] == plain["query"].upper() and spaced["query"].startswith("B A K I N G")
     assert by_noise["random_case"][0]["query"].lower() == plain["query"].lower()
     assert documents.noised_hellaswag(file(HELLASWAG))["test"].to_list() == found
-
-
-def test_noises_change_as_much_as_they_should():
-    import random
-
-    draw, text = random.Random(0), "abcdefghij" * 1000
-    dropped, repeated, mixed = (
-        documents.NOISES[name](text, draw) for name in ("drop", "repeat", "random_case")
-    )
-    assert 8900 < len(dropped) < 9100
-    assert 13_800 < len(repeated) < 14_200  # a fifth, three times on average
-    assert "".join(c for i, c in enumerate(repeated) if repeated[i - 1] != c) == text
-    assert 4800 < sum(map(str.isupper, mixed)) < 5200
 
 
 def test_the_right_ending_is_the_likeliest_per_character():
@@ -187,7 +174,7 @@ def test_they_run(file, tmp_path, monkeypatch):
     config.check()
     found = harness.evaluate_tasks(config)["results"]
     for name, metrics in {
-        "noised_hellaswag": {"none", "noised", *documents.NOISES},
+        "noised_hellaswag": {"none", "noised", *documents.PAPER_NOISES},
         "manipulation": {"all", "spelling", "swap_word"},
         "sentence_translation": {"chrf", "bleu"},
     }.items():

@@ -27,7 +27,7 @@ from pipeline.report.figures import SetFigures, set_figures
 from pipeline.report.page import Report
 from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
 from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_counts
-from pipeline.report.wording import explanation, printable
+from pipeline.report.wording import explanation
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.threshold_curve import ThresholdCurve
 from pipeline.storage.output import OutputDirectory, to_json
@@ -437,7 +437,7 @@ def test_a_new_plot_is_one_entry_of_the_table(figures, monkeypatch, tmp_path):
     assert (tmp_path / "shard-bytes.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (tmp_path / "index.html").read_text()
     (plot,) = re.findall("<h2>Text in each shard</h2>(<svg.*?</svg>)", page, re.DOTALL)
-    assert "var(--set0)" in plot and "var(--set1)" in plot and "other" in plot
+    assert "var(--series0)" in plot and "var(--series1)" in plot and "other" in plot
 
 
 @pytest.mark.parametrize("name", ["_under", "a" * 300, "数据 <b> #010205", "\x1b[31m\n$x^"])
@@ -448,11 +448,11 @@ def test_names_of_sets_are_in_legends_and_break_nothing(figures, name, recwarn):
     assert escape(name.split()[0][:15], quote=False) in pictures[1]
     assert "#0102" not in pictures[1].replace(escape(name, quote=False), "")
     nothing = replace(figures, flops=[], name="nothing")
-    assert "--set1" in svg("flops", [nothing, figures])
+    assert "--series1" in svg("flops", [nothing, figures])
 
 
 def test_a_page_holds_no_control_characters(figures):
     group = replace(figures.scripts[0], name="\0\x1b[31mred\udce9")
     told = replace(figures, scripts=[group])
-    page = printable(Report([told], 8192, recomputed=False).page())
+    page = Report([told], 8192, recomputed=False).page()
     assert "��[31mred?" in page and not re.search("[\0-\x08\x0b-\x1f]", page)
