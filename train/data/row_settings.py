@@ -11,7 +11,7 @@ from pipeline.bpe.byte_level import BPE, load_bpe
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import ShardSet
 
-TOKENIZER_FLAG = "--dataloader.tokenizer"
+TOKENIZER_FLAG = "--dataloader.patch-tokenizer"
 LEAST_TOKENS = 8
 LEAST_PATCHES = 4
 LANES = 512
@@ -75,15 +75,15 @@ class RuleSettings:
                 patcher = Patcher(**{"max_patch_length": old.max_patch_length} | given)
         except ValueError as error:
             name = str(error).partition(":")[0]
-            if name in (*SETTINGS, "max_patch_length", "tokenizer"):
+            if name in (*SETTINGS, "max_patch_length"):
                 flag = f"dataloader.{name}"
+            elif name == "tokenizer":
+                flag = TOKENIZER_FLAG
             raise ConfigError(
                 f"{flag}: {url} cannot be patched with these settings: {error}; change or leave "
                 "out --dataloader.rule and its settings"
             ) from error
-        if patcher == old:
-            return None
-        if patcher.ends_from == "column":
+        if patcher.ends_from == "column" and patcher != old:
             raise ConfigError(
                 f"{flag}: {url} has boundaries that its input gave, and they cannot be placed "
                 "again; train on them as they are, or give another --dataloader.rule"
@@ -98,7 +98,7 @@ class RuleSettings:
                 f"{flag}: {url} was made without entropies; make it with them, or leave the "
                 f"setting out"
             )
-        return patcher
+        return None if patcher == old else patcher
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,11 @@ def test_a_set_knows_its_tokenizer(sets):
             {"max_patch_length": 9},
             r"dataloader.max_patch_length: .*placed again",
         ),
-        ("global", {"tokenizer": "mine.json"}, r"dataloader.tokenizer: .*global rule does not use"),
+        ("global", {"tokenizer": "mine.json"}, r"--dataloader.patch-tokenizer: .*global rule does"),
         (
             "global",
             {"rule": "bpe", "tokenizer": "no.json"},
-            "dataloader.tokenizer no.json: no",
+            "dataloader.patch-tokenizer no.json: no",
         ),
     ],
 )
