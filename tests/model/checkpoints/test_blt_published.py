@@ -283,7 +283,7 @@ def test_entropy_model(layout, entropy_model, ngram_model, tmp_path):
         h, _, _ = theirs.eval()(TOKENS, use_cache=False)
         torch.testing.assert_close(h, entropy_model.entropies(TOKENS), rtol=0, atol=2e-4)
     if layout != "own":
-        with pytest.raises(CheckpointError, match="cannot hold an n-gram entropy model"):
+        with pytest.raises(CheckpointError, match="cannot hold an n-gram model"):
             save_entropy_model(ngram_model, tmp_path / "new", layout=layout)
         assert not (tmp_path / "new").exists()
 

@@ -219,7 +219,7 @@ def test_models_that_it_cannot_hold(change, message, tmp_path):
 
 
 def test_layouts_and_models_that_cannot_be_written(ngram_model, tmp_path):
-    with pytest.raises(CheckpointError, match="cannot hold an n-gram entropy model"):
+    with pytest.raises(CheckpointError, match="cannot hold an n-gram model"):
         save_blt(BLT(tiny()), tmp_path, layout="transformers", entropy_model=ngram_model)
     with pytest.raises(CheckpointError, match="layout: 'hf' is not one of own, transformers"):
         save_blt(BLT(tiny()), tmp_path, layout="hf")
