@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from model.device import same_rounding
-from model.patcher import Patcher
+from model.patcher import SHOWN_DIGITS, Patcher
 
-SHOWN_DIGITS = 12
-"""Hexadecimal digits of a fingerprint that messages show."""
 SHOWN_SETS = 3
 """Sets that messages name."""
 

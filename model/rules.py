@@ -26,6 +26,7 @@ from torch import Tensor
 from model.tokenizer import BPE_ID, BYTE_OFFSET
 
 Setting = Literal["threshold", "threshold_add", "patch_size"]
+EndsFrom = Literal["tokenizer", "column"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 Compared = Literal["entropy", "rise", "both"]
 
@@ -48,6 +49,9 @@ class Pieces:
     that begins one token before its document has -1; the rule's answer for that token is unused."""
     next_token: bool = False
     """True if a slot follows the last token of each document."""
+    ends_T: Tensor | None = None
+    """bool: the tokens with which patches end, as a tokenizer or a column of the input says;
+    present where a rule takes them from there (see :attr:`BoundaryRule.ends_from`)."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class BoundaryRule:
     reads_tokens: bool = False
     whole_document: bool = False
     """The rule chooses among all tokens of a document: it cannot be applied to pieces."""
-    plain_text: bool = True
-    """False for a rule that reads ids that plain text does not hold: commands do not offer it."""
+    ends_from: EndsFrom | None = None
+    """The place outside of the text that says with which tokens patches end; None for a rule that
+    finds them itself. Text alone cannot be patched by such a rule."""
     first_starts: Mapping[int, bool] = field(default_factory=lambda: {0: True, 1: True})
     """Slots at the beginning of a document that start a patch, or do not, whatever the rule's
     function says. Slot 0 always starts one."""
@@ -191,18 +196,28 @@ def _everywhere(pieces: Pieces) -> Tensor:
     return torch.ones_like(pieces.entropies_T, dtype=torch.bool)
 
 
-def _delimiter_ends(pieces: Pieces) -> Tensor:
+def _token_ends(pieces: Pieces) -> Tensor:
+    """Ends of a tokenizer's tokens: in plain text as the tokenizer says, in a stream that holds
+    delimiters with each of these."""
+    if pieces.ends_T is not None:
+        return pieces.ends_T
     assert pieces.tokens_T is not None
     return pieces.tokens_T == BPE_ID
 
 
-def _delimiter_ends_published(pieces: Pieces) -> Tensor:
-    """As :func:`_delimiter_ends`, but the delimiter that a document ends with starts no patch of
-    the next token."""
-    ends_T = _delimiter_ends(pieces)
+def _token_ends_published(pieces: Pieces) -> Tensor:
+    """As :func:`_token_ends`, but the token that a document ends with starts no patch of the next
+    one."""
+    ends_T = _token_ends(pieces)
     if pieces.next_token:
+        ends_T = ends_T.clone()  # it may be the caller's
         ends_T[pieces.lengths_D.cumsum(0) - 1] = False
     return ends_T
+
+
+def _given_ends(pieces: Pieces) -> Tensor:
+    assert pieces.ends_T is not None
+    return pieces.ends_T
 
 
 _MONOTONIC = BoundaryRule(
@@ -227,7 +242,7 @@ _TOP_K = BoundaryRule(
     whole_document=True,
 )
 _BPE = BoundaryRule(
-    _delimiter_ends, "after every BPE delimiter", reads_tokens=True, plain_text=False
+    _token_ends, "after every token of --tokenizer", reads_tokens=True, ends_from="tokenizer"
 )
 _STATIC = BoundaryRule(_evenly_spaced, "every patch-size tokens", settings=("patch_size",))
 
@@ -253,7 +268,13 @@ RULES: dict[str, BoundaryRule] = {
         published=replace(_STATIC, ends=partial(_evenly_spaced, origin=0), first_starts={0: True}),
     ),
     "byte": BoundaryRule(_everywhere, "at every byte"),
-    "bpe": replace(_BPE, published=replace(_BPE, ends=_delimiter_ends_published)),
+    "bpe": replace(_BPE, published=replace(_BPE, ends=_token_ends_published)),
+    "given": BoundaryRule(
+        _given_ends,
+        "where a column of the input says",
+        whole_document=True,
+        ends_from="column",
+    ),
 }
 """All rules by name. Rules that are added while a program runs travel with each pickled Patcher."""
 
@@ -282,5 +303,5 @@ def added_rule(name: str) -> BoundaryRule | None:
 
 
 def plain_text_rules() -> tuple[str, ...]:
-    """Names of the rules that can patch plain text: those that commands and pages offer."""
-    return tuple(name for name, rule in RULES.items() if rule.plain_text)
+    """Names of the rules that can patch text by itself: those that all commands and pages offer."""
+    return tuple(name for name, rule in RULES.items() if rule.ends_from is None)

@@ -36,7 +36,7 @@ settings.load_profile("patient")
 FILES = {
     "ray": (
         *("jobs/test_chaos.py", "jobs/test_cluster.py", "jobs/test_export_hub.py"),
-        "jobs/test_export_shards.py",
+        *("jobs/test_export_shards.py", "jobs/test_adopt_shards.py"),
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
         *("pipeline/cluster/test_connect.py", "pipeline/cluster/test_tasks.py"),
@@ -70,6 +70,7 @@ LONGEST_FIRST = (
         "jobs/test_patch_report.py",
         "jobs/test_file_formats.py",
         "jobs/test_added_rule.py",
+        "jobs/test_adopt_shards.py",
         "pipeline/cluster/test_stage.py",
     ),
     "jobs/test_patch_viewer.py",

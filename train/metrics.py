@@ -14,7 +14,7 @@ from torchtitan.components.metrics import MetricsProcessor, TensorBoardLogger
 from torchtitan.tools.logging import logger
 
 from model.training_flops import training_flops
-from train.data.token_bytes import TokenBytes
+from pipeline.bpe.token_bytes import TokenBytes
 from train.optimizer import group_names
 
 latest: dict[str, float] = {}
@@ -139,7 +139,7 @@ class ByteMetrics(MetricsProcessor):
         Args:
             loss: nats per label.
             extra_metrics: bits per byte, in all and of parts; bytes, and their hash
-                (:mod:`train.data.token_bytes`).
+                (:mod:`pipeline.bpe.token_bytes`).
         """
         bits = extra_metrics or {}
         latest["validation_bits_per_byte"] = total = bits["validation_metrics/bits_per_byte"]

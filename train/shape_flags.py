@@ -28,12 +28,12 @@ from model.checkpoints.files import CheckpointError
 from model.token_transformer import TokenTransformerConfig, padded_vocab_size
 from model.tokenizer import BYTE_OFFSET
 from model.widths import resized
+from pipeline.bpe.byte_level import load_bpe
 from pipeline.errors import ConfigError
 from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import has_type
 from train.checkpoints.shape_file import read_shape_file
-from train.data.bpe import FLAG as TOKENIZER_FLAG
-from train.data.bpe import load_bpe
+from train.data.tokenizer import FLAG as TOKENIZER_FLAG
 
 NOT_FLAGS = ("patcher", "patch_provenance", "latent_origin", "tokenizer")
 """Fields that the data or the initial weights decide, and not the command line."""
@@ -216,7 +216,7 @@ def for_tokenizer(
     Raises:
         ConfigError: the tokenizer cannot be used, or not with this shape; names the flag.
     """
-    bpe = load_bpe(source)
+    bpe = load_bpe(source, TOKENIZER_FLAG)
     if shape.tokenizer not in (None, bpe.sha256):
         raise ConfigError(
             f"{TOKENIZER_FLAG} {source}: is another tokenizer than that of the weights in "

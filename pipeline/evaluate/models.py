@@ -142,6 +142,12 @@ def load_patching(model: BLT, source: str, directory: str, flags: PatchFlags, sa
     """
     config = model.config
     patcher = choose_patcher(config, flags.rule, flags.threshold)
+    if patcher.ends_from is not None:
+        raise ConfigError(
+            f"--rule: the patches of {source} follow {patcher}, whose boundaries come from a "
+            f"{patcher.ends_from} and not from the text: it can be measured on shards that have "
+            "them (evaluate.py --shards), and cannot write"
+        )
     scoring, identity, reset = None, None, False
     if patcher.reads_entropies:
         scoring = _load_entropy_model(model, source, directory, flags.entropy_model)

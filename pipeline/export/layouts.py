@@ -252,10 +252,10 @@ class Reference(Layout):
             )
 
     def directory(self, shards: ShardSet, settings: ExportSettings) -> str:
-        source = str(shards.manifest["entropy_model"]["source"])
+        source = str(shards.manifest.get("entropy_model", {}).get("source", ""))
         model = settings.entropy_model_name or PurePosixPath(source.rstrip("/")).name
         if model in ("", ".", ".."):
-            raise ConfigError(f"--entropy-model-name: the set says {source!r}; name the model")
+            raise ConfigError(f"--entropy-model-name: the set says {source!r}; name its model")
         return f"{settings.output.rstrip('/')}/{self.corpus(shards, settings)}/{model}"
 
     def corpus(self, shards: ShardSet, settings: ExportSettings) -> str:

@@ -118,6 +118,24 @@ def test_bpe_delimiter():
     assert ends.tolist() == [[False, True, False, False, True, False, True]]
 
 
+def test_ends_that_a_tokenizer_or_a_column_gives():
+    """Two documents of 5 and 3 tokens; ends at their first and last tokens change nothing."""
+    ends = torch.tensor([1, 0, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    h, counts = torch.zeros(8), torch.tensor([5, 3])
+    for patcher in (Patcher(rule="given"), Patcher(rule="bpe", tokenizer="ab" * 32)):
+        found, patches = patcher.patch_lengths_flat(h, counts, ends_T=ends)
+        assert (found.tolist(), patches.tolist()) == ([1, 2, 2, 1, 2], [3, 2])
+        cut = replace(patcher, max_patch_length=1)
+        assert cut.patch_lengths_flat(h, counts, ends_T=ends)[0].tolist() == [1] * 8
+        with pytest.raises(ValueError, match=f"ends: the {patcher.rule} .*takes boundaries from a"):
+            patcher.patch_lengths_flat(h, counts, torch.zeros(8, dtype=torch.long))
+        assert patcher.needs_whole_document and not patcher.has_threshold
+    assert str(Patcher(rule="bpe", tokenizer="ab" * 32)) == "bpe (tokenizer abababababab)"
+    assert not Patcher(rule="bpe").needs_whole_document  # a stream of ids with delimiters
+    with pytest.raises(ValueError, match="tokenizer: the space rule does not use it"):
+        Patcher(rule="space", tokenizer="ab")
+
+
 def newline_ends(pieces: Pieces) -> torch.Tensor:
     return pieces.tokens_T == NEWLINE_ID
 
@@ -154,7 +172,7 @@ def test_a_rules_facts_are_asked_of_the_patcher():
         "byte": (None, False, False),
         "bpe": (None, False, True),
     }
-    assert facts.keys() == RULES.keys()
+    assert {*facts, "given"} == RULES.keys()  # which asks for ends, see below
     assert [p.rule for p in ALL if p.needs_whole_document] == ["top-k"] * 3
 
 

@@ -17,16 +17,21 @@ from model import (
 from model.checkpoints.entropy_model import fingerprint
 from model.provenance import EntropyModelIdentity, PatchProvenance
 from model.short_context import ShortContextModel
+from pipeline.adopt.config import AdoptShardsConfig
+from pipeline.adopt.source import leave_out_texts
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_split
 from pipeline.patch.scoring import Scorer
+from pipeline.patch.shards_config import ShardsConfig
+from pipeline.patch.stored import StoredScorer
 from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import read_entries
 from pipeline.shards.format import shard_schema
-from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.shard_set import TOKENIZER_FILE, ShardSet
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 
 THRESHOLD = 4.49
@@ -102,20 +107,41 @@ def make_shards(
 ) -> ShardSet:
     """What ``patch_corpus.py`` would write."""
     config = PatchCorpusConfig(input=(str(inputs),), output=str(output), **settings)
-    directory = OutputDirectory(str(output))
-    for i, file in enumerate(find_inputs(config.input).files):
+    scorer = Scorer(model, patcher, bpe=config.bpe)
+    described = asdict(record(model))["entropy_model"]
+    return _write_set(config, scorer, described, find_inputs(config.input).files)
+
+
+def adopt_shards(output: Path, inputs: Path, **settings: object) -> ShardSet:
+    """What ``adopt_shards.py`` would write, of the files that it would read."""
+    config = AdoptShardsConfig(input=(str(inputs),), output=str(output), **settings)
+    config.check()
+    scorer = StoredScorer(config.patcher, config.bpe)
+    inputs_found = find_inputs(config.input)
+    leave_out_texts(inputs_found, config)
+    described = {"column": config.entropies_column}
+    return _write_set(config, scorer, described, inputs_found.files)
+
+
+def _write_set(
+    config: ShardsConfig,
+    scorer: Scorer | StoredScorer,
+    described: dict[str, object],
+    files: list[InputFile],
+) -> ShardSet:
+    directory = OutputDirectory(config.output)
+    for i, file in enumerate(files):
         for split in plan_file(file, file_format(file, "auto"), 1 << 30).splits:
-            scorer = Scorer(model, patcher)
             patch_split(split, i, config, scorer, directory, lambda tokens: None)
+    if config.bpe is not None:
+        directory.write(TOKENIZER_FILE, config.bpe.content)
     columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names
-    rule = patcher.to_json()
-    model_of = asdict(record(model))["entropy_model"]
     sources = [{"name": Path(url).name, "url": url} for url in config.input]
     provenance = {
-        "patcher": rule,
+        "patcher": scorer.patcher.to_json(),
         "columns": columns,
-        "entropy_model": model_of,
+        "entropy_model": described,
         "sources": sources,
     }
     write_manifest(directory, provenance, list(read_entries(directory).values()))
-    return ShardSet(str(output))
+    return ShardSet(config.output)

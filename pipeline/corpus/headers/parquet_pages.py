@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.corpus.limits import too_large
-from pipeline.corpus.parquet_footer import Leaf, Place
-from pipeline.corpus.thrift import CompactReader, ThriftError
+from pipeline.corpus.headers.limits import too_large
+from pipeline.corpus.headers.parquet_footer import Leaf, Place
+from pipeline.corpus.headers.thrift import CompactReader, ThriftError
 from pipeline.errors import BadFileError
 
 WINDOW_BYTES = 64 << 20

@@ -1,0 +1,1 @@
+"""Byte-level BPE tokenizers: what their tokens are, and the bytes that these stand for."""
