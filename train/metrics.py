@@ -116,8 +116,7 @@ class ByteMetrics(MetricsProcessor):
             metrics["patch_length(bytes)"] = patch_size
         latest.update(step=step, loss=global_avg_loss, bits_per_byte=metrics["bits_per_byte"])
         waited = 100 * sum(self.data_loading_times) / self.elapsed()
-        assert self.optimizers is not None
-        names = group_names(self.optimizers)
+        names = {} if self.optimizers is None else group_names(self.optimizers)
         given = {names.get(name, name): value for name, value in (extra_metrics or {}).items()}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, given | metrics)
         patches = (

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from model.tokenizer import VOCAB_SIZE
-
-MOST_NATS = log(VOCAB_SIZE) + 0.05
+IDS = 260
+"""Ids of a model of bytes, ``model.tokenizer.VOCAB_SIZE``, whose import loads torch."""
+MOST_NATS = log(IDS) + 0.05
 """The entropy of all ids being equally likely, and how far bfloat16 may round above it."""
 
 MOST_BITS = int(np.float16(MOST_NATS).view(np.uint16))
@@ -51,7 +51,7 @@ def _check_entropies(h_T: np.ndarray) -> None:
         raise ValueError(f"holds {least}, which is no entropy" if least < 0 else "holds NaN")
     if most > MOST_NATS:
         raise ValueError(
-            f"holds {most}, and the entropy of {VOCAB_SIZE} ids is at most {log(VOCAB_SIZE):.2f} "
+            f"holds {most}, and the entropy of {IDS} ids is at most {log(IDS):.2f} "
             "nats (are these bits?)"
         )
 

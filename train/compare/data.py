@@ -164,6 +164,8 @@ def _patch(
     """Patch one part of the text, unless it is done; parts beside ``train`` by its threshold."""
     output = data.shards(entropy_model, part)
     if (output / MANIFEST).exists():
+        if part == "train":
+            _check_model(output, entropy_model)
         return
     # Ray and the pipeline take seconds to load, and a machine that is given shards may lack them.
     from pipeline.patch.config import NGRAM, PatchCorpusConfig
@@ -192,6 +194,16 @@ def _patch(
         raise PipelineError(f"{output}: {problem}; the same command tries it again")
     if done.rejects:
         console.print(f"{done.rejects} documents were rejected: {output}/rejects")
+
+
+def _check_model(output: Path, entropy_model: str) -> None:
+    """Two models whose directories have one name would share a shard set."""
+    made = open_shards(str(output)).manifest.get("configuration", {})
+    if made.get("entropy_model", entropy_model) != entropy_model:
+        raise ConfigError(
+            f"entropy_model {entropy_model}: {output} was made with {made['entropy_model']}; give "
+            "the directory of one of them another name"
+        )
 
 
 def _noised(data: Data, experiment: Experiment) -> dict[str, Path]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.corpus.beside import entropies_of, patch_lengths_at, patch_lengths_of
+from model.tokenizer import VOCAB_SIZE
+from pipeline.corpus.beside import IDS, entropies_of, patch_lengths_at, patch_lengths_of
 
 TEXT = "hé!".encode()  # four bytes, six tokens
 H = [0.5, 1.25, 5.5625, 0.0, 2.0, 3.0]
@@ -114,3 +115,7 @@ def test_no_text_and_no_offsets():
 def test_offsets_that_do_not_fit(value, message):
     with pytest.raises(ValueError, match=message):
         patch_lengths_at(value, TEXT)
+
+
+def test_the_number_of_ids_is_that_of_models():
+    assert IDS == VOCAB_SIZE
