@@ -43,7 +43,7 @@ FILES = {
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",
-        "pipeline/shards/test_damage.py",
+        *("pipeline/shards/test_damage.py", "pipeline/export/test_reference_layout.py"),
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
