@@ -53,7 +53,7 @@ HELD_OUT = 64
 """One document in so many is held out for validation."""
 
 BEGINNING_BYTES = 40_000
-"""Of each document, when a cheap model learns and is measured."""
+"""Bytes of each document from which a cheap model learns, and on which it is measured."""
 DISTILLED_BYTES = 12_000_000
 MEASURED_BYTES = 400_000
 

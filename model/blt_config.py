@@ -108,9 +108,9 @@ class BLTConfig:
     belong to, as published. If false, windows end where their document does. Windows of one patch
     are the same either way."""
     last_reads_last_patch: bool = added_later(False)
-    """Where the patch lengths of a row leave out the token after its last one: if true, the last
-    token reads the last patch, as published; if false, it reads the one before, as transformers
-    does. Training, generation and evaluation never depend on it."""
+    """The last token of a row, whose patch lengths leave out the token after it, reads the last
+    patch, as published; if false, it reads the one before, as transformers does. Training,
+    generation and evaluation never depend on it."""
     projects_equal_widths: bool = added_later(True)
     """The decoder projects a latent state to its own width even where both have one width and a
     patch is read as a single vector. If false, it reads the latent state itself, as published.

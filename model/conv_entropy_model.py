@@ -28,7 +28,7 @@ from model.short_context import ShortContextModel
 from model.tokenizer import VOCAB_SIZE
 
 LARGEST = 127
-"""Of weights and activations, as whole numbers."""
+"""The largest weight and activation, as whole numbers."""
 ACTIVATION = 64
 """Whole numbers per 1.0 of embeddings and activations."""
 WEIGHT = 256
@@ -123,8 +123,8 @@ def embedding_rows(
 
 
 def gather_taps(x_TD: Tensor, position_T: Tensor, distances: Sequence[int]) -> Tensor:
-    """What lies at the distances before each position, side by side: ``[tokens, taps * dim]``;
-    zeros where that is before the segment.
+    """Gather what lies at the distances before each position: ``[tokens, taps * dim]``, with zeros
+    where that is before the segment.
 
     Args:
         position_T: the position of each token in its segment.

@@ -1,4 +1,4 @@
-"""What entropy models have in common that read a few tokens back and compute on the CPU alone."""
+"""The common part of entropy models that read a few tokens back and compute on the CPU alone."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -24,7 +24,7 @@ class ShortContextModel(ABC):
     kind: ClassVar[str]
     """The name of the kind in checkpoints."""
     title: ClassVar[str]
-    """What messages call such a model."""
+    """The name of such a model in messages."""
     block_tokens: ClassVar[int]
     """Tokens computed at a time: the temporaries of a block stay in the cache."""
 

@@ -1,4 +1,4 @@
-"""What is adopted: the files that hold entropies, and what is known of these. No Ray in here."""
+"""The files that hold entropies, and the facts that are known of these. No Ray in here."""
 
 from contextlib import suppress
 
@@ -34,8 +34,8 @@ BESIDE = "beside published shards, without entropies"
 
 
 def leave_out_texts(inputs: Inputs, config: AdoptShardsConfig) -> None:
-    """Where there are published shards, leave out files that lie beside them and cannot hold
-    entropies: the corpus that the shards were made of, manifests, marks."""
+    """Leave out files that lie beside published shards and cannot hold entropies: the corpus that
+    the shards were made of, manifests, marks."""
     if not any(map(is_published_shard, inputs.files)):
         return
     beside = {
@@ -50,7 +50,7 @@ def _is_table(name: str) -> bool:
 
 
 def stored_entropies(config: AdoptShardsConfig, files: list[InputFile]) -> StoredEntropies:
-    """What is known of the entropies.
+    """Describe the entropies.
 
     Raises:
         ConfigError: the model that is named cannot be loaded, or gives other entropies.

@@ -30,7 +30,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 KNOWN = "has constructor arguments in the object store and max_restarts > 0"
 """A part of the line."""
 GOODBYE = "<blt-titan: nothing more to filter>"
-"""What a driver that is still there writes at the end of the block."""
+"""The line that a driver which is still there writes at the end of the block."""
 LAST_WORD = (
     "error: this command was ended by force (killed, out of memory, or with Ray's raylet on this "
     "machine); what is committed stays, run it again to continue"

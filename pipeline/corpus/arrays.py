@@ -40,7 +40,7 @@ def array_values(column: Any) -> list[np.ndarray | None]:
 
 
 def _offsets(column: Any) -> np.ndarray:
-    """Where each row's list begins in the column's values, and where the last one ends (int64)."""
+    """int64: the places in the column's values at which the rows' lists begin, and the end."""
     if not len(column):
         return np.zeros(1, np.int64)
     offsets: np.ndarray = column.offsets.to_numpy().astype(np.int64)

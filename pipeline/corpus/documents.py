@@ -58,12 +58,12 @@ class Columns:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Those that hold a list of numbers for each document."""
+        """The columns that hold a list of numbers for each document."""
         return tuple(filter(None, (self.entropies, self.patch_lengths, self.patch_offsets)))
 
     @property
     def by_flag(self) -> dict[str, str | None]:
-        """Those that have to be there, by the flags that name them; without metadata."""
+        """The columns that have to be there, without metadata, by the flags that name them."""
         return {
             "--text-column": self.text,
             "--id-column": self.id,
@@ -236,7 +236,7 @@ def _document(
 
 
 class _UnfitError(ValueError):
-    """What lies beside a text does not fit it."""
+    """A list of numbers beside a text does not fit it."""
 
 
 def _beside(

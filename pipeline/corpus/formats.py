@@ -134,12 +134,27 @@ class InputFormat(ABC):
         return self.records(file, start, stop, columns, max_document_bytes)
 
 
-class Parquet(InputFormat):
+class Columnar(InputFormat):
+    """A format whose columns have types. Its own compressions work column by column."""
+
+    is_compressible = False
+    is_columnar = True
+
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        return self.records_with_numbers(file, start, stop, columns, (), max_document_bytes)
+
+
+class Parquet(Columnar):
     """Parquet files are cut between row groups; the position is the number of the row."""
 
     name, title, endings = "parquet", "Parquet", (".parquet",)
-    is_compressible = False
-    is_columnar = True
 
     def text_bytes(self, file: InputFile) -> int:
         return file.size * EXPANSION
@@ -151,16 +166,6 @@ class Parquet(InputFormat):
         return Cut(
             _neighbours(sizes, split_bytes), list(schema_names(metadata.schema.to_arrow_schema()))
         )
-
-    def records(
-        self,
-        file: io.BufferedIOBase,
-        start: int,
-        stop: int | None,
-        columns: Sequence[str],
-        max_document_bytes: int,
-    ) -> Iterator[Record]:
-        return parquet_rows(file, columns, start, stop, max_document_bytes)
 
     def records_with_numbers(
         self,
@@ -203,15 +208,13 @@ class JsonLines(InputFormat):
         return json_rows(file, start, stop, columns, max_document_bytes)
 
 
-class Arrow(InputFormat):
+class Arrow(Columnar):
     """Arrow IPC files are cut between record batches; streams have to be read from their start.
 
     The position is ``record batch:row``.
     """
 
     name, title, endings = "arrow", "Arrow", (".arrow",)
-    is_compressible = False
-    is_columnar = True
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         with open_input(file.url) as raw:
@@ -220,16 +223,6 @@ class Arrow(InputFormat):
             columns = list(schema_names(reader.schema))
         sizes = [file.size // batches] * batches if batches else []
         return Cut(_neighbours(sizes, split_bytes), columns)
-
-    def records(
-        self,
-        file: io.BufferedIOBase,
-        start: int,
-        stop: int | None,
-        columns: Sequence[str],
-        max_document_bytes: int,
-    ) -> Iterator[Record]:
-        return arrow_rows(file, columns, start, stop, max_document_bytes)
 
     def records_with_numbers(
         self,

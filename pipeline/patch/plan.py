@@ -56,7 +56,7 @@ COMPUTED_IN = "device and dtype"
 
 
 Source = AnyEntropyModel | StoredEntropies
-"""What entropies come from."""
+"""The source of entropies: a model, or a column of the input."""
 
 
 def gpus_per_worker(config: ShardsConfig, model: Source) -> float:
@@ -136,7 +136,7 @@ def begin_run(
 
 
 def scorer_of(model: Source, patcher: Patcher, config: ShardsConfig) -> AnyScorer:
-    """What gives documents their entropies and patches."""
+    """Choose the scorer that gives documents their entropies and patches."""
     if isinstance(model, StoredEntropies):
         return StoredScorer(patcher, config.bpe)
     return Scorer(model, patcher, config.reset_at_newline, config.bpe)

@@ -70,8 +70,8 @@ def random_config(rng: random.Random) -> BLTConfig:
 
 
 PUBLISHED_READING = ("cross_attn_across_documents", "last_reads_last_patch")
-"""What the published code reads otherwise than our own models do by default; it also hashes n-grams
-across documents."""
+"""Fields in which the published code reads otherwise than our own models do by default; it also
+hashes n-grams across documents."""
 
 ABLATIONS: dict[str, dict[str, object]] = {
     "cross attention of the encoder": {

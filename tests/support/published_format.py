@@ -1,4 +1,4 @@
-"""What the published code requires of a checkpoint that it loads, as tables and as a check.
+"""The published code's requirements of a checkpoint that it loads, as tables and as a check.
 
 Made from the format (docs/published-format.md), not from our reader or writer: the arguments and
 their types, those without which no model is built or run, and the names and shapes of the weights
@@ -106,7 +106,7 @@ PATCHER_MODES = ("entropy", "bpe", "bpe_patcher", "space")
 
 
 def wrong_arguments(args: dict[str, Any], known: dict[str, tuple[type, ...]]) -> list[str]:
-    """What is wrong with arguments by themselves, in words."""
+    """The faults of arguments by themselves, in words."""
     problems = [f"{name}: unknown" for name in args.keys() - known]
     for name in args.keys() & known:
         value = args[name]
@@ -119,7 +119,7 @@ def wrong_arguments(args: dict[str, Any], known: dict[str, tuple[type, ...]]) ->
 
 
 def wrong_blt_arguments(args: dict[str, Any]) -> list[str]:
-    """What keeps the published code from building and running a BLT of these arguments."""
+    """The faults that keep the published code from building and running such a BLT."""
     problems = wrong_arguments(args, BLT)
     problems += [f"{name}: needed" for name in BUILT_FROM if args.get(name) is None]
     problems += [f"{k}: not {v!r}" for k, v in TOLD.items() if args.get(k) != v]
@@ -208,8 +208,8 @@ def shapes_in(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_published_blt(directory: Path) -> None:
-    """What ``ByteLatentTransformer.from_pretrained`` and the loader of patcher and tokenizer read
-    of a directory is what they require."""
+    """Check that ``ByteLatentTransformer.from_pretrained`` and the loader of patcher and tokenizer
+    find in a directory what they require."""
     config = json.loads((directory / "config.json").read_text())
     args = config.pop("args")
     assert config.keys() <= OURS

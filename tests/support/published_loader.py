@@ -1,5 +1,5 @@
-"""What the published data loader reads of an export in its layout (docs/published-format.md): which
-files it looks for, and which documents a rank gets. Written from that description.
+"""The published data loader on an export in its layout (docs/published-format.md): the files that
+it looks for, and the documents that a rank gets. Written from that description.
 """
 
 import re

@@ -113,7 +113,7 @@ def make_shards(
 
 
 def adopt_shards(output: Path, inputs: Path, **settings: object) -> ShardSet:
-    """What ``adopt_shards.py`` would write, of the files that it would read."""
+    """Write what ``adopt_shards.py`` would, of the files that it would read."""
     config = AdoptShardsConfig(input=(str(inputs),), output=str(output), **settings)
     config.check()
     scorer = StoredScorer(config.patcher, config.bpe)

@@ -133,7 +133,7 @@ def _run(planned: PlannedArm, run: Run) -> dict[str, Any]:
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    """What was measured on the held-out texts of a run; another experiment may have more."""
+    """The measurements on the held-out texts of a run; another experiment may have made more."""
     found = read_record(run.folder).get("held_out", {})
     return {name: found[name] for name, _ in run.held_out if name in found}
 

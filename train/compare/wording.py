@@ -45,7 +45,7 @@ def _bits(value: float, signed: bool = True) -> str:
 
 
 def verdict(differences: Spread) -> str:
-    """What these seeds say about a difference from the first arm."""
+    """Say what these seeds tell about a difference from the first arm."""
     seeds = len(differences.by_seed)
     if not seeds:
         return MISSING

@@ -1,4 +1,4 @@
-"""What a student learns from: text and entropies of shard sets."""
+"""The lesson of a student: text and entropies of shard sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

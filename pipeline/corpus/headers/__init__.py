@@ -1,1 +1,1 @@
-"""What Parquet and Arrow files state of their sizes, read before they are decoded; the limits."""
+"""Sizes that Parquet and Arrow files state, read before they are decoded; the limits."""

@@ -214,8 +214,8 @@ def test_boundary_rule(blt, tmp_path, patching, patcher):
 
 @pytest.mark.parametrize("stated", [{}, {"hash_across_documents": True}])
 def test_published_layouts_of_earlier_releases_are_read_as_they_were(blt, tmp_path, stated):
-    """Those had no longest row, without which the published code builds no model, and an argument
-    that it does not know."""
+    """Earlier releases wrote no longest row, without which the published code builds no model, and
+    an argument that it does not know."""
     args = {k: v for k, v in ARGS.items() if k != "max_encoder_seq_length"} | stated
     hub_layout(tmp_path, args, blt.state_dict())
     plain = {"cross_attn_across_documents": False, "last_reads_last_patch": False}

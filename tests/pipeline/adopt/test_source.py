@@ -1,4 +1,4 @@
-"""What is adopted, and the model that a user names for it."""
+"""Files that are adopted, and the model that a user names for them."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the published loader reads of an export, with one process in the place of Ray's workers."""
+"""The published loader reads an export, with one process in the place of Ray's workers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -89,7 +89,7 @@ def test_a_range_does_not_depend_on_rounding():
 
 @pytest.mark.parametrize("seeds", range(1, 6))
 def test_how_often_chance_alone_decides(seeds):
-    """Of all ways in which equal arms may come out, in two all seeds agree."""
+    """Two of all ways in which equal arms may come out have all seeds agree."""
     ends = [2.0] * seeds
     runs = [run(seed, end) for seed, end in enumerate(ends)]
     note = chance_note(Results.from_json(results([arm("a", runs), arm("b", runs)])))
