@@ -10,6 +10,7 @@ without an outcome is done again, each piece in a task of its own, so that no pi
 another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tried any further.
 """
 
+import gc
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ from pipeline.storage.outages import say_by
 
 TRIES = 3
 """How often a piece may end its worker before it is given up."""
+COLLECT_SECONDS = 5.0
+"""How long the driver waits for a piece before it looks again for garbage that holds workers."""
 LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
 """Blocks that Ray Data keeps account of; beyond that a block is several pieces."""
 BLOCK_BYTES = 1 << 20
@@ -170,8 +173,11 @@ class _Task:
             # Ray Data has no other way yet to say how often it repeats.
             warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
             outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=self.gpus or None)
-        for row in outcomes.iter_rows():
-            yield cast(_PieceOutcome, row)
+        try:
+            for row in outcomes.iter_rows():
+                yield cast(_PieceOutcome, row)
+        finally:
+            _release_lost_actors()
 
     def alone(
         self, pieces: list[int], workers: int | None, take: Callable[[_PieceOutcome], None]
@@ -189,7 +195,11 @@ class _Task:
             while waiting and len(running) < at_once:
                 piece = waiting.popleft()
                 running[self._start(piece)] = piece
-            (ready, *_), _ = ray.wait(list(running))
+            ended, _ = ray.wait(list(running), timeout=COLLECT_SECONDS)
+            if not ended:
+                _release_lost_actors()
+                continue
+            ready = ended[0]
             piece = running.pop(ready)
             try:
                 take(ray.get(ready))
@@ -280,6 +290,17 @@ def _numbers(pieces: Mapping[int, int]) -> ray.data.Dataset:
     worth = sum(pieces.values()) // BLOCK_BYTES
     blocks = min(len(pieces), max(worth, LEAST_BLOCKS), MOST_BLOCKS)
     return ray.data.from_items(sorted(pieces), override_num_blocks=blocks)
+
+
+def _release_lost_actors() -> None:
+    """Let go of the actors of a pool that has ended.
+
+    Ray ends an actor when its last handle is gone. Ray Data keeps the handle of an actor whose task
+    failed in objects that refer to one another, and these only the garbage collector frees. Until
+    then Ray starts such an actor again, on the node that is left when its own was lost, and it
+    holds the CPU or the GPU that the pieces to be repeated wait for.
+    """
+    gc.collect()
 
 
 def _actor_pool(workers: int | None, pieces: int) -> ray.data.ActorPoolStrategy:

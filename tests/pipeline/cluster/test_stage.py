@@ -4,6 +4,7 @@ The functions that workers run are nested: Ray sends those by value, and tests c
 workers.
 """
 
+import gc
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from ray.actor import ActorHandle
 from rich.console import Console
 
 from pipeline.cluster import progress, stage
@@ -105,6 +107,31 @@ class TestRunStage:
         with pytest.raises(PipelineError, match=r"^line 3: not JSON$"):
             run_stage("reading", work, many, tmp_path, console, workers=1, setup=setup)
         assert len(list(tmp_path.iterdir())) < len(many) / 2
+
+
+def test_actors_of_failed_tasks_are_let_go(local_ray, console, tmp_path):
+    """Such an actor is started again, and would keep the CPU that the repeated piece waits for."""
+
+    def work(piece: int, directory: Path, report: Reporter) -> str:
+        if not list(directory.iterdir()):
+            (directory / "ended").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return str(piece)
+
+    def pool() -> list[ActorHandle]:
+        handles = (each for each in gc.get_objects() if isinstance(each, ActorHandle))
+        return [handle for handle in handles if "MapWorker" in str(handle)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        arguments = ("reading", work, PIECES, tmp_path, console)
+        outcome = run_stage(*arguments, workers=1, setup=lambda shared: shared)
+        left = pool()
+    finally:
+        gc.enable()
+    assert len(outcome.messages) == len(PIECES)
+    assert left == []
 
 
 def traced(directory: Path) -> Any:
