@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from model.blt import BLT
-from model.checkpoints.blt import load_blt, own_entropy_model, save_blt
+from model.checkpoints.blt import load_blt, other_reading, own_entropy_model, save_blt
 from model.checkpoints.entropy_model import (
     Layout,
     fingerprint,
@@ -31,8 +31,8 @@ from model.checkpoints.token_transformer import (
     save_token_transformer,
 )
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.provenance import EntropyModelIdentity
+from model.short_context import ShortContextModel
 from model.token_transformer import TokenTransformer
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
@@ -43,8 +43,8 @@ from train.checkpoints.average import read_average, steps_until
 from train.checkpoints.model_json import read_beside, steps_in
 from train.checkpoints.steps import is_step, read_step
 
-Model = BLT | EntropyModel | NGramEntropyModel | TokenTransformer
-AnyEntropyModel = EntropyModel | NGramEntropyModel
+Model = BLT | EntropyModel | ShortContextModel | TokenTransformer
+AnyEntropyModel = EntropyModel | ShortContextModel
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ConvertCheckpointConfig:
     """Directory to create."""
     layout: Layout = "own"
     """own; transformers: for its BltForCausalLM, or LlamaForCausalLM where the model reads tokens;
-    published: names and arguments of the published weights."""
+    published: what the published code loads, with the names and arguments of its weights."""
     entropy_model: str | None = None
     """Directory, URL or hub id of the entropy model to put with a BLT; the one that the checkpoint
     holds, if it holds one, by default."""
@@ -103,6 +103,8 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
         raise ConfigError(f"--average: {config.checkpoint} is no step of the trainer; leave it out")
     else:
         model = _convert_weights(config, output, console)
+    if isinstance(model, BLT):
+        _note_reading(model, config.layout, console)
     kind = _kind(model)
     files = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
     if config.json:
@@ -113,6 +115,19 @@ def run(config: ConvertCheckpointConfig, console: Console) -> int:
             print(f"mean of {', '.join(steps)}")
         print(f"{kind} written to {config.output} ({config.layout} layout): {', '.join(files)}")
     return 0
+
+
+def _note_reading(model: BLT, layout: Layout, console: Console) -> None:
+    """Say where the programs that a layout belongs to will read rows otherwise than the model."""
+    others = other_reading(model.config, layout)
+    if others:
+        listed = ", ".join(f"{name} {not value}" for name, value in others.items())
+        print_line(
+            console,
+            f"note: programs that the {layout} layout belongs to read rows of several documents, "
+            "and patch lengths that leave out the next token, otherwise than this model "
+            f"({listed}); single documents they read alike",
+        )
 
 
 def _kind(model: Model) -> str:

@@ -1,8 +1,6 @@
 """Patch a corpus: text files in, Arrow shards with entropies and patch boundaries out."""
 
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
@@ -11,9 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import run_job
-from pipeline.cli.results import print_line, print_problems, print_table
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.job import PatchCorpusResult, patch_corpus
+from pipeline.patch.job import patch_corpus
+from pipeline.patch.printed import report_result
 
 
 def main() -> int:
@@ -23,52 +21,7 @@ def main() -> int:
 
 def run(config: PatchCorpusConfig, console: Console) -> int:
     """Patch, and print the result."""
-    result = patch_corpus(config, console)
-    if config.json:
-        print(json.dumps(as_json(result)))
-    else:
-        print_result(result, Console())
-    return 0 if result.complete and not result.problems else 1
-
-
-def as_json(result: PatchCorpusResult) -> dict[str, object]:
-    """The result as plain values."""
-    statistics = result.statistics
-    return {
-        **{k: v for k, v in vars(result).items() if k != "statistics"},
-        **statistics.to_json(),
-        "mean_patch_bytes": statistics.mean_patch_bytes,
-        "bytes_per_second": result.bytes_patched / result.seconds if result.seconds else 0.0,
-    }
-
-
-def print_result(result: PatchCorpusResult, console: Console) -> None:
-    """The result as a table, then what went wrong."""
-    print_table(console, _rows(result))
-    if result.complete:
-        look = f"look at them: python jobs/patch_report.py --shards {result.output}"
-        print_line(console, look)
-    if result.rejects:
-        print_line(console, f"rejected documents, with reasons: {result.output}/rejects")
-    print_problems(console, [f"failed: {failure}" for failure in result.failures])
-    print_problems(console, [f"verify: {problem}" for problem in result.problems])
-
-
-def _rows(result: PatchCorpusResult) -> Iterator[tuple[str, str]]:
-    statistics = result.statistics
-    yield "documents", f"{statistics.documents:,}"
-    yield "bytes", f"{statistics.bytes:,}"
-    yield "patches", f"{statistics.patches:,}"
-    yield "mean bytes per patch", f"{statistics.mean_patch_bytes:.3f}"
-    lengths = [f"{statistics.patch_length_percentile(p)} ({p}%)" for p in (50, 90, 99)]
-    yield "patch length percentiles", "  ".join(lengths)
-    if result.threshold is not None:
-        yield "threshold (nats)", repr(result.threshold)
-    yield "rejected documents", f"{result.rejects:,}"
-    if result.bytes_patched:
-        rate = result.bytes_patched / result.seconds / 1e6
-        yield "speed", f"{rate:.2f} MB/s ({result.seconds:.1f} s)"
-    yield "shards", f"{result.shards} in {result.output}/shards"
+    return report_result(patch_corpus(config, console), as_json=config.json)
 
 
 if __name__ == "__main__":

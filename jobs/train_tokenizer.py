@@ -10,12 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
+from pipeline.bpe.byte_level import BPE
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards.shard_set import ShardSet
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
-from train.data.bpe import BPE
 from train.data.bpe_training import BYTES, sample, train
 
 

@@ -4,6 +4,7 @@ from model.blt import BLT
 from model.blt_config import BLT_SIZES, BLTConfig
 from model.checkpoints.blt import load_blt, save_blt
 from model.checkpoints.entropy_model import load_entropy_model, save_entropy_model
+from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.flops import flops_per_byte
 from model.generation.generate import generate
@@ -16,6 +17,8 @@ __all__ = [
     "BLT_SIZES",
     "BLTConfig",
     "ByteTokenizer",
+    "ConvEntropyConfig",
+    "ConvEntropyModel",
     "EntropyModel",
     "EntropyModelConfig",
     "NGramEntropyModel",

@@ -66,7 +66,8 @@ class BLT(nn.Module):
             tokens_BS: token ids, right-padded with -1.
             patch_lengths_BP: tokens of each patch, right-padded with 0. The first patch of a row is
                 its first token; a row of n tokens has lengths that sum to n + 1 (where the next
-                token's place is known, as in training) or to n.
+                token's place is known, as in training) or to n, where
+                ``last_reads_last_patch`` says what the last token reads.
 
         Returns:
             ``[batch, seq, vocab_size]`` float32; the logits of padding are meaningless.
@@ -100,13 +101,16 @@ class BLT(nn.Module):
 
     def layout(self, tokens_BS: Tensor, patch_lengths_BP: Tensor) -> PatchLayout:
         """The layout of a batch that is on the model's device."""
+        config = self.config
         return PatchLayout.of(
             tokens_BS,
             patch_lengths_BP,
-            self.config.cross_attn_window_encoder,
-            self.config.cross_attn_window_decoder,
+            config.cross_attn_window_encoder,
+            config.cross_attn_window_decoder,
             # A GPU's attention and float8 products read whole blocks of patches.
             multiple=1 if tokens_BS.is_cpu else BLOCK,
+            across_documents=config.cross_attn_across_documents,
+            last_reads_last=config.last_reads_last_patch,
         )
 
     def compile_parts(self, **options: Any) -> None:

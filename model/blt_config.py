@@ -10,14 +10,29 @@ from typing import ClassVar
 
 from model.initialisation import InitStdFactor, check_initialisation
 from model.patcher import Patcher
-from model.provenance import PatchProvenance
+from model.provenance import LatentOrigin, PatchProvenance
 from model.tokenizer import VOCAB_SIZE
-from model.widths import BlockShape, added_later, check_heads, check_numbers, default_hidden_dim
+from model.widths import (
+    BlockShape,
+    added_later,
+    check_heads,
+    check_numbers,
+    check_rope_scaling,
+    default_hidden_dim,
+)
 
 PARTS = ("local_encoder", "local_decoder", "global")
 """The three transformers; the names of their arguments end in these."""
 WIDTHS = dict(zip(PARTS, ("dim_local", "dim_local", "dim_global"), strict=True))
 """The name of each part's width."""
+ROW_READING = (
+    "hash_across_documents",
+    "cross_attn_across_documents",
+    "last_reads_last_patch",
+)
+"""The fields that say how a row is read that holds several documents, or whose patch lengths leave
+out the token after it. They change no weight's shape, and nothing of a document by itself that is
+trained on, scored or written."""
 MOST_NGRAM = 64
 """The longest n-gram that may be hashed, in bytes; longer ones hardly ever occur twice."""
 
@@ -88,12 +103,27 @@ class BLTConfig:
     """If true, n-grams at the start of a packed document reach back into the one before, as they
     did when the published weights were trained. If false, a packed document is read as if it were
     alone."""
+    cross_attn_across_documents: bool = added_later(False)
+    """If true, the windows of cross attention count the patches of a row, whatever documents these
+    belong to, as published. If false, windows end where their document does. Windows of one patch
+    are the same either way."""
+    last_reads_last_patch: bool = added_later(False)
+    """The last token of a row, whose patch lengths leave out the token after it, reads the last
+    patch, as published; if false, it reads the one before, as transformers does. Training,
+    generation and evaluation never depend on it."""
+    projects_equal_widths: bool = added_later(True)
+    """The decoder projects a latent state to its own width even where both have one width and a
+    patch is read as a single vector. If false, it reads the latent state itself, as published.
+    True wherever the widths differ."""
 
     local_attention_window_len: int | None = 512
     """How many bytes a byte sees in encoder and decoder, itself included; None for all that its
     document holds before it."""
     rope_theta: float = 500_000.0
     """Base of the rotary positions."""
+    rope_scaling_global: tuple[float, ...] = added_later(())
+    """How the latent transformer's rotary frequencies are scaled, if they are: Llama 3.1's factor,
+    low and high frequency factor, and original length, which are 8, 1, 4 and 8192 there."""
     norm_eps: float = 1e-5
     """Added to the mean square that norms divide by."""
     vocab_size: int = VOCAB_SIZE
@@ -103,6 +133,9 @@ class BLTConfig:
     patch_provenance: tuple[PatchProvenance, ...] = added_later(())
     """How the patches were made that the weights were trained with, the latest first; empty if it
     is not known. It changes nothing that is computed."""
+    latent_origin: LatentOrigin | None = added_later(None)  # noqa: RUF009
+    """The model of tokens whose blocks the latent transformer began with, if it did. It changes
+    nothing that is computed."""
     init_std_factor: InitStdFactor = added_later("disabled")  # noqa: RUF009
     """The divisor of initial deviations: see :func:`model.initialisation.std_divisor`."""
     init_base_std: float | None = added_later(None)
@@ -118,6 +151,8 @@ class BLTConfig:
     def __post_init__(self) -> None:
         sizes = tuple(self.encoder_hash_byte_group_size or ())
         object.__setattr__(self, "encoder_hash_byte_group_size", sizes)
+        object.__setattr__(self, "rope_scaling_global", tuple(self.rope_scaling_global or ()))
+        check_rope_scaling("rope_scaling_global", self.rope_scaling_global)
         check_initialisation(self.init_std_factor, self.init_base_std)
         check_numbers(asdict(self))
         for part in PARTS:
@@ -127,6 +162,8 @@ class BLTConfig:
             heads, kv_heads = (getattr(self, name) for name in names)
             check_heads(names, self.dim_of(part), heads, kv_heads)
         self._check_cross_attention()
+        if self.dim_global != self.dim_local or self.read_vectors > 1:
+            object.__setattr__(self, "projects_equal_widths", True)  # they are not equal
         if wrong := [size for size in sizes if not 1 <= size <= MOST_NGRAM]:
             raise ValueError(
                 f"encoder_hash_byte_group_size: lengths from 1 to {MOST_NGRAM}, got {wrong[0]}"
@@ -190,6 +227,11 @@ class BLTConfig:
         """Cross attentions of the decoder."""
         layers = self.n_layers_local_decoder if self.cross_attn_all_layers_decoder else 1
         return layers if self.cross_attn_decoder else 0
+
+    @property
+    def read_vectors(self) -> int:
+        """Vectors, each ``dim_local`` wide, in which bytes read a patch."""
+        return self.cross_attn_k if self.cross_attn_decoder else 1
 
     def block_shape(self, part: str) -> BlockShape:
         """The shape of a layer of one of PARTS."""

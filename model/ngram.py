@@ -6,14 +6,14 @@ every context that was seen (:func:`_entropies_by_order`). Scoring only looks en
 longest context that is in the tables decides. No probability is computed on the hot path.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.entropies import batch_entropies
+from model.short_context import ShortContextModel
 from model.tokenizer import VOCAB_SIZE
 
 TOKEN_BITS = 9
@@ -24,8 +24,6 @@ DIRECT_ORDER = 2
 MAX_TABLE_BITS = 22
 MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
 """2**64 / golden ratio. It is odd, so that multiplying by it modulo a power of 2 can be undone."""
-BLOCK_TOKENS = 1 << 16
-"""Tokens looked up at a time: the temporaries of a block stay in the cache."""
 
 
 def context_keys(tokens_T: np.ndarray, starts_S: np.ndarray, order: int) -> np.ndarray:
@@ -200,19 +198,15 @@ def _hashed_table(level: _ContextEntropies, order: int, min_count: int) -> np.nd
     return table
 
 
-class NGramEntropyModel:
-    """Tables of entropies by context; see the module's text. It computes on the CPU, in one thread.
+class NGramEntropyModel(ShortContextModel):
+    """Tables of entropies by context; see the module's text. It computes in one thread.
 
     Entropies are stored, and therefore returned, with the precision of float16.
     """
 
-    context_length: int | None = None
-    """Contexts are short: a document of any length is one segment."""
-    token_budget = 1 << 20
-    """Tokens that a pack should hold."""
-    pack_sizes: tuple[int, ...] = ()
-    """A pack is as long as its tokens."""
-    device = torch.device("cpu")
+    kind = "ngram"
+    title = "an n-gram model"
+    block_tokens = 1 << 16
 
     def __init__(self, direct: np.ndarray, hashed: dict[int, np.ndarray]):
         """
@@ -264,19 +258,20 @@ class NGramEntropyModel:
         hashed = {k: _hashed_table(levels[k], k, min_count) for k in range(3, order + 1)}
         return cls(direct, hashed)
 
-    def entropies_packed(self, tokens_T: Tensor, lengths_S: Tensor) -> Tensor:
-        """The entropy (nats, float32) after each token of segments laid end to end."""
-        tokens, ends_S = tokens_T.numpy(), lengths_S.numpy().cumsum()
-        starts_S = ends_S - lengths_S.numpy()
-        h_T = np.empty(len(tokens), np.float32)
-        for start in range(0, len(tokens), BLOCK_TOKENS):
-            stop = min(start + BLOCK_TOKENS, len(tokens))
-            # Contexts at the block's first tokens reach back before it.
-            back = max(start - self.order + 1, 0)
-            near_S = slice(*np.searchsorted(starts_S, [back, stop]))
-            keys = context_keys(tokens[back:stop], starts_S[near_S] - back, self.order)
-            h_T[start:stop] = self._lookup(keys[start - back :])
-        return torch.from_numpy(h_T)
+    def tensors(self) -> dict[str, Tensor]:
+        """The tables by name, as checkpoints hold them."""
+        tables = {f"order_{k}": torch.tensor(table) for k, table in self.hashed.items()}
+        return {"direct": torch.tensor(self.direct), **tables}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "NGramEntropyModel":
+        """The model whose :meth:`tensors` these are."""
+        tables = {name: table.numpy() for name, table in tensors.items()}
+        direct = tables.pop("direct")
+        return cls(direct, {int(name.removeprefix("order_")): tables[name] for name in tables})
+
+    def _block_entropies(self, tokens_T: np.ndarray, starts_S: np.ndarray) -> np.ndarray:
+        return self._lookup(context_keys(tokens_T, starts_S, self.order))
 
     def _lookup(self, keys: np.ndarray) -> np.ndarray:
         """float16 entropies after contexts of ``self.order`` tokens: those of the longest ends of
@@ -301,7 +296,3 @@ class NGramEntropyModel:
         else:
             bits[missing] = direct[keys[missing] & (len(direct) - 1)]
         return bits.view(np.float16)
-
-    def entropies(self, tokens_BS: Tensor, *, reset_at_newline: bool = False) -> Tensor:
-        """Entropies of a batch; see :func:`model.entropies.batch_entropies`."""
-        return batch_entropies(self, tokens_BS, reset_at_newline=reset_at_newline)

@@ -12,8 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.rules import RULES, SETTINGS, BoundaryRule, Compared, Pieces, added_rule, find_rule
+from model.rules import (
+    RULES,
+    SETTINGS,
+    BoundaryRule,
+    Compared,
+    EndsFrom,
+    Pieces,
+    added_rule,
+    find_rule,
+)
 from model.segments import cut_long
+
+SHOWN_DIGITS = 12
+"""Hexadecimal digits of a hash that messages show."""
 
 
 class PatcherValues(TypedDict, total=False):
@@ -25,6 +37,7 @@ class PatcherValues(TypedDict, total=False):
     patch_size: float | None
     max_patch_length: int | None
     published: bool
+    tokenizer: str | None
 
 
 @dataclass(frozen=True)
@@ -52,10 +65,18 @@ class Patcher:
     """Tokens. A longer patch is cut into pieces of this length and a rest."""
     published: bool = False
     """Reproduce the published code where it departs from the rule: monotonic and combined always
-    start a patch at token 2, combined never at token 3, static counts from token 0."""
+    start a patch at token 2, combined never at token 3, static counts from token 0, top-k breaks
+    ties as ``torch.topk`` does and may choose the last entropy, and a delimiter at the end of a
+    document starts no patch of the next token (bpe)."""
+    tokenizer: str | None = None
+    """bpe: SHA-256, hexadecimal, of the ``tokenizer.json`` whose tokens become patches of plain
+    text; None for streams that hold delimiters (id 3)."""
 
     def __post_init__(self) -> None:
-        needed = find_rule(self.rule).settings
+        rule = find_rule(self.rule)
+        needed = rule.settings
+        if self.tokenizer is not None and rule.ends_from != "tokenizer":
+            raise ValueError(f"tokenizer: the {self.rule} rule does not use it")
         for name in SETTINGS:
             self._check(name, name in needed)
         if self.patch_size is not None and not 1 <= self.patch_size < float("inf"):
@@ -74,7 +95,9 @@ class Patcher:
 
     def __str__(self) -> str:
         """The rule in words, such as ``global (threshold 1.5)``."""
-        given = {name: value for name, value in self.to_json().items() if value is not False}
+        given: dict[str, Any] = {k: v for k, v in self.to_json().items() if v is not False}
+        if self.tokenizer is not None:
+            given["tokenizer"] = self.tokenizer[:SHOWN_DIGITS]
         listed = ", ".join(
             name if value is True else f"{name} {value}"
             for name, value in given.items()
@@ -109,8 +132,14 @@ class Patcher:
 
     @property
     def needs_whole_document(self) -> bool:
-        """True if a boundary may depend on tokens after it."""
-        return self.boundary_rule.whole_document
+        """True if a boundary may depend on tokens after it, as those of a tokenizer do."""
+        return self.boundary_rule.whole_document or self.tokenizer is not None
+
+    @property
+    def ends_from(self) -> EndsFrom | None:
+        """The place outside of the text that the boundaries come from, see
+        :attr:`model.rules.BoundaryRule.ends_from`; None where the rule finds them itself."""
+        return self.boundary_rule.ends_from
 
     def to_json(self) -> PatcherValues:
         """Plain values for :meth:`from_json`; what is None is left out."""
@@ -182,6 +211,7 @@ class Patcher:
         tokens_T: Tensor | None = None,
         *,
         include_next_token: bool = False,
+        ends_T: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Patch lengths of documents laid end to end.
 
@@ -189,13 +219,15 @@ class Patcher:
             entropies_T: nats, all documents after one another.
             lengths_D: tokens of each document; sums to ``len(entropies_T)``.
             tokens_T: token ids; needed by the rules that read them.
+            ends_T: bool: the tokens with which patches end; needed by the rules that take them
+                from outside (given, and bpe with a tokenizer).
 
         Returns:
             ``lengths_P`` of all patches in order, and ``patches_D``, how many each document has;
             both int64.
 
         Raises:
-            ValueError: lengths do not fit, or the rule reads tokens, and there are none.
+            ValueError: lengths do not fit, or the rule reads tokens or ends, and there are none.
         """
         if int(lengths_D.sum()) != len(entropies_T) or bool((lengths_D < 1).any()):
             raise ValueError(
@@ -207,7 +239,7 @@ class Patcher:
         slots_D = lengths_D + int(include_next_token)
         first_D = slots_D.cumsum(0) - slots_D
         whole_D = torch.zeros_like(lengths_D)
-        pieces = Pieces(entropies_T, tokens_T, lengths_D, whole_D, include_next_token)
+        pieces = Pieces(entropies_T, tokens_T, lengths_D, whole_D, include_next_token, ends_T)
         starts_S = self._starts(pieces, slots_D, first_D)
         start_P = _where(starts_S)
         lengths_P = torch.diff(start_P, append=start_P.new_tensor([len(starts_S)]))
@@ -273,7 +305,9 @@ class Patcher:
     def _ends(self, pieces: Pieces) -> Tensor:
         """Mark each token that ends a patch, as the rule's function says."""
         rule = self.boundary_rule
-        if rule.reads_tokens and pieces.tokens_T is None:
+        if (rule.ends_from == "column" or self.tokenizer is not None) and pieces.ends_T is None:
+            raise ValueError(f"ends: the {self} rule takes boundaries from a {rule.ends_from}")
+        if rule.reads_tokens and pieces.tokens_T is None and pieces.ends_T is None:
             raise ValueError(f"tokens: the {self.rule} rule needs them")
         return rule.ends(pieces, *(getattr(self, name) for name in rule.settings))
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from model.device import same_rounding
-from model.patcher import Patcher
+from model.patcher import SHOWN_DIGITS, Patcher
 
-SHOWN_DIGITS = 12
-"""Hexadecimal digits of a fingerprint that messages show."""
 SHOWN_SETS = 3
 """Sets that messages name."""
 
@@ -92,6 +90,33 @@ class PatchProvenance:
     def __str__(self) -> str:
         by = f" on entropies of {self.entropy_model}" if self.patcher.reads_entropies else ""
         return f"{self.patcher}{by if self.entropy_model else ''}"
+
+
+@dataclass(frozen=True)
+class LatentOrigin:
+    """The model of tokens whose blocks a BLT's latent transformer began with."""
+
+    source: str
+    """Its hub id, or the name of the directory that it was read from."""
+    revision: str | None
+    """The commit on the hub, if it is known."""
+    fingerprint: str
+    """See :func:`model.checkpoints.llama.latent_origin`."""
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """The origin in a checkpoint.
+
+        Raises:
+            ValueError: it is damaged; says where.
+        """
+        kinds = {"source": str, "revision": str | None, "fingerprint": str}
+        if not isinstance(values, dict) or values.keys() != kinds.keys():
+            raise ValueError(f"latent_origin: {values!r:.80} has not just {', '.join(kinds)}")
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise ValueError(f"latent_origin: {name}: {values[name]!r:.80} is no text")
+        return cls(**values)
 
 
 class PatchDifferences(NamedTuple):

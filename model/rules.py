@@ -26,6 +26,7 @@ from torch import Tensor
 from model.tokenizer import BPE_ID, BYTE_OFFSET
 
 Setting = Literal["threshold", "threshold_add", "patch_size"]
+EndsFrom = Literal["tokenizer", "column"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 Compared = Literal["entropy", "rise", "both"]
 
@@ -48,6 +49,9 @@ class Pieces:
     that begins one token before its document has -1; the rule's answer for that token is unused."""
     next_token: bool = False
     """True if a slot follows the last token of each document."""
+    ends_T: Tensor | None = None
+    """bool: the tokens with which patches end, as a tokenizer or a column of the input says;
+    present where a rule takes them from there (see :attr:`BoundaryRule.ends_from`)."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class BoundaryRule:
     reads_tokens: bool = False
     whole_document: bool = False
     """The rule chooses among all tokens of a document: it cannot be applied to pieces."""
-    plain_text: bool = True
-    """False for a rule that reads ids that plain text does not hold: commands do not offer it."""
+    ends_from: EndsFrom | None = None
+    """The place outside of the text that says with which tokens patches end; None for a rule that
+    finds them itself. Text alone cannot be patched by such a rule."""
     first_starts: Mapping[int, bool] = field(default_factory=lambda: {0: True, 1: True})
     """Slots at the beginning of a document that start a patch, or do not, whatever the rule's
     function says. Slot 0 always starts one."""
@@ -127,6 +132,22 @@ def _highest(pieces: Pieces, patch_size: float) -> Tensor:
     return ends_T & candidate_T
 
 
+def _highest_published(pieces: Pieces, patch_size: float) -> Tensor:
+    """As :func:`_highest`, chosen by ``torch.topk``: ties go to whichever it takes.
+
+    The last token's entropy is always among those to choose from. Without the next token it starts
+    no patch, and a document that it is chosen in has one fewer.
+    """
+    ends_T = torch.zeros_like(pieces.entropies_T, dtype=torch.bool)
+    first = 0
+    for length in pieces.lengths_D.tolist():
+        h_T = pieces.entropies_T[first + 1 : first + length].float()
+        wanted = min(max(int(length / patch_size) - 2, 0), len(h_T))
+        ends_T[first + 1 + h_T.topk(wanted).indices] = True
+        first += length
+    return ends_T
+
+
 def _space_ends(pieces: Pieces) -> Tensor:
     """Ends of words: bytes that are neither letters, digits nor the rest of a character.
 
@@ -175,9 +196,28 @@ def _everywhere(pieces: Pieces) -> Tensor:
     return torch.ones_like(pieces.entropies_T, dtype=torch.bool)
 
 
-def _delimiter_ends(pieces: Pieces) -> Tensor:
+def _token_ends(pieces: Pieces) -> Tensor:
+    """Ends of a tokenizer's tokens: in plain text as the tokenizer says, in a stream that holds
+    delimiters with each of these."""
+    if pieces.ends_T is not None:
+        return pieces.ends_T
     assert pieces.tokens_T is not None
     return pieces.tokens_T == BPE_ID
+
+
+def _token_ends_published(pieces: Pieces) -> Tensor:
+    """As :func:`_token_ends`, but the token that a document ends with starts no patch of the next
+    one."""
+    ends_T = _token_ends(pieces)
+    if pieces.next_token:
+        ends_T = ends_T.clone()  # it may be the caller's
+        ends_T[pieces.lengths_D.cumsum(0) - 1] = False
+    return ends_T
+
+
+def _given_ends(pieces: Pieces) -> Tensor:
+    assert pieces.ends_T is not None
+    return pieces.ends_T
 
 
 _MONOTONIC = BoundaryRule(
@@ -193,6 +233,16 @@ _COMBINED = BoundaryRule(
     settings=("threshold", "threshold_add"),
     compares="both",
     reads_entropies=True,
+)
+_TOP_K = BoundaryRule(
+    _highest,
+    "at the highest entropies, as many as tokens / patch-size",
+    settings=("patch_size",),
+    reads_entropies=True,
+    whole_document=True,
+)
+_BPE = BoundaryRule(
+    _token_ends, "after every token of --tokenizer", reads_tokens=True, ends_from="tokenizer"
 )
 _STATIC = BoundaryRule(_evenly_spaced, "every patch-size tokens", settings=("patch_size",))
 
@@ -211,21 +261,19 @@ RULES: dict[str, BoundaryRule] = {
         _COMBINED,
         published=replace(_COMBINED, first_starts={0: True, 1: True, 2: True, 3: False}),
     ),
-    "top-k": BoundaryRule(
-        _highest,
-        "at the highest entropies, as many as tokens / patch-size",
-        settings=("patch_size",),
-        reads_entropies=True,
-        whole_document=True,
-    ),
+    "top-k": replace(_TOP_K, published=replace(_TOP_K, ends=_highest_published)),
     "space": BoundaryRule(_space_ends, "after every word", reads_tokens=True),
     "static": replace(
         _STATIC,
         published=replace(_STATIC, ends=partial(_evenly_spaced, origin=0), first_starts={0: True}),
     ),
     "byte": BoundaryRule(_everywhere, "at every byte"),
-    "bpe": BoundaryRule(
-        _delimiter_ends, "after every BPE delimiter", reads_tokens=True, plain_text=False
+    "bpe": replace(_BPE, published=replace(_BPE, ends=_token_ends_published)),
+    "given": BoundaryRule(
+        _given_ends,
+        "where a column of the input says",
+        whole_document=True,
+        ends_from="column",
     ),
 }
 """All rules by name. Rules that are added while a program runs travel with each pickled Patcher."""
@@ -255,5 +303,5 @@ def added_rule(name: str) -> BoundaryRule | None:
 
 
 def plain_text_rules() -> tuple[str, ...]:
-    """Names of the rules that can patch plain text: those that commands and pages offer."""
-    return tuple(name for name, rule in RULES.items() if rule.plain_text)
+    """Names of the rules that can patch text by itself: those that all commands and pages offer."""
+    return tuple(name for name, rule in RULES.items() if rule.ends_from is None)

@@ -82,12 +82,12 @@ def _blt_flops(config: BLTConfig, patch_size: float, context: float) -> dict[str
     )
     if vectors * dim != latent_dim:
         latent += _product(vectors * dim, latent_dim)
-    read_vectors = config.cross_attn_k if config.cross_attn_decoder else 1
     decoder = config.n_layers_local_decoder * _block_flops(
         config.block_shape("local_decoder"), keys
     )
     decoder += _product(dim, config.vocab_size)
-    decoder += _product(latent_dim, read_vectors * dim) / patch_size
+    if config.projects_equal_widths:
+        decoder += _product(latent_dim, config.read_vectors * dim) / patch_size
     return {
         "latent": latent / patch_size,
         "encoder": encoder,

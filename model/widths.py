@@ -47,7 +47,7 @@ def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: i
     return -(-hidden // multiple_of) * multiple_of
 
 
-def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float | None, int]:
+def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float, int]:
     """Arguments with which :func:`default_hidden_dim` gives these widths, if there are any.
 
     A width is a multiple of ``multiple_of``, so the greatest common divisor is the weakest claim. A
@@ -61,7 +61,7 @@ def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float | None, in
         multiplier and ``multiple_of``. If these do not give all widths, no others do.
     """
     if all(hidden == default_hidden_dim(dim) for dim, hidden in widths):
-        return None, 256
+        return 1.0, 256
     multiple_of = math.gcd(*(hidden for _, hidden in widths))
     low = max((hidden - multiple_of + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     high = min((hidden + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
@@ -115,6 +115,26 @@ def check_numbers(values: Mapping[str, object]) -> None:
         limits = (most for start, most in MOST.items() if name.startswith(start))
         if value > (most := next(limits, MOST_OTHERWISE)):
             raise ValueError(f"{name}: at most {most:,}, got {value:,}")
+
+
+def check_rope_scaling(name: str, scaling: tuple[float, ...]) -> None:
+    """Check a scaling of rotary frequencies: :func:`model.layers.attention.scaled_frequencies`.
+
+    Raises:
+        ValueError: it has no meaning; names the value.
+    """
+    if not scaling:
+        return
+    if len(scaling) != 4 or not all(0 < value < math.inf for value in scaling):
+        raise ValueError(
+            f"{name}: four positive numbers (factor, low and high frequency factor, original "
+            f"length), or none, got {' '.join(map(str, scaling))}"
+        )
+    if scaling[1] >= scaling[2]:
+        raise ValueError(
+            f"{name}: the low frequency factor has to be below the high one, got {scaling[1]} and "
+            f"{scaling[2]}"
+        )
 
 
 def check_heads(names: tuple[str, str], dim: int, heads: int, kv_heads: int) -> None:

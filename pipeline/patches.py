@@ -33,6 +33,7 @@ def patch_stored(
     entropies_T: np.ndarray,
     lengths_D: np.ndarray,
     tokens_T: np.ndarray | None = None,
+    ends_T: np.ndarray | None = None,
 ) -> PatchedTokens:
     """Patch documents laid end to end by their stored entropies.
 
@@ -40,9 +41,11 @@ def patch_stored(
         entropies_T: float16, nats, one per token.
         lengths_D: int64, tokens of each document.
         tokens_T: token ids; only rules that read them need them.
+        ends_T: bool: the tokens with which patches end; only rules that take them from a tokenizer
+            or a column need them.
 
     Raises:
-        ValueError: the lengths do not sum to the entropies, or the rule needs tokens.
+        ValueError: the lengths do not sum to the entropies, or the rule needs tokens or ends.
     """
     # torch takes writable arrays only, and those of Arrow are not.
     h_T = entropies_T if entropies_T.flags.writeable else entropies_T.copy()
@@ -50,8 +53,18 @@ def patch_stored(
         torch.from_numpy(h_T),
         torch.from_numpy(lengths_D),
         None if tokens_T is None else torch.from_numpy(tokens_T),
+        ends_T=None if ends_T is None else torch.from_numpy(ends_T),
     )
     return PatchedTokens(lengths_D, entropies_T, lengths_P.numpy(), patches_D.numpy())
+
+
+def ends_of(patch_lengths_P: np.ndarray) -> np.ndarray:
+    """Mark the tokens with which patches end (bool), given the patches of documents end to end:
+    the patch lengths 1 2 1 4 give 1 0 1 1 0 0 0 1."""
+    end_P = patch_lengths_P.cumsum(dtype=np.int64)
+    ends_T = np.zeros(int(end_P[-1]) if len(end_P) else 0, bool)
+    ends_T[end_P - 1] = True
+    return ends_T
 
 
 def recut(
@@ -59,6 +72,7 @@ def recut(
     entropies_T: np.ndarray,
     lengths_D: np.ndarray,
     texts: Sequence[bytes] = (),
+    ends_T: np.ndarray | None = None,
 ) -> PatchedTokens:
     """Re-patch documents by their stored entropies; text is tokenized only if the rule reads it.
 
@@ -66,12 +80,13 @@ def recut(
         entropies_T: float16, nats, one per token.
         lengths_D: int64, tokens of each document.
         texts: UTF-8 text of each document; rules that look at entropies alone do without.
+        ends_T: as for :func:`patch_stored`; with them the text is not read.
 
     Raises:
         ValueError: the lengths do not sum to the entropies, or the texts do not fit them.
     """
-    if not patcher.reads_tokens:
-        return patch_stored(patcher, entropies_T, lengths_D)
+    if not patcher.reads_tokens or ends_T is not None:
+        return patch_stored(patcher, entropies_T, lengths_D, None, ends_T)
     tokens_T, token_lengths_D = encode_documents(texts)
     if not np.array_equal(token_lengths_D, lengths_D):
         raise ValueError(

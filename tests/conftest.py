@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from hypothesis import settings
+from support.jobs import RAY_SETTINGS
 from support.texts import topics, write_jsonl
 from support.weights import sharpen
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # Of every process that tests start, too: there are as many tests at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ |= RAY_SETTINGS
 
 torch.set_num_threads(1)
 
@@ -34,14 +36,15 @@ settings.load_profile("patient")
 FILES = {
     "ray": (
         *("jobs/test_chaos.py", "jobs/test_cluster.py", "jobs/test_export_hub.py"),
-        "jobs/test_export_shards.py",
+        *("jobs/test_export_shards.py", "jobs/test_adopt_shards.py"),
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
         *("pipeline/cluster/test_connect.py", "pipeline/cluster/test_tasks.py"),
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",
-        "pipeline/shards/test_damage.py",
+        *("pipeline/shards/test_damage.py", "pipeline/export/test_reference_layout.py"),
+        "pipeline/adopt/test_adopting.py",
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
@@ -61,12 +64,14 @@ FIXTURES = {
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
     *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
-    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py", "jobs/test_prepare_corpus.py"),
+    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py"),
+    *("pipeline/storage/test_two_writers.py", "jobs/test_prepare_corpus.py"),
     *("jobs/test_patch_corpus.py", "jobs/test_chaos.py", "jobs/test_export_shards.py"),
     *(
         "jobs/test_patch_report.py",
         "jobs/test_file_formats.py",
         "jobs/test_added_rule.py",
+        "jobs/test_adopt_shards.py",
         "pipeline/cluster/test_stage.py",
     ),
     "jobs/test_patch_viewer.py",

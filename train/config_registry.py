@@ -124,6 +124,12 @@ def blt_debug() -> ByteTrainer.Config:
     return _debug(blt_spec("debug"))
 
 
+def _with(size: str, changes: dict[str, Any]) -> ModelSpec:
+    """A BLT of a size with other values of its shape."""
+    spec = blt_spec(size)
+    return replace(spec, model=replace(spec.model, shape=resized(spec.model.shape, changes)))
+
+
 def _paper(
     model_spec: ModelSpec, *, local_batch_size: int, seq_len: int = 8192, **rule: Any
 ) -> ByteTrainer.Config:
@@ -184,6 +190,29 @@ def blt_8b_float8() -> ByteTrainer.Config:
     return _paper(blt_spec("8b", float8=True), local_batch_size=2)
 
 
+LLAMA_3_1_8B: dict[str, Any] = {
+    **{"dim_global": 4096, "n_layers_global": 32, "n_heads_global": 32, "n_kv_heads_global": 8},
+    **{"hidden_dim_global": 14_336, "rope_theta": 500_000.0, "norm_eps": 1e-5},
+    "rope_scaling_global": (8.0, 1.0, 4.0, 8192.0),
+}
+"""The shape of Llama 3.1 8B's blocks, as its config.json states it."""
+
+
+def blt_8b_from_llama3() -> ByteTrainer.Config:
+    """blt_8b whose latent transformer begins with the blocks of Llama 3.1 8B (section 6.2).
+
+    The latent transformer has the shape of Llama 3.1 8B and trains with a tenth of the learning
+    rate of the other parts, which are new. The weights come from the hub, or from a directory
+    (``--checkpoint.initial-load-path``); ``--shape.file`` takes the shape of another Llama.
+    """
+    config = _paper(_with("8b", LLAMA_3_1_8B), local_batch_size=2)
+    config.checkpoint.initial_load_path = "hf://meta-llama/Llama-3.1-8B"
+    config.checkpoint.initial_load_in_hf = True
+    assert isinstance(config.optimizer, BLTOptimizers.Config)
+    config.optimizer.latent_lr_factor = 0.1
+    return config
+
+
 def entropy_debug() -> ByteTrainer.Config:
     """A tiny entropy model, for tests and experiments."""
     return _debug(entropy_spec("debug"))
@@ -235,12 +264,6 @@ TOKENS_PER_ROW = 2048
 """About 9,000 bytes, at 4.4 bytes per token."""
 
 
-def _ablated(size: str, changes: dict[str, Any]) -> ModelSpec:
-    """A BLT of a size with other values of its shape."""
-    spec = blt_spec(size)
-    return replace(spec, model=replace(spec.model, shape=resized(spec.model.shape, changes)))
-
-
 def blt_debug_space() -> ByteTrainer.Config:
     """blt_debug with patches that begin after words, as in SpaceByte."""
     return _debug(blt_spec("debug"), rule="space")
@@ -263,22 +286,22 @@ def blt_1b_static() -> ByteTrainer.Config:
 
 def blt_debug_no_hashes() -> ByteTrainer.Config:
     """blt_debug without hash embeddings."""
-    return _debug(_ablated("debug", NO_HASHES))
+    return _debug(_with("debug", NO_HASHES))
 
 
 def blt_1b_no_hashes() -> ByteTrainer.Config:
     """blt_1b without hash embeddings."""
-    return _paper(_ablated("1b", NO_HASHES), local_batch_size=4)
+    return _paper(_with("1b", NO_HASHES), local_batch_size=4)
 
 
 def blt_debug_no_crossing() -> ByteTrainer.Config:
     """blt_debug without cross attention."""
-    return _debug(_ablated("debug", NO_CROSS_ATTENTION))
+    return _debug(_with("debug", NO_CROSS_ATTENTION))
 
 
 def blt_1b_no_crossing() -> ByteTrainer.Config:
     """blt_1b without cross attention."""
-    return _paper(_ablated("1b", NO_CROSS_ATTENTION), local_batch_size=4)
+    return _paper(_with("1b", NO_CROSS_ATTENTION), local_batch_size=4)
 
 
 def bytes_debug() -> ByteTrainer.Config:

@@ -14,7 +14,8 @@ from torchtitan.components.metrics import MetricsProcessor, TensorBoardLogger
 from torchtitan.tools.logging import logger
 
 from model.training_flops import training_flops
-from train.data.token_bytes import TokenBytes
+from pipeline.bpe.token_bytes import TokenBytes
+from train.optimizer import group_names
 
 latest: dict[str, float] = {}
 """The metrics that this process logged last, by name. A caller of the training reads them."""
@@ -115,9 +116,9 @@ class ByteMetrics(MetricsProcessor):
             metrics["patch_length(bytes)"] = patch_size
         latest.update(step=step, loss=global_avg_loss, bits_per_byte=metrics["bits_per_byte"])
         waited = 100 * sum(self.data_loading_times) / self.elapsed()
-        super().log(
-            step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | metrics
-        )
+        names = {} if self.optimizers is None else group_names(self.optimizers)
+        given = {names.get(name, name): value for name, value in (extra_metrics or {}).items()}
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, given | metrics)
         patches = (
             f"{metrics['throughput(patches/s)']:,.0f} patches/s, {patch_size:.2f} bytes per patch, "
             if counts.patches
@@ -137,7 +138,7 @@ class ByteMetrics(MetricsProcessor):
         Args:
             loss: nats per label.
             extra_metrics: bits per byte, in all and of parts; bytes, and their hash
-                (:mod:`train.data.token_bytes`).
+                (:mod:`pipeline.bpe.token_bytes`).
         """
         bits = extra_metrics or {}
         latest["validation_bits_per_byte"] = total = bits["validation_metrics/bits_per_byte"]

@@ -2,12 +2,32 @@
 
 import copy
 import math
+import re
 from dataclasses import dataclass, replace
 
 from torch import nn
 from torchtitan.components.optimizer import OptimizersContainer
 
 from pipeline.errors import ConfigError
+
+LATENT = r"^global_transformer\."
+"""The names of the latent transformer's parameters."""
+
+
+def group_names(optimizers: OptimizersContainer) -> dict[str, str]:
+    """The names of learning rates in the log, for the names that torchtitan gives them.
+
+    torchtitan numbers the groups of an optimizer: ``lr/AdamW/0``. Where a model has groups, that of
+    the latent transformer is called ``lr/AdamW/latent``, and the one with all other parameters
+    ``lr/AdamW/rest``.
+    """
+    names = {}
+    for optimizer in optimizers:
+        kind, groups = type(optimizer).__name__, optimizer.param_groups
+        for i, group in enumerate(groups if len(groups) > 1 else ()):
+            is_latent = all(re.match(LATENT, name) for name in group["param_names"])
+            names[f"lr/{kind}/{i}"] = f"lr/{kind}/{'latent' if is_latent else 'rest'}"
+    return names
 
 
 class BLTOptimizers(OptimizersContainer):
@@ -30,7 +50,7 @@ class BLTOptimizers(OptimizersContainer):
             (of_all,) = config.param_groups
             kwargs = of_all.optimizer_kwargs
             of_latent = {**kwargs, "lr": kwargs["lr"] * config.latent_lr_factor}
-            latent = replace(of_all, pattern=r"^global_transformer\.", optimizer_kwargs=of_latent)
+            latent = replace(of_all, pattern=LATENT, optimizer_kwargs=of_latent)
             config = copy.copy(config)
             config.param_groups = [latent, of_all]  # the first pattern that fits a name counts
         super().__init__(config, model_parts=model_parts)

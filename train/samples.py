@@ -29,7 +29,7 @@ from model.checkpoints.entropy_model import fingerprint, load_entropy_model
 from model.checkpoints.files import BUILT_IN, CheckpointError, build
 from model.generation.generate import stream
 from model.generation.sampling import Sampling
-from model.ngram import NGramEntropyModel
+from model.short_context import ShortContextModel
 from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError
 from train.checkpoints.kinds import Shape
@@ -108,7 +108,7 @@ class Samples:
         reads_entropies = self.patcher is not None and self.patcher.reads_entropies
         self.entropy_model = self._entropy_model(stream) if reads_entropies else None
 
-    def _entropy_model(self, stream: RowStream) -> EntropyModel | NGramEntropyModel:
+    def _entropy_model(self, stream: RowStream) -> EntropyModel | ShortContextModel:
         """The entropy model, which has to be that of a shard set.
 
         Raises:

@@ -28,15 +28,15 @@ from model.checkpoints.files import CheckpointError
 from model.token_transformer import TokenTransformerConfig, padded_vocab_size
 from model.tokenizer import BYTE_OFFSET
 from model.widths import resized
+from pipeline.bpe.byte_level import load_bpe
 from pipeline.errors import ConfigError
 from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import has_type
 from train.checkpoints.shape_file import read_shape_file
-from train.data.bpe import FLAG as TOKENIZER_FLAG
-from train.data.bpe import load_bpe
+from train.data.tokenizer import FLAG as TOKENIZER_FLAG
 
-NOT_FLAGS = ("patcher", "patch_provenance", "tokenizer")
-"""Fields that the data decides, and not the command line."""
+NOT_FLAGS = ("patcher", "patch_provenance", "latent_origin", "tokenizer")
+"""Fields that the data or the initial weights decide, and not the command line."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _shape_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         default=default.file,
         helptext="Path or URL of what has the shape to begin with: a checkpoint's directory, its "
         "model.json, config.json or params.json, or a JSON file with some of the values below, by "
-        "the names of the flags with _ for -. Flags count more than the file.",
+        "the names of the flags with _ for -. A Llama's directory gives the latent transformer its "
+        "shape. Flags count more than the file.",
     )
 
     def instantiate(*, file: str | None, **values: Any) -> ShapeFlags:
@@ -215,7 +216,7 @@ def for_tokenizer(
     Raises:
         ConfigError: the tokenizer cannot be used, or not with this shape; names the flag.
     """
-    bpe = load_bpe(source)
+    bpe = load_bpe(source, TOKENIZER_FLAG)
     if shape.tokenizer not in (None, bpe.sha256):
         raise ConfigError(
             f"{TOKENIZER_FLAG} {source}: is another tokenizer than that of the weights in "

@@ -91,7 +91,7 @@ class ByteTrainer(Trainer):
             write_model_description(
                 self.checkpointer.folder,
                 shape,
-                initial=self.config.checkpoint.initial_load_path,
+                initial=self.checkpointer.initial_load_path,
                 allow_mixed_patches=self.config.dataloader.allow_mixed_patches,
             )
             if self.tokenizer.bpe is not None:  # whoever reads the steps needs it
@@ -285,6 +285,11 @@ def _check_config(config: ByteTrainer.Config) -> None:
         raise ConfigError(
             "--dataloader.no-infinite: is for validation only; set the length of a training with "
             "--training.steps"
+        )
+    if config.checkpoint.initial_load_path and not config.checkpoint.enable:
+        raise ConfigError(
+            "--checkpoint.no-enable: the initial weights of --checkpoint.initial-load-path would "
+            "not be loaded; leave it out (--checkpoint.load-only saves nothing)"
         )
     shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
     if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:

@@ -3,8 +3,8 @@
 Each set is read by itself, so that its figure does not depend on the other sets: every document of
 it once, on all ranks together. The loss of each label is counted for the set and for the group of
 the label's document, so the groups' nats and bytes sum to the total's exactly. The bytes of the
-labels are hashed (:mod:`train.data.token_bytes`): models of any kind that were measured on the same
-bytes, all of a set (``steps=-1``), have the same hash.
+labels are hashed (:mod:`pipeline.bpe.token_bytes`): models of any kind that were measured on the
+same bytes, all of a set (``steps=-1``), have the same hash.
 """
 
 import math
@@ -21,10 +21,10 @@ from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.validate import Validator
 from torchtitan.tools import utils
 
+from pipeline.bpe.token_bytes import HASH_BITS, TokenBytes
 from pipeline.errors import ConfigError
 from train.data.dataloader import Microbatch, ShardDataLoader
 from train.data.in_step import in_step
-from train.data.token_bytes import HASH_BITS, TokenBytes
 
 SHOWN_GROUPS = 10
 """Groups with the most bytes that are logged; the others are summed."""

@@ -7,8 +7,14 @@
 * transformers: ``config.json`` with ``"model_type": "blt"`` + safetensors; the entropy model, which
   :func:`model.load_entropy_model` reads, may lie in the same files.
 
-In every ``config.json`` that we write, the key ``patch_provenance`` holds how the patches were made
-that the weights were trained with (:class:`model.provenance.PatchProvenance`), if it is known.
+A ``config.json`` that we write has keys beside those of its layout. Other programs pass over them:
+
+* ``patch_provenance``: how the patches were made that the weights were trained with
+  (:class:`model.provenance.PatchProvenance`), if it is known;
+* ``latent_origin``: the model that the latent transformer began with
+  (:class:`model.provenance.LatentOrigin`), if it began with one;
+* the fields of :data:`model.blt_config.ROW_READING` in which the model differs from the programs
+  that the layout belongs to. Without them, a published layout is read as the published code does.
 """
 
 import json
@@ -21,9 +27,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.blt import BLT
-from model.blt_config import BLTConfig
-from model.checkpoints.blt_published import from_published_args, to_published_args
+from model.blt_config import ROW_READING, BLTConfig
+from model.checkpoints.blt_published import (
+    AS_PUBLISHED,
+    from_published_args,
+    to_published_args,
+)
 from model.checkpoints.blt_transformers import (
+    AS_TRANSFORMERS,
     from_transformers_config,
     from_transformers_weights,
     to_transformers_config,
@@ -44,13 +55,18 @@ from model.checkpoints.files import (
     ready,
     refuse_token_transformer,
 )
+from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.provenance import PatchProvenance
+from model.provenance import LatentOrigin, PatchProvenance
+from model.short_context import ShortContextModel
 
 FORMAT = "blt-titan/blt/1"
-PROVENANCE = "patch_provenance"
+TRAIN_ARGS = "train_args.json"
+"""The file of a published BLT that says how its data was patched."""
+READING = {"published": AS_PUBLISHED, "transformers": AS_TRANSFORMERS}
+"""How programs read rows, by the layout that belongs to them."""
+PROVENANCE, ORIGIN = "patch_provenance", "latent_origin"
 ENTROPY_MODEL = "entropy_model"
 """Directory of the entropy model, below a BLT of ours or beside a published one."""
 PUBLISHED = ("facebook/blt-1b", "facebook/blt-7b")
@@ -94,7 +110,7 @@ def save_blt(
     directory: str | Path,
     *,
     layout: Layout = "own",
-    entropy_model: EntropyModel | NGramEntropyModel | None = None,
+    entropy_model: EntropyModel | ShortContextModel | None = None,
 ) -> None:
     """Write ``model`` to ``directory``, which is made if need be.
 
@@ -107,25 +123,30 @@ def save_blt(
     """
     if layout not in get_args(Layout):
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
-    if layout != "own" and isinstance(entropy_model, NGramEntropyModel):
-        raise CheckpointError(f"the {layout} layout cannot hold an n-gram entropy model")
+    if layout != "own" and isinstance(entropy_model, ShortContextModel):
+        raise CheckpointError(f"the {layout} layout cannot hold {entropy_model.title}")
     weights = {name: _unshared(tensor) for name, tensor in model.state_dict().items()}
     config: JsonObject
     if layout == "own":
         config = own_config(model.config)
     elif layout == "published":
-        config = {"args": to_published_args(model.config), **_provenance_entry(model.config)}
+        config = {"args": to_published_args(model.config)}
     else:
-        assert not isinstance(entropy_model, NGramEntropyModel)
+        assert not isinstance(entropy_model, ShortContextModel)
         config = {**to_transformers_config(model.config, entropy_model)}
-        config |= _provenance_entry(model.config)
         weights = to_transformers_weights(weights, entropy_model)
+    if layout != "own":
+        config |= other_reading(model.config, layout) | _provenance_entry(model.config)
     target = Path(directory)
     if layout != "transformers" and entropy_model is not None:
         save_entropy_model(entropy_model, target / ENTROPY_MODEL, layout=layout)
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    patcher_args = published_patcher_args(model.config.patcher)
+    if layout == "published" and patcher_args is not None:
+        data = {"patcher_args": patcher_args, "tokenizer_args": {"name": "blt"}}
+        (target / TRAIN_ARGS).write_text(json.dumps({"data": data}, indent=2) + "\n")
 
 
 def _unshared(tensor: Tensor) -> Tensor:
@@ -136,7 +157,7 @@ def _unshared(tensor: Tensor) -> Tensor:
 
 def own_config(shape: BLTConfig) -> JsonObject:
     """The ``config.json`` of a BLT in our own layout."""
-    shape_alone = {k: v for k, v in asdict(shape).items() if k != PROVENANCE}
+    shape_alone = {k: v for k, v in asdict(shape).items() if k not in (PROVENANCE, ORIGIN)}
     return {"format": FORMAT, **shape_alone, **_provenance_entry(shape)}
 
 
@@ -150,14 +171,40 @@ def from_own_config(config: JsonObject) -> BLTConfig:
     if values.get("patcher"):
         values["patcher"] = Patcher.from_json(values["patcher"])
     values.pop(PROVENANCE, None)
+    values.pop(ORIGIN, None)
     return _with_provenance(BLTConfig(**values), config)
 
 
+def other_reading(shape: BLTConfig, layout: Layout) -> dict[str, bool]:
+    """The fields of :data:`model.blt_config.ROW_READING` in which a model differs from the programs
+    that a layout belongs to; none for our own layout."""
+    theirs = READING.get(layout, {})
+    return {
+        name: getattr(shape, name)
+        for name, value in theirs.items()
+        if getattr(shape, name) != value
+    }
+
+
+def with_own_reading(shape: BLTConfig, config: JsonObject) -> BLTConfig:
+    """The shape of another layout's ``config.json``, with what :func:`other_reading` put there.
+
+    Raises:
+        ValueError: a value is neither true nor false; names it.
+    """
+    stated = {name: config[name] for name in ROW_READING if name in config}
+    for name, value in stated.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"config.json: {name}: {value!r:.80} is neither true nor false")
+    return replace(shape, **stated)
+
+
 def _provenance_entry(shape: BLTConfig) -> JsonObject:
-    """The key of ``config.json`` that holds how the training's patches were made, in every layout;
-    other programs pass over it."""
+    """The keys of ``config.json`` that hold how the training's patches were made and what the
+    latent transformer began with, in every layout; other programs pass over them."""
     entry = [asdict(each) for each in shape.patch_provenance]
-    return {PROVENANCE: entry} if entry else {}
+    origin = {} if shape.latent_origin is None else {ORIGIN: asdict(shape.latent_origin)}
+    return {**({PROVENANCE: entry} if entry else {}), **origin}
 
 
 def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
@@ -168,7 +215,9 @@ def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
     entry = config.get(PROVENANCE, [])
     if not isinstance(entry, list):
         raise ValueError(f"{PROVENANCE}: {entry!r:.80} is no list")
-    return replace(shape, patch_provenance=tuple(map(PatchProvenance.from_json, entry)))
+    origin = None if config.get(ORIGIN) is None else LatentOrigin.from_json(config[ORIGIN])
+    provenances = tuple(map(PatchProvenance.from_json, entry))
+    return replace(shape, patch_provenance=provenances, latent_origin=origin)
 
 
 def own_entropy_model(directory: Path) -> Path | None:
@@ -191,7 +240,7 @@ def load_entropy_model_of(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> EntropyModel | NGramEntropyModel:
+) -> EntropyModel | ShortContextModel:
     """The entropy model that belongs to the BLT in ``source``. It lies in the same files, in a
     directory below, in one beside (for a local BLT), or on the hub beside the published BLTs.
 
@@ -221,12 +270,14 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
     if config.get("format") == FORMAT:
         return from_own_config(config), read_safetensors(directory)
     if config.get("model_type") == "blt":
-        shape = _with_provenance(from_transformers_config(config), config)
+        shape = with_own_reading(from_transformers_config(config), config)
+        shape = _with_provenance(shape, config)
         return shape, from_transformers_weights(shape, read_safetensors(directory))
     if "args" in config:
-        train = read_json(directory / "train_args.json")
+        train = read_json(directory / TRAIN_ARGS)
         patching = train.get("data", {}).get("patcher_args") or {}
-        shape = _with_provenance(from_published_args(config["args"], patching), config)
+        shape = with_own_reading(from_published_args(config["args"], patching), config)
+        shape = _with_provenance(shape, config)
         return shape, read_safetensors(directory)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):

@@ -5,10 +5,9 @@ directories in ``params.json`` under ``model``. :mod:`model.checkpoints.blt` rea
 files.
 """
 
-from dataclasses import dataclass, replace
-from typing import TypedDict
+from dataclasses import replace
 
-from model.blt_config import PARTS, BLTConfig
+from model.blt_config import PARTS, ROW_READING, BLTConfig
 from model.checkpoints.files import (
     CheckpointError,
     JsonObject,
@@ -16,8 +15,8 @@ from model.checkpoints.files import (
     published_initialisation,
     refuse_unknown,
 )
+from model.checkpoints.published_patching import PublishedPatching, published_patching_args
 from model.initialisation import INITIALISATION
-from model.patcher import Patcher
 from model.tokenizer import EOS_ID
 from model.widths import default_hidden_dim, hidden_dim_arguments
 
@@ -29,7 +28,6 @@ SAME_NAMES = (
     *("cross_attn_all_layers_encoder", "cross_attn_all_layers_decoder"),
     *("encoder_hash_byte_group_vocab", "encoder_hash_byte_group_nb_functions"),
     *("local_attention_window_len", "rope_theta", "norm_eps", "vocab_size"),
-    "hash_across_documents",  # ours alone
 )
 """Published arguments that :class:`BLTConfig` calls the same."""
 
@@ -37,13 +35,16 @@ UNSEEN = ("n_heads_global", "n_heads_local_encoder", "n_heads_local_decoder", "c
 """The arguments among them that weights' shapes do not tell and that differ between models."""
 MAY_BE_NONE = ("local_attention_window_len", "n_kv_heads_global")
 """The arguments among them for which None is a value; for others it means the default."""
-PLAIN_MODES = ("space", "byte", "bpe")
-"""Published patching modes that are rules of ours by the same name, without settings."""
+AS_PUBLISHED: JsonObject = dict.fromkeys(ROW_READING, True)
+"""How the published code reads rows."""
+LONGEST_ROW = 24_576
+"""The most bytes, and therefore patches, for which the published code is told to make rotary
+positions: as many as the local models of the published 1B have. Ours have no limit."""
 
 FIXED_ARGS: dict[str, tuple[object, ...]] = {
     "architecture": ("vanilla",),
-    "cross_attn_decoder": (True,),
-    "cross_attn_encoder": (True,),
+    "cross_attn_decoder": (True, False),
+    "cross_attn_encoder": (True, False),
     "cross_attn_init_by_pooling": (True,),
     "downsampling_by_pooling": ("max", "", None),
     "eos_id": (EOS_ID, None),
@@ -55,17 +56,17 @@ FIXED_ARGS: dict[str, tuple[object, ...]] = {
     "use_local_encoder_transformer": (True,),
     "use_rope": (True,),
 }
-"""Published arguments of which we support the values that the published weights use."""
+"""Published arguments of which we support a few values; the first is meant where there is none."""
 
 IGNORED_ARGS = {
     # Shapes, which the weights tell themselves, and lengths, which have no limit here.
-    *("dim", "dim_token", "dim_token_emb", "dim_patch_emb", "head_dim", "n_heads", "n_kv_heads"),
+    *("dim", "dim_token", "dim_token_emb", "dim_patch_emb", "head_dim", "n_heads"),
     *("n_layers", "max_encoder_seq_length", "max_length", "max_seqlen", "output_size"),
     # How it was trained and run.
     *("alpha_depth", "attn_bias_type", "attn_impl", "attn_to_keep", "block_attention"),
     *("cross_attn_use_flex_attention", "custom_bwd", "data_loader_patching", "efficient_attn"),
     *("full_logging_n_layers", "full_logging_n_heads", "fuse_sequence_parallel"),
-    *("init_use_depth", "init_use_gaussian", "layer_ckpt"),
+    *("init_device", "init_dtype", "init_use_depth", "init_use_gaussian", "layer_ckpt"),
     *("log_patch_lengths", "loss_parallel", "pad_to_max_length", "recompute_attn"),
     *("recompute_fc1_out", "recompute_fc3_out", "rope_use_fp32_in_outer_product", "seed"),
     *("sequence_parallel", "share_encoder_decoder_emb", "sliding_window", "use_fsdp"),
@@ -81,65 +82,9 @@ IGNORED_ARGS = {
 """Published arguments that don't change what the weights compute."""
 
 
-@dataclass(frozen=True)
-class PublishedPatching:
-    """How the published code says that data is patched."""
-
-    mode: str | None
-    threshold: float | None
-    threshold_add: float | None
-    monotonicity: bool
-    patch_size: float | None
-    max_patch_length: int | None
-
-    @classmethod
-    def of_data(cls, args: JsonObject) -> "PublishedPatching":
-        """From the arguments of the data's patcher."""
-        return cls(
-            args.get("patching_mode"),
-            args.get("threshold"),
-            args.get("threshold_add"),
-            bool(args.get("monotonicity")),
-            args.get("patch_size"),
-            args.get("max_patch_length"),
-        )
-
-    @classmethod
-    def of_model(cls, args: JsonObject) -> "PublishedPatching":
-        """From the arguments of a model, which call the thresholds something else."""
-        named = {"threshold": "patching_threshold", "threshold_add": "patching_threshold_add"}
-        return cls.of_data({**args, **{ours: args.get(theirs) for ours, theirs in named.items()}})
-
-    def patcher(self) -> Patcher | None:
-        """The rule; None where there is none, or one that is not ours."""
-        limit = self.max_patch_length
-        if self.mode in PLAIN_MODES:
-            return Patcher(rule=self.mode, max_patch_length=limit)
-        if self.mode == "static" and self.patch_size:
-            return Patcher(rule="static", patch_size=self.patch_size, max_patch_length=limit)
-        if self.mode != "entropy" or self.threshold is None:
-            return None
-        if self.monotonicity:
-            return Patcher(self.threshold, "monotonic", max_patch_length=limit, published=True)
-        if (rise := self.threshold_add) is not None:
-            return Patcher(self.threshold, "combined", rise, max_patch_length=limit, published=True)
-        return Patcher(self.threshold, max_patch_length=limit)
-
-
-class PatchingArgs(TypedDict, total=False):
-    """The arguments of a published model that describe its boundary rule."""
-
-    patching_mode: str
-    patching_threshold: float | None
-    patching_threshold_add: float | None
-    monotonicity: bool
-    patch_size: float | None
-    max_patch_length: int | None
-
-
 def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
-    """The shape that published arguments describe; each argument is used, known to be harmless, or
-    refused.
+    """The shape that published arguments describe, which reads rows as the published code does;
+    each argument is used, known to be harmless, or refused.
 
     Args:
         patching: arguments with which the training data was patched, which count instead of the
@@ -150,30 +95,23 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
     """
     of_data = PublishedPatching.of_data(patching) if patching else PublishedPatching.of_model(args)
     patcher = of_data.patcher()
+    # The published code builds no model without the longest row. Earlier releases of this project
+    # wrote none: their models read rows in our own way and project all latent states.
+    ours = "max_encoder_seq_length" not in args
+    reading = dict.fromkeys(ROW_READING, False) if ours else AS_PUBLISHED
     args = {name: value for name, value in args.items() if name not in IGNORED_ARGS}
-    for name, known in FIXED_ARGS.items():
-        value = args.pop(name, known[0])
-        if value not in known:
-            raise ValueError(f"argument {name}={value!r} is not supported")
-    dim_local, dim_decoder = args.pop("dim_local_encoder"), args.pop("dim_local_decoder")
-    if dim_local != dim_decoder:
-        raise ValueError(
-            f"argument dim_local_decoder={dim_decoder} is not supported: the encoder is "
-            f"{dim_local} wide"
-        )
-    multiplier, multiple_of = args.pop("ffn_dim_multiplier", None), args.pop("multiple_of", 256)
-    hidden: JsonObject = {
-        f"hidden_dim_{part}": default_hidden_dim(
-            args["dim_global"] if part == "global" else dim_local, multiplier, multiple_of
-        )
-        for part in PARTS
-    }
+    crossing = _checked(args)
+    dim_local = _local_width(args)
+    hidden = _hidden_dims(args, dim_local)
     windows: JsonObject = {
         name: args.pop(name, None) or 1
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
     initialisation = published_initialisation(args)
-    sizes = args.pop("encoder_hash_byte_group_size") or ()  # None: no hash embeddings
+    sizes = args.pop("encoder_hash_byte_group_size", None) or ()  # None: no hash embeddings
+    if isinstance(sizes, str):
+        sizes = [int(size) for size in sizes.split(",") if size]
+    across = {name: args.pop(name) for name in ROW_READING if name in args}  # earlier releases'
     for name in UNSEEN:
         if not args.get(name):
             raise ValueError(f"argument {name} is missing")
@@ -182,17 +120,74 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
     refuse_unknown(args)
     return BLTConfig(
         dim_local=dim_local,
-        encoder_hash_byte_group_size=sizes,
+        projects_equal_widths=ours,
+        encoder_hash_byte_group_size=tuple(sizes),
         patcher=patcher,
+        **crossing,
         **hidden,
         **windows,
         **used,
         **initialisation,
+        **{**reading, **across},
     )
 
 
+def _checked(args: JsonObject) -> JsonObject:
+    """Take the arguments out that have a few values which we support; returns those that
+    :class:`BLTConfig` has.
+
+    Raises:
+        ValueError: one has another value; names it.
+    """
+    values: JsonObject = {}
+    for name, known in FIXED_ARGS.items():
+        values[name] = args.pop(name, known[0])
+        if values[name] not in known:
+            raise ValueError(f"argument {name}={values[name]!r} is not supported")
+    pooling = values["downsampling_by_pooling"]
+    if not values["cross_attn_encoder"] and pooling != "max":
+        raise ValueError(
+            f"argument cross_attn_encoder=False is not supported with "
+            f"downsampling_by_pooling={pooling!r}: ours pools with 'max'"
+        )
+    return {name: values[name] for name in ("cross_attn_encoder", "cross_attn_decoder")}
+
+
+def _local_width(args: JsonObject) -> int:
+    """Take the width of both local models out.
+
+    Raises:
+        ValueError: they have different ones, or groups of heads of which cross attention has none.
+    """
+    encoder, decoder = args.pop("dim_local_encoder"), args.pop("dim_local_decoder")
+    if encoder != decoder:
+        raise ValueError(
+            f"argument dim_local_decoder={decoder} is not supported: the encoder is {encoder} wide"
+        )
+    kv_heads = args.pop("n_kv_heads", None)
+    heads = {args.get("n_heads_local_encoder"), args.get("n_heads_local_decoder")}
+    if kv_heads is not None and heads != {kv_heads}:
+        raise ValueError(
+            f"argument n_kv_heads={kv_heads} is not supported: there cross attention would not "
+            "group its heads as the local models do"
+        )
+    width: int = encoder
+    return width
+
+
+def _hidden_dims(args: JsonObject, dim_local: int) -> JsonObject:
+    """Take the arguments of the feed-forward layers out; returns their widths."""
+    multiplier, multiple_of = args.pop("ffn_dim_multiplier", None), args.pop("multiple_of", 256)
+    widths = {part: args["dim_global"] if part == "global" else dim_local for part in PARTS}
+    return {
+        f"hidden_dim_{part}": default_hidden_dim(width, multiplier, multiple_of)
+        for part, width in widths.items()
+    }
+
+
 def to_published_args(config: BLTConfig) -> JsonObject:
-    """The published arguments that describe a shape.
+    """The published arguments that describe a shape, as the published code requires them
+    (docs/published-format.md), but for how it reads rows.
 
     Raises:
         CheckpointError: the published arguments cannot say what the model is; says why.
@@ -207,35 +202,38 @@ def to_published_args(config: BLTConfig) -> JsonObject:
     args: JsonObject = {
         **{name: values[0] for name, values in FIXED_ARGS.items()},
         **{name: getattr(config, name) for name in SAME_NAMES},
+        "cross_attn_encoder": config.cross_attn_encoder,
+        "cross_attn_decoder": config.cross_attn_decoder,
         "dim_local_encoder": config.dim_local,
         "dim_local_decoder": config.dim_local,
         "ffn_dim_multiplier": multiplier,
         "multiple_of": multiple_of,
         **{name: getattr(config, name) for name in INITIALISATION},
         "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size) or None,
+        "max_encoder_seq_length": LONGEST_ROW,
+        "max_seqlen": LONGEST_ROW,
+        # The class's own default runs no local model.
+        "attn_impl": "xformers",
+        "attn_bias_type": "block_causal",
         **windows,
-        **_patching_args(config.patcher),
+        **published_patching_args(config.patcher),
     }
-    if not config.hash_across_documents:  # other readers know no such argument
-        del args["hash_across_documents"]
-    alone = replace(config, patch_provenance=())  # config.json holds it beside the arguments
+    for wrong, what in (
+        (
+            config.local_attention_window_len is None,
+            "local_attention_window_len: the published local models have a window",
+        ),
+        (
+            config.dim_global == config.dim_local and config.read_vectors > 1,
+            "cross_attn_k: where dim_global equals dim_local, bytes read one vector of a patch",
+        ),
+    ):
+        if wrong:
+            raise CheckpointError(f"the published layout cannot hold this model; {what}")
+    # The file holds these beside the arguments.
+    alone = replace(config, patch_provenance=(), latent_origin=None, **AS_PUBLISHED)
     for name, (value, read) in differences(alone, from_published_args(args, {})).items():
         raise CheckpointError(
             f"the published layout cannot hold this model; {name}: {value} would be read as {read}"
         )
     return args
-
-
-def _patching_args(patcher: Patcher | None) -> PatchingArgs:
-    """The arguments that come nearest to a rule: where they would be read as another one, the
-    caller refuses the model."""
-    if patcher is None:
-        return {}
-    return {
-        "patching_mode": "entropy" if patcher.has_threshold else patcher.rule,
-        "patching_threshold": patcher.threshold,
-        "patching_threshold_add": patcher.threshold_add,
-        "monotonicity": patcher.compares == "rise",
-        "patch_size": patcher.patch_size,
-        "max_patch_length": patcher.max_patch_length,
-    }

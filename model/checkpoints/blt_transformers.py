@@ -9,18 +9,26 @@ import torch
 from torch import Tensor
 
 from model.blt import BLT
-from model.blt_config import BLTConfig
+from model.blt_config import ROW_READING, BLTConfig
 from model.checkpoints import entropy_layouts
-from model.checkpoints.entropy_layouts import RopeParameters, TransformersEntropyConfig
+from model.checkpoints.entropy_layouts import TransformersEntropyConfig
 from model.checkpoints.files import (
     CheckpointError,
     JsonObject,
     transformers_name,
-    transformers_rope_theta,
+)
+from model.checkpoints.transformers_rope import (
+    RopeParameters,
+    plain_rope_theta,
+    rotary_positions,
+    to_rope_parameters,
 )
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 
+AS_TRANSFORMERS: JsonObject = {**dict.fromkeys(ROW_READING, False), "hash_across_documents": True}
+"""How transformers reads rows, as far as it does: it knows no documents, which a row of packed ones
+needs, and reads the last patch but one where lengths leave out the next token."""
 THEIR_RULE = "global"
 """The only boundary rule that transformers has, called ``entropy`` there."""
 
@@ -35,7 +43,7 @@ class TransformersPart(TypedDict):
     intermediate_size: int
     rms_norm_eps: float
     rope_parameters: RopeParameters
-    vocab_size: int
+    vocab_size: NotRequired[int]
     cross_attn_k: NotRequired[int]
     cross_attn_all_layers: NotRequired[bool]
     hidden_size_global: NotRequired[int]
@@ -51,7 +59,6 @@ class TransformersConfig(TypedDict):
     encoder_hash_byte_group_size: list[int]
     encoder_hash_byte_group_vocab: int
     encoder_hash_byte_group_nb_functions: int
-    hash_across_documents: bool
     local_attention_window_len: int | None
     rope_parameters: RopeParameters
     patch_in_forward: bool
@@ -88,7 +95,8 @@ def from_transformers_weights(shape: BLTConfig, theirs: dict[str, Tensor]) -> di
 
 
 def from_transformers_config(config: JsonObject) -> BLTConfig:
-    """The shape that a configuration of transformers' BLT describes.
+    """The shape that a configuration of transformers' BLT describes, which reads rows as
+    transformers does.
 
     Raises:
         ValueError: an argument's value is not supported; names it.
@@ -99,6 +107,7 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         "global": config["global_config"],
     }
     encoder, decoder = parts["local_encoder"], parts["local_decoder"]
+    theta, scaling = rotary_positions(parts["global"], 500_000.0)
     k = config.get("cross_attn_k", 2)
     shapes: JsonObject = {}
     for name, part in parts.items():
@@ -113,8 +122,9 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         "cross_attn_k": tuple(part.get("cross_attn_k", k) for part in (encoder, decoder)),
         "num_attention_heads": (encoder["num_attention_heads"], decoder["num_attention_heads"]),
         "rms_norm_eps": tuple(part.get("rms_norm_eps", 1e-5) for part in parts.values()),
-        "rope_parameters": tuple(
-            transformers_rope_theta(part, 500_000.0) for part in parts.values()
+        "rope_parameters": (
+            theta,
+            *(plain_rope_theta(part, 500_000.0) for part in (encoder, decoder)),
         ),
     }
     for name, values in shared.items():
@@ -130,9 +140,10 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         encoder_hash_byte_group_size=config["encoder_hash_byte_group_size"],
         encoder_hash_byte_group_vocab=config["encoder_hash_byte_group_vocab"],
         encoder_hash_byte_group_nb_functions=config["encoder_hash_byte_group_nb_functions"],
-        hash_across_documents=config.get("hash_across_documents", False),  # ours alone
+        **AS_TRANSFORMERS,
         local_attention_window_len=config.get("local_attention_window_len", 512),
-        rope_theta=shared["rope_parameters"][0],
+        rope_theta=theta,
+        rope_scaling_global=scaling,
         norm_eps=shared["rms_norm_eps"][0],
         vocab_size=config.get("vocab_size", 260),
         patcher=_transformers_patcher(config),
@@ -159,8 +170,9 @@ def to_transformers_config(
         CheckpointError: transformers has no such model; says why.
     """
     _check_representable(config)
-    patcher, rope = config.patcher, _rope(config)
+    patcher = config.patcher
     encoder, decoder = (_part(config, name) for name in ("local_encoder", "local_decoder"))
+    encoder["vocab_size"] = decoder["vocab_size"] = config.vocab_size
     encoder["cross_attn_k"] = decoder["cross_attn_k"] = config.cross_attn_k
     encoder["cross_attn_all_layers"] = config.cross_attn_all_layers_encoder
     decoder["cross_attn_all_layers"] = config.cross_attn_all_layers_decoder
@@ -173,9 +185,8 @@ def to_transformers_config(
         "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
         "encoder_hash_byte_group_vocab": config.encoder_hash_byte_group_vocab,
         "encoder_hash_byte_group_nb_functions": config.encoder_hash_byte_group_nb_functions,
-        "hash_across_documents": config.hash_across_documents,
         "local_attention_window_len": config.local_attention_window_len,
-        "rope_parameters": rope,
+        "rope_parameters": to_rope_parameters(config.rope_theta, ()),
         "patch_in_forward": entropy_model is not None,
         "patching_mode": "entropy",
         "patching_threshold": patcher.threshold if patcher else None,
@@ -206,6 +217,9 @@ def _check_representable(config: BLTConfig) -> None:
         "cross_attn_all_layers_encoder: it pools anew in every layer": (
             config.cross_attn_all_layers_encoder and config.n_layers_local_encoder > 1
         ),
+        "projects_equal_widths: it always projects latent states": (
+            not config.projects_equal_widths
+        ),
         "patcher: it has the global rule only": (
             patcher is not None and patcher.rule != THEIR_RULE
         ),
@@ -214,11 +228,8 @@ def _check_representable(config: BLTConfig) -> None:
             raise CheckpointError(f"transformers' layout cannot hold this model; {what}")
 
 
-def _rope(config: BLTConfig) -> RopeParameters:
-    return {"rope_type": "default", "rope_theta": config.rope_theta}
-
-
 def _part(config: BLTConfig, name: str) -> TransformersPart:
+    scaling = config.rope_scaling_global if name == "global" else ()
     return {
         "hidden_size": config.dim_of(name),
         "num_hidden_layers": getattr(config, f"n_layers_{name}"),
@@ -226,8 +237,7 @@ def _part(config: BLTConfig, name: str) -> TransformersPart:
         "num_key_value_heads": getattr(config, f"n_kv_heads_{name}"),
         "intermediate_size": getattr(config, f"hidden_dim_{name}"),
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": _rope(config),
-        "vocab_size": config.vocab_size,
+        "rope_parameters": to_rope_parameters(config.rope_theta, scaling),
     }
 
 

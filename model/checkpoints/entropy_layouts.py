@@ -15,15 +15,16 @@ from model.checkpoints.files import (
     published_initialisation,
     refuse_unknown,
     transformers_name,
-    transformers_rope_theta,
 )
+from model.checkpoints.transformers_rope import RopeParameters, plain_rope_theta
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.initialisation import InitStdFactor
+from model.tokenizer import EOS_ID
 from model.widths import default_hidden_dim, hidden_dim_arguments
 
 IGNORED_ARGS = {
     *("attn_impl", "attn_bias_type", "sliding_window", "eos_id", "seed"),
-    "rope_use_fp32_in_outer_product",
+    *("init_device", "init_dtype", "rope_use_fp32_in_outer_product"),
 }
 """Published arguments that don't describe the computation: attention settings, which the published
 model was not run with (it is always causal, within one document, window 512)."""
@@ -36,7 +37,7 @@ class PublishedEntropyArgs(TypedDict):
     n_layers: int
     n_heads: int
     n_kv_heads: int | None
-    ffn_dim_multiplier: float | None
+    ffn_dim_multiplier: float
     multiple_of: int
     max_seqlen: int
     rope_theta: float
@@ -44,13 +45,10 @@ class PublishedEntropyArgs(TypedDict):
     vocab_size: int
     init_std_factor: InitStdFactor
     init_base_std: float | None
-
-
-class RopeParameters(TypedDict):
-    """Rotary positions, as transformers writes them."""
-
-    rope_type: str
-    rope_theta: float
+    attn_impl: str
+    attn_bias_type: str
+    sliding_window: int
+    eos_id: int
 
 
 class TransformersEntropyConfig(TypedDict):
@@ -123,6 +121,11 @@ def to_published_args(config: EntropyModelConfig) -> PublishedEntropyArgs:
         "vocab_size": config.vocab_size,
         "init_std_factor": config.init_std_factor,
         "init_base_std": config.init_base_std,
+        # Without these the published code would run its default attention, which has no window.
+        "attn_impl": "xformers",
+        "attn_bias_type": "local_block_causal",
+        "sliding_window": config.window,
+        "eos_id": EOS_ID,
     }
     for name, (value, read) in differences(config, from_published_args({**args})).items():
         raise CheckpointError(
@@ -148,7 +151,7 @@ def from_transformers_config(config: JsonObject) -> EntropyModelConfig:
         hidden_dim=config.get("intermediate_size", 2048),
         context_length=config.get("max_position_embeddings", 8192),
         window=config.get("sliding_window") or 512,
-        rope_theta=transformers_rope_theta(config, 10_000.0),
+        rope_theta=plain_rope_theta(config, 10_000.0),
         norm_eps=config.get("rms_norm_eps", 1e-5),
         vocab_size=config.get("vocab_size", 260),
     )

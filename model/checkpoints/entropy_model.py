@@ -2,7 +2,7 @@
 
 No code of a checkpoint is ever run: pickles are read with ``weights_only``. Layouts:
 
-* own: ``config.json`` with ``"format"`` + ``model.safetensors`` (transformer and n-gram alike);
+* own: ``config.json`` with ``"format"`` + ``model.safetensors``, for models of all kinds;
 * published, consolidated: ``params.json`` (key ``entropy_model``) + ``consolidated.pth``
   (key ``model``);
 * published, hub: ``config.json`` = ``{"args": {...}}`` + ``model.safetensors``;
@@ -34,10 +34,12 @@ from model.checkpoints.files import (
     ready,
     refuse_token_transformer,
 )
+from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
 from model.device import computing_in
 from model.entropy_model import EntropyModel, EntropyModelConfig
 from model.initialisation import INITIALISATION
 from model.ngram import NGramEntropyModel
+from model.short_context import ShortContextModel
 
 __all__ = [
     "CheckpointError",
@@ -54,6 +56,9 @@ __all__ = [
 
 FORMAT = "blt-titan/entropy-model/1"
 Layout = Literal["own", "transformers", "published"]
+SHORT_CONTEXT_KINDS: dict[str, type[ShortContextModel]] = {
+    kind.kind: kind for kind in (NGramEntropyModel, ConvEntropyModel)
+}
 FIRST_ARGUMENTS = (
     *("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "context_length", "window"),
     *("rope_theta", "norm_eps", "vocab_size"),
@@ -66,7 +71,7 @@ def load_entropy_model(
     *,
     device: str | torch.device | None = None,
     dtype: Dtype = None,
-) -> EntropyModel | NGramEntropyModel:
+) -> EntropyModel | ShortContextModel:
     """An entropy model, ready to score.
 
     Args:
@@ -95,8 +100,8 @@ def read_entropy_model(directory: Path) -> tuple[EntropyModelConfig, dict[str, T
     """
     with reading("entropy model", str(directory)):
         config = read_json(directory / "config.json")
-        if config.get("format") == FORMAT and config["kind"] == "ngram":
-            raise ValueError("is an n-gram model; give a transformer")
+        if kind := _short_context_kind(config):
+            raise ValueError(f"is {kind.title}; give a transformer")
         return _read(config, directory)
 
 
@@ -112,18 +117,18 @@ def holds_entropy_model_alone(directory: Path) -> bool:
 
 
 def to_device(
-    model: EntropyModel | NGramEntropyModel,
+    model: EntropyModel | ShortContextModel,
     device: str | torch.device | None = None,
     dtype: Dtype = None,
-) -> EntropyModel | NGramEntropyModel:
-    """Move a transformer to where it computes fastest; an n-gram model stays on the CPU."""
-    if isinstance(model, NGramEntropyModel):
+) -> EntropyModel | ShortContextModel:
+    """Move a transformer to where it computes fastest; others stay on the CPU."""
+    if isinstance(model, ShortContextModel):
         return model
     return ready(model, device, dtype)
 
 
 def save_entropy_model(
-    model: EntropyModel | NGramEntropyModel, directory: str | Path, *, layout: Layout = "own"
+    model: EntropyModel | ShortContextModel, directory: str | Path, *, layout: Layout = "own"
 ) -> None:
     """Write ``model`` to ``directory``, which is made if need be.
 
@@ -136,8 +141,8 @@ def save_entropy_model(
     config: JsonObject
     if layout == "own":
         config = {"format": FORMAT, **state}
-    elif isinstance(model, NGramEntropyModel):
-        raise CheckpointError(f"the {layout} layout cannot hold an n-gram entropy model")
+    elif isinstance(model, ShortContextModel):
+        raise CheckpointError(f"the {layout} layout cannot hold {model.title}")
     elif layout == "published":
         config = {"args": entropy_layouts.to_published_args(model.config)}
     else:
@@ -150,7 +155,7 @@ def save_entropy_model(
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
+def fingerprint(model: EntropyModel | ShortContextModel) -> str:
     """The sha256 of configuration and weights: equal exactly for models that compute the same.
 
     A transformer is hashed in float32, under our names, with its arguments as our own layout
@@ -171,10 +176,10 @@ def fingerprint(model: EntropyModel | NGramEntropyModel) -> str:
     return digest.hexdigest()
 
 
-def computed_in(model: EntropyModel | NGramEntropyModel) -> str:
+def computed_in(model: EntropyModel | ShortContextModel) -> str:
     """Device, dtype and kind of GPU in which a model computes entropies, see
-    :func:`model.device.computing_in`; ``cpu float32`` for an n-gram model."""
-    if isinstance(model, NGramEntropyModel):
+    :func:`model.device.computing_in`; ``cpu float32`` for one that computes on CPUs alone."""
+    if isinstance(model, ShortContextModel):
         return "cpu float32"
     return computing_in(model.device, model.output.weight.dtype)
 
@@ -208,23 +213,33 @@ def from_own_config(config: JsonObject) -> EntropyModelConfig:
     return EntropyModelConfig(**own_arguments(config, EntropyModelConfig))
 
 
-def _state(model: EntropyModel | NGramEntropyModel) -> tuple[JsonObject, dict[str, Tensor]]:
+def _state(model: EntropyModel | ShortContextModel) -> tuple[JsonObject, dict[str, Tensor]]:
     """Configuration and tensors, as our own layout holds them."""
     if isinstance(model, EntropyModel):
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         return {"kind": "transformer", **asdict(model.config)}, tensors
-    tensors = {f"order_{k}": torch.tensor(table) for k, table in model.hashed.items()}
-    return {"kind": "ngram"}, {"direct": torch.tensor(model.direct), **tensors}
+    shape = asdict(model.config) if isinstance(model, ConvEntropyModel) else {}
+    return {"kind": model.kind, **shape}, model.tensors()
 
 
-def _load(directory: Path) -> EntropyModel | NGramEntropyModel:
+def _short_context_kind(config: JsonObject) -> type[ShortContextModel] | None:
+    """The kind of model that a ``config.json`` of our own layout describes; None for another."""
+    own = config.get("format") == FORMAT
+    return SHORT_CONTEXT_KINDS.get(config.get("kind", "")) if own else None
+
+
+def _load(directory: Path) -> EntropyModel | ShortContextModel:
     config = read_json(directory / "config.json")
-    if config.get("format") == FORMAT and config["kind"] == "ngram":
-        tables = {name: table.numpy() for name, table in read_safetensors(directory).items()}
-        direct = tables.pop("direct")
-        return NGramEntropyModel(direct, {int(k.removeprefix("order_")): tables[k] for k in tables})
-    shape, weights = _read(config, directory)
-    return build(lambda: EntropyModel(shape), weights)
+    kind = _short_context_kind(config)
+    if kind is NGramEntropyModel:
+        return NGramEntropyModel.of_tensors(read_safetensors(directory))
+    if kind is ConvEntropyModel:
+        shape = ConvEntropyConfig(**own_arguments(config, ConvEntropyConfig))
+        return ConvEntropyModel(shape, read_safetensors(directory))
+    if config.get("format") == FORMAT and config.get("kind") != "transformer":
+        raise ValueError(f"config.json: kind {config.get('kind')!r} is unknown to this release")
+    arguments, weights = _read(config, directory)
+    return build(lambda: EntropyModel(arguments), weights)
 
 
 def _read(config: JsonObject, directory: Path) -> tuple[EntropyModelConfig, dict[str, Tensor]]:

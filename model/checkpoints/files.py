@@ -25,10 +25,16 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 BUILT_IN = "entropy-1m"
-"""The entropy model that comes with this package; see its README.md in model/weights."""
+"""The default among the entropy models that come with this package."""
+WEIGHTS = Path(__file__).parents[1] / "weights"
+"""Holds a directory, with a README.md, for each model that comes with this package."""
 TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"
 """The format of :mod:`model.checkpoints.token_transformer`."""
+INDEX_FILE = "model.safetensors.index.json"
+"""transformers' list of the weights in several files."""
 WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
+UNWANTED_FILES = ["original/*"]
+"""Llama's repositories hold all weights a second time."""
 M = TypeVar("M", bound=nn.Module)
 Dtype = torch.dtype | Literal["stored"] | None
 JsonObject = dict[str, Any]
@@ -158,23 +164,6 @@ def own_arguments(config: JsonObject, shape: type) -> JsonObject:
     return values
 
 
-def transformers_rope_theta(part: JsonObject, default: float) -> float:
-    """The base of the rotary positions in a part of a transformers configuration.
-
-    Raises:
-        ValueError: the part has other positions, or other layers than SwiGLU; names the argument.
-    """
-    rope: JsonObject = part.get("rope_parameters") or part.get("rope_scaling") or {}
-    for name, value, known in (
-        ("rope_type", rope.get("rope_type", "default"), "default"),
-        ("hidden_act", part.get("hidden_act", "silu"), "silu"),
-    ):
-        if value != known:
-            raise ValueError(f"argument {name}={value!r} is not supported")
-    theta: float = {"rope_theta": default, **part, **rope}["rope_theta"]
-    return theta
-
-
 def read_consolidated(directory: Path) -> dict[str, Tensor]:
     """The weights in ``consolidated.pth``, mapped from the file."""
     path = directory / "consolidated.pth"
@@ -185,15 +174,21 @@ def read_consolidated(directory: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """The tensors of all safetensors files whose names start with one prefix, without it.
+    """The tensors of a checkpoint's safetensors files whose names start with one prefix, without
+    it. The files are those that transformers' index lists, or all files if there is no index.
 
     Args:
         prefixes: the first one that any name starts with is taken.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or an index lists one that is missing.
     """
+    listed = read_json(directory / INDEX_FILE).get("weight_map")
     paths = sorted(directory.glob("*.safetensors"))
+    if listed is not None:
+        paths = [directory / name for name in sorted(set(listed.values()))]
+        if missing := [path.name for path in paths if not path.exists()]:
+            raise ValueError(f"{missing[0]}: is listed in {INDEX_FILE} and is not there")
     if not paths:
         raise ValueError("no .safetensors file")
     by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
@@ -299,26 +294,39 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
             yield Path(temporary)
     elif Path(source).is_dir():
         yield Path(source)
-    elif source == BUILT_IN:
-        yield Path(__file__).parents[1] / "weights" / BUILT_IN
+    elif source in {path.name for path in WEIGHTS.iterdir()}:
+        yield WEIGHTS / source
     elif source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~")):
         yield Path(download(source.removeprefix("hf://")))
     else:
         raise CheckpointError(f"{source}: no such directory, and not a hub id (owner/name)")
 
 
-def download(repository: str, output: str | Path | None = None) -> str:
+def download(
+    repository: str,
+    output: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> str:
     """The directory of a hub repository's checkpoint, after what is missing was downloaded.
 
     Args:
         output: the directory to put it in; the hub's cache by default.
+        revision: a branch, a tag or a commit; the main branch by default.
+        offline: ask nobody: it was downloaded before.
 
     Raises:
         CheckpointError: it is gated, does not exist, or cannot be reached; says what to do.
     """
     try:
         return huggingface_hub.snapshot_download(
-            repository, allow_patterns=WANTED_FILES, local_dir=output
+            repository,
+            revision=revision,
+            allow_patterns=WANTED_FILES,
+            ignore_patterns=UNWANTED_FILES,
+            local_dir=output,
+            local_files_only=offline,
         )
     except GatedRepoError as error:
         raise CheckpointError(

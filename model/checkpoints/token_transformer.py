@@ -3,9 +3,8 @@
 Both have ``config.json``, ``model.safetensors`` and the ``tokenizer.json`` that makes ids of text.
 
 In transformers' layout ids are the tokenizer's own, and BOS and EOS, which are ours, follow them:
-the rows of both tables are permuted. transformers turns feature ``i`` of a head with feature ``i +
-head_dim / 2``, and our blocks turn neighbours: the rows of ``wq`` and ``wk`` are permuted, too. For
-a head of 6 features the order is 0, 2, 4, 1, 3, 5.
+the rows of both tables are permuted. So are those of ``wq`` and ``wk``
+(:mod:`model.checkpoints.llama`).
 """
 
 import hashlib
@@ -33,6 +32,7 @@ from model.checkpoints.files import (
     ready,
     transformers_name,
 )
+from model.checkpoints.llama import feature_order
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
 from model.tokenizer import BOE_ID, BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID
 
@@ -189,13 +189,14 @@ def to_transformers_weights(
         BPE_ID,
         *range(end, shape.vocab_size),
     ]
-    half = torch.arange(shape.dim // shape.n_heads).view(-1, 2).T.flatten()
+    order_of_head = feature_order(shape.dim // shape.n_heads)
     theirs = {}
     for name, weight in weights.items():
         if name in ("tok_embeddings.weight", "output.weight"):
             weight = weight[torch.tensor(order)]
         elif name.endswith(("wq.weight", "wk.weight")):
-            weight = weight.unflatten(0, (-1, len(half)))[:, half].flatten(0, 1).contiguous()
+            heads = weight.unflatten(0, (-1, len(order_of_head)))
+            weight = heads[:, order_of_head].flatten(0, 1).contiguous()
         name = transformers_name(name)
         is_output = name.startswith("output.")
         theirs["lm_head.weight" if is_output else f"model.{name}"] = weight

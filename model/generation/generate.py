@@ -27,8 +27,8 @@ from model.generation.incremental_blt import (
 from model.generation.kv_cache import PIECE
 from model.generation.sampling import Sampling
 from model.generation.writer import Writer
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
+from model.short_context import ShortContextModel
 from model.tokenizer import BYTE_OFFSET, EOS_ID, ByteTokenizer
 
 BATCH_SIZE = 128
@@ -39,7 +39,7 @@ ADMITTED = 8
 
 def generate(
     model: BLT | EntropyModel,
-    entropy_model: EntropyModel | NGramEntropyModel | None,
+    entropy_model: EntropyModel | ShortContextModel | None,
     prompts: Sequence[str | bytes],
     *,
     patcher: Patcher | None = None,
@@ -101,7 +101,7 @@ def generate(
 
 def stream(
     model: BLT | EntropyModel,
-    entropy_model: EntropyModel | NGramEntropyModel | None,
+    entropy_model: EntropyModel | ShortContextModel | None,
     prompts: Sequence[str | bytes],
     *,
     sampling: Sampling,

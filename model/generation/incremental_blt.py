@@ -12,16 +12,16 @@ from model.generation.incremental import Incremental
 from model.generation.incremental_entropies import (
     CachedEntropyModel,
     EntropyModelSteps,
-    NGramReader,
+    ShortContextReader,
 )
 from model.generation.kv_cache import PIECE
 from model.generation.piece import Piece
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
+from model.short_context import ShortContextModel
 
 
 def check_patching(
-    model: BLT, entropy_model: EntropyModel | NGramEntropyModel | None, patcher: Patcher
+    model: BLT, entropy_model: EntropyModel | ShortContextModel | None, patcher: Patcher
 ) -> None:
     """Check that a BLT can read on with this rule and entropy model.
 
@@ -51,7 +51,7 @@ class IncrementalBLT(Incremental):
     def __init__(
         self,
         model: BLT,
-        entropy_model: EntropyModel | NGramEntropyModel | None,
+        entropy_model: EntropyModel | ShortContextModel | None,
         patcher: Patcher,
         batch: int,
         longest: int = PIECE,
@@ -78,13 +78,15 @@ class IncrementalBLT(Incremental):
             weights or JoinedWeights(),
         )
         piece = Piece(batch, longest, model.config.cross_attn_window_encoder, model.device)
-        self._entropies, self._ngrams = None, None
+        self._entropies, self._reader = None, None
         if isinstance(entropy_model, EntropyModel) and patcher.reads_entropies:
             self._entropies = CachedEntropyModel(
                 entropy_model, piece, weights, reset_at_newline=reset_at_newline
             )
-        elif isinstance(entropy_model, NGramEntropyModel) and patcher.reads_entropies:
-            self._ngrams = NGramReader(entropy_model, batch, reset_at_newline=reset_at_newline)
+        elif isinstance(entropy_model, ShortContextModel) and patcher.reads_entropies:
+            self._reader = ShortContextReader(
+                entropy_model, batch, reset_at_newline=reset_at_newline
+            )
         super().__init__(
             BLTSteps(model, piece, self._entropies, runner, weights),
             runner,
@@ -93,8 +95,8 @@ class IncrementalBLT(Incremental):
 
     def _patch_ends(self) -> np.ndarray:
         before, tokens_BM = self._before, self.tokens_BM
-        if self._ngrams is not None:
-            self._h_BM = self._ngrams.read(torch.from_numpy(tokens_BM)).numpy()
+        if self._reader is not None:
+            self._h_BM = self._reader.read(torch.from_numpy(tokens_BM)).numpy()
         ends_BM = self.patcher.ends_in_piece(
             torch.from_numpy(np.concatenate([before.h_B[:, None], self._h_BM], 1)),
             torch.from_numpy(np.concatenate([before.token_B[:, None], tokens_BM], 1)),
@@ -105,14 +107,14 @@ class IncrementalBLT(Incremental):
 
     def keep(self, kept_B: np.ndarray) -> None:
         super().keep(kept_B)
-        if self._ngrams is not None:
-            self._ngrams.keep(torch.from_numpy(kept_B))
+        if self._reader is not None:
+            self._reader.keep(torch.from_numpy(kept_B))
 
     def take(self, row: int, other: Incremental, its_row: int) -> None:
         super().take(row, other, its_row)
-        if self._ngrams is not None:
-            assert isinstance(other, IncrementalBLT) and other._ngrams is not None
-            self._ngrams.take(row, other._ngrams, its_row)
+        if self._reader is not None:
+            assert isinstance(other, IncrementalBLT) and other._reader is not None
+            self._reader.take(row, other._reader, its_row)
 
 
 class IncrementalEntropyModel(Incremental):

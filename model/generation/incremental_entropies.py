@@ -10,8 +10,8 @@ from model.entropy_model import EntropyModel
 from model.generation.cached_blocks import CachedBlocks, JoinedWeights
 from model.generation.fused import entropy
 from model.generation.piece import Piece
-from model.ngram import NGramEntropyModel
 from model.segments import NEWLINE_ID
+from model.short_context import ShortContextModel
 from model.tokenizer import PAD_ID
 
 
@@ -116,11 +116,11 @@ class EntropyModelSteps:
         self._model.blocks.cache.ring.take(row, its, its_row, tokens)
 
 
-class NGramReader:
+class ShortContextReader:
     """Scores each piece together with the few tokens before it, which are all its context. It runs
     on the host."""
 
-    def __init__(self, model: NGramEntropyModel, batch: int, *, reset_at_newline: bool):
+    def __init__(self, model: ShortContextModel, batch: int, *, reset_at_newline: bool):
         self._model, self._reset = model, reset_at_newline
         # The context, and the last piece; padding is on the left of rows that have read less.
         self._rows_BX = torch.full((batch, model.order), PAD_ID)
@@ -146,7 +146,7 @@ class NGramReader:
         """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
         self._kept_B = kept_B
 
-    def take(self, row: int, other: "NGramReader", its_row: int) -> None:
+    def take(self, row: int, other: "ShortContextReader", its_row: int) -> None:
         """Go on in a row where another reader is in one of its rows."""
         context_BC = self._context()
         context_BC[row] = other._context()[its_row]

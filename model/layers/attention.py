@@ -41,13 +41,17 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 class RotaryAngles(nn.Module):
     """Cosines and sines of rotary angles: at position p, pair ``i`` of a head's features turns by
-    ``p * theta ** (-2 i / head_dim)``."""
+    ``p * theta ** (-2 i / head_dim)``.
+
+    Args:
+        scaling: see :func:`scaled_frequencies`; empty for none.
+    """
 
     bits_F: Tensor
 
-    def __init__(self, head_dim: int, theta: float):
+    def __init__(self, head_dim: int, theta: float, scaling: tuple[float, ...] = ()):
         super().__init__()
-        self.head_dim, self.theta = head_dim, theta
+        self.head_dim, self.theta, self.scaling = head_dim, theta, scaling
         # Kept as integers, because .to(bfloat16) must not round them. They stand where weights made
         # now would, except on the meta device, which would lose them.
         device = torch.get_default_device()
@@ -58,7 +62,10 @@ class RotaryAngles(nn.Module):
         pair_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
         # The form, and the CPU, decide the rounding: an error in the last bit changes sharp logits
         # by 1e-3.
-        return (1.0 / self.theta ** (pair_F / self.head_dim)).view(torch.int32)
+        frequency_F = 1.0 / self.theta ** (pair_F / self.head_dim)
+        if self.scaling:
+            frequency_F = scaled_frequencies(frequency_F, *self.scaling)
+        return frequency_F.view(torch.int32)
 
     def reset_parameters(self) -> None:
         """Compute the frequencies again: after ``to_empty`` they are lost."""
@@ -68,6 +75,26 @@ class RotaryAngles(nn.Module):
         """Cosine and sine of each token's angles, float32, ``[tokens, head_dim / 2, 2]``."""
         angle_TF = position_T.float()[:, None] * self.bits_F.view(torch.float32)
         return torch.stack([angle_TF.cos(), angle_TF.sin()], dim=-1)
+
+
+def scaled_frequencies(
+    frequency_F: Tensor, factor: float, low: float, high: float, length: float
+) -> Tensor:
+    """Rotary frequencies for longer contexts, as Llama 3.1 scales them.
+
+    A pair that turns at least ``high`` times within the first ``length`` positions keeps its
+    frequency, one that turns at most ``low`` times turns ``factor`` times slower, and between them
+    the frequency is blended linearly in the number of turns. With Llama 3.1's (8, 1, 4, 8192), a
+    pair of 10 turns keeps them, one of half a turn gets a sixteenth, and one of 2.5 turns gets
+    2.5 * (0.5 + 0.5 / 8) = 1.4.
+
+    Args:
+        frequency_F: radians per position, float32.
+    """
+    frequency_F = frequency_F.double()
+    turns_F = frequency_F * length / (2 * torch.pi)
+    kept_F = ((turns_F - low) / (high - low)).clamp(0, 1)
+    return (frequency_F * (kept_F + (1 - kept_F) / factor)).float()
 
 
 def apply_rotary(x_THD: Tensor, rotary_TF2: Tensor) -> Tensor:

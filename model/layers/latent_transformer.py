@@ -23,7 +23,8 @@ class LatentTransformer(nn.Module):
         )
         shape = config.block_shape("global")
         self.layers = nn.ModuleList(Block(*shape) for _ in range(config.n_layers_global))
-        self.rotary = RotaryAngles(config.dim_global // config.n_heads_global, config.rope_theta)
+        head_dim, scaling = config.dim_global // config.n_heads_global, config.rope_scaling_global
+        self.rotary = RotaryAngles(head_dim, config.rope_theta, scaling)
 
     def forward(self, patches_NKD: Tensor, position_N: Tensor, attends: Sequence[Attend]) -> Tensor:
         """Latent states of patches, ``[patches, dim_global]``.

@@ -52,8 +52,12 @@ class LocalDecoder(nn.Module):
     def __init__(self, config: BLTConfig):
         super().__init__()
         dim, layers = config.dim_local, config.n_layers_local_decoder
-        self.k = config.cross_attn_k if config.cross_attn_decoder else 1
-        self.patch_embedding_projection = nn.Linear(config.dim_global, dim * self.k, bias=False)
+        self.k = config.read_vectors
+        self.patch_embedding_projection = (
+            nn.Linear(config.dim_global, dim * self.k, bias=False)
+            if config.projects_equal_widths
+            else nn.Identity()
+        )
         shape, crossings = config.block_shape("local_decoder"), config.decoder_crossings
         self.layers = nn.ModuleList(
             (ReadingBlock if i < crossings else Block)(*shape) for i in range(layers)

@@ -12,9 +12,10 @@ row of 5 tokens in patches of 1, 2 and 2::
 
 Token 2 ends patch 1, so the patch is complete with it and token 2 reads from it. The last token's
 next byte belongs to patch 3 if the lengths count it (in training they are 1, 2, 2, 1, and token 4
-reads patch 2); otherwise it is taken to belong to the last patch, as here. Windows add neighbours
-within the document: the patches after a byte's own that gather from it, too, and the patches before
-the latest that it reads, too.
+reads patch 2); otherwise it is taken to belong to the last patch, as here, or, as published
+(``last_reads_last_patch``), to one after it. Windows add neighbours within the document (or, as
+published, within the row): the patches after a byte's own that gather from it, too, and the patches
+before the latest that it reads, too.
 
 The steps are vectorised, and their shapes depend on the batch's shape alone, so that a device is
 never waited for.
@@ -59,6 +60,9 @@ class PatchLayout(NamedTuple):
         window_encoder: int,
         window_decoder: int,
         multiple: int = 1,
+        *,
+        across_documents: bool = False,
+        last_reads_last: bool = False,
     ) -> "PatchLayout":
         """The layout of a batch that :func:`check_batch` accepts.
 
@@ -68,6 +72,9 @@ class PatchLayout(NamedTuple):
             window_encoder: how many patches gather from a byte.
             window_decoder: how many patches a byte reads from.
             multiple: N is rounded up to a multiple of this.
+            across_documents: windows end with the row, not with the document.
+            last_reads_last: a row's last token reads the last patch where lengths leave out the
+                token after it, and not the patch before.
         """
         (batch, width), patches = tokens_BS.shape, patch_lengths_BP.shape[1]
         device, total = tokens_BS.device, batch * patches
@@ -80,8 +87,9 @@ class PatchLayout(NamedTuple):
         slot_BS = column_S.expand(batch, width).contiguous()
         own_BS = torch.searchsorted(ends_BP, slot_BS, right=True)
         next_BS = torch.searchsorted(ends_BP, slot_BS + 1, right=True)
-        # If the lengths leave out the next token, it is taken to belong to the last patch.
-        last_B1 = (patch_lengths_BP > 0).sum(1, keepdim=True) - 1
+        # If the lengths leave out the next token, it is taken to belong to the last patch, or to
+        # one after it.
+        last_B1 = (patch_lengths_BP > 0).sum(1, keepdim=True) - (0 if last_reads_last else 1)
         known_BS = (torch.minimum(next_BS, last_B1) - 1).clamp(min=0) + row_B1
         # Padding after the last patch counts to the next row's first one, or to the last of all.
         own_T = (own_BS + row_B1).clamp(max=total - 1).flatten()
@@ -92,10 +100,13 @@ class PatchLayout(NamedTuple):
         eos_N = eos_N.index_add(0, own_T, eos_T.int())
         patch_starts_BP = (eos_N > 0).view(batch, patches).roll(1, 1)
         patch_starts_BP[:, :1] = True
-        document_N = patch_starts_BP.flatten().cumsum(0)
+        if across_documents:
+            group_N = row_B1.expand(batch, patches).flatten()
+        else:
+            group_N = patch_starts_BP.flatten().cumsum(0)
 
-        gathering_TW = _neighbours(own_T, inside_T, document_N, window_encoder, 1)
-        read_TW = _neighbours(known_BS.flatten(), None, document_N, window_decoder, -1)
+        gathering_TW = _neighbours(own_T, inside_T, group_N, window_encoder, 1)
+        read_TW = _neighbours(known_BS.flatten(), None, group_N, window_decoder, -1)
         return cls(
             tokens_T=tokens_BS.masked_fill(~inside_BS, BOE_ID).long().flatten(),
             position_T=since_start(document_starts(tokens_BS)),
@@ -107,23 +118,23 @@ class PatchLayout(NamedTuple):
 
 
 def _neighbours(
-    patch_T: Tensor, exists_T: Tensor | None, document_N: Tensor, window: int, direction: int
+    patch_T: Tensor, exists_T: Tensor | None, group_N: Tensor, window: int, direction: int
 ) -> Tensor:
-    """``patch_T`` and the patches next to it, as far as its document goes: ``[tokens, window]``,
-    with ``~i`` where there is none.
+    """``patch_T`` and the patches next to it, as far as its group goes: ``[tokens, window]``, with
+    ``~i`` where there is none.
 
     Args:
         patch_T: index of a patch for each token; never falls.
         exists_T: false where there is no patch; None if there is one everywhere.
-        document_N: a number for each patch that differs between documents.
+        group_N: a number for each patch that differs between groups: documents, or rows.
         window: how many patches, ``patch_T`` included.
         direction: 1 for the patches after it, -1 for those before it.
     """
     index_TW = patch_T[:, None]
     if window > 1:
         offset_W = torch.arange(window, device=patch_T.device) * direction
-        index_TW = (index_TW + offset_W).clamp(0, len(document_N) - 1)
-        same_TW = document_N[index_TW] == document_N[patch_T][:, None]
+        index_TW = (index_TW + offset_W).clamp(0, len(group_N) - 1)
+        same_TW = group_N[index_TW] == group_N[patch_T][:, None]
         # Beyond the first and the last patch of all there are none.
         same_TW &= index_TW == patch_T[:, None] + offset_W
         index_TW = torch.where(same_TW, index_TW, ~index_TW)

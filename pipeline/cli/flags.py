@@ -1,11 +1,5 @@
-"""Flags that jobs share, and the names and limits of all flags."""
+"""Names and limits of flags."""
 
-from typing import Any, Literal, cast
-
-import tyro
-
-from model.patcher import Patcher
-from model.rules import RULES, plain_text_rules
 from pipeline.errors import ConfigError
 
 
@@ -27,21 +21,3 @@ def check_at_least(config: object, **limits: int) -> None:
         value = getattr(config, field)
         if value is not None and value < least:
             raise ConfigError(f"{flag_name(field)}: must be at least {least}, got {value}")
-
-
-def rule_flag(purpose: str) -> Any:
-    """The annotation of a ``str`` field that makes it the flag ``--rule``: the name of a boundary
-    rule in :data:`model.rules.RULES`.
-
-    The choices are looked up whenever a command line is read, so that rules that were added to the
-    table meanwhile are among them.
-
-    Args:
-        purpose: the first sentence of the help text; a description of each rule follows.
-    """
-    rules = "; ".join(f"{name}: {RULES[name].description}" for name in plain_text_rules())
-    return tyro.conf.arg(
-        constructor_factory=lambda: cast(type, Literal[plain_text_rules()]),
-        help=f"{purpose} {rules}.",
-        help_behavior_hint=f"(default: {Patcher.rule})",
-    )

@@ -13,6 +13,9 @@ runs out of memory. So whatever is written to the descriptor passes through a sm
 leaves out this line and nothing else. It is a process and no thread, so that the last words of a
 driver that crashes arrive. Python's own ``sys.stderr`` goes around it: a terminal stays one.
 
+Ray's Python prints to standard output, from a thread of the driver, that a worker ended: among the
+results, which another program may read as JSON. Within the block it prints to standard error.
+
 Where the raylet of this machine ends, the core ends the driver, which cannot say anything any more.
 So a driver says goodbye to the process when the block is over; where it ends without, the process
 tells what to do.
@@ -22,12 +25,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 
 KNOWN = "has constructor arguments in the object store and max_restarts > 0"
 """A part of the line."""
 GOODBYE = "<blt-titan: nothing more to filter>"
-"""What a driver that is still there writes at the end of the block."""
+"""The line that a driver which is still there writes at the end of the block."""
 LAST_WORD = (
     "error: this command was ended by force (killed, out of memory, or with Ray's raylet on this "
     "machine); what is committed stays, run it again to continue"
@@ -52,7 +55,8 @@ if not is_over:
 
 @contextmanager
 def without_known_lines() -> Iterator[None]:
-    """Leave the line out of what is written to file descriptor 2 while the block runs."""
+    """While the block runs, leave the line out of what is written to file descriptor 2, and send to
+    standard error what is printed to standard output."""
     own, python = os.dup(2), sys.stderr
     process = subprocess.Popen(
         [sys.executable, "-ISc", _FILTER, KNOWN, GOODBYE, LAST_WORD],
@@ -67,7 +71,8 @@ def without_known_lines() -> Iterator[None]:
     if python is sys.__stderr__:
         sys.stderr = os.fdopen(os.dup(own), "w", buffering=1, errors="backslashreplace")
     try:
-        yield
+        with redirect_stdout(python):
+            yield
     finally:
         if sys.stderr is not python:
             sys.stderr.close()

@@ -1,5 +1,7 @@
 """Input files → the splits that workers read; the cluster looks into the files."""
 
+from collections.abc import Iterable
+
 import ray
 
 from pipeline.cluster.stage import PROCESS_ENDED
@@ -11,18 +13,19 @@ from pipeline.storage.listing import InputFile
 FILES_PER_TASK = 64
 
 
-def plan_splits(
+def plan_files(
     files: list[InputFile],
     wanted: FormatName,
     columns: Columns,
     split_bytes: int,
     *,
     format_flag: str = "--format",
-) -> list[Split]:
-    """The splits of all files, in order.
+) -> list[FilePlan]:
+    """How each file is read, in order.
 
     Args:
         wanted: the format of all files, or "auto" to tell it from their names.
+        columns: those that are read.
         split_bytes: approximate bytes of text per split.
         format_flag: the flag that ``wanted`` comes from, for errors.
 
@@ -38,6 +41,11 @@ def plan_splits(
         for plan in _planned(part, plans_of_part, split_bytes)
     ]
     check_columns(plans, columns)
+    return plans
+
+
+def splits_of(plans: Iterable[FilePlan]) -> list[Split]:
+    """The splits of all files, in order."""
     return [split for plan in plans for split in plan.splits]
 
 

@@ -1,9 +1,13 @@
 """Progress of a stage: workers count the bytes that they did, the driver shows the sum."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -20,41 +24,86 @@ SILENCE_SECONDS = 60.0
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Progress:
-    """Holds the bytes of text that are done per piece.
+class _Counter:
+    """Holds the bytes of text that are done per piece of the newest stage that it heard of.
 
     Counts are totals, not increments: a piece that is repeated is not counted twice, and an actor
     that is started again, because a node ran out of memory, soon has all counts again.
     """
 
     def __init__(self) -> None:
+        self._stage = 0
         self._bytes: dict[int, int] = {}
         self._messages: dict[str, None] = {}
 
-    def put(self, piece: int, count: int) -> None:
-        self._bytes[piece] = count
+    def put(self, stage: int, piece: int, count: int) -> None:
+        self._begin(stage)
+        if stage == self._stage:  # and not a late message of the one before
+            self._bytes[piece] = count
 
     def say(self, message: str) -> None:
         """Take a message for whoever watches; many workers may have the same."""
         self._messages[message] = None
 
-    def get(self) -> tuple[dict[int, int], list[str]]:
+    def get(self, stage: int) -> tuple[dict[int, int], list[str]]:
         """The bytes per piece, and the messages since the last call."""
+        self._begin(stage)
         messages, self._messages = list(self._messages), {}
         return self._bytes, messages
 
+    def _begin(self, stage: int) -> None:
+        if stage > self._stage:
+            self._stage, self._bytes = stage, {}
 
-def start_progress() -> ActorHandle:
-    """Start the actor that workers report to."""
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of one stage, which its workers report to and its driver reads."""
+
+    stage: int
+    """The stages of a driver are numbered in their order."""
+    counter: ActorHandle
+
+    def put(self, piece: int, count: int) -> None:
+        """Report the bytes that are done of a piece, without waiting."""
+        self.counter.put.remote(self.stage, piece, count)
+
+    def say(self, message: str) -> None:
+        """Send a message to the driver, without waiting."""
+        self.counter.say.remote(message)
+
+    def get(self) -> tuple[dict[int, int], list[str]]:
+        """The bytes per piece, and the messages since the last call.
+
+        Raises:
+            RayError: the actor is being started again.
+        """
+        counts: Any = ray.get(self.counter.get.remote(self.stage))
+        return cast(tuple[dict[int, int], list[str]], counts)
+
+
+_stages = itertools.count(1)
+
+
+def start_progress() -> Progress:
+    """The progress of a new stage. All stages of a driver share one actor: a process takes a second
+    to start, which is longer than many a stage."""
+    context = ray.get_runtime_context()
+    return Progress(next(_stages), _counter(context.get_node_id(), context.get_job_id()))
+
+
+@lru_cache(maxsize=1)
+def _counter(node: str, job: str) -> ActorHandle:
+    """The actor of a driver: these ids change when it joins another Ray."""
     # It must live as long as the driver does: keep it off nodes that may be lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Progress.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(node, soft=True)
+    return _Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 class Reporter:
     """Counts the bytes that are done of one piece, and reports them now and then."""
 
-    def __init__(self, progress: ActorHandle, piece: int):
+    def __init__(self, progress: Progress, piece: int):
         self._progress, self._piece = progress, piece
         self._reported_at = 0.0
         self.done = 0
@@ -64,11 +113,11 @@ class Reporter:
         self.done += count
         if time.monotonic() - self._reported_at > REPORT_SECONDS:
             self._reported_at = time.monotonic()
-            self._progress.put.remote(self._piece, self.done)
+            self._progress.put(self._piece, self.done)
 
     def say(self, message: str) -> None:
         """Show a message on the driver's console."""
-        self._progress.say.remote(message)
+        self._progress.say(message)
 
 
 @contextmanager
@@ -77,7 +126,7 @@ def show_progress(
     doing: str,
     estimates: Mapping[int, int],
     done: Mapping[int, int],
-    progress: ActorHandle,
+    progress: Progress,
 ) -> Iterator[Callable[[int, int], None]]:
     """Show progress while the block runs.
 
@@ -101,7 +150,7 @@ def show_progress(
                 reported: dict[int, int] = {}
                 messages: list[str] = []
                 with suppress(ray.exceptions.RayError):  # it is being started again
-                    reported, messages = ray.get(progress.get.remote())
+                    reported, messages = progress.get()
                 for message in messages:
                     said_at, said[message] = said.get(message, -SILENCE_SECONDS), time.monotonic()
                     if time.monotonic() - said_at > SILENCE_SECONDS:

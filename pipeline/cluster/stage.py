@@ -10,6 +10,7 @@ without an outcome is done again, each piece in a task of its own, so that no pi
 another; a piece that ends :data:`TRIES` workers more is *deadly*, and is not tried any further.
 """
 
+import gc
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,18 +21,19 @@ from typing import Any, TypedDict, cast
 
 import ray
 import ray.data  # before Ray is joined: its import sets log levels
-from ray.actor import ActorHandle
 from rich.console import Console
 
 from pipeline.cluster.connect import connect
 from pipeline.cluster.known_lines import without_known_lines
 from pipeline.cluster.memory import bound_memory
-from pipeline.cluster.progress import Reporter, show_progress, start_progress
+from pipeline.cluster.progress import Progress, Reporter, show_progress, start_progress
 from pipeline.errors import PipelineError, UnreachableFileError
 from pipeline.storage.outages import say_by
 
 TRIES = 3
 """How often a piece may end its worker before it is given up."""
+COLLECT_SECONDS = 5.0
+"""How long the driver waits for a piece before it looks again for garbage that holds workers."""
 LEAST_BLOCKS, MOST_BLOCKS = 64, 4096
 """Blocks that Ray Data keeps account of; beyond that a block is several pieces."""
 BLOCK_BYTES = 1 << 20
@@ -130,7 +132,6 @@ def run_stage(
                     take(outcome)
                 break
         deadly = task.alone(sorted(left), workers, take)
-    ray.kill(progress)  # or its process would stay for the stages to come
     if deadly and not gives_up:
         number, how = next(iter(deadly.items()))
         raise PipelineError(f"{doing}: piece {number} {how}; see Ray's logs for more")
@@ -148,7 +149,7 @@ class _Task:
     setup: Callable[[Any], Any] | None
     work: Work
     shared: "ray.ObjectRef[Any]"
-    progress: ActorHandle
+    progress: Progress
     gpus: float
 
     def in_pool(self, pieces: Mapping[int, int], workers: int | None) -> Iterator[_PieceOutcome]:
@@ -172,8 +173,11 @@ class _Task:
             # Ray Data has no other way yet to say how often it repeats.
             warnings.filterwarnings("ignore", ".*ray_remote_args.* is deprecated")
             outcomes = _numbers(pieces).map(**pool, num_cpus=1, num_gpus=self.gpus or None)
-        for row in outcomes.iter_rows():
-            yield cast(_PieceOutcome, row)
+        try:
+            for row in outcomes.iter_rows():
+                yield cast(_PieceOutcome, row)
+        finally:
+            _release_lost_actors()
 
     def alone(
         self, pieces: list[int], workers: int | None, take: Callable[[_PieceOutcome], None]
@@ -191,7 +195,11 @@ class _Task:
             while waiting and len(running) < at_once:
                 piece = waiting.popleft()
                 running[self._start(piece)] = piece
-            (ready, *_), _ = ray.wait(list(running))
+            ended, _ = ray.wait(list(running), timeout=COLLECT_SECONDS)
+            if not ended:
+                _release_lost_actors()
+                continue
+            ready = ended[0]
             piece = running.pop(ready)
             try:
                 take(ray.get(ready))
@@ -232,13 +240,13 @@ def _alone(
     setup: Callable[[Any], Any] | None,
     work: Work,
     shared: Any,
-    progress: ActorHandle,
+    progress: Progress,
 ) -> _PieceOutcome:
     bound_memory()
     return run_piece(piece, work, setup(shared) if setup else shared, progress)
 
 
-def run_piece(piece: int, work: Work, shared: Any, progress: ActorHandle) -> _PieceOutcome:
+def run_piece(piece: int, work: Work, shared: Any, progress: Progress) -> _PieceOutcome:
     """Do one piece in a worker.
 
     Errors that a user can act on become part of the outcome: Ray would wrap and repeat them.
@@ -284,6 +292,17 @@ def _numbers(pieces: Mapping[int, int]) -> ray.data.Dataset:
     return ray.data.from_items(sorted(pieces), override_num_blocks=blocks)
 
 
+def _release_lost_actors() -> None:
+    """Let go of the actors of a pool that has ended.
+
+    Ray ends an actor when its last handle is gone. Ray Data keeps the handle of an actor whose task
+    failed in objects that refer to one another, and these only the garbage collector frees. Until
+    then Ray starts such an actor again, on the node that is left when its own was lost, and it
+    holds the CPU or the GPU that the pieces to be repeated wait for.
+    """
+    gc.collect()
+
+
 def _actor_pool(workers: int | None, pieces: int) -> ray.data.ActorPoolStrategy:
     """As many actors as were asked for; without a number, as many as the cluster has room for."""
     if workers is not None:
@@ -299,7 +318,7 @@ class _Actor:
         setup: Callable[[Any], Any],
         work: Work,
         shared: "ray.ObjectRef[Any]",
-        progress: ActorHandle,
+        progress: Progress,
     ):
         bound_memory()
         self._state = setup(ray.get(shared))
@@ -310,7 +329,7 @@ class _Actor:
 
 
 def _in_task(
-    row: dict[str, Any], work: Work, shared: "ray.ObjectRef[Any]", progress: ActorHandle
+    row: dict[str, Any], work: Work, shared: "ray.ObjectRef[Any]", progress: Progress
 ) -> _PieceOutcome:
     return run_piece(int(row["item"]), work, _fetched(shared), progress)
 

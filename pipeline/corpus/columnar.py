@@ -1,24 +1,25 @@
 """Rows of Parquet and Arrow files as Python values, a few megabytes at a time.
 
 What a file states about its sizes is looked at before it is decoded: see
-:mod:`pipeline.corpus.parquet_footer`, :mod:`pipeline.corpus.parquet_pages` and
-:mod:`pipeline.corpus.ipc_messages`.
+:mod:`pipeline.corpus.headers.parquet_footer`, :mod:`pipeline.corpus.headers.parquet_pages` and
+:mod:`pipeline.corpus.headers.ipc_messages`.
 """
 
 import io
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.arrays import array_bytes, array_values, is_list_of_numbers
 from pipeline.corpus.fields import column_of, listed, schema_names, type_of
-from pipeline.corpus.ipc_messages import MessageWatch, check_start
-from pipeline.corpus.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
-from pipeline.corpus.parquet_footer import Footer, leaves_of
-from pipeline.corpus.parquet_pages import PageWatch
+from pipeline.corpus.headers.ipc_messages import MessageWatch, check_start
+from pipeline.corpus.headers.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
+from pipeline.corpus.headers.parquet_footer import Footer, leaves_of
+from pipeline.corpus.headers.parquet_pages import PageWatch
 from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
 from pipeline.corpus.values import values
 from pipeline.errors import BadFileError
@@ -46,12 +47,14 @@ def parquet_rows(
     start: int,
     stop: int | None,
     max_document_bytes: int,
+    numbers: Collection[str] = (),
 ) -> Iterator[Row]:
     """Rows of the row groups from ``start`` to ``stop``.
 
     Args:
         columns: that are read; the first is the text.
         max_document_bytes: longer texts are not made.
+        numbers: columns whose lists of numbers are given as arrays.
 
     Raises:
         BadFileError: a column is missing, the first does not hold strings, or the file states more
@@ -82,7 +85,7 @@ def parquet_rows(
         usual = watch.rows if watch.rows >= ODD_ROWS else MOST_ROWS
         watch.begin(footer.places(i, leaves), min(rows, usual))
         for batch in _batches(parquet, watch, i, columns):
-            for row in _rows(batch, columns, max_document_bytes, plain=plain):
+            for row in _rows(batch, columns, max_document_bytes, numbers, plain=plain):
                 yield str(position), row
                 position += 1
             del batch  # before the next is decoded
@@ -134,12 +137,14 @@ def arrow_rows(
     start: int,
     stop: int | None,
     max_document_bytes: int,
+    numbers: Collection[str] = (),
 ) -> Iterator[Row]:
     """Rows of the record batches from ``start`` to ``stop``.
 
     Args:
         columns: that are read; the first is the text.
         max_document_bytes: longer texts are not made.
+        numbers: columns whose lists of numbers are given as arrays.
 
     Raises:
         BadFileError: a column is missing, the first does not hold strings, or the file states more
@@ -159,7 +164,9 @@ def arrow_rows(
         batches = _of_stream(raw, reader, watch, schema, wanted)
     for i, batch in enumerate(batches, start):
         _check_buffers(batch)
-        for number, row in enumerate(_rows(batch, columns, max_document_bytes, plain=plain)):
+        for number, row in enumerate(
+            _rows(batch, columns, max_document_bytes, numbers, plain=plain)
+        ):
             yield f"{i}:{number}", row
         del batch  # before the next is decoded
 
@@ -255,7 +262,12 @@ def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> bool:
 
 
 def _rows(
-    batch: pa.RecordBatch, columns: Sequence[str], max_document_bytes: int, *, plain: bool
+    batch: pa.RecordBatch,
+    columns: Sequence[str],
+    max_document_bytes: int,
+    numbers: Collection[str],
+    *,
+    plain: bool,
 ) -> Iterator[dict[str, Any] | str]:
     """Rows as dicts, a few at a time: Python values take more room than Arrow's, and a few bytes of
     a file can stand for many.
@@ -268,9 +280,13 @@ def _rows(
         by_name = {name: column_of(piece, name) for name in columns}
         steps: Iterable[tuple[int, int]] = [(0, piece.num_rows)]
         problems: dict[int, str] = {}
+        arrays = {name for name in numbers if is_list_of_numbers(by_name[name].type)}
         if not plain or piece.nbytes > STEP_BYTES:
-            sizes = {name: row_bytes(column) for name, column in by_name.items()}
-            problems = _too_long(sizes, columns[0], max_document_bytes)
+            sizes = {
+                name: array_bytes(column) if name in arrays else row_bytes(column)
+                for name, column in by_name.items()
+            }
+            problems = _too_long(sizes, columns[0], max_document_bytes, arrays)
             steps = _steps(np.sum(list(sizes.values()), 0), problems)
         for first, last in steps:
             if first in problems:
@@ -278,7 +294,9 @@ def _rows(
                 continue
             whole = last - first == piece.num_rows
             lists = {
-                name: values(column if whole else column.slice(first, last - first))
+                name: (array_values if name in arrays else values)(
+                    column if whole else column.slice(first, last - first)
+                )
                 for name, column in by_name.items()
             }
             for i in range(last - first):
@@ -286,13 +304,18 @@ def _rows(
 
 
 def _too_long(
-    sizes: Mapping[str, np.ndarray], text: str, max_document_bytes: int
+    sizes: Mapping[str, np.ndarray],
+    text: str,
+    max_document_bytes: int,
+    arrays: Collection[str] = (),
 ) -> dict[int, str]:
-    """By row, what is too long to be made of it."""
+    """By row, what is too long to be made of it; arrays have no more numbers than a text tokens."""
     longest = most_bytes(max_document_bytes) // 8
     problems: dict[int, str] = {}
     for name, sizes_R in sizes.items():
         limit = max_document_bytes + VALUE_BYTES if name == text else longest
+        if name in arrays:
+            limit = 8 * (max_document_bytes + 2) + VALUE_BYTES
         for row in np.flatnonzero(sizes_R > limit).tolist():
             size = f"{sizes_R[row]:,} bytes"
             if sizes_R[row] >= BEYOND:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.corpus.fields import listed
-from pipeline.corpus.limits import MOST_VALUES
+from pipeline.corpus.headers.limits import MOST_VALUES
 from pipeline.errors import BadFileError
 
 EXTRA_BYTES = 4 << 20

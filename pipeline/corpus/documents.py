@@ -6,13 +6,16 @@ A *record* is what a file offers as a document: it becomes a :class:`Document` o
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+
+from pipeline.corpus.beside import entropies_of, patch_lengths_at, patch_lengths_of
 from pipeline.corpus.fields import listed, partition_values
 from pipeline.corpus.formats import FORMATS
-from pipeline.corpus.limits import most_bytes
+from pipeline.corpus.headers.limits import most_bytes
 from pipeline.corpus.lines import open_decompressed
 from pipeline.corpus.splits import FilePlan, Split
 from pipeline.corpus.values import Unusable
@@ -37,11 +40,37 @@ class Columns:
     id: str | None = None
     """Without one a document's id is ``file name#position``."""
     metadata: tuple[str, ...] = ()
+    usual_id: str | None = None
+    """Gives ids where nobody named a column (:mod:`pipeline.corpus.ids`): a record that lacks it is
+    called by its place, not rejected."""
+    entropies: str | None = None
+    """Lists of entropies; see :func:`pipeline.corpus.beside.entropies_of`."""
+    patch_lengths: str | None = None
+    """Lists of patch lengths; see :func:`pipeline.corpus.beside.patch_lengths_of`."""
+    patch_offsets: str | None = None
+    """Lists of places where patches start; see :func:`pipeline.corpus.beside.patch_lengths_at`."""
 
     @property
     def all(self) -> list[str]:
         """All of them, each once; the first is the text."""
-        return list(dict.fromkeys([self.text, *([self.id] if self.id else []), *self.metadata]))
+        wanted = (self.text, self.id or self.usual_id, *self.metadata, *self.numbers)
+        return list(dict.fromkeys(filter(None, wanted)))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns that hold a list of numbers for each document."""
+        return tuple(filter(None, (self.entropies, self.patch_lengths, self.patch_offsets)))
+
+    @property
+    def by_flag(self) -> dict[str, str | None]:
+        """The columns that have to be there, without metadata, by the flags that name them."""
+        return {
+            "--text-column": self.text,
+            "--id-column": self.id,
+            "--entropies-column": self.entropies,
+            "--patch-lengths-column": self.patch_lengths,
+            "--patch-offsets-column": self.patch_offsets,
+        }
 
 
 def check_columns(
@@ -65,8 +94,7 @@ def check_columns(
             existing |= dict.fromkeys(partition_values(split.file))
     if not existing:
         return
-    wanted = [("--text-column", columns.text), ("--id-column", columns.id)]
-    wanted += [(metadata_flag, name) for name in columns.metadata]
+    wanted = [*columns.by_flag.items(), *((metadata_flag, name) for name in columns.metadata)]
     for flag, name in wanted:
         if name and name not in existing:
             raise ConfigError(
@@ -84,6 +112,10 @@ class Document(NamedTuple):
     """Valid UTF-8."""
     metadata: tuple[str | None, ...]
     """Wanted metadata columns; numbers, lists and the like as JSON, None where there is none."""
+    entropies: np.ndarray | None = None
+    """float16, nats, one per token; None if they are not wanted."""
+    patch_lengths: np.ndarray | None = None
+    """int32, tokens of each patch as the input says; None if they are not wanted."""
 
     @property
     def side_bytes(self) -> int:
@@ -121,7 +153,9 @@ def read_split(
             if form.is_compressible:
                 limit = most_bytes(max_document_bytes)
                 file = open_decompressed(raw, split.file.typed_name, limit)
-            records = form.records(file, split.start, split.stop, wanted, max_document_bytes)
+            records = form.records_with_numbers(
+                file, split.start, split.stop, wanted, columns.numbers, max_document_bytes
+            )
             for position, record in records:
                 if partitions and isinstance(record, dict):
                     record |= partitions
@@ -167,7 +201,7 @@ def _document(
 ) -> Document | Reject:
     if isinstance(record, str):
         return Reject(position, record)
-    for needed in (columns.text, columns.id):
+    for needed in columns.by_flag.values():
         if needed is not None and needed not in record:
             return Reject(position, f"no field {needed!r}")
     for wanted, value in record.items():
@@ -189,15 +223,41 @@ def _document(
         except UnicodeDecodeError as error:
             where = f"{error.reason} at byte {error.start}"
             return Reject(position, f"{columns.text!r} is not valid UTF-8: {where}")
-    if columns.id is None:
-        sample_id = f"{name}#{position}"
-    elif record[columns.id] is None:
+    given = record.get(columns.id or columns.usual_id or "")
+    if given is None and columns.id is not None:
         return Reject(position, f"{columns.id!r} is null")
-    else:
-        sample_id = _as_string(record[columns.id])
+    sample_id = f"{name}#{position}" if given is None else _as_string(given)
     values = (record.get(name) for name in columns.metadata)
     metadata = tuple(None if value is None else _as_string(value) for value in values)
-    return Document(position, sample_id, data, metadata)
+    try:
+        return Document(position, sample_id, data, metadata, *_beside(record, columns, data))
+    except _UnfitError as error:
+        return Reject(position, str(error))
+
+
+class _UnfitError(ValueError):
+    """A list of numbers beside a text does not fit it."""
+
+
+def _beside(
+    record: dict[str, Any], columns: Columns, data: bytes
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Entropies and patch lengths of a record, as far as they are wanted.
+
+    Raises:
+        _UnfitError: they do not fit the text.
+    """
+
+    def checked(column: str | None, check: Callable[[Any, bytes], np.ndarray]) -> Any:
+        try:
+            return None if column is None else check(record[column], data)
+        except ValueError as error:
+            raise _UnfitError(f"{column!r} {error}") from error
+
+    patch_lengths = checked(columns.patch_lengths, patch_lengths_of)
+    if columns.patch_offsets is not None:
+        patch_lengths = checked(columns.patch_offsets, patch_lengths_at)
+    return checked(columns.entropies, entropies_of), patch_lengths
 
 
 def _as_string(value: Any) -> str:

@@ -17,15 +17,15 @@ table. A format whose files are read as a whole needs no more than names and one
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pipeline.corpus.columnar import arrow_rows, open_arrow, parquet_rows
 from pipeline.corpus.csv_tables import column_names, table_rows
 from pipeline.corpus.fields import schema_names
+from pipeline.corpus.headers.parquet_footer import Footer
 from pipeline.corpus.json_lines import first_keys, json_rows
 from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
-from pipeline.corpus.parquet_footer import Footer
 from pipeline.errors import ConfigError
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import open_input
@@ -69,6 +69,8 @@ class InputFormat(ABC):
     """True if files may be compressed as a whole, as the end of their names tells."""
     has_columns: ClassVar[bool] = True
     """False: a record is a text and nothing else, whatever ``--text-column`` is."""
+    is_columnar: ClassVar[bool] = False
+    """True if files have typed columns, such as lists of numbers."""
     is_data: ClassVar[bool] = True
     """False: in a dataset's repository, files of this format are about the data."""
 
@@ -118,12 +120,41 @@ class InputFormat(ABC):
                 be translated.
         """
 
+    def records_with_numbers(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        numbers: Collection[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        """As :meth:`records`; columns named in ``numbers`` hold a list of numbers per record, which
+        a format may give as an array."""
+        return self.records(file, start, stop, columns, max_document_bytes)
 
-class Parquet(InputFormat):
+
+class Columnar(InputFormat):
+    """A format whose columns have types. Its own compressions work column by column."""
+
+    is_compressible = False
+    is_columnar = True
+
+    def records(
+        self,
+        file: io.BufferedIOBase,
+        start: int,
+        stop: int | None,
+        columns: Sequence[str],
+        max_document_bytes: int,
+    ) -> Iterator[Record]:
+        return self.records_with_numbers(file, start, stop, columns, (), max_document_bytes)
+
+
+class Parquet(Columnar):
     """Parquet files are cut between row groups; the position is the number of the row."""
 
     name, title, endings = "parquet", "Parquet", (".parquet",)
-    is_compressible = False
 
     def text_bytes(self, file: InputFile) -> int:
         return file.size * EXPANSION
@@ -136,15 +167,16 @@ class Parquet(InputFormat):
             _neighbours(sizes, split_bytes), list(schema_names(metadata.schema.to_arrow_schema()))
         )
 
-    def records(
+    def records_with_numbers(
         self,
         file: io.BufferedIOBase,
         start: int,
         stop: int | None,
         columns: Sequence[str],
+        numbers: Collection[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
-        return parquet_rows(file, columns, start, stop, max_document_bytes)
+        return parquet_rows(file, columns, start, stop, max_document_bytes, numbers)
 
 
 class JsonLines(InputFormat):
@@ -176,14 +208,13 @@ class JsonLines(InputFormat):
         return json_rows(file, start, stop, columns, max_document_bytes)
 
 
-class Arrow(InputFormat):
+class Arrow(Columnar):
     """Arrow IPC files are cut between record batches; streams have to be read from their start.
 
     The position is ``record batch:row``.
     """
 
     name, title, endings = "arrow", "Arrow", (".arrow",)
-    is_compressible = False
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         with open_input(file.url) as raw:
@@ -193,15 +224,16 @@ class Arrow(InputFormat):
         sizes = [file.size // batches] * batches if batches else []
         return Cut(_neighbours(sizes, split_bytes), columns)
 
-    def records(
+    def records_with_numbers(
         self,
         file: io.BufferedIOBase,
         start: int,
         stop: int | None,
         columns: Sequence[str],
+        numbers: Collection[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
-        return arrow_rows(file, columns, start, stop, max_document_bytes)
+        return arrow_rows(file, columns, start, stop, max_document_bytes, numbers)
 
 
 class Csv(InputFormat):

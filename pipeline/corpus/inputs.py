@@ -20,6 +20,7 @@ from pipeline.corpus.content import ending_of
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
 from pipeline.corpus.named import NOT_DATA
 from pipeline.corpus.prepared import ManifestChunk, prepared_chunks
+from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.lease import LEASES
 from pipeline.storage.listing import InputFile, Listing, list_files
@@ -50,13 +51,14 @@ class Inputs:
     """The files that ``--input`` stands for."""
 
     files: list[InputFile] = field(default_factory=list)
-    """Sorted by URL, each once."""
+    """Sorted by URL, each once; shards of the published preprocessing by their numbers."""
     unread: dict[str, str] = field(default_factory=dict)
     """Why a file, directory or link is not read, by path."""
     all_prepared: bool = False
     """True if all files are chunks of prepared corpora, whose documents have ids."""
     hashes: dict[str, str] = field(default_factory=dict)
     """The SHA-256 of files that the manifest of a prepared corpus states, by URL."""
+    marks: Marks = field(default_factory=Marks)
 
     def print_unread(self, console: Console) -> None:
         """Say how many files are not read and why, with some of the names."""
@@ -108,7 +110,7 @@ def find_inputs(
     names = Counter(file.name for file in by_url.values())
     # Ids of documents begin with names of files: two files of one name go by their whole URLs.
     named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in by_url.values())
-    result.files = sorted(named, key=lambda file: file.url)
+    result.files = sorted(named, key=in_order)
     return result
 
 
@@ -146,12 +148,18 @@ def _choose(pattern: str, listing: Listing, wanted: FormatName, result: Inputs) 
     """The files of one listing that are read; ``result`` learns why the others are not."""
     if listing.is_file:
         result.all_prepared = False
+        for file in listing.files:
+            result.marks.check(file)
         return [_typed(file, wanted) for file in listing.files]
     directories = _Directories(pattern, listing.files)
     result.unread |= listing.skipped
     chosen = []
     for file in listing.files:
+        if is_mark(file):  # it is looked at with its shard
+            continue
         reason = directories.reason_against(file)
+        if reason is None and result.marks.is_unfinished(file):
+            reason = UNFINISHED
         if reason is None and not directories.holds_chunk(file):
             file = _typed(file, wanted)
             if file_format(file, wanted) is None:

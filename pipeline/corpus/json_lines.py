@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from pipeline.corpus.fields import MISSING, field_of, names_of
-from pipeline.corpus.limits import MOST_VALUES
+from pipeline.corpus.headers.limits import MOST_VALUES
 from pipeline.corpus.lines import read_lines
 
 FIRST_LINES = 100

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import zstandard
 
-from pipeline.corpus.limits import LEAST_LIMIT
+from pipeline.corpus.headers.limits import LEAST_LIMIT
 from pipeline.errors import BadFileError
 
 BLOCK_BYTES = 1 << 20

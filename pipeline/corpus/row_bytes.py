@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.corpus.limits import MOST_VALUES
+from pipeline.corpus.headers.limits import MOST_VALUES
 
 VALUE_BYTES = 64
 """Bytes of a Python value beside its content, about."""

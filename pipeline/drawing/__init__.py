@@ -1,1 +1,1 @@
-"""What pages are made of: their style, plots, a text's patches and entropies as HTML, SVG, PNG."""
+"""The parts of pages: their style, plots, a text's patches and entropies as HTML, SVG, PNG."""

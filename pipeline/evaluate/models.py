@@ -20,9 +20,9 @@ from model.checkpoints.entropy_model import (
 )
 from model.checkpoints.files import local_directory, reading
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity, PatchProvenance
+from model.short_context import ShortContextModel
 from pipeline.errors import ConfigError
 from pipeline.evaluate.provenance import (
     Say,
@@ -39,7 +39,7 @@ class Patching:
     """A boundary rule, with what it needs to be applied to text."""
 
     patcher: Patcher
-    entropy_model: EntropyModel | NGramEntropyModel | None
+    entropy_model: EntropyModel | ShortContextModel | None
     """None where the rule reads no entropies."""
     reset_at_newline: bool = False
 
@@ -90,9 +90,9 @@ def load_model(directory: str, device: str | None = None) -> BLT | EntropyModel:
         device: a GPU if there is one, by default.
 
     Raises:
-        ConfigError: it cannot be loaded, or is an n-gram model.
+        ConfigError: it cannot be loaded, or gives no probabilities.
     """
-    model: BLT | EntropyModel | NGramEntropyModel
+    model: BLT | EntropyModel | ShortContextModel
     try:
         with reading("model", directory):
             alone = holds_entropy_model_alone(Path(directory))
@@ -102,9 +102,9 @@ def load_model(directory: str, device: str | None = None) -> BLT | EntropyModel:
             model = load_blt(directory, device=device)
     except CheckpointError as error:
         raise ConfigError(f"--model: {error}") from error
-    if isinstance(model, NGramEntropyModel):
+    if isinstance(model, ShortContextModel):
         raise ConfigError(
-            f"--model: {directory} is an n-gram model: it stores entropies and no probabilities, "
+            f"--model: {directory} is {model.title}: it gives entropies and no probabilities, "
             "so it has no bits per byte; give a BLT or a transformer entropy model"
         )
     return model
@@ -142,6 +142,12 @@ def load_patching(model: BLT, source: str, directory: str, flags: PatchFlags, sa
     """
     config = model.config
     patcher = choose_patcher(config, flags.rule, flags.threshold)
+    if patcher.ends_from is not None:
+        raise ConfigError(
+            f"--rule: the patches of {source} follow {patcher}, whose boundaries come from a "
+            f"{patcher.ends_from} and not from the text: it can be measured on shards that have "
+            "them (evaluate.py --shards), and cannot write"
+        )
     scoring, identity, reset = None, None, False
     if patcher.reads_entropies:
         scoring = _load_entropy_model(model, source, directory, flags.entropy_model)
@@ -169,7 +175,7 @@ def load_patching(model: BLT, source: str, directory: str, flags: PatchFlags, sa
 
 def _load_entropy_model(
     model: BLT, source: str, directory: str, given: str | None
-) -> EntropyModel | NGramEntropyModel:
+) -> EntropyModel | ShortContextModel:
     """The entropy model that was given, or lies with a BLT, on the CPU.
 
     Raises:

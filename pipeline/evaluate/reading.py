@@ -53,7 +53,9 @@ def reading_alone(model: BLT, *, compiled: bool) -> BLT:
     """A copy of a model, as of :func:`with_own_layers`, that reads each document of a row as if it
     were alone."""
     alone = with_own_layers(model, compiled=compiled)
-    alone.config = replace(model.config, hash_across_documents=False)
+    alone.config = replace(
+        model.config, hash_across_documents=False, cross_attn_across_documents=False
+    )
     return alone
 
 

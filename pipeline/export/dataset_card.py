@@ -7,13 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
-from datasets import Features
 from pyarrow import Schema
 
 from pipeline.export.exported_file import ExportedFile
 from pipeline.report.config import CONTEXT_BYTES, TARGETS
 from pipeline.report.figures import set_figures
-from pipeline.report.plots import PLOTS, png
 from pipeline.report.set_counts import Provenance, SetCounts
 from pipeline.shards.format import ENTROPIES, PATCH_LENGTHS, SAMPLE_ID, TEXT
 from pipeline.shards.shard_set import ShardSet
@@ -48,6 +46,8 @@ def write_card(
     """
     pictures = {}
     if files and shards.summary is not None:  # pictures alone would be taken for the data
+        from pipeline.report.plots import PLOTS, png  # not before a card is written: it takes long
+
         provenance = Provenance(made["patcher"], made["entropy_model"])
         # Entropies that the shards do not hold were counted while patching; no cut changes them.
         statistics = replace(statistics, entropies=shards.statistics.entropies)
@@ -90,6 +90,8 @@ def dataset_card(
     """
     metadata: dict[str, Any] = {"pretty_name": name, "tags": ["byte-latent-transformer"]}
     if schema is not None:
+        from datasets import Features  # only now: its import takes long, and workers need it not
+
         metadata["configs"] = [
             {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}
         ]

@@ -83,15 +83,16 @@ def _export_shards(
     complete = len(files) == len(pieces)
     if not complete and not failures:
         raise unshared_storage(f"{flag} {output.url}")
-    last = (MANIFEST, *layout.card_files[:1])
-    if complete and (waiting or not all(map(output.exists, last))):
+    beside = layout.companions([file.path for file in files])
+    last = {MANIFEST, *layout.card_files[:1], *beside}
+    if complete and (waiting or not last <= output.sizes().keys()):
         write_export_manifest(files, shards, layout, config, output)
     problems = _verify(files, layout, config, output, console) if config.verify else []
     pushed = 0
     if complete and not problems:
         sizes = output.sizes()
-        beside = [name for name in (MANIFEST, *layout.card_files) if name in sizes]
-        pushed = layout.publish(files, beside, output, config, console)
+        with_files = [name for name in (MANIFEST, *layout.card_files) if name in sizes]
+        pushed = layout.publish(files, with_files, output, config, console)
     output.remove_temporary()
     return ExportShardsResult(
         output=layout.destination(output, config),

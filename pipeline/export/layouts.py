@@ -109,6 +109,11 @@ class Layout:
         """Empty files that say that the file at ``path`` is whole."""
         return ()
 
+    def companions(self, paths: Sequence[str]) -> list[str]:
+        """Empty files that another program looks for beside the files at ``paths``; they are
+        written when all of these are there."""
+        return []
+
     def rows(self, batch: pa.RecordBatch, settings: ExportSettings) -> pa.RecordBatch:
         """The rows of a file, from those of a shard."""
         return without_entropies(batch) if settings.drop_entropies else batch
@@ -223,7 +228,8 @@ class Hub(Datasets):
 
 
 class Reference(Layout):
-    """The Arrow files and ``.complete`` marks that facebookresearch/blt's own loader reads."""
+    """The Arrow files and ``.complete`` marks that facebookresearch/blt's own loader reads, and the
+    ``NAME.chunk.NN.jsonl`` by which it finds the chunks: it looks at their names only."""
 
     name = "reference"
     own_flags = ("corpus", "entropy_model_name")
@@ -246,10 +252,10 @@ class Reference(Layout):
             )
 
     def directory(self, shards: ShardSet, settings: ExportSettings) -> str:
-        source = str(shards.manifest["entropy_model"]["source"])
+        source = str(shards.manifest.get("entropy_model", {}).get("source", ""))
         model = settings.entropy_model_name or PurePosixPath(source.rstrip("/")).name
         if model in ("", ".", ".."):
-            raise ConfigError(f"--entropy-model-name: the set says {source!r}; name the model")
+            raise ConfigError(f"--entropy-model-name: the set says {source!r}; name its model")
         return f"{settings.output.rstrip('/')}/{self.corpus(shards, settings)}/{model}"
 
     def corpus(self, shards: ShardSet, settings: ExportSettings) -> str:
@@ -281,6 +287,9 @@ class Reference(Layout):
 
     def marks(self, path: str) -> tuple[str, ...]:
         return (f"{path}.complete",)
+
+    def companions(self, paths: Sequence[str]) -> list[str]:
+        return sorted({path.rpartition(".shard_")[0] for path in paths})
 
     def rows(self, batch: pa.RecordBatch, settings: ExportSettings) -> pa.RecordBatch:
         columns = [batch[name] for name in self.schema.names]

@@ -23,6 +23,8 @@ def write_export_manifest(
     output: OutputDirectory,
 ) -> None:
     """Write what the layout keeps beside the data, then the manifest."""
+    for name in layout.companions([file.path for file in files]):
+        output.write(name, b"")
     statistics = PatchStatistics()
     for file in files:
         statistics += PatchStatistics.from_json(file.statistics)

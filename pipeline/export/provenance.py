@@ -20,5 +20,6 @@ def without_places(provenance: dict[str, Any]) -> dict[str, Any]:
         for source in provenance.get("sources", [])
     ]
     model = provenance.get("entropy_model", {})
-    source = public_model(str(model.get("source", "")))
-    return provenance | {"sources": sources, "entropy_model": model | {"source": source}}
+    if "source" in model:  # nobody need know whose entropies were adopted
+        model = model | {"source": public_model(str(model["source"]))}
+    return provenance | {"sources": sources, "entropy_model": model}

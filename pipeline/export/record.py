@@ -46,7 +46,8 @@ class ExportRun(RunRecord):
         layout = LAYOUTS[values["content"]["format"]]
         paths = [file["path"] for file in values["files"]]
         marks = [mark for path in paths for mark in layout.marks(path)]
-        return Written((ENTRIES,), [*layout.card_files, *marks, *paths])
+        beside = [*layout.card_files, *layout.companions(paths)]
+        return Written((ENTRIES,), [*beside, *marks, *paths])
 
     def check_begun(self, output: OutputDirectory, flag: str, *, overwrite: bool) -> None:
         """

@@ -13,8 +13,8 @@ from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document, read_split
 from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError, UnreachableFileError
-from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.scoring import Scorer
+from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patches import recut
 
 PLACES = 64
@@ -25,11 +25,21 @@ FIT_BYTES = 8 << 20
 
 def sample_documents(
     splits: Sequence[Split],
-    config: PatchCorpusConfig,
+    config: ShardsConfig,
     sample_bytes: int,
     failures: list[str] | None = None,
 ) -> list[bytes]:
-    """Text of about ``sample_bytes`` bytes, all of a corpus that is not larger.
+    """The texts of :func:`sample`."""
+    return [document.text for document in sample(splits, config, sample_bytes, failures)]
+
+
+def sample(
+    splits: Sequence[Split],
+    config: ShardsConfig,
+    sample_bytes: int,
+    failures: list[str] | None = None,
+) -> list[Document]:
+    """Documents of about ``sample_bytes`` bytes of text, all of a corpus that is not larger.
 
     The places are drawn with ``config.seed``, in proportion to the sizes of the splits; each gives
     whole documents, but not more than a few times its share of a long one. A file that cannot be
@@ -45,7 +55,8 @@ def sample_documents(
         random = np.random.default_rng(config.seed)
         chosen = random.choice(len(splits), PLACES, p=sizes / sizes.sum())
         places = [_somewhere_in(splits[i], random) for i in sorted(chosen.tolist())]
-    documents: list[bytes] = []
+    documents: list[Document] = []
+    longest = 4 * max(sample_bytes // len(places), 1 << 16)
     taken = 0
     for number, place in enumerate(places, 1):
         # Later places make good what early ones lack because they were short.
@@ -55,14 +66,23 @@ def sample_documents(
                 if taken >= wanted:
                     break
                 if isinstance(record, Document):
-                    text = record.text[: 4 * max(sample_bytes // len(places), 1 << 16)]
-                    documents.append(text)
-                    taken += len(text)
+                    documents.append(beginning(record, longest))
+                    taken += len(documents[-1].text)
         except PipelineError as error:
             where = "" if isinstance(error, UnreachableFileError) else f"{place.file.url}: "
             if failures is not None:
                 failures.append(f"{where}{error}")
     return documents
+
+
+def beginning(document: Document, longest: int) -> Document:
+    """A document whose text ends after so many bytes, with the entropies of these: the last one is
+    that of a byte, where the document's is that of EOS."""
+    h_T = document.entropies
+    kept = min(len(document.text), longest)
+    return document._replace(
+        text=document.text[:kept], entropies=None if h_T is None else h_T[: kept + 2]
+    )
 
 
 def _somewhere_in(split: Split, random: np.random.Generator) -> Split:
@@ -73,7 +93,7 @@ def _somewhere_in(split: Split, random: np.random.Generator) -> Split:
 
 
 def fit_ngram(
-    documents: Sequence[bytes], config: PatchCorpusConfig, failures: Sequence[str] = ()
+    documents: Sequence[bytes], config: ShardsConfig, failures: Sequence[str] = ()
 ) -> NGramEntropyModel:
     """An n-gram model of the sample.
 
@@ -129,22 +149,56 @@ def calibrate(
     Raises:
         PipelineError: the sample is empty.
     """
-    text_bytes = sum(map(len, documents))
+    _check_text(sum(map(len, documents)), failures)
+    tokens_T, lengths_D = encode_documents(documents)
+    h_T = scorer.entropies(tokens_T, lengths_D)
+    return with_patch_size(scorer.patcher, h_T, lengths_D, target_patch_size)
+
+
+def calibrate_stored(
+    patcher: Patcher,
+    documents: Sequence[Document],
+    target_patch_size: float,
+    failures: Sequence[str] = (),
+) -> Patcher:
+    """As :func:`calibrate`, with the entropies that the documents come with."""
+    _check_text(sum(len(document.text) for document in documents), failures)
+    entropies = [document.entropies for document in documents if document.entropies is not None]
+    lengths_D = np.array([len(h_T) for h_T in entropies], np.int64)
+    return with_patch_size(patcher, np.concatenate(entropies), lengths_D, target_patch_size)
+
+
+def _check_text(text_bytes: int, failures: Sequence[str]) -> None:
+    """
+    Raises:
+        PipelineError: there is no text.
+    """
     if not text_bytes:
         raise PipelineError(
             "--target-patch-size: no text to calibrate on: no document of the sample can be used; "
             f"see --text-column and --format, or give a --threshold{_listed(failures)}"
         )
-    tokens_T, lengths_D = encode_documents(documents)
-    h_T = scorer.entropies(tokens_T, lengths_D)
+
+
+def with_patch_size(
+    patcher: Patcher, h_T: np.ndarray, lengths_D: np.ndarray, target_patch_size: float
+) -> Patcher:
+    """The rule with the threshold that brings documents closest to a mean patch size.
+
+    Args:
+        h_T: stored entropies: float16, nats, one per token.
+        lengths_D: int64, tokens of each document.
+        target_patch_size: bytes of text per patch.
+    """
+    text_bytes = int((lengths_D - 2).sum())
 
     def patch_size(threshold: float) -> float:
-        patcher = replace(scorer.patcher, threshold=threshold)
-        return text_bytes / len(recut(patcher, h_T, lengths_D).patch_lengths_P)
+        rule = replace(patcher, threshold=threshold)
+        return text_bytes / len(recut(rule, h_T, lengths_D).patch_lengths_P)
 
     # A rule compares with what is stored: no other thresholds make a difference.
     signal_T = h_T.astype(np.float32)
-    if scorer.patcher.compares == "rise":
+    if patcher.compares == "rise":
         signal_T = np.diff(signal_T)
     candidates = np.unique(signal_T)
     # Patches get longer with the threshold: find the first that reaches the target, and look at
@@ -158,4 +212,4 @@ def calibrate(
             high = middle
     near = candidates[max(low - 1, 0) : low + 1]
     best = min(near, key=lambda value: abs(patch_size(float(value)) - target_patch_size))
-    return replace(scorer.patcher, threshold=float(best))
+    return replace(patcher, threshold=float(best))

@@ -1,11 +1,12 @@
 """The driver of ``patch_corpus.py``: a corpus → patch shards, on all devices of a cluster.
 
 The driver plans, runs one stage (see :mod:`pipeline.cluster.stage`) whose workers hold the model
-and commit the shards of splits, and writes the manifest.
+and commit the shards of splits, and writes the manifest. ``adopt_shards.py`` runs it, too, with
+stored entropies in the place of a model (:mod:`pipeline.adopt`).
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -30,16 +31,19 @@ from pipeline.patch.collect import (
     sum_shards,
 )
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import give_up, patch_split
+from pipeline.patch.patch_split import AnyScorer, give_up, patch_split
 from pipeline.patch.plan import (
+    Source,
     begin_run,
     gpus_per_worker,
     load_given_model,
     record_software,
     resume_run,
+    scorer_of,
 )
 from pipeline.patch.record import PatchRun, is_complete, log_run
-from pipeline.patch.scoring import Scorer
+from pipeline.patch.shards_config import ShardsConfig
+from pipeline.patch.stored import StoredEntropies
 from pipeline.shards.closing import Closing, Part
 from pipeline.shards.entries import Shard, committed_names
 from pipeline.shards.format import shard_schema
@@ -79,17 +83,35 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     Raises:
         PipelineError: the job cannot begin or continue; what is committed stays.
     """
+    return make_shards(config, lambda inputs: load_given_model(config), console)
+
+
+def make_shards(
+    config: ShardsConfig, load: Callable[[Inputs], Source | None], console: Console
+) -> PatchCorpusResult:
+    """Make the shards of a corpus, or what is left of them.
+
+    Args:
+        load: gives what entropies come from, once the input is known (and may leave files of it
+            out); None: an n-gram model that is to be fitted.
+
+    Raises:
+        PipelineError: the job cannot begin or continue; what is committed stays.
+    """
     config.check()
     refuse_credentials("--output", config.output)
     refuse_lost_output(config.output)
     with reaching("--output"):
         output = OutputDirectory(config.output)
     with held(output, "--output", console):
-        return _patch_corpus(config, output, console)
+        return _make_shards(config, load, output, console)
 
 
-def _patch_corpus(
-    config: PatchCorpusConfig, output: OutputDirectory, console: Console
+def _make_shards(
+    config: ShardsConfig,
+    load: Callable[[Inputs], Source | None],
+    output: OutputDirectory,
+    console: Console,
 ) -> PatchCorpusResult:
     run = None
     if config.overwrite:
@@ -97,28 +119,30 @@ def _patch_corpus(
     else:
         run = PatchRun.resume(output)
     inputs = find_inputs(config.input, config.format, output=output.url)
+    given = load(inputs)
     inputs.print_unread(console)
     if inputs.all_prepared and config.id_column is None:
         config = replace(config, id_column=ID_COLUMN)
     files = inputs.files
-    model = load_given_model(config)
     output.remove_temporary()
     connect(config.num_workers)
     if run is None:
-        run, model = begin_run(config, files, model, output, console)
+        run, source = begin_run(config, files, given, output, console)
     else:
-        run, model = resume_run(run, config, files, model, output, console)
+        run, source = resume_run(run, config, files, given, output, console)
     run.provenance["unread"] = inputs.unread_record()
+    if config.id_column is None:
+        # The record of an earlier release has none: its documents are called by their places.
+        config = replace(config, usual_id=run.provenance.get("ids", {}).get("column"))
     if config.verify:
         _check_chunks(inputs, config, console)
-    patcher = Patcher.from_json(run.provenance["patcher"])
-    scorer = Scorer(model, patcher, config.reset_at_newline)
-    result = _patch(run, config, scorer, output, console)
+    scorer = scorer_of(source, Patcher.from_json(run.provenance["patcher"]), config)
+    result = _patch(run, config, source, scorer, output, console)
     output.remove_temporary()
     return result
 
 
-def _check_chunks(inputs: Inputs, config: PatchCorpusConfig, console: Console) -> None:
+def _check_chunks(inputs: Inputs, config: ShardsConfig, console: Console) -> None:
     """
     Raises:
         PipelineError: chunks of a prepared corpus are not what was written; names the first.
@@ -135,12 +159,12 @@ class _Shared(NamedTuple):
 
     splits: list[Split]
     file_numbers: dict[InputFile, int]
-    config: PatchCorpusConfig
-    scorer: Scorer
+    config: ShardsConfig
+    scorer: AnyScorer
     gpus: float
     """GPUs per worker."""
-    computed_in: str
-    """The device that all workers must have."""
+    computed_in: str | None
+    """The device that all workers must have; None if nothing is computed."""
     output: OutputDirectory
 
 
@@ -157,8 +181,9 @@ def _patch_split(number: int, shared: _Shared, report: Reporter) -> None:
 
 def _patch(
     run: PatchRun,
-    config: PatchCorpusConfig,
-    scorer: Scorer,
+    config: ShardsConfig,
+    source: Source,
+    scorer: AnyScorer,
     output: OutputDirectory,
     console: Console,
 ) -> PatchCorpusResult:
@@ -175,13 +200,13 @@ def _patch(
     bytes_before = sum(map(_text_bytes, committed))
     before = ray.cluster_resources()  # nodes may come, and go
     began = time.monotonic()
-    gpus = gpus_per_worker(config, scorer.model)
+    gpus = gpus_per_worker(config, source)
     if waiting and gpus:
         record_software(run, gpus, output, console)
     numbers = {file: i for i, file in enumerate(run.files)}
-    computed_in = run.provenance["entropy_model"]["computed_in"]
+    computed_in = run.provenance["entropy_model"].get("computed_in")
     outcome = run_stage(
-        "patching",
+        "adopting" if isinstance(source, StoredEntropies) else "patching",
         _patch_split,
         waiting,
         _Shared(run.splits, numbers, config, scorer, gpus, computed_in, output),
@@ -223,7 +248,7 @@ def _patch(
 
 def _collect(
     run: PatchRun,
-    config: PatchCorpusConfig,
+    config: ShardsConfig,
     output: OutputDirectory,
     console: Console,
     *,

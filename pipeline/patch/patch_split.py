@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.patcher import Patcher
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import (
     Document,
@@ -23,9 +22,10 @@ from pipeline.corpus.documents import (
 )
 from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
-from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.scoring import QueuedEntropies, Scorer
-from pipeline.patches import PatchedTokens, patch_stored
+from pipeline.patch.shards_config import ShardsConfig
+from pipeline.patch.stored import ReadEntropies, StoredScorer
+from pipeline.patches import PatchedTokens, ends_of, patch_stored
 from pipeline.prefetch import prefetch
 from pipeline.shards.entries import ShardEntry, commit_entry, entry_path, read_entry, shard_name
 from pipeline.shards.format import record_batch, shard_schema
@@ -41,6 +41,9 @@ BATCH_SIDE_BYTES = 32 << 20
 """Documents, and characters of ids and metadata, after which a batch ends, too."""
 MOST_REJECTS = 1 << 16
 """Rejects after which a shard is closed: they are held in memory until then."""
+
+
+AnyScorer = Scorer | StoredScorer
 
 
 @dataclass
@@ -60,17 +63,29 @@ class _ScoredBatch(NamedTuple):
     batch: _Batch
     tokens_T: np.ndarray
     lengths_D: np.ndarray
-    entropies: QueuedEntropies
+    entropies: QueuedEntropies | ReadEntropies
 
-    def patch(self, patcher: Patcher) -> PatchedTokens:
-        return patch_stored(patcher, self.entropies.wait(), self.lengths_D, self.tokens_T)
+    def patch(self, scorer: AnyScorer) -> PatchedTokens:
+        ends_T = self._ends(scorer)
+        h_T = self.entropies.wait()
+        return patch_stored(scorer.patcher, h_T, self.lengths_D, self.tokens_T, ends_T)
+
+    def _ends(self, scorer: AnyScorer) -> np.ndarray | None:
+        """The tokens with which patches end, if the rule takes them from outside of the text."""
+        documents = self.batch.documents
+        if scorer.bpe is not None:
+            return scorer.bpe.ends([document.text.decode() for document in documents])
+        if scorer.patcher.ends_from != "column":
+            return None
+        given = [d.patch_lengths for d in documents if d.patch_lengths is not None]
+        return ends_of(np.concatenate(given))
 
 
 def patch_split(
     split: Split,
     file_index: int,
-    config: PatchCorpusConfig,
-    scorer: Scorer,
+    config: ShardsConfig,
+    scorer: AnyScorer,
     output: OutputDirectory,
     report: Callable[[int], None],
 ) -> None:
@@ -114,12 +129,12 @@ def give_up(split: Split, file_index: int, reason: str, output: OutputDirectory)
     commit_entry(output, entry)
 
 
-def _records(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[Document | Reject]:
+def _records(split: Split, config: ShardsConfig, skip: int) -> Iterator[Document | Reject]:
     records = read_split(split, config.columns, config.max_document_bytes)
     return islice(records, skip, None)
 
 
-def _read_batches(split: Split, config: PatchCorpusConfig, skip: int) -> Iterator[_Batch]:
+def _read_batches(split: Split, config: ShardsConfig, skip: int) -> Iterator[_Batch]:
     """The records of a split in batches; where one ends depends on the records alone."""
     batch = _Batch()
     batch_bytes = side_bytes = shard_bytes = shard_rejects = 0
@@ -149,20 +164,21 @@ def _read_batches(split: Split, config: PatchCorpusConfig, skip: int) -> Iterato
 
 
 def _score_batches(
-    batches: Iterable[_Batch], scorer: Scorer, report: Callable[[int], None]
+    batches: Iterable[_Batch], scorer: AnyScorer, report: Callable[[int], None]
 ) -> Iterator[_ScoredBatch]:
     for batch in batches:
         tokens_T, lengths_D = encode_documents([document.text for document in batch.documents])
         # Waiting and patching are left to the writer's side: a GPU gets the next batch meanwhile.
-        yield _ScoredBatch(batch, tokens_T, lengths_D, scorer.queue(tokens_T, lengths_D, report))
+        entropies = scorer.queue_documents(batch.documents, tokens_T, lengths_D, report)
+        yield _ScoredBatch(batch, tokens_T, lengths_D, entropies)
 
 
 def _write_shard(
     batches: Iterator[_ScoredBatch],
-    scorer: Scorer,
+    scorer: AnyScorer,
     name: str,
     source: str,
-    config: PatchCorpusConfig,
+    config: ShardsConfig,
     output: OutputDirectory,
 ) -> ShardEntry:
     """Patch and write batches up to the end of a shard, and commit it."""
@@ -179,7 +195,7 @@ def _write_shard(
                 if writer is None:
                     path = stack.enter_context(output.committing(entry.path))
                     writer = stack.enter_context(BatchWriter(path, schema))
-                patched = scored.patch(scorer.patcher)
+                patched = scored.patch(scorer)
                 rows = record_batch(batch.documents, patched, schema)
                 writer.write(rows, int(patched.lengths_D.sum()))
                 summary += Summary.of(rows, patched, scorer.patcher, config.keep_columns)

@@ -5,7 +5,8 @@ A new run is planned, fitted and calibrated, then recorded; a rerun is checked a
 
 import platform
 import tempfile
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,15 +27,27 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
+from pipeline.cli.results import print_line
 from pipeline.cluster.connect import in_ray
-from pipeline.cluster.plan_splits import plan_splits
-from pipeline.corpus.splits import Split
+from pipeline.cluster.plan_splits import plan_files, splits_of
+from pipeline.corpus.ids import Ids
+from pipeline.corpus.splits import FilePlan, Split
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
+from pipeline.patch.calibrate import (
+    calibrate,
+    calibrate_stored,
+    fit_ngram,
+    sample,
+    sample_documents,
+)
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
+from pipeline.patch.patch_split import AnyScorer
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
-from pipeline.shards.format import shard_schema
+from pipeline.patch.shards_config import ShardsConfig
+from pipeline.patch.stored import StoredEntropies, StoredScorer
+from pipeline.shards.format import ENTROPIES, shard_schema
+from pipeline.shards.shard_set import TOKENIZER_FILE
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 
@@ -42,10 +55,15 @@ COMPUTED_IN = "device and dtype"
 """The setting that holds what :func:`model.device.computing_in` returns."""
 
 
-def gpus_per_worker(config: PatchCorpusConfig, model: AnyEntropyModel) -> float:
-    """GPUs that each worker gets: none for an n-gram model or where there are none."""
-    if isinstance(model, NGramEntropyModel):
+Source = AnyEntropyModel | StoredEntropies
+"""The source of entropies: a model, or a column of the input."""
+
+
+def gpus_per_worker(config: ShardsConfig, model: Source) -> float:
+    """GPUs that each worker gets: none for a model that uses none, or where there are none."""
+    if not isinstance(model, EntropyModel):
         return 0
+    assert isinstance(config, PatchCorpusConfig)
     if config.gpus_per_worker is not None:
         return config.gpus_per_worker
     return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
@@ -68,19 +86,28 @@ def _load(source: str) -> AnyEntropyModel:
 
 
 def begin_run(
-    config: PatchCorpusConfig,
+    config: ShardsConfig,
     files: list[InputFile],
-    model: AnyEntropyModel | None,
+    model: Source | None,
     output: OutputDirectory,
     console: Console,
-) -> tuple[PatchRun, AnyEntropyModel]:
-    """Plan a new run, fit and calibrate what it needs, and record it."""
-    splits = plan_splits(files, config.format, config.columns, config.shard_bytes)
+) -> tuple[PatchRun, Source]:
+    """Plan a new run, fit and calibrate what it needs, and record it.
+
+    Args:
+        model: what entropies come from; None: an n-gram model that is to be fitted.
+    """
+    plans = plan_files(files, config.format, config.columns, config.split_bytes)
+    splits = splits_of(plans)
+    ids = Ids(config.id_column) if config.id_column else Ids.choose(plans, config.columns)
+    config = replace(config, usual_id=None if config.id_column else ids.column)
     output.check_writable()
     computed_in = _computed_in(config, model)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         PatchRun.remove(output)
+    _say_columns(config, plans, ids, console)
     if model is None:
+        assert isinstance(config, PatchCorpusConfig)
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
         _save(model, output)
@@ -88,14 +115,17 @@ def begin_run(
     patcher = config.patcher
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
-        scorer = Scorer(model, patcher, config.reset_at_newline)
+        scorer = scorer_of(model, patcher, config)
         patcher = in_ray(_calibrate, gpus, scorer, gpus, computed_in, splits, config)
+    if config.bpe is not None:
+        output.write(TOKENIZER_FILE, config.bpe.content)
     tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
     provenance = {
         "tokenizer": tokenizer,
         "entropy_model": described,
         "patcher": patcher.to_json(),
         "columns": shard_schema(config.keep_columns, entropies=config.keep_entropies).names,
+        "ids": {"column": ids.column, "others": list(ids.others)},
         "sources": source_records(files),
         "configuration": config.content(),
     }
@@ -105,14 +135,36 @@ def begin_run(
     return run, model
 
 
+def scorer_of(model: Source, patcher: Patcher, config: ShardsConfig) -> AnyScorer:
+    """Choose the scorer that gives documents their entropies and patches."""
+    if isinstance(model, StoredEntropies):
+        return StoredScorer(patcher, config.bpe)
+    return Scorer(model, patcher, config.reset_at_newline, config.bpe)
+
+
+def _say_columns(
+    config: ShardsConfig, plans: Sequence[FilePlan], ids: Ids, console: Console
+) -> None:
+    """Say what was chosen of the input's columns, and which might have been meant."""
+    if config.id_column is None and str(ids):
+        print_line(console, str(ids))
+    offered = {name for plan in plans for name in plan.columns or ()}
+    if config.columns.entropies is None and ENTROPIES in offered:
+        print_line(
+            console,
+            f"the input has a column {ENTROPIES!r}: jobs/adopt_shards.py takes entropies as they "
+            "are, without a model",
+        )
+
+
 def resume_run(
     run: PatchRun,
-    config: PatchCorpusConfig,
+    config: ShardsConfig,
     files: list[InputFile],
-    model: AnyEntropyModel | None,
+    model: Source | None,
     output: OutputDirectory,
     console: Console,
-) -> tuple[PatchRun, AnyEntropyModel]:
+) -> tuple[PatchRun, Source]:
     """Check that this is the run that was begun.
 
     Files that were broken and have changed since are planned again; with ``--retry-failed`` all
@@ -129,13 +181,11 @@ def resume_run(
                 "was begun with; restore it, or start anew with --overwrite"
             )
     content = _content(config, _describe(model, config, _computed_in(config, model)))
-    begun_in = run.settings.get(COMPUTED_IN)
-    if begun_in not in (None, content[COMPUTED_IN]) and same_rounding(
-        begun_in, content[COMPUTED_IN]
-    ):
+    begun_in, computed_in = run.settings.get(COMPUTED_IN), content[COMPUTED_IN]
+    if begun_in not in (None, computed_in) and same_rounding(begun_in, computed_in):
         console.print(
             f"{output.url} was begun in {begun_in}, on a GPU that its record does not name; if it "
-            f"was of another kind than {content[COMPUTED_IN]}, entropies are rounded differently "
+            f"was of another kind than {computed_in}, entropies are rounded differently "
             "from here on",
             highlight=False,
             markup=False,
@@ -152,13 +202,15 @@ def resume_run(
     if mended:
         for file in mended:
             console.print(f"{file.url} {reason}: reading it again", highlight=False, markup=False)
-        splits = plan_splits(mended, config.format, config.columns, config.shard_bytes)
-        run = run.with_files(mended, splits, output)
+        plans = plan_files(mended, config.format, config.columns, config.split_bytes)
+        run = run.with_files(mended, splits_of(plans), output)
+    if config.bpe is not None and not output.exists(TOKENIZER_FILE):
+        output.write(TOKENIZER_FILE, config.bpe.content)
     _print_threshold(config, run, console)
     return run, model
 
 
-def _print_threshold(config: PatchCorpusConfig, run: PatchRun, console: Console) -> None:
+def _print_threshold(config: ShardsConfig, run: PatchRun, console: Console) -> None:
     if config.calibrates:
         threshold = run.provenance["patcher"]["threshold"]
         size = f"{config.target_patch_size} bytes per patch"
@@ -186,22 +238,27 @@ def _listed(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
-def _content(config: PatchCorpusConfig, described: dict[str, Any]) -> dict[str, Any]:
+def _content(config: ShardsConfig, described: dict[str, Any]) -> dict[str, Any]:
     return config.content() | {
-        "entropy-model fingerprint": described["fingerprint"],
-        COMPUTED_IN: described["computed_in"],
+        "entropy-model fingerprint": described.get("fingerprint"),
+        COMPUTED_IN: described.get("computed_in"),
     }
 
 
-def _computed_in(config: PatchCorpusConfig, model: AnyEntropyModel | None) -> str:
-    """The device on which the model, or an n-gram model that is to be fitted, will compute."""
+def _computed_in(config: ShardsConfig, model: Source | None) -> str | None:
+    """The device on which the model, or an n-gram model that is to be fitted, will compute; None
+    if entropies are stored."""
+    if isinstance(model, StoredEntropies):
+        return None
     gpus = 0 if model is None else gpus_per_worker(config, model)
     return in_ray(_gpu, gpus) if gpus else computing_in(torch.device("cpu"), torch.float32)
 
 
-def _describe(
-    model: AnyEntropyModel, config: PatchCorpusConfig, computed_in: str
-) -> dict[str, Any]:
+def _describe(model: Source, config: ShardsConfig, computed_in: str | None) -> dict[str, Any]:
+    if isinstance(model, StoredEntropies):
+        known = asdict(model.identity) | {"flops_per_byte": model.flops_per_byte}
+        return {"column": model.column} | {k: v for k, v in known.items() if v is not None}
+    assert isinstance(config, PatchCorpusConfig)
     identity = EntropyModelIdentity(
         config.scored_with, fingerprint(model), computed_in, config.reset_at_newline
     )
@@ -209,8 +266,8 @@ def _describe(
 
 
 def _forward_flops(model: AnyEntropyModel) -> float:
-    """FLOPs per byte; an n-gram model looks entropies up, which costs next to nothing."""
-    return entropy_model_flops(model.config) if isinstance(model, EntropyModel) else 0.0
+    """FLOPs per byte."""
+    return entropy_model_flops(model.config) if isinstance(model, EntropyModel) else model.flops
 
 
 def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:
@@ -245,11 +302,13 @@ def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
 
 @ray.remote(num_cpus=1)
 def _calibrate(
-    scorer: Scorer, gpus: float, computed_in: str, splits: list[Split], config: PatchCorpusConfig
+    scorer: AnyScorer, gpus: float, computed_in: str, splits: list[Split], config: ShardsConfig
 ) -> Patcher:
     failures: list[str] = []
-    documents = sample_documents(splits, config, config.calibration_bytes, failures)
+    documents = sample(splits, config, config.calibration_bytes, failures)
     target = cast(float, config.target_patch_size)
+    if isinstance(scorer, StoredScorer):
+        return calibrate_stored(scorer.patcher, documents, target, failures)
     scorer = scorer.on_device(gpus)
     scorer.check_device(computed_in)
-    return calibrate(scorer, documents, target, failures)
+    return calibrate(scorer, [document.text for document in documents], target, failures)

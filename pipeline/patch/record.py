@@ -13,6 +13,7 @@ from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError
 from pipeline.shards.entries import Shard, committed_names, entry_path, read_entry, shard_name
 from pipeline.shards.manifest import FORMAT_VERSION, OLDER_VERSIONS
+from pipeline.shards.shard_set import TOKENIZER_DIRECTORY
 from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
@@ -67,7 +68,8 @@ class PatchRun(RunRecord):
 
     @classmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
-        return Written((*SHARD_DIRECTORIES, MODEL_DIRECTORY, LOG), (ENTRIES_FILE, BATCHES_FILE))
+        directories = (*SHARD_DIRECTORIES, MODEL_DIRECTORY, TOKENIZER_DIRECTORY, LOG)
+        return Written(directories, (ENTRIES_FILE, BATCHES_FILE))
 
     @classmethod
     def resume(cls, output: OutputDirectory, flag: str = "--output") -> Self | None:

@@ -12,7 +12,7 @@ they are needed. In between the host prepares the next ones.
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,14 +23,16 @@ from model.checkpoints.entropy_model import computed_in, to_device
 from model.device import same_rounding
 from model.entropies import segment_entropies
 from model.entropy_model import EntropyModel
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.segments import cut_segments
+from model.short_context import ShortContextModel
 from model.tokenizer import encode_documents
+from pipeline.bpe.byte_level import BPE
+from pipeline.corpus.documents import Document
 from pipeline.errors import PipelineError
 from pipeline.patches import PatchedTokens, patch_stored
 
-AnyEntropyModel = EntropyModel | NGramEntropyModel
+AnyEntropyModel = EntropyModel | ShortContextModel
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Scorer:
     patcher: Patcher
     reset_at_newline: bool = False
     """Entropy context starts again after each newline (arXiv 2412.09871, section 4.4)."""
+    bpe: BPE | None = None
+    """The tokenizer whose tokens become patches, for the ``bpe`` rule."""
 
     def score(
         self, documents: list[bytes], report: Callable[[int], None] = lambda tokens: None
@@ -129,6 +133,16 @@ class Scorer:
         copied.record()
         return QueuedEntropies(host_T, copied)
 
+    def queue_documents(
+        self,
+        documents: Sequence[Document],
+        tokens_T: np.ndarray,
+        lengths_D: np.ndarray,
+        report: Callable[[int], None],
+    ) -> QueuedEntropies:
+        """As :meth:`queue`, for documents of a corpus."""
+        return self.queue(tokens_T, lengths_D, report)
+
     def on_device(self, gpus: float) -> "Scorer":
         """The scorer with its model where a worker computes: on a GPU if the worker has (a share
         of) one.
@@ -138,12 +152,13 @@ class Scorer:
         more or less of it might choose other kernels.
         """
         torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         torch.set_float32_matmul_precision("highest")
         if gpus:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         return replace(self, model=to_device(self.model, "cuda" if gpus else "cpu"))
 
-    def check_device(self, expected: str) -> None:
+    def check_device(self, expected: str | None) -> None:
         """Check that the model computes in what a set was begun with.
 
         Args:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cluster.connect import connect
-from pipeline.cluster.plan_splits import plan_splits
+from pipeline.cluster.plan_splits import plan_files, splits_of
 from pipeline.cluster.stage import StageOutcome, Work, run_stage, unshared_storage
 from pipeline.corpus.formats import known_format
 from pipeline.corpus.inputs import Inputs, find_inputs
@@ -181,7 +181,8 @@ def _begin(
     if any(map(is_hub_file, files)):  # their content is not at hand: each is read as a whole
         splits = [whole_file(file, known_format(file, kind, flag)) for file in files]
     else:
-        splits = plan_splits(files, kind, columns, config.sort_bytes, format_flag=flag)
+        plans = plan_files(files, kind, columns, config.sort_bytes, format_flag=flag)
+        splits = splits_of(plans)
     preparation = plan(files, splits, columns, config)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         Preparation.remove(output)

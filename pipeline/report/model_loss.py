@@ -34,7 +34,7 @@ def model_loss(
     if identity is None or identity.source is None:
         return ModelLoss(None, "the set does not name its model")
     if identity.source == NGRAM:
-        return ModelLoss(None, "an n-gram model stores entropies and no probabilities")
+        return ModelLoss(None, "an n-gram model gives entropies and no probabilities")
     if identity.reset_at_newline:
         return ModelLoss(None, "the model began anew at each newline, which is not measured")
     try:
@@ -42,7 +42,7 @@ def model_loss(
     except CheckpointError as error:
         return ModelLoss(None, str(error))
     if not isinstance(model, EntropyModel):
-        return ModelLoss(None, "an n-gram model stores entropies and no probabilities")
+        return ModelLoss(None, f"{model.title} gives entropies and no probabilities")
     if identity.fingerprint not in (None, fingerprint(model)):
         return ModelLoss(None, f"{identity.source} is another model today: its fingerprint differs")
     tokens_T, lengths_D = encode_documents(texts)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.ticker import EngFormatter
 
+from model.patcher import SHOWN_DIGITS
 from model.rules import Compared, find_rule
 from pipeline.drawing.page import printable
 from pipeline.report.figures import SetFigures
@@ -74,7 +75,7 @@ def overview(sets: Sequence[SetFigures]) -> list[tuple[str, list[str]]]:
     return [
         row("rule", _rule),
         row("threshold (nats)", _threshold),
-        row("entropy model", lambda f: str(f.provenance.entropy_model.get("source", "unknown"))),
+        row("entropy model", _entropy_model),
         row("mean bytes per patch", lambda f: f"{f.mean_patch_bytes:.3f}"),
         row("patch lengths (tokens)", lengths),
         row("mean entropy (nats)", lambda f: format_nats(f.mean_entropy)),
@@ -92,9 +93,18 @@ def format_nats(value: float | None) -> str:
     return "none stored" if value is None else f"{value:.2f}"
 
 
+def _entropy_model(figures: SetFigures) -> str:
+    """The source of the model, and that its entropies were adopted, if they were."""
+    model = figures.provenance.entropy_model
+    source = str(model.get("source", "unknown"))
+    return f"{source}; adopted from the column {model['column']!r}" if "column" in model else source
+
+
 def _rule(figures: SetFigures) -> str:
     """The rule with its settings, all but the threshold, which has a row of its own."""
     given = {k: v for k, v in figures.provenance.patcher.items() if v is not False}
+    if "tokenizer" in given:
+        given["tokenizer"] = given["tokenizer"][:SHOWN_DIGITS]
     more = (f"{name} {value}" for name, value in given.items() if name not in ("rule", "threshold"))
     return ", ".join([figures.rule, *more])
 

@@ -38,6 +38,18 @@ class EntropyModelRecord(TypedDict, total=False):
     """The versions with which GPUs computed, one after the other; missing where CPUs did."""
     reset_at_newline: bool
     flops_per_byte: float
+    column: str
+    """The column of the input that the entropies were adopted from: another program computed
+    them."""
+
+
+class IdsRecord(TypedDict):
+    """The column that documents have their ids from."""
+
+    column: str | None
+    """None: the ids are places, ``FILE#POSITION``."""
+    others: list[str]
+    """Further columns with usual names, between which nobody chose."""
 
 
 class SourceRecord(TypedDict):
@@ -58,6 +70,7 @@ class Manifest(TypedDict):
     patcher: PatcherValues
     columns: list[str]
     """Names of the columns, metadata last."""
+    ids: NotRequired[IdsRecord]
     sources: NotRequired[list[SourceRecord]]
     unread: NotRequired[dict[str, Any]]
     """The files that the input holds and that were not read: ``count``, and ``files`` with the path

@@ -8,6 +8,7 @@ An output directory of ``patch_corpus.py`` holds::
     entries/NAME.json     commits those above: a shard exists once its entry does
     entries.arrow         all entries in columns, without histograms
     batches.arrow         place, size and hash of every record batch of every shard
+    tokenizer/            the tokenizer of the bpe rule
     manifest.json         written last: what the shards were made from and with, and their sums
 
 NAME is ``file-split-piece``: the number of the input file, of the split of it, and of the shard of
@@ -30,6 +31,7 @@ import xxhash
 
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
+from pipeline.bpe.byte_level import BPE
 from pipeline.errors import DamagedShardError, PipelineError, translated
 from pipeline.shards.entries import Shard, ShardEntry, shard_path
 from pipeline.shards.format import (
@@ -47,6 +49,9 @@ from pipeline.statistics.summary import Summary
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST
 
+TOKENIZER_DIRECTORY = "tokenizer"
+TOKENIZER_FILE = f"{TOKENIZER_DIRECTORY}/tokenizer.json"
+"""The tokenizer whose tokens are the patches of a set, by the ``bpe`` rule."""
 READ_TOGETHER = 256
 """Record batches that are looked at together."""
 CACHED_FOOTERS = 4096
@@ -279,6 +284,25 @@ class ShardSet:
     def __iter__(self) -> Iterator[PatchedDocument]:
         for batch in self.batches():
             yield from read_documents(batch)
+
+    @cached_property
+    def bpe(self) -> BPE | None:
+        """The tokenizer whose tokens are the patches; None for other rules than ``bpe``.
+
+        Raises:
+            DamagedShardError: it is missing, or another one than was written; names it.
+        """
+        wanted = self.patcher.tokenizer
+        if wanted is None:
+            return None
+        where = self.output.locate(TOKENIZER_FILE)
+        with translated(where, DamagedShardError, advice=WAY_ON):
+            bpe = BPE(where, self.output.read(TOKENIZER_FILE))
+        if bpe.sha256 != wanted:
+            raise DamagedShardError(
+                f"{where}: sha256 is {bpe.sha256}, {wanted} was written: it is damaged; {WAY_ON}"
+            )
+        return bpe
 
     def lost(self) -> Iterator[str]:
         """A message for each shard whose file is gone, has another size than what was written, or

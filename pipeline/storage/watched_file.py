@@ -6,7 +6,23 @@ from collections.abc import Callable
 from pipeline.storage.output import open_input
 
 
-class WatchedFile:
+class ReadOnlyFile:
+    """The answers that pyarrow asks of any file that is only read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        """Do nothing; pyarrow calls it."""
+
+
+class WatchedFile(ReadOnlyFile):
     """An input file that keeps the error with which its storage refused to be read.
 
     Decoders wrap, replace or swallow the errors of the file below them. This tells whether the
@@ -38,21 +54,9 @@ class WatchedFile:
     def tell(self) -> int:
         return self._file.tell()
 
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return True
-
     @property
     def closed(self) -> bool:
         return self._file.closed
-
-    def flush(self) -> None:
-        """Do nothing, as files that are only read do; pyarrow calls it."""
 
     def close(self) -> None:
         self._file.close()

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from model.checkpoints.files import BUILT_IN
-from pipeline.cli.flags import rule_flag
+from pipeline.cli.rule_flag import rule_flag
 from pipeline.errors import ConfigError
 
 LEAST_THRESHOLD, MOST_THRESHOLD = -2, 6
@@ -24,8 +24,8 @@ class PatchViewerConfig:
     entropy_model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
         BUILT_IN,
     )
-    """Entropy models to choose from: directories, URLs or hub ids; "entropy-1m" comes with
-    blt-titan."""
+    """Entropy models to choose from: directories, URLs or hub ids; "entropy-1m" and
+    "entropy-conv" come with blt-titan."""
     shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[DIR ...]")] = ()
     """Shard sets to browse, directories or URLs."""
     tokenizers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()

@@ -31,7 +31,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from support.bombs import write_bombs
 from support.mutations import COMPRESSED, mutated, valid_files
 
-from pipeline.corpus.limits import reading_bytes
+from pipeline.corpus.headers.limits import reading_bytes
 
 OUTCOMES = ("accepted", "rejected", "crashed", "hung", "memory", "traceback")
 FORBIDDEN = ("hung", "memory", "traceback")

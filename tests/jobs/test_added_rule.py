@@ -45,7 +45,7 @@ def test_an_added_rule_patches_a_corpus(newline_rule: None, run_here: RunJob, tm
 
 def test_its_name_is_offered(newline_rule: None, run_here: RunJob):
     done = run_here("--help")
-    assert done.returncode == 0 and "byte,newline}" in done.stdout
+    assert done.returncode == 0 and "byte,newline,bpe,given}" in done.stdout
 
 
 def test_a_rule_that_is_not_there_is_refused(run_here: RunJob, tmp_path):

@@ -139,7 +139,7 @@ def test_an_unreachable_cluster_is_named(run_job, tmp_path):
     assert f"error: RAY_ADDRESS {nobody}: the cluster cannot be reached" in done.stderr
 
 
-def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_directory, monkeypatch):
+def test_a_lost_node_costs_nothing(corpus, tmp_path, run_here, small_model_directory, monkeypatch):
     """Two nodes of two CPUs; one is lost while all four workers are busy.
 
     The last test here: to end such a cluster unsettles another Ray that this process has joined.
@@ -147,6 +147,8 @@ def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_direct
     flags = ("--input", corpus, "--entropy-model", small_model_directory, "--threshold", 2.5)
     flags += SMALL
     plain, out = tmp_path / "plain", tmp_path / "out"
+    done = run_here(*flags, "--output", plain, "--num-workers", 1)
+    assert done.returncode == 0, done.stderr
     end_local_ray()
     # A Ray of this process may have switched it on, for all that is started from here.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -155,8 +157,6 @@ def test_a_lost_node_costs_nothing(corpus, tmp_path, run_job, small_model_direct
     )
     try:
         env = environment(RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled")
-        done = run_job(*flags, "--output", plain, "--num-workers", 1, env=env)
-        assert done.returncode == 0, done.stderr
         lost = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
         process = subprocess.Popen(

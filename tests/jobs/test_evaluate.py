@@ -260,7 +260,7 @@ def test_wrong_flags_are_named(there, run, flags, message):
 def test_an_ngram_model_has_no_bits_per_byte(there, run, tmp_path, ngram_model: NGramEntropyModel):
     save_entropy_model(ngram_model, tmp_path / "ngram")
     done = run("--model", tmp_path / "ngram", "--input", there / "in")
-    assert done.status == 2 and "n-gram model: it stores entropies" in done.error
+    assert done.status == 2 and "n-gram model: it gives entropies" in done.error
     # As the model that places the boundaries it will do.
     flags = ("--entropy-model", tmp_path / "ngram", "--threshold", 2.0, "--allow-other-entropies")
     done = run("--model", there / "blt", "--input", there / "in", *flags)

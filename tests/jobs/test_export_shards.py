@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import DatasetCard
 from support import tiny
 from support.jobs import ROOT, edit_json, files_below, job_here
+from support.published_loader import documents_of_rank
 from support.texts import topics
 
 from model import NGramEntropyModel, Patcher
@@ -112,20 +113,11 @@ def test_datasets_loads_it(run, made, tmp_path):
 
 
 def published_loader(directory: Path, corpus: str, model: str) -> Iterator[tuple[str, list, list]]:
-    """As FIDELITY.md describes the layout: documents of all chunks, shard by shard."""
-    found: dict[tuple[str, int], Path] = {}
-    for path in (directory / corpus / model).glob(f"{corpus}.chunk.*.jsonl.shard_*.arrow"):
-        chunk, _, shard = path.stem.rpartition(".shard_")
-        assert len(chunk.split(".chunk.")[1].removesuffix(".jsonl")) == 2
-        mark = path.with_name(path.name + ".complete")
-        assert mark.exists() and not mark.stat().st_size
-        found[chunk, int(shard)] = path
-    for _, path in sorted(found.items()):
-        table = pa.ipc.open_file(path).read_all()
-        assert table.schema.names == ["sample_id", "text", "entropies"]
-        assert table.schema.types == [pa.string(), pa.string(), pa.list_(pa.float16())]
-        assert not any(field.nullable for field in table.schema)
-        for row in table.to_pylist():
+    """Documents of all chunks, shard by shard: those of as many ranks as there are chunks."""
+    source = directory / corpus / model
+    chunks = len(list(source.glob("*.chunk.*.jsonl")))
+    for rank in range(chunks):
+        for row in documents_of_rank(source, directory, model, rank, chunks):
             tokens = [1, *(byte + 4 for byte in row["text"].encode()), 2]
             yield row["sample_id"], tokens, row["entropies"]
 

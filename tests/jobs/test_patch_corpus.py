@@ -118,13 +118,13 @@ def entries(out: Path) -> int:
     return len(list(out.glob("entries/*.json")))
 
 
-def run_and_kill(arguments: list[str], out: Path, moment: float, *, first: bool) -> bool:
-    """Start the job and kill all of it ``moment`` seconds later, counted from its start or from its
-    first commit. Gives False if it finished before."""
+def run_and_kill(
+    arguments: list[str], env: dict[str, str], out: Path, moment: float, *, first: bool = False
+) -> bool:
+    """Start the job and kill it, and all that it has started, ``moment`` seconds later, counted
+    from its start or from its first commit. Gives False if it finished before."""
     log = out.with_suffix(".log").open("wb")
-    process = subprocess.Popen(
-        arguments, env=environment(), stderr=log, stdout=log, start_new_session=True
-    )
+    process = subprocess.Popen(arguments, env=env, stderr=log, stdout=log, start_new_session=True)
     before = entries(out)
     while not first and process.poll() is None and entries(out) == before:
         time.sleep(0.01)
@@ -145,7 +145,8 @@ def run_and_kill(arguments: list[str], out: Path, moment: float, *, first: bool)
 
 
 def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_model_directory):
-    """1 worker, 4 workers, and a run killed at random moments: the same bytes."""
+    """1 worker, 4 workers, and a run that is killed at random moments, with its Ray or alone: the
+    same bytes."""
     source = write_jsonl(tmp_path / "in" / "topics.jsonl", topics()[:PART])
     flags = ("--input", source, "--entropy-model", small_model_directory, "--shard-bytes", 25_000)
     flags += ("--target-patch-size", 4.5, "--seed", 3, "--calibration-bytes", 40_000)
@@ -155,9 +156,10 @@ def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_mode
         assert done.returncode == 0, done.stderr
     random_ = random.Random()
     arguments = command(*flags, "--output", killed, "--num-workers", 2)
-    kills = [run_and_kill(arguments, killed, random_.uniform(1, 6), first=True)]
-    for _ in range(2):
-        kills.append(run_and_kill(arguments, killed, random_.uniform(0, 0.3), first=False))
+    shared = environment(**to_join_local_ray())
+    kills = [run_and_kill(arguments, shared, killed, random_.uniform(1, 6), first=True)]
+    for env in (environment(), shared):  # by the first, all of a Ray is killed, too
+        kills.append(run_and_kill(arguments, env, killed, random_.uniform(0, 0.3)))
         # What has a final name is whole, even now.
         for path in killed.glob("entries/*.json"):
             json.loads(path.read_text())

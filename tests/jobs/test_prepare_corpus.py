@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from support.jobs import ROOT, RunJob, command, environment, full_disk, job_alone, job_here
+from support.local_ray import to_join_local_ray
 from support.texts import noise, topics, write_jsonl
 
 from pipeline import open_shards
@@ -60,30 +62,41 @@ def documents(output: Path) -> list[tuple[str, str]]:
     return [(row["sample_id"], row["text"]) for row in rows]
 
 
-def kill_when(reached: Callable[[], bool], arguments: list[str], victim: str) -> None:
-    """Start the job; kill it, or one of its workers and see it end well, as soon as it got so far.
+def kill_when(
+    reached: Callable[[], bool], arguments: list[str], env: dict[str, str], *, its_ray: bool
+) -> None:
+    """Start the job and kill it, with the Ray that it has started or alone, as soon as it got so
+    far.
 
     The job has to get that far: a run that ends before is an error.
     """
     process = psutil.Popen(
         arguments,
-        env=environment(),
+        env=env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    victims: list[psutil.Process] = []
-    while not victims:
+    while not reached():
         assert process.poll() is None, "it ended before"
         time.sleep(0.002)
-        if reached():
-            victims = process.children(recursive=True)
-        if victim == "worker":
-            victims = [child for child in victims if "ray::Map" in _name(child)][:1]
-    for one in victims if victim == "worker" else (process, *victims):
+    for victim in (process, *(process.children(recursive=True) if its_ray else ())):
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.send_signal(signal.SIGKILL)
-    assert process.wait(200) == (0 if victim == "worker" else -signal.SIGKILL)
+            victim.send_signal(signal.SIGKILL)
+    assert process.wait(200) == -signal.SIGKILL
+
+
+def kill_worker_when(reached: Callable[[], bool]) -> None:
+    """Kill a worker of the Ray of this process as soon as the job got so far."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        time.sleep(0.005)
+        if reached():
+            children = psutil.Process().children(recursive=True)
+            for worker in [child for child in children if "ray::Map" in _name(child)][:1]:
+                worker.send_signal(signal.SIGKILL)
+                return
+    pytest.fail("it ended before")
 
 
 def _name(process: psutil.Process) -> str:
@@ -94,27 +107,29 @@ def _name(process: psutil.Process) -> str:
 
 
 def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
-    """With merges: 1 worker, 4 workers that sort less at a time, and a run that is killed, and at
-    last loses a worker."""
+    """With merges: 1 worker, 4 workers that sort less at a time, and a run that is killed with its
+    Ray, then alone, and at last loses a worker."""
     source = write_parts(tmp_path / "corpus")
     flags = ("--input", source, "--id-column", "id", "--seed", 3, *MANY)
     one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
-    for out, *more in (
-        (one, "--num-workers", 1),
-        (four, "--num-workers", 4, "--sort-bytes", 20_000),
-    ):
+    small = ("--sort-bytes", 20_000)
+    for out, *more in ((one, "--num-workers", 1), (four, "--num-workers", 4, *small)):
         done = prepare_here(*flags, *more, "--output", out)
         assert done.returncode == 0, done.stderr
-    more = ("--num-workers", 2, "--sort-bytes", 20_000)
-    arguments = command(*flags, "--output", killed, *more, job=JOB)
-    for stage, least, victim in (
-        *(("units", 3, "all"), ("merges", 20, "all")),
-        ("chunks", 10, "worker"),
-    ):
+
+    def got(stage: str, least: int) -> Callable[[], bool]:
         assert not (killed / "manifest.json").exists()
-        found = killed / "exchange" / stage
-        kill_when(lambda: len(list(found.glob("*.json"))) >= least, arguments, victim)  # noqa: B023
-    done = prepare_here(*flags, "--output", killed, "--json")
+        return lambda: len(list((killed / "exchange" / stage).glob("*.json"))) >= least
+
+    again = (*flags, "--num-workers", 2, *small, "--output", killed)
+    arguments = command(*again, job=JOB)
+    kill_when(got("units", 3), arguments, environment(), its_ray=True)
+    kill_when(got("merges", 20), arguments, environment(**to_join_local_ray()), its_ray=False)
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(kill_worker_when, got("chunks", 10))
+        done = prepare_here(*again, "--json")
+        assert done.returncode == 0, done.stderr
+        worker.result()
     assert json.loads(done.stdout)["bytes_sorted"] == 0
     expected = contents(one)
     assert len(expected) == 152

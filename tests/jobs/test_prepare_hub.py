@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from support import loopback_hub
-from support.jobs import ROOT, command, environment
+from support.jobs import JOB, ROOT, RunJob, job_here
 from support.local_ray import share_local_ray, to_join_local_ray
 from support.loopback_answers import TOKEN, Fault, git_oid, sha256
 from support.loopback_hub import Hub
@@ -134,7 +134,7 @@ class Prepare:
         return self.hub.settings(self.home, token) | directories
 
     def start(self, output: Path, *flags: object, **environment: str) -> subprocess.Popen:
-        run = [sys.executable, str(self.script), "--output", str(output)]
+        run = [sys.executable, str(self.script), "--output", str(output), "--num-workers", "2"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*run, *map(str, flags)], env=environment, **pipes)
 
@@ -219,7 +219,7 @@ def check_prepared(output: Path, documents: Documents, files: dict[str, bytes], 
 
 # One of each repository: the others differ in the pattern of their files, see test_corpora.py.
 @pytest.mark.parametrize("name", ["fineweb_edu_10bt", "dclm_baseline_1.0_10prct"])
-def test_named_corpora(hub, prepare, tmp_path, name):
+def test_named_corpora(hub, prepare, tmp_path, monkeypatch, capsys, name):
     """From each named corpus's repository to chunks; of one from there to shards."""
     corpus, out = CORPORA[name], tmp_path / "out"
     chosen = {path: some for path, some in (FINEWEB | DCLM).items() if chooses(name, path)}
@@ -254,7 +254,8 @@ def test_named_corpora(hub, prepare, tmp_path, name):
     if tokenizer:
         paths = [path.relative_to(out / "tokenizer") for path in (out / "tokenizer").iterdir()]
         assert {str(path) for path in paths} >= {"tokenizer.json", "merges.txt"}
-        check_patched(out, tmp_path / "patched")
+        patch = job_here(JOB, monkeypatch, capsys)  # on the Ray that ``prepare`` has left running
+        check_patched(out, tmp_path / "patched", patch)
     else:
         whole(out)
 
@@ -296,11 +297,9 @@ def with_ids(path: str, documents: Documents) -> Documents:
     return documents if path.endswith(".parquet") else by_offset(path, documents)
 
 
-def check_patched(out: Path, patched: Path) -> None:
+def check_patched(out: Path, patched: Path, patch: RunJob) -> None:
     """The prepared corpus goes on as it is."""
-    run = command("--input", out, "--output", patched, "--rule", "space")
-    env = environment(**to_join_local_ray())
-    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120)
+    done = patch("--input", out, "--output", patched, "--rule", "space")
     assert done.returncode == 0, done.stderr
     chunks = [pq.read_table(out / name).to_pylist() for name in chunk_names(out)[1:]]
     documents = [(row["sample_id"], row["text"]) for rows in chunks for row in rows]

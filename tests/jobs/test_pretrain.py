@@ -53,9 +53,12 @@ def arguments(shards: object, dump: object, *more: object, steps: int = STEPS) -
     return [*SMALL, *map(str, flags), *map(str, more)]
 
 
+# Ends and deaths of workers are seen at once.
+AT_ONCE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+
+
 def variables(**more: str) -> dict[str, str]:
-    # Deaths of workers are seen at once.
-    return environment(OMP_NUM_THREADS="1", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5", **more)
+    return environment(OMP_NUM_THREADS="1", **AT_ONCE, **more)
 
 
 class Run:
@@ -108,7 +111,7 @@ def job() -> ModuleType:
 
 @pytest.fixture
 def local_ray() -> None:
-    share_local_ray(2, "train")
+    share_local_ray(2, "train", settings=AT_ONCE)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from support.jobs import ROOT
 from support.shard_sets import real_texts, write_shards
 
 from pipeline import open_shards
+from pipeline.bpe.byte_level import load_bpe
 from pipeline.errors import ConfigError, PipelineError
-from train.data.bpe import load_bpe
 
 JOB = runpy.run_path(str(ROOT / "jobs" / "train_tokenizer.py"))
 QUIET = Console(quiet=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from model import BLT, BLT_SIZES, EntropyModel, Patcher
+from model.blt_config import ROW_READING
 from model.layers.attention import BLOCK, Attend, attend_flex, window_block_mask
 from model.layers.patch_layout import PatchLayout
 
@@ -123,7 +124,7 @@ VARIANTS = {
         cross_attn_all_layers_encoder=True,
         cross_attn_window_encoder=2,
         cross_attn_window_decoder=3,
-        hash_across_documents=True,
+        **dict.fromkeys(ROW_READING, True),
     ),
 }
 
@@ -154,6 +155,22 @@ def test_layout_is_one_graph():
         for name, value in expected._asdict().items():
             assert torch.equal(getattr(layout, name), value), name
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("last_reads_last", [False, True])
+@pytest.mark.parametrize("across", [False, True])
+def test_indices_never_fall(across, last_reads_last):
+    """Sums over runs rely on it, on every device; so they do where there is no patch (``~i``)."""
+    for seed in range(20):
+        tokens, lengths = random_batch(random.Random(seed))
+        layout = PatchLayout.of(
+            tokens, lengths, 4, 4, across_documents=across, last_reads_last=last_reads_last
+        )
+        for index_TW in (layout.gathering_TW, layout.read_TW):
+            patch_TW = torch.where(index_TW < 0, ~index_TW, index_TW)
+            assert (patch_TW.diff(dim=0) >= 0).all()
+            assert patch_TW.min() >= 0 and patch_TW.max() < lengths.numel()
+        assert (layout.read_TW[:, 0] >= 0).all()
 
 
 def test_compiled_on_a_cpu():

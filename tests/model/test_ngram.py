@@ -9,7 +9,6 @@ import pytest
 import torch
 from support.texts import topics
 
-import model.ngram
 from model import NGramEntropyModel, load_entropy_model, save_entropy_model
 from model.ngram import NGramCounts
 from model.tokenizer import VOCAB_SIZE, encode_documents
@@ -150,7 +149,7 @@ def test_contexts_stay_within_their_segment(ngram_model):
 def test_blocks_change_nothing(ngram_model, monkeypatch, block):
     batch = encode_documents([b"a", *small_corpus(), b"", topics()[3][1].encode()[:500]])
     expected = packed(ngram_model, batch)
-    monkeypatch.setattr(model.ngram, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(NGramEntropyModel, "block_tokens", block)
     assert torch.equal(packed(ngram_model, batch), expected)
 
 

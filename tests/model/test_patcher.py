@@ -62,6 +62,15 @@ def test_top_k():
     assert lengths(Patcher(rule="top-k", patch_size=1)) == [1] * 8
     tie = torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
     assert lengths(Patcher(rule="top-k", patch_size=2), tie) == [1, 1, 4]
+    published = Patcher(rule="top-k", patch_size=4 / 3, published=True)
+    # 8 / (4 / 3) - 2 = 4 highest after tokens 1 to 7: tokens 6, 2, 4 and 3.
+    assert lengths(published) == [1, 2, 1, 1, 2, 1]
+    # The last entropy is chosen, too: a patch that only the next token has.
+    last = torch.tensor([[0.0, 1.0, 5.0, 2.0, 3.0, 9.0]])
+    published = Patcher(rule="top-k", patch_size=1.5, published=True)
+    assert lengths(published, last) == [1, 2, 3]
+    assert lengths(published, last, include_next_token=True) == [1, 2, 3, 1]
+    assert lengths(replace(published, published=False), last) == [1, 2, 2, 1]
 
 
 def test_space():
@@ -100,6 +109,31 @@ def test_bpe_delimiter():
         2,
         1,
     ]
+    # As published, the delimiter at the end starts no patch of the next token.
+    published = Patcher(rule="bpe", published=True)
+    assert lengths(published, tokens_BS=tokens) == [1, 2, 3, 2]
+    assert lengths(published, tokens_BS=tokens, include_next_token=True) == [1, 2, 3, 3]
+    # In pieces nobody knows where a document ends.
+    ends = published.ends_in_piece(H, tokens, torch.tensor([1]), torch.tensor([1]))
+    assert ends.tolist() == [[False, True, False, False, True, False, True]]
+
+
+def test_ends_that_a_tokenizer_or_a_column_gives():
+    """Two documents of 5 and 3 tokens; ends at their first and last tokens change nothing."""
+    ends = torch.tensor([1, 0, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    h, counts = torch.zeros(8), torch.tensor([5, 3])
+    for patcher in (Patcher(rule="given"), Patcher(rule="bpe", tokenizer="ab" * 32)):
+        found, patches = patcher.patch_lengths_flat(h, counts, ends_T=ends)
+        assert (found.tolist(), patches.tolist()) == ([1, 2, 2, 1, 2], [3, 2])
+        cut = replace(patcher, max_patch_length=1)
+        assert cut.patch_lengths_flat(h, counts, ends_T=ends)[0].tolist() == [1] * 8
+        with pytest.raises(ValueError, match=f"ends: the {patcher.rule} .*takes boundaries from a"):
+            patcher.patch_lengths_flat(h, counts, torch.zeros(8, dtype=torch.long))
+        assert patcher.needs_whole_document and not patcher.has_threshold
+    assert str(Patcher(rule="bpe", tokenizer="ab" * 32)) == "bpe (tokenizer abababababab)"
+    assert not Patcher(rule="bpe").needs_whole_document  # a stream of ids with delimiters
+    with pytest.raises(ValueError, match="tokenizer: the space rule does not use it"):
+        Patcher(rule="space", tokenizer="ab")
 
 
 def newline_ends(pieces: Pieces) -> torch.Tensor:
@@ -138,8 +172,8 @@ def test_a_rules_facts_are_asked_of_the_patcher():
         "byte": (None, False, False),
         "bpe": (None, False, True),
     }
-    assert facts.keys() == RULES.keys()
-    assert [p.rule for p in ALL if p.needs_whole_document] == ["top-k", "top-k"]
+    assert {*facts, "given"} == RULES.keys()  # which asks for ends, see below
+    assert [p.rule for p in ALL if p.needs_whole_document] == ["top-k"] * 3
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -192,11 +226,13 @@ ALL: list[Patcher] = [
     Patcher(1.0, "combined", threshold_add=0.1, published=True),
     Patcher(rule="top-k", patch_size=1),
     Patcher(rule="top-k", patch_size=2.3, max_patch_length=2),
+    Patcher(rule="top-k", patch_size=2.3, published=True),
     Patcher(rule="space"),
     Patcher(rule="static", patch_size=3.3),
     Patcher(rule="static", patch_size=1.1, published=True),
     Patcher(rule="byte"),
     Patcher(rule="bpe"),
+    Patcher(rule="bpe", published=True),
 ]
 
 
@@ -213,18 +249,21 @@ def by_definition(patcher: Patcher, h: list[float], tokens: list[int], end: int)
                 rises > np.float32(patcher.threshold_add) and h[i] > patcher.threshold
             ),
             "space": lambda i=i: space_ends(tokens, i),
-            "bpe": lambda i=i: tokens[i] == 3,
+            "bpe": lambda i=i: tokens[i] == 3 and not (patcher.published and i == n - 1),
             "byte": lambda: True,
         }.get(rule, lambda: False)
         if ends():
             starts.add(i + 1)
     if rule == "top-k":
         k = max(int(n / patcher.patch_size) - 2, 0)
-        starts |= {i + 1 for i in sorted(range(1, end - 1), key=lambda i: -h[i])[:k]}
+        chosen = sorted(range(1, end - 1), key=lambda i: -h[i])[:k]
+        if patcher.published:
+            chosen = (torch.tensor(h[1:]).topk(min(k, n - 1)).indices + 1).tolist()
+        starts |= {i + 1 for i in chosen}
     if rule == "static":
         first = 0 if patcher.published else 1
         starts = {0} | {first + int(k * patcher.patch_size) for k in range(end)}
-    elif patcher.published:
+    elif patcher.published and rule in ("monotonic", "combined"):
         starts.add(2)
         if rule == "combined":
             starts.discard(3)

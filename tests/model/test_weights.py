@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from support.texts import topics
 
-from model import ByteTokenizer, EntropyModel, load_entropy_model
+from model import ByteTokenizer, ConvEntropyModel, EntropyModel, load_entropy_model
 from model.checkpoints.files import BUILT_IN
 
 
@@ -25,6 +25,16 @@ def test_it_predicts_text_that_it_was_not_trained_on():
     h = model.entropies(torch.tensor([ByteTokenizer().encode(text)]))[0]
     after_space = h[[i + 1 for i, letter in enumerate(text) if letter == " "]]
     assert after_space.mean() > 1.5 * h.mean()
+
+
+def test_the_cheap_one_agrees_with_its_teacher():
+    student = load_entropy_model("entropy-conv")
+    assert isinstance(student, ConvEntropyModel)
+    rows = [ByteTokenizer().encode(text)[:1000] for _, text in topics() if len(text) > 1000][8:12]
+    tokens_BS = torch.tensor(rows)
+    teacher = load_entropy_model(BUILT_IN, device="cpu")
+    pair = [model.entropies(tokens_BS).flatten() for model in (student, teacher)]
+    assert torch.corrcoef(torch.stack(pair))[0, 1] > 0.8
 
 
 def test_a_directory_of_that_name_comes_first(tmp_path, monkeypatch, small_model_directory):

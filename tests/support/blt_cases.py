@@ -63,9 +63,15 @@ def random_config(rng: random.Random) -> BLTConfig:
         local_attention_window_len=rng.choice([None, 1, 4, 512]),
         rope_theta=rng.choice([100.0, 500_000.0]),
     )
+    published = {name: rng.random() < 0.3 for name in PUBLISHED_READING}
+    config = replace(config, projects_equal_widths=rng.random() < 0.5, **published)
     left_out = [name for name in ABLATIONS if rng.random() < 0.2]
     return ablated(config, *left_out)
 
+
+PUBLISHED_READING = ("cross_attn_across_documents", "last_reads_last_patch")
+"""Fields in which the published code reads otherwise than our own models do by default; it also
+hashes n-grams across documents."""
 
 ABLATIONS: dict[str, dict[str, object]] = {
     "cross attention of the encoder": {

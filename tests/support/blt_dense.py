@@ -41,7 +41,8 @@ def masks_of(config: BLTConfig, tokens: list[int], lengths: list[int]) -> Masks:
     assert lengths[0] == 1 and len(patch_of_slot) in (n, n + 1)
     if len(patch_of_slot) == n:
         # The next token is not said to start a patch; only token 1 always does.
-        patch_of_slot.append(max(patch_of_slot[-1], 1))
+        following = len(lengths) if config.last_reads_last_patch else patch_of_slot[-1]
+        patch_of_slot.append(max(following, 1))
     patch_of_byte = torch.tensor(patch_of_slot[:n])
     read_by_byte = torch.tensor(patch_of_slot[1:]) - 1
 
@@ -57,14 +58,15 @@ def masks_of(config: BLTConfig, tokens: list[int], lengths: list[int]) -> Masks:
         return q[:, None] == kv[None]
 
     byte, patch = torch.arange(n), torch.arange(len(lengths))
+    group_of_patch = document_of_patch * (not config.cross_attn_across_documents)
     return Masks(
         apart(byte, byte, config.local_attention_window_len)
         & together(document_of_byte, document_of_byte),
         apart(patch, patch_of_byte, config.cross_attn_window_encoder)
-        & together(document_of_patch, document_of_patch[patch_of_byte]),
+        & together(group_of_patch, group_of_patch[patch_of_byte]),
         apart(patch, patch, None) & together(document_of_patch, document_of_patch),
         apart(read_by_byte, patch, config.cross_attn_window_decoder)
-        & together(document_of_patch[read_by_byte], document_of_patch),
+        & together(group_of_patch[read_by_byte], group_of_patch),
         patch_of_byte,
         len(lengths),
     )
@@ -188,7 +190,9 @@ class DenseBLT:
 
     def decode(self, x: Tensor, z: Tensor, masks: Masks) -> Tensor:
         c = self.c
-        patches = self.linear(z, "local_decoder.patch_embedding_projection")
+        patches, projection = z, "local_decoder.patch_embedding_projection"
+        if c.projects_equal_widths:
+            patches = self.linear(z, projection)
         if not c.cross_attn_decoder:
             x = x + masks.bytes_patches.float() @ patches  # one patch for each byte
             for i in range(c.n_layers_local_decoder):

@@ -275,6 +275,8 @@ def check_exported_file(path: Path, each: Values, manifest: Values) -> None:
         types = [(name, FIXED_COLUMNS[name], False) for name in [*FIXED_COLUMNS][:3]]
         expect(f"columns of {path}", [(x.name, x.type, x.nullable) for x in table.schema], types)
         expect(f"marker of {path}", Path(f"{path}.complete").read_bytes(), b"")
+        chunk = Path(str(path).rpartition(".shard_")[0])
+        expect(f"chunk of {path}", chunk.read_bytes(), b"")
         for document in documents:
             document.patch_lengths = np.array(find_patches(document, manifest["patcher"]))
     for document in documents:

@@ -27,10 +27,20 @@ def full_disk(directory: Path) -> dict[str, str]:
     return environment(PYTHONPATH=str(directory))
 
 
+RAY_SETTINGS = {
+    # Ray would report to its makers that tests run, by a process of its own.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Its workers would give way to all other processes, and tests wait for them.
+    "RAY_worker_niceness": "0",
+}
+"""Environment variables of each Ray that tests start."""
+
+
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a user without a cluster and without our tests' settings."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return kept | {"COLUMNS": "200"} | more
+    """The environment of a user without a cluster and without our tests' settings: it is the same
+    for all tests, so that they can share a Ray that was started with it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))}
+    return kept | {"COLUMNS": "200"} | RAY_SETTINGS | more
 
 
 def hear_ctrl_c() -> None:

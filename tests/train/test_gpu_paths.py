@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig
+from model.blt_config import ROW_READING
 from model.entropies import segment_entropies
 from model.layers.attention import BlockedAttention, RotaryAngles, turn_complex, turn_real
 from model.layers.latent_transformer import LatentTransformer
@@ -34,6 +35,7 @@ VARIANTS = {
         cross_attn_window_decoder=3,
         local_attention_window_len=None,
         n_kv_heads_global=1,
+        **dict.fromkeys(ROW_READING, True),
     ),
     "ablated": ablated(tiny(), *ABLATIONS),
 }

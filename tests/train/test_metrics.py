@@ -14,7 +14,7 @@ EMPTY = """
     from types import SimpleNamespace
 
     import torch
-    from train.data.token_bytes import BYTES
+    from pipeline.bpe.token_bytes import BYTES
     from train.metrics import ByteMetrics, latest
     from model import BLT_SIZES, EntropyModelConfig
 

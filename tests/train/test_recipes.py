@@ -28,6 +28,7 @@ TEMPLATE: dict[str, Any] = {
 RECIPES = {f"blt_{size}": PAPER for size in BLT_SIZES if size != "debug"} | {
     "blt_1b_float8": PAPER,
     "blt_8b_float8": PAPER,
+    "blt_8b_from_llama3": PAPER,
     "entropy_100m": TEMPLATE,
 }
 

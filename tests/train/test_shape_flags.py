@@ -12,8 +12,8 @@ from support.trainings import ROWS, tiny, train
 from torchtitan.config import ConfigManager
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModelConfig, Patcher, generate
-from model.checkpoints.blt import own_config
-from model.checkpoints.blt_published import to_published_args
+from model.checkpoints.blt import other_reading, own_config
+from model.checkpoints.blt_published import AS_PUBLISHED, to_published_args
 from model.checkpoints.blt_transformers import to_transformers_config
 from model.checkpoints.entropy_layouts import to_published_args as entropy_model_args
 from model.checkpoints.entropy_model import own_config as own_entropy_config
@@ -58,6 +58,7 @@ def test_flags_change_the_shape():
         ("cross-attn-all-layers-encoder True", True),
         ("rope-theta 1e4", 10_000.0),
         ("norm_eps 1e-6", 1e-6),
+        ("rope-scaling-global 8 1 4 8192", (8, 1, 4, 8192)),
         ("hidden-dim-global none", 512),
     ],
 )
@@ -80,20 +81,26 @@ def test_help_shows_every_value(config, cls, capsys):
             assert flag not in shown
             continue
         value = getattr(shape, field.name)
-        default = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        default = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
         _, _, after = shown.partition(flag)
         assert texts[field.name] and f" {texts[field.name]} (default: {default})" in after[:400]
 
 
 FILES = {
     "model.json": own_config,
-    "config.json": lambda shape: {"args": to_published_args(shape)},
+    "config.json": lambda shape: {
+        "args": to_published_args(shape),
+        **other_reading(shape, "published"),
+    },
     "params.json": lambda shape: {
         "model": to_published_args(shape),
         "entropy_model": entropy_model_args(EntropyModelConfig(dim=64, n_heads=4)),
         "data": {},
     },
-    "transformers.json": lambda shape: {**to_transformers_config(shape, None)},
+    "transformers.json": lambda shape: {
+        **to_transformers_config(shape, None),
+        **other_reading(shape, "transformers"),
+    },
 }
 
 
@@ -102,6 +109,8 @@ def test_a_file_gives_the_shape_and_flags_count_more(name, tmp_path):
     there = replace(BLT_SIZES["debug"], cross_attn_k=3, patcher=Patcher(1.5))
     file = tmp_path / name
     file.write_text(json.dumps(FILES[name](there)))
+    if name == "params.json":  # has no place for another way to read rows than the published one
+        there = replace(there, **AS_PUBLISHED)
     assert shape_of("blt_1b", file=file) == replace(there, patcher=None)
     # Also a flag with the value of the named configuration.
     given = shape_of("blt_1b", "--shape.dim-global 2048 --shape.cross-attn-k 2", file)

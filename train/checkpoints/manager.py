@@ -24,6 +24,7 @@ from torchtitan.tools.logging import logger
 
 from model.checkpoints.files import CheckpointError, reading
 from pipeline.storage.outages import let_s3fs_wait
+from train.checkpoints.hub import is_on_hub, on_this_node
 from train.checkpoints.model_json import checkpoint_filesystem, complete_safetensors, steps_in
 from train.checkpoints.steps import INDEX, StepReader
 
@@ -38,6 +39,30 @@ class Checkpointer(CheckpointManager):
     @dataclass(kw_only=True, slots=True)
     class Config(CheckpointManager.Config):
         """torchtitan's settings; its ``build`` makes this class."""
+
+        initial_load_path: str | None = None
+        """Weights to begin with if the run has no step yet: a step, or, with initial_load_in_hf, a
+        directory in another layout, or hf://owner/name or hf://owner/name@revision. A BLT begins
+        with a BLT, or with a Llama, whose blocks become those of the latent transformer."""
+
+        def __post_init__(self) -> None:
+            initial = self.initial_load_path
+            on_hub = self.initial_load_in_hf and is_on_hub(initial)
+            if on_hub:  # torchtitan knows local directories alone, which it will be
+                self.initial_load_path = "/"
+            CheckpointManager.Config.__post_init__(self)
+            if on_hub:
+                self.initial_load_path = initial
+
+    initial_load_path: str | None
+
+    def __init__(self, config: Config, **settings: Any):
+        super().__init__(config, **settings)
+        # A run that has a complete step continues from it, and does not ask the hub.
+        if self.enable and self.initial_load_in_hf and is_on_hub(self.initial_load_path):
+            assert self.initial_load_path is not None
+            if not any(_is_complete(step) for step in steps_in(self.folder)):
+                self.initial_load_path = on_this_node(self.initial_load_path)
 
     def holds_final_weights(self, step: int) -> bool:
         """True if an earlier run trained to ``step`` and saved weights only."""
@@ -58,8 +83,14 @@ class Checkpointer(CheckpointManager):
         if step > 0 and _holds_weights_only(place):
             raise CheckpointError(f"--checkpoint.load-step: {place}: {_WEIGHTS_ONLY}")
         initial = self.initial_load_path
-        if step == -1 and initial and not filesystem.isdir(initial) and not steps_in(self.folder):
-            raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
+        if step == -1 and initial and not steps_in(self.folder):
+            if not filesystem.isdir(initial):
+                raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
+            if not self.initial_load_in_hf and _describes_itself(initial):
+                raise CheckpointError(
+                    f"--checkpoint.initial-load-path: {initial}: is no step of a training, but "
+                    "weights in another layout; add --checkpoint.initial-load-in-hf"
+                )
         try:
             return super()._load(step)
         except CheckpointException as error:  # holds the error of each rank
@@ -74,10 +105,13 @@ class Checkpointer(CheckpointManager):
     def dcp_load(
         self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
     ) -> None:
-        """
+        """Load what the model shares with the weights of another layout (``from_hf``), or a step.
+
         Raises:
             ConfigError: the dataloader cannot continue from the state that a step holds.
         """
+        if from_hf:
+            state_dict = self.sd_adapter.held(checkpoint_id, state_dict)
         if DATALOADER in state_dict and not from_hf:
             # Its keys depend on the text that the run began with.
             with reading("step", checkpoint_id):
@@ -182,6 +216,12 @@ _WEIGHTS_ONLY = "holds weights alone, which training cannot continue from"
 
 def _is_complete(place: str) -> bool:
     return any(filesystem.isfile(filesystem.join(place, name)) for name in (INDEX, "config.json"))
+
+
+def _describes_itself(place: str) -> bool:
+    """True if a directory is a checkpoint in a layout that is not torchtitan's own."""
+    there = [filesystem.isfile(filesystem.join(place, n)) for n in ("config.json", "params.json")]
+    return any(there) and not filesystem.isfile(filesystem.join(place, INDEX))
 
 
 def _holds_weights_only(place: str) -> bool:

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from model.blt_config import BLTConfig
 from model.checkpoints.blt import read_blt
 from model.checkpoints.files import CheckpointError, differences, reading
+from model.checkpoints.llama import holds_token_model, latent_origin
 from model.initialisation import INITIALISATION
 from model.provenance import closest, grouped
 from model.widths import ADDED_LATER
@@ -38,7 +39,7 @@ def write_model_description(
     """Write what the model is whose steps are, or will be, in ``folder``; called before training.
 
     One rank is enough, but every rank may call it. The file holds the boundary rule of the last
-    run, and how the patches of all runs were made.
+    run, how the patches of all runs were made, and what the latent transformer began with.
 
     Args:
         folder: directory or URL of all steps; created if need be.
@@ -61,7 +62,12 @@ def write_model_description(
                 f"{folder}: holds steps of another model: {differing}; train into another folder"
             )
     elif initial and isinstance(shape, BLTConfig):
-        before, where = _initial_shape(initial), initial
+        if Path(initial).is_dir() and holds_token_model(Path(initial)):
+            shape = replace(shape, latent_origin=latent_origin(Path(initial)))
+        else:
+            before, where = _initial_shape(initial), initial
+    if isinstance(shape, BLTConfig) and isinstance(before, BLTConfig):
+        shape = replace(shape, latent_origin=before.latent_origin)
     shape = with_earlier_patches(shape, before, where, allowed=allow_mixed_patches)
     _write(filesystem, target, config_json(shape))
 
@@ -173,7 +179,7 @@ def argument_differences(there: Shape, here: Shape, ignore: tuple[str, ...] = ()
     return ", ".join(
         f"{name} is {values[0]} there and {values[1]} here"
         for name, values in differences(there, here).items()
-        if name not in ("patcher", "patch_provenance", *INITIALISATION, *ignore)
+        if name not in ("patcher", "patch_provenance", "latent_origin", *INITIALISATION, *ignore)
     )
 
 

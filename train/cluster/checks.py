@@ -16,6 +16,7 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError, translated
 from train.__main__ import configurations
+from train.checkpoints.hub import is_on_hub
 from train.checkpoints.model_json import steps_in
 from train.data.provenance import compare_validation
 from train.shim import prepare
@@ -131,7 +132,8 @@ def check_run(arguments: list[str]) -> RunPlan:
         initial = config.checkpoint.initial_load_path
         # A run that has saved steps resumes from the last one, and reads no initial weights.
         resumes = bool(steps_in(checkpoints))
-        if initial and not resumes and not filesystem.isdir(initial):
+        on_hub = config.checkpoint.initial_load_in_hf and is_on_hub(initial)
+        if initial and not on_hub and not resumes and not filesystem.isdir(initial):
             raise ConfigError(
                 f"--checkpoint.initial-load-path {initial}: there is no such directory"
             )

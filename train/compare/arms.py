@@ -38,7 +38,7 @@ class PlannedArm:
     """Training FLOPs per byte, by part of the model."""
     steps: int
     decides: Mapping[str, Any]
-    """What the weights depend on, beside the seed."""
+    """All that the weights depend on beside the seed."""
 
     @property
     def cost(self) -> float:

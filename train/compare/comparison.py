@@ -1,6 +1,5 @@
 """An experiment from its data to its page: prepared, planned, trained, drawn."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
 from train.compare.arms import PlannedArm, plan_arms
 from train.compare.data import Data, held_out_names, prepare
 from train.compare.experiment import CLEAN, Experiment, Form
@@ -63,22 +61,16 @@ class Comparison:
             results = self.results()
             print_line(f"{name}: {_end(results, run):.4f} bits per byte; {left}")
             if time.monotonic() - drawn > DRAWN_S:
-                self.write(results)
+                write_page(results, self.folder)
                 drawn = time.monotonic()
 
         train_all(in_order, workers, gpus_per_run, done)
-        self.write(self.results())
+        write_page(self.results(), self.folder)
         return failures
 
     def results(self) -> dict[str, Any]:
         """The results so far; see :func:`train.compare.results.gather`."""
         return gather(self.experiment, self.form, self.data, self.planned, self.runs, self.command)
-
-    def write(self, results: dict[str, Any]) -> None:
-        """Write ``results.json`` and the page."""
-        content = json.dumps(results, indent=1).encode()
-        write_atomically(*checkpoint_filesystem(str(self.folder / "results.json")), content)
-        write_page(results, self.folder)
 
 
 def _end(results: dict[str, Any], run: Run) -> float:

@@ -85,7 +85,8 @@ def prepare(data: Data, experiment: Experiment, form: Form, console: Console) ->
     for entropy_model in dict.fromkeys(arm.entropy_model for arm in experiment.arms):
         parts = {"train": data.inputs, CLEAN: data.held_out}
         if not data.inputs:
-            parts = {part: (str(path),) for part, path in own_text(data.folder, form).items()}
+            own = own_text(data.folder, form, console)
+            parts = {part: (str(path),) for part, path in own.items()}
         for part, inputs in parts.items():
             _patch(data, entropy_model, part, inputs, console)
         for part, path in _noised(data, experiment).items():
@@ -115,7 +116,7 @@ def held_out_names(experiment: Experiment) -> list[str]:
     return [CLEAN, *experiment.noise]
 
 
-def own_text(folder: Path, form: Form) -> dict[str, Path]:
+def own_text(folder: Path, form: Form, console: Console) -> dict[str, Path]:
     """``train.jsonl`` and ``held-out.jsonl``: Python's documentation and library.
 
     Whole documents are held out, none of them much longer than the others. They are topics of the
@@ -137,7 +138,14 @@ def own_text(folder: Path, form: Form) -> dict[str, Path]:
     others = [path for path in files if path.parent != library and "test" not in path.parts]
     rest = [*(each for each in unseen if each not in held_out), *_texts(others, library)]
     draw.shuffle(rest)
-    for part, documents in (("train", _first(rest, form.corpus_bytes)), (CLEAN, held_out)):
+    taken = list(_first(rest, form.corpus_bytes))
+    if (size := sum(len(text.encode()) for _, text in taken)) < form.corpus_bytes:
+        console.print(
+            f"Python brings {size / 1e6:.1f} MB of text to train on, fewer than "
+            f"{form.corpus_bytes / 1e6:g}; runs read it more than once (--input takes other text)",
+            highlight=False,
+        )
+    for part, documents in (("train", taken), (CLEAN, held_out)):
         lines = [json.dumps({"id": name, "text": text}) for name, text in documents]
         write_atomically(*checkpoint_filesystem(str(paths[part])), "\n".join(lines).encode())
     return paths
@@ -164,6 +172,8 @@ def _patch(
     """Patch one part of the text, unless it is done; parts beside ``train`` by its threshold."""
     output = data.shards(entropy_model, part)
     if (output / MANIFEST).exists():
+        if part == "train":
+            _check_model(output, entropy_model)
         return
     # Ray and the pipeline take seconds to load, and a machine that is given shards may lack them.
     from pipeline.patch.config import NGRAM, PatchCorpusConfig
@@ -192,6 +202,16 @@ def _patch(
         raise PipelineError(f"{output}: {problem}; the same command tries it again")
     if done.rejects:
         console.print(f"{done.rejects} documents were rejected: {output}/rejects")
+
+
+def _check_model(output: Path, entropy_model: str) -> None:
+    """Two models whose directories have one name would share a shard set."""
+    made = open_shards(str(output)).manifest.get("configuration", {})
+    if made.get("entropy_model", entropy_model) != entropy_model:
+        raise ConfigError(
+            f"entropy_model {entropy_model}: {output} was made with {made['entropy_model']}; give "
+            "the directory of one of them another name"
+        )
 
 
 def _noised(data: Data, experiment: Experiment) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """The results of an experiment: what ``results.json`` holds, and figures that follow from it.
 
-An arm is compared with the first one seed by seed: runs of one seed read the same text in the same
-order, so that the difference of a pair varies less than the losses do.
+An arm is compared with the first one seed by seed: the seed of a run decides the order in which it
+reads the text, so that the difference of a pair varies less than the losses do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ class ArmResult:
     """Widths that were fitted, by the name of their flag, so that arms cost the same."""
     parameters: int
     table_parameters: int
-    """Those of hash tables, which take part in no matrix product."""
+    """The parameters of hash tables, which take part in no matrix product."""
     patch_size: float | None
     """Mean bytes per patch, or per token of a tokenizer; None for a transformer of bytes."""
     flops_per_byte: Mapping[str, float]
@@ -157,7 +157,7 @@ class Results:
     version: str
     hardware: str
     seeds: Sequence[int]
-    """Those that each arm is to be trained with."""
+    """The seeds with which each arm is to be trained."""
     budget_flops: float
     """Training FLOPs of a run."""
     held_out: Mapping[str, HeldOut]

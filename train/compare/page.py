@@ -47,11 +47,11 @@ def write_page(results: Mapping[str, Any], folder: Path) -> None:
     """
     read = Results.from_json(results)
     output = OutputDirectory(str(folder))
+    # The order of keys has a meaning: the first held-out text is the one that curves show.
+    output.write(DATA, json.dumps(_as_json(results), indent=1, allow_nan=False).encode())
     for name, each in PLOTS.items():
         if each.applies(read):
             output.write(f"{name}.png", plot_png(each.plot, read, legend=False))
-    # The order of keys has a meaning: the first held-out text is the one that curves show.
-    output.write(DATA, json.dumps(_as_json(results), indent=1, allow_nan=False).encode())
     output.write(PAGE, comparison_page(read).encode())
 
 

@@ -61,7 +61,7 @@ def _held_out(
     found: dict[str, dict[str, Any]] = {}
     for each in planned:
         for run in runs[each.arm.name]:
-            for name, measured in read_record(run.folder).get("held_out", {}).items():
+            for name, measured in _measured(run).items():
                 read = {key: measured[key] for key in ("bytes", "hash")}
                 if found.setdefault(name, read) != read:
                     raise PipelineError(
@@ -104,8 +104,7 @@ def _in_words(planned: PlannedArm) -> str:
 
 
 def _run(planned: PlannedArm, run: Run) -> dict[str, Any]:
-    record, points = read_record(run.folder), read_points(run.folder)
-    held_out = record.get("held_out", {})
+    record, points, held_out = read_record(run.folder), read_points(run.folder), _measured(run)
     finished = CLEAN in held_out
     if finished:
         points[run.steps] = held_out[CLEAN]["bits_per_byte"]
@@ -131,6 +130,12 @@ def _run(planned: PlannedArm, run: Run) -> dict[str, Any]:
             for step in sorted(points)
         ],
     }
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """The measurements on the held-out texts of a run; another experiment may have made more."""
+    found = read_record(run.folder).get("held_out", {})
+    return {name: found[name] for name, _ in run.held_out if name in found}
 
 
 def _bits(held_out: dict[str, Any]) -> dict[str, float]:

@@ -61,9 +61,11 @@ def logged_to(path: Path) -> Iterator[None]:
     others, level = root.handlers[:], root.level
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
     try:
         yield
     finally:
+        logging.captureWarnings(False)
         root.handlers[:] = others
         root.setLevel(level)
         handler.close()

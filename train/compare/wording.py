@@ -45,7 +45,7 @@ def _bits(value: float, signed: bool = True) -> str:
 
 
 def verdict(differences: Spread) -> str:
-    """What these seeds say about a difference from the first arm."""
+    """Say what these seeds tell about a difference from the first arm."""
     seeds = len(differences.by_seed)
     if not seeds:
         return MISSING
@@ -64,27 +64,30 @@ def answer(results: Results) -> list[str]:
         return [_compared(results, arm, text) for arm in results.arms[1:]]
     losses = first.losses(text)
     ends = f" ({range_words(losses)})" if len(losses.by_seed) > 1 else ""
-    return [f"With {first.label}, a byte takes {losses.mean:.4f} bits{ends}."]
+    return [f"With {_quoted(first)}, a byte takes {losses.mean:.4f} bits{ends}."]
 
 
 def _compared(results: Results, arm: ArmResult, text: str) -> str:
-    differences, first = results.differences(arm, text), results.arms[0].label
-    seeds = len(differences.by_seed)
+    differences, first = results.differences(arm, text), _quoted(results.arms[0])
+    other, seeds = _quoted(arm), len(differences.by_seed)
     if not seeds:
-        return (
-            f"No seed has finished for both {arm.label} and {first}: there is nothing to compare."
-        )
+        return f"No seed has finished for both {other} and {first}: there is nothing to compare."
     amount, word = abs(differences.mean), "more" if differences.mean > 0 else "fewer"
-    sentence = f"With {arm.label}, a byte takes {amount:.4f} bits {word} than with {first}"
+    sentence = f"With {other}, a byte takes {amount:.4f} bits {word} than with {first}"
     if seeds == 1:
         return f"{sentence}, by one seed. One seed has no range, so it tells nothing apart."
     if differences.sign:
         near, far = sorted((abs(differences.low), abs(differences.high)))
         return f"{sentence} ({near:.4f} to {far:.4f}, in all {seeds} seeds)."
     return (
-        f"These seeds do not tell {arm.label} and {first} apart: the differences are "
+        f"These seeds do not tell {other} and {first} apart: the differences are "
         f"{range_words(differences, signed=True)} bits per byte."
     )
+
+
+def _quoted(arm: ArmResult) -> str:
+    """An arm's label in a sentence, as it may have commas of its own."""
+    return f"\u201c{arm.label}\u201d"
 
 
 def chance_note(results: Results) -> str:

@@ -66,6 +66,9 @@ class ShardDataLoader(BaseDataLoader):
         """Re-patch with this size (tokens), for the rules static and top-k."""
         max_patch_length: int | None = None
         """Re-patch with at most so many tokens per patch."""
+        patch_tokenizer: str | None = None
+        """For the rule bpe: the byte-level tokenizer (a tokenizer.json, a directory that holds one,
+        or a hub id) whose tokens become patches; default: that of the shard set."""
         patches_per_row: int | None = None
         """Most patches per row; default: as many as the text of the shard sets needs."""
         lanes: int = LANES
@@ -128,6 +131,7 @@ class ShardDataLoader(BaseDataLoader):
                 threshold_add=config.threshold_add,
                 patch_size=config.patch_size,
                 max_patch_length=config.max_patch_length,
+                tokenizer=config.patch_tokenizer,
             ),
             patches=config.patches,
             patches_per_row=config.patches_per_row,

@@ -7,9 +7,11 @@ from typing import Any
 
 from model.patcher import Patcher
 from model.rules import SETTINGS, plain_text_rules
+from pipeline.bpe.byte_level import BPE, load_bpe
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import ShardSet
 
+TOKENIZER_FLAG = "--dataloader.patch-tokenizer"
 LEAST_TOKENS = 8
 LEAST_PATCHES = 4
 LANES = 512
@@ -30,22 +32,38 @@ class RuleSettings:
     threshold_add: float | None = None
     patch_size: float | None = None
     max_patch_length: int | None = None
+    tokenizer: str | None = None
+    """For the bpe rule: a tokenizer.json, a directory that holds one, or a hub id."""
 
     def given(self) -> dict[str, Any]:
         """The settings that have a value."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def bpe(self) -> BPE | None:
+        """The tokenizer that is given for the bpe rule.
+
+        Raises:
+            ConfigError: there is no such tokenizer, or it cannot be used.
+        """
+        return None if self.tokenizer is None else load_bpe(self.tokenizer, TOKENIZER_FLAG)
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that have a value, as a checkpoint records them: a tokenizer by its hash."""
+        return self.given() | ({} if self.bpe is None else {"tokenizer": self.bpe.sha256})
+
     def patcher(self, shards: ShardSet) -> Patcher | None:
         """The rule that patches a shard set anew; None if its patches are as they are stored.
 
-        Another rule than the set's takes no threshold or size from it, but ``max_patch_length``.
+        Another rule than the set's takes no threshold or size from it, but ``max_patch_length``;
+        the bpe rule takes the set's tokenizer, if it has one.
 
         Raises:
             ConfigError: the set lacks entropies that the rule reads, or the settings do not fit
                 together; names the flag.
         """
-        given = self.given()
+        given = self.recorded()
         if not given:
             return None
         flag, url = f"dataloader.{next(iter(given))}", shards.output.url
@@ -59,10 +77,22 @@ class RuleSettings:
             name = str(error).partition(":")[0]
             if name in (*SETTINGS, "max_patch_length"):
                 flag = f"dataloader.{name}"
+            elif name == "tokenizer":
+                flag = TOKENIZER_FLAG
             raise ConfigError(
                 f"{flag}: {url} cannot be patched with these settings: {error}; change or leave "
                 "out --dataloader.rule and its settings"
             ) from error
+        if patcher.ends_from == "column" and patcher != old:
+            raise ConfigError(
+                f"{flag}: {url} has boundaries that its input gave, and they cannot be placed "
+                "again; train on them as they are, or give another --dataloader.rule"
+            )
+        if patcher.ends_from == "tokenizer" and patcher.tokenizer is None:
+            raise ConfigError(
+                f"dataloader.rule: the bpe rule needs the tokenizer whose tokens become the "
+                f"patches of {url}; give it ({TOKENIZER_FLAG})"
+            )
         if patcher.reads_entropies and not shards.has_entropies:
             raise ConfigError(
                 f"{flag}: {url} was made without entropies; make it with them, or leave the "
@@ -135,7 +165,6 @@ def check(urls: Sequence[str], settings: RowSettings) -> None:
             "dataloader.patches: without patches there is neither a boundary rule with its "
             "settings nor patches_per_row"
         )
-    if rule.rule is not None and rule.rule not in plain_text_rules():
-        raise ConfigError(
-            f"dataloader.rule: {rule.rule!r} is not one of {', '.join(plain_text_rules())}"
-        )
+    rules = (*plain_text_rules(), "bpe")
+    if rule.rule is not None and rule.rule not in rules:
+        raise ConfigError(f"dataloader.rule: {rule.rule!r} is not one of {', '.join(rules)}")

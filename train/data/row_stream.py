@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model.provenance import PatchProvenance
+from pipeline.bpe.byte_level import BPE
 from pipeline.errors import ConfigError
 from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
-from train.data.bpe import BPE
 from train.data.groups import Groups
 from train.data.lanes import Cursor, LaneCursor, Line, Place, number_of_lanes, rows_passed
 from train.data.packing import PackedWindow, pack_rows
@@ -92,7 +92,9 @@ class RowStream:
         for url in urls:
             shards = ShardSet(url)
             patcher = settings.rule.patcher(shards)
-            source = ShardSource(shards, patcher, settings.patches, groups, bpe)
+            reads_tokenizer = patcher is not None and patcher.tokenizer is not None
+            ends = (settings.rule.bpe or shards.bpe) if reads_tokenizer else None
+            source = ShardSource(shards, patcher, settings.patches, groups, bpe, ends)
             same = sum(other.fingerprint == source.fingerprint for other in self.sources)
             source.seed = (settings.seed, 2, int(source.fingerprint, 16), same)
             self.sources.append(source)
@@ -147,7 +149,7 @@ class RowStream:
             "seq_len": settings.seq_len,
             "seed": settings.seed,
             "weights": list(settings.weights),
-            "rule": settings.rule.given(),
+            "rule": settings.rule.recorded(),
             "patches": settings.patches,
             "patches_per_row": self.patches_per_row,
             "window_bytes": self.window_bytes,

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.patcher import Patcher
+from pipeline.bpe.byte_level import BPE
 from pipeline.errors import PipelineError
 from pipeline.patches import recut
 from pipeline.shards.format import (
@@ -35,7 +36,6 @@ from pipeline.shards.format import (
     read_texts,
 )
 from pipeline.shards.shard_set import ShardSet
-from train.data.bpe import BPE
 from train.data.groups import Groups
 from train.data.packing import permutation
 from train.data.window import DocumentArrays
@@ -65,6 +65,7 @@ class ShardSource:
         patches: bool,
         groups: Groups | None = None,
         bpe: BPE | None = None,
+        patch_bpe: BPE | None = None,
     ):
         """
         Args:
@@ -72,6 +73,7 @@ class ShardSource:
             patches: whether documents get patches at all.
             groups: gives documents a group.
             bpe: cuts texts into tokens; None: bytes.
+            patch_bpe: the tokenizer whose tokens are the patches of the bpe rule.
 
         Raises:
             ConfigError: the shards lack the column of the groups.
@@ -79,7 +81,7 @@ class ShardSource:
         """
         if groups is not None:
             groups.check(shards)
-        self.groups, self.bpe = groups, bpe
+        self.groups, self.bpe, self.patch_bpe = groups, bpe, patch_bpe
         self.shards, self.wants_patches, self.patcher = shards, patches, patcher
         arrays = shards.shards
         self.tokens = int(arrays.tokens.sum())
@@ -170,9 +172,8 @@ class ShardSource:
         _check_patches(lengths_P, patches_D, lengths_D)
         return DocumentArrays(text, lengths_D, lengths_P, patches_D)
 
-    @staticmethod
     def _recut(
-        patcher: Patcher, batch: pa.RecordBatch, lengths_D: np.ndarray
+        self, patcher: Patcher, batch: pa.RecordBatch, lengths_D: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Patch lengths by another rule, and how many each document has."""
         h_T = np.zeros(int(lengths_D.sum()), np.float16)  # a rule without entropies needs no values
@@ -180,8 +181,10 @@ class ShardSource:
             h_T, counts_D = read_entropies(batch)
             if not np.array_equal(counts_D, lengths_D):
                 raise ValueError("there is not one entropy for each token")
-        texts = read_texts(batch) if patcher.reads_tokens else ()
-        patched = recut(patcher, h_T, lengths_D, texts)
+        texts, ends_T = read_texts(batch) if patcher.reads_tokens else (), None
+        if patcher.tokenizer is not None and self.patch_bpe is not None:
+            ends_T = self.patch_bpe.ends(batch[TEXT].to_pylist())
+        patched = recut(patcher, h_T, lengths_D, texts, ends_T)
         return patched.patch_lengths_P.astype(np.int32), patched.patches_D
 
 

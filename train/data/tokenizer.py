@@ -6,9 +6,11 @@ from typing import Any
 from torchtitan.components.tokenizer import BaseTokenizer
 
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, ByteTokenizer
+from pipeline.bpe.byte_level import BPE, load_bpe
+from pipeline.bpe.token_bytes import BYTES, TokenBytes
 from pipeline.errors import ConfigError
-from train.data.bpe import BPE, FLAG, load_bpe
-from train.data.token_bytes import BYTES, TokenBytes
+
+FLAG = "--tokenizer.source"
 
 
 class TitanTokenizer(BaseTokenizer):
@@ -64,7 +66,7 @@ class TitanBPETokenizer(TitanTokenizer):
                 f"{FLAG}: name the tokenizer: a tokenizer.json (jobs/train_tokenizer.py makes one "
                 "of shards), a directory that holds one, or a hub id"
             )
-        self.bpe = load_bpe(config.source)
+        self.bpe = load_bpe(config.source, FLAG)
         self.token_bytes = self.bpe.token_bytes
 
     def encode(self, text: str, *, bos: bool = True, eos: bool = True) -> list[int]:
@@ -73,7 +75,7 @@ class TitanBPETokenizer(TitanTokenizer):
         return [BOS_ID] * bos + ids + [EOS_ID] * eos
 
     def decode(self, tokens: Any) -> str:
-        """The text of a model's ids: :meth:`train.data.bpe.BPE.decode`."""
+        """The text of a model's ids: :meth:`pipeline.bpe.byte_level.BPE.decode`."""
         return self.bpe.decode(list(tokens))
 
     def get_vocab_size(self) -> int:

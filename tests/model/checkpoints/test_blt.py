@@ -19,7 +19,12 @@ from torch import Tensor
 
 from model import BLT, Patcher, load_blt, save_blt, save_entropy_model
 from model.checkpoints.blt import load_entropy_model_of
-from model.checkpoints.blt_published import FIXED_ARGS, IGNORED_ARGS, UNSEEN
+from model.checkpoints.blt_published import (
+    FIXED_ARGS,
+    IGNORED_ARGS,
+    UNSEEN,
+    from_published_args,
+)
 from model.checkpoints.entropy_model import fingerprint
 from model.checkpoints.files import CheckpointError
 from model.provenance import EntropyModelIdentity, PatchProvenance
@@ -34,6 +39,9 @@ SHAPE = tiny(
     cross_attn_window_decoder=2,
     local_attention_window_len=20,
     rope_theta=1000.0,
+    hash_across_documents=True,
+    cross_attn_across_documents=True,
+    last_reads_last_patch=True,
 )
 ARGS = {
     "dim_global": 32,
@@ -61,6 +69,7 @@ ARGS = {
     "norm_eps": 1e-5,
     "multiple_of": 32,
     "ffn_dim_multiplier": 1.1,
+    "max_encoder_seq_length": 512,
     "vocab_size": 260,
 }
 """Feed-forward widths: int(1.1 int(8/3 of 16)) = 46, of 32: 93; both up to a multiple of 32."""
@@ -120,7 +129,7 @@ def test_own_layout_keeps_everything(tmp_path):
             SHAPE,
             n_layers_local_encoder=2,
             cross_attn_all_layers_encoder=True,
-            hash_across_documents=True,
+            projects_equal_widths=False,
             patcher=patcher,
         )
         model = sharp_blt(config)
@@ -134,6 +143,7 @@ def test_published_arguments_that_may_be_ignored(blt, tmp_path):
     harmless = dict.fromkeys(IGNORED_ARGS, 3) | {
         name: values[0] for name, values in FIXED_ARGS.items()
     }
+    harmless |= {"n_kv_heads": 2, "encoder_hash_byte_group_size": "3,5"}
     off = {"weight_tying": False, "dropout": 0.0, "cross_attn_something": None, "moe_experts": 0}
     extra = {"local_encoder.rope.freqs_cis": torch.ones(8, 2)}
     hub_layout(tmp_path, {**ARGS, **harmless, **off}, {**blt.state_dict(), **extra})
@@ -149,7 +159,11 @@ def test_published_arguments_that_may_be_ignored(blt, tmp_path):
         ({"encoder_enable_byte_ngrams": True}, "encoder_enable_byte_ngrams=True is not supported"),
         ({"n_heads_global": 3}, "n_heads_global: 3 heads do not divide 32 features"),
         ({"encoder_hash_byte_group_size": [0]}, "encoder_hash_byte_group_size"),
-        ({"cross_attn_encoder": False}, "argument cross_attn_encoder=False is not supported"),
+        (
+            {"cross_attn_encoder": False, "downsampling_by_pooling": None},
+            "cross_attn_encoder=False is not supported with downsampling_by_pooling=None",
+        ),
+        ({"n_kv_heads": 1}, "argument n_kv_heads=1 is not supported"),
         (
             {"encoder_hash_byte_group_nb_functions": 12},
             "encoder_hash_byte_group_nb_functions: at most 11",
@@ -196,6 +210,20 @@ def test_boundary_rule(blt, tmp_path, patching, patcher):
     train = {"data": {"patcher_args": {**patching, "realtime_patching": False}}, "steps": 9}
     (tmp_path / "train_args.json").write_text(json.dumps(train))
     assert load_blt(tmp_path).config == replace(SHAPE, patcher=patcher)
+
+
+@pytest.mark.parametrize("stated", [{}, {"hash_across_documents": True}])
+def test_published_layouts_of_earlier_releases_are_read_as_they_were(blt, tmp_path, stated):
+    """Earlier releases wrote no longest row, without which the published code builds no model, and
+    an argument that it does not know."""
+    args = {k: v for k, v in ARGS.items() if k != "max_encoder_seq_length"} | stated
+    hub_layout(tmp_path, args, blt.state_dict())
+    plain = {"cross_attn_across_documents": False, "last_reads_last_patch": False}
+    reading = {"hash_across_documents": bool(stated)} | plain
+    assert load_blt(tmp_path, device="cpu").config == replace(SHAPE, **reading)
+    narrow = {**args, "dim_global": 16, "cross_attn_k": 1}
+    assert from_published_args(narrow, {}).projects_equal_widths
+    assert not from_published_args(narrow | {"max_encoder_seq_length": 9}, {}).projects_equal_widths
 
 
 def test_arguments_without_a_value_are_those_of_every_published_model(blt, tmp_path):

@@ -1,15 +1,24 @@
 """What transformers writes is read, and what is written for it gives it the same model."""
 
+import contextlib
 import json
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.blt_cases import random_lengths, rows_of, sharp_blt, tiny
+from support.blt_cases import random_config, random_lengths, rows_of, sharp_blt, tiny
+from support.blt_dense import DenseBLT
 from support.weights import sharpen
+from transformers.models.blt.configuration_blt import (
+    BltConfig,
+    BltGlobalTransformerConfig,
+    BltLocalDecoderConfig,
+    BltLocalEncoderConfig,
+    BltPatcherConfig,
+)
 from transformers.models.blt.modeling_blt import BltForCausalLM
 
 from model import (
@@ -21,9 +30,17 @@ from model import (
     load_entropy_model,
     save_blt,
 )
+from model.blt_config import ROW_READING
+from model.checkpoints.blt_transformers import to_transformers_config, to_transformers_weights
 from model.checkpoints.entropy_model import fingerprint
 from model.checkpoints.files import CheckpointError
 
+PARTS = {
+    "encoder_config": BltLocalEncoderConfig,
+    "decoder_config": BltLocalDecoderConfig,
+    "global_config": BltGlobalTransformerConfig,
+    "patcher_config": BltPatcherConfig,
+}
 SHAPES = {
     "published": tiny(),
     "other": tiny(
@@ -116,10 +133,61 @@ def test_transformers_makes_the_same_patches(entropy_model, tmp_path):
     close(theirs_from(tmp_path)(tokens, use_cache=False).logits, ours(tokens, lengths))
 
 
-def test_ngrams_across_documents_are_remembered(tmp_path):
-    config = tiny(hash_across_documents=True)
-    save_blt(BLT(config), tmp_path, layout="transformers")
-    assert load_blt(tmp_path).config == config
+@torch.no_grad()
+def test_how_rows_are_read_is_remembered(tmp_path):
+    """Transformers hashes n-grams across documents; what differs stands in its configuration, which
+    it keeps."""
+    tokens, lengths = batch()
+    tokens[:, 30] = 2
+    for number, stated in enumerate((True, False)):
+        config = tiny(hash_across_documents=stated, last_reads_last_patch=stated)
+        ours, directory = sharp_blt(config), tmp_path / str(number)
+        save_blt(ours, directory, layout="transformers")
+        written = json.loads((directory / "config.json").read_text())
+        differs = {"last_reads_last_patch": True} if stated else {"hash_across_documents": False}
+        assert {k: v for k, v in written.items() if k in ROW_READING} == differs
+        theirs_from(directory).save_pretrained(directory / "again")
+        for each in (directory, directory / "again"):
+            back = load_blt(each, device="cpu")
+            assert back.config == config
+            assert torch.equal(back(tokens, lengths), ours(tokens, lengths))
+    del written["hash_across_documents"]  # as transformers writes its own
+    (directory / "config.json").write_text(json.dumps(written))
+    back = load_blt(directory, device="cpu")
+    assert back.config == replace(config, hash_across_documents=True)
+    expected = DenseBLT(back.config, back.state_dict())(tokens, lengths)
+    close(back(tokens, lengths), expected)
+    assert (ours(tokens, lengths) - expected).abs().max() > 0.01
+
+
+def test_every_argument_is_one_that_transformers_knows(entropy_model):
+    """Its configurations take any name and pass over those that they do not know; values that they
+    know are checked for their types."""
+    rng, held = random.Random(0), 0
+    nearer = {
+        "cross_attn_encoder": True,
+        "cross_attn_decoder": True,
+        "cross_attn_window_encoder": 1,
+        "cross_attn_window_decoder": 1,
+        "cross_attn_all_layers_encoder": False,
+        "encoder_hash_byte_group_size": (3, 5),
+    }
+    for seed in range(12):
+        config = replace(random_config(rng), **nearer)
+        with contextlib.suppress(CheckpointError):
+            theirs = to_transformers_config(config, entropy_model if seed % 2 else None)
+            held += 1
+            assert theirs.keys() - {"model_type"} <= {f.name for f in fields(BltConfig)}
+            for name, part in theirs.items():
+                if name in PARTS:
+                    assert part.keys() <= {f.name for f in fields(PARTS[name])}
+            with torch.device("meta"):
+                weights = BltForCausalLM(BltConfig(**theirs)).state_dict()
+                ours = to_transformers_weights(
+                    BLT(config).state_dict(), entropy_model if seed % 2 else None
+                )
+            assert {k: w.shape for k, w in weights.items()} == {k: w.shape for k, w in ours.items()}
+    assert held > 6
 
 
 @pytest.mark.parametrize(
@@ -134,6 +202,10 @@ def test_ngrams_across_documents_are_remembered(tmp_path):
         ({"cross_attn_encoder": False}, "cross_attn_decoder: it always has cross attention"),
         ({"encoder_hash_byte_group_size": ()}, "it always has hash embeddings"),
         ({"cross_attn_nheads": 4}, "n_heads: "),
+        (
+            {"dim_global": 16, "cross_attn_k": 1, "projects_equal_widths": False},
+            "projects_equal_widths: it always projects latent states",
+        ),
         ({"n_heads_local_encoder": 4, "n_kv_heads_local_encoder": 4}, "n_heads: "),
         ({"patcher": Patcher(rule="space")}, "patcher: it has the global rule only"),
         ({"patcher": Patcher(0.1, "monotonic")}, "patcher: it has the global rule only"),
@@ -147,7 +219,7 @@ def test_models_that_it_cannot_hold(change, message, tmp_path):
 
 
 def test_layouts_and_models_that_cannot_be_written(ngram_model, tmp_path):
-    with pytest.raises(CheckpointError, match="cannot hold an n-gram entropy model"):
+    with pytest.raises(CheckpointError, match="cannot hold an n-gram model"):
         save_blt(BLT(tiny()), tmp_path, layout="transformers", entropy_model=ngram_model)
     with pytest.raises(CheckpointError, match="layout: 'hf' is not one of own, transformers"):
         save_blt(BLT(tiny()), tmp_path, layout="hf")

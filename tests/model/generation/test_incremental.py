@@ -5,16 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support import tiny
 from support.weights import sharpen
 from torch import Tensor
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher
+from model.blt_config import ROW_READING
 from model.entropy_model import entropy_of
 from model.generation.cached_blocks import JoinedWeights
 from model.generation.graphs import StepRunner
 from model.generation.incremental import Incremental
 from model.generation.incremental_blt import IncrementalBLT
-from model.generation.incremental_entropies import EntropyModelSteps, NGramReader
+from model.generation.incremental_entropies import EntropyModelSteps, ShortContextReader
 from model.generation.kv_cache import PIECE
 from model.generation.piece import Piece
 from model.segments import NEWLINE_ID
@@ -30,6 +32,7 @@ WINDOWED = replace(
     cross_attn_window_encoder=3,
     cross_attn_window_decoder=2,
     local_attention_window_len=30,
+    **dict.fromkeys(ROW_READING, True),
 )
 GROUPED = replace(
     PLAIN,
@@ -40,7 +43,12 @@ GROUPED = replace(
     local_attention_window_len=None,
 )
 ABLATED = replace(
-    PLAIN, cross_attn_encoder=False, cross_attn_decoder=False, encoder_hash_byte_group_size=()
+    PLAIN,
+    cross_attn_encoder=False,
+    cross_attn_decoder=False,
+    encoder_hash_byte_group_size=(),
+    dim_global=PLAIN.dim_local,
+    projects_equal_widths=False,
 )
 RULES = [
     Patcher(3.3),
@@ -139,14 +147,16 @@ def test_entropies(entropy_model, reset):
         torch.testing.assert_close(h, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("kind", ["ngram", "conv"])
 @pytest.mark.parametrize("reset", [False, True])
-def test_ngram_entropies(ngram_model, reset):
+def test_entropies_of_short_contexts(ngram_model, kind, reset):
     tokens = text_tokens()
-    reader = NGramReader(ngram_model, len(LENGTHS), reset_at_newline=reset)
+    model = {"ngram": ngram_model, "conv": tiny.conv_model()}[kind]
+    reader = ShortContextReader(model, len(LENGTHS), reset_at_newline=reset)
     h = in_pieces(lambda t, *_: reader.read(t), reader.keep, tokens, seed=2)
     for row, n in enumerate(LENGTHS):
-        expected = ngram_model.entropies(tokens[row : row + 1, :n], reset_at_newline=reset)
-        torch.testing.assert_close(h[row : row + 1, :n], expected, rtol=0, atol=TOLERANCE)
+        expected = model.entropies(tokens[row : row + 1, :n], reset_at_newline=reset)
+        assert torch.equal(h[row : row + 1, :n], expected)
 
 
 @pytest.mark.parametrize("patcher", RULES, ids=str)

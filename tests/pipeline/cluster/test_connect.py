@@ -105,6 +105,7 @@ def test_one_line_of_rays_is_left_out_and_all_else_arrives(ending):
         os.write(2, b"before\\n")
         with without_known_lines():
             print("from Python", file=sys.stderr)  # before what is too long to be written at once
+            print("no result", flush=True)  # as Ray prints that a worker ended
             os.write(2, b"one\\n[E] core_worker.cc: Actor x " + KNOWN.encode() + b". If\\ntw")
             os.write(2, b"o\\n" + b"long " * 50_000 + b"\\n")
             os.write(2, b"last words")
@@ -121,6 +122,8 @@ def test_one_line_of_rays_is_left_out_and_all_else_arrives(ending):
     )
     lines = done.stderr.splitlines()
     expected = ["before", "one", "two", "long " * 50_000, "from Python", "last words"]
+    expected += ["no result"]
+    assert done.stdout == ""
     expected += [LAST_WORD] if ending else ["after", "again"]
     assert sorted(lines) == sorted(expected), lines[:3]
     assert done.returncode == (-6 if ending else 0)

@@ -4,6 +4,7 @@ The functions that workers run are nested: Ray sends those by value, and tests c
 workers.
 """
 
+import gc
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from ray.actor import ActorHandle
 from rich.console import Console
 
 from pipeline.cluster import progress, stage
@@ -107,6 +109,31 @@ class TestRunStage:
         assert len(list(tmp_path.iterdir())) < len(many) / 2
 
 
+def test_actors_of_failed_tasks_are_let_go(local_ray, console, tmp_path):
+    """Such an actor is started again, and would keep the CPU that the repeated piece waits for."""
+
+    def work(piece: int, directory: Path, report: Reporter) -> str:
+        if not list(directory.iterdir()):
+            (directory / "ended").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return str(piece)
+
+    def pool() -> list[ActorHandle]:
+        handles = (each for each in gc.get_objects() if isinstance(each, ActorHandle))
+        return [handle for handle in handles if "MapWorker" in str(handle)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        arguments = ("reading", work, PIECES, tmp_path, console)
+        outcome = run_stage(*arguments, workers=1, setup=lambda shared: shared)
+        left = pool()
+    finally:
+        gc.enable()
+    assert len(outcome.messages) == len(PIECES)
+    assert left == []
+
+
 def traced(directory: Path) -> Any:
     """An object that leaves a file, named by the process, each time that it is unpickled."""
 
@@ -166,10 +193,11 @@ def test_progress_counts_reports_and_what_was_done_before(local_ray, console, mo
             time.sleep(0.05)
 
     estimates, done = {0: 4_000_000, 1: 4_000_000}, {2: 2_000_000}
-    actor = start_progress()
-    with show_progress(console, "working", estimates, done, actor) as finished:
+    earlier, of_stage = start_progress(), start_progress()
+    with show_progress(console, "working", estimates, done, of_stage) as finished:
         wait_for("working: 2.0 of about 10.0 MB · 0.00 MB/s")
-        report = Reporter(actor, 0)
+        earlier.put(1, 4_000_000)  # late: that stage has ended
+        report = Reporter(of_stage, 0)
         report(1_000_000)
         report(2_000_000)  # too soon after the first: not sent
         wait_for("working: 3.0 of about 10.0 MB")

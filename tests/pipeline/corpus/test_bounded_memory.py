@@ -15,11 +15,11 @@ import pytest
 import zstandard
 from support import bombs
 
-from pipeline.corpus import parquet_pages
 from pipeline.corpus.columnar import arrow_rows, parquet_rows
-from pipeline.corpus.limits import most_bytes, reading_bytes
+from pipeline.corpus.headers import parquet_pages
+from pipeline.corpus.headers.limits import most_bytes, reading_bytes
+from pipeline.corpus.headers.parquet_footer import Footer, leaves_of
 from pipeline.corpus.lines import open_decompressed, read_lines
-from pipeline.corpus.parquet_footer import Footer, leaves_of
 from pipeline.corpus.row_bytes import BEYOND, row_bytes
 from pipeline.errors import BadFileError
 
@@ -303,7 +303,7 @@ def test_a_schema_of_very_many_columns(tmp_path, monkeypatch, opened):
         pass
     with path.open("rb") as raw:
         assert list(arrow_rows(raw, ["text"], 0, None, MB)) == []
-        monkeypatch.setattr("pipeline.corpus.ipc_messages.MOST_FIELDS", 15)
+        monkeypatch.setattr("pipeline.corpus.headers.ipc_messages.MOST_FIELDS", 15)
         with pytest.raises(BadFileError, match="more than 15 columns"):
             list(arrow_rows(raw, ["text"], 0, None, MB))
 
@@ -320,6 +320,6 @@ def test_dictionaries_of_a_file_count_together(tmp_path, monkeypatch, opened):
             writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
     with path.open("rb") as raw:
         assert len(list(arrow_rows(raw, ["text"], 0, None, MB))) == 5
-        monkeypatch.setattr("pipeline.corpus.limits.LEAST_LIMIT", 3000)
+        monkeypatch.setattr("pipeline.corpus.headers.limits.LEAST_LIMIT", 3000)
         with pytest.raises(BadFileError, match="a record batch, with dictionaries states 3,"):
             list(arrow_rows(raw, ["text"], 0, None, 1500))

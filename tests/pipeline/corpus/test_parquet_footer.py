@@ -10,9 +10,9 @@ from support import bombs
 from support.bombs import Long
 from support.mutations import valid_files
 
-from pipeline.corpus import parquet_pages
 from pipeline.corpus.columnar import parquet_rows
-from pipeline.corpus.parquet_footer import OLD_HEADER_BYTES, Footer, leaves_of
+from pipeline.corpus.headers import parquet_pages
+from pipeline.corpus.headers.parquet_footer import OLD_HEADER_BYTES, Footer, leaves_of
 from pipeline.errors import BadFileError
 
 LIMIT = 1 << 20

@@ -15,6 +15,7 @@ from support.shard_sets import rewrite
 from support.texts import topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, save_blt, save_entropy_model
+from model.blt_config import ROW_READING
 from model.tokenizer import BOS_ID, encode_documents
 from pipeline import open_shards
 from pipeline.errors import BadDocumentError, PipelineError
@@ -50,7 +51,13 @@ def patches_alone(text: bytes, patching: Patching) -> list[int]:
     return patching.patcher.patch_lengths(h)[0].tolist()
 
 
-@pytest.mark.parametrize("changes", [{}, {"hash_across_documents": True}])
+AS_PUBLISHED = dict.fromkeys(ROW_READING, True) | {
+    "cross_attn_window_encoder": 3,
+    "cross_attn_window_decoder": 2,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, AS_PUBLISHED], ids=["plain", "published"])
 @pytest.mark.parametrize("budget", [1, 600, 1 << 20])
 def test_predictions_are_those_of_each_document_alone(monkeypatch, patching, changes, budget):
     monkeypatch.setattr(likelihood, "CPU_TOKENS", budget)

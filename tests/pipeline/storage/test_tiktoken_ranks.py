@@ -8,10 +8,10 @@ import pytest
 from support.bpe import ranks_file
 from tokenizers import Tokenizer
 
+from pipeline.bpe.byte_level import BPE
 from pipeline.errors import ConfigError
 from pipeline.storage.tiktoken_ranks import WORDS, is_ranks, tokenizer_json
 from pipeline.storage.tokenizer_files import read_tokenizer
-from train.data.bpe import BPE
 
 BYTES = [bytes([byte]) for byte in range(256)]
 

@@ -1,6 +1,7 @@
 """Training on from weights of any layout, sharded or not, and saving such weights."""
 
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from support.titan import LAYOUTS, SHAPES, TOKENS, manager, output, trained, wri
 from torch.distributed.fsdp import fully_shard
 from transformers.models.blt.modeling_blt import BltForCausalLM, BltPatcher
 
-from model import BLT, load_blt, load_entropy_model, save_blt, save_entropy_model
+from model import load_blt, load_entropy_model, save_blt, save_entropy_model
+from model.blt_config import ROW_READING
 from model.checkpoints.files import CheckpointError
 from train.checkpoints.model_json import write_model_description
 from train.checkpoints.state_dict_adapter import WeightsAdapter, read_weights
@@ -158,20 +160,24 @@ def test_weights_of_another_model(kind, change, message, layout, tmp_path):
         titan.load(tmp_path / "weights", replace(SHAPES[kind], **change), tmp_path)
 
 
-def test_an_argument_that_only_some_layouts_tell(tmp_path):
-    across = replace(SHAPES["blt"], hash_across_documents=True)
-    for layout in LAYOUTS:
-        write(trained("blt"), tmp_path / layout, layout)
-        if layout in ("own", "transformers"):
-            with pytest.raises(CheckpointError, match="documents is False there and True here"):
-                titan.load(tmp_path / layout, across, tmp_path)
-        else:
-            titan.load(tmp_path / layout, across, tmp_path)
-    for layout in LAYOUTS:
-        write(BLT(across), tmp_path / layout, layout)
-    for layout in ("own", "transformers", "published"):
-        with pytest.raises(CheckpointError, match="documents is True there and False here"):
-            titan.load(tmp_path / layout, SHAPES["blt"], tmp_path)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_log_says_how_rows_are_read(layout, tmp_path, caplog):
+    """The training's way counts, also where the weights were trained otherwise."""
+    caplog.set_level(logging.INFO)
+    published = replace(SHAPES["blt"], **dict.fromkeys(ROW_READING, True))
+    write(trained("blt"), tmp_path / "weights", layout)
+    # A consolidated directory has no place for our own way: it is read as published.
+    there = layout == "consolidated"
+    for shape, here in ((SHAPES["blt"], False), (published, True)):
+        caplog.clear()
+        begun = titan.load(tmp_path / "weights", shape, tmp_path)
+        assert begun.config == shape
+        said = [r for r in caplog.records if any(name in r.message for name in ROW_READING)]
+        assert [r.levelname for r in said] == ["INFO" if here == there else "WARNING"] * 3
+        for record, name in zip(said, ROW_READING, strict=True):
+            assert f"{name} is {here}" in record.message
+            flag = f"--shape.{name.replace('_', '-')} {there} goes on as before"
+            assert (flag in record.message) == (here != there)
 
 
 def test_other_kinds_of_models(ngram_model, tmp_path):

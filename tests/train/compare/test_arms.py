@@ -15,7 +15,8 @@ from train.shim import prepare
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     folder = tmp_path_factory.mktemp("data")
-    for name in ("entropy-1m", "ngram"):
+    arms = [arm for name in shipped() for arm in read_experiment(name).arms]
+    for name in {arm.entropy_model for arm in arms}:
         write_shards(str(folder / name / "train"), real_texts(60))
     return Data(folder)
 

@@ -89,7 +89,7 @@ def test_a_range_does_not_depend_on_rounding():
 
 @pytest.mark.parametrize("seeds", range(1, 6))
 def test_how_often_chance_alone_decides(seeds):
-    """Of all ways in which equal arms may come out, in two all seeds agree."""
+    """Two of all ways in which equal arms may come out have all seeds agree."""
     ends = [2.0] * seeds
     runs = [run(seed, end) for seed, end in enumerate(ends)]
     note = chance_note(Results.from_json(results([arm("a", runs), arm("b", runs)])))
@@ -260,7 +260,7 @@ def test_there_are_plots_of_what_is_known(tmp_path, values, expected):
     assert {path.stem for path in tmp_path.glob("*.png")} == expected
     page = (tmp_path / "index.html").read_text()
     assert page.count("<svg") == len(expected)
-    assert "With a patches, a byte takes 2.3000 bits." in page or "no answer yet" in page
+    assert "With “a patches”, a byte takes 2.3000 bits." in page or "no answer yet" in page
     assert not plt.get_fignums()
 
 

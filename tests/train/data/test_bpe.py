@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, normalizers
 
 from model.tokenizer import BOS_ID, EOS_ID
 from pipeline import open_shards
+from pipeline.bpe.byte_level import BPE, load_bpe
+from pipeline.bpe.token_bytes import BYTES, HASH_BITS
 from pipeline.errors import ConfigError, PipelineError
-from train.data.bpe import BPE, load_bpe
 from train.data.dataloader import ShardDataLoader
-from train.data.token_bytes import BYTES, HASH_BITS
 from train.data.tokenizer import TitanBPETokenizer, TitanByteTokenizer, TitanTokenizer
 
 TEXTS = [*real_texts(40), "né 中文 👩‍👩‍👧 <|endoftext|>".encode(), b"", b"z" * 700]
@@ -156,7 +156,7 @@ def test_a_run_keeps_its_tokenizer(shards, tokenizer, tmp_path):
 def test_tokenizers_that_change_text_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message) as raised:
         BPE("mine", byte_level(TEXTS, **changes))
-    assert str(raised.value).startswith("--tokenizer.source mine: its tokens do not give text back")
+    assert str(raised.value).startswith("--tokenizer mine: its tokens do not give text back")
 
 
 def test_what_is_no_tokenizer(tmp_path):
@@ -164,7 +164,7 @@ def test_what_is_no_tokenizer(tmp_path):
         with pytest.raises(ConfigError, match=f"--tokenizer.source.*: {message}"):
             TitanBPETokenizer.Config(source=name).build()
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"--tokenizer.source .*broken.json: cannot be read"):
+    with pytest.raises(ConfigError, match=r"--tokenizer .*broken.json: cannot be read"):
         load_bpe(str(tmp_path / "broken.json"))
 
 

@@ -270,7 +270,7 @@ def test_settings_that_are_refused(sets, tmp_path):
         ([none], {"rule": {"rule": "top-k", "patch_size": 4.0}}, "rule: .*/none was made without"),
         ([spaces], {"rule": {"threshold": 1.0}}, "threshold: .*/space cannot .* space rule"),
         (sets, {"rule": {"rule": "wrods"}}, "dataloader.rule: 'wrods' is not one of global, "),
-        (sets, {"rule": {"rule": "bpe"}}, "dataloader.rule: 'bpe' is not one of global, "),
+        (sets, {"rule": {"rule": "bpe"}}, "dataloader.rule: the bpe rule needs the tokenizer"),
         (sets, {"rule": {"rule": "monotonic"}}, "threshold: .* the monotonic rule needs it"),
         (sets, {"rule": {"threshold_add": 0.1}}, "threshold_add: .* the global rule does not"),
         (sets, {"rule": {"max_patch_length": 0}}, "max_patch_length: .* must be at least 1"),

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.corpus.limits import too_large
-from pipeline.corpus.parquet_footer import Leaf, Place
-from pipeline.corpus.thrift import CompactReader, ThriftError
+from pipeline.corpus.headers.limits import too_large
+from pipeline.corpus.headers.parquet_footer import Leaf, Place
+from pipeline.corpus.headers.thrift import CompactReader, ThriftError
 from pipeline.errors import BadFileError
+from pipeline.storage.watched_file import ReadOnlyFile
 
 WINDOW_BYTES = 64 << 20
 """Bytes of strings that a batch of rows may hold, beside one page; a batch has one row at least."""
@@ -62,7 +63,7 @@ class _Chunk:
     """Bytes of the longest value that may be repeated, at most."""
 
 
-class PageWatch:
+class PageWatch(ReadOnlyFile):
     """A file that Arrow reads column chunks from, while their page headers are looked at."""
 
     def __init__(self, raw: io.BufferedIOBase, limit: int):
@@ -216,21 +217,9 @@ class PageWatch:
     def tell(self) -> int:
         return self._at
 
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return True
-
     @property
     def closed(self) -> bool:
         return self._raw.closed
-
-    def flush(self) -> None:
-        """Do nothing; pyarrow calls it."""
 
     def close(self) -> None:
         """Do nothing: whoever opened the file closes it."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.corpus.flatbuffer import Table
-from pipeline.corpus.limits import too_large
+from pipeline.corpus.headers.flatbuffer import Table
+from pipeline.corpus.headers.limits import too_large
 from pipeline.errors import BadFileError
 
 MAGIC = b"ARROW1"

@@ -1,4 +1,5 @@
-"""Text → ids of a byte-level BPE tokenizer, for the rows of token transformers. No torch.
+"""Text → tokens of a byte-level BPE tokenizer: ids, for the rows of token transformers, or the
+bytes with which tokens end, for the ``bpe`` rule. No torch.
 
 Bits per byte of tokens are bits per byte of text only if the tokens' bytes are the text's. So a
 tokenizer has to be byte-level, as those of GPT-2 and Llama 3 are: a token stands for certain bytes,
@@ -18,12 +19,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from model.tokenizer import BYTE_OFFSET
+from pipeline.bpe.token_bytes import TokenBytes
 from pipeline.bpe.token_pieces import bytes_of_tokens
 from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.storage.tokenizer_files import read_tokenizer
-from train.data.token_bytes import TokenBytes
 
-FLAG = "--tokenizer.source"
 BATCH_CHARACTERS = 1 << 20
 """Text that is tokenized at a time: the library keeps about 150 bytes per token meanwhile."""
 PROBES = (
@@ -41,18 +41,19 @@ PROBES = (
 class BPE:
     """A byte-level tokenizer."""
 
-    def __init__(self, name: str, content: bytes):
+    def __init__(self, name: str, content: bytes, flag: str = "--tokenizer"):
         """
         Args:
             name: what the user called it.
             content: that of its ``tokenizer.json``.
+            flag: the flag that names it, for errors.
 
         Raises:
             ConfigError: it cannot be read, or does not give text back.
         """
-        self.name, self.content = name, content
+        self.name, self.content, self.flag = name, content, flag
         self.sha256 = hashlib.sha256(content).hexdigest()
-        with translated(f"{FLAG} {name}", ConfigError):
+        with translated(f"{flag} {name}", ConfigError):
             self.tokenizer = Tokenizer.from_buffer(content)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -63,6 +64,10 @@ class BPE:
         self.token_bytes = TokenBytes([*structure, *self.bytes_V])
         """The bytes of each id of a model."""
         self._check()
+
+    def __reduce__(self) -> tuple[type["BPE"], tuple[str, bytes, str]]:
+        # Made anew by another process: how special tokens are encoded is not pickled.
+        return BPE, (self.name, self.content, self.flag)
 
     @property
     def tokens(self) -> int:
@@ -79,7 +84,7 @@ class BPE:
                     len(text),
                 )
                 raise ConfigError(
-                    f"{FLAG} {self.name}: its tokens do not give text back: after "
+                    f"{self.flag} {self.name}: its tokens do not give text back: after "
                     f"{text[max(place - 8, 0) : place]!a}, {text[place : place + 8]!a} is not what "
                     "they stand for; take a byte-level tokenizer that changes no text, such as "
                     "GPT-2's or Llama 3's, or train one: jobs/train_tokenizer.py"
@@ -103,11 +108,34 @@ class BPE:
                 counts.append(len(of_text))
         return np.concatenate(ids), np.array(counts, np.int64)
 
+    def ends(self, texts: Sequence[str]) -> np.ndarray:
+        """The byte tokens with which patches of the ``bpe`` rule end, which are the text's tokens.
+
+        ``hi there`` as the tokens ``hi`` and `` there`` has ten byte tokens, BOS and EOS among
+        them. The first token's last byte is byte token 2, and ends a patch; the last token's is
+        none, because EOS belongs to the last patch. A token may end within a character.
+
+        Returns:
+            bool, of all documents end to end, two more than its bytes for each.
+
+        Raises:
+            PipelineError: the tokens of a document have not as many bytes as its text.
+        """
+        ids, counts_D = self.encode(texts)
+        sizes_K = self.token_bytes.count_V[BYTE_OFFSET:][ids]
+        # Byte token 0 of a document is BOS: its first byte is byte token 1.
+        end_K = sizes_K.cumsum() + 2 * np.repeat(np.arange(len(counts_D)), counts_D)
+        stop_D = counts_D.cumsum()
+        ends_T = np.zeros(int(sizes_K.sum()) + 2 * len(counts_D), bool)
+        ends_T[end_K] = True
+        ends_T[end_K[stop_D[counts_D > 0] - 1]] = False
+        return ends_T
+
     def _check_bytes(self, text: str, ids: np.ndarray) -> None:
         size, found = len(text.encode()), int(self.token_bytes.count_V[BYTE_OFFSET:][ids].sum())
         if size != found:
             raise PipelineError(
-                f"{FLAG} {self.name}: the document that begins with {text[:60]!r} has {size} "
+                f"{self.flag} {self.name}: the document that begins with {text[:60]!r} has {size} "
                 f"bytes, and its tokens have {found}, so that bits per byte would be wrong; take a "
                 "tokenizer that changes no text"
             )
@@ -120,13 +148,16 @@ class BPE:
 
 
 @functools.cache  # a configuration is built more than once
-def load_bpe(source: str) -> BPE:
+def load_bpe(source: str, flag: str = "--tokenizer") -> BPE:
     """The tokenizer in a ``tokenizer.json``, in a directory that holds one, or on the hub.
+
+    Args:
+        flag: the flag that names it, for errors.
 
     Raises:
         ConfigError: there is none, it cannot be read, or it does not give text back.
     """
-    return BPE(source, read_tokenizer(source, FLAG))
+    return BPE(source, read_tokenizer(source, flag), flag)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

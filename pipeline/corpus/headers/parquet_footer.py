@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from pipeline.corpus.ipc_messages import check_schema
-from pipeline.corpus.limits import most_rows
-from pipeline.corpus.thrift import BINARY, I64, LIST, STRUCT, CompactReader, ThriftError
+from pipeline.corpus.headers.ipc_messages import check_schema
+from pipeline.corpus.headers.limits import most_rows
+from pipeline.corpus.headers.thrift import BINARY, I64, LIST, STRUCT, CompactReader, ThriftError
 from pipeline.errors import BadFileError
 
 MOST_FOOTER_BYTES = 64 << 20

@@ -1,0 +1,28 @@
+"""Adopt a corpus that comes with entropies: files with texts and entropies in, patch shards out."""
+
+import sys
+from pathlib import Path
+
+# A submitted job, or a checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from pipeline.adopt.config import AdoptShardsConfig
+from pipeline.adopt.job import adopt_shards
+from pipeline.cli.command import run_job
+from pipeline.patch.printed import report_result
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    return run_job(AdoptShardsConfig, run)
+
+
+def run(config: AdoptShardsConfig, console: Console) -> int:
+    """Adopt, and print the result."""
+    return report_result(adopt_shards(config, console), as_json=config.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Train a cheap entropy model, for CPUs, on the entropies that shards store."""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# A checkout that is not installed: the packages lie beside this directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from model.checkpoints.entropy_model import fingerprint, save_entropy_model
+from model.conv_entropy_model import ConvEntropyConfig
+from pipeline.cli.command import run_job
+from pipeline.cli.flags import check_at_least
+from pipeline.cli.progress_bar import metered
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.shards.shard_set import ShardSet
+from train.distillation.learn import ROW_TOKENS, ROWS, distil
+from train.distillation.lesson import find_teacher, read_lesson
+
+LAST_STEPS = 50
+"""Steps whose mean loss is told at the end."""
+
+
+@dataclass(frozen=True)
+class DistilEntropyModelConfig:
+    """Train a cheap entropy model, for CPUs, on the entropies that shards store.
+
+    The student gives about the entropies of the model that scored the shards, and no
+    probabilities. patch_corpus.py takes it: --entropy-model OUTPUT. The same shards and flags give
+    the same model on one kind of CPU. Exit status: 0 if it was written, 1 if a shard cannot be read
+    or the output not be written, 2 if a flag is wrong.
+    """
+
+    shards: tuple[str, ...]
+    """Directories or URLs of shard sets that one entropy model scored."""
+    output: str
+    """Directory to write the model to."""
+    sample_bytes: int = 12_000_000
+    """Text to learn from, evenly from all shards; about 15 bytes of memory per byte are needed."""
+    steps: int = 1400
+    """Training steps, of 8,192 tokens each."""
+    seed: int = 0
+    """Chooses the initial weights and what is read."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def main() -> int:
+    """Run the job; returns the exit status."""
+    return run_job(DistilEntropyModelConfig, run, interrupted="interrupted: nothing was written")
+
+
+def run(config: DistilEntropyModelConfig, console: Console) -> int:
+    """Train the model, write it, and print what it is; returns the exit status."""
+    check_at_least(config, sample_bytes=1, steps=1)
+    if not config.shards:
+        raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
+    if Path(config.output).exists():
+        raise ConfigError(f"--output: {config.output} exists; give another, or remove it")
+    sets = [ShardSet(url) for url in config.shards]
+    teacher = find_teacher(sets)
+    lesson = read_lesson(sets, config.sample_bytes, reset_at_newline=bool(teacher.reset_at_newline))
+    torch.set_num_threads(1)
+    losses: list[float] = []
+    with metered(console, "distilling", config.steps * ROWS * ROW_TOKENS) as advance:
+
+        def report(tokens: int, loss: float) -> None:
+            losses.append(loss)
+            advance(tokens)
+
+        model = distil(
+            lesson, ConvEntropyConfig(), steps=config.steps, seed=config.seed, report=report
+        )
+    loss = float(np.mean(losses[-LAST_STEPS:]))
+    if not math.isfinite(loss):
+        raise PipelineError("the training diverged: entropies of the shards are not numbers")
+    try:
+        save_entropy_model(model, config.output)
+    except OSError as error:
+        raise PipelineError(f"--output: {config.output} cannot be written: {error}") from error
+    result = {
+        "output": config.output,
+        "fingerprint": fingerprint(model),
+        "teacher": str(teacher),
+        "loss": loss,
+        "tokens": len(lesson.tokens_T),
+    }
+    if config.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{config.output}: learned from {len(lesson.tokens_T):,} tokens that {teacher} scored; "
+            f"loss {loss:.4f}; patch with --entropy-model {config.output}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Cheap entropy models, trained on the entropies that shards store."""
