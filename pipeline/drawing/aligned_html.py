@@ -1,9 +1,9 @@
 """One text cut in several ways, as HTML: a row for each way, the same bytes under each other.
 
-The text becomes *columns*, small pieces that stand beside each other and wrap as words do. A column
-holds its piece once for each row, so that rows stay aligned in any font and width. Columns end
-wherever a unit (a patch or a token) of any row ends, and at the end of each line. Within a row the
-pieces of one unit have one colour and no gap between them.
+The text becomes *columns*, small pieces that stand beside each other; those of a word wrap together
+where there is room. A column holds its piece once for each row, so that rows stay aligned in any
+font and width. Columns end wherever a unit (a patch or a token) of any row ends, and at the end of
+each line. Within a row the pieces of one unit have one colour and no gap between them.
 
 Example: ``abcd`` with the units ``ab|cd`` and ``abc|d`` has the columns ``ab``, ``c`` and ``d``.
 The first row colours them 0, 1, 1 and the second 0, 0, 1.
@@ -26,8 +26,9 @@ MOST_CELLS = 4000
 """Columns times rows: a page with more elements is slow."""
 WIDEST = 12
 """Characters of a column, so that it fits on a phone."""
-NARROWEST = 16
-"""Letters that a line holds at least, for the number of lines: a phone has room for about 30."""
+NARROWEST = 12
+"""Letters that lines hold on average at least, for the number of lines: a phone has room for about
+30, and a line and the first word of the next together are longer than that."""
 MOST_SHOWN = 20_000
 """Bytes that are looked at, at most."""
 MOST_ROWS = 26
@@ -43,6 +44,7 @@ ALIGNED_CSS = """
 .aligned .key { display: block; height: 1.75em; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; }
 .aligned .name { display: none; }
+.aligned .word { display: flex; flex-wrap: wrap; max-width: 100%; }
 .aligned .column { display: block; }
 .aligned .cell { display: flex; height: 1.75em; white-space: pre; margin-top: 0; }
 .aligned .cell + .cell { user-select: none; }
@@ -86,11 +88,15 @@ def aligned_html(data: bytes, rows: Sequence[Row]) -> tuple[str, int]:
     """
     starts = columns(data[:MOST_SHOWN], [row.edges_U for row in rows])
     starts = starts[: MOST_CELLS // len(rows) + 1]
-    drawn = []
+    drawn, word = [], []
     lines = 2 + _width(data[: starts[-1]]) // NARROWEST
     for start, stop in pairwise(starts):
         cells = "".join(_cell(data, start, stop, row) for row in rows)
-        drawn.append(f'<span class="column">{cells}</span>')
+        word.append(f'<span class="column">{cells}</span>')
+        if stop < starts[-1] and not data[stop - 1 : stop].isspace():
+            continue
+        drawn.append(f'<span class="word">{"".join(word)}</span>')
+        word = []
         if data[stop - 1] == ord("\n"):
             drawn.append('<span class="break"></span>')
             lines += 1

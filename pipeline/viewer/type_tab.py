@@ -13,7 +13,11 @@ from pipeline.viewer.links import choice, several, switch, text
 from pipeline.viewer.patched_text import MOST_BYTES, PatchView, error_html, view_text
 
 EXAMPLES = {
-    "English text": "Daenerys Targaryen is in Game of Thrones, an epic by George R.R. Martin.",
+    # About 4.5 bytes per patch, as in training, with the threshold that the page begins with.
+    "English text": "A patch starts where the next byte is difficult to predict. Names such as "
+    "Daenerys Targaryen are therefore divided into several short patches, and common words become "
+    "longer patches. The large model runs once for each of them, so that most of the computation "
+    "is done where it is needed.",
     "Python": "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
     "many scripts": "Straße, déjà vu, Привет, мир! 你好世界 こんにちは 안녕하세요 مرحبا 👩‍🚀🚀",
     "log lines": "2026-11-25 14:47:23.104 INFO shard 000017 committed (64.1 MB, 12.9 s)\n" * 3,

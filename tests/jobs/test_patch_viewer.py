@@ -279,6 +279,11 @@ def test_a_comparison_from_a_link(browser, space, there, width):
             cell => (({left, right}) => [left, right])(cell.getBoundingClientRect())))""")
     assert all(box == column[0] for column in boxes for box in column)
     assert max(column[0][1] for column in boxes) <= width and watched.overflow() == 0
+    # A word is divided between lines only if it is longer than one.
+    divided = page.evaluate("""() => [...document.querySelectorAll('.aligned .word')].filter(
+        word => new Set([...word.children].map(c => c.getBoundingClientRect().top)).size > 1
+    ).map(word => word.getBoundingClientRect().width / word.parentElement.clientWidth)""")
+    assert all(share > 0.5 for share in divided) and len(divided) < 4
     assert page.locator("#curve svg").count() == 2 and page.inner_text("#notice") == ""
     # Each line has its letters beside it.
     tops = "e => e.getBoundingClientRect().top"

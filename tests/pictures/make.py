@@ -19,13 +19,13 @@ from support.browser import Watched, open_browser
 from support.jobs import hear_ctrl_c
 from support.texts import topics
 
+from pipeline.viewer.type_tab import EXAMPLES
+
 VIEWER = ROOT / "jobs" / "patch_viewer.py"
 WINDOW = {"width": 1000, "height": 910}
 COMPARED = {
-    "text": "Daenerys Targaryen is in Game of Thrones, an epic by George R.R. Martin. "
-    "Straße, Привет, 你好世界: déjà vu!\n"
-    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
-    **{"threshold": 1.3, "other": 1, "other-threshold": 2.2, "tokenizers": "bpe-4096"},
+    "text": EXAMPLES["English text"] + "\nΕλλάδα, déjà vu, 你好世界",
+    **{"threshold": 2, "other": 1, "other-threshold": 1.3, "tokenizers": "bpe-4096"},
 }
 
 
@@ -59,6 +59,8 @@ def _viewer_pictures(browser: Browser, command: list[str]) -> None:
         page.page.screenshot(path=HERE / "viewer.png")
         page.page.goto(f"{found[0]}?{urlencode(COMPARED)}")
         page.page.wait_for_selector(".aligned .cell:nth-child(3)")
+        page.page.wait_for_selector("#other-rule")
+        page.page.wait_for_selector("#curve svg >> nth=1")
         boxes = [page.page.locator(part).bounding_box() for part in ("#counts", "#patches")]
         assert boxes[0] and boxes[1]
         clip = {"x": 0, "y": boxes[0]["y"], "width": WINDOW["width"]}
