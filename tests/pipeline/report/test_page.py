@@ -438,7 +438,9 @@ def test_a_new_plot_is_one_entry_of_the_table(figures, monkeypatch, tmp_path):
     report.write(OutputDirectory(str(tmp_path)))
     assert (tmp_path / "shard-bytes.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (tmp_path / "index.html").read_text()
-    (plot,) = re.findall("<h2>Text in each shard</h2><div class=.plot.>(<svg.*?</svg>)", page, re.DOTALL)
+    (plot,) = re.findall(
+        "<h2>Text in each shard</h2><div class=.plot.>(<svg.*?</svg>)", page, re.DOTALL
+    )
     assert "var(--series0)" in plot and "var(--series1)" in plot and "other" in plot
 
 
