@@ -8,7 +8,7 @@ rates are taken as they were measured.
 
 from dataclasses import dataclass
 
-from model import EntropyModelConfig
+from model.entropy_model import EntropyModelConfig
 from model.flops import entropy_model_flops
 from pipeline.errors import ConfigError
 
