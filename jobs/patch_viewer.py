@@ -20,6 +20,7 @@ def main() -> int:
 
 def run(config: PatchViewerConfig, console: Console) -> int:
     """Serve the page until it is interrupted; returns the exit status."""
+    config.check()
     try:
         from pipeline.viewer.page import serve
     except ModuleNotFoundError as error:
