@@ -73,7 +73,8 @@ class ShardsConfig:
     calibration_bytes: int = 2 << 20
     """Bytes of the sample that the threshold is calibrated on."""
     shard_bytes: int = 64 << 20
-    """Bytes of text per shard, about; large files are split into pieces of this size."""
+    """The most bytes of text per shard, about. Small corpora get smaller ones, so that all workers
+    have work; many small files share shards."""
     max_document_bytes: int = 64 << 20
     """Longer documents are rejected, because a document has to fit into memory."""
     keep_entropies: bool = True

@@ -19,7 +19,7 @@ LINK_IS_LOOP = "a link to a directory that is read already"
 SAME_FILE = "the same file as {other}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """One file of the corpus."""
 
