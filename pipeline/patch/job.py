@@ -16,6 +16,7 @@ from rich.console import Console
 
 from model.patcher import Patcher
 from pipeline.cli.command import refuse_lost_output
+from pipeline.cli.progress_json import progress_lines
 from pipeline.cluster.connect import connect
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
@@ -103,7 +104,7 @@ def make_shards(
     refuse_lost_output(config.output)
     with reaching("--output"):
         output = OutputDirectory(config.output)
-    with held(output, "--output", console):
+    with progress_lines(config.progress_json), held(output, "--output", console):
         return _make_shards(config, load, output, console)
 
 
@@ -176,7 +177,9 @@ def _patch_split(number: int, shared: _Shared, report: Reporter) -> None:
     shared.scorer.check_device(shared.computed_in)
     split = shared.splits[number]
     file_number = shared.file_numbers[split.file]
-    patch_split(split, file_number, shared.config, shared.scorer, shared.output, report)
+    patch_split(
+        split, file_number, shared.config, shared.scorer, shared.output, report, report.count
+    )
 
 
 def _patch(
