@@ -5,10 +5,13 @@ BIN := .venv/bin
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo help test test-fast gpu-check lint benchmark claims api fuzz chaos pictures entropy-model clean
+.PHONY: demo tutorial help test test-fast gpu-check lint benchmark claims api fuzz chaos pictures entropy-model clean
 
 demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
+
+tutorial: .venv/installed  ## corpus, patches, report, training, text: docs/tutorial.md, run (15 minutes)
+	$(BIN)/python tests/pictures/tutorial.py
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,4 +67,4 @@ entropy-model: .venv/installed  ## train the default entropy model anew (an hour
 	touch $@
 
 clean:  ## remove everything that these make
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo tutorial build *.egg-info

@@ -87,6 +87,8 @@ class ShardsConfig:
     """Read the files again that an earlier run could not read to their end."""
     verify: bool = False
     """When done, read everything back and check it."""
+    progress_json: str | None = None
+    """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
     usual_id: Annotated[str | None, tyro.conf.Suppress] = None
