@@ -191,12 +191,12 @@ class SetFigures:
     rejects: RejectFigures
     problems: list[str]
     """One message for each damaged shard."""
-    so_far: SoFar | None
-    """How much of the input is done; None for a set that is finished."""
     runs: list[RunTime]
     tokenizer: TokenizerFigures | None
     flops: list[FlopsFigures]
     """One for each size; empty if there are no patches."""
+    so_far: SoFar | None
+    """How much of the input is done; None for a set that is finished."""
 
     def to_json(self) -> dict[str, Any]:
         """The set as report.json holds it."""
