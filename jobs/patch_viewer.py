@@ -20,6 +20,7 @@ def main() -> int:
 
 def run(config: PatchViewerConfig, console: Console) -> int:
     """Serve the page until it is interrupted, or write it as a Space; returns the exit status."""
+    config.check()
     try:
         from pipeline.viewer.page import serve
         from pipeline.viewer.space import write_space

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.download import fetch
 from pipeline.storage.hub import HUB_ID, Repository, check_access, list_repository
+from pipeline.storage.known_tokenizers import TOKENIZERS
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 from pipeline.storage.tiktoken_ranks import is_ranks, tokenizer_json
@@ -15,12 +16,6 @@ from pipeline.storage.tiktoken_ranks import is_ranks, tokenizer_json
 DIRECTORY = "tokenizer"
 FILE = "tokenizer.json"
 RECORD = f"{DIRECTORY}/source.json"
-TOKENIZERS = {
-    "llama3": "meta-llama/Meta-Llama-3-8B",
-    "llama2": "meta-llama/Llama-2-7b-hf",
-    "gpt2": "openai-community/gpt2",
-}
-"""Hub ids by the names that ``--tokenizer`` knows."""
 SINGLE_FILES = (FILE, "tokenizer.model", "original/tokenizer.model")
 """Each of these is a whole tokenizer."""
 FILE_PAIR = ("vocab.json", "merges.txt")

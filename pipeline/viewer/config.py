@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from model.checkpoints.files import BUILT_IN
+from model.checkpoints.names import BUILT_IN
 from pipeline.cli.rule_flag import rule_flag
 from pipeline.errors import ConfigError
 

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from model.checkpoints.entropy_model import load_entropy_model, save_entropy_model
-from model.checkpoints.files import BUILT_IN
+from model.checkpoints.names import BUILT_IN
 from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.shards.provenance import short_names
 from pipeline.storage.output import refuse_credentials
