@@ -285,11 +285,11 @@ def test_a_comparison_from_a_link(browser, space, there, width):
     ).map(word => word.getBoundingClientRect().width / word.parentElement.clientWidth)""")
     assert all(share > 0.5 for share in divided) and len(divided) < 4
     assert page.locator("#curve svg").count() == 2 and page.locator("#notice").is_hidden()
-    # Curves scroll, and a shade says so; the table of figures has room on a phone.
+    # Where curves and the table of figures scroll, a shade says so.
     scrolls = "e => [getComputedStyle(e).background, e.scrollWidth - e.clientWidth]"
-    background, hidden = page.locator(".curve").first.evaluate(scrolls)
-    assert "local" in background and (hidden > 0) == (width < 768)
-    assert page.locator(".compared").evaluate(scrolls)[1] <= 0
+    curve, table = (page.locator(each).first.evaluate(scrolls) for each in (".curve", ".compared"))
+    assert all("local" in background for background, _ in (curve, table))
+    assert (curve[1] > 0) == (width < 1440) and table[1] < 50
     # Each line has its letters beside it.
     tops = "e => e.getBoundingClientRect().top"
     letter = page.locator(".aligned .key").first.evaluate(tops)
