@@ -35,7 +35,7 @@ def main() -> None:
     with open_browser() as browser:
         report = Watched(browser, viewport=WINDOW)
         report.page.goto((demo / "report" / "index.html").as_uri())
-        report.page.locator(".plots").screenshot(path=HERE / "report.png")
+        _screenshot(report, "report.png", ".beside", ".plots")
         assert report.problems == []
         command = [sys.executable, str(VIEWER), "--port", "0", "--shards", str(demo / "shards")]
         with tempfile.TemporaryDirectory() as folder:
@@ -61,15 +61,20 @@ def _viewer_pictures(browser: Browser, command: list[str]) -> None:
         page.page.wait_for_selector(".aligned .cell:nth-child(3)")
         page.page.wait_for_selector("#other-rule")
         page.page.wait_for_selector("#curve svg >> nth=1")
-        boxes = [page.page.locator(part).bounding_box() for part in ("#counts", "#patches")]
-        assert boxes[0] and boxes[1]
-        clip = {"x": 0, "y": boxes[0]["y"], "width": WINDOW["width"]}
-        clip["height"] = boxes[1]["y"] + boxes[1]["height"] - clip["y"] + 8
-        page.page.screenshot(path=HERE / "comparison.png", clip=clip, full_page=True)
+        _screenshot(page, "comparison.png", "#counts", "#patches")
         assert page.problems == []
     finally:
         viewer.send_signal(signal.SIGINT)
         viewer.wait()
+
+
+def _screenshot(page: Watched, name: str, first: str, last: str) -> None:
+    """A picture of a page from one element to another below it."""
+    top, bottom = (page.page.locator(each).first.bounding_box() for each in (first, last))
+    assert top and bottom
+    clip = {"x": 0, "y": top["y"], "width": WINDOW["width"]}
+    clip["height"] = bottom["y"] + bottom["height"] - clip["y"] + 8
+    page.page.screenshot(path=HERE / name, clip=clip, full_page=True)
 
 
 if __name__ == "__main__":
