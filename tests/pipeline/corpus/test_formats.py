@@ -24,6 +24,7 @@ from pipeline.corpus.named import find_corpus
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError, ConfigError
 from pipeline.storage.listing import InputFile
+from pipeline.storage.output import open_input
 
 
 class TabbedText(InputFormat):
@@ -32,7 +33,7 @@ class TabbedText(InputFormat):
     name, title, endings = "tabbed", "tabbed text", (".tsvtext",)
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
-        with formats.open_input(file.url) as raw:
+        with open_input(file.url) as raw:
             lines = len(raw.read().splitlines())
         return Cut([Part(i, min(i + 2, lines), 8) for i in range(0, lines, 2)], ["id", "text"])
 
