@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli.command import run_job
+from pipeline.cli.commands import command_line
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
@@ -78,7 +79,7 @@ def run(config: CompareConfig, console: Console) -> int:
         Data(output / "data", config.input, config.held_out),
         output / f"{experiment.name}-{config.form}",
         threads=config.threads,
-        command=shlex.join(["python", "jobs/compare.py", *sys.argv[1:]]),
+        command=f"{command_line('compare')} {shlex.join(sys.argv[1:])}",
         console=console,
     )
     failures = comparison.train(

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -169,10 +169,14 @@ def print_result(result: RunResult) -> None:
         print(f"checkpoint: {result.checkpoint}")
 
 
-if __name__ == "__main__":
-    status = main()
+def leave(status: int) -> NoReturn:
+    """End the process, with what Ray started."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # sys.exit would let Ray abort the process if a thread still waits for it. The processes that
     # Ray started end with this one.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -39,6 +39,7 @@ FILES = {
         *("jobs/test_export_shards.py", "jobs/test_adopt_shards.py"),
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
+        "jobs/test_wheel.py",
         *("pipeline/cluster/test_connect.py", "pipeline/cluster/test_tasks.py"),
         "pipeline/cluster/test_metrics.py",
         # These start none, but import what imports it.
@@ -55,6 +56,7 @@ FILES = {
         *("jobs/test_compare.py", "train/test_baselines.py"),
         *("train/test_samples.py", "train/test_async_checkpoints.py"),
         *("train/test_sharded_tables.py", "train/test_recipes.py", "gpu/test_checks.py"),
+        "jobs/test_wheel.py",
     ),
 }
 """By marker, files whose tests all have it. Where a marker is left out, they are not imported."""
@@ -73,6 +75,7 @@ LONGEST_FIRST = (
         "jobs/test_file_formats.py",
         "jobs/test_added_rule.py",
         "jobs/test_adopt_shards.py",
+        "jobs/test_wheel.py",
         "pipeline/cluster/test_stage.py",
     ),
     "jobs/test_patch_viewer.py",

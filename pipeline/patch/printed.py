@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from pipeline.cli.commands import command_line
 from pipeline.cli.results import print_line, print_problems, print_table
 from pipeline.patch.job import PatchCorpusResult
 
@@ -37,7 +38,7 @@ def print_result(result: PatchCorpusResult, console: Console) -> None:
     """The result as a table, then what went wrong."""
     print_table(console, _rows(result))
     if result.complete:
-        look = f"look at them: python jobs/patch_report.py --shards {result.output}"
+        look = f"look at them: {command_line('patch_report')} --shards {result.output}"
         print_line(console, look)
     if result.rejects:
         print_line(console, f"rejected documents, with reasons: {result.output}/rejects")

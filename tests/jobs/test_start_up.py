@@ -30,7 +30,7 @@ def imports(job, *flags):
 sys.path.insert(0, {str(ROOT / "jobs")!r})
 print(json.dumps([imports(*each) for each in json.loads(sys.argv[1])]))
 """
-JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("[a-z]*.py"))
 OWN_FLAGS = [job for job in JOBS if job not in ("plan.py", "pretrain.py")]
 """Jobs all of whose flags are their own; the other flags of these two are torchtitan's."""
 REFUSED = {

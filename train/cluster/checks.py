@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError, translated
+from train import MODULE
 from train.checkpoints.hub import is_on_hub
 from train.checkpoints.model_json import steps_in
 from train.data.provenance import compare_validation
@@ -154,7 +155,7 @@ def parse_config(arguments: list[str]) -> "Trainer.Config":
     logging.disable(logging.WARNING)  # rank 0 repeats the warnings
     try:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            return ConfigManager().parse_args(["--module", "train", *arguments])
+            return ConfigManager().parse_args(["--module", MODULE, *arguments])
     except SystemExit as error:
         raise ConfigError(_first_paragraph(output)) from error
     except (ValueError, ImportError) as error:
