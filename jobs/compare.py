@@ -17,6 +17,7 @@ from rich.table import Table
 from pipeline.cli.command import run_job
 from pipeline.cli.commands import command_line
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
 from train.compare.experiment import CLEAN, Experiment, Form, read_experiment
@@ -48,11 +49,11 @@ class CompareConfig:
     """Train these arms only, beside the first one; default: all."""
     seeds: tuple[int, ...] = ()
     """Train with these seeds; default: the experiment's."""
-    budget_flops: float | None = None
+    budget_flops: OrNone[float] = None
     """Training FLOPs of a run, instead of the form's."""
     num_workers: int = 1
     """Runs at once, on Ray; 1: one after another in this process."""
-    threads: int | None = None
+    threads: OrNone[int] = None
     """CPU threads per run; default: as many as torch takes."""
     gpus_per_run: float = 0
     """GPUs of a run on Ray."""

@@ -12,6 +12,7 @@ from typing import TypeVar
 import tyro
 from rich.console import Console
 
+from pipeline.cli.optional import REGISTRY
 from pipeline.cli.results import print_problems
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage.outages import say_by
@@ -39,7 +40,8 @@ def run_job(
     console = Console(stderr=True)
 
     def job() -> int:
-        return run(tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,)), console)
+        flags = tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,), registry=REGISTRY)
+        return run(flags, console)
 
     return run_command(job, console, interrupted=interrupted)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 from pipeline.cli.flags import check_at_least, flag_name
+from pipeline.cli.optional import OrNone
 from pipeline.errors import ConfigError
 from pipeline.export.layouts import LAYOUTS
 
@@ -41,25 +42,25 @@ class ExportShardsConfig:
     """Layout to write."""
     drop_entropies: bool = False
     """Leave the entropies out: four fifths of the size, but then no threshold can be changed."""
-    threshold: float | None = None
+    threshold: OrNone[float] = None
     """Nats: re-patch from the stored entropies, with the rule that the shards were patched with."""
-    corpus: str | None = None
+    corpus: OrNone[str] = None
     """reference: name of the corpus, in directory and file names; by default that of the chunks
     (NAME.chunk.NN...), or of the shard set's directory."""
-    entropy_model_name: str | None = None
+    entropy_model_name: OrNone[str] = None
     """reference: name of the entropy model's directory; by default that of the model."""
-    staging: str | None = None
+    staging: OrNone[str] = None
     """hub: directory or URL that files are written to before they are pushed, and stay in; ./
     owner--name by default."""
     private: bool = False
     """hub: make the repository private, if it is new."""
-    num_workers: int | None = None
+    num_workers: OrNone[int] = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
     overwrite: bool = False
     """Start again: remove what an earlier export left in the output (hub: in --staging)."""
     verify: bool = False
     """When done, read every file back and compare hashes of file and rows."""
-    progress_json: str | None = None
+    progress_json: OrNone[str] = None
     """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
