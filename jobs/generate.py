@@ -76,6 +76,10 @@ def main() -> int:
 
 def run(config: GenerateConfig, console: Console) -> int:
     """Write on from the prompts and print the texts; returns the exit status."""
+    for name in ("top_k", "top_p"):
+        if getattr(config, name) is not None and config.temperature == 0:
+            what = f"{flag_name(name)} changes nothing without --temperature"
+            print_line(console, f"note: {what}: 0 always takes the likeliest byte")
     # As bytes, because a command line need not be UTF-8.
     prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
     import torch  # which takes a second to load: only when the flags are right

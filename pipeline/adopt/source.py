@@ -96,7 +96,7 @@ def _first_documents(config: AdoptShardsConfig, files: list[InputFile]) -> list[
     documents: list[Document] = []
     left = COMPARED_BYTES
     for file in files[:MOST_FILES]:
-        split = whole_file(file, known_format(file, config.format, "--format"))
+        split = whole_file(file, known_format(file, config.format, "--input-format"))
         with suppress(BadFileError, UnreachableFileError):  # the run itself will name it
             for record in read_split(split, config.columns, config.max_document_bytes):
                 if isinstance(record, Document):

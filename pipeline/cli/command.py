@@ -5,7 +5,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from pipeline.cli.optional import REGISTRY
-from pipeline.cli.results import print_problems
+from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage.outages import say_by
 
@@ -29,7 +29,8 @@ def run_job(
     """The ``main`` of a job: flags become a configuration, and the configuration is run.
 
     Args:
-        config_class: a dataclass whose fields are the flags.
+        config_class: a dataclass whose fields are the flags. Its ``RENAMED``, if it has one, maps
+            names that flags had in earlier releases to those of today.
         run: does the job and prints its result to standard output; returns the exit status. It
             also gets the console for everything else, which is standard error.
         interrupted: the sentence to print after Ctrl-C.
@@ -40,10 +41,28 @@ def run_job(
     console = Console(stderr=True)
 
     def job() -> int:
-        flags = tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,), registry=REGISTRY)
+        flags = tyro.cli(
+            config_class,
+            args=_with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console),
+            config=(tyro.conf.FlagCreatePairsOff,),
+            registry=REGISTRY,
+        )
         return run(flags, console)
 
     return run_command(job, console, interrupted=interrupted)
+
+
+def _with_new_names(
+    arguments: list[str], renamed: Mapping[str, str], console: Console
+) -> list[str]:
+    """A command line with the present names of its flags; says which of them are old."""
+    named = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in renamed:
+            print_line(console, f"note: {flag} is called {renamed[flag]} now")
+        named.append(renamed.get(flag, flag) + equals + value)
+    return named
 
 
 def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -> int:

@@ -1,7 +1,7 @@
 """The formats of input files: how files of each are recognised, cut into splits, and read.
 
 To add a format, derive a class from :class:`InputFormat` and add an instance to :data:`FORMATS`:
-``--format``, its help, the files that a directory stands for, planning and reading follow the
+``--input-format``, its help, the files that a directory stands for, planning and reading follow the
 table. A format whose files are read as a whole needs no more than names and one method::
 
     class Pages(InputFormat):
@@ -60,7 +60,7 @@ class InputFormat(ABC):
     """One format of input files."""
 
     name: ClassVar[str]
-    """The value of ``--format``."""
+    """The value of ``--input-format``."""
     title: ClassVar[str]
     """The name in help texts."""
     endings: ClassVar[tuple[str, ...]]
@@ -314,12 +314,12 @@ FORMATS: dict[str, InputFormat] = {
 """By name. This is the only place that lists the formats."""
 
 AUTO = "auto"
-"""The value of ``--format`` that goes by the files' names."""
+"""The value of ``--input-format`` that goes by the files' names."""
 if TYPE_CHECKING:
     FormatName: TypeAlias = str
 else:
     FormatName = Literal[(AUTO, *FORMATS)]
-"""The values of ``--format``: AUTO, or the name of a format."""
+"""The values of ``--input-format``: AUTO, or the name of a format."""
 
 *_first, _last = (form.title for form in FORMATS.values())
 FORMAT_TITLES = f"{', '.join(_first)} or {_last}"

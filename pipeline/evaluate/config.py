@@ -1,7 +1,8 @@
 """The configuration of ``jobs/evaluate.py``: each field is a flag."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -30,6 +31,8 @@ class EvaluateConfig:
     Exit status: 0 if everything was done, 1 if a file could not be read or the job stopped, 2 if a
     flag is wrong.
     """
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"--format": "--input-format"}
 
     model: str
     """Directory, URL or hub id of a BLT, or of a (transformer) entropy model."""
@@ -65,7 +68,7 @@ class EvaluateConfig:
     context: int = 8192
     """Bytes per window."""
 
-    format: FormatName = "auto"
+    format: Annotated[FormatName, tyro.conf.arg(name="input-format")] = "auto"
     """Format of the input files; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""

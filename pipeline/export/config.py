@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import tyro
 
@@ -31,13 +32,18 @@ class ExportShardsConfig:
     was done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"--format": "--layout"}
+
     shards: str
     """Shard set of patch_corpus.py, directory or URL."""
     output: str
     """Directory or URL to write to; for hub: owner/name of the dataset repository."""
     # The choices are looked up whenever a command line is read: layouts may be added meanwhile.
     format: Annotated[
-        str, tyro.conf.arg(constructor_factory=lambda: cast(type, Literal[tuple(LAYOUTS)]))
+        str,
+        tyro.conf.arg(
+            name="layout", constructor_factory=lambda: cast(type, Literal[tuple(LAYOUTS)])
+        ),
     ]
     """Layout to write."""
     drop_entropies: bool = False
@@ -78,7 +84,7 @@ class ExportShardsConfig:
         for layout in LAYOUTS.values():
             for name in set(layout.own_flags).difference(LAYOUTS[self.format].own_flags):
                 if getattr(self, name):
-                    raise ConfigError(f"{flag_name(name)}: only --format {layout.name} uses it")
+                    raise ConfigError(f"{flag_name(name)}: only --layout {layout.name} uses it")
         LAYOUTS[self.format].check(self)
         for name in ("corpus", "entropy_model_name"):
             value = getattr(self, name)
@@ -95,7 +101,7 @@ class ExportShardsConfig:
         """
         needed = self.repatches or LAYOUTS[self.format].needs_entropies
         if needed and not shards.has_entropies:
-            asked = "--threshold" if self.repatches else f"--format {self.format}"
+            asked = "--threshold" if self.repatches else f"--layout {self.format}"
             raise ConfigError(f"{asked}: {self.shards} holds no entropies")
         if self.repatches and not shards.patcher.has_threshold:
             raise ConfigError(f"--threshold: the {shards.patcher.rule} rule has none")

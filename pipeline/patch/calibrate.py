@@ -106,7 +106,7 @@ def fit_ngram(
     if not any(documents):
         raise PipelineError(
             "--entropy-model ngram: no text to fit it on: no document of the sample can be used; "
-            f"see --text-column and --format, or name a model{_listed(failures)}"
+            f"see --text-column and --input-format, or name a model{_listed(failures)}"
         )
     return NGramEntropyModel.fit(_token_batches(documents, config.reset_at_newline))
 
@@ -176,7 +176,7 @@ def _check_text(text_bytes: int, failures: Sequence[str]) -> None:
     if not text_bytes:
         raise PipelineError(
             "--target-patch-size: no text to calibrate on: no document of the sample can be used; "
-            f"see --text-column and --format, or give a --threshold{_listed(failures)}"
+            f"see --text-column and --input-format, or give a --threshold{_listed(failures)}"
         )
 
 

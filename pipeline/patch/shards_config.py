@@ -2,9 +2,10 @@
 comes with entropies (``adopt_shards.py``)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 class ShardsConfig:
     """Flags that all jobs have which make patch shards."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "--format": "--input-format",
+        "--no-keep-entropies": "--drop-entropies",
+    }
+
     input: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
@@ -36,7 +42,7 @@ class ShardsConfig:
     ]
     output: str
     """Directory or URL for shards, manifest and rejects."""
-    format: FormatName = "auto"
+    format: Annotated[FormatName, tyro.conf.arg(name="input-format")] = "auto"
     """Format of the input files; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""
@@ -79,8 +85,8 @@ class ShardsConfig:
     have work; many small files share shards."""
     max_document_bytes: Size = 64 << 20
     """Longer documents are rejected, because a document has to fit into memory."""
-    keep_entropies: bool = True
-    """Store the entropies, so that shards can be re-patched without the model."""
+    drop_entropies: bool = False
+    """Store no entropies: a fifth of the size, but shards then cannot be re-patched."""
     on_bad_document: Literal["reject", "fail"] = "reject"
     """A broken document is counted and stored in rejects/, or stops the job."""
     overwrite: bool = False
@@ -95,6 +101,11 @@ class ShardsConfig:
     """Print the result as JSON."""
     usual_id: Annotated[str | None, tyro.conf.Suppress] = None
     """No flag: the column that gives ids where nobody named one, once the input is known."""
+
+    @property
+    def keep_entropies(self) -> bool:
+        """True if the shards store the entropies."""
+        return not self.drop_entropies
 
     @property
     def reset_at_newline(self) -> bool:

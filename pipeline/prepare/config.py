@@ -1,9 +1,10 @@
 """The configuration of ``jobs/prepare_corpus.py``: each field is a flag."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -31,6 +32,8 @@ class PrepareCorpusConfig:
     alone. A rerun of the same command continues where the last one stopped. Exit status: 0 if
     everything was done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
     """
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"--format": "--chunk-format"}
 
     output: str
     """Directory or URL for chunks, validation set, rejects and manifest."""
@@ -71,7 +74,7 @@ class PrepareCorpusConfig:
     or a tenth of a corpus that has fewer than 20,000."""
     deduplicate: bool = False
     """Keep only the first of documents with exactly the same text."""
-    format: ChunkFormat = "parquet"
+    format: Annotated[ChunkFormat, tyro.conf.arg(name="chunk-format")] = "parquet"
     """Format of the chunks; jsonl gives the names of the published recipe."""
 
     tokenizer: Annotated[

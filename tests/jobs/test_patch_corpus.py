@@ -305,7 +305,7 @@ WRONG = {
     "--input {tmp}/a.jsonl --text-column body": "--text-column: no input file has a column 'body'; "
     "there are: id, text",
     "--input {tmp}/a.jsonl --keep-columns text": "--keep-columns: 'text' is in the shards already",
-    "--input {tmp}/a.bin": "--format: cannot tell what {tmp}/a.bin holds from its name",
+    "--input {tmp}/a.bin": "--input-format: cannot tell what {tmp}/a.bin holds from its name",
     "--input s3://key:secret@bucket/a": "--input: no credentials in URLs",
     "--input {tmp}/a.jsonl --rule global": "--threshold: the global rule needs either",
     "--input {tmp}/a.jsonl --rule static": "--patch-size: the static rule needs it",

@@ -146,7 +146,7 @@ def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
 def test_a_prepared_corpus_is_patched_as_it_is(tmp_path, prepare_here, run_here):
     source = write_parts(tmp_path / "corpus")
     prepared, patched = tmp_path / "prepared", tmp_path / "patched"
-    flags = ("--id-column", "id", "--num-chunks", 3, "--format", "jsonl", "--name", "topics")
+    flags = ("--id-column", "id", "--num-chunks", 3, "--chunk-format", "jsonl", "--name", "topics")
     done = prepare_here(
         "--input", source, "--output", prepared, *flags, "--validation-documents", 10
     )

@@ -38,7 +38,7 @@ REFUSED = {
     "patch_report.py": ["--shards", "x", "--documents", "3"],
     "patch_viewer.py": ["--port", "-1"],
     "evaluate.py": ["--model", "x"],
-    "export_shards.py": ["--shards", "x", "--output", "y", "--format", "hub"],
+    "export_shards.py": ["--shards", "x", "--output", "y", "--layout", "hub"],
     "convert_checkpoint.py": ["--checkpoint", "x", "--output", "s3://y"],
     "distil_entropy_model.py": ["--shards", "x", "--output", "y", "--steps", "0"],
     "train_tokenizer.py": ["--shards", "x", "--output", "y", "--vocab-size", "1"],
