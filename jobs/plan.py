@@ -135,7 +135,8 @@ def run_patching(config: PlanPatchingConfig, console: Console) -> int:
     Console().print(table)
     print(
         f"Storage: {storage.chunks / 1e9:,.1f} GB of prepared chunks, "
-        f"{storage.shards / 1e9:,.1f} GB of shards, {storage.without_entropies / 1e9:,.1f} GB with --drop-entropies."
+        f"{storage.shards / 1e9:,.1f} GB of shards, "
+        f"{storage.without_entropies / 1e9:,.1f} GB with --drop-entropies."
     )
     print(
         f"Assumed: {rate / 1e6:.3g} MB/s per {device[:-1]}"
