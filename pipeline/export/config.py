@@ -59,6 +59,8 @@ class ExportShardsConfig:
     """Start again: remove what an earlier export left in the output (hub: in --staging)."""
     verify: bool = False
     """When done, read every file back and compare hashes of file and rows."""
+    progress_json: str | None = None
+    """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
 

@@ -73,7 +73,8 @@ class ShardsConfig:
     calibration_bytes: int = 2 << 20
     """Bytes of the sample that the threshold is calibrated on."""
     shard_bytes: int = 64 << 20
-    """Bytes of text per shard, about; large files are split into pieces of this size."""
+    """The most bytes of text per shard, about. Small corpora get smaller ones, so that all workers
+    have work; many small files share shards."""
     max_document_bytes: int = 64 << 20
     """Longer documents are rejected, because a document has to fit into memory."""
     keep_entropies: bool = True
@@ -86,6 +87,8 @@ class ShardsConfig:
     """Read the files again that an earlier run could not read to their end."""
     verify: bool = False
     """When done, read everything back and check it."""
+    progress_json: str | None = None
+    """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
     usual_id: Annotated[str | None, tyro.conf.Suppress] = None

@@ -94,6 +94,8 @@ class PrepareCorpusConfig:
     retry_failed: bool = False
     """Start again if an earlier run could not read a file to its end: where documents go depends on
     all of them."""
+    progress_json: str | None = None
+    """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
 

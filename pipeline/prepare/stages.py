@@ -46,7 +46,7 @@ def sort_piece(
 ) -> None:
     """Sort a unit of the input into runs."""
     units, deadly, shuffle, output, scratch = shared
-    made = sort_unit(number, units[number], shuffle, output, scratch, report, deadly)
+    made = sort_unit(number, units[number], shuffle, output, scratch, report, deadly, report.count)
     commit_piece(output, "units", number, made)
 
 

@@ -26,8 +26,8 @@ class ConvertCheckpointConfig:
     """own; transformers: for its BltForCausalLM, or LlamaForCausalLM where the model reads tokens;
     published: what the published code loads, with the names and arguments of its weights."""
     entropy_model: str | None = None
-    """Directory, URL or hub id of the entropy model to put with a BLT; the one that the checkpoint
-    holds, if it holds one, by default."""
+    """Directory, URL or hub id of the entropy model to put with a BLT; by default the one that the
+    checkpoint holds or names."""
     average: int = 1
     """Steps whose weights are averaged, in float32: the given one and those before it."""
     allow_other_entropies: bool = False

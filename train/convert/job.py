@@ -10,10 +10,19 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from model.blt import BLT
-from model.checkpoints.blt import load_blt, other_reading, own_entropy_model, save_blt
+from model.checkpoints.blt import (
+    ENTROPY_MODEL,
+    load_blt,
+    load_recorded_entropy_model,
+    other_reading,
+    own_entropy_model,
+    save_blt,
+)
 from model.checkpoints.entropy_model import (
+    AnyEntropyModel,
     fingerprint,
     holds_entropy_model_alone,
+    layout_refusal,
     load_entropy_model,
     save_entropy_model,
 )
@@ -33,12 +42,12 @@ from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate.provenance import compare_entropy_model
 from train.checkpoints.average import read_average, steps_until
+from train.checkpoints.entropy_model import kept_entropy_model
 from train.checkpoints.model_json import read_beside, steps_in
 from train.checkpoints.steps import is_step, read_step
 from train.convert.config import ConvertCheckpointConfig
 
 Model = BLT | EntropyModel | ShortContextModel | TokenTransformer
-AnyEntropyModel = EntropyModel | ShortContextModel
 
 
 def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int:
@@ -57,9 +66,9 @@ def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int
                 tokenizer = read_beside(config.checkpoint, TOKENIZER, "to make tokens of text")
         except CheckpointError as error:
             raise ConfigError(f"--checkpoint: {error}") from error
-        entropy_model = _entropy_model(config, model, None)
+        entropy_model = _entropy_model(config, model, None, console)
         _compare(config, model, entropy_model, console)
-        write_checkpoint(output, model, entropy_model, config.layout, tokenizer)
+        _write(config, output, model, entropy_model, tokenizer, console)
     elif config.average > 1:
         raise ConfigError(f"--average: {config.checkpoint} is no step of the trainer; leave it out")
     else:
@@ -97,16 +106,42 @@ def _kind(model: Model) -> str:
     return "BLT" if isinstance(model, BLT) else "entropy model"
 
 
+def _write(
+    config: ConvertCheckpointConfig,
+    output: Path,
+    model: Model,
+    entropy_model: AnyEntropyModel | None,
+    tokenizer: bytes | None,
+    console: Console,
+) -> None:
+    """Write the checkpoint. An entropy model that came along with the weights, and that the layout
+    cannot hold, stays as it is; one that was asked for is refused."""
+    refusal = None
+    if entropy_model is not None and config.entropy_model is None:
+        refusal = layout_refusal(entropy_model, config.layout)
+    below = refusal is not None
+    write_checkpoint(output, model, entropy_model, config.layout, tokenizer, below=below)
+    if refusal is not None:
+        print_line(
+            console,
+            f"note: {refusal}; the entropy model lies in {ENTROPY_MODEL}/ in our own layout, by "
+            "which generate.py and evaluate.py place the patches, and other programs cannot",
+        )
+
+
 def write_checkpoint(
     output: Path,
     model: Model,
     entropy_model: AnyEntropyModel | None,
     layout: Layout,
     tokenizer: bytes | None = None,
+    *,
+    below: bool = False,
 ) -> None:
     """Write the whole checkpoint or nothing.
 
     Args:
+        below: the entropy model is written in our own layout, into a directory of its own.
         tokenizer: the content of a token transformer's ``tokenizer.json``.
 
     Raises:
@@ -116,7 +151,10 @@ def write_checkpoint(
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
     try:
         if isinstance(model, BLT):
-            save_blt(model, temporary, layout=layout, entropy_model=entropy_model)
+            within = None if below else entropy_model
+            save_blt(model, temporary, layout=layout, entropy_model=within)
+            if below and entropy_model is not None:
+                save_entropy_model(entropy_model, temporary / ENTROPY_MODEL)
         elif isinstance(model, TokenTransformer):
             assert tokenizer is not None
             save_token_transformer(model, temporary, tokenizer, layout=layout)
@@ -142,7 +180,7 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Con
         with local_directory("checkpoint", source) as directory:
             try:
                 model = _load(directory)
-                entropy_model = _entropy_model(config, model, directory)
+                entropy_model = _entropy_model(config, model, directory, console)
             except CheckpointError as error:  # name it as the user named it
                 message = str(error)
                 if directory.is_absolute():  # else the names are the same
@@ -152,7 +190,7 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Con
             tokenizer = None
             if isinstance(model, TokenTransformer):
                 tokenizer = read_beside(source, TOKENIZER, "to make tokens of text")
-            write_checkpoint(output, model, entropy_model, config.layout, tokenizer)
+            _write(config, output, model, entropy_model, tokenizer, console)
             return model
     except CheckpointError as error:
         steps = steps_in(source) if Path(source).is_dir() else []
@@ -194,12 +232,13 @@ def _load(directory: Path) -> Model:
 
 
 def _entropy_model(
-    config: ConvertCheckpointConfig, model: Model, directory: Path | None
+    config: ConvertCheckpointConfig, model: Model, directory: Path | None, console: Console
 ) -> AnyEntropyModel | None:
-    """The entropy model to write with a BLT, if there is one.
+    """The entropy model to write with a BLT, if there is one: the given one, that of the
+    checkpoint, or the one that its record names. Where that one is gone, this says so.
 
     Args:
-        directory: where the checkpoint is, if it can hold an entropy model.
+        directory: where the checkpoint is; None for a step of the trainer.
 
     Raises:
         ConfigError: the flag makes no sense, or its model cannot be loaded.
@@ -215,7 +254,27 @@ def _entropy_model(
             return load_entropy_model(config.entropy_model, device="cpu", dtype="stored")
         except CheckpointError as error:
             raise ConfigError(f"--entropy-model: {error}") from error
-    place = own_entropy_model(directory) if directory is not None else None
-    if place is None:
-        return None
-    return load_entropy_model(place, device="cpu", dtype="stored")
+    if directory is None:
+        kept = kept_entropy_model(config.checkpoint)
+    else:
+        place = own_entropy_model(directory)
+        kept = load_entropy_model(place, device="cpu", dtype="stored") if place else None
+    return kept if kept is not None else _recorded_entropy_model(model, console)
+
+
+def _recorded_entropy_model(model: BLT, console: Console) -> AnyEntropyModel | None:
+    """The entropy model that a BLT's record names; None if it names none that can be read."""
+    record = model.config.patch_provenance
+    named = {str(each.entropy_model) for each in record if each.patcher.reads_entropies}
+    try:
+        found = load_recorded_entropy_model(record, device="cpu", dtype="stored")
+        why = "the checkpoint names no place" if len(named) == 1 else "there are several"
+    except CheckpointError as error:
+        found, why = None, str(error)
+    if found is None and named:
+        print_line(
+            console,
+            f"note: written without the entropy model {' or '.join(sorted(named))}: {why}; give it "
+            "with --entropy-model, here or to generate.py and evaluate.py",
+        )
+    return found
