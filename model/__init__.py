@@ -57,5 +57,6 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # Models bring torch along, which takes a second: commands that read flags do without.
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name], __name__), name)
+        value = globals()[name] = getattr(import_module(_MODULES[name], __name__), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

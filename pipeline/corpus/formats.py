@@ -22,7 +22,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,11 +76,15 @@ class InputFormat(ABC):
     @property
     def suffixes(self) -> tuple[str, ...]:
         """How names of files in this format end."""
+        from pipeline.corpus.lines import COMPRESSIONS
+
         compressions = ("", *COMPRESSIONS) if self.is_compressible else ("",)
         return tuple(end + compression for end in self.endings for compression in compressions)
 
     def text_bytes(self, file: InputFile) -> int:
         """Estimate of the bytes of text in a whole file."""
+        from pipeline.corpus.lines import COMPRESSIONS
+
         return file.size * (EXPANSION if file.typed_name.endswith(COMPRESSIONS) else 1)
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
@@ -196,6 +199,7 @@ class JsonLines(InputFormat):
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.json_lines import first_keys
+        from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
         from pipeline.storage.output import open_input
 
         with open_input(file.url) as raw:
@@ -264,6 +268,7 @@ class Csv(InputFormat):
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.csv_tables import column_names
+        from pipeline.corpus.lines import open_decompressed
         from pipeline.storage.output import open_input
 
         with open_input(file.url) as raw:

@@ -92,3 +92,11 @@ def test_a_wrong_value_is_refused_without_torch_and_ray(job, seen):
     assert status == 2, said
     assert not {"torch", "ray", "torchtitan"} & set(heavy)
     assert said.startswith("error: --")
+
+
+def test_a_model_is_loaded_without_torchs_compiler():
+    program = (
+        "import sys; from model import load_entropy_model; load_entropy_model('entropy-1m');"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
