@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from pipeline.cli.progress_bar import LINE_SECONDS, progress_bar, progress_line
+from pipeline.cli.progress_bar import LINE_SECONDS, Rate, progress_bar, progress_line
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 1.0
@@ -144,7 +144,7 @@ def show_progress(
         task = bar.add_task(doing, completed=sum(done.values()))
 
         def show() -> None:
-            began = last_line = time.monotonic()
+            last_line, rate = time.monotonic(), Rate()
             said: dict[str, float] = {}
             while not stop.wait(POLL_SECONDS):
                 reported: dict[int, int] = {}
@@ -155,15 +155,12 @@ def show_progress(
                     said_at, said[message] = said.get(message, -SILENCE_SECONDS), time.monotonic()
                     if time.monotonic() - said_at > SILENCE_SECONDS:
                         console.print(message, highlight=False, markup=False)
-                current = reported | actual
-                completed = sum(current.values())
-                waiting = estimates.keys() - actual.keys()
-                left = sum(max(estimates[piece] - current.get(piece, 0), 0) for piece in waiting)
+                completed, left = _amounts(estimates, done, reported | actual, actual.keys())
+                rate.add(time.monotonic(), completed)
                 bar.update(task, completed=completed, total=completed + left)
                 if not console.is_terminal and time.monotonic() - last_line > LINE_SECONDS:
                     last_line = time.monotonic()
-                    rate = (completed - sum(done.values())) / (last_line - began)
-                    line = progress_line(doing, completed, left, rate)
+                    line = progress_line(doing, completed, left, rate.per_second)
                     console.print(line, highlight=False)
 
         thread = threading.Thread(target=show, daemon=True)
@@ -173,3 +170,29 @@ def show_progress(
         finally:
             stop.set()
             thread.join()
+
+
+def _amounts(
+    estimates: Mapping[int, int],
+    done: Mapping[int, int],
+    current: Mapping[int, int],
+    finished: Collection[int],
+) -> tuple[int, int]:
+    """The bytes that are done, and about how many are left.
+
+    What is left is corrected by what finished pieces turned out to hold. For example, a compressed
+    file may hold four times its size where three times were expected.
+
+    Args:
+        estimates: approximate bytes per piece of this run.
+        done: bytes per piece of an earlier run.
+        current: bytes per piece that are done, also of pieces that are being worked on.
+        finished: pieces that are done.
+    """
+    over = [piece for piece in estimates if piece in finished and piece not in done]
+    expected = sum(estimates[piece] for piece in over)
+    held = sum(current[piece] for piece in over)
+    scale = held / expected if held and expected else 1.0
+    waiting = estimates.keys() - finished
+    left = sum(max(scale * estimates[n] - current.get(n, 0), 0) for n in waiting)
+    return sum(current.values()), round(left)
