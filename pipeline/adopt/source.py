@@ -18,7 +18,7 @@ from pipeline.corpus.inputs import Inputs
 from pipeline.corpus.published import is_published_shard
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import BadFileError, ConfigError, UnreachableFileError
-from pipeline.patch.calibrate import beginning
+from pipeline.patch.fit_ngram import beginning
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.patch.stored import StoredEntropies
 from pipeline.storage.listing import InputFile

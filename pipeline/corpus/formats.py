@@ -70,6 +70,8 @@ class InputFormat(ABC):
     """False: a record is a text and nothing else, whatever ``--text-column`` is."""
     is_columnar: ClassVar[bool] = False
     """True if files have typed columns, such as lists of numbers."""
+    has_byte_ranges: ClassVar[bool] = False
+    """True if parts are ranges of bytes, and a position is the offset of a record's first byte."""
     is_data: ClassVar[bool] = True
     """False: in a dataset's repository, files of this format are about the data."""
 
@@ -196,6 +198,7 @@ class JsonLines(InputFormat):
     """
 
     name, title, endings = "jsonl", "JSONL", (".jsonl", ".ndjson", ".jl", ".json")
+    has_byte_ranges = True
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.json_lines import first_keys

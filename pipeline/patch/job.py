@@ -65,6 +65,8 @@ class PatchCorpusResult:
     output: str
     complete: bool
     threshold: float | None
+    target_patch_size: float | None
+    """Bytes per patch that were asked for."""
     statistics: PatchStatistics
     shards: int
     rejects: int
@@ -235,6 +237,7 @@ def _patch(
         output=output.url,
         complete=not failures,
         threshold=scorer.patcher.threshold,
+        target_patch_size=config.target_patch_size,
         statistics=statistics,
         shards=sum(entry.sha256 is not None for entry in entries),
         rejects=sum(entry.rejects for entry in entries),

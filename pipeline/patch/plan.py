@@ -34,14 +34,9 @@ from pipeline.corpus.ids import Ids
 from pipeline.corpus.lines import COMPRESSIONS
 from pipeline.corpus.splits import FilePlan, Split, Unit, size_of_splits, units_of
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch.calibrate import (
-    calibrate,
-    calibrate_stored,
-    fit_ngram,
-    sample,
-    sample_documents,
-)
+from pipeline.patch.calibrate import Calibration, calibrate
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
+from pipeline.patch.fit_ngram import fit_ngram, sample_documents
 from pipeline.patch.patch_split import AnyScorer
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
@@ -58,6 +53,12 @@ SPLIT_FLOPS = 250e9
 """FLOPs that are worth a split of their own: some ten seconds of a CPU core."""
 LEAST_SPLIT, LARGEST_LEAST = 128 << 10, 2 << 20
 """Bounds of the bytes of text that are worth a split of their own."""
+COSTLY_FLOPS, MOST_CALIBRATIONS = 1e6, 8
+"""FLOPs per byte up to which a calibration may score more than --calibration-bytes, in proportion,
+and how many times as much, at most."""
+TOLERANCE = 0.005
+"""Relative difference from --target-patch-size from which on the nearest threshold is said to miss
+it."""
 MUCH_LARGER = 8
 """Times the size of splits from which on a file that cannot be cut is named."""
 
@@ -125,7 +126,11 @@ def begin_run(
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = scorer_of(model, patcher, config)
-        patcher = in_ray(_calibrate, gpus, scorer, gpus, computed_in, splits, config)
+        calibration: Calibration = in_ray(
+            _calibrate, gpus, scorer, gpus, computed_in, splits, config
+        )
+        patcher = calibration.patcher
+        _say_calibration(calibration, cast(float, config.target_patch_size), console)
     if config.bpe is not None:
         output.write(TOKENIZER_FILE, config.bpe.content)
     tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
@@ -165,6 +170,18 @@ def _say_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> N
             console,
             f"{largest.file.url}: {what} of about {largest.size / 1e6:.1f} MB of text that cannot "
             "be cut: one worker reads all of it; jobs/prepare_corpus.py makes chunks of a corpus",
+        )
+
+
+def _say_calibration(calibration: Calibration, target: float, console: Console) -> None:
+    amount = f"{calibration.text_bytes / 1e6:.1f} MB of text"
+    error = f"{calibration.error:.2%}" if calibration.error else "none, as that is all of it"
+    print_line(console, f"calibrated on {amount}; standard error of the mean patch size: {error}")
+    if abs(calibration.patch_size / target - 1) > TOLERANCE:
+        print_line(
+            console,
+            f"{calibration.patch_size:.3f} bytes per patch is as near to {target} as a threshold "
+            "comes: too many places of this text have the very same entropy",
         )
 
 
@@ -338,12 +355,10 @@ def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
 @ray.remote(num_cpus=1)
 def _calibrate(
     scorer: AnyScorer, gpus: float, computed_in: str, splits: list[Split], config: ShardsConfig
-) -> Patcher:
-    failures: list[str] = []
-    documents = sample(splits, config, config.calibration_bytes, failures)
-    target = cast(float, config.target_patch_size)
-    if isinstance(scorer, StoredScorer):
-        return calibrate_stored(scorer.patcher, documents, target, failures)
+) -> Calibration:
+    flops = _forward_flops(scorer.model) if isinstance(scorer, Scorer) else 0
+    cheaper = int(min(max(COSTLY_FLOPS / max(flops, 1), 1), MOST_CALIBRATIONS))
     scorer = scorer.on_device(gpus)
     scorer.check_device(computed_in)
-    return calibrate(scorer, [document.text for document in documents], target, failures)
+    target = cast(float, config.target_patch_size)
+    return calibrate(scorer, splits, config, target, cheaper * config.calibration_bytes)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from pipeline.cli.commands import command_line
+from pipeline.cli.progress_bar import rate_text
 from pipeline.cli.results import print_line, print_problems, print_table
 from pipeline.patch.job import PatchCorpusResult
 
@@ -51,13 +52,15 @@ def _rows(result: PatchCorpusResult) -> Iterator[tuple[str, str]]:
     yield "documents", f"{statistics.documents:,}"
     yield "bytes", f"{statistics.bytes:,}"
     yield "patches", f"{statistics.patches:,}"
-    yield "mean bytes per patch", f"{statistics.mean_patch_bytes:.3f}"
+    size, target = statistics.mean_patch_bytes, result.target_patch_size
+    asked = f" ({target} asked for: {size / target - 1:+.1%})" if target and size else ""
+    yield "mean bytes per patch", f"{size:.3f}{asked}"
     lengths = [f"{statistics.patch_length_percentile(p)} ({p}%)" for p in (50, 90, 99)]
     yield "patch length percentiles", "  ".join(lengths)
     if result.threshold is not None:
         yield "threshold (nats)", repr(result.threshold)
     yield "rejected documents", f"{result.rejects:,}"
     if result.bytes_patched:
-        rate = result.bytes_patched / result.seconds / 1e6
-        yield "speed", f"{rate:.2f} MB/s ({result.seconds:.1f} s)"
+        rate = rate_text(result.bytes_patched / result.seconds)
+        yield "speed", f"{rate} ({result.seconds:.1f} s)"
     yield "shards", f"{result.shards} in {result.output}/shards"
