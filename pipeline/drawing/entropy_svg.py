@@ -14,7 +14,6 @@ SHOWN_BYTES = 600
 _NAMES = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 CURVE_CSS = """
-.curve { overflow-x: auto; }
 .curve svg { display: block; }
 .curve text { font: 12px ui-monospace, Menlo, Consolas, monospace; fill: currentColor; }
 .curve .axis { opacity: .65; font-size: 10px; }

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from pipeline.drawing.plots import SERIES_COLOURS
+from pipeline.drawing.scrolling import scrolling_css
 
 _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -28,6 +29,7 @@ def render_page(template: Path, filters: dict[str, Any], **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"count": "{:,}".format, **filters}
+    environment.globals["scrolling_css"] = scrolling_css
     page = environment.get_template(template.name).render(colours=SERIES_COLOURS, **values)
     return printable(page)
 

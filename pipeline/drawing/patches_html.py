@@ -19,7 +19,7 @@ _DOTTED_CIRCLE = "\u25cc"
 
 LIGHT_PATCHES = """
 .patches { font: .92em/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
+  white-space: break-spaces; overflow-wrap: anywhere; }
 .patch { unicode-bidi: isolate; border-radius: 3px; padding: 2px 0; }
 .patch.p0 { background: #cfe0fb; } .patch.p1 { background: #fbdfc6; }
 .patch.p2 { background: #cdeed9; } .patch.p3 { background: #e8d6f7; }

@@ -20,10 +20,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.rcsetup import cycler
 
-LONGEST_LABEL = 32
-"""Characters of a name in a legend, at most."""
-WIDTH, HEIGHT = 5.5, 3.4
-"""Inches; letters still have 7 points where a phone scales the plots down."""
+LONGEST_LABEL = 24
+"""Characters of a name in a legend, at most: more have no room in a narrow plot."""
+BROAD, NARROW = (5.5, 3.4), (3.6, 2.9)
+"""Width and height in inches. A page shows one or the other, so that letters have about their size
+(10 points) on a phone as on a desk."""
 
 Data = TypeVar("Data")
 
@@ -84,22 +85,36 @@ def plot_png(plot: Plot[Data], data: Data, *, legend: bool) -> bytes:
 
 
 def plot_svg(plot: Plot[Data], data: Data, *, legend: bool) -> str:
-    """Render a plot as an SVG element, which its title describes. Its colours are variables of the
-    page: ``--text``, ``--line``, and ``--series0`` to ``--series7``."""
-    text = _render(plot, data, _PLACEHOLDERS, "svg", legend).decode()
+    """Render a plot as an element of a page, which holds it as two SVG elements, broad and narrow,
+    and shows the one that fits (``base.html.j2``). Its title describes it. Its colours are
+    variables of the page: ``--text``, ``--line``, and ``--series0`` to ``--series7``."""
+    both = _svg(plot, data, legend, "broad", BROAD) + _svg(plot, data, legend, "narrow", NARROW)
+    return f'<div class="plot">{both}</div>'
+
+
+def _svg(plot: Plot[Data], data: Data, legend: bool, kind: str, size: tuple[float, float]) -> str:
+    text = _render(plot, data, _PLACEHOLDERS, "svg", legend, size).decode()
     text = text[text.index("<svg") :]
     # Colours are replaced in styles only, because names may look like colours.
     text = re.sub(r"(?<=: )#0102[0-9a-f]{2}(?=[;\"])", lambda match: _VARIABLES[match[0]], text)
     # The page decides how large a plot is.
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{plot.title}">{rest}'
+    return f'{opening} class="{kind}" role="img" aria-label="{plot.title}">{rest}'
 
 
-def _render(plot: Plot[Data], data: Data, palette: Palette, kind: str, legend: bool) -> bytes:
+def _render(
+    plot: Plot[Data],
+    data: Data,
+    palette: Palette,
+    kind: str,
+    legend: bool,
+    size: tuple[float, float] = BROAD,
+) -> bytes:
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # letters stay letters: they take the page's font
-        "svg.hashsalt": plot.title,  # ids that are the same each time, and differ between plots
+        # Ids that are the same each time, and differ between the plots of a page.
+        "svg.hashsalt": f"{plot.title} {size}",
         "font.size": 10,
         "text.parse_math": False,  # a name may hold dollar signs
         "legend.frameon": False,
@@ -108,7 +123,7 @@ def _render(plot: Plot[Data], data: Data, palette: Palette, kind: str, legend: b
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # Letters that the font lacks show as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
+        figure, axes = plt.subplots(figsize=size)
         try:
             axes.set_facecolor("none")
             axes.grid(axis="y", lw=0.6)

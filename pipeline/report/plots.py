@@ -133,7 +133,9 @@ def draw_drift(sets: Sequence[SetFigures], axes: Axes) -> None:
             low, high = [part.min() for part in parts], [part.max() for part in parts]
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    most = max((len(figures.drift) for figures in sets), default=0)
+    axes.set_xlim(0.5, max(most, 1) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("shard")
     axes.set_ylabel("mean bytes per patch")
 

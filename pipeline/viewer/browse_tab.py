@@ -52,7 +52,8 @@ def add_browse_tab(
     label = "re-patch from the stored entropies"
     repatch = settings.add("repatch", gr.Checkbox(label=label, elem_id="repatch"), switch())
     with gr.Group(visible=False) as group:
-        add_rule(settings, config, RULE)
+        with gr.Row():
+            add_rule(settings, config, RULE)
         label = "beside the stored patches"
         settings.add("beside", gr.Checkbox(label=label, elem_id="beside"), switch())
     if tokenizers.names:

@@ -73,11 +73,14 @@ SLIDERS = {
 """By setting of a rule: the name that ids and links have for it, and its label."""
 assert SLIDERS.keys() == set(SETTINGS)
 LONGEST = "longest"
+NARROWEST = 220
+"""Pixels of a setting: as many stand beside each other as have room, and fill their row."""
 
 
 def add_rule(settings: Settings, config: PatchViewerConfig, prefix: str) -> None:
-    """Add the settings of a rule, as :func:`patcher_of` takes them; those that the chosen rule does
-    not use are hidden. Their names and ids begin with ``prefix``."""
+    """Add the settings of a rule to the row that is being built, as :func:`patcher_of` takes them;
+    those that the chosen rule does not use are hidden. Their names and ids begin with
+    ``prefix``."""
     nats = (LEAST_THRESHOLD, MOST_THRESHOLD)
     ranges: dict[str, tuple[float, float, float, float]] = {
         "threshold": (*nats, config.threshold, 0.001),
@@ -85,27 +88,29 @@ def add_rule(settings: Settings, config: PatchViewerConfig, prefix: str) -> None
         "patch_size": (1, 32, 4.5, 0.5),
     }
     used, rules = _used(config.rule), list(plain_text_rules())
-    with gr.Row():
-        name = f"{prefix}rule"
-        dropdown = gr.Dropdown(rules, value=config.rule, label="rule", elem_id=name)
-        rule = settings.add(name, dropdown, choice(rules))
-        sliders = []
-        for setting, (name, label) in SLIDERS.items():
-            least, most, value, step = ranges[setting]
-            slider = gr.Slider(
-                least,
-                most,
-                value,
-                step=step,
-                label=label,
-                elem_id=f"{prefix}{name}",
-                visible=used[setting],
-            )
-            sliders.append(settings.add(f"{prefix}{name}", slider, number(least, most)))
-        name = f"{prefix}{LONGEST}"
-        label = "longest patch (tokens; 0: any)"
-        longest = gr.Slider(0, 64, 0, step=1, label=label, elem_id=name)
-        settings.add(name, longest, number(0, 64))
+    name = f"{prefix}rule"
+    dropdown = gr.Dropdown(
+        rules, value=config.rule, label="rule", elem_id=name, min_width=NARROWEST
+    )
+    rule = settings.add(name, dropdown, choice(rules))
+    sliders = []
+    for setting, (name, label) in SLIDERS.items():
+        least, most, value, step = ranges[setting]
+        slider = gr.Slider(
+            least,
+            most,
+            value,
+            step=step,
+            label=label,
+            elem_id=f"{prefix}{name}",
+            visible=used[setting],
+            min_width=NARROWEST,
+        )
+        sliders.append(settings.add(f"{prefix}{name}", slider, number(least, most)))
+    name = f"{prefix}{LONGEST}"
+    label = "longest patch (tokens; 0: any)"
+    longest = gr.Slider(0, 64, 0, step=1, label=label, elem_id=name, min_width=NARROWEST)
+    settings.add(name, longest, number(0, 64))
     rule.change(lambda rule: _show_used(rule), rule, sliders, **QUICK)
 
 

@@ -18,6 +18,7 @@ from starlette.middleware import Middleware
 from pipeline.drawing.aligned_html import ALIGNED_CSS
 from pipeline.drawing.entropy_svg import CURVE_CSS
 from pipeline.drawing.patches_html import DARK_PATCHES, LIGHT_PATCHES
+from pipeline.drawing.scrolling import scrolling_css
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.shard_set import ShardSet
@@ -35,15 +36,25 @@ CSS = (
     + "".join(f".dark {rule}\n" for rule in DARK_PATCHES)
     + CURVE_CSS
     + ALIGNED_CSS
+    + scrolling_css(".curve, .compared")
     + """
-.compared { border-collapse: collapse; display: block; overflow-x: auto; }
+.curve, .compared { --card: var(--body-background-fill); --shade: #1f27334d; }
+.dark .curve, .dark .compared { --shade: #c3cddc55; }
+.compared { border-collapse: collapse; display: block; }
 .compared, .compared * { border: 0 !important; }
 .compared tr.compared-row > * { text-align: right; padding: 2px 12px 2px 0; }
 .compared tr.compared-row > :nth-child(2) { text-align: left; }
-.compared th { opacity: .7; font-size: .85em; font-weight: normal; }
+.compared tr.compared-row > :nth-child(3) { white-space: nowrap; }
+.compared th { opacity: .7; font-size: .85em; font-weight: normal; vertical-align: bottom; }
+@media (max-width: 500px) {
+  .compared { font-size: .88em; }
+  .compared tr.compared-row > * { padding-right: 8px; }
+}
 .counts { display: flex; flex-wrap: wrap; gap: 4px 22px; }
 .counts b { font-size: 1.15em; }
-.note { opacity: .7; } .error { color: #b3261e; font-weight: 600; } .dark .error { color: #ff8a80; }
+.note { opacity: .7; } .note a { color: inherit !important; padding: 0; }
+:is(#notice, #browse-notice):not(:has(.error)) { display: none; }
+.error { color: #b3261e; font-weight: 600; } .dark .error { color: #ff8a80; }
 """
 )
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")

@@ -8,7 +8,7 @@ import gradio as gr
 from pipeline.errors import PipelineError
 from pipeline.viewer.comparison import Cut, Tokenizers, comparison_html, cut_of_patches
 from pipeline.viewer.config import PatchViewerConfig
-from pipeline.viewer.controls import QUICK, Settings, add_rule, names_of_rule, patcher_of
+from pipeline.viewer.controls import NARROWEST, QUICK, Settings, add_rule, names_of_rule, patcher_of
 from pipeline.viewer.links import choice, several, switch, text
 from pipeline.viewer.patched_text import MOST_BYTES, PatchView, error_html, view_text
 
@@ -71,12 +71,13 @@ def _add_patches(settings: Settings, config: PatchViewerConfig, prefix: str) -> 
     """A model and a rule."""
     with gr.Row():
         models, name = list(config.entropy_model), f"{prefix}model"
-        model = gr.Dropdown(models, value=models[0], label="entropy model", elem_id=name)
+        label = "entropy model"
+        model = gr.Dropdown(models, value=models[0], label=label, elem_id=name, min_width=NARROWEST)
         settings.add(name, model, choice(models))
-        name = f"{prefix}reset"
-        reset = gr.Checkbox(label="context starts again at newlines", elem_id=name)
-        settings.add(name, reset, switch())
-    add_rule(settings, config, prefix)
+        add_rule(settings, config, prefix)
+    name = f"{prefix}reset"
+    reset = gr.Checkbox(label="context starts again at newlines", elem_id=name)
+    settings.add(name, reset, switch())
 
 
 def _deciding(values: Mapping[str, Any]) -> list[str]:

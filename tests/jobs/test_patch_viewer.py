@@ -285,6 +285,13 @@ def test_a_comparison_from_a_link(browser, space, there, width):
     ).map(word => word.getBoundingClientRect().width / word.parentElement.clientWidth)""")
     assert all(share > 0.5 for share in divided) and len(divided) < 4
     assert page.locator("#curve svg").count() == 2 and page.inner_text("#notice") == ""
+    # Curves scroll, and a shade says so; the table of figures has room on a phone.
+    scrolls = (
+        "e => [getComputedStyle(e).background.includes('local'), e.scrollWidth - e.clientWidth]"
+    )
+    marked, hidden = page.locator(".curve").first.evaluate(scrolls)
+    assert marked and (hidden > 0) == (width < 768)
+    assert page.locator(".compared").evaluate(scrolls)[1] <= 0
     # Each line has its letters beside it.
     tops = "e => e.getBoundingClientRect().top"
     letter = page.locator(".aligned .key").first.evaluate(tops)

@@ -62,6 +62,43 @@ class Watched:
         return self.page.evaluate(script)
 
 
+LAYOUT = """() => {
+    const problems = [], box = element => element.getBoundingClientRect();
+    for (const svg of document.querySelectorAll('.plot svg')) {
+        const scale = box(svg).width / svg.viewBox.baseVal.width;
+        for (const label of scale ? svg.querySelectorAll('text') : []) {
+            const size = parseFloat(getComputedStyle(label).fontSize) * scale;
+            if (size < 10) problems.push(`a label of ${size} pixels: ${label.textContent}`);
+            if (box(label).right > box(svg).right + 1 || box(label).left < box(svg).left - 1)
+                problems.push(`a label is cut off: ${label.textContent}`);
+        }
+    }
+    for (const card of document.querySelectorAll('section'))
+        for (const patch of card.querySelectorAll('.patch'))
+            for (const part of patch.getClientRects())
+                if (part.right > box(card).right) problems.push(`patch: ${patch.textContent}`);
+    for (const wide of document.querySelectorAll('.wide'))
+        if (wide.scrollWidth > wide.clientWidth + 1)
+            if (!getComputedStyle(wide).background.includes('local'))
+                problems.push('a table scrolls and nothing says so');
+    // Cards of plots fill their rows.
+    for (const grid of document.querySelectorAll('.plots')) {
+        const rows = {};
+        for (const card of grid.children) (rows[box(card).top] ??= []).push(box(card).right);
+        for (const rights of Object.values(rows))
+            if (Math.max(...rights) < box(grid).right - 1) problems.push('a row has a hole');
+    }
+    return problems;
+}"""
+"""What is wrong with how a page without scripts is laid out in its window."""
+
+
+def check_layout(watched: Watched) -> None:
+    """Check that labels of plots can be read, nothing is cut off, and what scrolls is marked."""
+    problems = watched.page.evaluate(LAYOUT)
+    assert not problems, problems
+
+
 def install() -> None:
     """Install Chromium with the system's packages as root, else with playwright."""
     if find_chromium():

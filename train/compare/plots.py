@@ -16,12 +16,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from pipeline.drawing.plots import SERIES_COLOURS, Plot, colour_of, palette_colour, short_label
+from pipeline.drawing.plots import (
+    BROAD,
+    SERIES_COLOURS,
+    Plot,
+    colour_of,
+    palette_colour,
+    short_label,
+)
 from train.compare.figures import Results, RunResult
 from train.compare.wording import in_words
 
 BEGINNING = 0.2
 """The share of the training whose losses may be cut off: they would hide how the rest differs."""
+LEGEND_LINE = 0.17
+"""Inches that a line of a legend below a plot takes, for each of which a narrow plot has one."""
 LABEL_WIDTH = 18
 """Letters of a line of a label beside an axis."""
 
@@ -93,7 +102,7 @@ def draw_differences(results: Results, axes: Axes) -> None:
     axes.set_ylim(len(others) - 0.5, -0.5)
     axes.margins(x=0.08)
     name = short_label(results.arms[0].label).strip()
-    axes.set_xlabel(f"bits per byte above {name}")
+    axes.set_xlabel(f"bits per byte above\n{name}")
 
 
 def draw_patch_sizes(results: Results, axes: Axes) -> None:
@@ -193,13 +202,17 @@ def _look(place: int) -> dict[str, Any]:
 
 
 def _legend_below(axes: Axes, keys: Sequence[Artist] | None = None) -> None:
-    """A legend that hides nothing, as there are bars or marks anywhere in the plot."""
+    """A legend that hides nothing, as there are bars or marks anywhere in the plot. A narrow plot
+    becomes higher by it."""
     shown = axes.get_legend_handles_labels()[0] if keys is None else keys
     if len(shown) > 1:
         figure = axes.figure
         assert isinstance(figure, Figure)
         figure.set_layout_engine("constrained")  # which makes room outside of the axes
-        figure.legend(handles=shown, loc="outside lower left", ncol=2)
+        broad = figure.get_figwidth() == BROAD[0]
+        if not broad:
+            figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(shown))
+        figure.legend(handles=shown, loc="outside lower left", ncol=2 if broad else 1)
 
 
 def _arm_rows(axes: Axes, arms: Any) -> None:

@@ -333,7 +333,7 @@ def test_a_page_on_the_agreement_of_sets_without_text(model, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_agreement_in_a_browser(browser, shards, parts, tmp_path, scheme):
-    from support.browser import Watched
+    from support.browser import Watched, check_layout
 
     # Of another model, or equal sizes would be equal patches.
     texts = [text.encode() for _, text in parts[0]]
@@ -350,6 +350,7 @@ def test_agreement_in_a_browser(browser, shards, parts, tmp_path, scheme):
         page = watched.page
         page.goto((tmp_path / "out" / "index.html").as_uri())
         assert watched.problems == [] and watched.hosts == {""} and watched.overflow() == 0
+        check_layout(watched)
         assert page.title() != "run" and page.locator("script, img, iframe").count() == 0
         section = page.locator("section", has=page.locator("h2", has_text="Agreement of")).first
         (found,) = agreement
@@ -373,7 +374,7 @@ def test_agreement_in_a_browser(browser, shards, parts, tmp_path, scheme):
 @pytest.mark.parametrize("name", ["one", "two", "empty"])
 @pytest.mark.parametrize("kind", ["desktop", "phone", "dark"])
 def test_pages_in_a_browser(browser, pages, name, kind):
-    from support.browser import PHONE, Watched
+    from support.browser import PHONE, Watched, check_layout
 
     settings = {"phone": {"viewport": PHONE}, "dark": {"color_scheme": "dark"}}.get(kind, {})
     watched = Watched(browser, **settings)
@@ -384,9 +385,10 @@ def test_pages_in_a_browser(browser, pages, name, kind):
     # Nothing of a document became part of the page.
     assert page.title() != "run" and page.locator("script, img, iframe").count() == 0
     assert HOSTILE in page.inner_text("body")
-    boxes = [plot.bounding_box() for plot in page.locator("section svg").all()]
+    boxes = [plot.bounding_box() for plot in page.locator("section svg:visible").all()]
     assert len(boxes) == len(PLOTS)
     assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
+    check_layout(watched)
     dark = [channel < 80 for channel in colour(page, "background-color")]
     assert all(dark) == (kind == "dark") and any(dark) == (kind == "dark")
     contrast = np.subtract(colour(page, "color"), colour(page, "background-color"))
@@ -414,7 +416,7 @@ def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
     for suggested in figures.suggested:
         assert str(suggested.threshold) in text
     # Curves take the page's colours: there is one painted, and lines at both kinds of threshold.
-    plot = watched.page.locator("svg").first
+    plot = watched.page.locator("svg:visible").first
     strokes = plot.evaluate(
         "e => [...e.querySelectorAll('path')].map(p => getComputedStyle(p).stroke)"
     )
@@ -437,7 +439,9 @@ def test_a_new_plot_is_one_entry_of_the_table(figures, monkeypatch, tmp_path):
     report.write(OutputDirectory(str(tmp_path)))
     assert (tmp_path / "shard-bytes.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (tmp_path / "index.html").read_text()
-    (plot,) = re.findall("<h2>Text in each shard</h2>(<svg.*?</svg>)", page, re.DOTALL)
+    (plot,) = re.findall(
+        "<h2>Text in each shard</h2><div class=.plot.>(<svg.*?</svg>)", page, re.DOTALL
+    )
     assert "var(--series0)" in plot and "var(--series1)" in plot and "other" in plot
 
 
@@ -446,7 +450,7 @@ def test_names_of_sets_are_in_legends_and_break_nothing(figures, name, recwarn):
     pictures = [svg("drift", [replace(figures, name=text), figures]) for text in ("plain", name)]
     size = [re.search(r'viewBox="([^"]*)"', picture)[1] for picture in pictures]
     assert size[0] == size[1] and not recwarn.list
-    assert escape(name.split()[0][:15], quote=False) in pictures[1]
+    assert escape(name.split()[0][:11], quote=False) in pictures[1]
     assert "#0102" not in pictures[1].replace(escape(name, quote=False), "")
     nothing = replace(figures, flops=[], name="nothing")
     assert "--series1" in svg("flops", [nothing, figures])

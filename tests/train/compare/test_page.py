@@ -259,7 +259,7 @@ def test_there_are_plots_of_what_is_known(tmp_path, values, expected):
     write_page(values, tmp_path)
     assert {path.stem for path in tmp_path.glob("*.png")} == expected
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<svg") == len(expected)
+    assert page.count("<svg") == 2 * len(expected)  # broad and narrow
     assert "With “a patches”, a byte takes 2.3000 bits." in page or "no answer yet" in page
     assert not plt.get_fignums()
 
@@ -301,7 +301,7 @@ def test_pictures_for_other_documents(folder):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_a_browser(browser, folder, scheme):
-    from support.browser import Watched
+    from support.browser import Watched, check_layout
 
     watched = Watched(browser, color_scheme=scheme)
     page = watched.page
@@ -309,7 +309,8 @@ def test_the_page_in_a_browser(browser, folder, scheme):
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         assert watched.overflow() == 0
-        boxes = [plot.bounding_box() for plot in page.locator("section svg").all()]
+        check_layout(watched)
+        boxes = [plot.bounding_box() for plot in page.locator("section svg:visible").all()]
         assert len(boxes) == len(PLOTS)
         assert all(250 < box["width"] < width and box["height"] > 150 for box in boxes)
     assert watched.problems == [] and watched.hosts == {""}
@@ -321,7 +322,7 @@ def test_the_page_in_a_browser(browser, folder, scheme):
     assert "−0.0030 to +0.0050" in rows[3] and "not told apart by these seeds" in rows[3]
     # Bars and lines take the colours of the page.
     fills = (
-        page.locator("svg")
+        page.locator("svg:visible")
         .nth(4)
         .evaluate("e => [...e.querySelectorAll('path')].map(p => getComputedStyle(p).fill)")
     )
