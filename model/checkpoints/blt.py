@@ -42,7 +42,6 @@ from model.checkpoints.blt_transformers import (
     to_transformers_weights,
 )
 from model.checkpoints.entropy_model import (
-    Layout,
     fingerprint,
     load_entropy_model,
     save_entropy_model,
@@ -63,6 +62,7 @@ from model.checkpoints.files import (
     ready,
     refuse_token_transformer,
 )
+from model.checkpoints.names import PUBLISHED, PUBLISHED_ENTROPY_MODEL, Layout
 from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
 from model.patcher import SHOWN_DIGITS, Patcher
@@ -77,8 +77,6 @@ READING = {"published": AS_PUBLISHED, "transformers": AS_TRANSFORMERS}
 PROVENANCE, ORIGIN = "patch_provenance", "latent_origin"
 ENTROPY_MODEL = "entropy_model"
 """Directory of the entropy model, below a BLT of ours or beside a published one."""
-PUBLISHED = ("facebook/blt-1b", "facebook/blt-7b")
-PUBLISHED_ENTROPY_MODEL = "facebook/blt-entropy"
 
 
 def load_blt(

@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from safetensors.torch import save_file
@@ -34,6 +34,7 @@ from model.checkpoints.files import (
     ready,
     refuse_token_transformer,
 )
+from model.checkpoints.names import Layout
 from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
 from model.device import computing_in
 from model.entropy_model import EntropyModel, EntropyModelConfig
@@ -57,7 +58,6 @@ __all__ = [
 
 FORMAT = "blt-titan/entropy-model/1"
 AnyEntropyModel = EntropyModel | ShortContextModel
-Layout = Literal["own", "transformers", "published"]
 SHORT_CONTEXT_KINDS: dict[str, type[ShortContextModel]] = {
     kind.kind: kind for kind in (NGramEntropyModel, ConvEntropyModel)
 }

@@ -24,8 +24,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-BUILT_IN = "entropy-1m"
-"""The default among the entropy models that come with this package."""
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Holds a directory, with a README.md, for each model that comes with this package."""
 TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"

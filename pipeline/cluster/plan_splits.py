@@ -6,7 +6,7 @@ import ray
 
 from pipeline.cluster.stage import PROCESS_ENDED
 from pipeline.corpus.documents import Columns, check_columns
-from pipeline.corpus.formats import FormatName, known_format
+from pipeline.corpus.formats import FORMATS, FormatName, known_format
 from pipeline.corpus.splits import FilePlan, Split, plan_file, whole_file
 from pipeline.storage.listing import InputFile
 
@@ -42,6 +42,15 @@ def plan_files(
     ]
     check_columns(plans, columns)
     return plans
+
+
+def text_bytes(files: list[InputFile], wanted: FormatName) -> int:
+    """Estimate of the bytes of text in files, from their names and sizes alone.
+
+    Args:
+        wanted: the format of all files, or "auto" to tell it from their names.
+    """
+    return sum(FORMATS[known_format(f, wanted, "--format")].text_bytes(f) for f in files)
 
 
 def splits_of(plans: Iterable[FilePlan]) -> list[Split]:

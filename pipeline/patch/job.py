@@ -5,6 +5,7 @@ and commit the shards of splits, and writes the manifest. ``adopt_shards.py`` ru
 stored entropies in the place of a model (:mod:`pipeline.adopt`).
 """
 
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -17,12 +18,12 @@ from rich.console import Console
 from model.patcher import Patcher
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.progress_json import progress_lines
+from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
 from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import run_stage, unshared_storage
+from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
 from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
-from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
 from pipeline.patch.collect import (
     closed_set,
@@ -32,7 +33,7 @@ from pipeline.patch.collect import (
     sum_shards,
 )
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import AnyScorer, give_up, patch_split
+from pipeline.patch.patch_split import AnyScorer, give_up, patch_unit
 from pipeline.patch.plan import (
     Source,
     begin_run,
@@ -53,7 +54,6 @@ from pipeline.shards.tables import as_shards
 from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.lease import held
-from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import reaching
 
@@ -156,10 +156,10 @@ def _check_chunks(inputs: Inputs, config: ShardsConfig, console: Console) -> Non
 
 
 class _Shared(NamedTuple):
-    """Values that all splits of a run need."""
+    """Values that all units of a run need."""
 
-    splits: list[Split]
-    file_numbers: dict[InputFile, int]
+    units: list[bytes]
+    """Pickled, with the number of its first file each: a worker unpacks only those that it does."""
     config: ShardsConfig
     scorer: AnyScorer
     gpus: float
@@ -173,13 +173,11 @@ def _hold_model(shared: _Shared) -> _Shared:
     return shared._replace(scorer=shared.scorer.on_device(shared.gpus))
 
 
-def _patch_split(number: int, shared: _Shared, report: Reporter) -> None:
+def _patch_unit(number: int, shared: _Shared, report: Reporter) -> None:
     shared.scorer.check_device(shared.computed_in)
-    split = shared.splits[number]
-    file_number = shared.file_numbers[split.file]
-    patch_split(
-        split, file_number, shared.config, shared.scorer, shared.output, report, report.count
-    )
+    unit, file_number = pickle.loads(shared.units[number])
+    arguments = (unit, file_number, shared.config, shared.scorer, shared.output)
+    patch_unit(*arguments, report, report.count)
 
 
 def _patch(
@@ -197,32 +195,30 @@ def _patch(
         damaged = damaged_shards(output, list(present.values()), console, config.num_workers)
     for message in run.discard_lost(present, output, damaged):
         console.print(message, highlight=False)
-    committed = run.committed(present)
-    done = {i: _text_bytes(e) for i, e in enumerate(committed) if is_complete(e)}
-    waiting = {i: split.size for i, split in enumerate(run.splits) if i not in done}
-    bytes_before = sum(map(_text_bytes, committed))
+    waiting, done, bytes_before = _left(run, present)
     before = ray.cluster_resources()  # nodes may come, and go
     began = time.monotonic()
     gpus = gpus_per_worker(config, source)
     if waiting and gpus:
         record_software(run, gpus, output, console)
+    doing = "adopting" if isinstance(source, StoredEntropies) else "patching"
+    used_workers = len(waiting)
+    left = waiting
+    while True:
+        outcome = _run_units(doing, run, left, done, config, scorer, gpus, output, console)
+        crowded = {n: how for n, how in outcome.deadly.items() if len(run.units[n]) > 1}
+        if not crowded:
+            break
+        for number, how in crowded.items():
+            first, last = (run.units[number][i].file.url for i in (0, -1))
+            message = f"one of the files from {first} to {last} {how}: looking for it"
+            print_line(console, message)
+        run = run.with_smaller_units(crowded, output)
+        left, done, _ = _left(run, committed_shards(output, None, console, config.num_workers))
     numbers = {file: i for i, file in enumerate(run.files)}
-    computed_in = run.provenance["entropy_model"].get("computed_in")
-    outcome = run_stage(
-        "adopting" if isinstance(source, StoredEntropies) else "patching",
-        _patch_split,
-        waiting,
-        _Shared(run.splits, numbers, config, scorer, gpus, computed_in, output),
-        console,
-        done=done,
-        workers=config.num_workers,
-        setup=_hold_model,
-        gpus=gpus,
-        gives_up=True,
-    )
     for number, reason in outcome.deadly.items():
-        split = run.splits[number]
-        give_up(split, numbers[split.file], reason, output)
+        unit = run.units[number]
+        give_up(unit, numbers[unit[0].file], reason, output)
     seconds = time.monotonic() - began
     if waiting or closed is None:
         finished = not outcome.unreachable
@@ -233,7 +229,7 @@ def _patch(
     failures = outcome.unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
     if statistics.bytes > bytes_before:
         resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
-        used = _devices(config.num_workers, gpus, len(waiting), before | resources)
+        used = _devices(config.num_workers, gpus, used_workers, before | resources)
         log_run(output, statistics.bytes - bytes_before, seconds, *used)
     return PatchCorpusResult(
         output=output.url,
@@ -246,6 +242,53 @@ def _patch(
         problems=list(verify(ShardSet(output.url))) if verifies else [],
         seconds=seconds,
         bytes_patched=statistics.bytes - bytes_before,
+    )
+
+
+def _left(
+    run: PatchRun, present: Mapping[str, Shard]
+) -> tuple[dict[int, int], dict[int, int], int]:
+    """The estimated bytes of each unit that is left to do, the bytes of each that is done, and the
+    bytes of all that is committed.
+
+    Args:
+        present: the committed shards, by name.
+    """
+    committed = run.committed(present)
+    done = {i: _text_bytes(shards) for i, shards in enumerate(committed) if is_complete(shards)}
+    sizes = (sum(split.size for split in unit) for unit in run.units)
+    waiting = {i: size for i, size in enumerate(sizes) if i not in done}
+    return waiting, done, sum(map(_text_bytes, committed))
+
+
+def _run_units(
+    doing: str,
+    run: PatchRun,
+    waiting: Mapping[int, int],
+    done: Mapping[int, int],
+    config: ShardsConfig,
+    scorer: AnyScorer,
+    gpus: float,
+    output: OutputDirectory,
+    console: Console,
+) -> StageOutcome:
+    numbers = {file: i for i, file in enumerate(run.files)}
+    units = [
+        pickle.dumps((unit, numbers[unit[0].file])) if i in waiting else b""
+        for i, unit in enumerate(run.units)
+    ]
+    computed_in = run.provenance["entropy_model"].get("computed_in")
+    return run_stage(
+        doing,
+        _patch_unit,
+        waiting,
+        _Shared(units, config, scorer, gpus, computed_in, output),
+        console,
+        done=done,
+        workers=config.num_workers,
+        setup=_hold_model,
+        gpus=gpus,
+        gives_up=True,
     )
 
 

@@ -1,13 +1,17 @@
-"""One worker's job: a split of a file → committed shards. No Ray in here.
+"""One worker's job: a split of a file, or several small files → committed shards. No Ray in here.
 
-Reading, scoring and writing overlap, each in its own thread. A split is written as a sequence of
-shards; each is committed on its own, and a rerun skips the records of those that are.
+Reading, scoring and writing overlap, each in its own thread. A unit is written as a sequence of
+shards; each is committed on its own, and a rerun skips the records of those that are. A file that
+cannot be read to its end ends a shard, which keeps the reason, and the next one goes on with the
+next file: of the files a, b, c, of which b is broken, one shard holds a and the beginning of b, and
+another c.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +25,7 @@ from pipeline.corpus.documents import (
     read_split,
     rejects_json,
 )
-from pipeline.corpus.splits import Split
+from pipeline.corpus.splits import Unit
 from pipeline.errors import BadFileError
 from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.patch.shards_config import ShardsConfig
@@ -33,6 +37,7 @@ from pipeline.shards.format import record_batch, shard_schema
 from pipeline.shards.record_batches import BatchWriter
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
 
 BATCH_BYTES = 1 << 20
@@ -49,12 +54,15 @@ AnyScorer = Scorer | StoredScorer
 
 @dataclass
 class _Batch:
-    """Neighbouring records of a split."""
+    """Neighbouring records of a unit."""
 
     documents: list[Document] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
+    rejects: list[tuple[str, Reject]] = field(default_factory=list)
+    """With the names of their files."""
     ends_shard: bool = False
-    ends_split: bool = False
+    ends_unit: bool = False
+    source: str = ""
+    """Name of the file that the last record is from; ``error`` is about this file."""
     error: str | None = None
 
 
@@ -82,8 +90,8 @@ class _ScoredBatch(NamedTuple):
         return ends_of(np.concatenate(given))
 
 
-def patch_split(
-    split: Split,
+def patch_unit(
+    unit: Unit,
     file_index: int,
     config: ShardsConfig,
     scorer: AnyScorer,
@@ -91,9 +99,10 @@ def patch_split(
     report: Callable[[int], None],
     count: Callable[[WorkCounts], None] = lambda counts: None,
 ) -> None:
-    """Write and commit the shards of a split that are not committed yet.
+    """Write and commit the shards of a unit that are not committed yet.
 
     Args:
+        file_index: the number of its first file.
         report: called with the tokens of each pack that is scored.
         count: called with the documents, rejects and time of each batch that is written.
 
@@ -101,27 +110,29 @@ def patch_split(
         UnreachableFileError: the file cannot be read now; committed shards stay.
         PipelineError: the job cannot continue.
     """
-    piece, skip = 0, 0
-    while output.exists(entry_path(shard_name(file_index, split.index, piece))):
-        committed = read_entry(output, shard_name(file_index, split.index, piece))
+    piece, skip, broken = 0, 0, 0
+    while output.exists(entry_path(shard_name(file_index, unit[0].index, piece))):
+        committed = read_entry(output, shard_name(file_index, unit[0].index, piece))
         if committed.last:
             return
         piece, skip = piece + 1, skip + committed.records
-    batches = prefetch(_read_batches(split, config, skip))
+        broken += committed.error is not None
+    batches = prefetch(_read_batches(unit, config, skip, broken))
     scored = prefetch(_score_batches(batches, scorer, report))
     while True:
-        name = shard_name(file_index, split.index, piece)
-        if _write_shard(scored, scorer, name, split.file.name, config, output, count).last:
+        name = shard_name(file_index, unit[0].index, piece)
+        if _write_shard(scored, scorer, name, config, output, count).last:
             return
         piece += 1
 
 
-def give_up(split: Split, file_index: int, reason: str, output: OutputDirectory) -> None:
-    """Commit that the rest of a split cannot be read.
+def give_up(unit: Unit, file_index: int, reason: str, output: OutputDirectory) -> None:
+    """Commit that the rest of a unit of one split cannot be read.
 
     Args:
         reason: what the rest did to those who read it.
     """
+    (split,) = unit
     piece = 0
     while output.exists(entry_path(shard_name(file_index, split.index, piece))):
         piece += 1
@@ -132,37 +143,61 @@ def give_up(split: Split, file_index: int, reason: str, output: OutputDirectory)
     commit_entry(output, entry)
 
 
-def _records(split: Split, config: ShardsConfig, skip: int) -> Iterator[Document | Reject]:
-    records = read_split(split, config.columns, config.max_document_bytes)
-    return islice(records, skip, None)
+Records = Iterator[tuple[InputFile, Document | Reject | BadFileError]]
+"""Records with their file; of a file that cannot be read to its end the last one is the error."""
 
 
-def _read_batches(split: Split, config: ShardsConfig, skip: int) -> Iterator[_Batch]:
-    """The records of a split in batches; where one ends depends on the records alone."""
+def _records(unit: Unit, config: ShardsConfig, skip: int, broken: int) -> Records:
+    """The records of a unit but the first ``skip``, and errors but the first ``broken``."""
+    for split in unit:
+        try:
+            for record in read_split(split, config.columns, config.max_document_bytes):
+                if skip:
+                    skip -= 1
+                else:
+                    yield split.file, record
+        except BadFileError as error:
+            if broken:
+                broken -= 1
+            else:
+                yield split.file, error
+
+
+def _read_batches(
+    unit: Unit, config: ShardsConfig, skip: int = 0, broken: int = 0
+) -> Iterator[_Batch]:
+    """The records of a unit in batches; where one ends depends on the records alone."""
     batch = _Batch()
     batch_bytes = side_bytes = shard_bytes = shard_rejects = 0
-    try:
-        for record in _records(split, config, skip):
-            if shard_bytes >= config.shard_bytes or shard_rejects >= MOST_REJECTS:
-                batch.ends_shard = True
-                shard_bytes = shard_rejects = 0
-            is_full = batch_bytes >= BATCH_BYTES or side_bytes >= BATCH_SIDE_BYTES
-            if batch.ends_shard or is_full or len(batch.documents) == BATCH_DOCUMENTS:
+    for file, record in _records(unit, config, skip, broken):
+        if isinstance(record, BadFileError):
+            if batch.ends_shard:
                 yield batch
                 batch, batch_bytes, side_bytes = _Batch(), 0, 0
-            if isinstance(record, Document):
-                batch.documents.append(record)
-                batch_bytes += len(record.text)
-                side_bytes += record.side_bytes
-                shard_bytes += len(record.text)
-            elif config.on_bad_document == "fail":
-                raise bad_document(split.file.url, record)
-            else:
-                batch.rejects.append(record)
-                shard_rejects += 1
-    except BadFileError as error:
-        batch.error = str(error)
-    batch.ends_shard = batch.ends_split = True
+            # What follows begins a shard; if nothing does, this is the unit's last batch.
+            batch.source, batch.error, batch.ends_shard = file.name, str(record), True
+            shard_bytes = shard_rejects = 0
+            continue
+        if shard_bytes >= config.shard_bytes or shard_rejects >= MOST_REJECTS:
+            batch.ends_shard = True
+            shard_bytes = shard_rejects = 0
+        is_full = batch_bytes >= BATCH_BYTES or side_bytes >= BATCH_SIDE_BYTES
+        if batch.ends_shard or is_full or len(batch.documents) == BATCH_DOCUMENTS:
+            yield batch
+            batch, batch_bytes, side_bytes = _Batch(), 0, 0
+        batch.source = file.name
+        if isinstance(record, Document):
+            batch.documents.append(record)
+            batch_bytes += len(record.text)
+            side_bytes += record.side_bytes
+            shard_bytes += len(record.text)
+        elif config.on_bad_document == "fail":
+            raise bad_document(file.url, record)
+        else:
+            batch.rejects.append((file.name, record))
+            shard_rejects += 1
+    batch.source = batch.source or unit[-1].file.name
+    batch.ends_shard = batch.ends_unit = True
     yield batch
 
 
@@ -180,7 +215,6 @@ def _write_shard(
     batches: Iterator[_ScoredBatch],
     scorer: AnyScorer,
     name: str,
-    source: str,
     config: ShardsConfig,
     output: OutputDirectory,
     count: Callable[[WorkCounts], None],
@@ -188,8 +222,8 @@ def _write_shard(
     """Patch and write batches up to the end of a shard, and commit it."""
     schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
     statistics, summary = PatchStatistics(), Summary()
-    rejects: list[Reject] = []
-    entry = ShardEntry(name=name, source=source)
+    rejects: list[tuple[str, Reject]] = []
+    entry = ShardEntry(name=name, source="")
     with ExitStack() as stack:
         writer = None
         for scored in batches:
@@ -210,17 +244,26 @@ def _write_shard(
                 )
             count(WorkCounts(0, len(batch.documents), len(batch.rejects), busy))
             if batch.ends_shard:
-                entry.last, entry.error = batch.ends_split, batch.error
+                entry.source, entry.last = batch.source, batch.ends_unit
+                entry.error = batch.error
                 break
         if writer is not None:
             entry.describe(writer.close())
-    summary.reject(reject.reason for reject in rejects)
+    summary.reject(reject.reason for _, reject in rejects)
     output.write(entry.summary_path, to_json(summary.to_json()))
     entry.rejects = len(rejects)
     entry.records = statistics.documents + len(rejects)
     entry.statistics = statistics.to_json()
     # The file itself stands among the rejects too, so that they list all that was lost.
     if rejects or entry.error:
-        output.write(entry.rejects_path, rejects_json(source, rejects, entry.error))
+        output.write(entry.rejects_path, _rejects_json(rejects, entry))
     commit_entry(output, entry)
     return entry
+
+
+def _rejects_json(rejects: Iterable[tuple[str, Reject]], entry: ShardEntry) -> bytes:
+    lines = [
+        rejects_json(source, [reject for _, reject in of_file], None)
+        for source, of_file in groupby(rejects, itemgetter(0))
+    ]
+    return b"".join([*lines, rejects_json(entry.source, [], entry.error)])

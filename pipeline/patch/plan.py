@@ -1,4 +1,4 @@
-"""The plan of a run: its splits, its entropy model and its threshold.
+"""The plan of a run: its units of work, its entropy model and its threshold.
 
 A new run is planned, fitted and calibrated, then recorded; a rerun is checked against the record.
 """
@@ -29,9 +29,10 @@ from model.provenance import EntropyModelIdentity
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import in_ray
-from pipeline.cluster.plan_splits import plan_files, splits_of
+from pipeline.cluster.plan_splits import plan_files, splits_of, text_bytes
 from pipeline.corpus.ids import Ids
-from pipeline.corpus.splits import FilePlan, Split
+from pipeline.corpus.lines import COMPRESSIONS
+from pipeline.corpus.splits import FilePlan, Split, Unit, size_of_splits, units_of
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.calibrate import (
     calibrate,
@@ -53,6 +54,12 @@ from pipeline.storage.output import OutputDirectory
 
 COMPUTED_IN = "device and dtype"
 """The setting that holds what :func:`model.device.computing_in` returns."""
+SPLIT_FLOPS = 250e9
+"""FLOPs that are worth a split of their own: some ten seconds of a CPU core."""
+LEAST_SPLIT, LARGEST_LEAST = 128 << 10, 2 << 20
+"""Bounds of the bytes of text that are worth a split of their own."""
+MUCH_LARGER = 8
+"""Times the size of splits from which on a file that cannot be cut is named."""
 
 
 Source = AnyEntropyModel | StoredEntropies
@@ -97,8 +104,9 @@ def begin_run(
     Args:
         model: what entropies come from; None: an n-gram model that is to be fitted.
     """
-    plans = plan_files(files, config.format, config.columns, config.split_bytes)
-    splits = splits_of(plans)
+    split_bytes = _split_bytes(config, files, model)
+    plans = plan_files(files, config.format, config.columns, split_bytes)
+    splits, units = splits_of(plans), units_of(plans, split_bytes)
     ids = Ids(config.id_column) if config.id_column else Ids.choose(plans, config.columns)
     config = replace(config, usual_id=None if config.id_column else ids.column)
     output.check_writable()
@@ -106,6 +114,7 @@ def begin_run(
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         PatchRun.remove(output)
     _say_columns(config, plans, ids, console)
+    _say_largest(units, split_bytes, console)
     if model is None:
         assert isinstance(config, PatchCorpusConfig)
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
@@ -129,10 +138,34 @@ def begin_run(
         "sources": source_records(files),
         "configuration": config.content(),
     }
-    run = PatchRun(files, splits, _content(config, described), provenance)
+    run = PatchRun(files, units, _content(config, described), provenance, split_bytes)
     run.begin(output)
     _print_threshold(config, run, console)
     return run, model
+
+
+def _split_bytes(config: ShardsConfig, files: list[InputFile], model: Source | None) -> int:
+    """Bytes of text per split. They follow from the input and the settings alone: workers and
+    devices have no say, so that others find the same splits.
+
+    A split should be worth some seconds of a CPU core: of a costly model, a short text is.
+    """
+    flops = _forward_flops(model) if isinstance(model, AnyEntropyModel) else 0
+    least = int(min(max(SPLIT_FLOPS / max(flops, 1), LEAST_SPLIT), LARGEST_LEAST))
+    estimate = text_bytes(files, config.format)
+    return size_of_splits(estimate, len(files), least, config.split_bytes)
+
+
+def _say_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> None:
+    """Say if one worker may be busy long after the others, with a file that cannot be cut."""
+    largest = max((split for unit in units for split in unit), key=lambda s: s.size, default=None)
+    if largest is not None and largest.size > MUCH_LARGER * split_bytes and len(units) > 1:
+        what = "a compressed file" if largest.file.typed_name.endswith(COMPRESSIONS) else "a part"
+        print_line(
+            console,
+            f"{largest.file.url}: {what} of about {largest.size / 1e6:.1f} MB of text that cannot "
+            "be cut: one worker reads all of it; jobs/prepare_corpus.py makes chunks of a corpus",
+        )
 
 
 def scorer_of(model: Source, patcher: Patcher, config: ShardsConfig) -> AnyScorer:
@@ -202,8 +235,10 @@ def resume_run(
     if mended:
         for file in mended:
             console.print(f"{file.url} {reason}: reading it again", highlight=False, markup=False)
-        plans = plan_files(mended, config.format, config.columns, config.split_bytes)
-        run = run.with_files(mended, splits_of(plans), output)
+        # A run of an earlier release has no size of its own; splits were as large as shards then.
+        split_bytes = run.split_bytes or config.split_bytes
+        plans = plan_files(mended, config.format, config.columns, split_bytes)
+        run = run.with_files(mended, plans, output)
     if config.bpe is not None and not output.exists(TOKENIZER_FILE):
         output.write(TOKENIZER_FILE, config.bpe.content)
     _print_threshold(config, run, console)

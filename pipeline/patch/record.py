@@ -1,18 +1,18 @@
-"""The record of a patching run: its files, its splits, and what its manifest will say.
+"""The record of a patching run: its files, its units of work, and what its manifest will say.
 
-Workers commit an entry for each shard; the entries and this record together tell what is left.
+Workers commit an entry for each shard; the entries and this record together tell what is left. A
+run keeps the units that it was begun with, whatever a later release would make of its input.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from typing import Any, Self, TypeVar
 
-from pipeline.corpus.splits import Split
+from pipeline.corpus.splits import FilePlan, Split, Unit, share
 from pipeline.errors import ConfigError
 from pipeline.shards.entries import Shard, committed_names, entry_path, read_entry, shard_name
-from pipeline.shards.manifest import FORMAT_VERSION, OLDER_VERSIONS
 from pipeline.shards.provenance import FITTED_MODEL
 from pipeline.shards.shard_set import TOKENIZER_DIRECTORY
 from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
@@ -34,7 +34,8 @@ SHARD_DIRECTORIES = ("entries", "summaries", "shards", "rejects")
 """Directories with one file for each shard."""
 LOG = "runs"
 """Holds how long runs took: the one directory whose content no rerun repeats."""
-
+PARTS_OF_DEADLY = 16
+"""Units that a unit is cut into, at most, if one of its files ends those who read it."""
 
 T = TypeVar("T")
 
@@ -43,29 +44,55 @@ T = TypeVar("T")
 class PatchRun(RunRecord):
     """A planned run of ``patch_corpus.py``."""
 
-    format_version = FORMAT_VERSION
-    older_versions = OLDER_VERSIONS
+    format_version = 3
+    older_versions = (1, 2)
+    """In which each split is a unit of its own."""
     tells_what_to_remove = False
 
     files: list[InputFile]
-    splits: list[Split]
+    units: list[Unit]
+    """In the order of the files."""
     settings: dict[str, Any]
     provenance: dict[str, Any]
     """The part of the manifest that is known beforehand."""
+    split_bytes: int | None = None
+    """Bytes of text per split that the input was cut by; None in older records."""
 
     def to_json(self) -> dict[str, Any]:
         numbers = {file: i for i, file in enumerate(self.files)}
         splits = [
-            [numbers[s.file], s.format, s.index, s.start, s.stop, s.size] for s in self.splits
+            [numbers[s.file], s.format, s.index, s.start, s.stop, s.size]
+            for unit in self.units
+            for s in unit
         ]
-        files = [asdict(file) for file in self.files]
-        return {"files": files, "splits": splits, "made_with": self.provenance}
+        return {
+            "files": [asdict(file) for file in self.files],
+            "splits": splits,
+            "plan": {
+                "split_bytes": self.split_bytes,
+                "splits_per_unit": [len(unit) for unit in self.units],
+            },
+            "made_with": self.provenance,
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         files = [InputFile(**file) for file in values["files"]]
         splits = [Split(files[number], *rest) for number, *rest in values["splits"]]
-        return cls(files, splits, values["content"], dict(values["made_with"]))
+        plan: dict[str, Any] = {"splits_per_unit": [1] * len(splits), "split_bytes": None}
+        if values["format_version"] not in cls.older_versions:
+            plan = values["plan"]
+        counts = plan["splits_per_unit"]
+        if sum(counts) != len(splits) or min(counts, default=1) < 1:
+            raise ValueError(f"splits_per_unit: are not those of {len(splits)} splits")
+        left = iter(splits)
+        return cls(
+            files,
+            [tuple(islice(left, count)) for count in counts],
+            values["content"],
+            dict(values["made_with"]),
+            plan["split_bytes"],
+        )
 
     @classmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
@@ -113,32 +140,65 @@ class PatchRun(RunRecord):
         return {entry.source for entry in entries if entry.error}
 
     def with_files(
-        self, files: list[InputFile], splits: list[Split], output: OutputDirectory
+        self, files: list[InputFile], plans: Sequence[FilePlan], output: OutputDirectory
     ) -> "PatchRun":
         """Record this run again with ``files`` in place of their former versions, and remove what
-        was committed of those."""
+        was committed of the units that these are in.
+
+        Args:
+            plans: how each of the files is read.
+        """
+        plan_of = {file.url: plan for file, plan in zip(files, plans, strict=True)}
+        planned: set[str] = set()
+        removed: list[Unit] = []
+        units: list[Unit] = []
+        for unit in self.units:
+            if not any(split.file.url in plan_of for split in unit):
+                units.append(unit)
+                continue
+            removed.append(unit)
+            anew: list[FilePlan] = []
+            for split in unit:
+                plan = plan_of.get(split.file.url, FilePlan([split], None))
+                if split.file.url not in planned:  # as the splits after a file's first one are
+                    anew.append(plan)
+                planned.add(split.file.url)
+            units += share(anew, self.split_bytes or 0)
         new = {file.url: file for file in files}
-        output.remove(MANIFEST)
-        for i, file in enumerate(self.files):
-            if file.url in new:
-                for directory in SHARD_DIRECTORIES:
-                    for name in output.names(directory):
-                        if name.startswith(shard_name(i, 0, 0).partition("-")[0] + "-"):
-                            output.remove(f"{directory}/{name}")
-        kept = [split for split in self.splits if split.file.url not in new]
         all_files = [new.get(file.url, file) for file in self.files]
-        places = {file.url: i for i, file in enumerate(all_files)}
-        run = PatchRun(
-            all_files,
-            sorted([*kept, *splits], key=lambda split: (places[split.file.url], split.index)),
-            self.settings,
-            self.provenance | {"sources": source_records(all_files)},
-        )
+        return self._recorded_with(all_files, units, removed, output)
+
+    def with_smaller_units(self, numbers: Collection[int], output: OutputDirectory) -> "PatchRun":
+        """Record this run again with some units cut into smaller ones, because one of the files in
+        each ends those who read it, and remove what was committed of these units."""
+        units: list[Unit] = []
+        for number, unit in enumerate(self.units):
+            size = -(-len(unit) // PARTS_OF_DEADLY) if number in numbers else len(unit)
+            units += [unit[start : start + size] for start in range(0, len(unit), size)]
+        removed = [self.units[number] for number in numbers]
+        return self._recorded_with(self.files, units, removed, output)
+
+    def _recorded_with(
+        self,
+        files: list[InputFile],
+        units: list[Unit],
+        removed: Sequence[Unit],
+        output: OutputDirectory,
+    ) -> "PatchRun":
+        numbers = {file: i for i, file in enumerate(self.files)}
+        prefixes = {_prefix(unit, numbers) for unit in removed}
+        output.remove(MANIFEST)
+        for directory in SHARD_DIRECTORIES:
+            for name in output.names(directory):
+                if name.rpartition("-")[0] in prefixes:
+                    output.remove(f"{directory}/{name}")
+        sources = {"sources": source_records(files)}
+        run = replace(self, files=files, units=units, provenance=self.provenance | sources)
         run.begin(output)
         return run
 
     def committed(self, present: Mapping[str, T]) -> list[list[T]]:
-        """The committed shards of each split, as far as they are known, up to the first one that
+        """The committed shards of each unit, as far as they are known, up to the first one that
         is not there.
 
         Args:
@@ -146,8 +206,9 @@ class PatchRun(RunRecord):
         """
         numbers = {file: i for i, file in enumerate(self.files)}
         committed: list[list[T]] = []
-        for split in self.splits:
-            names = (shard_name(numbers[split.file], split.index, i) for i in count())
+        for unit in self.units:
+            first = unit[0]
+            names = (shard_name(numbers[first.file], first.index, i) for i in count())
             committed.append([present[name] for name in takewhile(present.__contains__, names)])
         return committed
 
@@ -156,7 +217,7 @@ class PatchRun(RunRecord):
     ) -> list[str]:
         """Remove from ``present``, and from the output, the entries of shards whose files are not
         what was written: gone, of another size, or known to be damaged. Those that follow in the
-        same split are made anew with them. Lists the files, and reads none.
+        same unit are made anew with them. Lists the files, and reads none.
 
         Args:
             damaged: how shards are damaged, by name, as far as somebody has looked.
@@ -181,6 +242,11 @@ class PatchRun(RunRecord):
                 output.remove(entry_path(shard.name))
                 del present[shard.name]
         return messages
+
+
+def _prefix(unit: Unit, numbers: Mapping[InputFile, int]) -> str:
+    """What the names of a unit's shards begin with."""
+    return shard_name(numbers[unit[0].file], unit[0].index, 0).rpartition("-")[0]
 
 
 def _problem(
@@ -219,5 +285,5 @@ def log_run(
 
 
 def is_complete(entries: Sequence[Shard]) -> bool:
-    """True if the entries of a split reach its end."""
+    """True if the entries of a unit reach its end."""
     return bool(entries) and entries[-1].last

@@ -37,11 +37,12 @@ def counts_so_far(name: str, url: str) -> SetCounts | None:
         raise PipelineError(f"--shards {url}: an earlier release began this run; finish it first")
     shards = list(as_shards(part.entries))
     done = 0
-    for split, committed in zip(
-        run.splits, run.committed({shard.name: shard for shard in shards}), strict=True
+    sizes = [sum(split.size for split in unit) for unit in run.units]
+    for size, committed in zip(
+        sizes, run.committed({shard.name: shard for shard in shards}), strict=True
     ):
         text = sum(shard.bytes for shard in committed)
-        done += split.size if is_complete(committed) else min(text, split.size)
+        done += size if is_complete(committed) else min(text, size)
     return SetCounts(
         name,
         output.url,
@@ -51,5 +52,5 @@ def counts_so_far(name: str, url: str) -> SetCounts | None:
         shards,
         run_times(output),
         sources_of(shards),
-        so_far=SoFar(done, sum(split.size for split in run.splits)),
+        so_far=SoFar(done, sum(sizes)),
     )

@@ -42,14 +42,14 @@ class Shard(_Files):
 
     name: str
     source: str
-    """Name of the input file."""
+    """Name of the input file; where several share a shard, of the last one in it."""
     records: int
-    """Records of the split that this shard stands for: documents and rejects."""
+    """Records that this shard stands for: documents and rejects."""
     rejects: int
     last: bool
-    """True if the split ends with this shard."""
+    """True if its unit, a split or files that share shards, ends with this shard."""
     error: str | None
-    """Why the file could not be read to its end."""
+    """Why the source could not be read to its end."""
     shard_bytes: int
     """Size of the Arrow file; 0 if there is none, because there was no document."""
     sha256: str | None
@@ -79,14 +79,14 @@ class ShardEntry(_Files):
 
     name: str
     source: str
-    """Name of the input file."""
+    """Name of the input file; where several share a shard, of the last one in it."""
     records: int = 0
-    """Records of the split that this shard stands for: documents and rejects."""
+    """Records that this shard stands for: documents and rejects."""
     rejects: int = 0
     last: bool = False
-    """True if the split ends with this shard."""
+    """True if its unit, a split or files that share shards, ends with this shard."""
     error: str | None = None
-    """Why the file could not be read to its end."""
+    """Why the source could not be read to its end."""
     shard_bytes: int = 0
     """Size of the Arrow file; there is none if there was no document."""
     sha256: str | None = None
@@ -160,7 +160,7 @@ def _counts(statistics: PatchStatisticsRecord) -> dict[str, int]:
 
 
 def shard_name(file_index: int, split_index: int, piece: int) -> str:
-    """The shard's name: numbers of its input file, of the split of that, and of its own."""
+    """The shard's name: numbers of its unit's first file, of the split of that, and its own."""
     return f"{file_index:06d}-{split_index:05d}-{piece:05d}"
 
 

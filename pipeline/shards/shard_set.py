@@ -12,7 +12,8 @@ An output directory of ``patch_corpus.py`` holds::
     manifest.json         written last: what the shards were made from and with, and their sums
 
 NAME is ``file-split-piece``: the number of the input file, of the split of it, and of the shard of
-that split. The columns are those of :mod:`pipeline.shards.format`.
+that split. Small files may share shards, which then have the number of the first of these files.
+The columns are those of :mod:`pipeline.shards.format`.
 
 Whatever is read of shards goes through :meth:`ShardSet.read_batch` and
 :meth:`ShardSet.shard_batches`, which compare each record batch with its hash before anything in it

@@ -19,7 +19,7 @@ LINK_IS_LOOP = "a link to a directory that is read already"
 SAME_FILE = "the same file as {other}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """One file of the corpus."""
 
@@ -73,6 +73,11 @@ def list_files(pattern: str) -> Listing:
             name = PurePosixPath(path).name
             return Listing(True, [_input_file(filesystem, filesystem.info(path), name)])
     return Listing()
+
+
+def has_no_such_path(pattern: str) -> bool:
+    """True if a pattern is a path on this machine, and there is nothing by that name."""
+    return "://" not in pattern and not set("*?[") & set(pattern) and not Path(pattern).exists()
 
 
 def check_unchanged(file: InputFile) -> None:

@@ -36,7 +36,7 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import export_shard, plan_export
 from pipeline.export.layouts import LAYOUTS
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import patch_split
+from pipeline.patch.patch_split import patch_unit
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.stored import StoredScorer
 from pipeline.shards.closing import write_manifest
@@ -58,7 +58,7 @@ def make_set(directory: Path) -> ShardSet:
     (file,) = find_inputs(config.input).files
     scorer = Scorer(model, Patcher(THRESHOLD))
     for split in plan_file(file, "jsonl", 1 << 30).splits:
-        patch_split(split, 0, config, scorer, output, lambda tokens: None)
+        patch_unit((split,), 0, config, scorer, output, lambda tokens: None)
     identity = {"source": "ngram", "fingerprint": "0" * 64}
     made = {"patcher": scorer.patcher.to_json(), "columns": shard_schema().names}
     entries = list(read_entries(output).values())
@@ -102,7 +102,7 @@ def main() -> None:
             scorer = StoredScorer(config.patcher)
             for number, file in enumerate(files):
                 for split in plan_file(file, "arrow", config.split_bytes).splits:
-                    patch_split(split, number, config, scorer, output, lambda tokens: None)
+                    patch_unit((split,), number, config, scorer, output, lambda tokens: None)
 
         spent: dict[str, list[float]] = {}
 

@@ -1,6 +1,6 @@
 """The whole job against its scorer alone, one worker.
 
-For a transformer (2 layers, 64 wide) and an n-gram model: the time of ``patch_split``, which reads
+For a transformer (2 layers, 64 wide) and an n-gram model: the time of ``patch_unit``, which reads
 JSONL, scores and writes committed shards, as a multiple of the time of ``Scorer.score`` on the same
 batches, measured in turn; target for the transformer <= 1.10. Processor time is compared as well:
 reading and writing have threads of their own, and a second core hides them.
@@ -44,7 +44,7 @@ from pipeline.cluster.memory import bound_memory
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import BATCH_BYTES, patch_split
+from pipeline.patch.patch_split import BATCH_BYTES, patch_unit
 from pipeline.patch.scoring import Scorer
 from pipeline.storage.output import OutputDirectory
 
@@ -84,7 +84,7 @@ def compare(
     def whole() -> None:
         output = str(directory / f"{name}-split-{next(numbers)}")
         config = PatchCorpusConfig((str(corpus),), output, threshold=THRESHOLD)
-        patch_split(split, 0, config, scorer, OutputDirectory(output), lambda tokens: None)
+        patch_unit((split,), 0, config, scorer, OutputDirectory(output), lambda tokens: None)
 
     spent: tuple[list[float], list[float]] = [], []
     times = alternating(
@@ -94,9 +94,9 @@ def compare(
     rate = size / median(row[0] for row in times)
     print(f"{name}: {size / 1e6:.1f} MB in {len(documents)} documents, {len(batches)} batches")
     print(f"    scorer       {rate / 1e6:8.3f} MB/s")
-    print(f"    patch_split  {size / median(row[1] for row in times) / 1e6:8.3f} MB/s")
-    print(f"    patch_split / scorer, seconds: {quotient(times, 1, 0):.3f} ({spread(times, 1, 0)})")
-    print(f"    patch_split / scorer, processor time: {cpu:.3f}")
+    print(f"    patch_unit  {size / median(row[1] for row in times) / 1e6:8.3f} MB/s")
+    print(f"    patch_unit / scorer, seconds: {quotient(times, 1, 0):.3f} ({spread(times, 1, 0)})")
+    print(f"    patch_unit / scorer, processor time: {cpu:.3f}")
     command_rate = run_command(corpus, directory / f"{name}-job", model_directory)
     print(f"    command      {command_rate / 1e6:8.3f} MB/s, {command_rate / rate:.2f} of that")
     return quotient(times, 1, 0)

@@ -47,7 +47,7 @@ def patch(model: str, corpus: str, output: str) -> None:
     from pipeline.corpus.inputs import find_inputs
     from pipeline.corpus.splits import plan_file
     from pipeline.patch.config import PatchCorpusConfig
-    from pipeline.patch.patch_split import patch_split
+    from pipeline.patch.patch_split import patch_unit
     from pipeline.patch.scoring import Scorer
     from pipeline.storage.output import OutputDirectory
 
@@ -65,7 +65,7 @@ def patch(model: str, corpus: str, output: str) -> None:
     before = peak()
     splits = plan_file(file, "jsonl", config.shard_bytes).splits
     for split in splits:
-        patch_split(split, 0, config, scorer, OutputDirectory(output), report)
+        patch_unit((split,), 0, config, scorer, OutputDirectory(output), report)
     print(json.dumps({"before": before, "peak": peak(), "splits": len(splits), "tokens": tokens}))
 
 

@@ -397,7 +397,7 @@ def test_nothing_is_written_by_halves(blt, convert, tmp_path, monkeypatch):
         save_blt(model, directory)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(job, "save_blt", fails)
+    monkeypatch.setattr("train.convert.job.save_blt", fails)
     status, out, err = convert(step, tmp_path / "new")
     assert (status, out) == (1, "")
     assert "new cannot be written: No space left on device" in err

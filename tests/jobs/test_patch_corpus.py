@@ -300,7 +300,7 @@ def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_her
 
 
 WRONG = {
-    "--input {tmp}/nothing": "--input {tmp}/nothing: no such file",
+    "--input {tmp}/nothing": "--input {tmp}/nothing: no such file or directory",
     "--input {tmp}/empty": "--input {tmp}/empty: no such file, and no files with",
     "--input {tmp}/a.jsonl --text-column body": "--text-column: no input file has a column 'body'; "
     "there are: id, text",

@@ -23,7 +23,7 @@ from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import patch_split
+from pipeline.patch.patch_split import patch_unit
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredScorer
@@ -132,7 +132,7 @@ def _write_set(
     directory = OutputDirectory(config.output)
     for i, file in enumerate(files):
         for split in plan_file(file, file_format(file, "auto"), 1 << 30).splits:
-            patch_split(split, i, config, scorer, directory, lambda tokens: None)
+            patch_unit((split,), i, config, scorer, directory, lambda tokens: None)
     if config.bpe is not None:
         directory.write(TOKENIZER_FILE, config.bpe.content)
     columns = shard_schema(config.keep_columns, entropies=config.keep_entropies).names

@@ -1,5 +1,6 @@
 """One worker's job: where shards end, what a rerun skips, what an error leaves behind."""
 
+import gzip
 import io
 import itertools
 import json
@@ -14,11 +15,11 @@ from support.jobs import contents
 from model import Patcher
 from pipeline.corpus import lines
 from pipeline.corpus.inputs import find_inputs
-from pipeline.corpus.splits import plan_file
+from pipeline.corpus.splits import plan_file, whole_file
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 from pipeline.patch import patch_split as worker
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.patch_split import give_up, patch_split
+from pipeline.patch.patch_split import give_up, patch_unit
 from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.shards.entries import entry_path, read_entries
 from pipeline.storage import watched_file
@@ -34,7 +35,7 @@ class Patching:
         path = directory / "a.jsonl"
         path.write_text("\n".join(lines or [json.dumps({"text": text}) for text in TEXTS]))
         (file,) = find_inputs([str(path)]).files
-        (self.split,) = plan_file(file, "jsonl", 1 << 30).splits
+        (self.split,) = self.unit = tuple(plan_file(file, "jsonl", 1 << 30).splits)
         self.scorer = Scorer(model, Patcher(1.0))
         self.config = PatchCorpusConfig((str(path),), "unused", threshold=1.0, shard_bytes=1000)
         self.scored = []
@@ -43,7 +44,7 @@ class Patching:
         """Patch the split; gives its entries."""
         directory = OutputDirectory(str(output))
         config = replace(self.config, **changes)
-        patch_split(self.split, 0, config, self.scorer, directory, self.scored.append)
+        patch_unit(self.unit, 0, config, self.scorer, directory, self.scored.append)
         found = read_entries(directory)
         return [found[name] for name in sorted(found)]
 
@@ -116,7 +117,7 @@ def test_a_split_that_ends_its_readers_is_closed_with_the_reason(tmp_path, ngram
     output = OutputDirectory(str(tmp_path / "out"))
     last = max(read_entries(output))
     output.remove(entry_path(last))
-    give_up(patching.split, 0, "ended its process", output)
+    give_up((patching.split,), 0, "ended its process", output)
     entry = read_entries(output)[last]
     assert (entry.last, entry.error, entry.sha256) == (True, "ended its process", None)
     reject = json.loads((tmp_path / "out" / entry.rejects_path).read_text())
@@ -184,3 +185,46 @@ def test_a_batch_is_queued_while_the_one_before_is_computed(tmp_path, ngram_mode
     patching.run(tmp_path / "out", shard_bytes=1 << 20)
     assert next(numbers) == batches > 10
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+class PatchingFiles(Patching):
+    """Small files that share a unit; the second and the fourth break off, the fifth is empty."""
+
+    def __init__(self, directory, model):
+        super().__init__(directory, model)
+        texts = [json.dumps({"text": text}) + "\n" for text in TEXTS]
+        for i in range(7):
+            lines = "".join(texts[8 * i : 8 * i + 8]).encode()
+            data = gzip.compress(b"" if i == 4 else lines + b"broken\n", mtime=0)
+            (directory / f"{i}.jsonl.gz").write_bytes(data[:-20] if i in (1, 3) else data)
+        files = find_inputs([str(directory / "*.gz")]).files
+        self.unit = tuple(whole_file(file, "jsonl") for file in files)
+
+
+def test_files_share_shards_and_a_broken_one_costs_its_neighbours_nothing(tmp_path, ngram_model):
+    patching = PatchingFiles(tmp_path, ngram_model)
+    entries = patching.run(tmp_path / "out", shard_bytes=1 << 20)
+    ends = [(entry.source, entry.error is not None, entry.last) for entry in entries]
+    broken = [("1.jsonl.gz", True, False), ("3.jsonl.gz", True, False)]
+    assert ends == [*broken, ("6.jsonl.gz", False, True)]
+    rejects = [
+        [(line["file"][0], line["position"] == "whole file") for line in map(json.loads, lines)]
+        for entry in entries
+        for lines in [(tmp_path / "out" / entry.rejects_path).read_text().splitlines()]
+    ]
+    assert rejects[0][0] == ("0", False) and rejects[0][-1] == ("1", True)
+    assert rejects[1][0] == ("2", False) and rejects[1][-1] == ("3", True)
+    assert rejects[2] == [("5", False), ("6", False)]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_a_rerun_goes_on_behind_broken_files(tmp_path, ngram_model, kept, monkeypatch):
+    monkeypatch.setattr(worker, "BATCH_BYTES", 300)
+    patching = PatchingFiles(tmp_path, ngram_model)
+    entries = patching.run(tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert len(entries) > 5
+    for entry in entries[kept:]:
+        (tmp_path / "out" / "entries" / f"{entry.name}.json").unlink()
+    patching.run(tmp_path / "out")
+    assert contents(tmp_path / "out") == before

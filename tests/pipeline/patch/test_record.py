@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support.jobs import edit_json
 
-from pipeline.corpus.splits import Split
+from pipeline.corpus.splits import FilePlan, Split
 from pipeline.errors import PipelineError
 from pipeline.patch.record import PatchRun, is_complete
 from pipeline.shards.entries import ShardEntry, commit_entry, read_entries
@@ -15,6 +15,7 @@ from pipeline.storage.run_record import RECORD
 
 FILES = [InputFile(f"/in/{name}", name, 100, "1") for name in ("a.jsonl", "b.jsonl")]
 SPLITS = [Split(file, "jsonl", i, 50 * i, 50 * i + 50, 50) for file in FILES for i in range(2)]
+UNITS = [(split,) for split in SPLITS]
 CONTENT = {"threshold": 1.0, "keep_columns": ["url"]}
 
 
@@ -22,7 +23,7 @@ CONTENT = {"threshold": 1.0, "keep_columns": ["url"]}
 def output(tmp_path) -> OutputDirectory:
     """The output of a run of which the first file is done, and turned out to be broken."""
     output = OutputDirectory(str(tmp_path))
-    PatchRun(FILES, SPLITS, CONTENT, {"sources": []}).begin(output)
+    PatchRun(FILES, UNITS, CONTENT, {"sources": []}, 60).begin(output)
     for name in ("000000-00000-00000", "000000-00001-00000"):
         error = "truncated" if name[11] == "1" else None
         commit_entry(output, ShardEntry(name, "a.jsonl", last=True, error=error))
@@ -36,7 +37,7 @@ def rows(output):
 
 def test_a_record_is_read_as_it_was_written(output):
     run = PatchRun.resume(output)
-    assert run == PatchRun(FILES, SPLITS, CONTENT, {"sources": []})
+    assert run == PatchRun(FILES, UNITS, CONTENT, {"sources": []}, 60)
     committed = run.committed(rows(output))
     assert [[entry.name[7:] for entry in entries] for entries in committed] == [
         ["00000-00000"],
@@ -85,8 +86,59 @@ def test_a_broken_file_that_was_mended_is_done_again(output):
     run = PatchRun.resume(output)
     assert run.check_same(CONTENT, mended, output) == mended[:1]
     whole = Split(mended[0], "jsonl", 0, 0, 90, 90)
-    again = run.with_files(mended[:1], [whole], output)
+    again = run.with_files(mended[:1], [FilePlan([whole], None)], output)
     assert again == PatchRun.resume(output)
-    assert again.splits == [whole, *SPLITS[2:]]
+    assert again.units == [(whole,), *UNITS[2:]]
     assert [len(entries) for entries in again.committed(rows(output))] == [0, 1, 0]
     assert again.provenance["sources"][0]["bytes"] == 90
+
+
+SMALL = [InputFile(f"/in/{i:02}.txt", f"{i:02}.txt", 10, "1") for i in range(40)]
+SHARED = tuple(Split(file, "text", 0, 0, None, 10) for file in SMALL)
+
+
+@pytest.fixture
+def shared(tmp_path) -> OutputDirectory:
+    """The output of a run of forty files in one unit: a shard of it ends with a broken one."""
+    output = OutputDirectory(str(tmp_path))
+    PatchRun(SMALL, [SHARED], CONTENT, {"sources": []}, 1 << 20).begin(output)
+    commit_entry(output, ShardEntry("000000-00000-00000", "07.txt", error="truncated"))
+    commit_entry(output, ShardEntry("000000-00000-00001", "39.txt", last=True))
+    return output
+
+
+def test_files_that_share_a_unit_are_done_again_with_the_mended_one(shared):
+    run = PatchRun.resume(shared)
+    assert run.units == [SHARED] and run.broken_files(shared) == {"07.txt"}
+    mended = replace(SMALL[7], size=99, version="2")
+    plan = FilePlan([Split(mended, "jsonl", i, 50 * i, 50 * i + 50, 50) for i in (0, 1)], None)
+    again = run.with_files([mended], [plan], shared)
+    assert again == PatchRun.resume(shared) and not read_entries(shared)
+    assert again.units == [SHARED[:7], *((split,) for split in plan.splits), SHARED[8:]]
+    assert again.files == [*SMALL[:7], mended, *SMALL[8:]]
+
+
+def test_a_unit_is_cut_until_one_file_is_alone(shared):
+    """A file that ends its readers is found in a few rounds, and leaves few units behind."""
+    run = PatchRun.resume(shared)
+    run = run.with_smaller_units([0], shared)
+    assert [len(unit) for unit in run.units] == [3] * 13 + [1] and not read_entries(shared)
+    commit_entry(shared, ShardEntry("000000-00000-00000", "02.txt", last=True))
+    run = run.with_smaller_units([5], shared)
+    assert run == PatchRun.resume(shared) and len(read_entries(shared)) == 1
+    assert [len(unit) for unit in run.units] == [3] * 5 + [1] * 3 + [3] * 7 + [1]
+    assert [split for unit in run.units for split in unit] == list(SHARED)
+
+
+def test_a_record_of_the_release_before_keeps_its_splits(output, tmp_path):
+    def as_before(record):
+        record.update(format_version=2)
+        del record["plan"]
+
+    edit_json(tmp_path / RECORD, as_before)
+    run = PatchRun.resume(output)
+    assert run.units == UNITS and run.split_bytes is None
+    run.begin(output)
+    edit_json(tmp_path / RECORD, lambda record: record["plan"].update(splits_per_unit=[1]))
+    with pytest.raises(PipelineError, match=r"run.json is damaged: .*splits_per_unit"):
+        PatchRun.resume(output)

@@ -29,7 +29,7 @@ SHUFFLE = Shuffle(
     fine_cells=None,
 )
 RUNS: dict[str, RunRecord] = {
-    "patch shards": PatchRun([FILE], [SPLIT], {"threshold": 1.0}, {"sources": []}),
+    "patch shards": PatchRun([FILE], [(SPLIT,)], {"threshold": 1.0}, {"sources": []}),
     "a prepared corpus": Preparation([FILE], [[SPLIT]], {"name": "corpus"}, SHUFFLE),
     "an export": ExportRun({"format": "reference"}, {"a": "a.arrow", "b": "b.arrow"}),
 }
