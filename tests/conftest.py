@@ -42,6 +42,7 @@ FILES = {
         "jobs/test_wheel.py",
         *("pipeline/cluster/test_connect.py", "pipeline/cluster/test_tasks.py"),
         "pipeline/cluster/test_metrics.py",
+        "test_tutorial.py",
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",
