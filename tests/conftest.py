@@ -47,7 +47,7 @@ FILES = {
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",
         *("pipeline/shards/test_damage.py", "pipeline/export/test_reference_layout.py"),
-        "pipeline/adopt/test_adopting.py",
+        *("pipeline/adopt/test_adopting.py", "test_cluster_files.py", "test_pages.py"),
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
