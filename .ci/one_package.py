@@ -51,6 +51,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[1]
 TOP = "blt_titan"
 PACKAGES = ("model", "pipeline", "train", "jobs")
+IMPORT = re.compile(rf"^\s*(from|import) ({'|'.join(PACKAGES)})[. ]", re.MULTILINE)
 INIT = f'"""Tokenizer-free pretraining: {TOP}.model, {TOP}.pipeline, {TOP}.train."""\n'
 MAIN = f"import sys\n\nfrom {TOP}.jobs.__main__ import main\n\nsys.exit(main())\n"
 
@@ -168,14 +169,20 @@ def moved(source: str, name: str) -> str:
 
 
 def check(source: str, name: str) -> None:
-    """Refuse what would name a package of the checkout while the program runs: the dotted name of a
-    module in a string, as ``importlib.import_module`` takes it.
+    """Refuse what would name a package of the checkout while the program runs: in a string, the
+    dotted name of a module, as ``importlib.import_module`` takes it, or an import of one.
 
     Raises:
         ValueError: there is one; names the place.
     """
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if IMPORT.search(node.value) and id(node) not in documentation:
+                raise ValueError(
+                    f"{name}:{node.lineno}: an import within a string: format its name"
+                )
             words = node.value.split(".")
             path = ROOT.joinpath(*words)
             dotted = len(words) > 1 and _is_ours(words[0]) and all(map(str.isidentifier, words))

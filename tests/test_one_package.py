@@ -28,7 +28,7 @@ from torch import nn; from pipeline.errors import (
 def später(): "é"; from train.shim import prepare
 from . import pipeline
 from models import model
-text = "from model import Patcher"
+"from model import Patcher"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 """
 MOVED = """
@@ -40,7 +40,7 @@ from torch import nn; from blt_titan.pipeline.errors import (
 def später(): "é"; from blt_titan.train.shim import prepare
 from . import pipeline
 from models import model
-text = "from model import Patcher"
+"from model import Patcher"
 
 """
 
@@ -50,7 +50,13 @@ def test_imports_are_moved_and_nothing_else(backend):
 
 
 @pytest.mark.parametrize(
-    "source", ["import pipeline.errors", 'import_module("model.blt")', 'x = "train.compare"']
+    "source",
+    [
+        "import pipeline.errors",
+        'import_module("model.blt")',
+        'x = "train.compare"',
+        'APP = "from pipeline import open_shards"',
+    ],
 )
 def test_what_would_not_survive_is_refused(backend, source):
     with pytest.raises(ValueError, match=r"x\.py:1: "):

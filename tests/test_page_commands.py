@@ -30,7 +30,7 @@ CONFIGS = {
     "prepare_corpus": "pipeline.prepare.config",
 }
 """Modules with the flags of jobs; other jobs have them in their script."""
-OTHERS = {"cd", "export", "git", "docker", "kubectl", "pip", "source", "xvfb-run", "."}
+OTHERS = {".", "cd", "docker", "export", "git", "kubectl", "pip", "test"}
 """Programs that are not ours, and are not looked at."""
 
 
