@@ -31,6 +31,9 @@ class PatchCorpusConfig(ShardsConfig):
     """GPUs per worker; 1 by default if the cluster has any and the model can use it."""
     ngram_bytes: Size = 64 << 20
     """Bytes of the sample that the n-gram model is fitted on."""
+    validation: bool = True
+    """Also patch the validation set of a prepared corpus, with the same model and threshold, into a
+    set of its own: OUTPUT/validation."""
 
     @property
     def scored_with(self) -> str:

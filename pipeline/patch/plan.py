@@ -43,6 +43,7 @@ from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredEntropies, StoredScorer
 from pipeline.shards.format import ENTROPIES, shard_schema
+from pipeline.shards.manifest import validation_of
 from pipeline.shards.shard_set import TOKENIZER_FILE
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
@@ -75,6 +76,15 @@ def gpus_per_worker(config: ShardsConfig, model: Source) -> float:
     if config.gpus_per_worker is not None:
         return config.gpus_per_worker
     return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+
+
+def load_fitted_model(output: OutputDirectory) -> AnyEntropyModel:
+    """The n-gram model that was fitted for a run.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    return _load(output.locate(MODEL_DIRECTORY))
 
 
 def load_given_model(config: PatchCorpusConfig) -> AnyEntropyModel | None:
@@ -113,13 +123,16 @@ def begin_run(
     output.check_writable()
     computed_in = _computed_in(config, model)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
-        PatchRun.remove(output)
+        for made in (OutputDirectory(validation_of(output.url)), output):
+            PatchRun.remove(made)
     _say_columns(config, plans, ids, console)
     _say_largest(units, split_bytes, console)
     if model is None:
         assert isinstance(config, PatchCorpusConfig)
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
+    if isinstance(config, PatchCorpusConfig) and config.scored_with == NGRAM:
+        assert isinstance(model, AnyEntropyModel)
         _save(model, output)
     described = _describe(model, config, computed_in)
     patcher = config.patcher
@@ -224,7 +237,7 @@ def resume_run(
         PipelineError: something else differs.
     """
     if model is None:
-        model = _load(output.locate(MODEL_DIRECTORY))
+        model = load_fitted_model(output)
         if fingerprint(model) != run.provenance["entropy_model"]["fingerprint"]:
             raise PipelineError(
                 f"{output.locate(MODEL_DIRECTORY)}: is damaged: it is not the model that this run "

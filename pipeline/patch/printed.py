@@ -21,30 +21,35 @@ def report_result(result: PatchCorpusResult, *, as_json: bool) -> int:
         print(json.dumps(plain_values(result)))
     else:
         print_result(result, Console())
-    return 0 if result.complete and not result.problems else 1
+    return 0 if result.succeeded else 1
 
 
 def plain_values(result: PatchCorpusResult) -> dict[str, object]:
     """The result as plain values."""
     statistics = result.statistics
     return {
-        **{k: v for k, v in vars(result).items() if k != "statistics"},
+        **{k: v for k, v in vars(result).items() if k not in ("statistics", "validation")},
         **statistics.to_json(),
         "mean_patch_bytes": statistics.mean_patch_bytes,
         "bytes_per_second": result.bytes_patched / result.seconds if result.seconds else 0.0,
+        "validation": None if result.validation is None else plain_values(result.validation),
     }
 
 
 def print_result(result: PatchCorpusResult, console: Console) -> None:
     """The result as a table, then what went wrong."""
     print_table(console, _rows(result))
+    if result.validation is not None:
+        print_line(console, "validation set, of the documents that the corpus holds out:")
+        print_table(console, _rows(result.validation))
     if result.complete:
         look = f"look at them: {command_line('patch_report')} --shards {result.output}"
         print_line(console, look)
-    if result.rejects:
-        print_line(console, f"rejected documents, with reasons: {result.output}/rejects")
-    print_problems(console, [f"failed: {failure}" for failure in result.failures])
-    print_problems(console, [f"verify: {problem}" for problem in result.problems])
+    for made in filter(None, (result, result.validation)):
+        if made.rejects:
+            print_line(console, f"rejected documents, with reasons: {made.output}/rejects")
+        print_problems(console, [f"failed: {failure}" for failure in made.failures])
+        print_problems(console, [f"verify: {problem}" for problem in made.problems])
 
 
 def _rows(result: PatchCorpusResult) -> Iterator[tuple[str, str]]:
