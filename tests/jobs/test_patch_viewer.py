@@ -289,8 +289,8 @@ def test_a_comparison_from_a_link(browser, space, there, width):
     scrolls = (
         "e => [getComputedStyle(e).background.includes('local'), e.scrollWidth - e.clientWidth]"
     )
-    marked, hidden = page.locator(".curve").first.evaluate(scrolls)
-    assert marked and (hidden > 0) == (width < 768)
+    background, hidden = page.locator(".curve").first.evaluate(scrolls)
+    assert "local" in background and (hidden > 0) == (width < 768)
     assert page.locator(".compared").evaluate(scrolls)[1] <= 0
     # Each line has its letters beside it.
     tops = "e => e.getBoundingClientRect().top"
