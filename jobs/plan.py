@@ -1,50 +1,58 @@
 """Plan a training: memory, FLOPs, time and checkpoints of a configuration on 1 to 512 GPUs; or the
 patching of a corpus: hours, cost, storage and memory on so many GPUs or cores."""
 
-import argparse
 import json
 import math
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import tyro
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from model.checkpoints.names import PUBLISHED_ENTROPY_MODEL
-from pipeline.cli.command import run_command, run_job
+from pipeline.cli.command import run_job, run_job_that_passes_on
 from pipeline.cli.flags import check_at_least, flag_name
 from pipeline.cli.optional import OrNone
 from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError
 from train.flags.assumptions import Assumptions, assumption_texts
 from train.flags.configurations import check_configuration
-from train.flags.field_docstrings import field_docstrings
 
 MEASURED_MFU = 0.34
 """Share of a GPU's dense bfloat16 peak that one worker reaches which scores documents of 2 KB with
 the published entropy model and writes shards: 1.60 MB/s of an H200, of 989 TFLOP/s
 (tests/benchmarks/RESULTS.md)."""
 CONFIGURATIONS = ("blt_400m", "blt_1b", "blt_2b", "blt_4b", "blt_8b")
-DESCRIPTION = """\
-Plan a training: memory per GPU, FLOPs, days, the checkpoint interval and what a node's loss costs,
-for each configuration and number of GPUs. Nothing is built, and no GPU is needed. All flags but
-those below are those of python -m train:
 
-    python jobs/plan.py --config blt_1b --gpus 64 128 --shape.dim-global 3072
-    python jobs/plan.py --config blt_8b --training.local-batch-size 1
 
-With --corpus-bytes it plans the patching of a corpus instead, and has other flags:
+@dataclass(frozen=True)
+class PlanTrainingConfig(Assumptions):
+    """Plan a training: memory per GPU, FLOPs, days, the checkpoint interval and what a node's loss
+    costs, for each configuration and number of GPUs. Nothing is built, and no GPU is needed.
 
-    python jobs/plan.py --corpus-bytes 4TB --gpus 8 64 --gpu-hour-price 2.5
-    python jobs/plan.py --corpus-bytes 4TB --help
+    All flags but those below are those of python -m train, such as --shape.dim-global 3072 and
+    --training.local-batch-size 1.
 
-docs/many-nodes.md and docs/cluster.md explain the columns. Exit status: 0, or 2 if a flag is
-wrong."""
+    With --corpus-bytes it plans the patching of a corpus instead, and has other flags:
+    --corpus-bytes 4TB --help tells them.
+
+    docs/many-nodes.md and docs/cluster.md explain the columns. Exit status: 0, or 2 if a flag is
+    wrong.
+    """
+
+    config: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = CONFIGURATIONS
+    """Configurations of the trainer."""
+    gpus: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N [N ...]")] = ("1", "8", "64", "512")
+    """Numbers of GPUs."""
+    json: bool = False
+    """Print the plans as JSON, in bytes and seconds."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +101,7 @@ def main() -> int:
     """Run the job; returns the exit status."""
     if any(word.split("=")[0] == "--corpus-bytes" for word in sys.argv[1:]):
         return run_job(PlanPatchingConfig, run_patching, interrupted="interrupted")
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--config", nargs="+", default=[*CONFIGURATIONS], metavar="NAME", help="blt_1b, ...")
-    add("--gpus", nargs="+", default=["1", "8", "64", "512"], metavar="N", help="1 8 64 512")
-    for field in fields(Assumptions):
-        flag, text = f"--{field.name.replace('_', '-')}", field_docstrings(Assumptions)[field.name]
-        add(flag, type=float, default=field.default, help=f"{text} (default: %(default)s)")
-    add("--json", action="store_true", help="print the plans as JSON, in bytes and seconds")
-    flags, arguments = parser.parse_known_args()
-    console = Console(stderr=True)
-    return run_command(lambda: run(flags, arguments), console, interrupted="interrupted")
+    return run_job_that_passes_on(PlanTrainingConfig, run, interrupted="interrupted")
 
 
 def run_patching(config: PlanPatchingConfig, console: Console) -> int:
@@ -145,7 +139,7 @@ def run_patching(config: PlanPatchingConfig, console: Console) -> int:
     return 0
 
 
-def run(flags: argparse.Namespace, arguments: list[str]) -> int:
+def run(flags: PlanTrainingConfig, arguments: list[str], console: Console) -> int:
     """Print the table.
 
     Raises:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -38,16 +38,41 @@ def run_job(
     Returns:
         the exit status; see :func:`run_command`.
     """
+
+    def checked(config: Config, others: list[str], console: Console) -> int:
+        assert not others
+        return run(config, console)
+
+    return _run_flags(config_class, checked, interrupted, passes_on=False)
+
+
+def run_job_that_passes_on(
+    config_class: type[Config],
+    run: Callable[[Config, list[str], Console], int],
+    *,
+    interrupted: str,
+) -> int:
+    """As :func:`run_job`, for jobs with flags of another program beside their own, which ``run``
+    gets as words, in their order."""
+    return _run_flags(config_class, run, interrupted, passes_on=True)
+
+
+def _run_flags(
+    config_class: type[Config],
+    run: Callable[[Config, list[str], Console], int],
+    interrupted: str,
+    *,
+    passes_on: bool,
+) -> int:
     console = Console(stderr=True)
 
     def job() -> int:
-        flags = tyro.cli(
-            config_class,
-            args=_with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console),
-            config=(tyro.conf.FlagCreatePairsOff,),
-            registry=REGISTRY,
-        )
-        return run(flags, console)
+        words = _with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console)
+        how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
+        if not passes_on:
+            return run(tyro.cli(config_class, args=words, **how), [], console)
+        config, others = tyro.cli(config_class, args=words, return_unknown_args=True, **how)
+        return run(config, others, console)
 
     return run_command(job, console, interrupted=interrupted)
 
