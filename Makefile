@@ -5,10 +5,13 @@ BIN := .venv/bin
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo help test test-fast gpu-check lint benchmark claims fuzz chaos pictures entropy-model clean
+.PHONY: demo tutorial help test test-fast gpu-check lint benchmark claims api fuzz chaos pictures entropy-model clean
 
 demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
+
+tutorial: .venv/installed  ## corpus, patches, report, training, text: docs/tutorial.md, run (15 minutes)
+	$(BIN)/python tests/pictures/tutorial.py
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +36,9 @@ benchmark: .venv/installed  ## timed comparisons; see tests/benchmarks/RESULTS.m
 claims: .venv/installed  ## train patches against tokens and more, resumable (hours; docs/claims.md); FLAGS="--form gpu"
 	for name in patches patch-sizes entropy-models hashes robustness; do \
 		$(BIN)/python jobs/compare.py --experiment $$name $(FLAGS) || exit 1; done
+
+api: .venv/installed  ## the reference of all modules, from their docstrings (build/api/index.html)
+	$(BIN)/python -W ignore docs/api.py
 
 fuzz: .venv/installed  ## read 20,000 damaged files in bounded processes (FLAGS="--count 100 --seed 1")
 	$(BIN)/python tests/campaigns/fuzz.py $(FLAGS)
@@ -61,4 +67,4 @@ entropy-model: .venv/installed  ## train the default entropy model anew (an hour
 	touch $@
 
 clean:  ## remove everything that these make
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo tutorial build *.egg-info

@@ -9,9 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.adopt.config import AdoptShardsConfig
-from pipeline.adopt.job import adopt_shards
 from pipeline.cli.command import run_job
-from pipeline.patch.printed import report_result
 
 
 def main() -> int:
@@ -21,6 +19,11 @@ def main() -> int:
 
 def run(config: AdoptShardsConfig, console: Console) -> int:
     """Adopt, and print the result."""
+    config.check()
+    # torch and Ray take seconds to load: only when the flags are right.
+    from pipeline.adopt.job import adopt_shards
+    from pipeline.patch.printed import report_result
+
     return report_result(adopt_shards(config, console), as_json=config.json)
 
 

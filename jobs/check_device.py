@@ -4,22 +4,20 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 import tyro
 from rich.console import Console
 
-from model.checkpoints.entropy_model import load_entropy_model
-from model.checkpoints.files import BUILT_IN, CheckpointError
-from model.patcher import Patcher
+from model.checkpoints.names import BUILT_IN
 from pipeline.cli.command import run_job
 from pipeline.errors import ConfigError
-from pipeline.patch.agreement import Agreement, Measured
-from pipeline.patch.scoring import Scorer
+
+if TYPE_CHECKING:
+    from pipeline.patch.agreement import Measured
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,15 @@ def main() -> int:
 
 def run(config: CheckDeviceConfig, console: Console) -> int:
     """Score, save and compare; print what was found."""
+    # torch takes a second to load: only when the flags are right.
+    import torch
+
+    from model.checkpoints.entropy_model import load_entropy_model
+    from model.checkpoints.files import CheckpointError
+    from model.patcher import Patcher
+    from pipeline.patch.agreement import Agreement, Measured
+    from pipeline.patch.scoring import Scorer
+
     others = {path: _read(path) for path in config.compare}
     try:
         model = load_entropy_model(config.entropy_model, device="cpu", dtype=torch.float32)
@@ -74,7 +81,9 @@ def run(config: CheckDeviceConfig, console: Console) -> int:
     return 0 if all(each.tolerable for each in found.values()) else 1
 
 
-def _read(path: Path) -> Measured:
+def _read(path: Path) -> "Measured":
+    from pipeline.patch.agreement import Measured
+
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,78 +1,15 @@
 """Convert a step of the trainer, a mean of steps, or other weights, into another layout."""
 
-import json
-import shutil
 import sys
-import uuid
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
-from safetensors import SafetensorError
 
-from model.blt import BLT
-from model.checkpoints.blt import load_blt, other_reading, own_entropy_model, save_blt
-from model.checkpoints.entropy_model import (
-    Layout,
-    fingerprint,
-    holds_entropy_model_alone,
-    load_entropy_model,
-    save_entropy_model,
-)
-from model.checkpoints.files import CheckpointError, local_directory, reading
-from model.checkpoints.token_transformer import (
-    TOKENIZER,
-    holds_token_transformer,
-    load_token_transformer,
-    save_token_transformer,
-)
-from model.entropy_model import EntropyModel
-from model.provenance import EntropyModelIdentity
-from model.short_context import ShortContextModel
-from model.token_transformer import TokenTransformer
 from pipeline.cli.command import run_job
-from pipeline.cli.flags import check_at_least
-from pipeline.cli.results import print_line
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.evaluate.provenance import compare_entropy_model
-from train.checkpoints.average import read_average, steps_until
-from train.checkpoints.model_json import read_beside, steps_in
-from train.checkpoints.steps import is_step, read_step
-
-Model = BLT | EntropyModel | ShortContextModel | TokenTransformer
-AnyEntropyModel = EntropyModel | ShortContextModel
-
-
-@dataclass(frozen=True)
-class ConvertCheckpointConfig:
-    """Convert a checkpoint into another layout, in the dtype that it has: a step of the trainer, or
-    weights in any layout that can be loaded.
-
-    Exit status: 0 if it was written, 1 if it could not be, 2 if a flag is wrong or the checkpoint
-    cannot be read.
-    """
-
-    checkpoint: str
-    """A step of the trainer (such as outputs/checkpoint/step-1000), or directory, URL or hub id of
-    weights."""
-    output: str
-    """Directory to create."""
-    layout: Layout = "own"
-    """own; transformers: for its BltForCausalLM, or LlamaForCausalLM where the model reads tokens;
-    published: what the published code loads, with the names and arguments of its weights."""
-    entropy_model: str | None = None
-    """Directory, URL or hub id of the entropy model to put with a BLT; the one that the checkpoint
-    holds, if it holds one, by default."""
-    average: int = 1
-    """Steps whose weights are averaged, in float32: the given one and those before it."""
-    allow_other_entropies: bool = False
-    """Put an entropy model with a BLT that was trained with another one."""
-    json: bool = False
-    """Print the result as JSON."""
+from train.convert.config import ConvertCheckpointConfig
 
 
 def main() -> int:
@@ -82,191 +19,11 @@ def main() -> int:
 
 def run(config: ConvertCheckpointConfig, console: Console) -> int:
     """Convert the checkpoint and print the files; returns the exit status."""
-    output = _output(config.output)
-    check_at_least(config, average=1)
-    steps = [config.checkpoint]
-    model: Model
-    if is_step(config.checkpoint):
-        try:
-            if config.average > 1:
-                steps = steps_until(config.checkpoint, config.average)
-            model = read_average(steps) if len(steps) > 1 else read_step(config.checkpoint)
-            tokenizer = None
-            if isinstance(model, TokenTransformer):
-                tokenizer = read_beside(config.checkpoint, TOKENIZER, "to make tokens of text")
-        except CheckpointError as error:
-            raise ConfigError(f"--checkpoint: {error}") from error
-        entropy_model = _entropy_model(config, model, None)
-        _compare(config, model, entropy_model, console)
-        write_checkpoint(output, model, entropy_model, config.layout, tokenizer)
-    elif config.average > 1:
-        raise ConfigError(f"--average: {config.checkpoint} is no step of the trainer; leave it out")
-    else:
-        model = _convert_weights(config, output, console)
-    if isinstance(model, BLT):
-        _note_reading(model, config.layout, console)
-    kind = _kind(model)
-    files = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
-    if config.json:
-        result = {"output": config.output, "layout": config.layout, "model": kind, "files": files}
-        print(json.dumps(result | ({"averaged": steps} if len(steps) > 1 else {})))
-    else:
-        if len(steps) > 1:
-            print(f"mean of {', '.join(steps)}")
-        print(f"{kind} written to {config.output} ({config.layout} layout): {', '.join(files)}")
-    return 0
+    config.check()
+    # torch takes a second to load: only when the flags are right.
+    from train.convert.job import convert_checkpoint
 
-
-def _note_reading(model: BLT, layout: Layout, console: Console) -> None:
-    """Say where the programs that a layout belongs to will read rows otherwise than the model."""
-    others = other_reading(model.config, layout)
-    if others:
-        listed = ", ".join(f"{name} {not value}" for name, value in others.items())
-        print_line(
-            console,
-            f"note: programs that the {layout} layout belongs to read rows of several documents, "
-            "and patch lengths that leave out the next token, otherwise than this model "
-            f"({listed}); single documents they read alike",
-        )
-
-
-def _kind(model: Model) -> str:
-    if isinstance(model, TokenTransformer):
-        return "token transformer"
-    return "BLT" if isinstance(model, BLT) else "entropy model"
-
-
-def write_checkpoint(
-    output: Path,
-    model: Model,
-    entropy_model: AnyEntropyModel | None,
-    layout: Layout,
-    tokenizer: bytes | None = None,
-) -> None:
-    """Write the whole checkpoint or nothing.
-
-    Args:
-        tokenizer: the content of a token transformer's ``tokenizer.json``.
-
-    Raises:
-        ConfigError: the layout cannot hold the model.
-        PipelineError: the output cannot be written.
-    """
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        if isinstance(model, BLT):
-            save_blt(model, temporary, layout=layout, entropy_model=entropy_model)
-        elif isinstance(model, TokenTransformer):
-            assert tokenizer is not None
-            save_token_transformer(model, temporary, tokenizer, layout=layout)
-        else:
-            save_entropy_model(model, temporary, layout=layout)
-        temporary.replace(output)
-    except CheckpointError as error:
-        raise ConfigError(f"--layout: {error}") from error
-    except (OSError, SafetensorError) as error:
-        raise PipelineError(f"--output: {output} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _output(given: str) -> Path:
-    if "://" in given:
-        raise ConfigError(f"--output: {given} is a URL; give a directory, and copy it from there")
-    output = Path(given).absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConfigError(f"--output: {given} exists; give another directory, or remove it")
-    return output
-
-
-def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Console) -> Model:
-    """Convert weights, which are mapped from files that must exist until all is written.
-
-    Returns:
-        the model.
-    """
-    source = config.checkpoint
-    try:
-        with local_directory("checkpoint", source) as directory:
-            try:
-                model = _load(directory)
-                entropy_model = _entropy_model(config, model, directory)
-            except CheckpointError as error:  # name it as the user named it
-                message = str(error)
-                if directory.is_absolute():  # else the names are the same
-                    message = message.replace(str(directory), source.rstrip("/"))
-                raise CheckpointError(message) from error
-            _compare(config, model, entropy_model, console)
-            tokenizer = None
-            if isinstance(model, TokenTransformer):
-                tokenizer = read_beside(source, TOKENIZER, "to make tokens of text")
-            write_checkpoint(output, model, entropy_model, config.layout, tokenizer)
-            return model
-    except CheckpointError as error:
-        steps = steps_in(source) if Path(source).is_dir() else []
-        hint = f"; it holds steps: give one of them, such as {steps[0]}" if steps else ""
-        raise ConfigError(f"--checkpoint: {error}{hint}") from error
-
-
-def _compare(
-    config: ConvertCheckpointConfig,
-    model: Model,
-    entropy_model: AnyEntropyModel | None,
-    console: Console,
-) -> None:
-    """Compare the entropy model that a BLT gets with those that its checkpoint records.
-
-    Raises:
-        ConfigError: it is another one, and that is not allowed.
-    """
-    if not isinstance(model, BLT) or not any(e.identified for e in model.config.patch_provenance):
-        return
-    if entropy_model is not None:
-        source = config.entropy_model or config.checkpoint
-        compare_entropy_model(
-            model.config,
-            EntropyModelIdentity(source, fingerprint(entropy_model)),
-            allowed=config.allow_other_entropies,
-            say=partial(print_line, console),
-        )
-
-
-def _load(directory: Path) -> Model:
-    with reading("checkpoint", str(directory)):
-        alone = holds_entropy_model_alone(directory)
-        if holds_token_transformer(directory):
-            return load_token_transformer(directory, device="cpu", dtype="stored")
-    if alone:
-        return load_entropy_model(directory, device="cpu", dtype="stored")
-    return load_blt(directory, device="cpu", dtype="stored")
-
-
-def _entropy_model(
-    config: ConvertCheckpointConfig, model: Model, directory: Path | None
-) -> AnyEntropyModel | None:
-    """The entropy model to write with a BLT, if there is one.
-
-    Args:
-        directory: where the checkpoint is, if it can hold an entropy model.
-
-    Raises:
-        ConfigError: the flag makes no sense, or its model cannot be loaded.
-        CheckpointError: the checkpoint's own entropy model cannot be loaded.
-    """
-    if not isinstance(model, BLT):
-        if config.entropy_model is not None:
-            kind = f"{'a' if isinstance(model, TokenTransformer) else 'an'} {_kind(model)}"
-            raise ConfigError(f"--entropy-model: the checkpoint is {kind}; leave it out")
-        return None
-    if config.entropy_model is not None:
-        try:
-            return load_entropy_model(config.entropy_model, device="cpu", dtype="stored")
-        except CheckpointError as error:
-            raise ConfigError(f"--entropy-model: {error}") from error
-    place = own_entropy_model(directory) if directory is not None else None
-    if place is None:
-        return None
-    return load_entropy_model(place, device="cpu", dtype="stored")
+    return convert_checkpoint(config, console)
 
 
 if __name__ == "__main__":

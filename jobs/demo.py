@@ -7,18 +7,19 @@ entropies and patches. A second run reuses the shards.
 """
 
 import json
-import pydoc_data.topics
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline import open_shards
-from pipeline.drawing.entropy_png import write_entropy_png
+from rich.console import Console
+
+from pipeline.cli.command import run_job
 
 DEMO = ROOT / "demo"
 SOURCE_BYTES = 2_000_000
@@ -27,8 +28,19 @@ EXAMPLE = ("truth", "objects", "strings")
 """Topics of the documentation, one of which is drawn."""
 
 
+@dataclass(frozen=True)
+class DemoConfig:
+    """Patch the documentation and sources that ship with Python, and write a report, below demo/.
+
+    The demo needs no network: the entropy model comes with this repository. A second run reuses the
+    shards. Exit status: 0, or that of the first job that failed.
+    """
+
+
 def documents() -> Iterator[tuple[str, str, str]]:
     """Yield ``(id, text, kind)`` of Python's documentation, then of the standard library."""
+    import pydoc_data.topics
+
     for name, text in sorted(pydoc_data.topics.topics.items()):
         yield name, text, "documentation"
     remaining = SOURCE_BYTES
@@ -57,6 +69,11 @@ def run_script(name: str, *flags: object) -> int:
 
 
 def main() -> int:
+    """Run the job; returns the exit status."""
+    return run_job(DemoConfig, run)
+
+
+def run(config: DemoConfig, console: Console) -> int:
     """Run the demo; returns the exit status of the first job that failed, or 0."""
     corpus, output = DEMO / "corpus.jsonl", DEMO / "shards"
     write_corpus(corpus)
@@ -66,6 +83,9 @@ def main() -> int:
     flags = ("--input", corpus, "--output", output, *columns, *target, *split)
     if status := run_script("patch_corpus.py", *flags):
         return status
+    from pipeline import open_shards
+    from pipeline.drawing.entropy_png import write_entropy_png
+
     shards = open_shards(str(output))
     example = next(document for document in shards if document.sample_id in EXAMPLE)
     assert example.entropies is not None  # patch_corpus.py stores them by default

@@ -5,23 +5,17 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import torch
 from rich.console import Console
 
-from model.checkpoints.entropy_model import fingerprint, save_entropy_model
-from model.conv_entropy_model import ConvEntropyConfig
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.progress_bar import metered
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.shards.shard_set import ShardSet
-from train.distillation.learn import ROW_TOKENS, ROWS, distil
-from train.distillation.lesson import find_teacher, read_lesson
 
 LAST_STEPS = 50
 """Steps whose mean loss is told at the end."""
@@ -63,6 +57,15 @@ def run(config: DistilEntropyModelConfig, console: Console) -> int:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
     if Path(config.output).exists():
         raise ConfigError(f"--output: {config.output} exists; give another, or remove it")
+    # torch takes a second to load: only when the flags are right.
+    import torch
+
+    from model.checkpoints.entropy_model import fingerprint, save_entropy_model
+    from model.conv_entropy_model import ConvEntropyConfig
+    from pipeline.shards.shard_set import ShardSet
+    from train.distillation.learn import ROW_TOKENS, ROWS, distil
+    from train.distillation.lesson import find_teacher, read_lesson
+
     sets = [ShardSet(url) for url in config.shards]
     teacher = find_teacher(sets)
     lesson = read_lesson(sets, config.sample_bytes, reset_at_newline=bool(teacher.reset_at_newline))
@@ -77,7 +80,7 @@ def run(config: DistilEntropyModelConfig, console: Console) -> int:
         model = distil(
             lesson, ConvEntropyConfig(), steps=config.steps, seed=config.seed, report=report
         )
-    loss = float(np.mean(losses[-LAST_STEPS:]))
+    loss = fmean(losses[-LAST_STEPS:])
     if not math.isfinite(loss):
         raise PipelineError("the training diverged: entropies of the shards are not numbers")
     try:

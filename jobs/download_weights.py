@@ -9,8 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from model.checkpoints.blt import PUBLISHED, PUBLISHED_ENTROPY_MODEL
-from model.checkpoints.files import CheckpointError, download
+from model.checkpoints.names import PUBLISHED, PUBLISHED_ENTROPY_MODEL
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_problems
 from pipeline.errors import ConfigError
@@ -39,6 +38,9 @@ def run(config: DownloadWeightsConfig, console: Console) -> int:
     """Download what can be downloaded, and print where it is."""
     if not config.model:
         raise ConfigError("--model: name at least one hub id")
+    # torch takes a second to load: only when the flags are right.
+    from model.checkpoints.files import CheckpointError, download
+
     status = 0
     for repository in (name.removeprefix("hf://") for name in config.model):
         target = Path(config.output, repository.split("/")[-1]) if config.output else None

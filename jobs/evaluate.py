@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -14,7 +15,9 @@ from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.job import BitsPerByte, Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.job import BitsPerByte, Evaluation
 
 SHOWN_REJECTS = 10
 
@@ -29,6 +32,9 @@ def run(config: EvaluateConfig, console: Console) -> int:
     config.check()
     if config.harness_tasks:
         return run_harness(config)
+    # torch takes a second to load: only when the flags are right.
+    from pipeline.evaluate.job import evaluate
+
     result = evaluate(config, console)
     if config.json:
         print(json.dumps(as_json(result, config.confidence)))
@@ -59,7 +65,7 @@ def run_harness(config: EvaluateConfig) -> int:
     return 0
 
 
-def as_json(result: Evaluation, confidence: float) -> dict[str, object]:
+def as_json(result: "Evaluation", confidence: float) -> dict[str, object]:
     """The result as plain values."""
     total, problems = result.total, result.problems
     return {
@@ -75,11 +81,11 @@ def as_json(result: Evaluation, confidence: float) -> dict[str, object]:
     }
 
 
-def _values(of: BitsPerByte) -> dict[str, object]:
+def _values(of: "BitsPerByte") -> dict[str, object]:
     return {**vars(of), "mean_patch_bytes": of.mean_patch_bytes}
 
 
-def print_result(result: Evaluation, confidence: float, console: Console) -> None:
+def print_result(result: "Evaluation", confidence: float, console: Console) -> None:
     """The result as a table, then what went wrong."""
     total, problems = result.total, result.problems
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -107,7 +113,7 @@ def print_result(result: Evaluation, confidence: float, console: Console) -> Non
     print_problems(console, [f"failed: {failure}" for failure in problems.failures])
 
 
-def _cells(of: BitsPerByte) -> list[str]:
+def _cells(of: "BitsPerByte") -> list[str]:
     def number(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -13,8 +14,10 @@ from rich.console import Console
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_problems, print_table
 from pipeline.export.config import ExportShardsConfig
-from pipeline.export.job import ExportShardsResult, export_shards
 from pipeline.export.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    from pipeline.export.job import ExportShardsResult
 
 
 def main() -> int:
@@ -24,6 +27,10 @@ def main() -> int:
 
 def run(config: ExportShardsConfig, console: Console) -> int:
     """Export, and print the result."""
+    config.check()
+    # torch and Ray take seconds to load: only when the flags are right.
+    from pipeline.export.job import export_shards
+
     result = export_shards(config, console)
     if config.json:
         print(json.dumps(vars(result)))
@@ -32,7 +39,9 @@ def run(config: ExportShardsConfig, console: Console) -> int:
     return 0 if result.complete else 1
 
 
-def print_result(result: ExportShardsResult, config: ExportShardsConfig, console: Console) -> None:
+def print_result(
+    result: "ExportShardsResult", config: ExportShardsConfig, console: Console
+) -> None:
     """The result as a table, then what went wrong."""
     print_table(console, _rows(result))
     problems = [f"not exported: {failure}" for failure in result.failures]
@@ -44,7 +53,7 @@ def print_result(result: ExportShardsResult, config: ExportShardsConfig, console
     print_problems(console, problems)
 
 
-def _rows(result: ExportShardsResult) -> Iterator[tuple[str, str]]:
+def _rows(result: "ExportShardsResult") -> Iterator[tuple[str, str]]:
     yield "files", f"{result.files:,} ({result.exported:,} written now)"
     yield "documents", f"{result.rows:,}"
     yield "size", f"{result.bytes / 1e6:,.1f} MB"

@@ -14,17 +14,13 @@ from pathlib import Path
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from rich.console import Console
 
-from model.blt import BLT
-from model.generation.generate import BATCH_SIZE, stream
-from model.generation.sampling import Sampling
+from model.generation import BATCH_SIZE
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import flag_name
 from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError
-from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,8 @@ def run(config: GenerateConfig, console: Console) -> int:
     """Write on from the prompts and print the texts; returns the exit status."""
     # As bytes, because a command line need not be UTF-8.
     prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
+    import torch  # which takes a second to load: only when the flags are right
+
     try:
         pieces = _pieces(config, prompts, console)
     except ValueError as error:  # the model refuses an argument and names it
@@ -112,6 +110,11 @@ def run(config: GenerateConfig, console: Console) -> int:
 def _pieces(
     config: GenerateConfig, prompts: Sequence[bytes], console: Console
 ) -> Iterator[list[tuple[int, bytes]]]:
+    from model.blt import BLT
+    from model.generation.generate import stream
+    from model.generation.sampling import Sampling
+    from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
+
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     with fetched(config.model) as directory:
         model = load_model(directory)

@@ -10,8 +10,6 @@ from rich.console import Console
 
 from pipeline.cli.command import run_job
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.job import patch_corpus
-from pipeline.patch.printed import report_result
 
 
 def main() -> int:
@@ -21,6 +19,11 @@ def main() -> int:
 
 def run(config: PatchCorpusConfig, console: Console) -> int:
     """Patch, and print the result."""
+    config.check()
+    # torch and Ray take seconds to load: only when the flags are right.
+    from pipeline.patch.job import patch_corpus
+    from pipeline.patch.printed import report_result
+
     return report_result(patch_corpus(config, console), as_json=config.json)
 
 

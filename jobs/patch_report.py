@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -13,12 +14,10 @@ from rich.text import Text
 
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems
-from pipeline.drawing.page import printable
-from pipeline.report.agreement_wording import brief
 from pipeline.report.config import PatchReportConfig
-from pipeline.report.job import patch_report
-from pipeline.report.page import Report
-from pipeline.report.wording import overview
+
+if TYPE_CHECKING:
+    from pipeline.report.page import Report
 
 
 def main() -> int:
@@ -28,6 +27,10 @@ def main() -> int:
 
 def run(config: PatchReportConfig, console: Console) -> int:
     """Make the report, and print it in brief; returns the exit status."""
+    config.check()
+    # torch takes a second to load: only when the flags are right.
+    from pipeline.report.job import patch_report
+
     report, page = patch_report(config, console)
     if config.json:
         print(json.dumps(report.to_json()))
@@ -36,8 +39,12 @@ def run(config: PatchReportConfig, console: Console) -> int:
     return 1 if report.problems else 0
 
 
-def print_report(report: Report, page: str, console: Console) -> None:
+def print_report(report: "Report", page: str, console: Console) -> None:
     """Print the sets side by side, then where the page is, then what is damaged."""
+    from pipeline.drawing.page import printable
+    from pipeline.report.agreement_wording import brief
+    from pipeline.report.wording import overview
+
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for figures in report.sets:

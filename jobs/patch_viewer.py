@@ -19,13 +19,20 @@ def main() -> int:
 
 
 def run(config: PatchViewerConfig, console: Console) -> int:
-    """Serve the page until it is interrupted; returns the exit status."""
+    """Serve the page until it is interrupted, or write it as a Space; returns the exit status."""
+    config.check()
     try:
         from pipeline.viewer.page import serve
+        from pipeline.viewer.space import write_space
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise ConfigError("the viewer needs Gradio: pip install 'blt-titan[viewer]'") from error
+    if config.write_space is not None:
+        paths = write_space(config, config.write_space)
+        print(f"{config.write_space}: {', '.join(paths)}")
+        print("Run app.py in it to see it here, or push it to a Space of the hub: README.md in it.")
+        return 0
     serve(config, lambda url: print(f"page: {url} (Ctrl-C ends it)", flush=True))
     return 0
 

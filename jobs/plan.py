@@ -13,11 +13,9 @@ from rich.console import Console
 
 from pipeline.cli.command import run_command
 from pipeline.errors import ConfigError
-from train.__main__ import configurations
-from train.cluster.checks import parse_config
-from train.plan import Assumptions, activations_of, assumption_texts, markdown_table, plan
-from train.shape_flags import field_docstrings
-from train.shim import prepare
+from train.flags.assumptions import Assumptions, assumption_texts
+from train.flags.configurations import check_configuration
+from train.flags.field_docstrings import field_docstrings
 
 CONFIGURATIONS = ("blt_400m", "blt_1b", "blt_2b", "blt_4b", "blt_8b")
 DESCRIPTION = """\
@@ -56,7 +54,6 @@ def run(flags: argparse.Namespace, arguments: list[str]) -> int:
     Raises:
         ConfigError: a flag is wrong.
     """
-    prepare()
     names = [field.name for field in fields(Assumptions)]
     assumed = Assumptions(**{name: getattr(flags, name) for name in names})
     # torchtitan's subcommand (activation-checkpoint:full) ends the command line, perhaps here.
@@ -67,9 +64,14 @@ def run(flags: argparse.Namespace, arguments: list[str]) -> int:
     for name in names:
         if not getattr(assumed, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}: has to be positive")
-    if unknown := [name for name in chosen if name not in configurations()]:
-        known = ", ".join(configurations())
-        raise ConfigError(f"--config: there is no {unknown[0]}; there are {known}")
+    for name in chosen:
+        check_configuration(name)
+    # torchtitan takes seconds to load: only when the flags are right.
+    from train.cluster.checks import parse_config
+    from train.plan import activations_of, markdown_table, plan
+    from train.shim import prepare
+
+    prepare()
     plans = {}
     for name in chosen:
         config = parse_config(["--config", name, *arguments])

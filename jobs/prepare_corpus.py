@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -12,10 +13,11 @@ from rich.console import Console
 
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems, print_table
-from pipeline.corpus.prepared import PreparedManifest
 from pipeline.prepare.config import PrepareCorpusConfig
-from pipeline.prepare.job import PrepareCorpusResult, prepare_corpus
-from pipeline.statistics.counts import DocumentStatistics
+
+if TYPE_CHECKING:
+    from pipeline.corpus.prepared import PreparedManifest
+    from pipeline.prepare.job import PrepareCorpusResult
 
 
 def main() -> int:
@@ -25,6 +27,10 @@ def main() -> int:
 
 def run(config: PrepareCorpusConfig, console: Console) -> int:
     """Prepare, and print the result."""
+    config.check()
+    # Ray takes a second to load: only when the flags are right.
+    from pipeline.prepare.job import prepare_corpus
+
     result = prepare_corpus(config, console)
     if config.json:
         print(json.dumps(vars(result)))
@@ -33,7 +39,7 @@ def run(config: PrepareCorpusConfig, console: Console) -> int:
     return 1 if result.failures else 0
 
 
-def print_result(result: PrepareCorpusResult, console: Console) -> None:
+def print_result(result: "PrepareCorpusResult", console: Console) -> None:
     """The result as a table, then what went wrong."""
     manifest = result.manifest
     if manifest is not None:
@@ -45,7 +51,9 @@ def print_result(result: PrepareCorpusResult, console: Console) -> None:
         print_line(console, "no chunks were written yet; run the same command again to continue")
 
 
-def _rows(result: PrepareCorpusResult, manifest: PreparedManifest) -> Iterator[tuple[str, str]]:
+def _rows(result: "PrepareCorpusResult", manifest: "PreparedManifest") -> Iterator[tuple[str, str]]:
+    from pipeline.statistics.counts import DocumentStatistics
+
     counts = manifest["counts"]
     statistics = DocumentStatistics.from_json(manifest["statistics"])
     yield "input files", f"{len(manifest['sources']):,}"

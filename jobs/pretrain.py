@@ -7,19 +7,19 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ray
-import torch
 from rich.console import Console
 from rich.text import Text
 
 from pipeline.cli.command import run_command
-from pipeline.cluster.connect import connect, in_ray
-from train.checkpoints.model_json import checkpoint_filesystem, steps_in
-from train.cluster.checks import RunPlan, absolute_paths, check_flags, check_run
+from train.flags.configurations import check_configuration
+
+if TYPE_CHECKING:
+    from train.cluster.checks import RunPlan
 
 DESCRIPTION = """\
 Pretrain a BLT or an entropy model from shards.
@@ -87,6 +87,14 @@ def main() -> int:
 
 def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> int:
     """Train, and print where the result is."""
+    check_configuration(flags.config)
+    # torch and Ray take seconds to load: only when the flags are right.
+    import ray
+    import torch
+
+    from pipeline.cluster.connect import connect, in_ray
+    from train.cluster.checks import absolute_paths, check_flags, check_run
+
     check_flags(flags)
     # Before the user's flags, which may end in a subcommand (activation-checkpoint:none).
     plain = [] if console.is_terminal else ["--metrics.disable-color-printing"]
@@ -126,12 +134,16 @@ def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> in
     return 0
 
 
-def summarize(plan: RunPlan, metrics: dict[str, float], workers: int, seconds: float) -> RunResult:
+def summarize(
+    plan: "RunPlan", metrics: dict[str, float], workers: int, seconds: float
+) -> RunResult:
     """The result of a run.
 
     Args:
         metrics: what rank 0 logged last, by name; empty if all steps were done before.
     """
+    from train.checkpoints.model_json import checkpoint_filesystem, steps_in
+
     checkpoint_filesystem(plan.checkpoints)[0].invalidate_cache()  # It lists steps as of the start.
     steps = steps_in(plan.checkpoints) if plan.saves else []
     return RunResult(

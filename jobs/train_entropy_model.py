@@ -28,10 +28,9 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from model.checkpoints.files import BUILT_IN, WEIGHTS
+from model.checkpoints.names import BUILT_IN
 from pipeline.cli.command import run_job
 from pipeline.errors import PipelineError
-from train.config_registry import entropy_1m
 
 PACKAGES = {
     "Django==5.2": "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89",
@@ -127,6 +126,8 @@ class TrainEntropyModelConfig:
     @property
     def place(self) -> Path:
         """Directory for the weights."""
+        from model.checkpoints.files import WEIGHTS
+
         return self.output or WEIGHTS / self.model
 
 
@@ -215,6 +216,8 @@ def train(config: TrainEntropyModelConfig, steps: int, rows: int) -> None:
 
 def export(config: TrainEntropyModelConfig, console: Console) -> int:
     """Train, measure, and write weights and model card; returns the exit status."""
+    from train.config_registry import entropy_1m  # takes seconds: it imports torchtitan
+
     recipe = entropy_1m().training
     steps, rows = config.steps or recipe.steps, recipe.global_batch_size
     train(config, steps, rows)

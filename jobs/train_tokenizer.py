@@ -10,13 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from pipeline.bpe.byte_level import BPE
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.shards.shard_set import ShardSet
-from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
-from train.data.bpe_training import BYTES, sample, train
+
+BYTES = 256
+"""Tokens that every tokenizer has: one per byte."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,12 @@ def run(config: TrainTokenizerConfig, console: Console) -> int:
     target = Path(config.output)
     if target.exists():
         raise ConfigError(f"--output: {target} exists; give another file, or remove it")
+    # torch takes a second to load: only when the flags are right.
+    from pipeline.bpe.byte_level import BPE
+    from pipeline.shards.shard_set import ShardSet
+    from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
+    from train.data.bpe_training import sample, train
+
     texts = list(sample([ShardSet(url) for url in config.shards], config.sample_bytes))
     content = train(texts, config.vocab_size)
     bpe = BPE(config.output, content)  # which refuses what would not give text back

@@ -5,14 +5,13 @@ is a view of it. The rules themselves are in :mod:`model.rules`; this module hol
 for all of them: the first patches of a document, ``max_patch_length``, and the forms of the result.
 """
 
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from model.rules import (
+    DEFAULT_RULE,
     RULES,
     SETTINGS,
     BoundaryRule,
@@ -22,8 +21,11 @@ from model.rules import (
     added_rule,
     find_rule,
 )
-from model.segments import cut_long
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Commands check their flags with a Patcher: methods import torch, the module does not.
 SHOWN_DIGITS = 12
 """Hexadecimal digits of a hash that messages show."""
 
@@ -55,7 +57,7 @@ class Patcher:
 
     threshold: float | None = None
     """Nats. global, combined: ``h[i] > threshold``; monotonic: ``h[i] - h[i-1] > threshold``."""
-    rule: str = "global"
+    rule: str = DEFAULT_RULE
     """A name of :data:`model.rules.RULES`."""
     threshold_add: float | None = None
     """Nats. combined: also ``h[i] - h[i-1] > threshold_add``."""
@@ -147,7 +149,7 @@ class Patcher:
         return {name: value for name, value in values.items() if value is not None}  # type: ignore[return-value]
 
     @classmethod
-    def from_json(cls, values: PatcherValues) -> "Patcher":
+    def from_json(cls, values: PatcherValues) -> Patcher:
         """The Patcher that :meth:`to_json` wrote.
 
         Raises:
@@ -188,6 +190,8 @@ class Patcher:
         Raises:
             ValueError: the rule reads tokens, and there are none.
         """
+        import torch
+
         batch, width = entropies_BS.shape
         device = entropies_BS.device
         if lengths_B is None:
@@ -229,6 +233,10 @@ class Patcher:
         Raises:
             ValueError: lengths do not fit, or the rule reads tokens or ends, and there are none.
         """
+        import torch
+
+        from model.segments import cut_long
+
         if int(lengths_D.sum()) != len(entropies_T) or bool((lengths_D < 1).any()):
             raise ValueError(
                 f"lengths: must be 1 or more and sum to {len(entropies_T)} tokens, "
@@ -252,6 +260,8 @@ class Patcher:
 
     def _starts(self, documents: Pieces, slots_D: Tensor, first_D: Tensor) -> Tensor:
         """Mark each slot that starts a patch; long patches are not cut here."""
+        import torch
+
         ends_T = self._ends(documents)
         starts_S = ends_T.new_zeros(len(ends_T) + documents.next_token * len(slots_D))
         if documents.next_token:
@@ -285,6 +295,8 @@ class Patcher:
         Raises:
             ValueError: the rule needs the whole document (top-k).
         """
+        import torch
+
         if self.needs_whole_document:
             raise ValueError(f"rule: {self.rule} chooses among a whole document, not in pieces")
         rows, columns = tokens_BS.shape
@@ -314,6 +326,9 @@ class Patcher:
 
 def _where(mask_S: Tensor) -> Tensor:
     """Indices of what is true."""
+    import numpy as np
+    import torch
+
     if mask_S.device.type == "cpu":  # numpy finds them several times as fast there
         return torch.from_numpy(np.flatnonzero(mask_S.numpy()))
     return mask_S.nonzero()[:, 0]

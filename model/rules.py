@@ -15,20 +15,23 @@ To add a rule, write its function, add an entry, and work out a case by hand in
     RULES["newline"] = BoundaryRule(_newline_ends, "after every newline", reads_tokens=True)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from model.tokenizer import BPE_ID, BYTE_OFFSET
+# Commands read this table to parse their flags: functions import torch, the module does not.
 
 Setting = Literal["threshold", "threshold_add", "patch_size"]
 EndsFrom = Literal["tokenizer", "column"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 Compared = Literal["entropy", "rise", "both"]
+DEFAULT_RULE = "global"
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,13 @@ class BoundaryRule:
     first_starts: Mapping[int, bool] = field(default_factory=lambda: {0: True, 1: True})
     """Slots at the beginning of a document that start a patch, or do not, whatever the rule's
     function says. Slot 0 always starts one."""
-    published: "BoundaryRule | None" = None
+    published: BoundaryRule | None = None
     """The rule as the published code applies it, where that differs."""
 
 
 def _nats(value: float, h_T: Tensor) -> Tensor:
+    import torch
+
     # A 0-d float32 tensor: a Python number would be compared in double precision or rounded
     # to the other side's type, depending on the device and library.
     return torch.tensor(value, dtype=torch.float32, device=h_T.device)
@@ -109,11 +114,15 @@ def _high_and_rising(pieces: Pieces, threshold: float, threshold_add: float) -> 
 def _rises(h_T: Tensor) -> Tensor:
     """``h[i] - h[i-1]``. For the first token of a piece the token before is another document's, but
     the answer for that token is unused."""
+    import torch
+
     return torch.diff(h_T, prepend=h_T[:1])
 
 
 def _highest(pieces: Pieces, patch_size: float) -> Tensor:
     """The ``n // patch_size - 2`` highest entropies of each document; ties go to the first."""
+    import torch
+
     h_T, lengths_D = pieces.entropies_T.float(), pieces.lengths_D
     wanted_D = ((lengths_D / patch_size).floor().long() - 2).clamp(min=0)
     document_T = torch.repeat_interleave(lengths_D)
@@ -138,6 +147,8 @@ def _highest_published(pieces: Pieces, patch_size: float) -> Tensor:
     The last token's entropy is always among those to choose from. Without the next token it starts
     no patch, and a document that it is chosen in has one fewer.
     """
+    import torch
+
     ends_T = torch.zeros_like(pieces.entropies_T, dtype=torch.bool)
     first = 0
     for length in pieces.lengths_D.tolist():
@@ -154,6 +165,10 @@ def _space_ends(pieces: Pieces) -> Tensor:
     Of a run of such bytes only the first ends a patch. Special ids count as such bytes and always
     end one.
     """
+    import torch
+
+    from model.tokenizer import BYTE_OFFSET
+
     assert pieces.tokens_T is not None
     byte_T = pieces.tokens_T - BYTE_OFFSET
     letter_or_digit_T = torch.zeros_like(byte_T, dtype=torch.bool)
@@ -172,6 +187,7 @@ def _evenly_spaced(pieces: Pieces, patch_size: float, origin: int = 1) -> Tensor
     A piece of L tokens from position p decides about the slots p + 1 to p + L. Only the k that lie
     there are visited, so that the cost is that of the patches, not of the tokens.
     """
+    import torch
 
     def slot_of(k: Tensor) -> Tensor:
         return (k.double() * patch_size).floor().long() + origin
@@ -193,12 +209,16 @@ def _evenly_spaced(pieces: Pieces, patch_size: float, origin: int = 1) -> Tensor
 
 
 def _everywhere(pieces: Pieces) -> Tensor:
+    import torch
+
     return torch.ones_like(pieces.entropies_T, dtype=torch.bool)
 
 
 def _token_ends(pieces: Pieces) -> Tensor:
     """Ends of a tokenizer's tokens: in plain text as the tokenizer says, in a stream that holds
     delimiters with each of these."""
+    from model.tokenizer import BPE_ID
+
     if pieces.ends_T is not None:
         return pieces.ends_T
     assert pieces.tokens_T is not None

@@ -18,5 +18,6 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # Shards bring torch along, which workers that only read and write text can do without.
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,6 +40,7 @@ FILES = {
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
         *("pipeline/cluster/test_connect.py", "pipeline/cluster/test_tasks.py"),
+        "pipeline/cluster/test_metrics.py",
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",

@@ -2,7 +2,6 @@
 project's configurations. It runs as one process without a launcher, or under ``torchrun -m train``.
 """
 
-import inspect
 import os
 import socket
 import sys
@@ -11,7 +10,8 @@ from rich.console import Console
 
 from model.checkpoints.files import CheckpointError
 from pipeline.cli.command import run_command
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
+from train.flags.configurations import check_configuration, configurations
 from train.shim import prepare
 
 USAGE = """\
@@ -72,28 +72,13 @@ def command() -> int:
     return run_command(lambda: _train(name), console, interrupted=interrupted)
 
 
-def configurations() -> dict[str, str]:
-    """The first line of each configuration's docstring, by the configuration's name."""
-    from train import config_registry  # takes seconds: it imports torchtitan
-
-    return {
-        name: (inspect.getdoc(value) or "").split("\n")[0]
-        for name, value in vars(config_registry).items()
-        if inspect.isfunction(value)
-        and value.__module__ == config_registry.__name__
-        and not name.startswith("_")
-    }
-
-
 def _train(name: str | None) -> int:
     """
     Raises:
         ConfigError: an argument is wrong.
         PipelineError: shards or a checkpoint cannot be used.
     """
-    if name not in configurations():
-        problem = "is not given" if name is None else f"{name} is not known"
-        raise ConfigError(f"--config: {problem}; choose one of {', '.join(configurations())}")
+    check_configuration(name)
     try:
         main()
     except CheckpointError as error:

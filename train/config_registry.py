@@ -6,6 +6,7 @@ published code (:mod:`model.layers.initializers`), and all configurations train 
 cosine.
 """
 
+import sys
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -96,7 +97,8 @@ def _config(
         activation_checkpoint=ProductsAC.Config() if large else None,
         dataloader=dataloader,
         validator=ShardValidator.Config(freq=checkpoint_interval, dataloader=replace(dataloader)),
-        metrics=ByteMetrics.Config(log_freq=10),
+        # Colours are for terminals: files and other programs get text.
+        metrics=ByteMetrics.Config(log_freq=10, disable_color_printing=not sys.stdout.isatty()),
         # A run that is started again resumes.
         checkpoint=Checkpointer.Config(
             enable=True, interval=checkpoint_interval, last_save_model_only=False

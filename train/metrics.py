@@ -59,11 +59,17 @@ class ByteMetrics(MetricsProcessor):
     def __init__(self, config: Config, *, config_dict: dict[str, Any], **kwargs: Any):
         super().__init__(config, config_dict=config_dict, **kwargs)
         self.context: int = config_dict["training"]["seq_len"]
+        self.last_step: int = config_dict["training"]["steps"]
         self.step_counts = Counts()
         """The running step's counts, over which the logged loss is a mean."""
         self.counts_since_log = Counts()
         self.skipped_steps = 0
         """Steps that runs into this folder have skipped: see :mod:`train.skipping`."""
+
+    def should_log(self, step: int) -> bool:
+        """True for every ``log_freq``-th step, the first and the last: a run ends with its own
+        figures, not with those of some steps before."""
+        return super().should_log(step) or step == self.last_step
 
     def count(self, inputs: dict[str, Tensor], labels_BS: Tensor, token_bytes: TokenBytes) -> None:
         """Count a batch of the running step; arguments are those of :meth:`Counts.add`."""

@@ -13,7 +13,7 @@ gradients of the rows that were looked up, and the exchange of these rows.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from model.token_transformer import TokenTransformerConfig
 from model.training_flops import training_flops
 from pipeline.errors import ConfigError
 from train.checkpoints.kinds import Shape, build_model
+from train.flags.assumptions import Assumptions
 from train.live_memory import activation_bytes
 
 MASTER, MOMENTS, COMPUTED = 4, 8, 2
@@ -35,27 +36,6 @@ NODE = 8
 """GPUs per node."""
 BATCH_BYTES = 1 << 24
 """Text per step where the configuration names no batch: the paper's 16 MB (section 4.8)."""
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """A plan takes these facts about data and machines for granted."""
-
-    bytes_per_patch: float = 4.5
-    """Mean bytes per patch of the shards, or per token of a tokenizer: see patch_report.py."""
-    gpu_memory: float = 80.0
-    """GB of a GPU; a tenth is left free for fragments and NCCL's buffers."""
-    gpu_tflops: float = 989.0
-    """Peak of dense bfloat16 products, in TFLOP/s; that of an H100."""
-    mfu: float = 0.4
-    """Share of the peak that the whole training reaches, where nothing is measured yet."""
-    node_mtbf_days: float = 264.0
-    """Days between two failures of a node. Llama 3's 419 unexpected interruptions within 54 days on
-    2,048 nodes (arXiv 2407.21783, section 3.3.4) make 264."""
-    node_write: float = 1.0
-    """GB/s that a node writes to the checkpoints' storage, while all nodes write."""
-    restart_minutes: float = 10.0
-    """From the loss of a node to the first step after it."""
 
 
 class Parameters(NamedTuple):
@@ -307,8 +287,3 @@ def markdown_table(plans: dict[str, list[Plan]]) -> str:
         "| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |\n"
         for line in lines
     )
-
-
-def assumption_texts(assumed: Assumptions) -> list[str]:
-    """The assumptions, one a line."""
-    return [f"{f.name} = {getattr(assumed, f.name):g}" for f in fields(assumed)]

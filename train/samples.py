@@ -26,7 +26,8 @@ from torchtitan.tools.logging import logger
 
 from model import BLT, BLTConfig, EntropyModel, Patcher
 from model.checkpoints.entropy_model import fingerprint, load_entropy_model
-from model.checkpoints.files import BUILT_IN, CheckpointError, build
+from model.checkpoints.files import CheckpointError, build
+from model.checkpoints.names import BUILT_IN
 from model.generation.generate import stream
 from model.generation.sampling import Sampling
 from model.short_context import ShortContextModel

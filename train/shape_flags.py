@@ -6,11 +6,8 @@ file, with the flags' values in place of its own; widths that are derived from a
 follow it (:func:`model.widths.resized`).
 """
 
-import ast
-import inspect
 import json
 import re
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
@@ -34,6 +31,7 @@ from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import has_type
 from train.checkpoints.shape_file import read_shape_file
 from train.data.tokenizer import FLAG as TOKENIZER_FLAG
+from train.flags.field_docstrings import field_docstrings
 
 NOT_FLAGS = ("patcher", "patch_provenance", "latent_origin", "tokenizer")
 """Fields that the data or the initial weights decide, and not the command line."""
@@ -173,19 +171,6 @@ def _literal(word: str) -> Any:
         return json.loads(word)
     except ValueError:
         return word
-
-
-def field_docstrings(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass, without marks of code, by the field's name."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    texts: dict[str, str] = {}
-    for declared, text in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(declared, ast.AnnAssign) and isinstance(declared.target, ast.Name):
-            is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            value = text.value.value if is_text else ""  # type: ignore[attr-defined]
-            texts[declared.target.id] = " ".join(str(value).replace("``", "").split())
-    return texts
 
 
 def set_shape(config: Any) -> None:

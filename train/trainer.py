@@ -22,6 +22,7 @@ from model.checkpoints.token_transformer import TOKENIZER
 from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError, PipelineError
 from train.checkpointing import Checkpointing, ProductsAC
+from train.checkpoints.entropy_model import keep_entropy_model
 from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import (
     checkpoint_filesystem,
@@ -102,6 +103,11 @@ class ByteTrainer(Trainer):
                 initial=self.checkpointer.initial_load_path,
                 allow_mixed_patches=self.config.dataloader.allow_mixed_patches,
             )
+            if isinstance(shape, BLTConfig):
+                models = self.dataloader.stream.entropy_models
+                missing = keep_entropy_model(self.checkpointer.folder, models)
+                if missing is not None:
+                    logger.warning(f"Checkpoint: {missing}.")
             if self.tokenizer.bpe is not None:  # whoever reads the steps needs it
                 files, path = checkpoint_filesystem(self.checkpointer.folder)
                 write_atomically(files, f"{path}/{TOKENIZER}", self.tokenizer.bpe.content)

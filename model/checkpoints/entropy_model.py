@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from safetensors.torch import save_file
@@ -34,6 +34,7 @@ from model.checkpoints.files import (
     ready,
     refuse_token_transformer,
 )
+from model.checkpoints.names import Layout
 from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
 from model.device import computing_in
 from model.entropy_model import EntropyModel, EntropyModelConfig
@@ -42,6 +43,7 @@ from model.ngram import NGramEntropyModel
 from model.short_context import ShortContextModel
 
 __all__ = [
+    "AnyEntropyModel",
     "CheckpointError",
     "computed_in",
     "fingerprint",
@@ -55,7 +57,7 @@ __all__ = [
 ]
 
 FORMAT = "blt-titan/entropy-model/1"
-Layout = Literal["own", "transformers", "published"]
+AnyEntropyModel = EntropyModel | ShortContextModel
 SHORT_CONTEXT_KINDS: dict[str, type[ShortContextModel]] = {
     kind.kind: kind for kind in (NGramEntropyModel, ConvEntropyModel)
 }
@@ -138,21 +140,43 @@ def save_entropy_model(
     if layout not in get_args(Layout):
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
     state, tensors = _state(model)
-    config: JsonObject
-    if layout == "own":
-        config = {"format": FORMAT, **state}
-    elif isinstance(model, ShortContextModel):
-        raise CheckpointError(f"the {layout} layout cannot hold {model.title}")
-    elif layout == "published":
-        config = {"args": entropy_layouts.to_published_args(model.config)}
-    else:
-        shape = entropy_layouts.to_transformers_config(model.config)
-        config = {"architectures": ["BltPatcher"], "model_type": "blt_patcher", **shape}
+    config = _config_in(layout, model, state)
+    if layout == "transformers":
         tensors = entropy_layouts.to_transformers_weights(tensors)
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def layout_refusal(model: EntropyModel | ShortContextModel, layout: Layout) -> str | None:
+    """Why a layout cannot hold a model, in words; None if it can."""
+    try:
+        _config_in(layout, model, {})
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _config_in(
+    layout: Layout, model: EntropyModel | ShortContextModel, state: JsonObject
+) -> JsonObject:
+    """The ``config.json`` of a model.
+
+    Args:
+        state: the model's configuration, as our own layout holds it.
+
+    Raises:
+        CheckpointError: the layout cannot hold the model; says why.
+    """
+    if layout == "own":
+        return {"format": FORMAT, **state}
+    if isinstance(model, ShortContextModel):
+        raise CheckpointError(f"the {layout} layout cannot hold {model.title}")
+    if layout == "published":
+        return {"args": entropy_layouts.to_published_args(model.config)}
+    shape = entropy_layouts.to_transformers_config(model.config)
+    return {"architectures": ["BltPatcher"], "model_type": "blt_patcher", **shape}
 
 
 def fingerprint(model: EntropyModel | ShortContextModel) -> str:

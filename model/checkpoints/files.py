@@ -24,8 +24,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-BUILT_IN = "entropy-1m"
-"""The default among the entropy models that come with this package."""
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Holds a directory, with a README.md, for each model that comes with this package."""
 TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"
@@ -294,12 +292,23 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
             yield Path(temporary)
     elif Path(source).is_dir():
         yield Path(source)
-    elif source in {path.name for path in WEIGHTS.iterdir()}:
+    elif source in _built_in():
         yield WEIGHTS / source
-    elif source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~")):
+    elif is_for_everybody(source):
         yield Path(download(source.removeprefix("hf://")))
     else:
         raise CheckpointError(f"{source}: no such directory, and not a hub id (owner/name)")
+
+
+def is_for_everybody(source: str) -> bool:
+    """True for the name of a model that comes with this package, and for what may be a hub id."""
+    if source in _built_in():
+        return True
+    return source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def _built_in() -> set[str]:
+    return {path.name for path in WEIGHTS.iterdir()}
 
 
 def download(

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoints.entropy_model import Layout
 from model.checkpoints.files import (
     TOKEN_TRANSFORMER,
     CheckpointError,
@@ -33,6 +32,7 @@ from model.checkpoints.files import (
     transformers_name,
 )
 from model.checkpoints.llama import feature_order
+from model.checkpoints.names import Layout
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
 from model.tokenizer import BOE_ID, BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID
 

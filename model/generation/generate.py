@@ -17,6 +17,7 @@ import torch
 
 from model.blt import BLT
 from model.entropy_model import EntropyModel
+from model.generation import BATCH_SIZE
 from model.generation.cached_blocks import JoinedWeights
 from model.generation.incremental import Incremental
 from model.generation.incremental_blt import (
@@ -31,8 +32,6 @@ from model.patcher import Patcher
 from model.short_context import ShortContextModel
 from model.tokenizer import BYTE_OFFSET, EOS_ID, ByteTokenizer
 
-BATCH_SIZE = 128
-"""Texts that are written at a time."""
 ADMITTED = 8
 """The share of the rows that waits for prompts until some are read: one in so many."""
 

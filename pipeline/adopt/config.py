@@ -1,12 +1,14 @@
 """The configuration of ``jobs/adopt_shards.py``: each field is a flag."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.corpus.documents import Columns
 from pipeline.errors import ConfigError
 from pipeline.patch.shards_config import ShardsConfig
-from pipeline.shards.format import ENTROPIES
+from pipeline.shards.names import ENTROPIES
+
+if TYPE_CHECKING:
+    from pipeline.corpus.documents import Columns
 
 NUMBERS_PER_TEXT = 4
 """A file with entropies is about so many times as large as its text alone, or less."""
@@ -29,7 +31,7 @@ class AdoptShardsConfig(ShardsConfig):
     scores the first documents, and is refused if its entropies are others."""
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> "Columns":
         return replace(super().columns, entropies=self.entropies_column)
 
     @property

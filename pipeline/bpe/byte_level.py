@@ -16,10 +16,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
 from model.tokenizer import BYTE_OFFSET
 from pipeline.bpe.token_bytes import TokenBytes
+from pipeline.bpe.token_pieces import bytes_of_tokens
 from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.storage.tokenizer_files import read_tokenizer
 
@@ -57,7 +58,7 @@ class BPE:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # as the text that they are
-        self.bytes_V = _bytes_of_tokens(self.tokenizer)
+        self.bytes_V = bytes_of_tokens(self.tokenizer)
         self.dtype = np.dtype(np.uint16 if self.tokens <= 2**16 else np.int32)
         structure = [b""] * BYTE_OFFSET
         self.token_bytes = TokenBytes([*structure, *self.bytes_V])
@@ -170,22 +171,3 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _bytes_of_tokens(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes of each id; none where an id stands for no bytes.
-
-    Byte-level tokenizers write each byte as a character: visible ones of Latin-1 as themselves, and
-    the others, in rising order, as the characters from U+0100 on.
-    """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    hidden = [byte for byte in range(256) if chr(byte) not in alphabet]
-    byte_of = {chr(256 + i): byte for i, byte in enumerate(hidden)}
-    byte_of |= {chr(byte): byte for byte in range(256) if chr(byte) in alphabet}
-    by_id: dict[int, bytes] = {}
-    for token, number in tokenizer.get_vocab(with_added_tokens=False).items():
-        known = all(character in byte_of for character in token)
-        by_id[number] = bytes(byte_of[character] for character in token) if known else b""
-    for number, added in tokenizer.get_added_tokens_decoder().items():
-        by_id[number] = b"" if added.special else added.content.encode()
-    return [by_id.get(number, b"") for number in range(max(by_id, default=-1) + 1)]

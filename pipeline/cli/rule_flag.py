@@ -4,8 +4,7 @@ from typing import Any, Literal, cast
 
 import tyro
 
-from model.patcher import Patcher
-from model.rules import RULES, plain_text_rules
+from model.rules import DEFAULT_RULE, RULES, plain_text_rules
 
 
 def rule_flag(purpose: str, more: tuple[str, ...] = ()) -> Any:
@@ -24,5 +23,5 @@ def rule_flag(purpose: str, more: tuple[str, ...] = ()) -> Any:
     return tyro.conf.arg(
         constructor_factory=lambda: cast(type, Literal[(*plain_text_rules(), *more)]),
         help=f"{purpose} {rules}.",
-        help_behavior_hint=f"(default: {Patcher.rule})",
+        help_behavior_hint=f"(default: {DEFAULT_RULE})",
     )

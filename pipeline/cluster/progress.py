@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from pipeline.cli.progress_bar import LINE_SECONDS, Rate, progress_bar, progress_line
+from pipeline.cli.progress_json import EVERY_SECONDS, LINES, StageState
+from pipeline.cli.work_counts import WorkCounts
+from pipeline.cluster.metrics import WorkerMetrics, show_state
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 1.0
@@ -25,7 +28,7 @@ SILENCE_SECONDS = 60.0
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class _Counter:
-    """Holds the bytes of text that are done per piece of the newest stage that it heard of.
+    """Holds what is done per piece of the newest stage that it heard of.
 
     Counts are totals, not increments: a piece that is repeated is not counted twice, and an actor
     that is started again, because a node ran out of memory, soon has all counts again.
@@ -33,27 +36,27 @@ class _Counter:
 
     def __init__(self) -> None:
         self._stage = 0
-        self._bytes: dict[int, int] = {}
+        self._counts: dict[int, WorkCounts] = {}
         self._messages: dict[str, None] = {}
 
-    def put(self, stage: int, piece: int, count: int) -> None:
+    def put(self, stage: int, counts: dict[int, WorkCounts]) -> None:
         self._begin(stage)
         if stage == self._stage:  # and not a late message of the one before
-            self._bytes[piece] = count
+            self._counts |= counts
 
     def say(self, message: str) -> None:
         """Take a message for whoever watches; many workers may have the same."""
         self._messages[message] = None
 
-    def get(self, stage: int) -> tuple[dict[int, int], list[str]]:
-        """The bytes per piece, and the messages since the last call."""
+    def get(self, stage: int) -> tuple[dict[int, WorkCounts], list[str]]:
+        """What is done per piece, and the messages since the last call."""
         self._begin(stage)
         messages, self._messages = list(self._messages), {}
-        return self._bytes, messages
+        return self._counts, messages
 
     def _begin(self, stage: int) -> None:
         if stage > self._stage:
-            self._stage, self._bytes = stage, {}
+            self._stage, self._counts = stage, {}
 
 
 @dataclass(frozen=True)
@@ -62,34 +65,36 @@ class Progress:
 
     stage: int
     """The stages of a driver are numbered in their order."""
+    doing: str
+    """The stage's name, such as "patching"."""
     counter: ActorHandle
 
-    def put(self, piece: int, count: int) -> None:
-        """Report the bytes that are done of a piece, without waiting."""
-        self.counter.put.remote(self.stage, piece, count)
+    def put(self, counts: dict[int, WorkCounts]) -> None:
+        """Report what is done of some pieces, without waiting."""
+        self.counter.put.remote(self.stage, counts)
 
     def say(self, message: str) -> None:
         """Send a message to the driver, without waiting."""
         self.counter.say.remote(message)
 
-    def get(self) -> tuple[dict[int, int], list[str]]:
-        """The bytes per piece, and the messages since the last call.
+    def get(self) -> tuple[dict[int, WorkCounts], list[str]]:
+        """What is done per piece, and the messages since the last call.
 
         Raises:
             RayError: the actor is being started again.
         """
         counts: Any = ray.get(self.counter.get.remote(self.stage))
-        return cast(tuple[dict[int, int], list[str]], counts)
+        return cast(tuple[dict[int, WorkCounts], list[str]], counts)
 
 
 _stages = itertools.count(1)
 
 
-def start_progress() -> Progress:
+def start_progress(doing: str) -> Progress:
     """The progress of a new stage. All stages of a driver share one actor: a process takes a second
     to start, which is longer than many a stage."""
     context = ray.get_runtime_context()
-    return Progress(next(_stages), _counter(context.get_node_id(), context.get_job_id()))
+    return Progress(next(_stages), doing, _counter(context.get_node_id(), context.get_job_id()))
 
 
 @lru_cache(maxsize=1)
@@ -100,68 +105,115 @@ def _counter(node: str, job: str) -> ActorHandle:
     return _Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
+class _Worker:
+    """What a worker process has counted in a stage and not sent yet. It sends a message about once
+    in :data:`REPORT_SECONDS`, however many pieces it does meanwhile."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.lock = threading.Lock()  # reading, scoring and writing have a thread each
+        self.metrics = WorkerMetrics(progress.doing)
+        self._unsent: dict[int, WorkCounts] = {}
+        self._sent_at = -REPORT_SECONDS
+
+    def send(self, piece: int, counts: WorkCounts) -> bool:
+        """Keep what is done of a piece, and send all that is kept if it is time; true if it was."""
+        self._unsent[piece] = counts
+        if time.monotonic() - self._sent_at <= REPORT_SECONDS:
+            return False
+        self.progress.put(self._unsent)
+        self._unsent, self._sent_at = {}, time.monotonic()
+        return True
+
+
+_worker = lru_cache(maxsize=1)(_Worker)
+
+
 class Reporter:
-    """Counts the bytes that are done of one piece, and reports them now and then."""
+    """Counts what is done of one piece, and reports it now and then."""
 
     def __init__(self, progress: Progress, piece: int):
-        self._progress, self._piece = progress, piece
-        self._reported_at = 0.0
-        self.done = 0
+        self._worker, self._piece = _worker(progress), piece
+        self._measured = self._counts = WorkCounts()
 
     def __call__(self, count: int) -> None:
         """Add ``count`` bytes."""
-        self.done += count
-        if time.monotonic() - self._reported_at > REPORT_SECONDS:
-            self._reported_at = time.monotonic()
-            self._progress.put(self._piece, self.done)
+        self.count(WorkCounts(bytes=count))
+
+    def count(self, more: WorkCounts) -> None:
+        """Add what was done since the last call."""
+        with self._worker.lock:
+            self._counts += more
+            if self._worker.send(self._piece, self._counts):
+                self._measure()
+
+    def finish(self) -> WorkCounts:
+        """Measure the rest, when the piece is done; returns all that was counted. Its driver gets
+        that with the outcome of the piece."""
+        with self._worker.lock:
+            self._measure()
+            return self._counts
+
+    def _measure(self) -> None:
+        self._worker.metrics.add(self._counts - self._measured)
+        self._measured = self._counts
 
     def say(self, message: str) -> None:
         """Show a message on the driver's console."""
-        self._progress.say(message)
+        self._worker.progress.say(message)
 
 
 @contextmanager
 def show_progress(
     console: Console,
-    doing: str,
     estimates: Mapping[int, int],
     done: Mapping[int, int],
     progress: Progress,
-) -> Iterator[Callable[[int, int], None]]:
-    """Show progress while the block runs.
+) -> Iterator[Callable[[int, WorkCounts], None]]:
+    """Show progress while the block runs: on the console, as metrics, and as lines of JSON if the
+    user wants them.
 
     Args:
-        doing: the name of the stage, such as "patching".
         estimates: approximate bytes of text per piece that is to be done.
         done: bytes per piece that an earlier run finished; they do not count for the rate.
 
     Yields:
-        a function to call with each piece that is finished and its actual bytes.
+        a function to call with each piece that is finished and what was done of it.
     """
-    actual = {**done}
+    actual: dict[int, WorkCounts] = {}
     stop = threading.Event()
     with progress_bar(console) as bar:
-        task = bar.add_task(doing, completed=sum(done.values()))
+        task = bar.add_task(progress.doing, completed=sum(done.values()))
 
         def show() -> None:
-            last_line, rate = time.monotonic(), Rate()
+            began = last_line = last_json = last_gauges = time.monotonic()
+            rate = Rate()
             said: dict[str, float] = {}
-            while not stop.wait(POLL_SECONDS):
-                reported: dict[int, int] = {}
+            reported: dict[int, WorkCounts] = {}
+            goes_on = True
+            while goes_on:
+                goes_on = not stop.wait(POLL_SECONDS)
                 messages: list[str] = []
                 with suppress(ray.exceptions.RayError):  # it is being started again
                     reported, messages = progress.get()
+                now = time.monotonic()
                 for message in messages:
-                    said_at, said[message] = said.get(message, -SILENCE_SECONDS), time.monotonic()
-                    if time.monotonic() - said_at > SILENCE_SECONDS:
+                    said_at, said[message] = said.get(message, -SILENCE_SECONDS), now
+                    if now - said_at > SILENCE_SECONDS:
                         console.print(message, highlight=False, markup=False)
-                completed, left = _amounts(estimates, done, reported | actual, actual.keys())
-                rate.add(time.monotonic(), completed)
+                state = _state(progress.doing, now - began, estimates, done, reported, actual, rate)
+                completed, left = state.counts.bytes, state.bytes_left
                 bar.update(task, completed=completed, total=completed + left)
-                if not console.is_terminal and time.monotonic() - last_line > LINE_SECONDS:
-                    last_line = time.monotonic()
-                    line = progress_line(doing, completed, left, rate.per_second)
+                if not console.is_terminal and now - last_line > LINE_SECONDS:
+                    last_line = now
+                    line = progress_line(progress.doing, completed, left, rate.per_second)
                     console.print(line, highlight=False)
+                if now - last_gauges > REPORT_SECONDS or not goes_on:
+                    last_gauges = now
+                    show_state(state)
+                if now - last_json > EVERY_SECONDS or not goes_on:
+                    last_json = now
+                    LINES.write(state)
 
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
@@ -172,27 +224,49 @@ def show_progress(
             thread.join()
 
 
-def _amounts(
+def _state(
+    stage: str,
+    seconds: float,
     estimates: Mapping[int, int],
     done: Mapping[int, int],
-    current: Mapping[int, int],
-    finished: Collection[int],
-) -> tuple[int, int]:
-    """The bytes that are done, and about how many are left.
+    reported: Mapping[int, WorkCounts],
+    actual: Mapping[int, WorkCounts],
+    rate: Rate,
+) -> StageState:
+    """How far a stage is.
 
     What is left is corrected by what finished pieces turned out to hold. For example, a compressed
     file may hold four times its size where three times were expected.
 
     Args:
-        estimates: approximate bytes per piece of this run.
-        done: bytes per piece of an earlier run.
-        current: bytes per piece that are done, also of pieces that are being worked on.
-        finished: pieces that are done.
+        estimates, done: see :func:`show_progress`.
+        reported: what workers say of the pieces that they have begun.
+        actual: what was done of the pieces that are finished.
+        rate: gets what is done now.
     """
-    over = [piece for piece in estimates if piece in finished and piece not in done]
+    actual = dict(actual)  # finished pieces are added meanwhile
+    current = {**reported, **actual}
+    unfinished = estimates.keys() - actual.keys()
+    working = unfinished & reported.keys()
+    counts = sum(current.values(), WorkCounts())
+    over = [piece for piece in estimates if piece in actual]
     expected = sum(estimates[piece] for piece in over)
-    held = sum(current[piece] for piece in over)
+    held = sum(current[piece].bytes for piece in over)
     scale = held / expected if held and expected else 1.0
-    waiting = estimates.keys() - finished
-    left = sum(max(scale * estimates[n] - current.get(n, 0), 0) for n in waiting)
-    return sum(current.values()), round(left)
+    left = sum(
+        max(scale * estimates[n] - (current[n].bytes if n in current else 0), 0) for n in unfinished
+    )
+    completed = counts + WorkCounts(bytes=sum(done.values()))
+    rate.add(seconds, completed.bytes)
+    # As long as the last minutes tell nothing, the time since the beginning does.
+    per_second = rate.per_second or (counts.bytes / seconds if seconds else 0.0)
+    return StageState(
+        stage,
+        seconds,
+        completed,
+        round(left),
+        per_second,
+        pieces_waiting=len(unfinished) - len(working),
+        pieces_working=len(working),
+        pieces_done=len(done) + len(actual),
+    )

@@ -23,6 +23,7 @@ import ray
 import ray.data  # before Ray is joined: its import sets log levels
 from rich.console import Console
 
+from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster.connect import connect
 from pipeline.cluster.known_lines import without_known_lines
 from pipeline.cluster.memory import bound_memory
@@ -62,9 +63,18 @@ class _PieceOutcome(TypedDict):
 
     piece: int
     bytes: int
+    documents: int
+    rejects: int
+    device_seconds: float
     message: str
     unreachable: str
     fatal: str
+
+
+def _counts(outcome: _PieceOutcome) -> WorkCounts:
+    return WorkCounts(
+        outcome["bytes"], outcome["documents"], outcome["rejects"], outcome["device_seconds"]
+    )
 
 
 def run_stage(
@@ -103,14 +113,14 @@ def run_stage(
     if not pieces:
         return StageOutcome({}, [], {})
     connect(workers)
-    progress = start_progress()
+    progress = start_progress(doing)
     task = _Task(setup, work, ray.put(shared), progress, gpus)
     messages: dict[int, str] = {}
     unreachable: dict[int, str] = {}
     left = set(pieces)
     with (
         without_known_lines(),
-        show_progress(console, doing, pieces, done, progress) as finished,
+        show_progress(console, pieces, done, progress) as finished,
     ):
 
         def take(outcome: _PieceOutcome) -> None:
@@ -122,7 +132,7 @@ def run_stage(
                 unreachable[piece] = outcome["unreachable"]
             elif outcome["message"]:
                 (receive or messages.__setitem__)(piece, outcome["message"])
-            finished(piece, outcome["bytes"])
+            finished(piece, _counts(outcome))
 
         before = len(left) + 1
         while left and len(left) < before:  # again as long as it helps
@@ -260,9 +270,13 @@ def run_piece(piece: int, work: Work, shared: Any, progress: Progress) -> _Piece
         unreachable = str(error)
     except PipelineError as error:
         fatal = str(error)
+    done = report.finish()
     return {
         "piece": piece,
-        "bytes": report.done,
+        "bytes": done.bytes,
+        "documents": done.documents,
+        "rejects": done.rejects,
+        "device_seconds": done.device_seconds,
         "message": message or "",
         "unreachable": unreachable,
         "fatal": fatal,

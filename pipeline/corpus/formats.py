@@ -15,20 +15,20 @@ table. A format whose files are read as a whole needs no more than names and one
                 yield str(number), {columns[0]: page}
 """
 
+from __future__ import annotations
+
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pipeline.corpus.columnar import arrow_rows, open_arrow, parquet_rows
-from pipeline.corpus.csv_tables import column_names, table_rows
-from pipeline.corpus.fields import schema_names
-from pipeline.corpus.headers.parquet_footer import Footer
-from pipeline.corpus.json_lines import first_keys, json_rows
 from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
 from pipeline.errors import ConfigError
-from pipeline.storage.listing import InputFile
-from pipeline.storage.output import open_input
+
+if TYPE_CHECKING:
+    from pipeline.storage.listing import InputFile
+
+# Commands read the table to parse their flags: methods import what reads files, not the module.
 
 EXPANSION = 3
 """Text is about so many times as large as what it was compressed to."""
@@ -162,6 +162,10 @@ class Parquet(Columnar):
         return file.size * EXPANSION
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        from pipeline.corpus.fields import schema_names
+        from pipeline.corpus.headers.parquet_footer import Footer
+        from pipeline.storage.output import open_input
+
         with open_input(file.url) as raw:
             metadata = Footer(raw).parquet.metadata
         sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
@@ -178,6 +182,8 @@ class Parquet(Columnar):
         numbers: Collection[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
+        from pipeline.corpus.columnar import parquet_rows
+
         return parquet_rows(file, columns, start, stop, max_document_bytes, numbers)
 
 
@@ -192,6 +198,9 @@ class JsonLines(InputFormat):
     has_byte_ranges = True
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        from pipeline.corpus.json_lines import first_keys
+        from pipeline.storage.output import open_input
+
         with open_input(file.url) as raw:
             columns = first_keys(open_decompressed(raw, file.typed_name))
         if file.typed_name.endswith(COMPRESSIONS):
@@ -208,6 +217,8 @@ class JsonLines(InputFormat):
         columns: Sequence[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
+        from pipeline.corpus.json_lines import json_rows
+
         return json_rows(file, start, stop, columns, max_document_bytes)
 
 
@@ -220,6 +231,10 @@ class Arrow(Columnar):
     name, title, endings = "arrow", "Arrow", (".arrow",)
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        from pipeline.corpus.columnar import open_arrow
+        from pipeline.corpus.fields import schema_names
+        from pipeline.storage.output import open_input
+
         with open_input(file.url) as raw:
             reader = open_arrow(raw)
             batches = getattr(reader, "num_record_batches", 0)
@@ -236,6 +251,8 @@ class Arrow(Columnar):
         numbers: Collection[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
+        from pipeline.corpus.columnar import arrow_rows
+
         return arrow_rows(file, columns, start, stop, max_document_bytes, numbers)
 
 
@@ -249,6 +266,9 @@ class Csv(InputFormat):
     delimiter = ","
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        from pipeline.corpus.csv_tables import column_names
+        from pipeline.storage.output import open_input
+
         with open_input(file.url) as raw:
             return Cut([], column_names(open_decompressed(raw, file.typed_name), self.delimiter))
 
@@ -260,6 +280,8 @@ class Csv(InputFormat):
         columns: Sequence[str],
         max_document_bytes: int,
     ) -> Iterator[Record]:
+        from pipeline.corpus.csv_tables import table_rows
+
         return table_rows(file, self.delimiter, columns, max_document_bytes)
 
 

@@ -23,7 +23,7 @@ from pipeline.corpus.prepared import ManifestChunk, prepared_chunks, prepared_va
 from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.lease import LEASES
-from pipeline.storage.listing import InputFile, Listing, list_files
+from pipeline.storage.listing import InputFile, Listing, has_no_such_path, list_files
 from pipeline.storage.output import (
     canonical_url,
     filesystem_of,
@@ -147,6 +147,8 @@ def _outside(listing: Listing, output: str | None) -> Listing:
 
 
 def _nothing(pattern: str, unread: dict[str, str]) -> ConfigError:
+    if has_no_such_path(pattern):
+        return ConfigError(f"--input {pattern}: no such file or directory")
     known = " ".join(end for form in FORMATS.values() for end in form.endings)
     here = [f"{path} ({why})" for path, why in unread.items()]
     found = f"; not read: {', '.join(here[:5])}" if here else ""

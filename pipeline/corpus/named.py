@@ -4,15 +4,17 @@ To add a named corpus, add an entry to :data:`CORPORA`; ``--corpus``, its help a
 messages follow the table.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-
-from huggingface_hub.utils import filter_repo_objects
+from typing import TYPE_CHECKING
 
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName
 from pipeline.errors import ConfigError
-from pipeline.storage.hub import HUB_ID, Repository, check_access, list_repository
-from pipeline.storage.listing import InputFile
+
+if TYPE_CHECKING:
+    from pipeline.storage.listing import InputFile
 
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files about a dataset in a format of data; the ``datasets`` library writes them."""
@@ -68,6 +70,8 @@ def find_corpus(name: str) -> Corpus:
     Raises:
         ConfigError: it is neither a named corpus nor a hub id.
     """
+    from pipeline.storage.hub import HUB_ID
+
     if name in CORPORA:
         return CORPORA[name]
     dataset = HUB_ID.fullmatch(name.removeprefix("hf://datasets/"))
@@ -88,6 +92,10 @@ def list_corpus(corpus: Corpus) -> list[InputFile]:
     Raises:
         ConfigError: it is gated, missing, or cannot be reached, or no file matches.
     """
+    from huggingface_hub.utils import filter_repo_objects
+
+    from pipeline.storage.hub import Repository, check_access, list_repository
+
     flag = f"--corpus {corpus.name}"
     repository = Repository(flag, "dataset", corpus.repository, corpus.revision)
     matches = filter_repo_objects(

@@ -25,10 +25,10 @@ LIGHT_PATCHES = """
 .patch.p2 { background: #cdeed9; } .patch.p3 { background: #e8d6f7; }
 .patch.outlined { outline: 2px solid currentColor; outline-offset: -1px; }
 .patch.marked { box-shadow: inset 2px 0 0 #b3261e; }
-.patches .chip { font-size: .72em; border: 1px solid currentColor; border-radius: 3px;
-  padding: 0 2px; margin: 0 1px; opacity: .75; display: inline-block; line-height: 1.3;
-  white-space: nowrap; }
-.patches .mark { opacity: .45; }
+:is(.patches, .aligned) .chip { font-size: .72em; border: 1px solid currentColor;
+  border-radius: 3px; padding: 0 2px; margin: 0 1px; opacity: .75; display: inline-block;
+  line-height: 1.3; white-space: nowrap; }
+:is(.patches, .aligned) .mark { opacity: .45; }
 """
 """Styles of :func:`patches_html` on a light page."""
 DARK_PATCHES = (
@@ -62,11 +62,12 @@ def patches_html(
         title = f' title="{escape(titles[number])}"' if titles else ""
         kind = f"patch p{number % COLOURS}" + " outlined" * (number == outlined)
         kind += " marked" * (number in marked)
-        spans.append(f'<span class="{kind}"{title}>{_shown(patch)}</span>')
+        spans.append(f'<span class="{kind}"{title}>{shown_html(patch)}</span>')
     return f'<div class="patches">{"".join(spans)}</div>'
 
 
-def _shown(patch: bytes) -> str:
+def shown_html(patch: bytes) -> str:
+    """The text of a patch, or of a part of one; bytes of characters that are cut as digits."""
     parts = []
     while patch:
         try:

@@ -1,14 +1,16 @@
 """The configuration of ``jobs/evaluate.py``: each field is a flag."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from pipeline.cli.flags import flag_name
-from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.corpus.documents import Columns
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class EvaluateConfig:
     """Print the result as JSON."""
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> "Columns":
+        from pipeline.corpus.documents import Columns
+
         return Columns(self.text_column, self.id_column, (self.by,) if self.by else ())
 
     def check(self) -> None:

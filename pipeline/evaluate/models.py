@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from model.blt import BLT
-from model.checkpoints.blt import PUBLISHED, load_blt, load_entropy_model_of
+from model.checkpoints.blt import load_blt, load_entropy_model_of
 from model.checkpoints.entropy_model import (
     CheckpointError,
     computed_in,
@@ -19,6 +19,7 @@ from model.checkpoints.entropy_model import (
     to_device,
 )
 from model.checkpoints.files import local_directory, reading
+from model.checkpoints.names import PUBLISHED
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity, PatchProvenance

@@ -3,14 +3,16 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
 from pipeline.cli.flags import check_at_least, flag_name
 from pipeline.errors import ConfigError
 from pipeline.export.layouts import LAYOUTS
-from pipeline.shards.shard_set import ShardSet
+
+if TYPE_CHECKING:
+    from pipeline.shards.shard_set import ShardSet
 
 FOLDER = re.compile(r"[^/\0]+")
 
@@ -57,6 +59,8 @@ class ExportShardsConfig:
     """Start again: remove what an earlier export left in the output (hub: in --staging)."""
     verify: bool = False
     """When done, read every file back and compare hashes of file and rows."""
+    progress_json: str | None = None
+    """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -83,7 +87,7 @@ class ExportShardsConfig:
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ConfigError("--threshold: must be a finite number of nats")
 
-    def check_shards(self, shards: ShardSet) -> None:
+    def check_shards(self, shards: "ShardSet") -> None:
         """
         Raises:
             ConfigError: the set lacks what was asked for.

@@ -10,13 +10,14 @@ import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session
 from rich.console import Console
 
 from pipeline.cluster.progress import Reporter
@@ -112,6 +113,7 @@ def push(
     operations: list[Any] = [CommitOperationDelete(path) for path in left_over]
     operations += [CommitOperationAdd(name, output.read(name)) for name in beside]
     with _saying(repository):
+        _choose_protocol(repository)
         _commit(api, repository, operations, "Card and manifest")
     return len(waiting)
 
@@ -151,6 +153,17 @@ def _upload(
     commit()
 
 
+@lru_cache(maxsize=1)
+def _choose_protocol(repository: str) -> None:
+    """Have this process upload by plain HTTP where the hub has no Xet storage.
+
+    Its client uploads to Xet wherever the library for it is installed, and fails at other hubs.
+    """
+    url = f"{constants.ENDPOINT}/api/{KIND}s/{repository}/xet-write-token/main"
+    if get_session().get(url, headers=build_hf_headers()).status_code == 404:
+        constants.HF_HUB_DISABLE_XET = True
+
+
 def _commit(api: HfApi, repository: str, operations: list[Any], message: str) -> None:
     api.create_commit(repository, operations, commit_message=message, repo_type=KIND)
 
@@ -167,6 +180,7 @@ def _upload_file(
         path = _staged(file, output, directory)
         operation = CommitOperationAdd(file.path, str(path))
         with _saying(repository):
+            _choose_protocol(repository)
             HfApi().preupload_lfs_files(repository, [operation], repo_type=KIND)
         if not operation._is_uploaded:  # so small that the hub takes it with the commit
             operation = CommitOperationAdd(file.path, path.read_bytes())

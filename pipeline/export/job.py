@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
+from pipeline.cli.progress_json import progress_lines
+from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
 from pipeline.errors import ConfigError, DamagedShardError, PipelineError
@@ -52,7 +54,7 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     layout = LAYOUTS[config.format]
     flag = layout.output_flag
     shards, output = _open(layout, config)
-    with held(output, flag, console):
+    with progress_lines(config.progress_json), held(output, flag, console):
         return _export_shards(config, layout, shards, output, console)
 
 
@@ -163,7 +165,8 @@ def _export_piece(
         export_shard(shards, pieces[number], layout, config, output)
     except DamagedShardError as error:
         return str(error)
-    report(pieces[number].entry.bytes)
+    entry = pieces[number].entry
+    report.count(WorkCounts(entry.bytes, entry.documents))
     return None
 
 

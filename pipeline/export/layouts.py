@@ -14,29 +14,30 @@ verification, manifest and progress work as they do for the others. This is a wh
     LAYOUTS["flat"] = Flat()
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.errors import ConfigError
-from pipeline.export.dataset_card import CARD, CARD_PLOTS, PICTURES, write_card
-from pipeline.export.exported_file import ExportedFile
-from pipeline.export.file_writers import WriteRows, arrow_writer, parquet_writer
-from pipeline.export.hub_upload import open_repository, push
-from pipeline.export.provenance import without_places
-from pipeline.shards.entries import Shard
-from pipeline.shards.format import ENTROPIES, SAMPLE_ID, TEXT, without_entropies
-from pipeline.shards.shard_set import ShardSet
-from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.console import Console
+
+    from pipeline.export.exported_file import ExportedFile
+    from pipeline.export.file_writers import WriteRows
+    from pipeline.shards.entries import Shard
+    from pipeline.shards.shard_set import ShardSet
+    from pipeline.statistics.counts import PatchStatistics
+    from pipeline.storage.output import OutputDirectory
+
+# Commands read the table to parse their flags: methods import what they need, not the module.
 
 CHUNK = re.compile(r"(?P<corpus>.+)\.chunk\.(?P<number>\d+)\.\w+")
 """Names of chunks as prepare_corpus.py gives them, and, ending in .jsonl, the published recipe."""
@@ -77,8 +78,11 @@ class Layout:
     """The flag that names the directory of the files."""
     pushes: ClassVar[bool] = False
     """True if the export ends on the hub."""
-    card_files: ClassVar[tuple[str, ...]] = ()
-    """Files that the export may hold beside its data, manifest and record."""
+
+    @property
+    def card_files(self) -> tuple[str, ...]:
+        """Files that the export may hold beside its data, manifest and record."""
+        return ()
 
     @property
     def written_as(self) -> str:
@@ -116,14 +120,20 @@ class Layout:
 
     def rows(self, batch: pa.RecordBatch, settings: ExportSettings) -> pa.RecordBatch:
         """The rows of a file, from those of a shard."""
+        from pipeline.shards.format import without_entropies
+
         return without_entropies(batch) if settings.drop_entropies else batch
 
     def writer(self, path: Path) -> AbstractContextManager[WriteRows]:
         """A function that writes rows to a new local file, while the context lasts."""
+        from pipeline.export.file_writers import parquet_writer
+
         return parquet_writer(path)
 
     def read(self, file: BufferedIOBase) -> Iterator[pa.RecordBatch]:
         """The rows of a file that was written."""
+        import pyarrow.parquet as pq
+
         yield from pq.ParquetFile(file).iter_batches(batch_size=1024)
 
     def begin(self, output: OutputDirectory, settings: ExportSettings) -> None:
@@ -166,7 +176,12 @@ class Datasets(Layout):
     """Parquet files with names and a card that ``datasets.load_dataset`` understands."""
 
     name = "datasets"
-    card_files = (CARD, *(f"{PICTURES}/{name}.png" for name in CARD_PLOTS))
+
+    @property
+    def card_files(self) -> tuple[str, ...]:
+        from pipeline.export.dataset_card import CARD, CARD_PLOTS, PICTURES
+
+        return (CARD, *(f"{PICTURES}/{name}.png" for name in CARD_PLOTS))
 
     def paths(
         self, entries: Sequence[Shard], shards: ShardSet, settings: ExportSettings
@@ -175,6 +190,8 @@ class Datasets(Layout):
         return [f"data/train-{i:05d}-of-{total:05d}.parquet" for i in range(total)]
 
     def public(self, provenance: dict[str, Any]) -> dict[str, Any]:
+        from pipeline.export.provenance import without_places
+
         return without_places(provenance)
 
     def finish(
@@ -186,6 +203,8 @@ class Datasets(Layout):
         output: OutputDirectory,
         settings: ExportSettings,
     ) -> None:
+        from pipeline.export.dataset_card import write_card
+
         name = self.destination(output, settings).rpartition("/")[2]
         write_card(name, files, provenance, statistics, shards, output)
 
@@ -214,6 +233,8 @@ class Hub(Datasets):
         return settings.output
 
     def begin(self, output: OutputDirectory, settings: ExportSettings) -> None:
+        from pipeline.export.hub_upload import open_repository
+
         open_repository(settings.output, output, private=settings.private)
 
     def publish(
@@ -224,6 +245,8 @@ class Hub(Datasets):
         settings: ExportSettings,
         console: Console,
     ) -> int:
+        from pipeline.export.hub_upload import push
+
         return push(files, beside, settings.output, output, settings.num_workers, console)
 
 
@@ -234,13 +257,20 @@ class Reference(Layout):
     name = "reference"
     own_flags = ("corpus", "entropy_model_name")
     needs_entropies = True
-    schema = pa.schema(
-        [
-            pa.field(SAMPLE_ID, pa.string(), nullable=False),
-            pa.field(TEXT, pa.string(), nullable=False),
-            pa.field(ENTROPIES, pa.list_(pa.float16()), nullable=False),
-        ]
-    )
+
+    @property
+    def schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        from pipeline.shards.format import ENTROPIES, SAMPLE_ID, TEXT
+
+        return pa.schema(
+            [
+                pa.field(SAMPLE_ID, pa.string(), nullable=False),
+                pa.field(TEXT, pa.string(), nullable=False),
+                pa.field(ENTROPIES, pa.list_(pa.float16()), nullable=False),
+            ]
+        )
 
     def check(self, settings: ExportSettings) -> None:
         if settings.drop_entropies:
@@ -292,13 +322,19 @@ class Reference(Layout):
         return sorted({path.rpartition(".shard_")[0] for path in paths})
 
     def rows(self, batch: pa.RecordBatch, settings: ExportSettings) -> pa.RecordBatch:
-        columns = [batch[name] for name in self.schema.names]
-        return pa.record_batch(columns, schema=self.schema)
+        import pyarrow as pa
+
+        schema = self.schema
+        return pa.record_batch([batch[name] for name in schema.names], schema=schema)
 
     def writer(self, path: Path) -> AbstractContextManager[WriteRows]:
+        from pipeline.export.file_writers import arrow_writer
+
         return arrow_writer(path, self.schema)
 
     def read(self, file: BufferedIOBase) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
         reader = pa.ipc.open_file(file)
         for i in range(reader.num_record_batches):
             yield reader.get_batch(i)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from model.checkpoints.files import BUILT_IN
+from model.checkpoints.names import BUILT_IN
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError
 from pipeline.patch.shards_config import ShardsConfig

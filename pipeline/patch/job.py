@@ -17,6 +17,7 @@ from rich.console import Console
 
 from model.patcher import Patcher
 from pipeline.cli.command import refuse_lost_output
+from pipeline.cli.progress_json import progress_lines
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
 from pipeline.cluster.progress import Reporter
@@ -115,7 +116,7 @@ def make_shards(
     refuse_lost_output(config.output)
     with reaching("--output"):
         output = OutputDirectory(config.output)
-    with held(output, "--output", console):
+    with progress_lines(config.progress_json), held(output, "--output", console):
         result, inputs = _make_shards(config, load, output, console)
         validation = validation_config(config, inputs, result.threshold)
         if validation is None:
@@ -200,7 +201,8 @@ def _hold_model(shared: _Shared) -> _Shared:
 def _patch_unit(number: int, shared: _Shared, report: Reporter) -> None:
     shared.scorer.check_device(shared.computed_in)
     unit, file_number = pickle.loads(shared.units[number])
-    patch_unit(unit, file_number, shared.config, shared.scorer, shared.output, report)
+    arguments = (unit, file_number, shared.config, shared.scorer, shared.output)
+    patch_unit(*arguments, report, report.count)
 
 
 def _patch(

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model.tokenizer import encode_documents
+from pipeline.cli.work_counts import WorkCounts
 from pipeline.corpus.documents import (
     Document,
     Reject,
@@ -96,12 +97,14 @@ def patch_unit(
     scorer: AnyScorer,
     output: OutputDirectory,
     report: Callable[[int], None],
+    count: Callable[[WorkCounts], None] = lambda counts: None,
 ) -> None:
     """Write and commit the shards of a unit that are not committed yet.
 
     Args:
         file_index: the number of its first file.
         report: called with the tokens of each pack that is scored.
+        count: called with the documents, rejects and time of each batch that is written.
 
     Raises:
         UnreachableFileError: the file cannot be read now; committed shards stay.
@@ -118,7 +121,7 @@ def patch_unit(
     scored = prefetch(_score_batches(batches, scorer, report))
     while True:
         name = shard_name(file_index, unit[0].index, piece)
-        if _write_shard(scored, scorer, name, config, output).last:
+        if _write_shard(scored, scorer, name, config, output, count).last:
             return
         piece += 1
 
@@ -214,6 +217,7 @@ def _write_shard(
     name: str,
     config: ShardsConfig,
     output: OutputDirectory,
+    count: Callable[[WorkCounts], None],
 ) -> ShardEntry:
     """Patch and write batches up to the end of a shard, and commit it."""
     schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
@@ -225,17 +229,20 @@ def _write_shard(
         for scored in batches:
             batch = scored.batch
             rejects += batch.rejects
+            busy = 0.0
             if batch.documents:
                 if writer is None:
                     path = stack.enter_context(output.committing(entry.path))
                     writer = stack.enter_context(BatchWriter(path, schema))
                 patched = scored.patch(scorer)
+                busy = scored.entropies.device_seconds
                 rows = record_batch(batch.documents, patched, schema)
                 writer.write(rows, int(patched.lengths_D.sum()))
                 summary += Summary.of(rows, patched, scorer.patcher, config.keep_columns)
                 statistics += PatchStatistics.of(
                     patched.lengths_D, patched.patch_lengths_P, patched.entropies_T
                 )
+            count(WorkCounts(0, len(batch.documents), len(batch.rejects), busy))
             if batch.ends_shard:
                 entry.source, entry.last = batch.source, batch.ends_unit
                 entry.error = batch.error

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from pipeline.corpus.splits import FilePlan, Split, Unit, share
 from pipeline.errors import ConfigError
 from pipeline.shards.entries import Shard, committed_names, entry_path, read_entry, shard_name
+from pipeline.shards.provenance import FITTED_MODEL
 from pipeline.shards.shard_set import TOKENIZER_DIRECTORY
 from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
 from pipeline.storage.listing import InputFile
@@ -27,7 +28,7 @@ from pipeline.storage.run_record import (
     reaching,
 )
 
-MODEL_DIRECTORY = "entropy-model"
+MODEL_DIRECTORY = FITTED_MODEL
 """Holds the n-gram model that was fitted for the run."""
 SHARD_DIRECTORIES = ("entries", "summaries", "shards", "rejects")
 """Directories with one file for each shard."""

@@ -12,8 +12,10 @@ they are needed. In between the host prepares the next ones.
 
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,6 +45,8 @@ class QueuedEntropies:
     """float16, nats, in the host's memory."""
     copied: torch.cuda.Event | None
     """Set when the values are there; None if they are."""
+    began: torch.cuda.Event | float
+    """Set when the device turned to these documents; the seconds that it took on a CPU."""
 
     def wait(self) -> np.ndarray:
         """The entropies as they are stored: float16, nats.
@@ -59,6 +63,13 @@ class QueuedEntropies:
                 "overflow in the dtype it is run in"
             )
         return self.stored_T.numpy()
+
+    @property
+    def device_seconds(self) -> float:
+        """Time that the device computed, once the values are there."""
+        if self.copied is None or isinstance(self.began, float):
+            return cast(float, self.began)
+        return self.began.elapsed_time(self.copied) / 1000
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,11 @@ class Scorer:
             lengths_D: int64, tokens of each document.
             report: called with the number of tokens of each pack as it is handed to the device.
         """
+        began_at = time.monotonic()
+        began = None
+        if isinstance(self.model, EntropyModel) and self.model.device.type == "cuda":
+            began = torch.cuda.Event(enable_timing=True)
+            began.record()
         tokens = torch.from_numpy(tokens_T)
         lengths_S = cut_segments(
             tokens,
@@ -125,13 +141,13 @@ class Scorer:
         )
         h_T = segment_entropies(self.model, tokens, lengths_S, report)
         stored_T = h_T.clamp(min=0).to(torch.float16)
-        if not stored_T.is_cuda:
-            return QueuedEntropies(stored_T.cpu(), None)
+        if began is None:
+            return QueuedEntropies(stored_T.cpu(), None, time.monotonic() - began_at)
         host_T = torch.empty(stored_T.shape, dtype=stored_T.dtype, pin_memory=True)
         host_T.copy_(stored_T, non_blocking=True)
-        copied = torch.cuda.Event(blocking=True)
+        copied = torch.cuda.Event(enable_timing=True, blocking=True)
         copied.record()
-        return QueuedEntropies(host_T, copied)
+        return QueuedEntropies(host_T, copied, began)
 
     def queue_documents(
         self,

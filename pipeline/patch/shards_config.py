@@ -4,19 +4,21 @@ comes with entropies (``adopt_shards.py``)."""
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from model.patcher import Patcher
 from model.rules import BoundaryRule, find_rule
-from pipeline.bpe.byte_level import BPE, load_bpe
 from pipeline.cli.flags import check_at_least, flag_name
 from pipeline.cli.rule_flag import rule_flag
-from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
-from pipeline.shards.format import OWN_COLUMNS, PATCH_LENGTHS
+from pipeline.shards.names import OWN_COLUMNS, PATCH_LENGTHS
+
+if TYPE_CHECKING:
+    from pipeline.bpe.byte_level import BPE
+    from pipeline.corpus.documents import Columns
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class ShardsConfig:
     """Read the files again that an earlier run could not read to their end."""
     verify: bool = False
     """When done, read everything back and check it."""
+    progress_json: str | None = None
+    """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
     usual_id: Annotated[str | None, tyro.conf.Suppress] = None
@@ -97,8 +101,10 @@ class ShardsConfig:
         return False
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> "Columns":
         """The columns of the input that are used."""
+        from pipeline.corpus.documents import Columns
+
         lengths = self.patch_lengths_column
         if self.rule == "given" and self.patch_offsets_column is None:
             lengths = lengths or PATCH_LENGTHS
@@ -187,13 +193,17 @@ class ShardsConfig:
             raise _naming_flag(error) from error
 
     @property
-    def bpe(self) -> BPE | None:
+    def bpe(self) -> "BPE | None":
         """The tokenizer whose tokens become patches; None for other rules than bpe.
 
         Raises:
             ConfigError: there is no such tokenizer, or it cannot be used.
         """
-        return None if self.tokenizer is None else load_bpe(self.tokenizer)
+        if self.tokenizer is None:
+            return None
+        from pipeline.bpe.byte_level import load_bpe
+
+        return load_bpe(self.tokenizer)
 
     @cached_property
     def patcher(self) -> Patcher:

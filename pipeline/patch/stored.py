@@ -35,6 +35,11 @@ class ReadEntropies:
         """The entropies."""
         return self.h_T
 
+    @property
+    def device_seconds(self) -> float:
+        """None: nothing was computed."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class StoredScorer:

@@ -6,15 +6,14 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.prepared import ID_COLUMN, TEXT_COLUMN
+from pipeline.prepare.config import ChunkFormat
 
-ChunkFormat = Literal["parquet", "jsonl"]
 ZSTD_LEVEL = 3
 ROW_GROUP_BYTES = 32 << 20
 

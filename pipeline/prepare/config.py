@@ -3,18 +3,20 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from pipeline.cli.flags import check_at_least
-from pipeline.corpus.documents import Columns
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName, input_suffixes
 from pipeline.corpus.named import CORPORA, Corpus, find_corpus
 from pipeline.errors import ConfigError
-from pipeline.prepare.chunks import ChunkFormat
-from pipeline.storage.tokenizer_files import TOKENIZERS
+from pipeline.storage.known_tokenizers import TOKENIZERS
 
+if TYPE_CHECKING:
+    from pipeline.corpus.documents import Columns
+
+ChunkFormat = Literal["parquet", "jsonl"]
 VALIDATION_DOCUMENTS = 10_000
 LARGEST_SEED = 2**64 - 1
 
@@ -92,6 +94,8 @@ class PrepareCorpusConfig:
     retry_failed: bool = False
     """Start again if an earlier run could not read a file to its end: where documents go depends on
     all of them."""
+    progress_json: str | None = None
+    """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -141,8 +145,10 @@ class PrepareCorpusConfig:
             id_column=self.id_column or corpus.id_column,
         )
 
-    def columns(self, corpus: Corpus | None) -> Columns:
+    def columns(self, corpus: Corpus | None) -> "Columns":
         """The fields of a record that are wanted."""
+        from pipeline.corpus.documents import Columns
+
         if corpus is not None:
             return Columns(corpus.text_column, corpus.id_column, self.keep_columns)
         return Columns(self.text_column or "text", self.id_column, self.keep_columns)

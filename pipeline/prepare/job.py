@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
+from pipeline.cli.progress_json import progress_lines
 from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import plan_files, splits_of
 from pipeline.cluster.stage import StageOutcome, Work, run_stage, unshared_storage
@@ -79,7 +80,7 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
             refuse_lost_output(url, flag)
     with reaching("--output"):
         output = OutputDirectory(config.output)
-    with held(output, "--output", console):
+    with progress_lines(config.progress_json), held(output, "--output", console):
         return _prepare_corpus(config, corpus, output, console)
 
 

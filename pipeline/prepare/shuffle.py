@@ -48,7 +48,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.documents import Columns
-from pipeline.prepare.chunks import ChunkFormat, chunk_writer
+from pipeline.prepare.chunks import chunk_writer
+from pipeline.prepare.config import ChunkFormat
 from pipeline.prepare.sorted_runs import (
     KEY_BITS,
     Grid,

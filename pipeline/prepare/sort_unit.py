@@ -10,6 +10,7 @@ from tempfile import SpooledTemporaryFile
 import pyarrow as pa
 import xxhash
 
+from pipeline.cli.work_counts import WorkCounts
 from pipeline.corpus.documents import (
     Document,
     Reject,
@@ -105,6 +106,7 @@ def sort_unit(
     scratch: Path,
     report: Callable[[int], None],
     deadly: Deadly | None = None,
+    count: Callable[[WorkCounts], None] = lambda counts: None,
 ) -> Sorted:
     """Commit the documents of some splits as sorted runs, and the other records in ``rejects/``.
 
@@ -112,6 +114,7 @@ def sort_unit(
         number: of the unit; units are numbered in the order of the corpus.
         scratch: local directory for files of the hub while they are read.
         report: called with the bytes of text that were read, and of files that were downloaded.
+        count: called with the documents and rejects of each batch.
         deadly: splits that are not read, because reading them ends the process.
 
     Raises:
@@ -138,6 +141,7 @@ def sort_unit(
                         statistics = runs.add(name, documents)
                         source.documents += statistics
                         report(statistics.bytes)
+                        count(WorkCounts(0, len(documents), len(rejects)))
                 except BadFileError as error:
                     source.error = str(error)
                     # It is among the rejects, too: they list everything that is lost.

@@ -14,7 +14,7 @@ from pipeline.corpus.documents import read_split
 from pipeline.corpus.prepared import EXCHANGE
 from pipeline.corpus.splits import Split
 from pipeline.errors import BadFileError
-from pipeline.prepare.chunks import ChunkFormat
+from pipeline.prepare.config import ChunkFormat
 from pipeline.prepare.key_ranges import Range
 from pipeline.prepare.plan import commit_piece
 from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
@@ -46,7 +46,7 @@ def sort_piece(
 ) -> None:
     """Sort a unit of the input into runs."""
     units, deadly, shuffle, output, scratch = shared
-    made = sort_unit(number, units[number], shuffle, output, scratch, report, deadly)
+    made = sort_unit(number, units[number], shuffle, output, scratch, report, deadly, report.count)
     commit_piece(output, "units", number, made)
 
 

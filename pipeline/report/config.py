@@ -8,7 +8,6 @@ import tyro
 
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError
-from pipeline.storage.output import canonical_url
 
 TARGETS = (4.5, 6.0, 8.0)
 CONTEXT_BYTES = 8192
@@ -60,6 +59,8 @@ class PatchReportConfig:
         Raises:
             ConfigError: a value makes no sense; names the flag.
         """
+        from pipeline.storage.output import canonical_url
+
         if not self.shards:
             raise ConfigError("--shards: name at least one")
         if not self.target_patch_size or not all(0 < size < 1e6 for size in self.target_patch_size):

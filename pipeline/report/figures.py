@@ -8,7 +8,7 @@ import numpy as np
 
 from model.flops import flops_by_size
 from model.rules import find_rule
-from pipeline.report.set_counts import Provenance, RunTime, SetCounts
+from pipeline.report.set_counts import Provenance, RunTime, SetCounts, SoFar
 from pipeline.shards.entries import Shard
 from pipeline.statistics.counts import ENTROPY_BIN
 from pipeline.statistics.excerpts import Excerpt
@@ -195,6 +195,8 @@ class SetFigures:
     tokenizer: TokenizerFigures | None
     flops: list[FlopsFigures]
     """One for each size; empty if there are no patches."""
+    so_far: SoFar | None
+    """How much of the input is done; None for a set that is finished."""
 
     def to_json(self) -> dict[str, Any]:
         """The set as report.json holds it."""
@@ -261,6 +263,7 @@ def set_figures(
             failures=[f"{entry.source}: {entry.error}" for entry in entries if entry.error],
         ),
         problems=list(counts.problems),
+        so_far=counts.so_far,
         runs=list(counts.runs),
         tokenizer=tokenizer,
         flops=_flops(counts, context_bytes, tokenizer),

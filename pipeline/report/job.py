@@ -27,6 +27,7 @@ from pipeline.report.set_counts import (
     merge_sets,
     read_counts,
 )
+from pipeline.report.unfinished import counts_so_far
 from pipeline.shards.provenance import short_names
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials
@@ -100,6 +101,14 @@ def _read_counts(
     config: PatchReportConfig, output: OutputDirectory, named: Mapping[str, str], url: str
 ) -> SetCounts:
     """The counts that the manifest of a set holds."""
+    so_far = counts_so_far(named[url], url)
+    if so_far is not None:
+        if config.merge or config.agreement:
+            flag = "--merge" if config.merge else "--agreement"
+            raise ConfigError(f"{flag}: {url} is not finished; report on it alone, or finish it")
+        if so_far.url == output.url:
+            raise ConfigError(f"--output {config.output}: is a shard set; choose another directory")
+        return so_far
     shards = _open(url)
     _refuse_output_in(shards, config, output)
     return read_counts(named[url], shards)

@@ -19,6 +19,7 @@ from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.groups import GroupCounts, Groups
 from pipeline.statistics.summary import Summary
 from pipeline.statistics.threshold_curve import ThresholdCurve
+from pipeline.storage.output import OutputDirectory
 
 Settings = dict[str, Any]
 """A JSON object of a manifest, which a report passes on as it is."""
@@ -78,6 +79,26 @@ class RunTime:
 
 
 @dataclass(frozen=True)
+class SoFar:
+    """How much of its input an unfinished set has patched."""
+
+    input_bytes_done: int
+    """Bytes of text, about."""
+    input_bytes: int
+    """All of the input: bytes of text, about."""
+
+    @property
+    def share(self) -> float:
+        """The part that is done, 0 to 1."""
+        return self.input_bytes_done / self.input_bytes if self.input_bytes else 0.0
+
+    def __add__(self, other: "SoFar") -> "SoFar":
+        return SoFar(
+            self.input_bytes_done + other.input_bytes_done, self.input_bytes + other.input_bytes
+        )
+
+
+@dataclass(frozen=True)
 class SetCounts:
     """The counts of a shard set, or of several sets as one."""
 
@@ -95,6 +116,8 @@ class SetCounts:
     None where it was not counted."""
     problems: Sequence[str] = ()
     """One message for each damaged shard; damaged shards are not counted."""
+    so_far: SoFar | None = None
+    """None for a set that is finished."""
 
     @classmethod
     def of(
@@ -113,8 +136,8 @@ class SetCounts:
             statistics,
             summary,
             entries,
-            _run_times(shards),
-            _by_file(entries),
+            run_times(shards.output),
+            sources_of(entries),
         )
 
 
@@ -134,15 +157,16 @@ def read_counts(name: str, shards: ShardSet) -> SetCounts:
     return replace(counts, problems=list(shards.lost()))
 
 
-def _run_times(shards: ShardSet) -> list[RunTime]:
+def run_times(output: OutputDirectory) -> list[RunTime]:
     """How long the runs took; nothing where a record is damaged: only the speed is then unknown."""
     try:
-        return [RunTime(**values) for values in shards.output.read_all_json(LOG).values()]
+        return [RunTime(**values) for values in output.read_all_json(LOG).values()]
     except (PipelineError, TypeError):
         return []
 
 
-def _by_file(entries: Sequence[Shard]) -> Groups:
+def sources_of(entries: Sequence[Shard]) -> Groups:
+    """Counts by input file."""
     groups: Groups = {}
     for entry in entries:
         counts = GroupCounts(entry.documents, entry.bytes, entry.patches, entry.entropy)

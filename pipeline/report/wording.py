@@ -72,7 +72,9 @@ def overview(sets: Sequence[SetFigures]) -> list[tuple[str, list[str]]]:
         shown = ((p, percentiles[p]) for p in (10, 50, 90, 99))
         return ", ".join(f"{length}{'+' * (length == LONGEST)} ({p} %)" for p, length in shown)
 
+    unfinished = [row("unfinished", _so_far)] if any(figures.so_far for figures in sets) else []
     return [
+        *unfinished,
         row("rule", _rule),
         row("threshold (nats)", _threshold),
         row("entropy model", _entropy_model),
@@ -86,6 +88,15 @@ def overview(sets: Sequence[SetFigures]) -> list[tuple[str, list[str]]]:
         row("patching", _throughput),
         row("where", lambda f: f.url),
     ]
+
+
+def _so_far(figures: SetFigures) -> str:
+    """How much of the input is done, of a set whose job has not ended."""
+    if figures.so_far is None:
+        return "no"
+    done, all_of_it = figures.so_far.input_bytes_done, figures.so_far.input_bytes
+    share = f"{figures.so_far.share:.1%} of the input so far"
+    return f"{share}: {format_bytes(done)} of about {format_bytes(all_of_it)}"
 
 
 def format_nats(value: float | None) -> str:

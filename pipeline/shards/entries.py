@@ -160,7 +160,7 @@ def _counts(statistics: PatchStatisticsRecord) -> dict[str, int]:
 
 
 def shard_name(file_index: int, split_index: int, piece: int) -> str:
-    """The shard's name: numbers of the first input file of its unit, of the split, and its own."""
+    """The shard's name: numbers of its unit's first file, of the split of that, and its own."""
     return f"{file_index:06d}-{split_index:05d}-{piece:05d}"
 
 

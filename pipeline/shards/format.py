@@ -26,13 +26,12 @@ import pyarrow as pa
 
 from pipeline.corpus.documents import Document
 from pipeline.patches import PatchedTokens
+from pipeline.shards.names import ENTROPIES as ENTROPIES
+from pipeline.shards.names import OWN_COLUMNS as OWN_COLUMNS
+from pipeline.shards.names import PATCH_LENGTHS as PATCH_LENGTHS
+from pipeline.shards.names import SAMPLE_ID as SAMPLE_ID
+from pipeline.shards.names import TEXT as TEXT
 
-SAMPLE_ID = "sample_id"
-TEXT = "text"
-ENTROPIES = "entropies"
-PATCH_LENGTHS = "patch_lengths"
-OWN_COLUMNS = (SAMPLE_ID, TEXT, ENTROPIES, PATCH_LENGTHS)
-"""Columns that shards have by themselves; all others are metadata."""
 COMPRESSION = "zstd"
 
 

@@ -8,6 +8,7 @@ from pipeline.shards.tables import TableRecord
 from pipeline.statistics.counts import PatchStatisticsRecord
 from pipeline.statistics.summary import SummaryRecord
 from pipeline.storage.json_shape import problem_of
+from pipeline.storage.listing import has_no_such_path
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import EXPORT, MANIFEST
 
@@ -109,6 +110,8 @@ def read_manifest(output: OutputDirectory, url: str) -> Manifest:
     try:
         values = output.read_json(MANIFEST)
     except FileNotFoundError as error:
+        if has_no_such_path(url):
+            raise PipelineError(f"{url}: no such directory") from error
         raise PipelineError(
             f"{url}: no {MANIFEST}: not a shard set, or its job has not finished; "
             "run the same command again to finish it"

@@ -8,6 +8,9 @@ from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity, PatchProvenance, grouped
 from pipeline.shards.shard_set import ShardSet
 
+FITTED_MODEL = "entropy-model"
+"""Directory of a set that holds the n-gram model which was fitted for it."""
+
 
 def provenance_of(shards: ShardSet, patcher: Patcher | None = None) -> PatchProvenance:
     """How the patches of a set were made, as its manifest says; the set is called by its URL.
@@ -18,6 +21,14 @@ def provenance_of(shards: ShardSet, patcher: Patcher | None = None) -> PatchProv
     patcher = patcher or shards.patcher
     model = shards.entropy_model if patcher.reads_entropies else None
     return PatchProvenance(patcher, model, (shards.output.url,))
+
+
+def entropy_model_place(shards: ShardSet) -> str | None:
+    """Where the entropy model of a set can be read: in the set if it was fitted for it, or else
+    where it lay when the set was patched; None if that is not recorded."""
+    if shards.output.exists(f"{FITTED_MODEL}/config.json"):
+        return shards.output.locate(FITTED_MODEL)
+    return shards.entropy_model.source if shards.entropy_model else None
 
 
 def recorded(provenances: Sequence[PatchProvenance]) -> tuple[PatchProvenance, ...]:

@@ -75,6 +75,11 @@ def list_files(pattern: str) -> Listing:
     return Listing()
 
 
+def has_no_such_path(pattern: str) -> bool:
+    """True if a pattern is a path on this machine, and there is nothing by that name."""
+    return "://" not in pattern and not set("*?[") & set(pattern) and not Path(pattern).exists()
+
+
 def check_unchanged(file: InputFile) -> None:
     """
     Raises:

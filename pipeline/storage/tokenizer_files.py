@@ -8,18 +8,14 @@ from pathlib import Path
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.download import fetch
 from pipeline.storage.hub import HUB_ID, Repository, check_access, list_repository
+from pipeline.storage.known_tokenizers import TOKENIZERS
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.tiktoken_ranks import is_ranks, tokenizer_json
 
 DIRECTORY = "tokenizer"
 FILE = "tokenizer.json"
 RECORD = f"{DIRECTORY}/source.json"
-TOKENIZERS = {
-    "llama3": "meta-llama/Meta-Llama-3-8B",
-    "llama2": "meta-llama/Llama-2-7b-hf",
-    "gpt2": "openai-community/gpt2",
-}
-"""Hub ids by the names that ``--tokenizer`` knows."""
 SINGLE_FILES = (FILE, "tokenizer.model", "original/tokenizer.model")
 """Each of these is a whole tokenizer."""
 FILE_PAIR = ("vocab.json", "merges.txt")
@@ -36,8 +32,9 @@ def read_tokenizer(name: str, flag: str = "--tokenizer") -> bytes:
     """The content of a ``tokenizer.json``.
 
     Args:
-        name: the file, a directory that holds it (itself or in ``tokenizer/``), or what
-            :func:`find_tokenizer` finds on the hub.
+        name: the file, tiktoken's file of ranks (``cl100k_base.tiktoken``), a directory that holds
+            a ``tokenizer.json`` (itself or in ``tokenizer/``), or what :func:`find_tokenizer`
+            finds on the hub.
         flag: the flag that names it, for errors.
 
     Raises:
@@ -48,7 +45,8 @@ def read_tokenizer(name: str, flag: str = "--tokenizer") -> bytes:
     local = next((place for place in places if place.is_file()), None)
     if local is not None:
         with translated(f"{flag} {name}: {local}", ConfigError):
-            return local.read_bytes()
+            content = local.read_bytes()
+        return tokenizer_json(content, str(local), flag) if is_ranks(content) else content
     if path.exists():
         raise ConfigError(f"{flag} {name}: holds no {FILE}")
     files = {file.name: file for file in find_tokenizer(name, flag)}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from model.checkpoints.files import BUILT_IN
+from model.checkpoints.names import BUILT_IN
 from pipeline.cli.rule_flag import rule_flag
 from pipeline.errors import ConfigError
 
@@ -28,6 +28,9 @@ class PatchViewerConfig:
     "entropy-conv" come with blt-titan."""
     shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[DIR ...]")] = ()
     """Shard sets to browse, directories or URLs."""
+    tokenizers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """Tokenizers to compare patches with: gpt2, llama3 or any hub id, a tokenizer.json or a
+    directory that holds one, or tiktoken's file of ranks (cl100k_base.tiktoken)."""
     rule: Annotated[str, rule_flag("Where patches start, to begin with.")] = "global"
     threshold: float = 2.0
     """Nats, to begin with; 2 gives about 4.5 bytes per patch of English with entropy-1m."""
@@ -35,6 +38,12 @@ class PatchViewerConfig:
     """Address to listen on; 0.0.0.0 lets other machines in, without a password."""
     port: int = 7860
     """Port to listen on; 0 takes any that is free."""
+    public: bool = False
+    """Answer under any name, as a page on the web or behind a proxy has to. Otherwise foreign names
+    are refused, so that no page on the web can read this one through your browser."""
+    write_space: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Do not serve the page, but write it to this directory as a Space of the hub: app.py, and all
+    that it needs."""
 
     def check(self) -> None:
         """Check all values before the page is served.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from html import escape
 
 import numpy as np
@@ -39,17 +39,22 @@ class PatchView:
 
     def patches(self) -> list[bytes]:
         """The patches that hold text."""
-        return [self.data[a:b] for a, b in self._spans().tolist()]
+        return [self.data[a:b] for a, b in self._spans.tolist()]
 
+    @cached_property
     def _spans(self) -> np.ndarray:
-        """Start and end of each patch that holds text (``[P, 2]`` bytes); there may be millions."""
+        """Start and end (bytes) of each patch that holds text; there may be millions."""
         edges = (np.concatenate([[0], self.patch_lengths_P.cumsum()]) - 1).clip(0, len(self.data))
         spans_P2 = np.stack([edges[:-1], edges[1:]], axis=1)
         return spans_P2[spans_P2[:, 0] < spans_P2[:, 1]]
 
+    def edges(self) -> np.ndarray:
+        """Where patches that hold text start (int64, bytes), and last the text's end."""
+        return np.append(self._spans[:, 0], len(self.data))
+
     def counts(self) -> list[tuple[str, str]]:
         """Values and names above the patches; patches are counted as the job counts them."""
-        longest = np.diff(self._spans()).max(initial=0)
+        longest = np.diff(self._spans).max(initial=0)
         patches = len(self.patch_lengths_P)
         return [
             ("bytes", f"{len(self.data):,}"),
@@ -65,12 +70,16 @@ class PatchView:
 
     def patches_html(self) -> str:
         """The first patches, each in a colour."""
-        spans_P2 = self._spans()
+        spans_P2 = self._spans
         spans = spans_P2[:MOST_PATCHES].tolist()
         titles = [self._title(number, a, b) for number, (a, b) in enumerate(spans, 1)]
         shown = patches_html([self.data[a:b] for a, b in spans], titles)
         rest = len(spans_P2) - len(spans)
         return shown + (f'<p class="note">and {rest:,} more patches</p>' if rest else "")
+
+    def title(self, index: int) -> str:
+        """The tooltip of a patch, by its index among those that hold text."""
+        return self._title(index + 1, *self._spans[index].tolist())
 
     def _title(self, number: int, start: int, stop: int) -> str:
         size = f"{stop - start} byte" + "s" * (stop - start > 1)
@@ -84,6 +93,10 @@ class PatchView:
         drawn = curve_svg(self.data, self.h_T, self.patch_lengths_P, self.threshold)
         more = len(self.data) > SHOWN_BYTES
         return drawn + (f'<p class="note">the first {SHOWN_BYTES} bytes</p>' if more else "")
+
+    def shown(self) -> list[str]:
+        """Counts, patches and curve, as HTML."""
+        return [self.counts_html(), self.patches_html(), self.curve_html()]
 
 
 def view_text(text: str, model: str, patcher: Patcher, reset_at_newline: bool = False) -> PatchView:

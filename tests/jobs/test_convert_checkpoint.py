@@ -30,8 +30,10 @@ from model import (
     save_blt,
     save_entropy_model,
 )
+from model.checkpoints.blt import load_entropy_model_of
 from model.checkpoints.entropy_model import fingerprint
 from model.provenance import EntropyModelIdentity, PatchProvenance
+from train.checkpoints.entropy_model import keep_entropy_model, kept_entropy_model
 from train.checkpoints.model_json import write_model_description
 
 JOB = ROOT / "jobs" / "convert_checkpoint.py"
@@ -282,8 +284,10 @@ def test_an_ngram_entropy_model_stays_below(blt, ngram_model, convert, tmp_path)
     below = load_entropy_model(tmp_path / "end" / "entropy_model")
     assert fingerprint(below) == fingerprint(ngram_model)
     status, _, err = convert(tmp_path / "start", tmp_path / "new", "--layout", "transformers")
-    assert status == 2
-    assert err.startswith("error: --layout: the transformers layout cannot hold an n-gram")
+    assert status == 0
+    assert err.startswith("note: the transformers layout cannot hold an n-gram model; the ")
+    below = load_entropy_model(tmp_path / "new" / "entropy_model")
+    assert fingerprint(below) == fingerprint(ngram_model)
 
 
 def test_steps_at_urls_and_steps_of_safetensors(blt, convert, tmp_path):
@@ -393,7 +397,7 @@ def test_nothing_is_written_by_halves(blt, convert, tmp_path, monkeypatch):
         save_blt(model, directory)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(job, "save_blt", fails)
+    monkeypatch.setattr("train.convert.job.save_blt", fails)
     status, out, err = convert(step, tmp_path / "new")
     assert (status, out) == (1, "")
     assert "new cannot be written: No space left on device" in err
@@ -406,3 +410,75 @@ def test_code_in_a_step_is_not_run(blt, convert, tmp_path):
     status, _, err = convert(step, tmp_path / "new")
     assert status == 2 and "never run" in err
     assert not target.exists()
+
+
+def recorded(entropy_model, source: str) -> BLT:
+    """A BLT that was trained on patches of an entropy model, named as a manifest would."""
+    identity = EntropyModelIdentity(source, fingerprint(entropy_model), "cpu float32", False)
+    record = (PatchProvenance(Patcher(1.5), identity, ("a",)),)
+    return BLT(replace(SHAPE, patcher=Patcher(1.5), patch_provenance=record))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_takes_its_entropy_model_along(ngram_model, layout, convert, tmp_path):
+    """Without a flag: the one beside the step, or the one that comes with this package."""
+    built_in = load_entropy_model("entropy-1m", device="cpu", dtype="stored")
+    kept = tmp_path / "set" / "entropy-model"
+    save_entropy_model(ngram_model, kept)
+    for name, place, model in (
+        ("entropy-1m", "entropy-1m", built_in),
+        ("ngram", str(kept), ngram_model),
+    ):
+        folder, output = tmp_path / name, tmp_path / f"{name}-converted"
+        step = save_step(recorded(model, name), folder)
+        assert keep_entropy_model(str(folder), {fingerprint(model): place}) is None
+        assert (folder / "entropy_model").is_dir() == (name == "ngram")
+        found = load_entropy_model_of(step, device="cpu") if name == "ngram" else built_in
+        assert fingerprint(found) == fingerprint(model)
+        status, _, err = convert(step, output, "--layout", layout)
+        assert status == 0
+        refused = {"ngram": layout != "own", "entropy-1m": layout == "published"}[name]
+        assert ("; the entropy model lies in entropy_model/ in our own layout" in err) == refused
+        assert fingerprint(load_entropy_model_of(output, device="cpu")) == fingerprint(model)
+        again = tmp_path / f"{name}-again"
+        assert convert(output, again)[0] == 0
+        assert fingerprint(load_entropy_model_of(again, device="cpu")) == fingerprint(model)
+
+
+def test_an_entropy_model_that_is_gone_is_said(entropy_model, convert, tmp_path, monkeypatch):
+    digits = fingerprint(entropy_model)[:12]
+    way_on = "give it with --entropy-model, here or to generate.py and evaluate.py\n"
+    for source, why in (
+        ("private", "the checkpoint names no place"),
+        ("entropy-1m", "entropy-1m: is no longer the entropy model of the checkpoint's patches"),
+        ("owner/gone", "owner/gone: cannot be downloaded from the hub"),
+    ):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        step = save_step(recorded(entropy_model, source), tmp_path / source / "steps")
+        status, _, err = convert(step, tmp_path / source / "converted")
+        assert status == 0
+        assert err.startswith(
+            f"note: written without the entropy model {source} (fingerprint {digits}): {why}"
+        )
+        assert err.endswith(way_on) and err.count("\n") == 1
+        assert not (tmp_path / source / "converted" / "entropy_model").exists()
+
+
+def test_an_entropy_model_that_cannot_be_kept_is_said(entropy_model, ngram_model, tmp_path):
+    wanted = fingerprint(ngram_model)
+    folder = str(tmp_path / "steps")
+    for models, message in (
+        ({wanted: None}, "the shard sets do not name their entropy model: give it to convert_"),
+        ({wanted: "a", "f" * 64: "b"}, "the shard sets have entropies of 2 models, and the"),
+        ({wanted: "/gone"}, "the entropy model of the shards is not kept with the steps (/gone: "),
+    ):
+        assert str(keep_entropy_model(folder, models)).startswith(message)
+    save_entropy_model(entropy_model, tmp_path / "other")
+    said = keep_entropy_model(folder, {wanted: str(tmp_path / "other")})
+    assert str(said).startswith(f"{tmp_path / 'other'} is no longer the entropy model of the sha")
+    assert keep_entropy_model(folder, {}) is None and not (tmp_path / "steps").exists()
+    memory = "memory://kept/steps"
+    save_entropy_model(ngram_model, tmp_path / "ngram")
+    assert keep_entropy_model(memory, {wanted: str(tmp_path / "ngram")}) is None
+    assert keep_entropy_model(memory, {wanted: "/gone"}) is None  # a rerun: it lies there
+    assert fingerprint(kept_entropy_model(f"{memory}/step-7")) == wanted

@@ -1,8 +1,11 @@
 """Exports that are pushed to a hub: resumed, refused, and nothing of others overwritten."""
 
+import hashlib
 import json
+import random
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,8 +51,8 @@ def hub(server) -> Hub:
 
 
 def settings(hub: Hub, made: Path, token: str) -> dict[str, str]:
-    # Our server knows nothing of Xet; the client then uploads as it does to such servers.
-    return hub.settings(made / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
+    # Our server has no Xet storage: files are uploaded as to such hubs.
+    return hub.settings(made / "home", token)
 
 
 def push(
@@ -119,3 +122,40 @@ def test_who_may_not_write_is_told(hub, made, tmp_path):
         assert done.returncode == 1 and not (tmp_path / "staging").exists()
         assert f"--output me/patches: the hub refuses ({status})" in done.stderr
         assert "HF_TOKEN" in done.stderr or status == 403
+
+
+ONE_FILE = """
+    import pickle, sys
+    from base64 import b64decode
+    from pipeline.export.exported_file import ExportedFile
+    from pipeline.export.hub_upload import _upload_file
+    from pipeline.storage.output import OutputDirectory
+
+    class File:
+        path, bytes = "data/a.parquet", 300_000
+
+    shared = ([File()], "me/set", OutputDirectory(sys.argv[1]))
+    operation = pickle.loads(b64decode(_upload_file(0, shared, lambda count: None)))
+    print(operation.upload_info.sha256.hex())
+"""
+
+
+def test_a_hub_with_xet_storage(hub, tmp_path):
+    """The client's own library cuts the file into chunks and uploads those."""
+    data = random.Random(0).randbytes(300_000)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.parquet").write_bytes(data)
+    hub.publish("me/set", {".gitattributes": b""})
+    hub.has_xet = True
+    try:
+        script = [sys.executable, "-c", textwrap.dedent(ONE_FILE), tmp_path]
+        env = hub.settings(tmp_path / "home", TOKEN)
+        done = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
+    finally:
+        hub.has_xet = False
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == hashlib.sha256(data).hexdigest()
+    # Text that nothing compresses, with a header per chunk.
+    (size,) = hub.xorbs.values()
+    assert 300_000 < size < 301_000
+    assert not [request for request in hub.requests if request.method == "PUT"]

@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import datasets
@@ -17,14 +19,24 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
-from support.jobs import ROOT, command, contents, edit_json, environment, full_disk
+from support.jobs import (
+    ROOT,
+    command,
+    contents,
+    edit_json,
+    environment,
+    full_disk,
+    job_here,
+)
 from support.local_ray import share_local_ray, to_join_local_ray
 from support.shard_sets import as_version_1
 from support.texts import noise, topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards
+from pipeline.cluster.metrics import METRICS
 from pipeline.patch import collect
 from pipeline.shards.verify import verify
 
@@ -294,7 +306,7 @@ def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_her
 
 
 WRONG = {
-    "--input {tmp}/nothing": "--input {tmp}/nothing: no such file",
+    "--input {tmp}/nothing": "--input {tmp}/nothing: no such file or directory",
     "--input {tmp}/empty": "--input {tmp}/empty: no such file, and no files with",
     "--input {tmp}/a.jsonl --text-column body": "--text-column: no input file has a column 'body'; "
     "there are: id, text",
@@ -391,3 +403,74 @@ def test_help_explains_itself(run_here):
     assert done.returncode == 0
     for word in ("--input", "--target-patch-size", "Exit status", "calibrated on a sample"):
         assert word in done.stdout
+
+
+def scraped() -> dict[str, float]:
+    """The sum of each metric of ours over all nodes, workers and labels."""
+    sums: dict[str, float] = {}
+    for node in ray.nodes():
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith("ray_blt_titan_"):
+                    labels, _, value = line.rpartition(" ")
+                    name = labels.partition("{")[0]
+                    state = re.search(r'[{,]state="(\w+)"', labels)
+                    key = f"{name} {state[1]}" if state else name
+                    sums[key] = sums.get(key, 0.0) + float(value)
+    return sums
+
+
+def test_a_run_that_goes_on_can_be_watched(
+    local_ray, tmp_path, small_model_directory, monkeypatch, capsys
+):
+    """By Prometheus, by lines of JSON, and by a report of what is there."""
+    source = write_jsonl(tmp_path / "in" / "topics.jsonl", topics() * 4)
+    source.write_text("no JSON\n" * 3 + source.read_text())
+    out, lines = tmp_path / "out", tmp_path / "progress.jsonl"
+    flags = ("--input", source, "--output", out, "--threshold", 2, "--shard-bytes", 30_000)
+    flags += ("--entropy-model", small_model_directory)
+    log = (tmp_path / "log").open("wb")
+    job = subprocess.Popen(
+        command(*flags, "--num-workers", 2, "--progress-json", lines),
+        env=environment(**to_join_local_ray()),
+        stdout=log,
+        stderr=log,
+    )
+    states = {"device_seconds_total": ("busy", "idle"), "pieces": ("waiting", "working", "done")}
+    wanted = {
+        f"{name} {state}".strip()
+        for name in (metric.exported for metric in METRICS)
+        for state in states.get(name.removeprefix("ray_blt_titan_"), ("",))
+    }
+    try:
+        until, seen = time.monotonic() + 100, {}
+        while not (wanted <= seen.keys() and seen["ray_blt_titan_pieces done"]):
+            assert job.poll() is None and time.monotonic() < until, (seen, log.name)
+            time.sleep(0.3)
+            seen = scraped()
+    finally:
+        job.terminate()
+    assert job.wait(60) == 143
+    assert seen["ray_blt_titan_text_bytes_total"] > 0 < seen["ray_blt_titan_documents_total"]
+    assert seen["ray_blt_titan_device_seconds_total busy"] > 0.1
+    assert seen["ray_blt_titan_pieces waiting"] > 0
+    assert 0 < seen["ray_blt_titan_bytes_left"] < source.stat().st_size
+    last = json.loads(lines.read_text().splitlines()[-1])
+    assert last["stage"] == "patching" and last["pieces_done"] >= 1 <= last["pieces_waiting"]
+    assert last["documents"] > 0 < last["device_seconds"] and last["rejects"] == 3
+    assert last["seconds_left"] == pytest.approx(last["bytes_left"] / last["bytes_per_second"])
+    report = job_here(ROOT / "jobs" / "patch_report.py", monkeypatch, capsys)
+    done = report("--shards", out, "--output", tmp_path / "report", "--json")
+    assert done.returncode == 0, done.stderr
+    (figures,) = json.loads(done.stdout)["sets"]
+    assert figures["documents"] == sum(
+        json.loads(path.read_text())["statistics"]["documents"] for path in out.glob("entries/*")
+    )
+    so_far = figures["so_far"]
+    assert 0 < so_far["input_bytes_done"] < so_far["input_bytes"] == source.stat().st_size
+    share = so_far["input_bytes_done"] / so_far["input_bytes"]
+    shown = report("--shards", out, "--output", tmp_path / "report")
+    assert re.search(rf"unfinished +{share:.1%} of the input so far: ", shown.stdout), shown.stdout
+    both = report("--shards", out, out / "..", "--merge", "--output", tmp_path / "report")
+    assert both.returncode == 2 and "is not finished; report on it alone" in both.stderr

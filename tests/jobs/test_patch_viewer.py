@@ -7,22 +7,27 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import pytest
 import torch
 from support import tiny
+from support.bpe import byte_level
 from support.browser import PHONE, Watched
 from support.jobs import ROOT, environment, hear_ctrl_c
 from support.texts import topics
 
 from model import ByteTokenizer, Patcher, load_entropy_model, save_entropy_model
+from pipeline.bpe.token_pieces import TokenPieces
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import ShardSet
 from pipeline.viewer.config import PatchViewerConfig
 from pipeline.viewer.page import serve
+from pipeline.viewer.space import write_space
 
 JOB = ROOT / "jobs" / "patch_viewer.py"
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>${7*6}{{7}}"
@@ -46,17 +51,27 @@ def there(tmp_path_factory, ngram_model) -> Path:
 
 @pytest.fixture(scope="module")
 def url(there) -> Iterator[str]:
-    command = [sys.executable, str(JOB), "--port", "0", "--shards", str(there / "set")]
+    command = [str(JOB), "--port", "0", "--shards", str(there / "set")]
     command += ["--entropy-model", "entropy-1m", str(there / "ngram")]
     # As on a cluster, where the way out leads over a proxy; this one is not there.
-    env = environment(http_proxy="http://127.0.0.1:9")
+    with served(command, http_proxy="http://127.0.0.1:9") as address:
+        yield address
+
+
+@contextmanager
+def served(command: list[str], **env: str) -> Iterator[str]:
+    """The address of a page that a script serves until the block ends."""
     job = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+        [sys.executable, *command],
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
     said = job.stdout.readline()
     yield re.search(r"http://\S+", said)[0]
     job.send_signal(signal.SIGINT)
-    assert job.wait(20) in (0, 130)
+    assert job.wait(20) in (0, 130, -signal.SIGINT)
 
 
 @pytest.fixture
@@ -211,14 +226,116 @@ def test_a_dark_page_on_a_light_system(browser, url):
     watched.page.close()
 
 
-def test_what_cannot_be_served_is_told():
+@pytest.fixture(scope="module")
+def space(there) -> Iterator[str]:
+    """The page as a Space, with a tokenizer and two models; the code is the Space's own."""
+    content = byte_level([text.encode() for _, text in topics()[:5]], 600)
+    (there / "small.json").write_bytes(content)
+    config = PatchViewerConfig(
+        entropy_model=("entropy-1m", str(there / "ngram")), tokenizers=(str(there / "small.json"),)
+    )
+    write_space(config, str(there / "space"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
+    with served([str(there / "space" / "app.py")], **env):
+        assert list((there / "space" / "pipeline" / "viewer").rglob("page.*.pyc"))
+        yield f"http://127.0.0.1:{port}/"
+
+
+COMPARED = "Bytes are 日本語, emoji 👩‍🚀\n\nand tokens <b>are not</b>."
+LINK = {"text": COMPARED, "threshold": 1.2, "other": 1, "other-model": "models/ngram"}
+LINK |= {"other-rule": "monotonic", "other-threshold": 0.5, "tokenizers": "small"}
+UNITS = """row => {
+    const titles = [...document.querySelectorAll('.aligned .column')].flatMap(
+        column => [...column.children[row].children].map(part => part.title));
+    return [...new Set(titles)].map(title => parseInt(title.match(/: (\\d+) byte/)[1]));
+}"""
+
+
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_a_comparison_from_a_link(browser, space, there, width):
+    """Aligned, at any width, as the library and the tokenizer cut the text."""
+    viewport, theme = {"width": width, "height": 900}, "light" if width == 768 else "dark"
+    watched = Watched(browser, viewport=viewport, color_scheme=theme)
+    page = watched.page
+    page.goto(f"{space}?{urlencode(LINK)}")
+    page.wait_for_selector("#link a[href*=other-model]")
+    page.wait_for_selector(".aligned .column .cell:nth-child(3)")
+    cuts = [
+        patches_of(COMPARED, Patcher(1.2)),
+        patches_of(COMPARED, Patcher(0.5, rule="monotonic"), str(there / "ngram")),
+        TokenPieces("", (there / "small.json").read_bytes(), "").cut(COMPARED)[1],
+    ]
+    for row, units in enumerate(cuts):
+        assert page.evaluate(UNITS, row) == [len(unit) for unit in units]
+        figures = page.locator(f".compared tr:nth-child({row + 2})").inner_text().split("\t")
+        kind = "tokens" if row == 2 else "patches"
+        mean = f"{len(COMPARED.encode()) / len(units):.3f}"
+        assert figures[2:] == [f"{len(units)} {kind}", mean, str(max(map(len, units)))]
+    # The same bytes stand under each other, and within the window.
+    boxes = page.evaluate("""() => [...document.querySelectorAll('.aligned .column')].map(
+        column => [...column.children].map(
+            cell => (({left, right}) => [left, right])(cell.getBoundingClientRect())))""")
+    assert all(box == column[0] for column in boxes for box in column)
+    assert max(column[0][1] for column in boxes) <= width and watched.overflow() == 0
+    # A word is divided between lines only if it is longer than one.
+    divided = page.evaluate("""() => [...document.querySelectorAll('.aligned .word')].filter(
+        word => new Set([...word.children].map(c => c.getBoundingClientRect().top)).size > 1
+    ).map(word => word.getBoundingClientRect().width / word.parentElement.clientWidth)""")
+    assert all(share > 0.5 for share in divided) and len(divided) < 4
+    assert page.locator("#curve svg").count() == 2 and page.inner_text("#notice") == ""
+    # Each line has its letters beside it.
+    tops = "e => e.getBoundingClientRect().top"
+    letter = page.locator(".aligned .key").first.evaluate(tops)
+    assert letter == page.locator(".aligned .cell").first.evaluate(tops)
+    link = page.locator("#link a").get_attribute("href")
+    assert dict(parse_qsl(link[1:])).items() >= {k: str(v) for k, v in LINK.items()}.items()
+    assert watched.problems == [] and watched.hosts == {space.split("/")[2]}
+    page.close()
+
+
+def test_a_link_holds_what_was_chosen_and_nothing_that_is_not_there(browser, space):
+    bad = {"model": "/etc", "threshold": "99", "text": COMPARED}
+    watched = Watched(browser)
+    watched.page.goto(f"{space}?{urlencode(bad)}")
+    watched.page.wait_for_selector("#notice .error")
+    told = watched.page.inner_text("#notice")
+    assert "model is '/etc', and has to be one of entropy-1m, models/ngram" in told
+    assert "threshold is '99', and has to be a number from -2 to 6" in told
+    put(watched, "#threshold", 1.5)
+    watched.page.locator("#tokenizers input").first.uncheck()
+    wait_for_patches(watched, patches_of(COMPARED, Patcher(1.5)))
+    link = watched.page.locator("#link a").get_attribute("href")
+    again = open_page(browser, f"{space}{link}")
+    wait_for_patches(again, patches_of(COMPARED, Patcher(1.5)))
+    assert again.page.locator(".aligned").count() == 0 and again.problems == []
+    again.page.locator("#text textarea").fill("日" * 3000)
+    again.page.wait_for_function("document.querySelector('#link').innerText.includes('no link')")
+    for each in (watched, again):
+        each.page.close()
+
+
+def test_a_document_beside_itself_from_a_link(browser, url, there):
+    parameters = {"tab": "browse", "set": str(there / "set"), "document": 4, "repatch": 1}
+    parameters |= {"browse-threshold": 0.4, "beside": 1}
+    watched = Watched(browser)
+    watched.page.goto(f"{url}?{urlencode(parameters)}")
+    watched.page.wait_for_selector("#browse-patches .aligned .column .cell:nth-child(2)")
+    document = list(ShardSet(str(there / "set")))[4]
+    lengths = Patcher(0.4).patch_lengths(torch.tensor(document.entropies)[None])[0]
+    anew = document._replace(patch_lengths=lengths.numpy())
+    for row, patches in enumerate((anew.patches(), document.patches())):
+        assert watched.page.evaluate(UNITS, row) == [len(patch) for patch in patches if patch]
+    assert watched.page.locator("#browse-curve svg").is_visible() and watched.problems == []
+    watched.page.close()
+
+
+def test_an_address_in_use_is_told():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, str(JOB), "--port", str(port)]
-        done = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2 and f"--port {port}: cannot listen" in done.stderr
+        with pytest.raises(ConfigError, match=f"--port {port}: cannot listen"):
+            serve(PatchViewerConfig(port=port), report_url=pytest.fail)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from support.texts import topics
 
 from pipeline import open_shards
 from pipeline.corpus.named import CORPORA
-from pipeline.storage.tokenizer_files import TOKENIZERS
+from pipeline.storage.known_tokenizers import TOKENIZERS
 
 Documents = list[tuple[str, str]]
 """``(id, text)`` of each."""

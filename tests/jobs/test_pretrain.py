@@ -4,7 +4,6 @@ refused.
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ import torch
 from support import tiny
 from support.jobs import ROOT, environment, hear_ctrl_c
 from support.local_ray import share_local_ray
+from support.slurm import in_slurm, write_script
 from support.texts import topics, write_jsonl
 
 from model import Patcher
@@ -59,6 +59,10 @@ AT_ONCE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 def variables(**more: str) -> dict[str, str]:
     return environment(OMP_NUM_THREADS="1", **AT_ONCE, **more)
+
+
+def of_slurm(directory: Path, **more: str) -> dict[str, str]:
+    return in_slurm(directory, OMP_NUM_THREADS="1", **AT_ONCE, **more)
 
 
 class Run:
@@ -137,29 +141,11 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def in_slurm(directory: Path, **more: str) -> dict[str, str]:
-    """The environment of a SLURM job on one node, with commands that stand in for SLURM's."""
-    directory.mkdir()
-    for name, script in (
-        ("srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"'),
-        ("scontrol", f'[[ $1 != show ]] || echo localhost; echo "$@" >> {directory}/said'),
-    ):
-        write_script(directory / name, script)
-    path = os.pathsep.join([str(directory), str(Path(sys.executable).parent), os.environ["PATH"]])
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1]"}
-    return variables(PATH=path, SLURM_JOB_NUM_NODES="1", **job, **more)
-
-
-def write_script(path: Path, script: str) -> None:
-    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
-    path.chmod(0o755)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(shards, tmp_path_factory) -> tuple[Run, Path]:
     """A run of two processes on SLURM, without Ray, and where its checkpoints are."""
     directory = tmp_path_factory.mktemp("undisturbed")
-    env = in_slurm(directory / "bin", NPROC_PER_NODE="2")
+    env = of_slurm(directory / "bin", NPROC_PER_NODE="2")
     run = Run([SLURM, *arguments(shards, directory)], env)
     assert run.end() == 0, run.output
     assert [step for step, _ in losses(run.output)] == list(range(1, STEPS + 1))
@@ -167,7 +153,7 @@ def undisturbed(shards, tmp_path_factory) -> tuple[Run, Path]:
 
 
 def test_slurm_requeues_before_its_time_is_up(tmp_path):
-    env = in_slurm(tmp_path / "bin", SLURM_GPUS_ON_NODE="3", SLURM_RESTART_COUNT="4")
+    env = of_slurm(tmp_path / "bin", SLURM_GPUS_ON_NODE="3", SLURM_RESTART_COUNT="4")
     said = tmp_path / "bin" / "said"
     write_script(tmp_path / "bin" / "python", f'echo "$@" >> {said}; echo begun; exec sleep 60')
     run = Run([SLURM, "--config", "a b"], env)
@@ -186,7 +172,7 @@ def test_slurm_requeues_before_its_time_is_up(tmp_path):
 
 @pytest.mark.parametrize("requeued", [True, False], ids=["requeued", "refused"])
 def test_what_ends_by_itself_as_slurm_signals_keeps_its_status(tmp_path, requeued):
-    env = in_slurm(tmp_path / "bin")
+    env = of_slurm(tmp_path / "bin")
     write_script(tmp_path / "bin" / "python", "echo begun; sleep 1; exit 5")
     # It takes longer to answer than the training has left.
     answer = f"if [[ $1 == show ]]; then echo localhost; else sleep 3; exit {int(not requeued)}; fi"
@@ -270,7 +256,7 @@ def test_a_damaged_shard(shards, pretrain_here, tmp_path):
         (["--training.step", "3"], "Unrecognized options: --training.step, 3"),
         (["--training.steps", "x"], "--training.steps: invalid literal"),
         (["--parallelism.pipeline-parallel-degree", "2"], "--parallelism.pipeline-parallel-degree"),
-        (["--dataloader.shards", "none"], r"--dataloader.shards: /.*/none: no manifest.json"),
+        (["--dataloader.shards", "none"], r"--dataloader.shards: /.*/none: no such directory"),
         (["--dataloader.weights", "0"], r"--dataloader.weights: must be positive"),
         (["--training.seq-len", "4"], "--training.seq_len: must be at least 8"),
         (["--validator.enable"], "--validator.dataloader.shards: name at least one"),

@@ -12,6 +12,7 @@ from support.shard_sets import real_texts, write_shards
 from pipeline import open_shards
 from pipeline.bpe.byte_level import load_bpe
 from pipeline.errors import ConfigError, PipelineError
+from train.data.bpe_training import sample
 
 JOB = runpy.run_path(str(ROOT / "jobs" / "train_tokenizer.py"))
 QUIET = Console(quiet=True)
@@ -47,7 +48,7 @@ def test_a_tokenizer(shards, tmp_path, capsys):
 def test_the_sample_is_of_all_shards(shards):
     sets = [open_shards(url) for url in shards]
     total = sum(len(document.text.encode()) for each in sets for document in each)
-    texts = list(JOB["sample"](sets, total // 4))
+    texts = list(sample(sets, total // 4))
     size = sum(len(text.encode()) for text in texts)
     longest = max(len(document.text.encode()) for each in sets for document in each)
     pieces = sum(len(each.shards.tokens) for each in sets)
@@ -55,7 +56,7 @@ def test_the_sample_is_of_all_shards(shards):
     for each in sets:
         for batch in (next(each.shard_batches(n, ["text"])) for n in range(len(each.entries))):
             assert batch["text"][0].as_py() in texts
-    whole = list(JOB["sample"](sets, 10**9))
+    whole = list(sample(sets, 10**9))
     assert sum(len(text.encode()) for text in whole) == total
 
 

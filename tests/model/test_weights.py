@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from support.texts import topics
 
 from model import ByteTokenizer, ConvEntropyModel, EntropyModel, load_entropy_model
-from model.checkpoints.files import BUILT_IN
+from model.checkpoints.names import BUILT_IN
 
 
 def test_it_predicts_text_that_it_was_not_trained_on():

@@ -1,5 +1,6 @@
 """Tokenizers, trained in a moment."""
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,3 +28,9 @@ def byte_level(texts: Sequence[bytes], size: int = 500, **changes: Any) -> bytes
     )
     bpe.train_from_iterator([text.decode() for text in texts], trainer)
     return bpe.to_str().encode()
+
+
+def ranks_file(tokens: Sequence[bytes]) -> bytes:
+    """tiktoken's file of tokens in the order of their ranks."""
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    return "".join(lines).encode()

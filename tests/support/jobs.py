@@ -32,6 +32,8 @@ RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Its workers would give way to all other processes, and tests wait for them.
     "RAY_worker_niceness": "0",
+    # Metrics would be exported every ten seconds.
+    "RAY_metrics_report_interval_ms": "1000",
 }
 """Environment variables of each Ray that tests start."""
 

@@ -82,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         self.request_line = Request(self.command, unquote(self.path), self.headers)
         hub.requests.append(self.request_line)
-        form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        form = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        form = form.decode(errors="replace")  # pieces of files are none
         self.fault = hub.fault(f"{self.command} {unquote(self.path)}") or Fault()
         try:
             if self.fault.hang_up:

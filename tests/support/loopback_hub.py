@@ -52,6 +52,10 @@ class Hub:
         self.closing = threading.Event()
         self.objects: dict[str, bytes] = {}
         """What was uploaded, by SHA-256, committed or not."""
+        self.has_xet = False
+        """True while it has Xet storage, which some hubs lack."""
+        self.xorbs: dict[str, int] = {}
+        """Sizes of what that storage was given, by hash."""
         self.visibility: dict[str, str | None] = {}
         self._lock = threading.Lock()
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from urllib.parse import unquote
 
 from support.loopback_answers import (
@@ -44,6 +45,13 @@ class UploadHandler(Handler):
     def route(self, url, form: str) -> None:
         path = unquote(url.path)
         repository = r"datasets/(?P<name>[^/]+/[^/]+?)"
+        if self.server.hub.has_xet:
+            if re.fullmatch(rf"/api/{repository}/xet-write-token/main", path):
+                self.xet_token()
+                return
+            if self.command == "POST" and path.startswith(("/v1/", "/v2/")):
+                self.xet_storage(path)
+                return
         if self.command != "POST":
             super().route(url, form)
             return
@@ -61,6 +69,21 @@ class UploadHandler(Handler):
             self.commit(found["name"], [json.loads(line) for line in form.splitlines()])
         else:
             super().route(url, form)
+
+    def xet_token(self) -> None:
+        """Tell where the storage is, and give a token for it."""
+        until = int(time.time()) + 3600
+        self.answer_json({"accessToken": "xet", "exp": until, "casUrl": self.server.hub.endpoint})
+
+    def xet_storage(self, path: str) -> None:
+        """Take chunks ("xorbs") and lists of them ("shards"), in the first version of the API."""
+        if found := re.fullmatch(r"/v1/xorbs/default/([0-9a-f]{64})", path):
+            self.server.hub.xorbs[found[1]] = int(self.headers["Content-Length"])
+            self.answer_json({"was_inserted": True})
+        elif path == "/v1/shards":
+            self.answer_json({"result": 1})
+        else:
+            raise RefusedError(404, "", "There is no such thing.")
 
     def may_write(self) -> None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")

@@ -13,7 +13,7 @@ from torchtitan.config import ConfigManager
 
 from model import BLT_SIZES
 from pipeline.errors import ConfigError
-from train.__main__ import configurations
+from train.flags.configurations import configurations
 from train.model_spec import ENTROPY_SIZES
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -26,9 +26,9 @@ EMPTY = """
 
     for shape in (BLT_SIZES["debug"], EntropyModelConfig()):
         metrics = ByteMetrics(
-            ByteMetrics.Config(log_freq=1),
+            ByteMetrics.Config(log_freq=5),
             parallel_dims=Alone(),
-            config_dict={"training": {"seq_len": 8}},
+            config_dict={"training": {"seq_len": 8, "steps": 7}},
         )
         metrics.model_parts = [SimpleNamespace(config=shape)]
         inputs = {"input": torch.full((2, 8), -1)}
@@ -38,6 +38,7 @@ EMPTY = """
         metrics.count(inputs, torch.full((2, 8), -100), BYTES)
         metrics.data_loading_times.append(0.0)
         metrics.log(1, 0.0, 0.0, 0.0)
+        assert [step for step in range(1, 8) if metrics.should_log(step)] == [1, 5, 7]
         print(latest)
 """
 

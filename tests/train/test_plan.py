@@ -18,8 +18,9 @@ from model import BLT, BLT_SIZES
 from pipeline.errors import ConfigError
 from train import plan as plans
 from train.config_registry import blt_1b, blt_8b, blt_debug, entropy_100m
+from train.flags.assumptions import Assumptions
 from train.live_memory import LiveMemory, activation_bytes
-from train.plan import Assumptions, best_interval, count_parameters, markdown_table, plan
+from train.plan import best_interval, count_parameters, markdown_table, plan
 
 GB = 10**9
 

@@ -178,6 +178,7 @@ def test_mixed_patches_are_refused_or_recorded(tmp_path):
     assert refused.wait().exit_codes == [2], refused.output
     assert_said(refused, "--validator.dataloader.shards: have other patches than the training sets")
     assert "Patches: the entropy model of " in run.output
+    assert "Checkpoint: the shard sets have entropies of 2 models" in run.output
     record = read_model_description(f"{run.folder}/checkpoint/step-1").patch_provenance
     found = {each.entropy_model.fingerprint[0]: each.sets for each in record}
     assert found == {"a": ("one/patched",), "b": ("other/patched",)}

@@ -22,8 +22,9 @@ from pipeline.errors import ConfigError
 from train.checkpoints.model_json import read_model_description
 from train.checkpoints.steps import read_step
 from train.cluster.checks import absolute_paths, parse_config
+from train.flags.field_docstrings import field_docstrings
 from train.model_spec import ENTROPY_SIZES
-from train.shape_flags import NOT_FLAGS, field_docstrings
+from train.shape_flags import NOT_FLAGS
 
 Shape = BLTConfig | EntropyModelConfig
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError, translated
-from train.__main__ import configurations
 from train.checkpoints.hub import is_on_hub
 from train.checkpoints.model_json import steps_in
 from train.data.provenance import compare_validation
+from train.flags.configurations import check_configuration
 from train.shim import prepare
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def check_run(arguments: list[str]) -> RunPlan:
     from train.validator import open_sets
 
     name = arguments[1]
-    if name not in configurations():
-        raise ConfigError(f"--config: there is no {name}; there are {', '.join(configurations())}")
+    check_configuration(name)
     config = parse_config(arguments)
     with translated(f"--dump-folder {config.dump_folder}", ConfigError):
         tokenizer = config.tokenizer.build(tokenizer_path=config.hf_assets_path)

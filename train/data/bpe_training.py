@@ -6,14 +6,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.tiktoken_ranks import LLAMA3_WORDS
 
 BYTES = 256
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Tokens do not cross the parts that this finds: a word with the character before it, up to three
-digits, signs, or blanks. It is the pattern of GPT-4's and Llama 3's tokenizers."""
 
 
 def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
@@ -41,7 +36,7 @@ def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
 def train(texts: list[str], vocab_size: int) -> bytes:
     """The ``tokenizer.json`` of a byte-level BPE tokenizer without special tokens."""
     tokenizer = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    words = pre_tokenizers.Split(Regex(LLAMA3_WORDS), behavior="isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     tokenizer.decoder = decoders.ByteLevel()

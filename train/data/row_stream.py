@@ -33,7 +33,7 @@ import numpy as np
 from model.provenance import PatchProvenance
 from pipeline.bpe.byte_level import BPE
 from pipeline.errors import ConfigError
-from pipeline.shards.provenance import provenance_of
+from pipeline.shards.provenance import entropy_model_place, provenance_of
 from pipeline.shards.shard_set import ShardSet
 from train.data.groups import Groups
 from train.data.lanes import Cursor, LaneCursor, Line, Place, number_of_lanes, rows_passed
@@ -118,6 +118,17 @@ class RowStream:
     def provenance(self) -> list[PatchProvenance]:
         """How the patches of each shard set were made, with the rule that is used."""
         return [provenance_of(source.shards, source.patcher) for source in self.sources]
+
+    @property
+    def entropy_models(self) -> dict[str, str | None]:
+        """Where the models lie whose entropies place the patches, by fingerprint; None for a place
+        that is not recorded."""
+        places: dict[str, str | None] = {}
+        for source in self.sources:
+            model = provenance_of(source.shards, source.patcher).entropy_model
+            if model and model.fingerprint:
+                places[model.fingerprint] = entropy_model_place(source.shards)
+        return places
 
     def _check_repeats(self, urls: Sequence[str]) -> None:
         """

@@ -17,6 +17,7 @@ import pytest
 from ray.actor import ActorHandle
 from rich.console import Console
 
+from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster import progress, stage
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
 from pipeline.cluster.stage import TRIES, StageOutcome, run_stage, unshared_storage
@@ -193,15 +194,15 @@ def test_progress_counts_reports_and_what_was_done_before(local_ray, console, mo
             time.sleep(0.05)
 
     estimates, done = {0: 4_000_000, 1: 4_000_000}, {2: 2_000_000}
-    earlier, of_stage = start_progress(), start_progress()
-    with show_progress(console, "working", estimates, done, of_stage) as finished:
+    earlier, of_stage = start_progress("before"), start_progress("working")
+    with show_progress(console, estimates, done, of_stage) as finished:
         wait_for("working: 2.0 of about 10.0 MB · estimating the rate")
-        earlier.put(1, 4_000_000)  # late: that stage has ended
+        earlier.put({1: WorkCounts(bytes=4_000_000)})  # late: that stage has ended
         report = Reporter(of_stage, 0)
         report(1_000_000)
         report(2_000_000)  # too soon after the first: not sent
         wait_for("working: 3.0 of about 10.0 MB")
-        finished(0, report.done)
+        finished(0, report.finish())
         # What is left is thought to be as much less than expected as what is done.
         wait_for("working: 5.0 of about 8.0 MB")
     assert "5.0 of about 10.0 MB" not in console.file.getvalue()

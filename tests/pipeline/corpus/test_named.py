@@ -9,7 +9,7 @@ import pytest
 from pipeline.corpus.named import CORPORA, Corpus, find_corpus
 from pipeline.errors import ConfigError
 from pipeline.prepare.config import PrepareCorpusConfig
-from pipeline.storage.tokenizer_files import TOKENIZERS
+from pipeline.storage.known_tokenizers import TOKENIZERS
 
 
 def matches(corpus: Corpus, path: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from math import log
+from runpy import run_path
 
 import numpy as np
 import pyarrow as pa
@@ -11,20 +12,24 @@ import pytest
 import torch
 from rich.console import Console
 from support import tiny
+from support.jobs import ROOT
 from support.shard_sets import rewrite
 from support.texts import topics, write_jsonl
 
 from model import ByteTokenizer, Patcher, save_blt, save_entropy_model
 from model.blt_config import ROW_READING
+from model.provenance import PatchProvenance
 from model.tokenizer import BOS_ID, encode_documents
 from pipeline import open_shards
-from pipeline.errors import BadDocumentError, PipelineError
+from pipeline.errors import BadDocumentError, ConfigError, PipelineError
 from pipeline.evaluate import likelihood
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.data import Batch
 from pipeline.evaluate.job import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
 from pipeline.evaluate.likelihood import predict
 from pipeline.evaluate.models import Patching
+from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.run_record import MANIFEST
 
 TEXTS = [b"", "é".encode(), *(topics()[i][1].encode()[:n] for i, n in enumerate((700, 90, 1500)))]
 
@@ -340,6 +345,33 @@ def test_rules_without_entropies_need_no_entropy_model(prepared, tmp_path):
     assert result.complete and 3 < result.total.mean_patch_bytes < 12
     with pytest.raises(PipelineError, match="--threshold: the space rule has none"):
         evaluate(replace(config, threshold=1.0), Console(quiet=True))
+
+
+BOUNDARIES_FROM_OUTSIDE = (Patcher(rule="given"), Patcher(rule="bpe", tokenizer="ab" * 32))
+
+
+@pytest.mark.parametrize("patcher", BOUNDARIES_FROM_OUTSIDE, ids=lambda patcher: patcher.rule)
+def test_text_without_boundaries_is_refused_where_the_rule_takes_them_from_outside(
+    prepared, tmp_path, patcher
+):
+    """By evaluation and generation; shards hold them."""
+    record = (PatchProvenance(patcher, None),)
+    save_blt(tiny.blt(patcher=None, patch_provenance=record), tmp_path / "blt")
+    place = {"given": "column", "bpe": "tokenizer"}[patcher.rule]
+    said = f"--rule: the patches of .*blt follow {patcher.rule}.* come from a {place} and not from"
+    text = {"input": (str(prepared / "in"),)}
+    with pytest.raises(ConfigError, match=said):
+        run(tmp_path, **text)
+    generate = run_path(str(ROOT / "jobs" / "generate.py"))
+    config = generate["GenerateConfig"](str(tmp_path / "blt"), prompt=("a",), max_new_bytes=1)
+    with pytest.raises(ConfigError, match=said):
+        generate["run"](config, Console(quiet=True))
+    shutil.copytree(prepared / "shards", tmp_path / "set")
+    output = OutputDirectory(str(tmp_path / "set"))
+    manifest = output.read_json(MANIFEST) | {"patcher": patcher.to_json()}
+    output.write(MANIFEST, to_json(manifest))
+    measured = run(tmp_path, shards=str(tmp_path / "set")).total
+    assert measured.patches == run(prepared, shards=str(prepared / "shards")).total.patches
 
 
 def test_importing_needs_no_ray():

@@ -163,6 +163,10 @@ def test_a_batch_is_queued_while_the_one_before_is_computed(tmp_path, ngram_mode
             assert last or queued[self.number + 1].wait(timeout=30)
             return self.entropies.wait()
 
+        @property
+        def device_seconds(self):
+            return self.entropies.device_seconds
+
     class GPU(Scorer):
         def queue(self, *given):
             number = next(numbers)

@@ -34,7 +34,7 @@ def test_values_of_a_gpu_are_waited_for():
         def synchronize(self) -> None:
             stored.copy_(torch.tensor([1.0, 0.5, 2.0]))
 
-    assert QueuedEntropies(stored, Event()).wait().tolist() == [1.0, 0.5, 2.0]
+    assert QueuedEntropies(stored, Event(), 0.0).wait().tolist() == [1.0, 0.5, 2.0]
 
 
 def test_another_kind_of_device_is_refused(ngram_model):

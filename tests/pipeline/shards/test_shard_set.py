@@ -126,6 +126,8 @@ def test_verification_notices_wrong_totals(tmp_path, ngram_model):
 
 
 def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
+    with pytest.raises(PipelineError, match=r"/typo: no such directory$"):
+        open_shards(str(tmp_path / "typo"))
     with pytest.raises(PipelineError, match=r"no manifest.json: not a shard set, or its job has"):
         open_shards(str(tmp_path))
     write(tmp_path, ngram_model)

@@ -5,13 +5,22 @@ from support.texts import write_jsonl
 
 from model import Patcher
 from pipeline.shards.random_access import DocumentIndex
-from pipeline.viewer.page import _shown_document
+from pipeline.viewer.browse_tab import show_document
+from pipeline.viewer.config import PatchViewerConfig
+from pipeline.viewer.patched_text import view_text
+from pipeline.viewer.type_tab import EXAMPLES
 
 
 def test_a_threshold_of_zero_is_named_as_any_other(tmp_path):
     write_jsonl(tmp_path / "in" / "a.jsonl", [("a", "some text")])
     model = tiny.entropy_model()
     shards = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(0.5))
-    for anew, rule in ((False, "global (threshold 0.5)"), (True, "global (threshold 0.0)")):
-        place, *_ = _shown_document(DocumentIndex(shards), 0, anew, Patcher(0.0))
+    for anew, rule in ((None, "global (threshold 0.5)"), (Patcher(0.0), "global (threshold 0.0)")):
+        place, _ = show_document(DocumentIndex(shards), 0, anew)
         assert f"patched by: {rule} on entropies of tiny (fingerprint " in place
+
+
+def test_the_page_begins_with_patches_as_in_training():
+    begun = PatchViewerConfig()
+    view = view_text(next(iter(EXAMPLES.values())), *begun.entropy_model, Patcher(begun.threshold))
+    assert 4.3 < len(view.data) / len(view.patch_lengths_P) < 4.7

@@ -278,7 +278,7 @@ def test_settings_that_are_refused(sets, tmp_path):
         rule = RuleSettings(**changes.pop("rule", {}))
         with pytest.raises(ConfigError, match=message):
             RowStream(urls, RowSettings(**{"seq_len": 512} | changes, rule=rule))
-    with pytest.raises(PipelineError, match=f"{tmp_path}/nothing: no manifest.json"):
+    with pytest.raises(PipelineError, match=f"{tmp_path}/nothing: no such directory"):
         RowStream([f"{tmp_path}/nothing"], RowSettings(512))
     empty = write_shards(f"{tmp_path}/empty", [])
     with pytest.raises(PipelineError, match="/empty: holds no documents"):

@@ -1,0 +1,56 @@
+"""The counts of a shard set whose job still runs, or was stopped: what is committed so far.
+
+The set has no manifest yet. The record of the run knows the input and how it is cut; an entry
+beside each committed shard says what is in it, and the job may go on meanwhile.
+"""
+
+from pipeline.errors import PipelineError
+from pipeline.patch.record import PatchRun, is_complete
+from pipeline.report.set_counts import Provenance, SetCounts, SoFar, run_times, sources_of
+from pipeline.shards.closing import make_part
+from pipeline.shards.entries import committed_names, read_entries
+from pipeline.shards.tables import as_shards
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.run_record import MANIFEST
+
+
+def counts_so_far(name: str, url: str) -> SetCounts | None:
+    """What a run of ``patch_corpus.py`` has committed; None for a set that is finished, and for
+    what is none.
+
+    Args:
+        url: the set's directory.
+
+    Raises:
+        ConfigError: the directory holds something else.
+        PipelineError: an entry is damaged, or an earlier release began the run.
+    """
+    output = OutputDirectory(url)
+    if output.exists(MANIFEST):
+        return None
+    run = PatchRun.resume(output, "--shards")
+    if run is None:
+        return None
+    entries = read_entries(output, committed_names(output))
+    part = make_part(output, list(entries.values()))
+    if part.summary is None:
+        raise PipelineError(f"--shards {url}: an earlier release began this run; finish it first")
+    shards = list(as_shards(part.entries))
+    done = 0
+    sizes = [sum(split.size for split in unit) for unit in run.units]
+    for size, committed in zip(
+        sizes, run.committed({shard.name: shard for shard in shards}), strict=True
+    ):
+        text = sum(shard.bytes for shard in committed)
+        done += size if is_complete(committed) else min(text, size)
+    return SetCounts(
+        name,
+        output.url,
+        Provenance.of(run.provenance),
+        part.statistics,
+        part.summary,
+        shards,
+        run_times(output),
+        sources_of(shards),
+        so_far=SoFar(done, sum(sizes)),
+    )
