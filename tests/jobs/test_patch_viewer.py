@@ -284,11 +284,9 @@ def test_a_comparison_from_a_link(browser, space, there, width):
         word => new Set([...word.children].map(c => c.getBoundingClientRect().top)).size > 1
     ).map(word => word.getBoundingClientRect().width / word.parentElement.clientWidth)""")
     assert all(share > 0.5 for share in divided) and len(divided) < 4
-    assert page.locator("#curve svg").count() == 2 and page.inner_text("#notice") == ""
+    assert page.locator("#curve svg").count() == 2 and page.locator("#notice").is_hidden()
     # Curves scroll, and a shade says so; the table of figures has room on a phone.
-    scrolls = (
-        "e => [getComputedStyle(e).background.includes('local'), e.scrollWidth - e.clientWidth]"
-    )
+    scrolls = "e => [getComputedStyle(e).background, e.scrollWidth - e.clientWidth]"
     background, hidden = page.locator(".curve").first.evaluate(scrolls)
     assert "local" in background and (hidden > 0) == (width < 768)
     assert page.locator(".compared").evaluate(scrolls)[1] <= 0
