@@ -98,4 +98,5 @@ def test_most_of_a_training_s_log_is_left_out():
     lines = shown(f"[titan] now - root - INFO - begins\n{steps}").splitlines()
     assert lines[0] == "step 1: 1.5 bits per byte, 9 bytes/s"
     assert lines[-1] == "step 40: 40.5 bits per byte, 9 bytes/s" and len(lines) == 10
-    assert shown(f"in {ROOT}/tutorial/x  \n") == "in tutorial/x"
+    working = "patching: 0.5 of about 2.0 MB · 0.10 MB/s · about 0 min left"
+    assert shown(f"{working}\nin {ROOT}/tutorial/x  \n") == "in tutorial/x"

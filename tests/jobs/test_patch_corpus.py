@@ -444,7 +444,7 @@ def test_a_run_that_goes_on_can_be_watched(
         for state in states.get(name.removeprefix("ray_blt_titan_"), ("",))
     }
     try:
-        until, seen = time.monotonic() + 100, {}
+        until, seen = time.monotonic() + 200, {}
         while not (wanted <= seen.keys() and seen["ray_blt_titan_pieces done"]):
             assert job.poll() is None and time.monotonic() < until, (seen, log.name)
             time.sleep(0.3)
