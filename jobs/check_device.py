@@ -14,6 +14,7 @@ from rich.console import Console
 
 from model.checkpoints.names import BUILT_IN
 from pipeline.cli.command import run_job
+from pipeline.cli.optional import OrNone
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class CheckDeviceConfig:
 
     entropy_model: str = BUILT_IN
     """Directory, URL or hub id of an entropy model; "entropy-1m" comes with blt-titan."""
-    output: Path | None = None
+    output: OrNone[Path] = None
     """File that gets the entropies of this machine."""
     compare: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[FILE ...]")] = ()
     """Outputs of other machines, or of other processes here."""

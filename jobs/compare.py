@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli.command import run_job
+from pipeline.cli.commands import command_line
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError
 from train.compare.experiment import CLEAN, Experiment, Form, read_experiment
@@ -47,11 +49,11 @@ class CompareConfig:
     """Train these arms only, beside the first one; default: all."""
     seeds: tuple[int, ...] = ()
     """Train with these seeds; default: the experiment's."""
-    budget_flops: float | None = None
+    budget_flops: OrNone[float] = None
     """Training FLOPs of a run, instead of the form's."""
     num_workers: int = 1
     """Runs at once, on Ray; 1: one after another in this process."""
-    threads: int | None = None
+    threads: OrNone[int] = None
     """CPU threads per run; default: as many as torch takes."""
     gpus_per_run: float = 0
     """GPUs of a run on Ray."""
@@ -78,7 +80,7 @@ def run(config: CompareConfig, console: Console) -> int:
         Data(output / "data", config.input, config.held_out),
         output / f"{experiment.name}-{config.form}",
         threads=config.threads,
-        command=shlex.join(["python", "jobs/compare.py", *sys.argv[1:]]),
+        command=f"{command_line('compare')} {shlex.join(sys.argv[1:])}",
         console=console,
     )
     failures = comparison.train(

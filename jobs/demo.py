@@ -78,7 +78,7 @@ def run(config: DemoConfig, console: Console) -> int:
     corpus, output = DEMO / "corpus.jsonl", DEMO / "shards"
     write_corpus(corpus)
     columns = ("--id-column", "id", "--keep-columns", "kind")
-    target = ("--target-patch-size", 4.5, "--calibration-bytes", 600_000)
+    target = ("--target-patch-size", 4.5, "--calibration-bytes", 1_000_000)
     split = ("--shard-bytes", 500_000)  # several shards, so that all cores are busy
     flags = ("--input", corpus, "--output", output, *columns, *target, *split)
     if status := run_script("patch_corpus.py", *flags):

@@ -15,6 +15,7 @@ from rich.console import Console
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.progress_bar import metered
+from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
 
 LAST_STEPS = 50
@@ -35,7 +36,7 @@ class DistilEntropyModelConfig:
     """Directories or URLs of shard sets that one entropy model scored."""
     output: str
     """Directory to write the model to."""
-    sample_bytes: int = 12_000_000
+    sample_bytes: Size = 12_000_000
     """Text to learn from, evenly from all shards; about 15 bytes of memory per byte are needed."""
     steps: int = 1400
     """Training steps, of 8,192 tokens each."""

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from model.checkpoints.names import PUBLISHED, PUBLISHED_ENTROPY_MODEL
 from pipeline.cli.command import run_job
+from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_problems
 from pipeline.errors import ConfigError
 
@@ -25,7 +26,7 @@ class DownloadWeightsConfig:
 
     model: tuple[str, ...] = (PUBLISHED[0], PUBLISHED_ENTROPY_MODEL)
     """Hub ids."""
-    output: str | None = None
+    output: OrNone[str] = None
     """Directory that gets a directory per checkpoint; the hub's cache by default."""
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from model.generation import BATCH_SIZE
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import flag_name
+from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError
 
@@ -35,12 +36,12 @@ class GenerateConfig:
     """Directory, URL or hub id of a BLT: published, transformers' or our own layout."""
     prompt: tuple[str, ...] = ()
     """Texts to write on from, each on its own; standard input, as one text, by default."""
-    entropy_model: str | None = None
+    entropy_model: OrNone[str] = None
     """Directory, URL or hub id of the entropy model; the one that lies with the BLT by default."""
-    rule: str | None = None
+    rule: OrNone[str] = None
     """Name of the rule that places the boundaries, instead of the checkpoint's, or which of its
     rules where it was trained on sets of several."""
-    threshold: float | None = None
+    threshold: OrNone[float] = None
     """Nats: where a patch starts, instead of the checkpoint's own."""
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline; by default as the checkpoint
@@ -51,9 +52,9 @@ class GenerateConfig:
     """The most bytes to write after each prompt."""
     temperature: float = 0.0
     """0 always takes the likeliest byte (greedy); higher draws more freely."""
-    top_k: int | None = None
+    top_k: OrNone[int] = None
     """Draw from the k likeliest bytes only."""
-    top_p: float | None = None
+    top_p: OrNone[float] = None
     """Draw from the likeliest bytes that together have this probability only."""
     stop: tuple[str, ...] = ()
     """Texts that end the writing; they are not part of the result."""
@@ -75,6 +76,10 @@ def main() -> int:
 
 def run(config: GenerateConfig, console: Console) -> int:
     """Write on from the prompts and print the texts; returns the exit status."""
+    for name in ("top_k", "top_p"):
+        if getattr(config, name) is not None and config.temperature == 0:
+            what = f"{flag_name(name)} changes nothing without --temperature"
+            print_line(console, f"note: {what}: 0 always takes the likeliest byte")
     # As bytes, because a command line need not be UTF-8.
     prompts = [os.fsencode(text) for text in config.prompt] or [sys.stdin.buffer.read()]
     import torch  # which takes a second to load: only when the flags are right

@@ -1,54 +1,145 @@
-"""Plan a training: memory, FLOPs, time and checkpoints of a configuration on 1 to 512 GPUs."""
+"""Plan a training: memory, FLOPs, time and checkpoints of a configuration on 1 to 512 GPUs; or the
+patching of a corpus: hours, cost, storage and memory on so many GPUs or cores."""
 
-import argparse
 import json
+import math
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import tyro
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.table import Table
 
-from pipeline.cli.command import run_command
+from model.checkpoints.names import PUBLISHED_ENTROPY_MODEL
+from pipeline.cli.command import run_job, run_job_that_passes_on
+from pipeline.cli.flags import check_at_least, flag_name
+from pipeline.cli.optional import OrNone
+from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError
 from train.flags.assumptions import Assumptions, assumption_texts
 from train.flags.configurations import check_configuration
-from train.flags.field_docstrings import field_docstrings
 
+MEASURED_MFU = 0.34
+"""Share of a GPU's dense bfloat16 peak that one worker reaches which scores documents of 2 KB with
+the published entropy model and writes shards: 1.60 MB/s of an H200, of 989 TFLOP/s
+(tests/benchmarks/RESULTS.md)."""
 CONFIGURATIONS = ("blt_400m", "blt_1b", "blt_2b", "blt_4b", "blt_8b")
-DESCRIPTION = """\
-Plan a training: memory per GPU, FLOPs, days, the checkpoint interval and what a node's loss costs,
-for each configuration and number of GPUs. Nothing is built, and no GPU is needed. All flags but
-those below are those of python -m train:
 
-    python jobs/plan.py --config blt_1b --gpus 64 128 --shape.dim-global 3072
-    python jobs/plan.py --config blt_8b --training.local-batch-size 1
 
-docs/many-nodes.md explains the columns. Exit status: 0, or 2 if a flag is wrong."""
+@dataclass(frozen=True)
+class PlanTrainingConfig(Assumptions):
+    """Plan a training: memory per GPU, FLOPs, days, the checkpoint interval and what a node's loss
+    costs, for each configuration and number of GPUs. Nothing is built, and no GPU is needed.
+
+    All flags but those below are those of python -m train, such as --shape.dim-global 3072 and
+    --training.local-batch-size 1.
+
+    With --corpus-bytes it plans the patching of a corpus instead, and has other flags:
+    --corpus-bytes 4TB --help tells them.
+
+    docs/many-nodes.md and docs/cluster.md explain the columns. Exit status: 0, or 2 if a flag is
+    wrong.
+    """
+
+    config: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = CONFIGURATIONS
+    """Configurations of the trainer."""
+    gpus: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N [N ...]")] = ("1", "8", "64", "512")
+    """Numbers of GPUs."""
+    json: bool = False
+    """Print the plans as JSON, in bytes and seconds."""
+
+
+@dataclass(frozen=True)
+class PlanPatchingConfig:
+    """Plan the patching of a corpus: hours, cost, storage and memory. Nothing is read or run.
+
+    Exit status: 0, or 2 if a flag is wrong.
+    """
+
+    corpus_bytes: Size
+    """Text of the corpus, uncompressed: 4TB, 200GiB, ..."""
+    entropy_model: str = PUBLISHED_ENTROPY_MODEL
+    """Name or directory of the entropy model, as patch_corpus.py takes it; "none" for rules that
+    look at no entropies."""
+    gpus: tuple[int, ...] = ()
+    """Numbers of GPUs to plan for; 8 and 64 by default, for models that GPUs can run."""
+    cores: tuple[int, ...] = ()
+    """Numbers of cores to plan for instead; 16 and 256 by default, for models of CPUs."""
+    gpu_tflops: float = 989.0
+    """Peak of a GPU's dense bfloat16 products, in TFLOP/s; that of an H100."""
+    scoring_mfu: float = MEASURED_MFU
+    """Share of the peak that a worker reaches."""
+    gpu_hour_price: OrNone[float] = None
+    """Price of a GPU, or of a core, for an hour."""
+    json: bool = False
+    """Print the plans as JSON, in bytes and seconds."""
+
+    def check(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ConfigError: one is wrong; names the flag.
+        """
+        check_at_least(self, corpus_bytes=1)
+        if self.gpus and self.cores:
+            raise ConfigError("--cores: give GPUs or cores, not both")
+        for name in ("gpus", "cores"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise ConfigError(f"--{name}: must be at least 1")
+        for name in ("gpu_tflops", "scoring_mfu"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{flag_name(name)}: has to be positive")
 
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    if any(word.split("=")[0] == "--corpus-bytes" for word in sys.argv[1:]):
+        return run_job(PlanPatchingConfig, run_patching, interrupted="interrupted")
+    return run_job_that_passes_on(PlanTrainingConfig, run, interrupted="interrupted")
+
+
+def run_patching(config: PlanPatchingConfig, console: Console) -> int:
+    """Print the table of a corpus' patching; returns the exit status."""
+    config.check()
+    from pipeline.patch.needs import device_rate, plan_patching, runs_on_gpus, storage_of
+
+    on_gpus = not config.cores and (bool(config.gpus) or runs_on_gpus(config.entropy_model))
+    numbers = config.gpus or config.cores or ((8, 64) if on_gpus else (16, 256))
+    rate = device_rate(
+        config.entropy_model, gpu_tflops=config.gpu_tflops, mfu=config.scoring_mfu, gpu=on_gpus
     )
-    add = parser.add_argument
-    add("--config", nargs="+", default=[*CONFIGURATIONS], metavar="NAME", help="blt_1b, ...")
-    add("--gpus", nargs="+", default=["1", "8", "64", "512"], metavar="N", help="1 8 64 512")
-    for field in fields(Assumptions):
-        flag, text = f"--{field.name.replace('_', '-')}", field_docstrings(Assumptions)[field.name]
-        add(flag, type=float, default=field.default, help=f"{text} (default: %(default)s)")
-    add("--json", action="store_true", help="print the plans as JSON, in bytes and seconds")
-    flags, arguments = parser.parse_known_args()
-    console = Console(stderr=True)
-    return run_command(lambda: run(flags, arguments), console, interrupted="interrupted")
+    price = config.gpu_hour_price
+    plans = [plan_patching(config.corpus_bytes, rate, number, price) for number in numbers]
+    storage = storage_of(config.corpus_bytes)
+    if config.json:
+        print(json.dumps({"plans": [asdict(each) for each in plans], "storage": asdict(storage)}))
+        return 0
+    device = "GPUs" if on_gpus else "cores"
+    table = Table(device, "MB/s", "hours", f"{device[:-1]} hours", "cost", "memory, GB", box=SIMPLE)
+    for each in plans:
+        cost = "" if each.cost is None else f"{each.cost:,.0f}"
+        numbers_of = (f"{each.rate / 1e6:,.1f}", f"{each.hours:,.1f}", f"{each.device_hours:,.0f}")
+        table.add_row(f"{each.devices:,}", *numbers_of, cost, f"{each.memory / 1e9:,.0f}")
+    Console().print(table)
+    print(
+        f"Storage: {storage.chunks / 1e9:,.1f} GB of prepared chunks, "
+        f"{storage.shards / 1e9:,.1f} GB of shards, "
+        f"{storage.without_entropies / 1e9:,.1f} GB with --drop-entropies."
+    )
+    print(
+        f"Assumed: {rate / 1e6:.3g} MB/s per {device[:-1]}"
+        + (f" ({config.scoring_mfu:g} of {config.gpu_tflops:g} TFLOP/s)." if on_gpus else ".")
+    )
+    return 0
 
 
-def run(flags: argparse.Namespace, arguments: list[str]) -> int:
+def run(flags: PlanTrainingConfig, arguments: list[str], console: Console) -> int:
     """Print the table.
 
     Raises:

@@ -1,43 +1,70 @@
 """Pretrain a BLT or an entropy model from shards, on a Ray cluster or on this machine."""
 
-import argparse
 import json
 import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 # A submitted job, or a checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.cli.command import run_command
+from pipeline.cli.command import run_job_that_passes_on
+from pipeline.cli.flags import check_at_least
+from pipeline.cli.optional import OrNone
+from pipeline.errors import ConfigError
 from train.flags.configurations import check_configuration
 
 if TYPE_CHECKING:
     from train.cluster.checks import RunPlan
 
-DESCRIPTION = """\
-Pretrain a BLT or an entropy model from shards.
 
-Ray Train spreads the workers over the cluster of RAY_ADDRESS (or over a local Ray), and restarts
-them from the last checkpoint when one of them, or a node, dies. A run that was stopped resumes when
-the same command is given again, also with another number of workers. All flags but those below are
-torchtitan's:
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a BLT or an entropy model from shards.
 
-    --dataloader.shards DIR_OR_URL[,DIR_OR_URL...]
-    --validator.enable --validator.dataloader.shards DIR_OR_URL
-    --dump-folder DIR_OR_URL  checkpoints and metrics (default: ./outputs)
-    --shape.dim-global 1024 --shape.file model.json ...  another shape of the model
-    --training.steps 1000 --training.local-batch-size 8 --checkpoint.interval 500 ...
+    Ray Train spreads the workers over the cluster of RAY_ADDRESS (or over a local Ray), and
+    restarts them from the last checkpoint when one of them, or a node, dies. A run that was stopped
+    resumes when the same command is given again, also with another number of workers.
 
-All nodes have to reach these places, with the credentials of their own environment;
-python -m train --config blt_debug --help shows all flags. Exit status: 0 when all steps were
-done, 1 when training failed, 2 when a flag is wrong."""
+    All flags but those below are torchtitan's, such as --dataloader.shards DIR[,DIR...],
+    --validator.enable, --dump-folder DIR (checkpoints and metrics; outputs by default),
+    --shape.dim-global 1024, --training.steps 1000 and --checkpoint.interval 500. Each DIR may be a
+    URL. All nodes have to reach these places, with the credentials of their own environment.
+    python -m train --config blt_debug --help shows all flags.
+
+    Exit status: 0 when all steps were done, 1 when training failed, 2 when a flag is wrong.
+    """
+
+    config: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """The configuration: blt_debug, blt_1b, entropy_100m, ..."""
+    num_workers: OrNone[int] = None
+    """Processes; by default as many as there are GPUs, or 1."""
+    gpus_per_worker: OrNone[int] = None
+    """0 trains on CPUs; by default 1 where there are GPUs."""
+    cpus_per_worker: int = 1
+    """Threads per worker."""
+    max_failures: int = 3
+    """How often workers are restarted; -1: without limit."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: one is wrong; names the flag.
+        """
+        check_configuration(self.config)
+        check_at_least(self, num_workers=1, cpus_per_worker=1, max_failures=-1)
+        if self.gpus_per_worker not in (None, 0, 1):
+            raise ConfigError(f"--gpus-per-worker: must be 0 or 1, got {self.gpus_per_worker}")
 
 
 @dataclass
@@ -57,48 +84,23 @@ class RunResult:
 
 def main() -> int:
     """Run the job; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--config", required=True, metavar="NAME", help="blt_debug, blt_1b, entropy_100m, ...")
-    add("--num-workers", type=int, help="processes (default: as many as GPUs, or 1)")
-    add(
-        "--gpus-per-worker",
-        type=int,
-        choices=(0, 1),
-        help="0 to train on CPUs (default: 1 where there are GPUs)",
-    )
-    add("--cpus-per-worker", type=int, default=1, help="threads per worker (default: 1)")
-    add(
-        "--max-failures",
-        type=int,
-        default=3,
-        help="how often workers are restarted (default: 3; -1: without limit)",
-    )
-    add("--json", action="store_true", help="print the result as JSON")
-    flags, arguments = parser.parse_known_args()
-    console = Console(stderr=True)
     interrupted = "interrupted; the same command continues from the last checkpoint"
-    return run_command(lambda: run(flags, arguments, console), console, interrupted=interrupted)
+    return run_job_that_passes_on(PretrainConfig, run, interrupted=interrupted)
 
 
-def run(flags: argparse.Namespace, arguments: list[str], console: Console) -> int:
+def run(flags: PretrainConfig, arguments: list[str], console: Console) -> int:
     """Train, and print where the result is."""
-    check_configuration(flags.config)
+    flags.check()
     # torch and Ray take seconds to load: only when the flags are right.
     import ray
     import torch
 
     from pipeline.cluster.connect import connect, in_ray
-    from train.cluster.checks import absolute_paths, check_flags, check_run
+    from train.cluster.checks import absolute_paths, check_run
 
-    check_flags(flags)
     # Before the user's flags, which may end in a subcommand (activation-checkpoint:none).
-    plain = [] if console.is_terminal else ["--metrics.disable-color-printing"]
-    arguments = ["--config", flags.config, *plain, *absolute_paths(arguments)]
+    colours = f"--metrics.{'no-' if console.is_terminal else ''}disable-color-printing"
+    arguments = ["--config", flags.config, colours, *absolute_paths(arguments)]
     local = not os.environ.get("RAY_ADDRESS")
     if flags.gpus_per_worker == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -169,10 +171,14 @@ def print_result(result: RunResult) -> None:
         print(f"checkpoint: {result.checkpoint}")
 
 
-if __name__ == "__main__":
-    status = main()
+def leave(status: int) -> NoReturn:
+    """End the process, with what Ray started."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # sys.exit would let Ray abort the process if a thread still waits for it. The processes that
     # Ray started end with this one.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main())

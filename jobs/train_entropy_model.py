@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from model.checkpoints.names import BUILT_IN
 from pipeline.cli.command import run_job
+from pipeline.cli.optional import OrNone
 from pipeline.errors import PipelineError
 
 PACKAGES = {
@@ -115,11 +116,11 @@ class TrainEntropyModelConfig:
     """The model to train."""
     work: Path = ROOT / "build" / "entropy-1m"
     """Directory for the corpus, shards and checkpoints."""
-    output: Path | None = None
+    output: OrNone[Path] = None
     """Directory for the weights; by default their place in this repository."""
     processes: int = 2
     """Training processes, one core each."""
-    steps: int | None = None
+    steps: OrNone[int] = None
     """Training steps; by default those of the configuration, three quarters of the corpus, and of
     distil_entropy_model.py."""
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
 
 BYTES = 256
@@ -33,7 +34,7 @@ class TrainTokenizerConfig:
     """tokenizer.json to write."""
     vocab_size: int = 32_000
     """Tokens, 256 bytes among them."""
-    sample_bytes: int = 100_000_000
+    sample_bytes: Size = 100_000_000
     """Text to count; about 10 bytes of memory per byte of it are needed."""
     json: bool = False
     """Print the result as JSON."""

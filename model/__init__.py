@@ -35,27 +35,28 @@ __all__ = [
     "save_entropy_model",
 ]
 _MODULES = {
-    "BLT": "model.blt",
-    "BLT_SIZES": "model.blt_config",
-    "BLTConfig": "model.blt_config",
-    "ByteTokenizer": "model.tokenizer",
-    "ConvEntropyConfig": "model.conv_entropy_model",
-    "ConvEntropyModel": "model.conv_entropy_model",
-    "EntropyModel": "model.entropy_model",
-    "EntropyModelConfig": "model.entropy_model",
-    "NGramEntropyModel": "model.ngram",
-    "Patcher": "model.patcher",
-    "flops_per_byte": "model.flops",
-    "generate": "model.generation.generate",
-    "load_blt": "model.checkpoints.blt",
-    "load_entropy_model": "model.checkpoints.entropy_model",
-    "save_blt": "model.checkpoints.blt",
-    "save_entropy_model": "model.checkpoints.entropy_model",
+    "BLT": ".blt",
+    "BLT_SIZES": ".blt_config",
+    "BLTConfig": ".blt_config",
+    "ByteTokenizer": ".tokenizer",
+    "ConvEntropyConfig": ".conv_entropy_model",
+    "ConvEntropyModel": ".conv_entropy_model",
+    "EntropyModel": ".entropy_model",
+    "EntropyModelConfig": ".entropy_model",
+    "NGramEntropyModel": ".ngram",
+    "Patcher": ".patcher",
+    "flops_per_byte": ".flops",
+    "generate": ".generation.generate",
+    "load_blt": ".checkpoints.blt",
+    "load_entropy_model": ".checkpoints.entropy_model",
+    "save_blt": ".checkpoints.blt",
+    "save_entropy_model": ".checkpoints.entropy_model",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Models bring torch along, which takes a second: commands that read flags do without.
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+        value = globals()[name] = getattr(import_module(_MODULES[name], __name__), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

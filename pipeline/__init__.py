@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 __all__ = ["PatchedDocument", "ShardSet", "open_shards"]
 _MODULES = {
-    "PatchedDocument": "pipeline.shards.format",
-    "ShardSet": "pipeline.shards.shard_set",
-    "open_shards": "pipeline.shards.shard_set",
+    "PatchedDocument": ".shards.format",
+    "ShardSet": ".shards.shard_set",
+    "open_shards": ".shards.shard_set",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Shards bring torch along, which workers that only read and write text can do without.
     if name in _MODULES:
-        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        value = globals()[name] = getattr(import_module(_MODULES[name], __name__), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,13 +39,15 @@ FILES = {
         *("jobs/test_export_shards.py", "jobs/test_adopt_shards.py"),
         *("jobs/test_patch_corpus.py", "jobs/test_prepare_corpus.py", "jobs/test_prepare_hub.py"),
         *("jobs/test_prepare_s3.py", "jobs/test_pretrain.py", "pipeline/cluster/test_stage.py"),
+        "jobs/test_wheel.py",
         *("pipeline/cluster/test_connect.py", "pipeline/cluster/test_tasks.py"),
         "pipeline/cluster/test_metrics.py",
+        "test_tutorial.py",
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
         "pipeline/patch/test_plan.py",
         *("pipeline/shards/test_damage.py", "pipeline/export/test_reference_layout.py"),
-        "pipeline/adopt/test_adopting.py",
+        *("pipeline/adopt/test_adopting.py", "test_cluster_files.py", "test_pages.py"),
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (
@@ -55,6 +57,7 @@ FILES = {
         *("jobs/test_compare.py", "train/test_baselines.py"),
         *("train/test_samples.py", "train/test_async_checkpoints.py"),
         *("train/test_sharded_tables.py", "train/test_recipes.py", "gpu/test_checks.py"),
+        "jobs/test_wheel.py",
     ),
 }
 """By marker, files whose tests all have it. Where a marker is left out, they are not imported."""
@@ -73,6 +76,7 @@ LONGEST_FIRST = (
         "jobs/test_file_formats.py",
         "jobs/test_added_rule.py",
         "jobs/test_adopt_shards.py",
+        "jobs/test_wheel.py",
         "pipeline/cluster/test_stage.py",
     ),
     "jobs/test_patch_viewer.py",

@@ -11,6 +11,7 @@ from rich.console import Console
 from model.checkpoints.files import CheckpointError
 from pipeline.cli.command import run_command
 from pipeline.errors import PipelineError
+from train import MODULE
 from train.flags.configurations import check_configuration, configurations
 from train.shim import prepare
 
@@ -51,7 +52,7 @@ def main() -> None:
 
     if "RANK" not in os.environ:
         set_single_process_environment()
-    sys.argv[1:1] = ["--module", "train"]
+    sys.argv[1:1] = ["--module", MODULE]
     train()
 
 

@@ -31,6 +31,7 @@ from train.checkpoints.model_json import (
 )
 from train.collective import on_rank_0
 from train.data.dataloader import Microbatch
+from train.data.held_out import validation_sets
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
 from train.samples import Samples, SamplesConfig
@@ -65,6 +66,8 @@ class ByteTrainer(Trainer):
         def __post_init__(self) -> None:
             Trainer.Config.__post_init__(self)
             set_shape(self)
+            if self.validator.enable and not self.validator.dataloader.shards:
+                self.validator.dataloader.shards = validation_sets(self.dataloader.shards)
             if self.dataloader.allow_mixed_patches:
                 self.validator.dataloader.allow_mixed_patches = True
             _check_config(self)
@@ -84,6 +87,11 @@ class ByteTrainer(Trainer):
 
     def _describe(self, shape: Shape, notes: list[str]) -> None:
         """Log what is to be said of the shard sets, and write ``model.json``."""
+        held_out = ", ".join(self.config.validator.dataloader.shards)
+        if self.config.validator.enable:
+            logger.info(f"Validation: on {held_out}.")
+        elif held_out := ", ".join(validation_sets(self.config.dataloader.shards)):
+            logger.info(f"Validation: --validator.enable measures bits per byte on {held_out}.")
         for note in notes[:SHOWN_NOTES]:
             logger.warning(f"Patches: {note}.")
         if len(notes) > SHOWN_NOTES:

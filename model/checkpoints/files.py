@@ -7,7 +7,7 @@ No code of a checkpoint is ever run: pickles are read with ``weights_only``. The
 import json
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -226,13 +227,30 @@ def fitting(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> di
     return weights
 
 
+class Uninitialised(TorchFunctionMode):
+    """While it lasts, modules are made without initial values: the weights follow. To compute them
+    on the meta device, torch would import its compiler first, which takes a second."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
+
+
 def build(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
     """A model with exactly these weights, in their dtype, without a second copy of them.
 
     Raises:
         ValueError: weights are missing, unknown, misshaped or not floats; names them.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), Uninitialised():
         model = make()
     model.load_state_dict(fitting(model.state_dict(), weights), assign=True)
     return model

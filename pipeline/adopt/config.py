@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.optional import OrNone
 from pipeline.errors import ConfigError
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.shards.names import ENTROPIES
@@ -26,7 +27,7 @@ class AdoptShardsConfig(ShardsConfig):
     entropies_column: str = ENTROPIES
     """Column with a list of entropies for each document: nats, one per token (BOS, bytes, EOS). A
     document that they do not fit is rejected."""
-    entropy_model: str | None = None
+    entropy_model: OrNone[str] = None
     """Directory, URL or hub id of the model that gave the entropies, so that the shards name it. It
     scores the first documents, and is refused if its entropies are others."""
 

@@ -18,7 +18,7 @@ from pipeline.corpus.inputs import Inputs
 from pipeline.corpus.published import is_published_shard
 from pipeline.corpus.splits import whole_file
 from pipeline.errors import BadFileError, ConfigError, UnreachableFileError
-from pipeline.patch.calibrate import beginning
+from pipeline.patch.fit_ngram import beginning
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.patch.stored import StoredEntropies
 from pipeline.storage.listing import InputFile
@@ -96,7 +96,7 @@ def _first_documents(config: AdoptShardsConfig, files: list[InputFile]) -> list[
     documents: list[Document] = []
     left = COMPARED_BYTES
     for file in files[:MOST_FILES]:
-        split = whole_file(file, known_format(file, config.format, "--format"))
+        split = whole_file(file, known_format(file, config.format, "--input-format"))
         with suppress(BadFileError, UnreachableFileError):  # the run itself will name it
             for record in read_split(split, config.columns, config.max_document_bytes):
                 if isinstance(record, Document):

@@ -5,14 +5,15 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
 
-from pipeline.cli.results import print_problems
+from pipeline.cli.optional import REGISTRY
+from pipeline.cli.results import print_line, print_problems
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage.outages import say_by
 
@@ -28,7 +29,8 @@ def run_job(
     """The ``main`` of a job: flags become a configuration, and the configuration is run.
 
     Args:
-        config_class: a dataclass whose fields are the flags.
+        config_class: a dataclass whose fields are the flags. Its ``RENAMED``, if it has one, maps
+            names that flags had in earlier releases to those of today.
         run: does the job and prints its result to standard output; returns the exit status. It
             also gets the console for everything else, which is standard error.
         interrupted: the sentence to print after Ctrl-C.
@@ -36,12 +38,56 @@ def run_job(
     Returns:
         the exit status; see :func:`run_command`.
     """
+
+    def checked(config: Config, others: list[str], console: Console) -> int:
+        assert not others
+        return run(config, console)
+
+    return _run_flags(config_class, checked, interrupted, passes_on=False)
+
+
+def run_job_that_passes_on(
+    config_class: type[Config],
+    run: Callable[[Config, list[str], Console], int],
+    *,
+    interrupted: str,
+) -> int:
+    """As :func:`run_job`, for jobs with flags of another program beside their own, which ``run``
+    gets as words, in their order."""
+    return _run_flags(config_class, run, interrupted, passes_on=True)
+
+
+def _run_flags(
+    config_class: type[Config],
+    run: Callable[[Config, list[str], Console], int],
+    interrupted: str,
+    *,
+    passes_on: bool,
+) -> int:
     console = Console(stderr=True)
 
     def job() -> int:
-        return run(tyro.cli(config_class, config=(tyro.conf.FlagCreatePairsOff,)), console)
+        words = _with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console)
+        how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
+        if not passes_on:
+            return run(tyro.cli(config_class, args=words, **how), [], console)
+        config, others = tyro.cli(config_class, args=words, return_unknown_args=True, **how)
+        return run(config, others, console)
 
     return run_command(job, console, interrupted=interrupted)
+
+
+def _with_new_names(
+    arguments: list[str], renamed: Mapping[str, str], console: Console
+) -> list[str]:
+    """A command line with the present names of its flags; says which of them are old."""
+    named = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in renamed:
+            print_line(console, f"note: {flag} is called {renamed[flag]} now")
+        named.append(renamed.get(flag, flag) + equals + value)
+    return named
 
 
 def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -> int:

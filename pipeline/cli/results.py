@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 
 def print_table(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     """Print two columns: names and values."""
+    from rich.table import Table
+
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows:
         table.add_row(name, Text(value))

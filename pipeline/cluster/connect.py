@@ -17,6 +17,8 @@ from pipeline.cli.command import end_on_signals, submitted
 from pipeline.cluster.known_lines import without_known_lines
 from pipeline.errors import PipelineError, message_of
 
+WITHIN = __name__.rpartition("pipeline.cluster.")[0].rstrip(".")
+"""The package that holds all of ours where a wheel is installed, blt_titan; empty in a checkout."""
 REACH_S = 20
 """Seconds to wait for the cluster to answer."""
 _ADVICE = "start it, or unset RAY_ADDRESS to use this machine alone"
@@ -44,7 +46,10 @@ def connect(num_cpus: int | None, *packages: str) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
-    directories = [_directory(package) for package in ("model", "pipeline", *packages)]
+    if WITHIN:
+        directories = [_directory(WITHIN)]
+    else:
+        directories = [_directory(package) for package in ("model", "pipeline", *packages)]
     if address := os.environ.get("RAY_ADDRESS"):
         check_cluster(address)
         # Inside a submitted job the working directory holds the code already.
@@ -52,9 +57,11 @@ def connect(num_cpus: int | None, *packages: str) -> None:
         with _starting(f"RAY_ADDRESS {address}: the cluster cannot be joined", _ADVICE):
             ray.init(logging_level=logging.ERROR, runtime_env=code, log_to_driver=False)
     else:
-        # Workers find the same packages, installed or not, wherever the job is called from.
-        path = (str(directories[0].parent), os.environ.get("PYTHONPATH"))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        if not WITHIN:
+            # Workers find the packages of a checkout, installed or not, wherever the job is called
+            # from.
+            path = (str(directories[0].parent), os.environ.get("PYTHONPATH"))
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         with _starting("Ray cannot be started on this machine", "see its logs below RAY_TMPDIR"):
             ray.init(
                 address="local",

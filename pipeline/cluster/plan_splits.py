@@ -19,7 +19,7 @@ def plan_files(
     columns: Columns,
     split_bytes: int,
     *,
-    format_flag: str = "--format",
+    format_flag: str = "--input-format",
 ) -> list[FilePlan]:
     """How each file is read, in order.
 
@@ -50,7 +50,7 @@ def text_bytes(files: list[InputFile], wanted: FormatName) -> int:
     Args:
         wanted: the format of all files, or "auto" to tell it from their names.
     """
-    return sum(FORMATS[known_format(f, wanted, "--format")].text_bytes(f) for f in files)
+    return sum(FORMATS[known_format(f, wanted, "--input-format")].text_bytes(f) for f in files)
 
 
 def splits_of(plans: Iterable[FilePlan]) -> list[Split]:

@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from pipeline.cli.progress_bar import LINE_SECONDS, progress_bar, progress_line
+from pipeline.cli.progress_bar import LINE_SECONDS, Rate, progress_bar, progress_line
 from pipeline.cli.progress_json import EVERY_SECONDS, LINES, StageState
 from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster.metrics import WorkerMetrics, show_state
@@ -187,6 +187,7 @@ def show_progress(
 
         def show() -> None:
             began = last_line = last_json = last_gauges = time.monotonic()
+            rate = Rate()
             said: dict[str, float] = {}
             reported: dict[int, WorkCounts] = {}
             goes_on = True
@@ -200,12 +201,12 @@ def show_progress(
                     said_at, said[message] = said.get(message, -SILENCE_SECONDS), now
                     if now - said_at > SILENCE_SECONDS:
                         console.print(message, highlight=False, markup=False)
-                state = _state(progress.doing, now - began, estimates, done, reported, actual)
+                state = _state(progress.doing, now - began, estimates, done, reported, actual, rate)
                 completed, left = state.counts.bytes, state.bytes_left
                 bar.update(task, completed=completed, total=completed + left)
                 if not console.is_terminal and now - last_line > LINE_SECONDS:
                     last_line = now
-                    line = progress_line(progress.doing, completed, left, state.bytes_per_second)
+                    line = progress_line(progress.doing, completed, left, rate.per_second)
                     console.print(line, highlight=False)
                 if now - last_gauges > REPORT_SECONDS or not goes_on:
                     last_gauges = now
@@ -230,26 +231,41 @@ def _state(
     done: Mapping[int, int],
     reported: Mapping[int, WorkCounts],
     actual: Mapping[int, WorkCounts],
+    rate: Rate,
 ) -> StageState:
     """How far a stage is.
+
+    What is left is corrected by what finished pieces turned out to hold. For example, a compressed
+    file may hold four times its size where three times were expected.
 
     Args:
         estimates, done: see :func:`show_progress`.
         reported: what workers say of the pieces that they have begun.
         actual: what was done of the pieces that are finished.
+        rate: gets what is done now.
     """
     actual = dict(actual)  # finished pieces are added meanwhile
     current = {**reported, **actual}
     unfinished = estimates.keys() - actual.keys()
     working = unfinished & reported.keys()
     counts = sum(current.values(), WorkCounts())
-    left = (max(estimates[n] - (current[n].bytes if n in current else 0), 0) for n in unfinished)
+    over = [piece for piece in estimates if piece in actual]
+    expected = sum(estimates[piece] for piece in over)
+    held = sum(current[piece].bytes for piece in over)
+    scale = held / expected if held and expected else 1.0
+    left = sum(
+        max(scale * estimates[n] - (current[n].bytes if n in current else 0), 0) for n in unfinished
+    )
+    completed = counts + WorkCounts(bytes=sum(done.values()))
+    rate.add(seconds, completed.bytes)
+    # As long as the last minutes tell nothing, the time since the beginning does.
+    per_second = rate.per_second or (counts.bytes / seconds if seconds else 0.0)
     return StageState(
         stage,
         seconds,
-        counts + WorkCounts(bytes=sum(done.values())),
-        sum(left),
-        counts.bytes / seconds if seconds else 0.0,
+        completed,
+        round(left),
+        per_second,
         pieces_waiting=len(unfinished) - len(working),
         pieces_working=len(working),
         pieces_done=len(done) + len(actual),

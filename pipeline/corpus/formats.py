@@ -1,7 +1,7 @@
 """The formats of input files: how files of each are recognised, cut into splits, and read.
 
 To add a format, derive a class from :class:`InputFormat` and add an instance to :data:`FORMATS`:
-``--format``, its help, the files that a directory stands for, planning and reading follow the
+``--input-format``, its help, the files that a directory stands for, planning and reading follow the
 table. A format whose files are read as a whole needs no more than names and one method::
 
     class Pages(InputFormat):
@@ -22,7 +22,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class InputFormat(ABC):
     """One format of input files."""
 
     name: ClassVar[str]
-    """The value of ``--format``."""
+    """The value of ``--input-format``."""
     title: ClassVar[str]
     """The name in help texts."""
     endings: ClassVar[tuple[str, ...]]
@@ -71,17 +70,23 @@ class InputFormat(ABC):
     """False: a record is a text and nothing else, whatever ``--text-column`` is."""
     is_columnar: ClassVar[bool] = False
     """True if files have typed columns, such as lists of numbers."""
+    has_byte_ranges: ClassVar[bool] = False
+    """True if parts are ranges of bytes, and a position is the offset of a record's first byte."""
     is_data: ClassVar[bool] = True
     """False: in a dataset's repository, files of this format are about the data."""
 
     @property
     def suffixes(self) -> tuple[str, ...]:
         """How names of files in this format end."""
+        from pipeline.corpus.lines import COMPRESSIONS
+
         compressions = ("", *COMPRESSIONS) if self.is_compressible else ("",)
         return tuple(end + compression for end in self.endings for compression in compressions)
 
     def text_bytes(self, file: InputFile) -> int:
         """Estimate of the bytes of text in a whole file."""
+        from pipeline.corpus.lines import COMPRESSIONS
+
         return file.size * (EXPANSION if file.typed_name.endswith(COMPRESSIONS) else 1)
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
@@ -193,9 +198,11 @@ class JsonLines(InputFormat):
     """
 
     name, title, endings = "jsonl", "JSONL", (".jsonl", ".ndjson", ".jl", ".json")
+    has_byte_ranges = True
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.json_lines import first_keys
+        from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
         from pipeline.storage.output import open_input
 
         with open_input(file.url) as raw:
@@ -264,6 +271,7 @@ class Csv(InputFormat):
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.csv_tables import column_names
+        from pipeline.corpus.lines import open_decompressed
         from pipeline.storage.output import open_input
 
         with open_input(file.url) as raw:
@@ -314,12 +322,12 @@ FORMATS: dict[str, InputFormat] = {
 """By name. This is the only place that lists the formats."""
 
 AUTO = "auto"
-"""The value of ``--format`` that goes by the files' names."""
+"""The value of ``--input-format`` that goes by the files' names."""
 if TYPE_CHECKING:
     FormatName: TypeAlias = str
 else:
     FormatName = Literal[(AUTO, *FORMATS)]
-"""The values of ``--format``: AUTO, or the name of a format."""
+"""The values of ``--input-format``: AUTO, or the name of a format."""
 
 *_first, _last = (form.title for form in FORMATS.values())
 FORMAT_TITLES = f"{', '.join(_first)} or {_last}"

@@ -19,7 +19,7 @@ from rich.console import Console
 from pipeline.corpus.content import ending_of
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
 from pipeline.corpus.named import NOT_DATA
-from pipeline.corpus.prepared import ManifestChunk, prepared_chunks
+from pipeline.corpus.prepared import ManifestChunk, prepared_chunks, prepared_validation
 from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.lease import LEASES
@@ -58,7 +58,19 @@ class Inputs:
     """True if all files are chunks of prepared corpora, whose documents have ids."""
     hashes: dict[str, str] = field(default_factory=dict)
     """The SHA-256 of files that the manifest of a prepared corpus states, by URL."""
+    held_out: dict[str, ManifestChunk] = field(default_factory=dict)
+    """The validation files of prepared corpora whose chunks are read, by URL."""
     marks: Marks = field(default_factory=Marks)
+
+    @property
+    def chunk_hashes(self) -> dict[str, tuple[str, int]]:
+        """SHA-256 and size of the files whose hash the manifest of a prepared corpus states."""
+        return {f.url: (self.hashes[f.url], f.size) for f in self.files if f.url in self.hashes}
+
+    @property
+    def held_out_hashes(self) -> dict[str, tuple[str, int]]:
+        """SHA-256 and size that manifests state of the validation files, by URL."""
+        return {url: (c["sha256"], c["file_bytes"]) for url, c in self.held_out.items()}
 
     def print_unread(self, console: Console) -> None:
         """Say how many files are not read and why, with some of the names."""
@@ -175,6 +187,7 @@ def _choose(pattern: str, listing: Listing, wanted: FormatName, result: Inputs) 
     result.unread |= dict.fromkeys(about, ABOUT_DATA)
     stated = ((file.url, directories.hash_of(file)) for file in kept)
     result.hashes |= {url: sha256 for url, sha256 in stated if sha256 is not None}
+    result.held_out |= directories.held_out
     result.all_prepared &= all(directories.holds_chunk(file) for file in kept)
     return kept
 
@@ -200,6 +213,8 @@ class _Directories:
                 none for training.
         """
         self._chunks: dict[str, ManifestChunk] = {}
+        self.held_out: dict[str, ManifestChunk] = {}
+        """Validation files of prepared corpora, by URL."""
         self._prepared: set[str] = set()
         self._shard_sets: set[str] = set()
         self._hub_copies: set[str] = set()
@@ -226,6 +241,8 @@ class _Directories:
                 self._prepared.add(directory)
                 if self._is_directory:
                     self._chunks |= prepared_chunks(directory) or {}
+                    if (validation := prepared_validation(directory)) is not None:
+                        self.held_out[validation[0]] = validation[1]
             elif kind == "shards":
                 self._shard_sets.add(directory)
         elif name == ".gitattributes" or (name == "README.md" and _has_front_matter(file)):

@@ -137,6 +137,14 @@ def prepared_chunks(url: str) -> dict[str, ManifestChunk] | None:
     )
 
 
+def prepared_validation(url: str) -> tuple[str, ManifestChunk] | None:
+    """The URL of the validation file of a finished prepared corpus, and what its manifest says of
+    it; None if there is none."""
+    directory = OutputDirectory(url)
+    held_out = read_prepared_manifest(directory)["validation"]
+    return None if held_out is None else (directory.locate(held_out["name"]), held_out)
+
+
 def _is_of_prepared(value: object) -> bool:
     """True if a manifest or record says that it belongs to a prepared corpus."""
     return isinstance(value, dict) and value.get("stage") == PREPARE

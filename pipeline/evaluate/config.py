@@ -1,11 +1,14 @@
 """The configuration of ``jobs/evaluate.py``: each field is a flag."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from pipeline.cli.flags import flag_name
+from pipeline.cli.optional import OrNone
+from pipeline.cli.sizes import Size
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName
 from pipeline.errors import ConfigError
 
@@ -29,6 +32,8 @@ class EvaluateConfig:
     flag is wrong.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"--format": "--input-format"}
+
     model: str
     """Directory, URL or hub id of a BLT, or of a (transformer) entropy model."""
     input: Annotated[
@@ -38,21 +43,21 @@ class EvaluateConfig:
             help=f"Files, directories, globs or URLs (s3://, hf://, ...) of {FORMAT_TITLES}.",
         ),
     ] = ()
-    shards: str | None = None
+    shards: OrNone[str] = None
     """Directory or URL of a finished shard set to read instead of text; its patches are used."""
-    harness_tasks: str | None = None
+    harness_tasks: OrNone[str] = None
     """Tasks of lm-evaluation-harness to run instead, TASK[,TASK...]: names, paths of YAML files.
     noised_hellaswag, manipulation and sentence_translation come with this package."""
-    harness_data: str | None = None
+    harness_data: OrNone[str] = None
     """JSONL file or URL with the data of a task that comes with this package."""
 
-    entropy_model: str | None = None
+    entropy_model: OrNone[str] = None
     """Directory, URL or hub id of the entropy model that places the patches in text; by default the
     one that lies with the model, or belongs to it on the hub."""
-    rule: str | None = None
+    rule: OrNone[str] = None
     """Name of the rule that places the boundaries, instead of the checkpoint's, or which of its
     rules where it was trained on sets of several."""
-    threshold: float | None = None
+    threshold: OrNone[float] = None
     """Nats above which a patch starts, instead of the checkpoint's threshold. Shards are re-patched
     with it from their stored entropies."""
     reset_at_newline: bool = False
@@ -63,15 +68,15 @@ class EvaluateConfig:
     context: int = 8192
     """Bytes per window."""
 
-    format: FormatName = "auto"
+    format: Annotated[FormatName, tyro.conf.arg(name="input-format")] = "auto"
     """Format of the input files; auto goes by their names."""
     text_column: str = "text"
     """Column or JSON field with the text."""
-    id_column: str | None = None
+    id_column: OrNone[str] = None
     """Column or JSON field with the id; documents are called file#position without one."""
-    by: str | None = None
+    by: OrNone[str] = None
     """Column or JSON field that tells the source of a document; by default its file's name."""
-    max_document_bytes: int = 64 << 20
+    max_document_bytes: Size = 64 << 20
     """Longer documents are rejected, because a document has to fit into memory."""
     on_bad_document: Literal["reject", "fail"] = "reject"
     """A broken document is counted and listed at the end, or stops the job."""

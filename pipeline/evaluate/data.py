@@ -152,7 +152,7 @@ def _batch(documents: list[tuple[str, Document]]) -> Batch:
 
 def _plan(files: list[InputFile], config: EvaluateConfig) -> list[Split]:
     """Each file as one split."""
-    known = [(file, known_format(file, config.format, "--format")) for file in files]
+    known = [(file, known_format(file, config.format, "--input-format")) for file in files]
     plans = [plan_file(file, name, split_bytes=1 << 62) for file, name in known]
     check_columns(plans, config.columns, "--by")
     return [split for plan in plans for split in plan.splits]

@@ -2,12 +2,14 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import tyro
 
 from pipeline.cli.flags import check_at_least, flag_name
+from pipeline.cli.optional import OrNone
 from pipeline.errors import ConfigError
 from pipeline.export.layouts import LAYOUTS
 
@@ -30,36 +32,41 @@ class ExportShardsConfig:
     was done, 1 if a shard is damaged or the job stopped, 2 if a flag is wrong.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"--format": "--layout"}
+
     shards: str
     """Shard set of patch_corpus.py, directory or URL."""
     output: str
     """Directory or URL to write to; for hub: owner/name of the dataset repository."""
     # The choices are looked up whenever a command line is read: layouts may be added meanwhile.
     format: Annotated[
-        str, tyro.conf.arg(constructor_factory=lambda: cast(type, Literal[tuple(LAYOUTS)]))
+        str,
+        tyro.conf.arg(
+            name="layout", constructor_factory=lambda: cast(type, Literal[tuple(LAYOUTS)])
+        ),
     ]
     """Layout to write."""
     drop_entropies: bool = False
     """Leave the entropies out: four fifths of the size, but then no threshold can be changed."""
-    threshold: float | None = None
+    threshold: OrNone[float] = None
     """Nats: re-patch from the stored entropies, with the rule that the shards were patched with."""
-    corpus: str | None = None
+    corpus: OrNone[str] = None
     """reference: name of the corpus, in directory and file names; by default that of the chunks
     (NAME.chunk.NN...), or of the shard set's directory."""
-    entropy_model_name: str | None = None
+    entropy_model_name: OrNone[str] = None
     """reference: name of the entropy model's directory; by default that of the model."""
-    staging: str | None = None
+    staging: OrNone[str] = None
     """hub: directory or URL that files are written to before they are pushed, and stay in; ./
     owner--name by default."""
     private: bool = False
     """hub: make the repository private, if it is new."""
-    num_workers: int | None = None
+    num_workers: OrNone[int] = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
     overwrite: bool = False
     """Start again: remove what an earlier export left in the output (hub: in --staging)."""
     verify: bool = False
     """When done, read every file back and compare hashes of file and rows."""
-    progress_json: str | None = None
+    progress_json: OrNone[str] = None
     """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""
@@ -77,7 +84,7 @@ class ExportShardsConfig:
         for layout in LAYOUTS.values():
             for name in set(layout.own_flags).difference(LAYOUTS[self.format].own_flags):
                 if getattr(self, name):
-                    raise ConfigError(f"{flag_name(name)}: only --format {layout.name} uses it")
+                    raise ConfigError(f"{flag_name(name)}: only --layout {layout.name} uses it")
         LAYOUTS[self.format].check(self)
         for name in ("corpus", "entropy_model_name"):
             value = getattr(self, name)
@@ -94,7 +101,7 @@ class ExportShardsConfig:
         """
         needed = self.repatches or LAYOUTS[self.format].needs_entropies
         if needed and not shards.has_entropies:
-            asked = "--threshold" if self.repatches else f"--format {self.format}"
+            asked = "--threshold" if self.repatches else f"--layout {self.format}"
             raise ConfigError(f"{asked}: {self.shards} holds no entropies")
         if self.repatches and not shards.patcher.has_threshold:
             raise ConfigError(f"--threshold: the {shards.patcher.rule} rule has none")

@@ -2,7 +2,7 @@
 
 A layout says where the file of each shard lies, what is in its rows, how it is written and read
 back, and what else belongs to the export. To add one, write a subclass of :class:`Layout` and put
-an instance into :data:`LAYOUTS`: ``--format`` then takes its name, and planning, resuming,
+an instance into :data:`LAYOUTS`: ``--layout`` then takes its name, and planning, resuming,
 verification, manifest and progress work as they do for the others. This is a whole layout::
 
     class Flat(Layout):
@@ -70,7 +70,7 @@ class Layout:
     otherwise."""
 
     name: ClassVar[str]
-    """The value of ``--format``."""
+    """The value of ``--layout``."""
     own_flags: ClassVar[tuple[str, ...]] = ()
     """Settings that only this layout uses."""
     needs_entropies: ClassVar[bool] = False
@@ -343,4 +343,4 @@ class Reference(Layout):
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (Parquet(), Datasets(), Reference(), Hub())
 }
-"""The layouts by name: the values that ``--format`` takes."""
+"""The layouts by name: the values that ``--layout`` takes."""

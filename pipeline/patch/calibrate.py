@@ -1,171 +1,183 @@
-"""The n-gram model and the threshold, which a run takes from a seeded sample before it begins."""
+"""The threshold that gives a corpus a mean patch size, from windows of its text."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 
-from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
-from model.segments import cut_segments
-from model.tokenizer import encode_documents
-from pipeline.corpus.documents import Document, read_split
+from model.tokenizer import BYTE_OFFSET
 from pipeline.corpus.splits import Split
-from pipeline.errors import PipelineError, UnreachableFileError
+from pipeline.errors import PipelineError
+from pipeline.patch.fit_ngram import listed_failures
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.shards_config import ShardsConfig
+from pipeline.patch.stored import StoredScorer
+from pipeline.patch.windows import WINDOW, Places, Window
 from pipeline.patches import recut
 
-PLACES = 64
-"""Places of the corpus that a sample is read from."""
-FIT_BYTES = 8 << 20
-"""Bytes of text that are counted at a time when an n-gram model is fitted."""
+ENOUGH = 0.003
+"""Relative standard error of the mean patch size that a calibration stops at."""
+FIRST_ROUND, LEAST_WINDOWS = 4, 32
+"""The part of --calibration-bytes that is scored at first, and the windows, at least."""
 
 
-def sample_documents(
-    splits: Sequence[Split],
-    config: ShardsConfig,
-    sample_bytes: int,
-    failures: list[str] | None = None,
-) -> list[bytes]:
-    """The texts of :func:`sample`."""
-    return [document.text for document in sample(splits, config, sample_bytes, failures)]
+class Calibration(NamedTuple):
+    """A threshold, and how good it is."""
 
-
-def sample(
-    splits: Sequence[Split],
-    config: ShardsConfig,
-    sample_bytes: int,
-    failures: list[str] | None = None,
-) -> list[Document]:
-    """Documents of about ``sample_bytes`` bytes of text, all of a corpus that is not larger.
-
-    The places are drawn with ``config.seed``, in proportion to the sizes of the splits; each gives
-    whole documents, but not more than a few times its share of a long one. A file that cannot be
-    read gives nothing; the run itself will name it.
-
-    Args:
-        failures: gets why files gave nothing.
-    """
-    sizes = np.array([max(split.size, 1) for split in splits], np.float64)
-    if sizes.sum() <= sample_bytes:
-        places = list(splits)
-    else:
-        random = np.random.default_rng(config.seed)
-        chosen = random.choice(len(splits), PLACES, p=sizes / sizes.sum())
-        places = [_somewhere_in(splits[i], random) for i in sorted(chosen.tolist())]
-    documents: list[Document] = []
-    longest = 4 * max(sample_bytes // len(places), 1 << 16)
-    taken = 0
-    for number, place in enumerate(places, 1):
-        # Later places make good what early ones lack because they were short.
-        wanted = sample_bytes * number // len(places)
-        try:
-            for record in read_split(place, config.columns, config.max_document_bytes):
-                if taken >= wanted:
-                    break
-                if isinstance(record, Document):
-                    documents.append(beginning(record, longest))
-                    taken += len(documents[-1].text)
-        except PipelineError as error:
-            where = "" if isinstance(error, UnreachableFileError) else f"{place.file.url}: "
-            if failures is not None:
-                failures.append(f"{where}{error}")
-    return documents
-
-
-def beginning(document: Document, longest: int) -> Document:
-    """A document whose text ends after so many bytes, with the entropies of these: the last one is
-    that of a byte, where the document's is that of EOS."""
-    h_T = document.entropies
-    kept = min(len(document.text), longest)
-    return document._replace(
-        text=document.text[:kept], entropies=None if h_T is None else h_T[: kept + 2]
-    )
-
-
-def _somewhere_in(split: Split, random: np.random.Generator) -> Split:
-    """The rest of a split from a random row group, record batch or byte on, where it has such."""
-    if split.stop is None:
-        return split
-    return replace(split, start=int(random.integers(split.start, max(split.stop, 1))))
-
-
-def fit_ngram(
-    documents: Sequence[bytes], config: ShardsConfig, failures: Sequence[str] = ()
-) -> NGramEntropyModel:
-    """An n-gram model of the sample.
-
-    Args:
-        failures: why files gave nothing to the sample, for the error.
-
-    Raises:
-        PipelineError: the sample is empty.
-    """
-    if not any(documents):
-        raise PipelineError(
-            "--entropy-model ngram: no text to fit it on: no document of the sample can be used; "
-            f"see --text-column and --format, or name a model{_listed(failures)}"
-        )
-    return NGramEntropyModel.fit(_token_batches(documents, config.reset_at_newline))
-
-
-def _token_batches(
-    documents: Sequence[bytes], reset_at_newline: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens and segment lengths of a few megabytes of documents at a time."""
-    start = size = 0
-    for stop, document in enumerate(documents, 1):
-        size += len(document)
-        if size >= FIT_BYTES or stop == len(documents):
-            tokens_T, lengths_D = encode_documents(documents[start:stop])
-            lengths_S = cut_segments(
-                torch.from_numpy(tokens_T),
-                torch.from_numpy(lengths_D),
-                context_length=None,
-                reset_at_newline=reset_at_newline,
-            )
-            yield tokens_T, lengths_S.numpy()
-            start, size = stop, 0
-
-
-def _listed(failures: Sequence[str]) -> str:
-    return "".join(f"\n  {failure}" for failure in failures[:3])
+    patcher: Patcher
+    patch_size: float
+    """Bytes per patch of the text that was scored."""
+    error: float
+    """Standard error of the mean patch size, relative to it; 0 if all of the corpus was scored."""
+    text_bytes: int
+    """Text that was scored."""
 
 
 def calibrate(
-    scorer: Scorer,
-    documents: Sequence[bytes],
+    scorer: Scorer | StoredScorer,
+    splits: Sequence[Split],
+    config: ShardsConfig,
     target_patch_size: float,
-    failures: Sequence[str] = (),
-) -> Patcher:
-    """The scorer's rule with the threshold that brings the sample closest to the target.
+    most: int,
+) -> Calibration:
+    """The scorer's rule with the threshold that gives a corpus a mean patch size.
+
+    A corpus of at most ``config.calibration_bytes`` is scored as a whole. Of a larger one windows
+    are (:mod:`pipeline.patch.windows`), in rounds that double their number, until the mean patch
+    size is known with a standard error of ENOUGH, or the next round would score more than ``most``.
+    If it would score about as much as there is, all of the corpus is scored.
 
     Args:
         target_patch_size: bytes of text per patch.
-        failures: why files gave nothing to the sample, for the error.
+        most: bytes of text that are scored, at most.
 
     Raises:
-        PipelineError: the sample is empty.
+        PipelineError: there is no text.
     """
-    _check_text(sum(map(len, documents)), failures)
-    tokens_T, lengths_D = encode_documents(documents)
-    h_T = scorer.entropies(tokens_T, lengths_D)
-    return with_patch_size(scorer.patcher, h_T, lengths_D, target_patch_size)
+    context = scorer.model.context_length if isinstance(scorer, Scorer) else None
+    places = Places(splits, config, context)
+
+    def calibrated(sample: _Sample, error: float | None = None) -> Calibration:
+        _check_text(sample.text_bytes, places.failures)
+        patcher = sample.threshold(scorer.patcher, target_patch_size)
+        error = sample.error(patcher) if error is None else error
+        return Calibration(patcher, sample.patch_size(patcher), error, sample.tokens)
+
+    if places.text_bytes <= config.calibration_bytes:
+        return calibrated(_Sample.of(places.everything(), scorer), 0.0)
+    first = float(np.random.default_rng(config.seed).random())
+    count = max(config.calibration_bytes // FIRST_ROUND // (WINDOW + places.lead), LEAST_WINDOWS)
+    sample = _Sample.of(places.at((first + np.arange(count)) / count), scorer)
+    while True:
+        calibration = calibrated(sample)
+        if calibration.error <= ENOUGH or 2 * sample.tokens > most:
+            return calibration
+        if places.text_bytes <= 2 * sample.tokens:
+            return calibrated(_Sample.of(places.everything(), scorer), 0.0)
+        # The places halfway between those that there are.
+        more = _Sample.of(places.at((first + 0.5 + np.arange(count)) / count % 1), scorer)
+        sample, first, count = sample + more, 2 * first % 1, 2 * count
 
 
-def calibrate_stored(
-    patcher: Patcher,
-    documents: Sequence[Document],
-    target_patch_size: float,
-    failures: Sequence[str] = (),
-) -> Patcher:
-    """As :func:`calibrate`, with the entropies that the documents come with."""
-    _check_text(sum(len(document.text) for document in documents), failures)
-    entropies = [document.entropies for document in documents if document.entropies is not None]
-    lengths_D = np.array([len(h_T) for h_T in entropies], np.int64)
-    return with_patch_size(patcher, np.concatenate(entropies), lengths_D, target_patch_size)
+@dataclass(frozen=True)
+class _Sample:
+    """Windows with their entropies, and what counts of them."""
+
+    place_W: np.ndarray
+    weight_W: np.ndarray
+    bytes_W: np.ndarray
+    """Bytes that count."""
+    lengths_D: np.ndarray
+    """Tokens of each piece."""
+    window_D: np.ndarray
+    """Number of the window that each piece belongs to."""
+    counts_T: np.ndarray
+    """bool: true of each token that counts."""
+    h_T: np.ndarray
+    """float16, nats."""
+
+    @classmethod
+    def of(cls, windows: Sequence[Window], scorer: Scorer | StoredScorer) -> Self:
+        """Score windows."""
+        pieces = [piece for window in windows for piece in window.pieces]
+        lengths_D = np.array([len(piece.tokens_T) for piece in pieces], np.int64)
+        tokens_T = np.concatenate([np.zeros(0, np.int32), *(piece.tokens_T for piece in pieces)])
+        first_D = np.array([piece.first for piece in pieces], np.int64)
+        begin_D = np.cumsum(lengths_D) - lengths_D
+        within_T = np.arange(len(tokens_T)) - np.repeat(begin_D, lengths_D)
+        counts_T = within_T >= np.repeat(first_D, lengths_D)
+        window_D = np.repeat(np.arange(len(windows)), [len(w.pieces) for w in windows])
+        is_text_T = counts_T & (tokens_T >= BYTE_OFFSET)
+        if isinstance(scorer, Scorer):
+            h_T = scorer.entropies(tokens_T, lengths_D) if len(tokens_T) else _NO_ENTROPIES
+        else:
+            given = [piece.entropies_T for piece in pieces if piece.entropies_T is not None]
+            h_T = np.concatenate([_NO_ENTROPIES, *given])
+        return cls(
+            np.array([window.place for window in windows]),
+            np.array([window.weight for window in windows]),
+            np.bincount(np.repeat(window_D, lengths_D)[is_text_T], minlength=len(windows)),
+            lengths_D,
+            window_D,
+            counts_T,
+            h_T,
+        )
+
+    def __add__(self, other: Self) -> "_Sample":
+        moved = replace(other, window_D=other.window_D + len(self.place_W))
+        names = [field.name for field in fields(self)]
+        return _Sample(*(np.concatenate([getattr(self, n), getattr(moved, n)]) for n in names))
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of text that count."""
+        return int(self.bytes_W.sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were scored."""
+        return len(self.h_T)
+
+    def _patches_per_window(self, patcher: Patcher) -> np.ndarray:
+        """The patches that begin in each window and count."""
+        lengths_P = recut(patcher, self.h_T, self.lengths_D).patch_lengths_P
+        starts_P = np.cumsum(lengths_P, dtype=np.int64) - lengths_P
+        starts_P = starts_P[self.counts_T[starts_P]]
+        piece_P = np.searchsorted(np.cumsum(self.lengths_D), starts_P, side="right")
+        return np.bincount(self.window_D[piece_P], minlength=len(self.place_W))
+
+    def threshold(self, patcher: Patcher, target_patch_size: float) -> Patcher:
+        """The rule with the threshold that brings the windows closest to a mean patch size."""
+
+        def patch_size(threshold: float) -> float:
+            return self.patch_size(replace(patcher, threshold=threshold))
+
+        threshold = _nearest(patcher, self.h_T, patch_size, target_patch_size)
+        return replace(patcher, threshold=threshold)
+
+    def patch_size(self, patcher: Patcher) -> float:
+        """Mean bytes per patch."""
+        patches = float(self.weight_W @ self._patches_per_window(patcher))
+        return float(self.weight_W @ self.bytes_W) / max(patches, 1e-300)
+
+    def error(self, patcher: Patcher) -> float:
+        """Standard error of the mean patch size, relative to it, by the windows as clusters.
+
+        Windows lie at equal distances: what their neighbours differ by is what chance has made.
+        """
+        if len(self.place_W) < 2:
+            return 1.0
+        patches_W = self.weight_W * self._patches_per_window(patcher)
+        bytes_W = self.weight_W * self.bytes_W
+        rate = patches_W.sum() / bytes_W.sum()
+        residual_W = (patches_W - rate * bytes_W)[np.argsort(self.place_W, kind="stable")]
+        mean_square = float((np.diff(residual_W) ** 2).mean()) / 2
+        return float(np.sqrt(mean_square * len(residual_W)) / max(patches_W.sum(), 1e-300))
+
+
+_NO_ENTROPIES = np.zeros(0, np.float16)
 
 
 def _check_text(text_bytes: int, failures: Sequence[str]) -> None:
@@ -176,26 +188,20 @@ def _check_text(text_bytes: int, failures: Sequence[str]) -> None:
     if not text_bytes:
         raise PipelineError(
             "--target-patch-size: no text to calibrate on: no document of the sample can be used; "
-            f"see --text-column and --format, or give a --threshold{_listed(failures)}"
+            "see --text-column and --input-format, or give a "
+            f"--threshold{listed_failures(failures)}"
         )
 
 
-def with_patch_size(
-    patcher: Patcher, h_T: np.ndarray, lengths_D: np.ndarray, target_patch_size: float
-) -> Patcher:
-    """The rule with the threshold that brings documents closest to a mean patch size.
+def _nearest(
+    patcher: Patcher, h_T: np.ndarray, patch_size: Callable[[float], float], target: float
+) -> float:
+    """The threshold whose mean patch size is nearest to a target.
 
     Args:
-        h_T: stored entropies: float16, nats, one per token.
-        lengths_D: int64, tokens of each document.
-        target_patch_size: bytes of text per patch.
+        h_T: stored entropies: float16, nats.
+        patch_size: the mean patch size of a threshold.
     """
-    text_bytes = int((lengths_D - 2).sum())
-
-    def patch_size(threshold: float) -> float:
-        rule = replace(patcher, threshold=threshold)
-        return text_bytes / len(recut(rule, h_T, lengths_D).patch_lengths_P)
-
     # A rule compares with what is stored: no other thresholds make a difference.
     signal_T = h_T.astype(np.float32)
     if patcher.compares == "rise":
@@ -206,10 +212,9 @@ def with_patch_size(
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high) // 2
-        if patch_size(float(candidates[middle])) < target_patch_size:
+        if patch_size(float(candidates[middle])) < target:
             low = middle + 1
         else:
             high = middle
     near = candidates[max(low - 1, 0) : low + 1]
-    best = min(near, key=lambda value: abs(patch_size(float(value)) - target_patch_size))
-    return replace(patcher, threshold=float(best))
+    return float(min(near, key=lambda value: abs(patch_size(float(value)) - target)))

@@ -5,6 +5,8 @@ from typing import Any
 
 from model.checkpoints.names import BUILT_IN
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.optional import OrNone
+from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError
 from pipeline.patch.shards_config import ShardsConfig
 
@@ -19,16 +21,19 @@ class PatchCorpusConfig(ShardsConfig):
     was done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
     """
 
-    entropy_model: str | None = None
+    entropy_model: OrNone[str] = None
     """Directory, URL or hub id of an entropy model. "entropy-1m" and, for CPUs, the far cheaper
     "entropy-conv" come with blt-titan; "ngram" fits a byte n-gram model on a sample of the corpus,
     cheaper still. By default entropy-1m, or ngram if the rule does not look at entropies."""
     reset_at_newline: bool = False
     """The entropy model's context starts again after each newline."""
-    gpus_per_worker: float | None = None
+    gpus_per_worker: OrNone[float] = None
     """GPUs per worker; 1 by default if the cluster has any and the model can use it."""
-    ngram_bytes: int = 64 << 20
+    ngram_bytes: Size = 64 << 20
     """Bytes of the sample that the n-gram model is fitted on."""
+    validation: bool = True
+    """Also patch the validation set of a prepared corpus, with the same model and threshold, into a
+    set of its own: OUTPUT/validation."""
 
     @property
     def scored_with(self) -> str:

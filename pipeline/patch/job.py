@@ -32,12 +32,13 @@ from pipeline.patch.collect import (
     damaged_shards,
     sum_shards,
 )
-from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.patch_split import AnyScorer, give_up, patch_unit
 from pipeline.patch.plan import (
     Source,
     begin_run,
     gpus_per_worker,
+    load_fitted_model,
     load_given_model,
     record_software,
     resume_run,
@@ -46,6 +47,7 @@ from pipeline.patch.plan import (
 from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredEntropies
+from pipeline.patch.validation import validation_config
 from pipeline.shards.closing import Closing, Part
 from pipeline.shards.entries import Shard, committed_names
 from pipeline.shards.format import shard_schema
@@ -65,6 +67,8 @@ class PatchCorpusResult:
     output: str
     complete: bool
     threshold: float | None
+    target_patch_size: float | None
+    """Bytes per patch that were asked for."""
     statistics: PatchStatistics
     shards: int
     rejects: int
@@ -76,6 +80,14 @@ class PatchCorpusResult:
     """Time that patching took, without planning and calibration."""
     bytes_patched: int
     """Text that this run patched, without what an earlier one did."""
+    validation: "PatchCorpusResult | None" = None
+    """The set of held-out documents, if there is one."""
+
+    @property
+    def succeeded(self) -> bool:
+        """True if everything asked for was done, and no problem found."""
+        held_out = self.validation is None or self.validation.succeeded
+        return self.complete and not self.problems and held_out
 
 
 def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResult:
@@ -105,7 +117,16 @@ def make_shards(
     with reaching("--output"):
         output = OutputDirectory(config.output)
     with progress_lines(config.progress_json), held(output, "--output", console):
-        return _make_shards(config, load, output, console)
+        result, inputs = _make_shards(config, load, output, console)
+        validation = validation_config(config, inputs, result.threshold)
+        if validation is None:
+            return result
+        print_line(console, f"held-out documents of {', '.join(inputs.held_out)}")
+        if config.verify:
+            _check_chunks(inputs.held_out_hashes, config, console)
+        fitted = validation.scored_with == NGRAM
+        model = load_fitted_model(output) if fitted else load_given_model(validation)
+        return replace(result, validation=make_shards(validation, lambda inputs: model, console))
 
 
 def _make_shards(
@@ -113,7 +134,7 @@ def _make_shards(
     load: Callable[[Inputs], Source | None],
     output: OutputDirectory,
     console: Console,
-) -> PatchCorpusResult:
+) -> tuple[PatchCorpusResult, Inputs]:
     run = None
     if config.overwrite:
         PatchRun.check_removable(output)
@@ -136,19 +157,23 @@ def _make_shards(
         # The record of an earlier release has none: its documents are called by their places.
         config = replace(config, usual_id=run.provenance.get("ids", {}).get("column"))
     if config.verify:
-        _check_chunks(inputs, config, console)
+        _check_chunks(inputs.chunk_hashes, config, console)
     scorer = scorer_of(source, Patcher.from_json(run.provenance["patcher"]), config)
     result = _patch(run, config, source, scorer, output, console)
     output.remove_temporary()
-    return result
+    return result, inputs
 
 
-def _check_chunks(inputs: Inputs, config: ShardsConfig, console: Console) -> None:
+def _check_chunks(
+    stated: Mapping[str, tuple[str, int]], config: ShardsConfig, console: Console
+) -> None:
     """
+    Args:
+        stated: SHA-256 and size of files of prepared corpora, by URL.
+
     Raises:
-        PipelineError: chunks of a prepared corpus are not what was written; names the first.
+        PipelineError: a file is not what was written; names the first.
     """
-    stated = {f.url: (inputs.hashes[f.url], f.size) for f in inputs.files if f.url in inputs.hashes}
     for url, how in damaged_files(stated, console, config.num_workers).items():
         raise PipelineError(
             f"{url}: {how}; restore it, or prepare the corpus anew with --overwrite"
@@ -235,6 +260,7 @@ def _patch(
         output=output.url,
         complete=not failures,
         threshold=scorer.patcher.threshold,
+        target_patch_size=config.target_patch_size,
         statistics=statistics,
         shards=sum(entry.sha256 is not None for entry in entries),
         rejects=sum(entry.rejects for entry in entries),

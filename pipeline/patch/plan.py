@@ -34,20 +34,16 @@ from pipeline.corpus.ids import Ids
 from pipeline.corpus.lines import COMPRESSIONS
 from pipeline.corpus.splits import FilePlan, Split, Unit, size_of_splits, units_of
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch.calibrate import (
-    calibrate,
-    calibrate_stored,
-    fit_ngram,
-    sample,
-    sample_documents,
-)
+from pipeline.patch.calibrate import Calibration, calibrate
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
+from pipeline.patch.fit_ngram import fit_ngram, sample_documents
 from pipeline.patch.patch_split import AnyScorer
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredEntropies, StoredScorer
 from pipeline.shards.format import ENTROPIES, shard_schema
+from pipeline.shards.manifest import validation_of
 from pipeline.shards.shard_set import TOKENIZER_FILE
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
@@ -58,6 +54,12 @@ SPLIT_FLOPS = 250e9
 """FLOPs that are worth a split of their own: some ten seconds of a CPU core."""
 LEAST_SPLIT, LARGEST_LEAST = 128 << 10, 2 << 20
 """Bounds of the bytes of text that are worth a split of their own."""
+COSTLY_FLOPS, MOST_CALIBRATIONS = 1e6, 8
+"""FLOPs per byte up to which a calibration may score more than --calibration-bytes, in proportion,
+and how many times as much, at most."""
+TOLERANCE = 0.005
+"""Relative difference from --target-patch-size from which on the nearest threshold is said to miss
+it."""
 MUCH_LARGER = 8
 """Times the size of splits from which on a file that cannot be cut is named."""
 
@@ -74,6 +76,15 @@ def gpus_per_worker(config: ShardsConfig, model: Source) -> float:
     if config.gpus_per_worker is not None:
         return config.gpus_per_worker
     return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+
+
+def load_fitted_model(output: OutputDirectory) -> AnyEntropyModel:
+    """The n-gram model that was fitted for a run.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    return _load(output.locate(MODEL_DIRECTORY))
 
 
 def load_given_model(config: PatchCorpusConfig) -> AnyEntropyModel | None:
@@ -112,20 +123,27 @@ def begin_run(
     output.check_writable()
     computed_in = _computed_in(config, model)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
-        PatchRun.remove(output)
+        for made in (OutputDirectory(validation_of(output.url)), output):
+            PatchRun.remove(made)
     _say_columns(config, plans, ids, console)
     _say_largest(units, split_bytes, console)
     if model is None:
         assert isinstance(config, PatchCorpusConfig)
         console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
         model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
+    if isinstance(config, PatchCorpusConfig) and config.scored_with == NGRAM:
+        assert isinstance(model, AnyEntropyModel)
         _save(model, output)
     described = _describe(model, config, computed_in)
     patcher = config.patcher
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = scorer_of(model, patcher, config)
-        patcher = in_ray(_calibrate, gpus, scorer, gpus, computed_in, splits, config)
+        calibration: Calibration = in_ray(
+            _calibrate, gpus, scorer, gpus, computed_in, splits, config
+        )
+        patcher = calibration.patcher
+        _say_calibration(calibration, cast(float, config.target_patch_size), console)
     if config.bpe is not None:
         output.write(TOKENIZER_FILE, config.bpe.content)
     tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
@@ -168,6 +186,18 @@ def _say_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> N
         )
 
 
+def _say_calibration(calibration: Calibration, target: float, console: Console) -> None:
+    amount = f"{calibration.text_bytes / 1e6:.1f} MB of text"
+    error = f"{calibration.error:.2%}" if calibration.error else "none, as that is all of it"
+    print_line(console, f"calibrated on {amount}; standard error of the mean patch size: {error}")
+    if abs(calibration.patch_size / target - 1) > TOLERANCE:
+        print_line(
+            console,
+            f"{calibration.patch_size:.3f} bytes per patch is as near to {target} as a threshold "
+            "comes: too many places of this text have the very same entropy",
+        )
+
+
 def scorer_of(model: Source, patcher: Patcher, config: ShardsConfig) -> AnyScorer:
     """Choose the scorer that gives documents their entropies and patches."""
     if isinstance(model, StoredEntropies):
@@ -207,7 +237,7 @@ def resume_run(
         PipelineError: something else differs.
     """
     if model is None:
-        model = _load(output.locate(MODEL_DIRECTORY))
+        model = load_fitted_model(output)
         if fingerprint(model) != run.provenance["entropy_model"]["fingerprint"]:
             raise PipelineError(
                 f"{output.locate(MODEL_DIRECTORY)}: is damaged: it is not the model that this run "
@@ -338,12 +368,10 @@ def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
 @ray.remote(num_cpus=1)
 def _calibrate(
     scorer: AnyScorer, gpus: float, computed_in: str, splits: list[Split], config: ShardsConfig
-) -> Patcher:
-    failures: list[str] = []
-    documents = sample(splits, config, config.calibration_bytes, failures)
-    target = cast(float, config.target_patch_size)
-    if isinstance(scorer, StoredScorer):
-        return calibrate_stored(scorer.patcher, documents, target, failures)
+) -> Calibration:
+    flops = _forward_flops(scorer.model) if isinstance(scorer, Scorer) else 0
+    cheaper = int(min(max(COSTLY_FLOPS / max(flops, 1), 1), MOST_CALIBRATIONS))
     scorer = scorer.on_device(gpus)
     scorer.check_device(computed_in)
-    return calibrate(scorer, [document.text for document in documents], target, failures)
+    target = cast(float, config.target_patch_size)
+    return calibrate(scorer, splits, config, target, cheaper * config.calibration_bytes)

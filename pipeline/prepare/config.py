@@ -1,13 +1,16 @@
 """The configuration of ``jobs/prepare_corpus.py``: each field is a flag."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.optional import OrNone
+from pipeline.cli.sizes import Size
 from pipeline.corpus.formats import FORMAT_TITLES, FormatName, input_suffixes
 from pipeline.corpus.named import CORPORA, Corpus, find_corpus
 from pipeline.errors import ConfigError
@@ -30,6 +33,8 @@ class PrepareCorpusConfig:
     everything was done, 1 if a file could not be read or the job stopped, 2 if a flag is wrong.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"--format": "--chunk-format"}
+
     output: str
     """Directory or URL for chunks, validation set, rejects and manifest."""
     corpus: Annotated[
@@ -47,14 +52,14 @@ class PrepareCorpusConfig:
     ] = ()
     files: tuple[str, ...] = ()
     """For a dataset of the hub: only files whose path matches one of these patterns."""
-    name: str | None = None
+    name: OrNone[str] = None
     """Name of the chunks; by default that of the corpus or the input."""
 
     input_format: FormatName = "auto"
     """Format of the input files; auto goes by their names."""
-    text_column: str | None = None
+    text_column: OrNone[str] = None
     """Column or JSON field with the text; by default that of the named corpus, or text."""
-    id_column: str | None = None
+    id_column: OrNone[str] = None
     """Column or JSON field with the id; by default that of the named corpus; without one a
     document's id is file#position."""
     keep_columns: tuple[str, ...] = ()
@@ -62,14 +67,14 @@ class PrepareCorpusConfig:
 
     seed: int = 0
     """Decides the permutation."""
-    num_chunks: int | None = None
+    num_chunks: OrNone[int] = None
     """Chunks; by default as many as give each about 256 MB of text."""
-    validation_documents: int | None = None
+    validation_documents: OrNone[int] = None
     """Documents held out for validation, the same whatever the number of chunks; by default 10,000,
     or a tenth of a corpus that has fewer than 20,000."""
     deduplicate: bool = False
     """Keep only the first of documents with exactly the same text."""
-    format: ChunkFormat = "parquet"
+    format: Annotated[ChunkFormat, tyro.conf.arg(name="chunk-format")] = "parquet"
     """Format of the chunks; jsonl gives the names of the published recipe."""
 
     tokenizer: Annotated[
@@ -79,13 +84,13 @@ class PrepareCorpusConfig:
             "id."
         ),
     ] = None
-    downloads: str | None = None
+    downloads: OrNone[str] = None
     """Directory or URL that keeps downloaded files; by default each is removed when it is read."""
-    num_workers: int | None = None
+    num_workers: OrNone[int] = None
     """Workers, one CPU each; as many as the cluster has room for by default."""
-    sort_bytes: int = 64 << 20
+    sort_bytes: Size = 64 << 20
     """Text that a worker holds in memory and sorts at a time."""
-    max_document_bytes: int = 64 << 20
+    max_document_bytes: Size = 64 << 20
     """Longer documents are rejected: one has to fit into memory."""
     on_bad_document: Literal["reject", "fail"] = "reject"
     """A broken document is counted and kept in rejects/, or stops the job."""
@@ -94,7 +99,7 @@ class PrepareCorpusConfig:
     retry_failed: bool = False
     """Start again if an earlier run could not read a file to its end: where documents go depends on
     all of them."""
-    progress_json: str | None = None
+    progress_json: OrNone[str] = None
     """File to which a line of JSON is appended per minute: rates, counts and the estimated end."""
     json: bool = False
     """Print the result as JSON."""

@@ -7,6 +7,8 @@ from typing import Annotated
 import tyro
 
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.optional import OrNone
+from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError
 
 TARGETS = (4.5, 6.0, 8.0)
@@ -32,16 +34,16 @@ class PatchReportConfig:
     """Compare where patches start, document by document: each set with the first one, whose patches
     are the reference. Documents are matched by their text. One process reads the sets themselves:
     a gigabyte of text takes 5 seconds of a core, and each 100 MB that are compared 15 more."""
-    documents: int | None = None
+    documents: OrNone[int] = None
     """Documents that --agreement compares, about: a sample by hash, the same in all sets. By
     default 20,000, or fewer if these hold more than 256 MB. They take about eight times their text
     on the disk that TMPDIR names."""
-    loss_bytes: int = 0
+    loss_bytes: Size = 0
     """Bytes of the text that --agreement compares to run the sets' entropy models on, for their
     bits per byte. None by default: it takes as long as patching so much text."""
     target_patch_size: tuple[float, ...] = TARGETS
     """Mean bytes per patch to suggest thresholds for."""
-    tokenizer: str | None = None
+    tokenizer: OrNone[str] = None
     """A BPE tokenizer to compare FLOPs with: a tokenizer.json, a directory that holds one (such as
     prepare_corpus.py --tokenizer writes), or a hub id. It runs on a sample of each set's text."""
     context_bytes: int = CONTEXT_BYTES
@@ -49,7 +51,7 @@ class PatchReportConfig:
     recompute: bool = False
     """Count all shards again, on Ray, instead of reading the manifests' statistics: for sets of
     earlier releases, for an exact curve where --max-patch-length split patches, or as a check."""
-    num_workers: int | None = None
+    num_workers: OrNone[int] = None
     """Workers of --recompute, one CPU each; by default as many as the cluster has room for."""
     json: bool = False
     """Print what report.json holds, and nothing else."""

@@ -13,6 +13,8 @@ from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import EXPORT, MANIFEST
 
 FORMAT_VERSION = 2
+VALIDATION = "validation"
+"""The directory, below a shard set, of the set of held-out documents."""
 OLDER_VERSIONS = (1,)
 """Versions that are read, too: version 1 has no hashes, and its entries are in the manifest."""
 
@@ -87,6 +89,12 @@ class Manifest(TypedDict):
     """That of ``batches.arrow``."""
     shards: NotRequired[list[dict[str, Any]]]
     """In version 1: a :class:`ShardEntry` each."""
+
+
+def validation_of(url: str) -> str:
+    """The place of the set that ``patch_corpus.py`` makes of the documents that are held out of a
+    prepared corpus, given the place of the set that it makes of the others."""
+    return f"{url.rstrip('/')}/{VALIDATION}"
 
 
 def read_manifest(output: OutputDirectory, url: str) -> Manifest:

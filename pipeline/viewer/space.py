@@ -27,6 +27,8 @@ from pipeline.viewer.patched_text import load
 
 CODE = Path(__file__).resolve().parents[2]
 PACKAGES = ("model", "pipeline")
+WITHIN = __name__.rpartition("pipeline.viewer.")[0]
+"""What names of modules begin with: nothing in a checkout, ``blt_titan.`` where it is installed."""
 REQUIREMENTS = (
     *("fonttools", "fsspec", "httpx", "huggingface_hub", "numpy", "orjson", "pyarrow", "rich"),
     *("s3fs", "safetensors", "starlette", "tokenizers", "torch", "tyro", "xxhash", "zstandard"),
@@ -39,8 +41,8 @@ from pathlib import Path
 
 os.chdir(Path(__file__).resolve().parent)  # models and tokenizers lie beside this file
 
-from pipeline.viewer.config import PatchViewerConfig
-from pipeline.viewer.page import serve
+from {within}pipeline.viewer.config import PatchViewerConfig
+from {within}pipeline.viewer.page import serve
 
 CONFIG = PatchViewerConfig(
     entropy_model={entropy_model!r},
@@ -116,10 +118,13 @@ def write_space(config: PatchViewerConfig, directory: str) -> list[str]:
 def _write(config: PatchViewerConfig, space: Path) -> None:
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(CODE / package, space / package, ignore=ignored)
+        shutil.copytree(CODE / package, space / WITHIN.strip(".") / package, ignore=ignored)
+    if WITHIN:
+        shutil.copyfile(CODE / "__init__.py", space / WITHIN.strip(".") / "__init__.py")
     if (CODE / "LICENSE").exists():  # a checkout, not an installed package
         shutil.copyfile(CODE / "LICENSE", space / "LICENSE")
     app = APP.format(
+        within=WITHIN,
         entropy_model=_models(config, space),
         shards=config.shards,
         tokenizers=_tokenizers(config, space),

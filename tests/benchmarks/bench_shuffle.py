@@ -92,7 +92,7 @@ def _tree(process: psutil.Process) -> list[psutil.Process]:
 def ours(corpus: Path, output: Path, chunk_format: str, chunks: int) -> Run:
     shutil.rmtree(output, ignore_errors=True)
     job = [sys.executable, ROOT / "jobs" / "prepare_corpus.py", "--input", corpus]
-    flags = ["--output", output, "--num-chunks", chunks, "--format", chunk_format]
+    flags = ["--output", output, "--num-chunks", chunks, "--chunk-format", chunk_format]
     return measured(*job, *flags, "--id-column", "id", stdout=subprocess.DEVNULL)
 
 

@@ -140,7 +140,7 @@ def command(job: str, place: Place, output: str) -> list[str]:
         ],
         "export": [
             *("export_shards.py", "--shards", place.url(PATCHED)),
-            *("--format", "datasets"),
+            *("--layout", "datasets"),
         ],
     }[job]
     script, *rest = flags

@@ -107,7 +107,7 @@ def test_input_and_output_on_s3(s3, tmp_path, run_here, monkeypatch, capsys):
     assert json.loads(anew.stdout)["bytes_patched"] == result["bytes"]
     export = job_here(ROOT / "jobs" / "export_shards.py", monkeypatch, capsys)
     for more in ((), ("--overwrite",)):
-        to = ("--output", "s3://corpus/exported", "--format", "reference", "--verify", "--json")
+        to = ("--output", "s3://corpus/exported", "--layout", "reference", "--verify", "--json")
         exported = export("--shards", "s3://corpus/out", *to, *more)
         assert exported.returncode == 0, exported.stderr
         assert json.loads(exported.stdout)["exported"] == len(names)

@@ -33,7 +33,7 @@ def there(tmp_path_factory) -> Path:
         write_jsonl(directory / "in" / f"{name}.jsonl", short)
     inputs = directory / "in"
     tiny.make_shards(directory / "shards", inputs, entropy_model, rule, keep_columns=("id",))
-    tiny.make_shards(directory / "thin", inputs, entropy_model, rule, keep_entropies=False)
+    tiny.make_shards(directory / "thin", inputs, entropy_model, rule, drop_entropies=True)
     return directory
 
 

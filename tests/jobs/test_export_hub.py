@@ -62,7 +62,7 @@ def push(
     client reads its settings when it is imported."""
     share_local_ray(settings=settings(hub, made, TOKEN))
     job = [sys.executable, str(JOB), "--shards", str(made / shards), "--output", "me/patches"]
-    job += ["--format", "hub", "--staging", str(tmp_path / "staging"), *flags]
+    job += ["--layout", "hub", "--staging", str(tmp_path / "staging"), *flags]
     env = settings(hub, made, token) | to_join_local_ray()
     return subprocess.run(job, env=env, capture_output=True, text=True, check=False)
 

@@ -61,7 +61,7 @@ def made(tmp_path_factory) -> Path:
     small = {**settings, "shard_bytes": 12_000}
     tiny.make_shards(directory / "set", directory / "in", model, RULE, **small)
     tiny.make_shards(
-        directory / "thin", directory / "in", model, RULE, keep_entropies=False, **small
+        directory / "thin", directory / "in", model, RULE, drop_entropies=True, **small
     )
     tiny.make_shards(directory / "space", directory / "in", model, Patcher(rule="space"), **small)
     (directory / "none").mkdir()
@@ -82,7 +82,7 @@ def rows_of(shards: Path) -> list[dict]:
 
 
 def test_parquet_is_read_by_pyarrow(run, made, tmp_path):
-    done = run("--shards", made / "set", "--output", tmp_path, "--format", "parquet", "--verify")
+    done = run("--shards", made / "set", "--output", tmp_path, "--layout", "parquet", "--verify")
     assert done.returncode == 0, done.stderr
     paths = sorted((tmp_path / "data").iterdir())
     assert len(paths) > 3
@@ -95,7 +95,7 @@ def test_parquet_is_read_by_pyarrow(run, made, tmp_path):
 
 def test_datasets_loads_it(run, made, tmp_path):
     out = tmp_path / "out"
-    done = run("--shards", made / "set", "--output", out, "--format", "datasets", "--json")
+    done = run("--shards", made / "set", "--output", out, "--layout", "datasets", "--json")
     result = json.loads(done.stdout)
     assert result["complete"] and result["files"] == result["exported"] > 3
     loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))["train"]
@@ -124,7 +124,7 @@ def published_loader(directory: Path, corpus: str, model: str) -> Iterator[tuple
 
 def test_the_published_layout_is_read_as_it_is_described(run, made, tmp_path):
     flags = ("--entropy-model-name", "transformer_100m", "--verify")
-    done = run("--shards", made / "set", "--output", tmp_path, "--format", "reference", *flags)
+    done = run("--shards", made / "set", "--output", tmp_path, "--layout", "reference", *flags)
     assert done.returncode == 0, done.stderr
     found = list(published_loader(tmp_path, "web", "transformer_100m"))
     expected = rows_of(made / "set")
@@ -133,7 +133,7 @@ def test_the_published_layout_is_read_as_it_is_described(run, made, tmp_path):
         assert len(tokens) == len(entropies) and entropies == row["entropies"]
         assert bytes(token - 4 for token in tokens[1:-1]).decode() == row["text"]
     # Another corpus goes beside it.
-    again = run("--shards", made / "set", "--output", tmp_path, "--format", "reference", *flags[:2],
+    again = run("--shards", made / "set", "--output", tmp_path, "--layout", "reference", *flags[:2],
                 "--corpus", "other")  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert len(list(published_loader(tmp_path, "other", "transformer_100m"))) == len(expected)
@@ -148,7 +148,7 @@ def test_a_layout_is_one_entry_of_the_table(run, made, tmp_path, monkeypatch):
         def paths(self, entries, shards, settings):
             return [f"{entry.name}.parquet" for entry in entries]
 
-    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--format", "flat")
+    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--layout", "flat")
     refused = run(*flags)
     assert refused.returncode == 2 and "invalid choice 'flat'" in refused.stderr
     monkeypatch.setitem(LAYOUTS, "flat", Flat())
@@ -167,7 +167,7 @@ def test_a_layout_is_one_entry_of_the_table(run, made, tmp_path, monkeypatch):
 
 def test_cut_anew_and_without_entropies(run, made, tmp_path):
     flags = ("--threshold", "1.9", "--drop-entropies", "--verify")
-    done = run("--shards", made / "set", "--output", tmp_path, "--format", "datasets", *flags)
+    done = run("--shards", made / "set", "--output", tmp_path, "--layout", "datasets", *flags)
     assert done.returncode == 0, done.stderr
     table = pa.concat_tables(map(pq.read_table, sorted((tmp_path / "data").iterdir())))
     assert table.schema.names == ["sample_id", "text", "patch_lengths", "site"]
@@ -186,7 +186,7 @@ def test_cut_anew_and_without_entropies(run, made, tmp_path):
 def test_the_number_of_workers_and_kills_change_nothing(run, made, tmp_path):
     for name, workers in (("one", 1), ("three", 3)):
         output = tmp_path / name
-        flags = ("--output", output, "--format", "datasets", "--num-workers", workers)
+        flags = ("--output", output, "--layout", "datasets", "--num-workers", workers)
         done = run("--shards", made / "set", *flags)
         assert done.returncode == 0, done.stderr
     one = files_below(tmp_path / "one")
@@ -204,12 +204,12 @@ def test_the_number_of_workers_and_kills_change_nothing(run, made, tmp_path):
     (output / "_tmp").mkdir()
     (output / "_tmp" / "half").write_bytes(b"PAR1")
     again = run(
-        "--shards", made / "set", "--output", output, "--format", "datasets", "--num-workers", 1
+        "--shards", made / "set", "--output", output, "--layout", "datasets", "--num-workers", 1
     )
     assert again.returncode == 0 and "(2 written now)" in again.stdout
     assert files_below(output) == one
     # All done: nothing is written again.
-    last = run("--shards", made / "set", "--output", output, "--format", "datasets")
+    last = run("--shards", made / "set", "--output", output, "--layout", "datasets")
     assert "(0 written now)" in last.stdout and files_below(output) == one
 
 
@@ -223,7 +223,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_done(run, shards, tmp_path, da
         wrong if damage == "flip" else good[:700]
     )
     output = tmp_path / "out"
-    done = run("--shards", shards, "--output", output, "--format", "parquet")
+    done = run("--shards", shards, "--output", output, "--layout", "parquet")
     assert done.returncode == 1 and str(shard) in done.stdout
     written = {path.stem for path in (output / "data").iterdir()}
     assert f"{len(written)} ({len(written)} written now)" in done.stdout
@@ -231,13 +231,13 @@ def test_a_damaged_shard_is_named_and_the_rest_is_done(run, shards, tmp_path, da
     assert not (output / "manifest.json").exists()
     assert "no manifest was written" in done.stdout
     shard.write_bytes(good)
-    again = run("--shards", shards, "--output", output, "--format", "parquet", "--verify")
+    again = run("--shards", shards, "--output", output, "--layout", "parquet", "--verify")
     assert again.returncode == 0, again.stdout
     assert (output / "data" / f"{shard.stem}.parquet").exists()
 
 
 def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp_path):
-    flags = ("--shards", made / "set", "--output", tmp_path, "--format", "parquet", "--verify")
+    flags = ("--shards", made / "set", "--output", tmp_path, "--layout", "parquet", "--verify")
     assert run(*flags).returncode == 0
     good = files_below(tmp_path)
     first, second = sorted((tmp_path / "data").iterdir())[:2]
@@ -260,19 +260,19 @@ def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp
 
 def test_another_command_is_refused_unless_it_starts_anew(run, made, shards, tmp_path):
     output = tmp_path / "out"
-    assert run("--shards", shards, "--output", output, "--format", "parquet").returncode == 0
-    changed = run("--shards", shards, "--output", output, "--format", "datasets")
+    assert run("--shards", shards, "--output", output, "--layout", "parquet").returncode == 0
+    changed = run("--shards", shards, "--output", output, "--layout", "datasets")
     assert changed.returncode == 1 and "--overwrite starts anew" in changed.stderr
-    other = run("--shards", made / "space", "--output", output, "--format", "parquet")
+    other = run("--shards", made / "space", "--output", output, "--layout", "parquet")
     assert other.returncode == 1 and "manifest" in other.stderr
-    anew = run("--shards", shards, "--output", output, "--format", "datasets", "--overwrite")
+    anew = run("--shards", shards, "--output", output, "--layout", "datasets", "--overwrite")
     assert anew.returncode == 0, anew.stderr
     assert all(path.name.startswith("train-") for path in (output / "data").iterdir())
 
 
 def test_other_jobs_say_what_an_export_is_and_leave_it(run, made, tmp_path, monkeypatch, capsys):
     assert (
-        run("--shards", made / "set", "--output", tmp_path, "--format", "parquet").returncode == 0
+        run("--shards", made / "set", "--output", tmp_path, "--layout", "parquet").returncode == 0
     )
     before = files_below(tmp_path)
     for name, flags in (("patch_corpus.py", ("--rule", "byte")), ("prepare_corpus.py", ())):
@@ -283,7 +283,7 @@ def test_other_jobs_say_what_an_export_is_and_leave_it(run, made, tmp_path, monk
             assert f"--output {tmp_path}: holds an export; choose another" in refused.stderr
     (tmp_path / "run.json").write_text("[]")
     for flags in ((), ("--overwrite",)):
-        refused = run("--shards", made / "set", "--output", tmp_path, "--format", "parquet", *flags)
+        refused = run("--shards", made / "set", "--output", tmp_path, "--layout", "parquet", *flags)
         assert refused.returncode == 2 and "run.json is damaged: it is a list" in refused.stderr
     (tmp_path / "run.json").unlink()
     assert files_below(tmp_path) == {
@@ -292,7 +292,7 @@ def test_other_jobs_say_what_an_export_is_and_leave_it(run, made, tmp_path, monk
 
 
 def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):
-    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--format", "parquet")
+    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--layout", "parquet")
     (tmp_path / "out" / "_tmp").mkdir(parents=True)
     (tmp_path / "out" / "_tmp" / "half").touch()
     assert run(*flags).returncode == 0
@@ -317,7 +317,7 @@ def test_an_export_that_was_killed_while_it_began_goes_on(run, made, tmp_path):
 
 
 def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
-    flags = ("--shards", made / "set", "--output", tmp_path, "--overwrite", "--format")
+    flags = ("--shards", made / "set", "--output", tmp_path, "--overwrite", "--layout")
     assert run(*flags, "parquet").returncode == 0
     for name in ("README.md", "pictures/mine.png", "data/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -328,16 +328,16 @@ def test_what_others_put_beside_an_export_stays(run, made, tmp_path):
     assert list(files_below(tmp_path).values()).count(b"mine") == 2
     # A card that was edited is not written again, when nothing else is.
     (tmp_path / "README.md").write_text("mine")
-    assert run(*flags[:4], "--format", "datasets").returncode == 0
+    assert run(*flags[:4], "--layout", "datasets").returncode == 0
     assert list(files_below(tmp_path).values()).count(b"mine") == 3
     (tmp_path / "README.md").unlink()
-    assert run(*flags[:4], "--format", "datasets").returncode == 0
+    assert run(*flags[:4], "--layout", "datasets").returncode == 0
     assert b"mean bytes per patch" in (tmp_path / "README.md").read_bytes()
 
 
 @pytest.mark.parametrize("format", ["datasets", "reference"])
 def test_what_is_lost_of_an_export_is_written_again(run, made, tmp_path, format):
-    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--format", format, "--json")
+    flags = ("--shards", made / "set", "--output", tmp_path / "out", "--layout", format, "--json")
     assert run(*flags).returncode == 0
     whole = files_below(tmp_path / "out")
     lost = [name for name in whole if name.endswith((".parquet", ".arrow", ".complete"))]
@@ -352,24 +352,24 @@ def test_what_is_lost_of_an_export_is_written_again(run, made, tmp_path, format)
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["nowhere", "--format", "parquet"], "--shards nowhere"),
-        (["{made}/thin", "--format", "parquet", "--threshold", "1"], "--threshold"),
-        (["{made}/thin", "--format", "reference"], "--format reference"),
-        (["{made}/space", "--format", "parquet", "--threshold", "1"], "the space rule has none"),
-        (["{made}/set", "--format", "parquet", "--threshold", "nan"], "--threshold"),
-        (["{made}/set", "--format", "reference", "--threshold", "1"], "--threshold"),
-        (["{made}/set", "--format", "reference", "--drop-entropies"], "--drop-entropies"),
-        (["{made}/set", "--format", "reference", "--corpus", "../x"], "--corpus"),
-        (["{made}/set", "--format", "parquet", "--corpus", "x"], "--corpus"),
-        (["{made}/set", "--format", "parquet", "--private"], "--private"),
-        (["{made}/set", "--format", "hub", "--output", "one-word"], "owner/name"),
+        (["nowhere", "--layout", "parquet"], "--shards nowhere"),
+        (["{made}/thin", "--layout", "parquet", "--threshold", "1"], "--threshold"),
+        (["{made}/thin", "--layout", "reference"], "--layout reference"),
+        (["{made}/space", "--layout", "parquet", "--threshold", "1"], "the space rule has none"),
+        (["{made}/set", "--layout", "parquet", "--threshold", "nan"], "--threshold"),
+        (["{made}/set", "--layout", "reference", "--threshold", "1"], "--threshold"),
+        (["{made}/set", "--layout", "reference", "--drop-entropies"], "--drop-entropies"),
+        (["{made}/set", "--layout", "reference", "--corpus", "../x"], "--corpus"),
+        (["{made}/set", "--layout", "parquet", "--corpus", "x"], "--corpus"),
+        (["{made}/set", "--layout", "parquet", "--private"], "--private"),
+        (["{made}/set", "--layout", "hub", "--output", "one-word"], "owner/name"),
         (
-            ["{made}/set", "--format", "parquet", "--output", "{made}/set/x"],
+            ["{made}/set", "--layout", "parquet", "--output", "{made}/set/x"],
             "lies in the shard set",
         ),
-        (["{made}/set", "--format", "parquet", "--output", "{made}/in"], "is not empty"),
-        (["{made}/set", "--format", "parquet", "--output", "s3://me:secret@b/x"], "--output"),
-        (["{made}/set", "--format", "parquet", "--num-workers", "0"], "--num-workers"),
+        (["{made}/set", "--layout", "parquet", "--output", "{made}/in"], "is not empty"),
+        (["{made}/set", "--layout", "parquet", "--output", "s3://me:secret@b/x"], "--output"),
+        (["{made}/set", "--layout", "parquet", "--num-workers", "0"], "--num-workers"),
     ],
 )
 def test_a_wrong_flag_is_named(run, made, tmp_path, flags, said):
@@ -383,7 +383,7 @@ def test_a_wrong_flag_is_named(run, made, tmp_path, flags, said):
 def test_a_set_without_documents(run, made, tmp_path):
     for kind in ("parquet", "datasets"):
         output = tmp_path / kind
-        done = run("--shards", made / "bare", "--output", output, "--format", kind, "--verify")
+        done = run("--shards", made / "bare", "--output", output, "--layout", kind, "--verify")
         assert done.returncode == 0, done.stderr
         assert json.loads((output / "manifest.json").read_text())["files"] == []
 
@@ -413,6 +413,6 @@ def test_what_others_see_does_not_tell_where_it_was_made():
 
 
 def test_storage_that_is_not_shared_is_told(run, made):
-    done = run("--shards", made / "set", "--output", "memory://exported", "--format", "parquet")
+    done = run("--shards", made / "set", "--output", "memory://exported", "--layout", "parquet")
     # Memory is each process's own, as disks are each node's.
     assert done.returncode == 1 and "storage that all nodes share" in done.stderr

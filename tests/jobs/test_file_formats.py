@@ -34,7 +34,7 @@ RULES = {
     "static": ("--rule", "static", "--patch-size", 4.5),
     "static-published": ("--rule", "static", "--patch-size", 4.5, "--published-rules"),
     "byte": ("--rule", "byte"),
-    "no-entropies": ("--threshold", 1.5, "--no-keep-entropies"),
+    "no-entropies": ("--threshold", 1.5, "--drop-entropies"),
 }
 EXPORTS = {
     "parquet": (),
@@ -44,7 +44,15 @@ EXPORTS = {
 }
 PREPARED = {
     "parquet": ("--num-chunks", 3, "--validation-documents", 7, "--keep-columns", "kind"),
-    "jsonl": ("--num-chunks", 2, "--format", "jsonl", "--deduplicate", "--validation-documents", 0),
+    "jsonl": (
+        "--num-chunks",
+        2,
+        "--chunk-format",
+        "jsonl",
+        "--deduplicate",
+        "--validation-documents",
+        0,
+    ),
     "many": ("--num-chunks", 101, "--validation-documents", 1),
 }
 
@@ -132,7 +140,7 @@ def test_exports(run, source, tmp_path):
     for name, flags in EXPORTS.items():
         layout = "parquet" if name == "threshold" else name
         output = tmp_path / name
-        run("export_shards.py", "--shards", shards, "--output", output, "--format", layout, *flags)
+        run("export_shards.py", "--shards", shards, "--output", output, "--layout", layout, *flags)
         (manifest,) = output.rglob("manifest.json")
         format_checks.check_export(manifest.parent)
         documents = list(format_reader.read_export(manifest.parent))

@@ -158,10 +158,14 @@ def run_and_kill(
 
 def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_model_directory):
     """1 worker, 4 workers, and a run that is killed at random moments, with its Ray or alone: the
-    same bytes."""
-    source = write_jsonl(tmp_path / "in" / "topics.jsonl", topics()[:PART])
-    flags = ("--input", source, "--entropy-model", small_model_directory, "--shard-bytes", 25_000)
+    same bytes, of a large file that is cut and of many small ones that share shards."""
+    write_jsonl(tmp_path / "in" / "topics.jsonl", topics()[:PART])
+    small = [(name, text[:300]) for name, text in topics()[:70]]
+    for i, document in enumerate(small):
+        write_jsonl(tmp_path / "in" / "small" / f"{i:02}.jsonl", [document])
+    flags = ("--input", tmp_path / "in", "--entropy-model", small_model_directory)
     flags += ("--target-patch-size", 4.5, "--seed", 3, "--calibration-bytes", 40_000)
+    flags += ("--shard-bytes", 25_000)
     one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
     for out, workers in ((one, 1), (four, 4)):
         done = run_here(*flags, "--output", out, "--num-workers", workers)
@@ -181,7 +185,9 @@ def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_mode
     assert entries(one) >= 9
     assert contents(one) == contents(four)
     assert contents(one) == contents(killed)
-    assert [d.text for d in open_shards(str(killed))] == [text for _, text in topics()[:PART]]
+    texts = [text for _, text in small + topics()[:PART]]
+    assert [d.text for d in open_shards(str(killed))] == texts
+    assert sum(entry.source.startswith("small") for entry in open_shards(str(one)).entries) < 20
     again = run_here(*flags, "--output", killed, "--json")
     assert json.loads(again.stdout)["bytes_patched"] == 0
     assert contents(one) == contents(killed)
@@ -305,7 +311,7 @@ WRONG = {
     "--input {tmp}/a.jsonl --text-column body": "--text-column: no input file has a column 'body'; "
     "there are: id, text",
     "--input {tmp}/a.jsonl --keep-columns text": "--keep-columns: 'text' is in the shards already",
-    "--input {tmp}/a.bin": "--format: cannot tell what {tmp}/a.bin holds from its name",
+    "--input {tmp}/a.bin": "--input-format: cannot tell what {tmp}/a.bin holds from its name",
     "--input s3://key:secret@bucket/a": "--input: no credentials in URLs",
     "--input {tmp}/a.jsonl --rule global": "--threshold: the global rule needs either",
     "--input {tmp}/a.jsonl --rule static": "--patch-size: the static rule needs it",
@@ -438,7 +444,7 @@ def test_a_run_that_goes_on_can_be_watched(
         for state in states.get(name.removeprefix("ray_blt_titan_"), ("",))
     }
     try:
-        until, seen = time.monotonic() + 100, {}
+        until, seen = time.monotonic() + 200, {}
         while not (wanted <= seen.keys() and seen["ray_blt_titan_pieces done"]):
             assert job.poll() is None and time.monotonic() < until, (seen, log.name)
             time.sleep(0.3)

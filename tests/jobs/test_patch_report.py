@@ -107,7 +107,7 @@ def test_a_damaged_shard_is_named_and_left_out(local_ray, run, sets, damage):
 def test_counting_again_of_sets_without_entropies_or_documents(
     local_ray, run, sets, ngram_model: NGramEntropyModel
 ):
-    tiny.make_shards(sets / "thin", sets / "in", ngram_model, Patcher(1.0), keep_entropies=False)
+    tiny.make_shards(sets / "thin", sets / "in", ngram_model, Patcher(1.0), drop_entropies=True)
     done = run("--shards", sets / "thin", "--output", sets / "out", "--recompute")
     assert done.returncode == 0, done.stderr
     (found,) = figures(sets / "out")

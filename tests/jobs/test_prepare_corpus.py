@@ -146,20 +146,40 @@ def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
 def test_a_prepared_corpus_is_patched_as_it_is(tmp_path, prepare_here, run_here):
     source = write_parts(tmp_path / "corpus")
     prepared, patched = tmp_path / "prepared", tmp_path / "patched"
-    flags = ("--id-column", "id", "--num-chunks", 3, "--format", "jsonl", "--name", "topics")
+    flags = ("--id-column", "id", "--num-chunks", 3, "--chunk-format", "jsonl", "--name", "topics")
     done = prepare_here(
         "--input", source, "--output", prepared, *flags, "--validation-documents", 10
     )
     assert done.returncode == 0, done.stderr
     names = [f"topics.chunk.0{i}.jsonl" for i in range(3)]
     assert sorted(p.name for p in prepared.glob("topics.*")) == [*names, "topics.val.jsonl"]
-    done = run_here("--input", prepared, "--output", patched, "--rule", "static", "--patch-size", 4)
+    job = ("--input", prepared, "--output", patched, "--entropy-model", "ngram")
+    job += ("--target-patch-size", 4, "--verify", "--json")
+    done = run_here(*job)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(x) for name in names for x in (prepared / name).read_text().splitlines()]
     expected = [(line["sample_id"], line["text"]) for line in lines]
     assert [(d.sample_id, d.text) for d in open_shards(str(patched))] == expected
-    held_out = (prepared / "topics.val.jsonl").read_text().splitlines()
+    held_out = list(map(json.loads, (prepared / "topics.val.jsonl").read_text().splitlines()))
     assert len(expected) + len(held_out) == len(topics())
+    # The documents that are held out are a set of their own, by the same model and threshold.
+    training, validation = open_shards(str(patched)), open_shards(f"{patched}/validation")
+    assert [(d.sample_id, d.text) for d in validation] == [
+        (line["sample_id"], line["text"]) for line in held_out
+    ]
+    assert validation.patcher == training.patcher and validation.patcher.threshold > 0
+    assert validation.entropy_model == training.entropy_model
+    result = json.loads(done.stdout)
+    assert result["validation"]["documents"] == 10 and result["validation"]["problems"] == []
+    before = contents(patched)
+    (patched / "validation" / "manifest.json").unlink()
+    (patched / "validation" / "entries" / "000000-00000-00000.json").unlink()
+    again = json.loads(run_here(*job).stdout)
+    assert again["bytes_patched"] == 0 < again["validation"]["bytes_patched"]
+    logs = {name for name in (before | contents(patched)) if "runs/" in name}
+    assert {k: v for k, v in contents(patched).items() if k not in logs} == {
+        k: v for k, v in before.items() if k not in logs
+    }
     # Neither is taken for the output of the other, and half a corpus is not patched.
     refused = run_here("--input", source, "--output", prepared, "--rule", "byte")
     assert refused.returncode == 2 and "holds a prepared corpus" in refused.stderr

@@ -114,7 +114,7 @@ def test_no_error_of_the_network_shows(s3, proxy, tmp_path, monkeypatch, capsys)
     assert done.returncode == 0, done.stderr
     assert b"<svg" in filesystem.cat_file("faulty/report/index.html")
     flags = ("--shards", "s3://faulty/patched", "--output", "s3://faulty/exported")
-    done = export(*flags, "--format", "datasets", "--verify", "--json")
+    done = export(*flags, "--layout", "datasets", "--verify", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     exported = filesystem.glob("faulty/exported/data/train-*.parquet")

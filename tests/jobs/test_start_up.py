@@ -30,7 +30,7 @@ def imports(job, *flags):
 sys.path.insert(0, {str(ROOT / "jobs")!r})
 print(json.dumps([imports(*each) for each in json.loads(sys.argv[1])]))
 """
-JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("[a-z]*.py"))
 OWN_FLAGS = [job for job in JOBS if job not in ("plan.py", "pretrain.py")]
 """Jobs all of whose flags are their own; the other flags of these two are torchtitan's."""
 REFUSED = {
@@ -38,7 +38,7 @@ REFUSED = {
     "patch_report.py": ["--shards", "x", "--documents", "3"],
     "patch_viewer.py": ["--port", "-1"],
     "evaluate.py": ["--model", "x"],
-    "export_shards.py": ["--shards", "x", "--output", "y", "--format", "hub"],
+    "export_shards.py": ["--shards", "x", "--output", "y", "--layout", "hub"],
     "convert_checkpoint.py": ["--checkpoint", "x", "--output", "s3://y"],
     "distil_entropy_model.py": ["--shards", "x", "--output", "y", "--steps", "0"],
     "train_tokenizer.py": ["--shards", "x", "--output", "y", "--vocab-size", "1"],
@@ -92,3 +92,11 @@ def test_a_wrong_value_is_refused_without_torch_and_ray(job, seen):
     assert status == 2, said
     assert not {"torch", "ray", "torchtitan"} & set(heavy)
     assert said.startswith("error: --")
+
+
+def test_a_model_is_loaded_without_torchs_compiler():
+    program = (
+        "import sys; from model import load_entropy_model; load_entropy_model('entropy-1m');"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)

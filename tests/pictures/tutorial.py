@@ -19,6 +19,8 @@ PAGE = ROOT / "docs" / "tutorial.md"
 WINDOW = {"width": 1000, "height": 910}
 SHOWN_STEPS = 10
 """Lines of the training's log that the page shows."""
+PROGRESS = re.compile(r"^[a-z ]+: [\d.]+ of about ", re.MULTILINE)
+"""A line of progress, of which a busy machine prints more."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -60,10 +62,15 @@ def run(script: str) -> tuple[int, str]:
 
 
 def shown(output: str) -> str:
-    """Output as a page shows it: without colours, this machine's paths and most of a log."""
+    """Output as a page shows it: without colours, this machine's paths, progress and most of a
+    log."""
     lines = COLOURS.sub("", output).replace(f"{ROOT}/", "").splitlines()
     logged = [line.partition(" - INFO - ")[2] for line in lines if line.startswith("[titan]")]
-    rest = [line.rstrip() for line in lines if not line.startswith("[titan]")]
+    rest = [
+        line.rstrip()
+        for line in lines
+        if not line.startswith("[titan]") and not PROGRESS.match(line)
+    ]
     if not logged:
         return "\n".join(rest)
     steps, step = [], ""

@@ -40,7 +40,7 @@ def read(path: str, most_text: int) -> dict[str, Any]:
     error = reason = bug = ""
     try:
         (file,) = list_files(path).files
-        plan = plan_file(file, known_format(file, "auto", "--format"), 64 << 20)
+        plan = plan_file(file, known_format(file, "auto", "--input-format"), 64 << 20)
         has_id = plan.columns is not None and "id" in plan.columns
         columns = Columns("text", None, ("id",) if has_id else ())
         for split in plan.splits:

@@ -4,7 +4,6 @@ Every error is one sentence that names the flag. Nothing here needs Ray, so the 
 checks itself, or a node with a GPU can run them for a driver that has none.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.cli.command import refuse_lost_output
-from pipeline.cli.flags import check_at_least
 from pipeline.errors import ConfigError, PipelineError, translated
+from train import MODULE
 from train.checkpoints.hub import is_on_hub
 from train.checkpoints.model_json import steps_in
 from train.data.provenance import compare_validation
@@ -43,15 +42,6 @@ class RunPlan(NamedTuple):
     """Directory or URL of the steps."""
     saves: bool
     """True if the run saves steps at all."""
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Check the numbers in the job's own flags.
-
-    Raises:
-        ConfigError: a number is too small; names the flag.
-    """
-    check_at_least(flags, num_workers=1, cpus_per_worker=1, max_failures=-1)
 
 
 def absolute_paths(arguments: list[str]) -> list[str]:
@@ -154,7 +144,7 @@ def parse_config(arguments: list[str]) -> "Trainer.Config":
     logging.disable(logging.WARNING)  # rank 0 repeats the warnings
     try:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            return ConfigManager().parse_args(["--module", "train", *arguments])
+            return ConfigManager().parse_args(["--module", MODULE, *arguments])
     except SystemExit as error:
         raise ConfigError(_first_paragraph(output)) from error
     except (ValueError, ImportError) as error:

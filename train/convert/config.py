@@ -5,6 +5,7 @@ from pathlib import Path
 
 from model.checkpoints.names import Layout
 from pipeline.cli.flags import check_at_least
+from pipeline.cli.optional import OrNone
 from pipeline.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ class ConvertCheckpointConfig:
     layout: Layout = "own"
     """own; transformers: for its BltForCausalLM, or LlamaForCausalLM where the model reads tokens;
     published: what the published code loads, with the names and arguments of its weights."""
-    entropy_model: str | None = None
+    entropy_model: OrNone[str] = None
     """Directory, URL or hub id of the entropy model to put with a BLT; by default the one that the
     checkpoint holds or names."""
     average: int = 1

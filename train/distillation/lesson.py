@@ -37,7 +37,7 @@ def find_teacher(sets: Sequence[ShardSet]) -> EntropyModelIdentity:
         if not shards.has_entropies or shards.entropy_model is None:
             raise ConfigError(
                 f"--shards: {shards.output.url} has no entropies to learn from; patch the corpus "
-                "with --keep-entropies and a rule that reads them"
+                "without --drop-entropies and a rule that reads them"
             )
         teachers.append(shards.entropy_model)
     known = {(each.fingerprint, each.reset_at_newline) for each in teachers}

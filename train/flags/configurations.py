@@ -28,5 +28,7 @@ def check_configuration(name: str | None) -> None:
     """
     known = configurations()
     if name not in known:
-        problem = "is not given" if name is None else f"there is no {name}"
-        raise ConfigError(f"--config: {problem}; there are {', '.join(known)}")
+        problem = (
+            "is not given; choose one of" if name is None else f"there is no {name}; there are"
+        )
+        raise ConfigError(f"--config: {problem} {', '.join(known)}")

@@ -2,8 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
+from rich.console import Console
 from support.jobs import ROOT, environment
+
+from pipeline.cli.command import run_job
 
 SCRIPT = """
 from rich.console import Console
@@ -52,3 +58,27 @@ def test_another_broken_pipe_is_an_error():
         check=False,
     )
     assert done.returncode == 1 and "BrokenPipeError: the connection" in done.stderr
+
+
+@dataclass
+class Flags:
+    """A job."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"--format": "--layout", "--no-keep": "--drop"}
+
+    layout: str = "a"
+    drop: bool = False
+
+
+def test_flags_of_earlier_releases_are_taken_and_named(monkeypatch, capsys):
+    def run(config: Flags, console: Console) -> int:
+        assert config == Flags("b", True)
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["job", "--format=b", "--no-keep"])
+    assert run_job(Flags, run) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "note: --format is called --layout now",
+        "note: --no-keep is called --drop now",
+    ]

@@ -110,7 +110,7 @@ def test_no_two_formats_share_a_name_or_an_ending():
 
 def test_a_name_that_tells_no_format_needs_the_flag():
     file = InputFile("s3://bucket/data", "data", 1, "")
-    assert known_format(file, "jsonl", "--format") == "jsonl"
+    assert known_format(file, "jsonl", "--input-format") == "jsonl"
     message = r"^--input-format: cannot tell what s3://bucket/data holds from its name$"
     with pytest.raises(ConfigError, match=message):
         known_format(file, "auto", "--input-format")

@@ -1,5 +1,9 @@
 """The sample, the threshold, and the n-gram model that come before a run."""
 
+import argparse
+import gzip
+import inspect
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +11,15 @@ import pytest
 from support.texts import topics
 
 from model import Patcher
+from model.tokenizer import encode_documents
+from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import PipelineError
-from pipeline.patch.calibrate import calibrate, fit_ngram, sample_documents
+from pipeline.patch import windows
+from pipeline.patch.calibrate import calibrate
 from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.fit_ngram import fit_ngram, sample_documents
 from pipeline.patch.scoring import Scorer
 
 
@@ -47,37 +55,116 @@ def test_unreadable_files_give_nothing_to_a_sample(planned, tmp_path):
         fit_ngram([], config)
 
 
-@pytest.mark.parametrize(
-    "patcher",
-    [
-        Patcher(0.0),
-        Patcher(0.0, "monotonic"),
-        Patcher(0.0, "combined", threshold_add=-0.5),
-        Patcher(0.0, max_patch_length=8),
-    ],
-    ids=lambda patcher: patcher.rule,
-)
+RULES = [
+    Patcher(0.0),
+    Patcher(0.0, "monotonic"),
+    Patcher(0.0, "combined", threshold_add=-0.5),
+    Patcher(0.0, max_patch_length=8),
+]
+
+
+@pytest.mark.parametrize("patcher", RULES, ids=lambda patcher: patcher.rule)
 def test_the_threshold_meets_the_target(planned, ngram_model, patcher):
+    """Of a small corpus exactly, as far as there is such a threshold; all of it is scored."""
     config, splits = planned
-    documents = sample_documents(splits, config, 200_000)
-    found = calibrate(Scorer(ngram_model, patcher), documents, 4.5)
-    scored = Scorer(ngram_model, found).score(documents)
-    assert sum(map(len, documents)) / len(scored.patch_lengths_P) == pytest.approx(4.5, rel=0.02)
-    assert replace(found, threshold=0.0) == patcher
+    found = calibrate(Scorer(ngram_model, patcher), splits, config, 4.5, 1 << 30)
+    documents = sample_documents(splits, config, 1 << 30)
+    assert mean_patch_size(Scorer(ngram_model, found.patcher), documents) == found.patch_size
+    assert found.patch_size == pytest.approx(4.5, rel=0.02) and found.error == 0
+    assert replace(found.patcher, threshold=0.0) == patcher
+
+
+def mean_patch_size(scorer, documents):
+    return sum(map(len, documents)) / len(scorer.score(documents).patch_lengths_P)
+
+
+HETEROGENEOUS = {
+    "one text after the other": ("jsonl", lambda texts: texts),
+    "a huge document": ("jsonl", lambda texts: [*texts[:50], "\n".join(texts[50:])]),
+    "lines": ("jsonl.gz", lambda texts: [line for t in texts for line in t.splitlines()[::5]]),
+    "files": ("txt", lambda texts: texts),
+}
+
+
+@pytest.mark.parametrize("kind", HETEROGENEOUS)
+def test_windows_stand_for_a_heterogeneous_corpus(tmp_path, ngram_model, kind, monkeypatch):
+    """Prose, then code, then numbers, in documents of any length: what comes out is what was asked
+    for, within three standard errors, though a part of it is scored."""
+    monkeypatch.setattr(windows, "READ_BYTES", 1 << 16)
+    monkeypatch.setattr(windows, "BACK_BYTES", 1 << 13)
+    form, made_of = HETEROGENEOUS[kind]
+    texts = made_of(mixture())
+    if form == "txt":
+        for i, text in enumerate(texts):
+            (tmp_path / f"{i:04}.txt").write_text(text)
+    else:
+        opened = gzip.open if form.endswith("gz") else open
+        with opened(tmp_path / f"a.{form}", "wt") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    flags = {"target_patch_size": 4.5, "calibration_bytes": 50_000}
+    config = PatchCorpusConfig((str(tmp_path),), "out", **flags)
+    files = find_inputs(config.input).files
+    plans = [plan_file(file, file_format(file, "auto"), 100_000) for file in files]
+    splits = [split for plan in plans for split in plan.splits]
+    scorer = Scorer(ngram_model, Patcher(0.0))
+    found = calibrate(scorer, splits, config, 4.5, 50_000)
+    assert 0 < found.error < 0.08 and 20_000 < found.text_bytes < 60_000
+    out = mean_patch_size(replace(scorer, patcher=found.patcher), [t.encode() for t in texts])
+    assert abs(out / found.patch_size - 1) < 3 * found.error
+    if kind == "files":
+        assert found == calibrate(scorer, splits, config, 4.5, 50_000)
+        assert found != calibrate(scorer, splits, replace(config, seed=1), 4.5, 50_000)
+
+
+def mixture() -> list[str]:
+    """Prose, code, numbers."""
+    prose = [text for _, text in topics()[:40]]
+    code = [inspect.getsource(module) for module in (argparse, inspect)]
+    numbers = ["\n".join(f"{i * i % 97} {i / 7:.4f}" for i in range(k, k + 400)) for k in range(20)]
+    return prose + code + numbers
+
+
+def test_windows_are_parts_of_documents(tmp_path, monkeypatch):
+    """By hand: segments of 100 tokens, a lead of 10, and a window of 30 bytes from token 85 on."""
+    monkeypatch.setattr(windows, "WINDOW", 30)
+    monkeypatch.setattr(windows, "LEAD", 10)
+    monkeypatch.setattr(windows, "SHORT_LEAD", 10)
+    text = bytes(range(32, 127)) + bytes(range(32, 97))
+    (tmp_path / "a.txt").write_bytes(text)
+    config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
+    (file,) = find_inputs(config.input).files
+    splits = plan_file(file, "text", 1 << 30).splits
+    tokens_T, _ = encode_documents([text])
+
+    def pieces(byte, context):
+        (window,) = windows.Places(splits, config, context).at(np.array([byte / len(text)]))
+        counted = sum(len(p.tokens_T) - p.first for p in window.pieces)
+        return [(p.tokens_T.tolist(), p.first) for p in window.pieces], counted
+
+    assert pieces(84, None) == ([(tokens_T[75:115].tolist(), 10)], 30)
+    cut = [(tokens_T[75:100].tolist(), 10), (tokens_T[100:115].tolist(), 2)]
+    assert pieces(84, 100) == (cut, 28)
+    around = [(tokens_T[140:162].tolist(), 10), (tokens_T[:20].tolist(), 0)]
+    assert pieces(149 + 0.5, None) == (around, 32)
 
 
 def test_an_unreachable_target_gives_the_nearest(planned, ngram_model):
     config, splits = planned
-    documents = sample_documents(splits, config, 50_000)
-    found = calibrate(Scorer(ngram_model, Patcher(0.0, max_patch_length=4)), documents, 100.0)
-    lengths = Scorer(ngram_model, found).score(documents).patch_lengths_P
+    scorer = Scorer(ngram_model, Patcher(0.0, max_patch_length=4))
+    found = calibrate(scorer, splits, config, 100.0, 1 << 30)
+    lengths = replace(scorer, patcher=found.patcher).score(sample_documents(splits, config, 50_000))
+    lengths = lengths.patch_lengths_P
     assert set(np.unique(lengths[lengths > 1])) <= {2, 3, 4}
-    assert (lengths == 4).mean() > 0.9
+    assert (lengths == 4).mean() > 0.9 and found.patch_size < 4
 
 
-def test_no_text_is_told(ngram_model):
+def test_no_text_is_told(tmp_path, ngram_model):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
+    (file,) = find_inputs(config.input).files
+    splits = plan_file(file, "jsonl", 1 << 30).splits
     with pytest.raises(PipelineError, match="--target-patch-size: no text"):
-        calibrate(Scorer(ngram_model, Patcher(0.0)), [b"", b""], 4.5)
+        calibrate(Scorer(ngram_model, Patcher(0.0)), splits, config, 4.5, 1 << 20)
 
 
 def test_packing_batches_and_newline_resets(small_model):
