@@ -35,7 +35,7 @@ def main() -> None:
     with open_browser() as browser:
         report = Watched(browser, viewport=WINDOW)
         report.page.goto((demo / "report" / "index.html").as_uri())
-        _screenshot(report, "report.png", ".beside", ".plots")
+        report.picture(HERE / "report.png", ".beside", ".plots")
         assert report.problems == []
         command = [sys.executable, str(VIEWER), "--port", "0", "--shards", str(demo / "shards")]
         with tempfile.TemporaryDirectory() as folder:
@@ -61,20 +61,11 @@ def _viewer_pictures(browser: Browser, command: list[str]) -> None:
         page.page.wait_for_selector(".aligned .cell:nth-child(3)")
         page.page.wait_for_selector("#other-rule")
         page.page.wait_for_selector("#curve svg >> nth=1")
-        _screenshot(page, "comparison.png", "#counts", "#patches")
+        page.picture(HERE / "comparison.png", "#counts", "#patches")
         assert page.problems == []
     finally:
         viewer.send_signal(signal.SIGINT)
         viewer.wait()
-
-
-def _screenshot(page: Watched, name: str, first: str, last: str) -> None:
-    """A picture of a page from one element to another below it."""
-    top, bottom = (page.page.locator(each).first.bounding_box() for each in (first, last))
-    assert top and bottom
-    clip = {"x": 0, "y": top["y"], "width": WINDOW["width"]}
-    clip["height"] = bottom["y"] + bottom["height"] - clip["y"] + 8
-    page.page.screenshot(path=HERE / name, clip=clip, full_page=True)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def show_report() -> None:
     with open_browser() as browser:
         report = Watched(browser, viewport=WINDOW)
         report.page.goto((ROOT / "tutorial" / "report" / "index.html").as_uri())
-        report.page.locator(".plots").screenshot(path=ROOT / "docs" / "tutorial-report.png")
+        report.picture(ROOT / "docs" / "tutorial-report.png", ".beside", ".plots")
         assert report.problems == []
 
 

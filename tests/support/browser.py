@@ -61,6 +61,15 @@ class Watched:
         script = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         return self.page.evaluate(script)
 
+    def picture(self, path: Path, first: str, last: str) -> None:
+        """Write a picture of the page from one element to another below it, in all its width."""
+        top, bottom = (self.page.locator(each).first.bounding_box() for each in (first, last))
+        width = self.page.evaluate("document.documentElement.clientWidth")
+        assert top and bottom
+        height = bottom["y"] + bottom["height"] - top["y"] + 8
+        clip = {"x": 0, "y": top["y"], "width": width, "height": height}
+        self.page.screenshot(path=path, clip=clip, full_page=True)
+
 
 LAYOUT = """() => {
     const problems = [], box = element => element.getBoundingClientRect();
