@@ -52,7 +52,7 @@ COMPUTED_IN = "device and dtype"
 """The setting that holds what :func:`model.device.computing_in` returns."""
 SPLIT_FLOPS = 250e9
 """FLOPs that are worth a split of their own: some ten seconds of a CPU core."""
-LEAST_SPLIT, LARGEST_LEAST = 128 << 10, 2 << 20
+LEAST_SPLIT, LARGEST_LEAST = 128 << 10, 8 << 20
 """Bounds of the bytes of text that are worth a split of their own."""
 COSTLY_FLOPS, MOST_CALIBRATIONS = 1e6, 8
 """FLOPs per byte up to which a calibration may score more than --calibration-bytes, in proportion,

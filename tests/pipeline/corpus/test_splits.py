@@ -1,7 +1,5 @@
 """Units of work: their sizes follow the corpus, small files share them, large ones are cut."""
 
-from dataclasses import replace
-
 import pytest
 
 from pipeline.corpus.splits import (
@@ -73,9 +71,8 @@ def test_files_are_told_apart_where_they_are_few():
 
 
 def test_two_hundred_thousand_files_give_about_a_thousand_units():
-    one = plan("a", 50)
-    (split,) = one.splits
-    plans = [FilePlan([replace(split, start=i)], None) for i in range(200_000)]
+    file = InputFile("a", "a", 50, "1")
+    plans = [FilePlan([Split(file, "jsonl", 0, i, None, 50)], None) for i in range(200_000)]
     size = size_of_splits(50 * len(plans), len(plans), 128 * KB, 64 * MB)
     units = units_of(plans, size)
     assert SPLITS <= len(units) < 1.01 * SPLITS
