@@ -2,19 +2,17 @@
 
 from collections.abc import Iterable
 
-from pipeline.errors import PipelineError
 from pipeline.shards.manifest import validation_of
-from pipeline.shards.shard_set import ShardSet
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.run_record import MANIFEST, RECORD
 
 
 def validation_sets(urls: Iterable[str]) -> list[str]:
-    """The finished sets of held-out documents that lie below these shard sets."""
-    return [held_out for url in urls if _is_shard_set(held_out := validation_of(url))]
+    """The sets of held-out documents that lie below these shard sets; those that are not finished
+    too, so that whoever opens them is told."""
+    return [held_out for url in urls if _was_begun(held_out := validation_of(url))]
 
 
-def _is_shard_set(url: str) -> bool:
-    try:
-        ShardSet(url)
-    except PipelineError:
-        return False
-    return True
+def _was_begun(url: str) -> bool:
+    output = OutputDirectory(url)
+    return output.exists(MANIFEST) or output.exists(RECORD)

@@ -20,6 +20,12 @@ def test_a_set_of_held_out_documents_is_found(shards):
     assert validation_sets([]) == []
 
 
+def test_a_set_that_is_not_finished_is_not_passed_over(shards, tmp_path):
+    (tmp_path / "code" / "validation").mkdir()
+    (tmp_path / "code" / "validation" / "run.json").write_text("{}")
+    assert validation_sets(shards) == [f"{url}/validation" for url in shards]
+
+
 def test_validation_reads_it_unless_other_shards_are_named(shards):
     from train.shim import prepare
 
