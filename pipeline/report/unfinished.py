@@ -11,7 +11,7 @@ from pipeline.shards.closing import make_part
 from pipeline.shards.entries import committed_names, read_entries
 from pipeline.shards.tables import as_shards
 from pipeline.storage.output import OutputDirectory
-from pipeline.storage.run_record import MANIFEST
+from pipeline.storage.run_record import MANIFEST, RECORD
 
 
 def counts_so_far(name: str, url: str) -> SetCounts | None:
@@ -26,7 +26,7 @@ def counts_so_far(name: str, url: str) -> SetCounts | None:
         PipelineError: an entry is damaged, or an earlier release began the run.
     """
     output = OutputDirectory(url)
-    if output.exists(MANIFEST):
+    if output.exists(MANIFEST) or not output.exists(RECORD):
         return None
     run = PatchRun.resume(output, "--shards")
     if run is None:

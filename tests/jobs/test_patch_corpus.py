@@ -425,7 +425,7 @@ def test_a_run_that_goes_on_can_be_watched(
     local_ray, tmp_path, small_model_directory, monkeypatch, capsys
 ):
     """By Prometheus, by lines of JSON, and by a report of what is there."""
-    source = write_jsonl(tmp_path / "in" / "topics.jsonl", topics() * 4)
+    source = write_jsonl(tmp_path / "in" / "topics.jsonl", topics() * 20)  # it is stopped
     source.write_text("no JSON\n" * 3 + source.read_text())
     out, lines = tmp_path / "out", tmp_path / "progress.jsonl"
     flags = ("--input", source, "--output", out, "--threshold", 2, "--shard-bytes", 30_000)
@@ -454,7 +454,8 @@ def test_a_run_that_goes_on_can_be_watched(
     assert job.wait(60) == 143
     assert seen["ray_blt_titan_text_bytes_total"] > 0 < seen["ray_blt_titan_documents_total"]
     assert seen["ray_blt_titan_device_seconds_total busy"] > 0.1
-    assert seen["ray_blt_titan_pieces waiting"] > 0
+    # What Ray exports is some seconds old: the queue may have been worked off by then.
+    assert sum(seen[f"ray_blt_titan_pieces {state}"] for state in states["pieces"]) > 2
     assert 0 < seen["ray_blt_titan_bytes_left"] < source.stat().st_size
     last = json.loads(lines.read_text().splitlines()[-1])
     assert last["stage"] == "patching" and last["pieces_done"] >= 1 <= last["pieces_waiting"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from rich.console import Console
@@ -23,7 +24,7 @@ def in_this_process(
     name: str, work: Callable, pieces: dict[int, int], shared: Any, console: Console, **_: Any
 ) -> SimpleNamespace:
     """In the place of :func:`pipeline.cluster.stage.run_stage`."""
-    messages = {piece: work(piece, shared, lambda done: None) for piece in pieces}
+    messages = {piece: work(piece, shared, MagicMock()) for piece in pieces}
     return SimpleNamespace(messages={k: text for k, text in messages.items() if text})
 
 
