@@ -57,8 +57,10 @@ class Settings:
         def shown(*values: Any) -> list[Any]:
             return update(dict(zip(self.components, values, strict=True)))
 
-        page.load(follow, None, [*inputs, notice], **QUICK).then(shown, inputs, outputs, **QUICK)
-        gr.on([component.change for component in inputs], shown, inputs, outputs, **QUICK)
+        # One after the other: an answer to earlier values must not come after that to later ones.
+        in_turn = {**QUICK, "concurrency_id": f"shown {id(self)}", "concurrency_limit": 1}
+        page.load(follow, None, [*inputs, notice], **QUICK).then(shown, inputs, outputs, **in_turn)
+        gr.on([component.change for component in inputs], shown, inputs, outputs, **in_turn)
 
     def link(self, values: Mapping[str, Any]) -> str:
         """HTML with a link to these values, by name."""
