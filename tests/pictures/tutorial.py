@@ -77,7 +77,7 @@ def shown(output: str) -> str:
     for line in logged:
         if found := re.match(r"step:\s*(\d+)", line):
             step = found[1]
-        elif "bits per byte" in line:
+        elif step and "bits per byte" in line:
             steps.append(f"step {step}: {line}")
     every = max(1, (len(steps) - 1) // (SHOWN_STEPS - 1))
     return "\n".join([*steps[:-1][::every][: SHOWN_STEPS - 1], *steps[-1:]])
