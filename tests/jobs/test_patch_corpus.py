@@ -421,6 +421,13 @@ def scraped() -> dict[str, float]:
     return sums
 
 
+PIECES = "ray_blt_titan_pieces"
+
+
+def pieces(seen: dict[str, float]) -> float:
+    return sum(value for name, value in seen.items() if name.startswith(f"{PIECES} "))
+
+
 def test_a_run_that_goes_on_can_be_watched(
     local_ray, tmp_path, small_model_directory, monkeypatch, capsys
 ):
@@ -445,7 +452,8 @@ def test_a_run_that_goes_on_can_be_watched(
     }
     try:
         until, seen = time.monotonic() + 200, {}
-        while not (wanted <= seen.keys() and seen["ray_blt_titan_pieces done"]):
+        # Ray still exports what earlier jobs on it said; this one has dozens of pieces.
+        while not (wanted <= seen.keys() and pieces(seen) > 10 and seen[f"{PIECES} done"]):
             assert job.poll() is None and time.monotonic() < until, (seen, log.name)
             time.sleep(0.3)
             seen = scraped()
@@ -454,8 +462,6 @@ def test_a_run_that_goes_on_can_be_watched(
     assert job.wait(60) == 143
     assert seen["ray_blt_titan_text_bytes_total"] > 0 < seen["ray_blt_titan_documents_total"]
     assert seen["ray_blt_titan_device_seconds_total busy"] > 0.1
-    # What Ray exports is some seconds old: the queue may have been worked off by then.
-    assert sum(seen[f"ray_blt_titan_pieces {state}"] for state in states["pieces"]) > 2
     assert 0 < seen["ray_blt_titan_bytes_left"] < source.stat().st_size
     last = json.loads(lines.read_text().splitlines()[-1])
     assert last["stage"] == "patching" and last["pieces_done"] >= 1 <= last["pieces_waiting"]
