@@ -68,6 +68,7 @@ def _run_flags(
 
     def job() -> int:
         words = _with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console)
+        _refuse_repeated_flags(words)  # an old name and the new one of the same flag
         how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
         if not passes_on:
             return run(tyro.cli(config_class, args=words, **how), [], console)

@@ -82,3 +82,6 @@ def test_flags_of_earlier_releases_are_taken_and_named(monkeypatch, capsys):
         "note: --format is called --layout now",
         "note: --no-keep is called --drop now",
     ]
+    monkeypatch.setattr(sys, "argv", ["job", "--format=b", "--layout", "c"])
+    assert run_job(Flags, run) == 2
+    assert "error: --layout: is given more than once" in capsys.readouterr().err
