@@ -16,12 +16,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from model.tokenizer import BYTE_OFFSET
 from pipeline.bpe.token_bytes import TokenBytes
-from pipeline.bpe.token_pieces import bytes_of_tokens
-from pipeline.errors import ConfigError, PipelineError, translated
+from pipeline.bpe.token_pieces import bytes_of_tokens, open_tokenizer
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.storage.tokenizer_files import read_tokenizer
 
 BATCH_CHARACTERS = 1 << 20
@@ -53,11 +52,7 @@ class BPE:
         """
         self.name, self.content, self.flag = name, content, flag
         self.sha256 = hashlib.sha256(content).hexdigest()
-        with translated(f"{flag} {name}", ConfigError):
-            self.tokenizer = Tokenizer.from_buffer(content)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.tokenizer.encode_special_tokens = True  # as the text that they are
+        self.tokenizer = open_tokenizer(name, content, flag)
         self.bytes_V = bytes_of_tokens(self.tokenizer)
         self.dtype = np.dtype(np.uint16 if self.tokens <= 2**16 else np.int32)
         structure = [b""] * BYTE_OFFSET

@@ -20,6 +20,25 @@ _PROBE = "The quick brown fox; 12 times"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
+def open_tokenizer(name: str, content: bytes, flag: str) -> Tokenizer:
+    """A tokenizer that takes whole texts, in which special tokens are text.
+
+    Args:
+        name: what the user called it.
+        content: that of its ``tokenizer.json``.
+        flag: the flag that names it, for errors.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    with translated(f"{flag} {name}", ConfigError):
+        tokenizer = Tokenizer.from_buffer(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 class TokenPieces:
     """A tokenizer as a way to cut text. Its special tokens have no meaning in a text."""
 
@@ -34,11 +53,7 @@ class TokenPieces:
             ConfigError: it cannot be read, or does not give text back.
         """
         self.name = name
-        with translated(f"{flag} {name}", ConfigError):
-            self._tokenizer = Tokenizer.from_buffer(content)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # as the text that they are
+        self._tokenizer = open_tokenizer(name, content, flag)
         self._bytes_V = bytes_of_tokens(self._tokenizer)
         try:
             self.cut(_PROBE)
