@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from model.patcher import Patcher
 from model.tokenizer import encode_documents
@@ -47,6 +46,8 @@ def patch_stored(
     Raises:
         ValueError: the lengths do not sum to the entropies, or the rule needs tokens or ends.
     """
+    import torch  # not before it is needed: many readers of shards do without
+
     # torch takes writable arrays only, and those of Arrow are not.
     h_T = entropies_T if entropies_T.flags.writeable else entropies_T.copy()
     lengths_P, patches_D = patcher.patch_lengths_flat(

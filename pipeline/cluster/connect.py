@@ -39,8 +39,6 @@ def connect(num_cpus: int | None, *packages: str) -> None:
     """
     # Ray raises an exception where something goes wrong; its warnings are about its own affairs.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # It logs each worker that ends; the stage does that worker's pieces again, or names them.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # A stage may have fewer pieces than workers.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks for")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")

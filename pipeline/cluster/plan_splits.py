@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import ray
 
-from pipeline.cluster.stage import PROCESS_ENDED
+from pipeline.cluster.alone import PROCESS_ENDED
 from pipeline.corpus.documents import Columns, check_columns
 from pipeline.corpus.formats import FORMATS, FormatName, known_format
 from pipeline.corpus.splits import FilePlan, Split, plan_file, whole_file

@@ -19,8 +19,9 @@ from rich.console import Console
 
 from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster import progress, stage
+from pipeline.cluster.alone import TRIES
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
-from pipeline.cluster.stage import TRIES, StageOutcome, run_stage, unshared_storage
+from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 
 PIECES = dict.fromkeys(range(40), 10)
