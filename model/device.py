@@ -5,14 +5,16 @@ Two GPUs of one kind compute the same bits with the same software, two kinds do 
 
 import contextlib
 from importlib import metadata
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ON = " on "
 """Stands before the kind of a GPU in what :func:`computing_in` returns."""
 
 
-def computing_in(device: torch.device, dtype: torch.dtype) -> str:
+def computing_in(device: "torch.device", dtype: "torch.dtype") -> str:
     """Device, dtype and kind of GPU: ``cpu float32``, or ``cuda bfloat16 on NVIDIA H200 (capability
     9.0, 132 multiprocessors)``.
 
@@ -22,6 +24,8 @@ def computing_in(device: torch.device, dtype: torch.dtype) -> str:
     form = f"{device.type} {str(dtype).removeprefix('torch.')}"
     if device.type != "cuda":
         return form
+    import torch
+
     has = torch.cuda.get_device_properties(device)
     parts = f"capability {has.major}.{has.minor}, {has.multi_processor_count} multiprocessors"
     return f"{form}{ON}{has.name} ({parts})"
@@ -38,6 +42,8 @@ def same_rounding(one: str | None, other: str | None) -> bool:
 
 def software() -> dict[str, str]:
     """The versions of what makes kernels: torch, and CUDA and Triton where they are installed."""
+    import torch
+
     versions = {"torch": str(torch.__version__)}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda

@@ -8,7 +8,7 @@ from pictures.rooms import PICTURE, drawn
 from support.jobs import ROOT
 from support.rooms import imports, modules, room_of, rooms, table
 
-WITH_RAY = ("pipeline/cluster/", "train/cluster/", "jobs/pretrain.py", "pipeline/patch/job.py")
+WITH_RAY = ("pipeline/cluster/", "train/cluster/", "jobs/pretrain.py", "pipeline/patch/run.py")
 WITH_RAY += ("pipeline/patch/plan.py",)
 MOST_MODULES = 20
 """Modules in one folder: more cannot be taken in at a look."""

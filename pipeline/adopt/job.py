@@ -5,7 +5,8 @@ from rich.console import Console
 from pipeline.adopt.config import AdoptShardsConfig
 from pipeline.adopt.source import leave_out_texts, stored_entropies
 from pipeline.corpus.inputs import Inputs
-from pipeline.patch.job import PatchCorpusResult, make_shards
+from pipeline.patch.job import make_shards
+from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.stored import StoredEntropies
 
 

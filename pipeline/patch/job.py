@@ -1,18 +1,18 @@
 """The driver of ``patch_corpus.py``: a corpus → patch shards, on all devices of a cluster.
 
-The driver plans, runs one stage (see :mod:`pipeline.cluster.stage`) whose workers hold the model
-and commit the shards of splits, and writes the manifest. ``adopt_shards.py`` runs it, too, with
-stored entropies in the place of a model (:mod:`pipeline.adopt`).
+The driver finds the input, begins or resumes the run (:mod:`pipeline.patch.plan`), and has the
+cluster do what is left (:mod:`pipeline.patch.run`). ``adopt_shards.py`` runs it, too, with stored
+entropies in the place of a model (:mod:`pipeline.adopt`).
+
+A local Ray takes three seconds to start, and torch and what needs it two to load. A thread loads
+them while Ray starts, so that modules that need torch are imported within functions here.
 """
 
-import pickle
-import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import ray
 from rich.console import Console
 
 from model.patcher import Patcher
@@ -20,74 +20,21 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.progress_json import progress_lines
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
-from pipeline.cluster.progress import Reporter
-from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
 from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.errors import PipelineError
-from pipeline.patch.collect import (
-    closed_set,
-    committed_shards,
-    damaged_files,
-    damaged_shards,
-    sum_shards,
-)
+from pipeline.patch.collect import damaged_files
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
-from pipeline.patch.patch_split import AnyScorer, give_up, patch_unit
-from pipeline.patch.plan import (
-    Source,
-    begin_run,
-    gpus_per_worker,
-    load_fitted_model,
-    load_given_model,
-    record_software,
-    resume_run,
-    scorer_of,
-)
-from pipeline.patch.record import PatchRun, is_complete, log_run
+from pipeline.patch.record import PatchRun
+from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
-from pipeline.patch.stored import StoredEntropies
 from pipeline.patch.validation import validation_config
-from pipeline.shards.closing import Closing, Part
-from pipeline.shards.entries import Shard, committed_names
-from pipeline.shards.format import shard_schema
-from pipeline.shards.shard_set import ShardSet
-from pipeline.shards.tables import as_shards
-from pipeline.shards.verify import verify
-from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.lease import held
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import reaching
 
-
-@dataclass
-class PatchCorpusResult:
-    """The result of a run; ``complete`` is false if anything asked for was not done."""
-
-    output: str
-    complete: bool
-    threshold: float | None
-    target_patch_size: float | None
-    """Bytes per patch that were asked for."""
-    statistics: PatchStatistics
-    shards: int
-    rejects: int
-    failures: list[str]
-    """Files that could not be read (to their end), and why."""
-    problems: list[str]
-    """Problems that verification found, if it was asked for."""
-    seconds: float
-    """Time that patching took, without planning and calibration."""
-    bytes_patched: int
-    """Text that this run patched, without what an earlier one did."""
-    validation: "PatchCorpusResult | None" = None
-    """The set of held-out documents, if there is one."""
-
-    @property
-    def succeeded(self) -> bool:
-        """True if everything asked for was done, and no problem found."""
-        held_out = self.validation is None or self.validation.succeeded
-        return self.complete and not self.problems and held_out
+if TYPE_CHECKING:
+    from pipeline.patch.plan import Source
 
 
 def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResult:
@@ -96,11 +43,17 @@ def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResu
     Raises:
         PipelineError: the job cannot begin or continue; what is committed stays.
     """
-    return make_shards(config, lambda inputs: load_given_model(config), console)
+
+    def load(inputs: Inputs) -> "Source | None":
+        from pipeline.patch.plan import load_given_model
+
+        return load_given_model(config)
+
+    return make_shards(config, load, console)
 
 
 def make_shards(
-    config: ShardsConfig, load: Callable[[Inputs], Source | None], console: Console
+    config: ShardsConfig, load: "Callable[[Inputs], Source | None]", console: Console
 ) -> PatchCorpusResult:
     """Make the shards of a corpus, or what is left of them.
 
@@ -124,6 +77,8 @@ def make_shards(
         print_line(console, f"held-out documents of {', '.join(inputs.held_out)}")
         if config.verify:
             _check_chunks(inputs.held_out_hashes, config, console)
+        from pipeline.patch.plan import load_fitted_model, load_given_model
+
         fitted = validation.scored_with == NGRAM
         model = load_fitted_model(output) if fitted else load_given_model(validation)
         return replace(result, validation=make_shards(validation, lambda inputs: model, console))
@@ -131,7 +86,7 @@ def make_shards(
 
 def _make_shards(
     config: ShardsConfig,
-    load: Callable[[Inputs], Source | None],
+    load: "Callable[[Inputs], Source | None]",
     output: OutputDirectory,
     console: Console,
 ) -> tuple[PatchCorpusResult, Inputs]:
@@ -141,13 +96,15 @@ def _make_shards(
     else:
         run = PatchRun.resume(output)
     inputs = find_inputs(config.input, config.format, output=output.url)
-    given = load(inputs)
+    given = _load_while_joining(lambda: load(inputs), config.num_workers)
+    from pipeline.patch.plan import begin_run, resume_run, scorer_of
+    from pipeline.patch.run import patch_left
+
     inputs.print_unread(console)
     if inputs.all_prepared and config.id_column is None:
         config = replace(config, id_column=ID_COLUMN)
     files = inputs.files
     output.remove_temporary()
-    connect(config.num_workers)
     if run is None:
         run, source = begin_run(config, files, given, output, console)
     else:
@@ -159,9 +116,29 @@ def _make_shards(
     if config.verify:
         _check_chunks(inputs.chunk_hashes, config, console)
     scorer = scorer_of(source, Patcher.from_json(run.provenance["patcher"]), config)
-    result = _patch(run, config, source, scorer, output, console)
+    result = patch_left(run, config, source, scorer, output, console)
     output.remove_temporary()
     return result, inputs
+
+
+def _load_while_joining(
+    load: "Callable[[], Source | None]", workers: int | None
+) -> "Source | None":
+    """Join Ray, or start one, while a thread loads what the job needs; returns what ``load`` does.
+
+    (Not the other way round: the processes of a local Ray end with the thread that starts them.)
+    """
+
+    def load_all() -> "Source | None":
+        loaded = load()
+        import pipeline.patch.run  # noqa: F401
+
+        return loaded
+
+    with ThreadPoolExecutor(1, "load") as pool:
+        loading = pool.submit(load_all)
+        connect(workers)
+        return loading.result()
 
 
 def _check_chunks(
@@ -178,196 +155,3 @@ def _check_chunks(
         raise PipelineError(
             f"{url}: {how}; restore it, or prepare the corpus anew with --overwrite"
         )
-
-
-class _Shared(NamedTuple):
-    """Values that all units of a run need."""
-
-    units: list[bytes]
-    """Pickled, with the number of its first file each: a worker unpacks only those that it does."""
-    config: ShardsConfig
-    scorer: AnyScorer
-    gpus: float
-    """GPUs per worker."""
-    computed_in: str | None
-    """The device that all workers must have; None if nothing is computed."""
-    output: OutputDirectory
-
-
-def _hold_model(shared: _Shared) -> _Shared:
-    return shared._replace(scorer=shared.scorer.on_device(shared.gpus))
-
-
-def _patch_unit(number: int, shared: _Shared, report: Reporter) -> None:
-    shared.scorer.check_device(shared.computed_in)
-    unit, file_number = pickle.loads(shared.units[number])
-    arguments = (unit, file_number, shared.config, shared.scorer, shared.output)
-    patch_unit(*arguments, report, report.count)
-
-
-def _patch(
-    run: PatchRun,
-    config: ShardsConfig,
-    source: Source,
-    scorer: AnyScorer,
-    output: OutputDirectory,
-    console: Console,
-) -> PatchCorpusResult:
-    closed = closed_set(output, console)
-    present = committed_shards(output, closed, console, config.num_workers)
-    damaged: dict[str, str] = {}
-    if config.verify:
-        damaged = damaged_shards(output, list(present.values()), console, config.num_workers)
-    for message in run.discard_lost(present, output, damaged):
-        console.print(message, highlight=False)
-    waiting, done, bytes_before = _left(run, present)
-    before = ray.cluster_resources()  # nodes may come, and go
-    began = time.monotonic()
-    gpus = gpus_per_worker(config, source)
-    if waiting and gpus:
-        record_software(run, gpus, output, console)
-    doing = "adopting" if isinstance(source, StoredEntropies) else "patching"
-    used_workers = len(waiting)
-    left = waiting
-    while True:
-        outcome = _run_units(doing, run, left, done, config, scorer, gpus, output, console)
-        crowded = {n: how for n, how in outcome.deadly.items() if len(run.units[n]) > 1}
-        if not crowded:
-            break
-        for number, how in crowded.items():
-            first, last = (run.units[number][i].file.url for i in (0, -1))
-            message = f"one of the files from {first} to {last} {how}: looking for it"
-            print_line(console, message)
-        run = run.with_smaller_units(crowded, output)
-        left, done, _ = _left(run, committed_shards(output, None, console, config.num_workers))
-    numbers = {file: i for i, file in enumerate(run.files)}
-    for number, reason in outcome.deadly.items():
-        unit = run.units[number]
-        give_up(unit, numbers[unit[0].file], reason, output)
-    seconds = time.monotonic() - began
-    if waiting or closed is None:
-        finished = not outcome.unreachable
-        entries, statistics = _collect(run, config, output, console, finished=finished)
-    else:
-        entries, statistics = closed.entries, closed.statistics
-    verifies = config.verify and not outcome.unreachable
-    failures = outcome.unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
-    if statistics.bytes > bytes_before:
-        resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
-        used = _devices(config.num_workers, gpus, used_workers, before | resources)
-        log_run(output, statistics.bytes - bytes_before, seconds, *used)
-    return PatchCorpusResult(
-        output=output.url,
-        complete=not failures,
-        threshold=scorer.patcher.threshold,
-        target_patch_size=config.target_patch_size,
-        statistics=statistics,
-        shards=sum(entry.sha256 is not None for entry in entries),
-        rejects=sum(entry.rejects for entry in entries),
-        failures=failures,
-        problems=list(verify(ShardSet(output.url))) if verifies else [],
-        seconds=seconds,
-        bytes_patched=statistics.bytes - bytes_before,
-    )
-
-
-def _left(
-    run: PatchRun, present: Mapping[str, Shard]
-) -> tuple[dict[int, int], dict[int, int], int]:
-    """The estimated bytes of each unit that is left to do, the bytes of each that is done, and the
-    bytes of all that is committed.
-
-    Args:
-        present: the committed shards, by name.
-    """
-    committed = run.committed(present)
-    done = {i: _text_bytes(shards) for i, shards in enumerate(committed) if is_complete(shards)}
-    sizes = (sum(split.size for split in unit) for unit in run.units)
-    waiting = {i: size for i, size in enumerate(sizes) if i not in done}
-    return waiting, done, sum(map(_text_bytes, committed))
-
-
-def _run_units(
-    doing: str,
-    run: PatchRun,
-    waiting: Mapping[int, int],
-    done: Mapping[int, int],
-    config: ShardsConfig,
-    scorer: AnyScorer,
-    gpus: float,
-    output: OutputDirectory,
-    console: Console,
-) -> StageOutcome:
-    numbers = {file: i for i, file in enumerate(run.files)}
-    units = [
-        pickle.dumps((unit, numbers[unit[0].file])) if i in waiting else b""
-        for i, unit in enumerate(run.units)
-    ]
-    computed_in = run.provenance["entropy_model"].get("computed_in")
-    return run_stage(
-        doing,
-        _patch_unit,
-        waiting,
-        _Shared(units, config, scorer, gpus, computed_in, output),
-        console,
-        done=done,
-        workers=config.num_workers,
-        setup=_hold_model,
-        gpus=gpus,
-        gives_up=True,
-    )
-
-
-def _collect(
-    run: PatchRun,
-    config: ShardsConfig,
-    output: OutputDirectory,
-    console: Console,
-    *,
-    finished: bool,
-) -> tuple[list[Shard], PatchStatistics]:
-    """All committed shards in order, and the sum of their statistics; close the set if it is
-    finished.
-
-    Raises:
-        PipelineError: the storage does not show what workers committed.
-    """
-    schema = shard_schema(config.keep_columns, entropies=config.keep_entropies)
-    there = {name: name for name in committed_names(output)}
-    names = [name for of_split in run.committed(there) for name in of_split]
-    shards: list[Shard] = []
-    statistics = PatchStatistics()
-    with ExitStack() as stack:
-        closing = stack.enter_context(Closing(output, run.provenance)) if finished else None
-
-        def receive(part: Part) -> None:
-            nonlocal statistics
-            shards.extend(as_shards(part.entries))
-            statistics += part.statistics
-            if closing is not None:
-                closing.add(part)
-
-        sum_shards(output, names, schema, receive, console, config.num_workers)
-        by_name = {shard.name: shard for shard in shards}
-        if finished and not all(map(is_complete, run.committed(by_name))):
-            raise unshared_storage(f"--output {output.url}")
-    return shards, statistics
-
-
-def _devices(
-    num_workers: int | None, gpus: float, pieces: int, resources: Mapping[str, float]
-) -> tuple[float, float]:
-    """CPUs and GPUs that all workers had, at most.
-
-    Args:
-        gpus: per worker, which also has one CPU.
-    """
-    room = resources.get("CPU", 0)
-    if gpus:
-        room = min(room, round(resources.get("GPU", 0) / gpus, 3))
-    workers = int(min(num_workers or room, room, pieces))
-    return workers, round(workers * gpus, 3)
-
-
-def _text_bytes(shards: list[Shard]) -> int:
-    return sum(shard.bytes for shard in shards)

@@ -8,7 +8,7 @@ from rich.console import Console
 from pipeline.cli.commands import command_line
 from pipeline.cli.progress_bar import rate_text
 from pipeline.cli.results import print_line, print_problems, print_table
-from pipeline.patch.job import PatchCorpusResult
+from pipeline.patch.result import PatchCorpusResult
 
 
 def report_result(result: PatchCorpusResult, *, as_json: bool) -> int:

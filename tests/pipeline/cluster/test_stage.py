@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 from pipeline.cli.work_counts import WorkCounts
-from pipeline.cluster import progress, stage
+from pipeline.cluster import pool, progress, stage
 from pipeline.cluster.alone import TRIES
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
 from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
@@ -54,6 +54,18 @@ class TestRunStage:
         outcome = run_stage("counting", work, PIECES, words, console, workers=2, setup=setup)
         assert list(outcome.messages.items()) == [(2, "early"), (31, "late")]
         assert outcome.unreachable == []
+
+    def test_one_piece_per_worker_needs_no_pool(self, setup, console, monkeypatch):
+        """The start of a pool takes longer than a small run does."""
+
+        def work(piece: int, shared: int, report: Reporter) -> str:
+            return str(piece * shared)
+
+        monkeypatch.setattr(pool, "in_pool", lambda *_: pytest.fail("started a pool"))
+        outcome = run_stage("counting", work, {3: 1, 7: 1}, 2, console, workers=2, setup=setup)
+        assert outcome == StageOutcome({3: "6", 7: "14"}, [], {})
+        with pytest.raises(pytest.fail.Exception, match="started a pool"):
+            run_stage("counting", work, PIECES, 2, console, workers=2, setup=setup)
 
     def test_messages_that_are_received_are_not_kept(self, setup, console):
         def work(piece: int, shared: int, report: Reporter) -> str | None:
@@ -120,7 +132,7 @@ def test_actors_of_failed_tasks_are_let_go(local_ray, console, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return str(piece)
 
-    def pool() -> list[ActorHandle]:
+    def pool_actors() -> list[ActorHandle]:
         handles = (each for each in gc.get_objects() if isinstance(each, ActorHandle))
         return [handle for handle in handles if "MapWorker" in str(handle)]
 
@@ -129,7 +141,7 @@ def test_actors_of_failed_tasks_are_let_go(local_ray, console, tmp_path):
     try:
         arguments = ("reading", work, PIECES, tmp_path, console)
         outcome = run_stage(*arguments, workers=1, setup=lambda shared: shared)
-        left = pool()
+        left = pool_actors()
     finally:
         gc.enable()
     assert len(outcome.messages) == len(PIECES)
