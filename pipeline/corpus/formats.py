@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pipeline.errors import ConfigError
@@ -75,7 +76,7 @@ class InputFormat(ABC):
     is_data: ClassVar[bool] = True
     """False: in a dataset's repository, files of this format are about the data."""
 
-    @property
+    @cached_property
     def suffixes(self) -> tuple[str, ...]:
         """How names of files in this format end."""
         from pipeline.corpus.lines import COMPRESSIONS
