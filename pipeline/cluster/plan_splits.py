@@ -33,12 +33,18 @@ def plan_files(
         ConfigError: a file's format is not known, or a column is missing in every file.
     """
     known = [(file, known_format(file, wanted, format_flag)) for file in files]
-    parts = [known[i : i + FILES_PER_TASK] for i in range(0, len(known), FILES_PER_TASK)]
+    looked_into = [(file, name) for file, name in known if FORMATS[name].is_looked_into]
+    starts = range(0, len(looked_into), FILES_PER_TASK)
+    parts = [looked_into[start : start + FILES_PER_TASK] for start in starts]
     pending = [_plan_files.remote(part, split_bytes) for part in parts]
-    plans = [
+    found = (
         plan
         for part, plans_of_part in zip(parts, pending, strict=True)
         for plan in _planned(part, plans_of_part, split_bytes)
+    )
+    plans = [
+        next(found) if FORMATS[name].is_looked_into else FilePlan([whole_file(file, name)], None)
+        for file, name in known
     ]
     check_columns(plans, columns)
     return plans

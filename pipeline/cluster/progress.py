@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from pipeline.cli.progress_bar import LINE_SECONDS, Rate, progress_bar, progress_line
-from pipeline.cli.progress_json import EVERY_SECONDS, LINES, StageState
+from pipeline.cli.progress_json import EVERY_SECONDS, LINES
 from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster.metrics import WorkerMetrics, show_state
+from pipeline.cluster.stage_sums import StageSums
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 1.0
@@ -28,10 +30,11 @@ SILENCE_SECONDS = 60.0
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class _Counter:
-    """Holds what is done per piece of the newest stage that it heard of.
+    """Holds news of the newest stage that it heard of, until the driver asks for them.
 
-    Counts are totals, not increments: a piece that is repeated is not counted twice, and an actor
-    that is started again, because a node ran out of memory, soon has all counts again.
+    Counts are totals of a piece, not increments: a piece that is repeated is not counted twice, and
+    what is lost with an actor that is started again, because a node ran out of memory, comes with
+    the next report.
     """
 
     def __init__(self) -> None:
@@ -49,10 +52,11 @@ class _Counter:
         self._messages[message] = None
 
     def get(self, stage: int) -> tuple[dict[int, WorkCounts], list[str]]:
-        """What is done per piece, and the messages since the last call."""
+        """What is done of the pieces that were reported, and the messages, since the last call."""
         self._begin(stage)
+        counts, self._counts = self._counts, {}
         messages, self._messages = list(self._messages), {}
-        return self._counts, messages
+        return counts, messages
 
     def _begin(self, stage: int) -> None:
         if stage > self._stage:
@@ -78,7 +82,7 @@ class Progress:
         self.counter.say.remote(message)
 
     def get(self) -> tuple[dict[int, WorkCounts], list[str]]:
-        """What is done per piece, and the messages since the last call.
+        """What is done of the pieces that were reported, and the messages, since the last call.
 
         Raises:
             RayError: the actor is being started again.
@@ -180,7 +184,7 @@ def show_progress(
     Yields:
         a function to call with each piece that is finished and what was done of it.
     """
-    actual: dict[int, WorkCounts] = {}
+    finished: deque[tuple[int, WorkCounts]] = deque()  # since the last look
     stop = threading.Event()
     with progress_bar(console) as bar:
         task = bar.add_task(progress.doing, completed=sum(done.values()))
@@ -188,20 +192,25 @@ def show_progress(
         def show() -> None:
             began = last_line = last_json = last_gauges = time.monotonic()
             rate = Rate()
+            sums = StageSums(estimates, done)
             said: dict[str, float] = {}
-            reported: dict[int, WorkCounts] = {}
             goes_on = True
             while goes_on:
                 goes_on = not stop.wait(POLL_SECONDS)
+                reported: dict[int, WorkCounts] = {}
                 messages: list[str] = []
                 with suppress(ray.exceptions.RayError):  # it is being started again
                     reported, messages = progress.get()
+                for piece, counts in reported.items():
+                    sums.report(piece, counts)
+                while finished:
+                    sums.finish(*finished.popleft())
                 now = time.monotonic()
                 for message in messages:
                     said_at, said[message] = said.get(message, -SILENCE_SECONDS), now
                     if now - said_at > SILENCE_SECONDS:
                         console.print(message, highlight=False, markup=False)
-                state = _state(progress.doing, now - began, estimates, done, reported, actual, rate)
+                state = sums.state(progress.doing, now - began, rate)
                 completed, left = state.counts.bytes, state.bytes_left
                 bar.update(task, completed=completed, total=completed + left)
                 if not console.is_terminal and now - last_line > LINE_SECONDS:
@@ -218,55 +227,7 @@ def show_progress(
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
         try:
-            yield actual.__setitem__
+            yield lambda piece, counts: finished.append((piece, counts))
         finally:
             stop.set()
             thread.join()
-
-
-def _state(
-    stage: str,
-    seconds: float,
-    estimates: Mapping[int, int],
-    done: Mapping[int, int],
-    reported: Mapping[int, WorkCounts],
-    actual: Mapping[int, WorkCounts],
-    rate: Rate,
-) -> StageState:
-    """How far a stage is.
-
-    What is left is corrected by what finished pieces turned out to hold. For example, a compressed
-    file may hold four times its size where three times were expected.
-
-    Args:
-        estimates, done: see :func:`show_progress`.
-        reported: what workers say of the pieces that they have begun.
-        actual: what was done of the pieces that are finished.
-        rate: gets what is done now.
-    """
-    actual = dict(actual)  # finished pieces are added meanwhile
-    current = {**reported, **actual}
-    unfinished = estimates.keys() - actual.keys()
-    working = unfinished & reported.keys()
-    counts = sum(current.values(), WorkCounts())
-    over = [piece for piece in estimates if piece in actual]
-    expected = sum(estimates[piece] for piece in over)
-    held = sum(current[piece].bytes for piece in over)
-    scale = held / expected if held and expected else 1.0
-    left = sum(
-        max(scale * estimates[n] - (current[n].bytes if n in current else 0), 0) for n in unfinished
-    )
-    completed = counts + WorkCounts(bytes=sum(done.values()))
-    rate.add(seconds, completed.bytes)
-    # As long as the last minutes tell nothing, the time since the beginning does.
-    per_second = rate.per_second or (counts.bytes / seconds if seconds else 0.0)
-    return StageState(
-        stage,
-        seconds,
-        completed,
-        round(left),
-        per_second,
-        pieces_waiting=len(unfinished) - len(working),
-        pieces_working=len(working),
-        pieces_done=len(done) + len(actual),
-    )

@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pipeline.errors import ConfigError
@@ -72,10 +73,12 @@ class InputFormat(ABC):
     """True if files have typed columns, such as lists of numbers."""
     has_byte_ranges: ClassVar[bool] = False
     """True if parts are ranges of bytes, and a position is the offset of a record's first byte."""
+    is_looked_into: ClassVar[bool] = True
+    """False: a file is never cut and offers no columns, so that its name and size say all."""
     is_data: ClassVar[bool] = True
     """False: in a dataset's repository, files of this format are about the data."""
 
-    @property
+    @cached_property
     def suffixes(self) -> tuple[str, ...]:
         """How names of files in this format end."""
         from pipeline.corpus.lines import COMPRESSIONS
@@ -302,6 +305,7 @@ class Text(InputFormat):
 
     name, title, endings = "text", "text", (".txt", ".text", ".md", ".rst")
     has_columns = False
+    is_looked_into = False
     is_data = False
 
     def records(

@@ -75,7 +75,8 @@ class EvaluateConfig:
     id_column: OrNone[str] = None
     """Column or JSON field with the id; documents are called file#position without one."""
     by: OrNone[str] = None
-    """Column or JSON field that tells the source of a document; by default its file's name."""
+    """Column or JSON field that tells the source of a document; by default its file's name, or the
+    directory (DIRECTORY/*) of small files that share a shard."""
     max_document_bytes: Size = 64 << 20
     """Longer documents are rejected, because a document has to fit into memory."""
     on_bad_document: Literal["reject", "fail"] = "reject"

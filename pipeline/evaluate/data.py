@@ -32,6 +32,7 @@ from pipeline.shards.format import (
 )
 from pipeline.shards.provenance import provenance_of
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.sources import source_names
 from pipeline.storage.listing import InputFile
 
 BATCH_BYTES = 4 << 20
@@ -208,10 +209,12 @@ class ShardData:
         columns += [self.config.by] if self.config.by else []
         where = f"--shards {self.shards.output.url}"
         with translated(where, advice="patch_corpus.py --verify tells what is damaged"):
-            for shard in self.shards.entries:
+            entries = self.shards.entries
+            files = [file["name"] for file in self.shards.manifest.get("sources", [])]
+            for shard, source in zip(entries, source_names(entries, files), strict=True):
                 if shard.sha256 is not None:
                     for batch in self.shards.shard_batches(shard, columns):
-                        yield self._batch(batch, shard.source)
+                        yield self._batch(batch, source)
 
     def _batch(self, rows: pa.RecordBatch, source: str) -> Batch:
         tokens_T, lengths_D = encode_documents(read_texts(rows))

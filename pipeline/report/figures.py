@@ -8,6 +8,7 @@ import numpy as np
 
 from model.flops import flops_by_size
 from model.rules import find_rule
+from pipeline.report.held_out import HeldOut
 from pipeline.report.set_counts import Provenance, RunTime, SetCounts, SoFar
 from pipeline.shards.entries import Shard
 from pipeline.statistics.counts import ENTROPY_BIN
@@ -183,7 +184,7 @@ class SetFigures:
     columns_in_part: list[str]
     """Columns with more values than shards count separately."""
     sources: list[GroupFigures]
-    """Groups by input file; of merged sets, by set."""
+    """Groups by input file or, where files share shards, by directory; of merged sets, by set."""
     drift: list[ShardFigures]
     """All shards, in their order."""
     longest: list[Excerpt]
@@ -197,6 +198,8 @@ class SetFigures:
     """One for each size; empty if there are no patches."""
     so_far: SoFar | None
     """How much of the input is done; None for a set that is finished."""
+    held_out: HeldOut | None
+    """The validation set; None if there is none."""
 
     def to_json(self) -> dict[str, Any]:
         """The set as report.json holds it."""
@@ -264,6 +267,7 @@ def set_figures(
         ),
         problems=list(counts.problems),
         so_far=counts.so_far,
+        held_out=counts.held_out,
         runs=list(counts.runs),
         tokenizer=tokenizer,
         flops=_flops(counts, context_bytes, tokenizer),

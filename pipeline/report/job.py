@@ -17,6 +17,7 @@ from pipeline.report.agreement import SetAgreement
 from pipeline.report.compare import compare_sets
 from pipeline.report.config import PatchReportConfig
 from pipeline.report.figures import TokenizerFigures, set_figures
+from pipeline.report.held_out import read_held_out
 from pipeline.report.page import PAGE, Report
 from pipeline.report.set_counts import (
     Provenance,
@@ -63,6 +64,9 @@ def patch_report(config: PatchReportConfig, console: Console) -> tuple[Report, s
         _check_before(config, output)
     tokenizer = _tokenizer(config)
     counted = list(_count(config, output, console))
+    if not config.merge:
+        held_out = _read(read_held_out, (counts.url for counts in counted))
+        counted = [replace(c, held_out=h) for c, h in zip(counted, held_out, strict=True)]
     sampled = _sampled(config, tokenizer) if tokenizer is not None else [(None, [])] * len(counted)
     figures = [
         set_figures(

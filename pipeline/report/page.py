@@ -216,8 +216,9 @@ def _group_tables(sets: Sequence[SetFigures]) -> list[GroupTable]:
     )
     scripts = "The script of a document is that of most letters at its beginning."
     sources = (
-        "A source is an input file, or one of several merged sets; mean entropies are exact to "
-        "0.01 nats."
+        "A source is an input file, or one of several merged sets; where small files share shards, "
+        "it is the directory that all files of a shard are below, DIRECTORY/*. Mean entropies are "
+        "exact to 0.01 nats."
     )
     by_column = (
         _group_table(

@@ -13,8 +13,10 @@ from model.provenance import EntropyModelIdentity, PatchProvenance, patch_differ
 from model.rules import find_rule
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.record import LOG
+from pipeline.report.held_out import HeldOut
 from pipeline.shards.entries import Shard
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.sources import source_names
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.groups import GroupCounts, Groups
 from pipeline.statistics.summary import Summary
@@ -110,7 +112,7 @@ class SetCounts:
     entries: Sequence[Shard]
     runs: Sequence[RunTime] = ()
     sources: Groups = field(default_factory=dict)
-    """Counts by input file; of merged sets, by set."""
+    """Counts by input file or, where files share shards, by directory; of merged sets, by set."""
     curve: ThresholdCurve | None = None
     """The curve with the splits of ``max_patch_length``, which the summary's curve leaves out;
     None where it was not counted."""
@@ -118,6 +120,8 @@ class SetCounts:
     """One message for each damaged shard; damaged shards are not counted."""
     so_far: SoFar | None = None
     """None for a set that is finished."""
+    held_out: HeldOut | None = None
+    """Its validation set; None if there is none, and for merged sets."""
 
     @classmethod
     def of(
@@ -137,7 +141,7 @@ class SetCounts:
             summary,
             entries,
             run_times(shards.output),
-            sources_of(entries),
+            sources_of(entries, [file["name"] for file in shards.manifest.get("sources", [])]),
         )
 
 
@@ -165,12 +169,16 @@ def run_times(output: OutputDirectory) -> list[RunTime]:
         return []
 
 
-def sources_of(entries: Sequence[Shard]) -> Groups:
-    """Counts by input file."""
+def sources_of(entries: Sequence[Shard], files: Sequence[str]) -> Groups:
+    """Counts by input file, or by directory where files share shards.
+
+    Args:
+        files: names of all input files.
+    """
     groups: Groups = {}
-    for entry in entries:
+    for entry, source in zip(entries, source_names(entries, files), strict=True):
         counts = GroupCounts(entry.documents, entry.bytes, entry.patches, entry.entropy)
-        groups[entry.source] = groups.get(entry.source, GroupCounts()) + counts
+        groups[source] = groups.get(source, GroupCounts()) + counts
     return groups
 
 

@@ -51,6 +51,6 @@ def counts_so_far(name: str, url: str) -> SetCounts | None:
         part.summary,
         shards,
         run_times(output),
-        sources_of(shards),
+        sources_of(shards, [file.name for file in run.files]),
         so_far=SoFar(done, sum(sizes)),
     )

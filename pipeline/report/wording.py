@@ -9,6 +9,7 @@ from matplotlib.ticker import EngFormatter
 
 from model.patcher import SHOWN_DIGITS
 from model.rules import Compared, find_rule
+from pipeline.cli.commands import command_line
 from pipeline.drawing.page import printable
 from pipeline.report.figures import SetFigures
 from pipeline.statistics.counts import LONGEST
@@ -73,6 +74,7 @@ def overview(sets: Sequence[SetFigures]) -> list[tuple[str, list[str]]]:
         return ", ".join(f"{length}{'+' * (length == LONGEST)} ({p} %)" for p, length in shown)
 
     unfinished = [row("unfinished", _so_far)] if any(figures.so_far for figures in sets) else []
+    held_out = [row("validation set", _held_out)] if any(f.held_out for f in sets) else []
     return [
         *unfinished,
         row("rule", _rule),
@@ -84,6 +86,7 @@ def overview(sets: Sequence[SetFigures]) -> list[tuple[str, list[str]]]:
         row("documents", lambda f: f"{f.documents:,}"),
         row("mean bytes per document", lambda f: f"{f.bytes / max(f.documents, 1):,.0f}"),
         row("rejected documents", lambda f: f"{f.rejects.count:,}"),
+        *held_out,
         row("shards", lambda f: f"{f.shards:,}, {format_bytes(f.shard_bytes)}"),
         row("patching", _throughput),
         row("where", lambda f: f.url),
@@ -97,6 +100,20 @@ def _so_far(figures: SetFigures) -> str:
     done, all_of_it = figures.so_far.input_bytes_done, figures.so_far.input_bytes
     share = f"{figures.so_far.share:.1%} of the input so far"
     return f"{share}: {format_bytes(done)} of about {format_bytes(all_of_it)}"
+
+
+def _held_out(figures: SetFigures) -> str:
+    """The figures of the validation set, and the command that reports on it."""
+    held_out = figures.held_out
+    if held_out is None:
+        return "none"
+    if held_out.problem is not None:
+        return held_out.problem
+    return (
+        f"{held_out.documents:,} documents, {format_bytes(held_out.bytes)}, "
+        f"{held_out.mean_patch_bytes:.3f} bytes per patch; reported on by "
+        f"{command_line('patch_report')} --shards {held_out.url}"
+    )
 
 
 def format_nats(value: float | None) -> str:

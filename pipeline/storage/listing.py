@@ -4,6 +4,7 @@
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -87,8 +88,11 @@ def check_unchanged(file: InputFile) -> None:
     """
     filesystem, path = filesystem_of(file.url)
     with translated(file.url, UnreachableFileError):
-        filesystem.invalidate_cache()
-        now = _input_file(filesystem, filesystem.info(path), file.name)
+        if isinstance(filesystem, LocalFileSystem):
+            now = _local_file(path, file.name, os.stat(path))  # noqa: PTH116 (quicker)
+        else:
+            filesystem.invalidate_cache()
+            now = _input_file(filesystem, filesystem.info(path), file.name)
     # Files of the hub are known by their hash, wherever they were downloaded to.
     same_version = now.version == file.version or file.version.startswith(("sha256:", "git:"))
     if now.size != file.size or not same_version:
@@ -157,33 +161,53 @@ class _LocalFiles:
         self.listing = Listing()
         self._root = root
         self._seen: dict[str, str] = {}
+        self._directory = ("", "")
+        """A directory, and what it really is."""
 
     def add(self, path: str) -> None:
         """Add a file, or say why it is skipped."""
-        real = os.path.realpath(path)
-        if not os.path.exists(real):  # noqa: PTH110 (quicker)
+        real = self._real(path)
+        try:
+            info = os.stat(real)  # noqa: PTH116 (quicker)
+        except OSError:
             self.listing.skipped[path] = LINK_IS_BROKEN
-        elif not os.path.isfile(real):  # noqa: PTH113 (quicker)
+            return
+        if not stat.S_ISREG(info.st_mode):
             self.listing.skipped[path] = "no regular file"
         elif real in self._seen:
             self.listing.skipped[path] = SAME_FILE.format(other=self._seen[real])
         else:
             self._seen[real] = path
-            self.listing.files.append(_local_file(path, os.path.relpath(path, self._root)))
+            self.listing.files.append(_local_file(path, self._name(path), info))
+
+    def _real(self, path: str) -> str:
+        """The file that a path leads to. Of the directories only the last one is kept: files of one
+        follow one another."""
+        if os.path.islink(path):  # noqa: PTH114 (quicker)
+            return os.path.realpath(path)
+        directory, _, name = path.rpartition("/")
+        if directory != self._directory[0]:
+            self._directory = directory, os.path.realpath(directory or "/").rstrip("/")
+        return f"{self._directory[1]}/{name}"
+
+    def _name(self, path: str) -> str:
+        """The path below the root."""
+        below = path.removeprefix(f"{self._root}/")
+        return os.path.relpath(path, self._root) if below == path else below
 
 
 def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
     if isinstance(filesystem, LocalFileSystem):
-        return _local_file(info["name"], name)
+        path = info["name"]
+        return _local_file(path, name, os.stat(path))  # noqa: PTH116 (quicker)
     marks = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified")
     version = next((info[mark] for mark in marks if info.get(mark)), "")
     url = filesystem.unstrip_protocol(info["name"])
     return InputFile(url, name, int(info["size"]), str(version).strip('"'))
 
 
-def _local_file(path: str, name: str) -> InputFile:
+def _local_file(path: str, name: str, info: os.stat_result) -> InputFile:
     """A local file, or the one that a link leads to."""
-    info = Path(path).stat()
     # Ids and rejects hold the name, and have to be UTF-8, as names of files need not be.
     name = os.fsencode(name).decode(errors="backslashreplace")
     return InputFile(path, name, info.st_size, str(info.st_mtime))

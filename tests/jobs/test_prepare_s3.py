@@ -18,6 +18,9 @@ from support.jobs import ROOT, command, environment, job_here
 from support.local_ray import share_local_ray, to_join_local_ray
 from support.texts import topics, write_jsonl
 
+from pipeline.shards.shard_set import ShardSet
+from train.data.held_out import validation_sets
+
 PREPARE = ROOT / "jobs" / "prepare_corpus.py"
 FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "500000", "--num-workers", "2")
 COPIES = 16
@@ -108,10 +111,30 @@ def test_no_error_of_the_network_shows(s3, proxy, tmp_path, monkeypatch, capsys)
     before = proxy.copy()
     done = patch(*flags)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["documents"] == manifest["counts"]["chunks"]
+    patched = json.loads(done.stdout)
+    assert patched["documents"] == manifest["counts"]["chunks"]
     assert (proxy - before).total() > 0
-    done = report("--shards", "s3://faulty/patched", "--output", "s3://faulty/report")
-    assert done.returncode == 0, done.stderr
+    # The held-out documents lie below, in a set that training and reports find.
+    (held_out,) = validation_sets(["s3://faulty/patched", "s3://faulty/prepared"])
+    assert held_out == patched["validation"]["output"] == "s3://faulty/patched/validation"
+    kept_apart = manifest["counts"]["validation"]
+    assert patched["validation"]["documents"] == kept_apart > 0
+    ids = {document.sample_id for document in ShardSet(held_out)}
+    lines = filesystem.cat_file("faulty/prepared/corpus.val.jsonl").splitlines()
+    assert ids == {json.loads(line)["sample_id"] for line in lines} and len(ids) == kept_apart
+    files = filesystem.find("faulty/patched", withdirs=False, detail=True)
+    assert patch(*flags).returncode == 0  # there is nothing left to do, in neither set
+    again = filesystem.find("faulty/patched", withdirs=False, detail=True)
+    of_shards = [path for path in files if path.endswith(".arrow")]
+    assert of_shards and all(again[path]["ETag"] == files[path]["ETag"] for path in of_shards)
+    for url in ("s3://faulty/patched", held_out):
+        done = report("--shards", url, "--output", "s3://faulty/report", "--json")
+        assert done.returncode == 0, done.stderr
+        (found,) = json.loads(filesystem.cat_file("faulty/report/report.json"))["sets"]
+        in_line = found["held_out"] and found["held_out"]["documents"]
+        assert (found["documents"], in_line) == (
+            (kept_apart, None) if url == held_out else (patched["documents"], kept_apart)
+        )
     assert b"<svg" in filesystem.cat_file("faulty/report/index.html")
     flags = ("--shards", "s3://faulty/patched", "--output", "s3://faulty/exported")
     done = export(*flags, "--layout", "datasets", "--verify", "--json")

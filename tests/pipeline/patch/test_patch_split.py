@@ -22,6 +22,7 @@ from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import give_up, patch_unit
 from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.shards.entries import entry_path, read_entries
+from pipeline.shards.sources import source_names
 from pipeline.storage import watched_file
 from pipeline.storage.output import OutputDirectory
 
@@ -215,6 +216,10 @@ def test_files_share_shards_and_a_broken_one_costs_its_neighbours_nothing(tmp_pa
     assert rejects[0][0] == ("0", False) and rejects[0][-1] == ("1", True)
     assert rejects[1][0] == ("2", False) and rejects[1][-1] == ("3", True)
     assert rejects[2] == [("5", False), ("6", False)]
+    # An entry names the file that its error is about; readers are told what its text is from.
+    files = [f"in/{split.file.name}" for split in patching.unit]
+    shards = [replace(entry.row(), source=f"in/{entry.source}") for entry in entries]
+    assert source_names(shards, files) == ["in/*"] * 3
 
 
 @pytest.mark.parametrize("kept", [1, 2, 4])

@@ -225,7 +225,7 @@ def test_report_json_keeps_its_keys(figures):
         *("thresholds_differ", "max_patch_length", "made", "patch_lengths", "entropies", "curve"),
         *("curve_has_cuts", "suggested", "scripts", "columns", "columns_in_part", "sources"),
         *("drift", "longest", "shortest", "rejects", "problems", "runs", "tokenizer", "flops"),
-        "so_far",
+        *("so_far", "held_out"),
     ]
     assert list(values["made"]) == ["patcher", "entropy_model", "configuration"]
     assert list(values["patch_lengths"]["percentiles"]) == ["1", "10", "50", "90", "99"]
