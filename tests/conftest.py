@@ -3,6 +3,7 @@
 Nothing here imports Ray or a browser: a test that needs them asks :mod:`support` for them.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with_ray.update(item.path for item in items if item.get_closest_marker("ray"))
     places = {file: i for i, file in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(within_tests(item.path), len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """The modules of all tests are a million objects that stay. A stage that ends collects garbage
+    (:func:`pipeline.cluster.stage._release_lost_actors`); to look at them takes half a second."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # libraries tell of what is left when a process ends
 
 
 @pytest.fixture
