@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,14 +118,27 @@ def test_input_and_output_on_s3(s3, tmp_path, run_here, monkeypatch, capsys):
         assert secret not in done.stderr + done.stdout
 
 
-def test_an_unreachable_server_is_named(run_job, tmp_path):
+# As long as a user waits who has misspelled the address, but for seconds of it.
+HURRIED = """
+import runpy, sys
+import pipeline.storage.outages as outages
+
+outages.FIRST_CONTACT_S = 1.0
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_an_unreachable_server_is_named(tmp_path):
     env = environment(
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}",
         AWS_ACCESS_KEY_ID="k",
         AWS_SECRET_ACCESS_KEY="s",
         AWS_MAX_ATTEMPTS="1",
     )
-    done = run_job("--input", "s3://bucket/in", "--output", tmp_path, "--rule", "byte", env=env)
+    flags = ("--input", "s3://bucket/in", "--output", tmp_path, "--rule", "byte")
+    job = [sys.executable, "-c", HURRIED, *command(*flags)[1:]]
+    done = subprocess.run(job, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error: --input s3://bucket/in: cannot be listed" in done.stderr
     assert "Traceback" not in done.stderr

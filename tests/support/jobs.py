@@ -41,7 +41,8 @@ RAY_SETTINGS = {
 def environment(**more: str) -> dict[str, str]:
     """The environment of a user without a cluster and without our tests' settings: it is the same
     for all tests, so that they can share a Ray that was started with it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))}
+    ours = ("RAY_", "PYTEST_", "PYTHONBREAKPOINT")  # the last one is Ray's, too
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return kept | {"COLUMNS": "200"} | RAY_SETTINGS | more
 
 
