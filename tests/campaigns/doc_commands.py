@@ -2,8 +2,8 @@
 
 A page's commands run in its order in a fresh checkout, with the files that the page takes for
 granted, at a small size; tests/support/page_commands.py and page_world.py say what is changed for
-that. Each command's line says whether it *ran*, *failed* or was *not run*, and why. Variables that a
-command exports are those of the commands after it. The exit status is 0 if none failed.
+that. Each command's line says whether it *ran*, *failed* or was *not run*, and why. Variables that
+a command exports are those of the commands after it. The exit status is 0 if none failed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,19 +118,15 @@ def served(process: subprocess.Popen[bytes], port: int) -> str:
 def try_page(page: Path, world, directory: Path) -> Iterator[Result]:
     """Run the commands of a page."""
     typed = list(commands(page))
-    if any(command.not_run is None for command in typed):
-        name = str(page.relative_to(ROOT))
-        world.checkout(directory)
-        world.give(name, directory)
-        variables = world.variables | {"PYTHONPATH": str(directory)}
-        if any("$HEAD_NODE" in command.small for command in typed):
-            variables |= world.cluster
+    if not typed:
+        return
+    world.checkout(directory)
+    world.give(str(page.relative_to(ROOT)), directory)
+    variables = world.variables | {"PYTHONPATH": str(directory)}
+    if any("$HEAD_NODE" in command.small for command in typed):
+        variables |= world.cluster
     for command in typed:
-        yield (
-            run(command, directory, variables)
-            if not command.not_run
-            else Result(command, "not run", command.not_run)
-        )
+        yield run(command, directory, variables)
 
 
 def main() -> int:
@@ -170,10 +167,8 @@ def report(results: list[Result]) -> int:
                 text = result.command.text.splitlines()[0]
                 why = result.said.splitlines()[0]
                 print(f"{outcome}: {result.command.page}: {text}: {why}")
-    counts = {
-        name: sum(r.outcome == name for r in results) for name in ("ran", "failed", "not run")
-    }
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    counts = Counter(result.outcome for result in results)
+    print(", ".join(f"{counts[outcome]} {outcome}" for outcome in ("ran", "failed", "not run")))
     return 1 if counts["failed"] else 0
 
 

@@ -31,6 +31,7 @@ NOT_RUN = {
     r"^sbatch ": "needs SLURM; tests/train/test_recipes.py runs the script without it",
     r"^make gpu-check": "needs a GPU; tests/gpu/test_checks.py runs its checks on small models",
     r"^make test(-fast)?$": "runs the tests, as .ci/run does",
+    r"^make doc-commands$": "is what runs the commands",
     r"^make benchmark$": "takes half an hour, and needs an idle machine",
 }
 """Patterns of commands that are not run, with the reasons."""
@@ -96,9 +97,8 @@ class Command:
     @property
     def not_run(self) -> str | None:
         """The reason why it is not run, if it is not."""
-        return next(
-            (why for pattern, why in NOT_RUN.items() if re.search(pattern, self.text)), None
-        )
+        reasons = (why for pattern, why in NOT_RUN.items() if re.search(pattern, self.text))
+        return next(reasons, None)
 
     @property
     def small(self) -> str:

@@ -1,5 +1,5 @@
-"""What a reader of the pages has: a checkout, files that pages take for granted, a hub, an S3 server,
-and a Ray cluster; all of it small and on this machine.
+"""What a reader of the pages has: a checkout, files that pages take for granted, a hub, an S3
+server, and a Ray cluster; all of it small and on this machine.
 """
 
 import io
@@ -48,6 +48,7 @@ ARC = {
     "answerKey": "A",
 }
 SMALLER_FILES = {
+    "jobs/demo.py": {"SOURCE_BYTES = 2_000_000": "SOURCE_BYTES = 50_000"},
     "train/compare/experiments/*.toml": {
         "budget_flops = 8e12": "budget_flops = 3e10",
         "corpus_bytes = 4_000_000": "corpus_bytes = 300_000",
@@ -96,6 +97,7 @@ class World:
             for path in directory.glob(pattern):
                 text = path.read_text()
                 for old, new in changes.items():
+                    assert old in text, f"{path} does not say {old!r} any more"
                     text = text.replace(old, new)
                 path.write_text(text)
         return directory
@@ -165,10 +167,8 @@ def publish(hub: Hub, directory: Path) -> None:
         hub.publish(name, files, kind="model")
     for name in ("openai-community/gpt2", "meta-llama/Meta-Llama-3-8B"):
         hub.publish(name, {"tokenizer.json": tokenizer()}, kind="model")
-    card = (
-        b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: validation\n    path: "
-    )
-    card += b"validation.parquet\n---\n"
+    card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: validation\n"
+    card += b"    path: validation.parquet\n---\n"
     validation = parquet_of(pa.Table.from_pylist([HELLASWAG] * 3))
     hub.publish("Rowan/hellaswag", {"README.md": card, "validation.parquet": validation})
     easy = card.replace(b"default", b"ARC-Easy").replace(b"validation", b"test")
@@ -184,6 +184,9 @@ def parquet_of(table: pa.Table) -> bytes:
 
 def debug_llama():
     """A Llama whose blocks are those of ``blt_debug``'s latent transformer."""
+    from train import shim
+
+    shim.prepare()
     from train.config_registry import blt_debug
 
     shape = blt_debug().model_spec.model.shape
