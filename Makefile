@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo tutorial help test test-fast gpu-check lint benchmark claims api fuzz chaos pictures entropy-model clean
+.PHONY: demo tutorial help test test-fast gpu-check lint benchmark claims api fuzz chaos doc-commands pictures entropy-model clean
 
 demo: .venv/installed  ## patch real text and report on it (demo/report/index.html)
 	$(BIN)/python jobs/demo.py
@@ -45,6 +45,9 @@ fuzz: .venv/installed  ## read 20,000 damaged files in bounded processes (FLAGS=
 
 chaos: .venv/installed  ## random kills of jobs, Ray and storage, with reruns; FLAGS="--rounds 50 --seed 1"
 	$(BIN)/python tests/campaigns/chaos.py $(FLAGS)
+
+doc-commands: .venv/installed  ## run every command of every page, small (half an hour); FLAGS="--page docs/shards.md"
+	$(BIN)/python tests/campaigns/doc_commands.py $(FLAGS)
 
 pictures: .venv/installed .venv/browser demo  ## the README's pictures, made from the demo
 	$(BIN)/python tests/pictures/make.py

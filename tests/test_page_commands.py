@@ -2,23 +2,27 @@
 
 import dataclasses
 import importlib
+import os
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import tyro
+from campaigns.doc_commands import run
 from support import llamas, tiny
 from support.bpe import byte_level
 from support.jobs import ROOT
+from support.page_commands import CHANGES, NOT_RUN, PAGES, Command, commands, small
+from support.page_world import GIVEN
 from torchtitan.config import ConfigManager
 
 from model import save_blt
 from pipeline.cli.commands import COMMANDS
 from pipeline.cli.optional import REGISTRY
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = {
     "adopt_shards": "pipeline.adopt.config",
     "convert_checkpoint": "train.convert.config",
@@ -34,14 +38,8 @@ OTHERS = {".", "cd", "docker", "export", "git", "kubectl", "pip", "test"}
 """Programs that are not ours, and are not looked at."""
 
 
-def commands(page: Path) -> list[str]:
-    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    text = re.sub(r"<<'?(\w+)'?.*?\n\1\n", "\n", "".join(blocks), flags=re.DOTALL)  # their input
-    lines = re.sub(r"(\\|(?<=\|\|))\n", " ", text).replace("$PWD", "/here").splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-ALL = [(page.relative_to(ROOT), line) for page in PAGES for line in commands(page)]
+ALL = [command for page in PAGES for command in commands(page)]
+TYPED = [(c.page, c.text) for c in ALL if not c.python and "<<" not in c.text]
 
 
 def config_class(job: str) -> type:
@@ -94,7 +92,7 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("page", "command"), ALL, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("page", "command"), TYPED, ids=lambda value: str(value)[:60])
 def test_a_command_is_understood(page, command, tmp_path):
     if "hf-weights" in command:
         save_blt(tiny.blt(), tmp_path / "hf-weights" / "blt_1b", layout="published")
@@ -102,7 +100,7 @@ def test_a_command_is_understood(page, command, tmp_path):
         (tmp_path / "tokenizer.json").write_bytes(byte_level([b"a text of words, twice: a text"]))
     if "Llama-3.2-1B" in command:
         llamas.llama().config.save_pretrained(tmp_path / "Llama-3.2-1B")
-    words = shlex.split(command, comments=True)
+    words = shlex.split(command.replace("$PWD", "/here"))
     if "…" in words and "jobs/patch_corpus.py" in words and "--input" not in words:
         words += ["--input", "x", "--output", "y"]  # what a page leaves out
     words = [word for word in words if word != "…"]
@@ -147,6 +145,57 @@ def python(rest: list[str]) -> None:
         runs_job(rest[0].removeprefix("jobs/").removesuffix(".py"), rest[1:])
     elif rest[0] not in ("-", "-c", "-m"):
         assert (ROOT / rest[0]).is_file() or rest[0] == "space/app.py", rest[0]
+
+
+def test_what_is_not_run_and_what_is_changed_is_on_a_page():
+    texts = [command.text for command in ALL]
+    for pattern in NOT_RUN:
+        assert any(re.search(pattern, text) for text in texts), f"no page has {pattern}"
+    # Patterns may apply to what those before them have made.
+    changed = "\n".join(command.small for command in ALL if not command.not_run)
+    assert "…" not in re.sub("#.*", "", changed), "a page leaves open what CHANGES does not say"
+    for pattern in CHANGES:
+        rest = {each: by for each, by in CHANGES.items() if each != pattern}
+        assert any(small(text, rest) != small(text, CHANGES) for text in texts), pattern
+    pages = {command.page for command in ALL if not command.not_run}
+    assert GIVEN.keys() <= pages
+    assert sum(command.not_run is None for command in ALL) > 70
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "said"),
+    [
+        ("sbatch train/slurm.sh", "not run", "needs SLURM"),
+        ("echo one && false", "failed", "exit status 1\none"),
+        ("export PART=two", "ran", ""),
+    ],
+)
+def test_the_campaign_tells_what_came_of_a_command(text, outcome, said, tmp_path):
+    variables = {"PATH": os.environ["PATH"]}
+    result = run(Command("page.md", text), tmp_path, variables)
+    assert result.outcome == outcome and result.said.startswith(said)
+    # What a command exports is there for the next one.
+    after = run(Command("page.md", "test $PART = two"), tmp_path, variables)
+    assert after.outcome == ("ran" if "PART" in text else "failed")
+
+
+def test_python_on_a_page_is_run(tmp_path):
+    variables = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for code, outcome in (("print(1 + 1)\n", "ran"), ("assert 1 + 1 == 3\n", "failed")):
+        assert run(Command("page.md", code, python=True), tmp_path, variables).outcome == outcome
+
+
+def test_commands_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Type `python jobs/plan.py --config blt_1b`, not `python jobs/plan.py …`:\n\n"
+        "```sh\n# a comment\na b \\\n    c   # more\ntest -d x ||\n    d\n"
+        "cat <<'END'\n# kept\n\nEND\ne\n```\n\n```text\nf\n```\n```python\ng()\n\nh()\n```\n"
+    )
+    assert [command.text for command in commands(page)] == [
+        *("python jobs/plan.py --config blt_1b", "a b c", "test -d x || d"),
+        *("cat <<'END'\n# kept\n\nEND\n", "e", "g()\n\nh()\n"),
+    ]
 
 
 def test_the_readme_lists_all_commands():

@@ -41,6 +41,8 @@ def ray_cli(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProc
 def a_head_node(directory: Path, **variables: str) -> Iterator[dict[str, str]]:
     """A head node with its job server; gives the environment of someone who submits to it.
 
+    ``HEAD_NODE`` in it is the address for drivers that join.
+
     Args:
         variables: of its environment, which jobs inherit.
     """
@@ -75,7 +77,7 @@ def a_head_node(directory: Path, **variables: str) -> Iterator[dict[str, str]]:
             assert head.poll() is None, (directory / "head.log").read_text()
             time.sleep(0.25)
         assert answer.is_success, answer.text
-        yield env | {"RAY_ADDRESS": address}
+        yield env | {"RAY_ADDRESS": address, "HEAD_NODE": f"127.0.0.1:{port}"}
     finally:
         # It would take half a minute to end by itself.
         for process in [*psutil.Process(head.pid).children(recursive=True), head]:
