@@ -124,7 +124,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_finish() -> None:
     """The modules of all tests are a million objects that stay. A stage that ends collects garbage
-    (:func:`pipeline.cluster.stage._release_lost_actors`); to look at them takes half a second."""
+    (:func:`pipeline.cluster.pieces.release_lost_actors`); to look at them takes half a second."""
     gc.freeze()
 
 

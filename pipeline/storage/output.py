@@ -35,8 +35,8 @@ CHECK = "check"
 """The key of an object's own hash in JSON."""
 _CHECKED = re.compile(rb'\n "check": "([0-9a-f]{16})"')
 _UNCHECKED = b'\n "check": "' + b"0" * 16 + b'"'
-_ENCODER = json.JSONEncoder(indent=1, sort_keys=True, ensure_ascii=False)
 """It is the object's own key: those of objects in it are indented further."""
+_ENCODER = json.JSONEncoder(indent=1, sort_keys=True, ensure_ascii=False)
 TEMPORARY = "_tmp"
 """Directory below a local output that holds what is not committed yet."""
 
