@@ -56,12 +56,13 @@ entropy-model: .venv/installed  ## train the default entropy model anew (an hour
 	$(BIN)/python jobs/train_entropy_model.py
 
 # One environment for everything: the constraints name the versions that are tested together.
-# Modules are compiled on all cores, which pip does not do; some that packages carry for other Pythons
+# Modules are compiled on all cores, which pip does not do, but not the tests of packages; some that
+# packages carry for other Pythons
 # cannot be.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+	$(BIN)/python -m compileall -qq -j 0 -x /tests/ .venv/lib || true
 	touch $@
 
 # The tests look at pages in a real browser.
