@@ -71,6 +71,7 @@ CHANGES = {
     r"--max-new-bytes 400": "--max-new-bytes 12",
     r"max_new_bytes=200": "max_new_bytes=12",
     r"^(python jobs/generate.py (?!.*max-new).*)$": r"\1 --max-new-bytes 12",
+    r"^(python jobs/distil_entropy_model.py .*)$": r"\1 --steps 20",
     r"^make fuzz$": 'make fuzz FLAGS="--count 40"',
     r"^(make chaos)$": r'\1 FLAGS="--rounds 1"',
 }
