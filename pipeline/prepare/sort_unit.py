@@ -57,7 +57,10 @@ class _RunWriter:
 
     def __init__(self, number: int, shuffle: Shuffle, output: OutputDirectory):
         self._number, self._shuffle, self._output = number, shuffle, output
+        self._schema = shuffle.schema  # which is made anew each time that it is asked for
         self._batches: list[pa.RecordBatch] = []
+        self._held = 0
+        """Bytes of the batches; a unit may have a batch for each of thousands of small files."""
         self._keys = _Keys(shuffle)
         self._documents = 0
         self.result = Sorted([], DocumentStatistics())
@@ -75,9 +78,10 @@ class _RunWriter:
         for i in range(len(self._shuffle.columns.metadata)):
             values = [document.metadata[i] for document in documents]
             columns.append(pa.array(values, pa.large_string()))
-        batch = pa.RecordBatch.from_arrays(columns, schema=self._shuffle.schema)
+        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         self._batches.append(batch)
-        if sum(held.nbytes for held in self._batches) >= self._shuffle.sort_bytes:
+        self._held += batch.nbytes
+        if self._held >= self._shuffle.sort_bytes:
             self.flush()
         return DocumentStatistics.of(batch["text"])
 
@@ -85,8 +89,9 @@ class _RunWriter:
         """Commit what is held as a run."""
         if not self._batches:
             return
-        rows = sort_rows(self._batches, self._shuffle.schema)
+        rows = sort_rows(self._batches, self._schema)
         self._batches.clear()
+        self._held = 0
         if self._shuffle.deduplicate:
             rows, duplicates = without_duplicates(rows)
             self.result.duplicates += duplicates
