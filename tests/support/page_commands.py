@@ -45,8 +45,10 @@ CHANGES = {
     r"\bRAY_ADDRESS=…": "RAY_ADDRESS=$HEAD_NODE",
     r"\b(HF_TOKEN|AWS_ENDPOINT_URL)=…": r"\1=$\1",
     r"http://HEAD:8265": "$JOB_SERVER",
-    r"^(RAY_ADDRESS\S+ python jobs/patch_corpus.py) …$": r"\1 --input corpus/ --output driven/",
-    r"^(ray .* jobs/patch_corpus.py) …$": r"\1 --input $PWD/corpus --output $PWD/submitted",
+    r"^(RAY_ADDRESS\S+ python jobs/patch_corpus.py) …$": r"\1 --input corpus/ --output driven/"
+    " --target-patch-size 4.5",
+    r"^(ray .* jobs/patch_corpus.py) …$": r"\1 --input $PWD/corpus --output $PWD/submitted"
+    " --target-patch-size 4.5",
     r"^(python jobs/patch_corpus.py --input s3.*) …$": r"\1 --target-patch-size 4.5",
     r"^(python jobs/pretrain.py .*) …$": r"\1 --dataloader.shards $PWD/patched"
     " --dump-folder $PWD/outputs-ray",
