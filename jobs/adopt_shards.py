@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.adopt.config import AdoptShardsConfig
-from pipeline.cli.command import run_job
+from pipeline.cli.command import leave, run_job
 
 
 def main() -> int:
@@ -28,4 +28,4 @@ def run(config: AdoptShardsConfig, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

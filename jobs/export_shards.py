@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from pipeline.cli.command import run_job
+from pipeline.cli.command import leave, run_job
 from pipeline.cli.results import print_problems, print_table
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.layouts import LAYOUTS
@@ -64,4 +64,4 @@ def _rows(result: "ExportShardsResult") -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

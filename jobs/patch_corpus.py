@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from pipeline.cli.command import run_job
+from pipeline.cli.command import leave, run_job
 from pipeline.patch.config import PatchCorpusConfig
 
 
@@ -28,4 +28,4 @@ def run(config: PatchCorpusConfig, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.command import run_job
+from pipeline.cli.command import leave, run_job
 from pipeline.cli.results import print_line, print_problems
 from pipeline.report.config import PatchReportConfig
 
@@ -59,4 +59,4 @@ def print_report(report: "Report", page: str, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -13,7 +13,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import ray
 
-from pipeline.cli.command import end_on_signals, submitted
+from pipeline.cli.command import BEFORE_LEAVING, end_on_signals, submitted
 from pipeline.cluster.known_lines import without_known_lines
 from pipeline.errors import PipelineError, message_of
 
@@ -69,7 +69,20 @@ def connect(num_cpus: int | None, *packages: str) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+    BEFORE_LEAVING.append(_disconnect)
     end_on_signals()  # Ray's own handler would print a stack and abort
+
+
+def _disconnect() -> None:
+    """Leave the cluster, and end a local Ray.
+
+    Its autoscaler does not heed the polite signal, for which Ray waits a second; on one machine it
+    has nothing to scale.
+    """
+    if ray.is_initialized():
+        with suppress(Exception):  # no part of Ray's interface: without it the second passes
+            ray._private.worker._global_node.kill_monitor(check_alive=False)  # type: ignore
+        ray.shutdown()
 
 
 @contextmanager
