@@ -81,6 +81,7 @@ def job_here(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> RunJob:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", [str(job), *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("pipeline.cli.command.leave", sys.exit)  # this process goes on
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(job), run_name="__main__")
         said = capsys.readouterr()
