@@ -23,7 +23,7 @@ from model.tokenizer import encode_documents
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Of every process that tests start, too: there are more tests at a time than there are cores.
+# Of every process that tests start, too: there are as many tests at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ |= RAY_SETTINGS
 
@@ -69,16 +69,21 @@ FIXTURES = {
 }
 """Markers of the tests that ask for a fixture, themselves or through other fixtures."""
 LONGEST_FIRST = (
-    # With Ray: most wait half of the time, and the third and fourth compute meanwhile.
-    *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_file_formats.py"),
-    *("pipeline/cluster/test_stage.py", "jobs/test_patch_corpus.py", "jobs/test_pretrain.py"),
-    *("jobs/test_prepare_corpus.py", "jobs/test_export_hub.py", "jobs/test_prepare_s3.py"),
-    *("jobs/test_wheel.py", "jobs/test_chaos.py", "jobs/test_export_shards.py"),
-    *("jobs/test_patch_report.py", "jobs/test_adopt_shards.py", "jobs/test_added_rule.py"),
-    *("jobs/test_patch_viewer.py", "train/test_training.py", "jobs/test_compare.py"),
-    *("gpu/test_checks.py", "model/generation/test_generate.py", "model/test_blt_training.py"),
-    *("pipeline/storage/test_two_writers.py", "train/test_configs.py", "train/test_resume.py"),
-    *("train/test_sharded_tables.py", "train/test_skipping.py", "train/test_validation.py"),
+    *("jobs/test_prepare_hub.py", "jobs/test_cluster.py", "jobs/test_pretrain.py"),
+    *("jobs/test_export_hub.py", "jobs/test_prepare_s3.py"),
+    *("pipeline/storage/test_two_writers.py", "jobs/test_prepare_corpus.py"),
+    *("jobs/test_patch_corpus.py", "jobs/test_chaos.py", "jobs/test_export_shards.py"),
+    *(
+        "jobs/test_patch_report.py",
+        "jobs/test_file_formats.py",
+        "jobs/test_added_rule.py",
+        "jobs/test_adopt_shards.py",
+        "jobs/test_wheel.py",
+        "pipeline/cluster/test_stage.py",
+    ),
+    "jobs/test_patch_viewer.py",
+    *("train/test_training.py", "train/test_resume.py", "train/test_configs.py"),
+    *("train/test_skipping.py", "train/test_validation.py", "train/test_sharded_tables.py"),
     *("train/test_samples.py", "train/test_async_checkpoints.py", "train/test_recipes.py"),
     "train/test_baselines.py",
 )
@@ -113,13 +118,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with_ray.update(item.path for item in items if item.get_closest_marker("ray"))
     places = {file: i for i, file in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(within_tests(item.path), len(places)))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Three processes per two cores: tests with Ray wait half of their time, for processes to start
-    and to end, and for pauses between tries."""
-    return (os.cpu_count() or 1) * 3 // 2
 
 
 def pytest_collection_finish() -> None:

@@ -131,7 +131,7 @@ def _load_while_joining(
 
     def load_all() -> "Source | None":
         loaded = load()
-        import pipeline.patch.run  # noqa: F401
+        from pipeline.patch import run  # noqa: F401
 
         return loaded
 
