@@ -146,7 +146,7 @@ def _write_the_rest() -> None:
 
 
 BEFORE_LEAVING: list[Callable[[], None]] = []
-"""What :func:`leave` calls."""
+"""Functions that :func:`leave` calls, in this order."""
 
 
 def leave(status: int) -> NoReturn:

@@ -31,8 +31,8 @@ PROCESS_ENDED = (
 def do_alone(
     task: StageTask, pieces: list[int], workers: int | None, take: Callable[[PieceOutcome], None]
 ) -> dict[int, str]:
-    """Do pieces that have ended a worker, or were in a block with such a piece: each in a task
-    of its own, which Ray does not repeat by itself.
+    """Do each piece in a task of its own, which Ray does not repeat by itself: all pieces of a
+    small stage, and of others those that ended a worker, or were in a block with such a piece.
 
     Returns:
         how those ended that are given up.

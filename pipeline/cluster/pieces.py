@@ -34,6 +34,7 @@ class PieceOutcome(TypedDict):
 
 
 def counts_of(outcome: PieceOutcome) -> WorkCounts:
+    """The counts within an outcome."""
     return WorkCounts(
         outcome["bytes"], outcome["documents"], outcome["rejects"], outcome["device_seconds"]
     )

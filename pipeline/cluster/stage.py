@@ -62,7 +62,7 @@ def run_stage(
         shared: sent to each worker process once.
         done: bytes per piece that an earlier run finished, for the progress.
         workers: how many work at a time; by default as many as the cluster has room for.
-        setup: runs once per worker, which then is an actor instead of a task: ``work`` gets what
+        setup: runs once per worker, an actor or the task of an only piece: ``work`` gets what
             ``setup(shared)`` returns, such as a model on its device, in place of ``shared``.
         gpus: GPUs per worker, beside its one CPU.
         receive: gets each message, with the number of its piece, as soon as it comes, in any order.

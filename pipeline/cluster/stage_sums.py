@@ -1,4 +1,4 @@
-"""What is done of a stage, added up as news of its pieces comes. No Ray in here.
+"""The sums of a stage, kept as news of its pieces comes. No Ray in here.
 
 A stage may have hundreds of thousands of pieces, and its driver shows how far it is twice a second.
 So sums are kept: news of a piece takes the same time however many there are, and a look at all of

@@ -8,6 +8,7 @@ a command exports are those of the commands after it. The exit status is 0 if no
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -123,7 +124,7 @@ def try_page(page: Path, world, directory: Path) -> Iterator[Result]:
     world.checkout(directory)
     world.give(str(page.relative_to(ROOT)), directory)
     variables = world.variables | {"PYTHONPATH": str(directory)}
-    if any("$HEAD_NODE" in command.small for command in typed):
+    if any(re.search(r"\$(HEAD_NODE|JOB_SERVER)", command.small) for command in typed):
         variables |= world.cluster
     for command in typed:
         yield run(command, directory, variables)
