@@ -66,7 +66,8 @@ def run(command: Command, directory: Path, variables: dict[str, str]) -> Result:
         text = "python snippet.py"
     elif command.serves:
         text = f"exec {text} --port {port}"
-    kept, log = directory / ".variables", directory / ".log"
+    # Beside the checkout: `ray job submit` sends it, and fails if it changes meanwhile.
+    kept, log = directory.with_suffix(".variables"), directory.with_suffix(".log")
     kept.unlink(missing_ok=True)
     with log.open("wb") as printed:
         process = subprocess.Popen(
