@@ -7,13 +7,11 @@ is *deadly*, and is not tried any further.
 
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
-from pipeline.cluster.memory import bound_memory
-from pipeline.cluster.pieces import PieceOutcome, StageTask, Work, release_lost_actors, run_piece
-from pipeline.cluster.progress import Progress
+from pipeline.cluster.loading import loading
+from pipeline.cluster.pieces import PieceOutcome, StageTask, fetched, release_lost_actors, run_piece
 
 TRIES = 3
 """How often a piece may end its worker before it is given up."""
@@ -38,12 +36,13 @@ def do_alone(
         how those ended that are given up.
     """
     at_once = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    work = ray.put(task)
     waiting, tries, ends = deque(pieces), Counter[int](), {}
-    running: dict[ray.ObjectRef[Any], int] = {}
+    running: dict[ray.ObjectRef[PieceOutcome], int] = {}
     while waiting or running:
         while waiting and len(running) < at_once:
             piece = waiting.popleft()
-            running[_start(task, piece)] = piece
+            running[_start(work, task.gpus, piece)] = piece
         ended, _ = ray.wait(list(running), timeout=COLLECT_SECONDS)
         if not ended:
             release_lost_actors()
@@ -61,11 +60,11 @@ def do_alone(
     return ends
 
 
-def _start(task: StageTask, piece: int) -> "ray.ObjectRef[Any]":
-    options = _alone.options(num_cpus=1, num_gpus=task.gpus or None, max_retries=0)
-    reference: ray.ObjectRef[Any] = options.remote(
-        piece, task.setup, task.work, task.shared, task.progress
-    )
+def _start(
+    task: "ray.ObjectRef[StageTask]", gpus: float, piece: int
+) -> "ray.ObjectRef[PieceOutcome]":
+    options = _alone.options(num_cpus=1, num_gpus=gpus or None, max_retries=0)
+    reference: ray.ObjectRef[PieceOutcome] = options.remote(piece, [task])
     return reference
 
 
@@ -76,12 +75,14 @@ def _ending(error: Exception) -> str:
 
 
 @ray.remote
-def _alone(
-    piece: int,
-    setup: Callable[[Any], Any] | None,
-    work: Work,
-    shared: Any,
-    progress: Progress,
-) -> PieceOutcome:
-    bound_memory()
-    return run_piece(piece, work, setup(shared) if setup else shared, progress)
+def _alone(piece: int, reference: "list[ray.ObjectRef[StageTask]]") -> PieceOutcome:
+    """Do a piece.
+
+    Args:
+        reference: of the task, in a list: an argument that is a reference would be unpacked, and
+            what its functions need would be imported, before this function begins.
+    """
+    with loading():
+        task = ray.get(reference[0])
+        shared = fetched(task.shared)
+    return run_piece(piece, task.work, task.setup(shared) if task.setup else shared, task.progress)

@@ -20,6 +20,7 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.progress_json import progress_lines
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
+from pipeline.cluster.loading import loading
 from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.errors import PipelineError
@@ -130,15 +131,15 @@ def _load_while_joining(
     """
 
     def load_all() -> "Source | None":
-        loaded = load()
+        given = load()
         from pipeline.patch import run  # noqa: F401
 
-        return loaded
+        return given
 
-    with ThreadPoolExecutor(1, "load") as pool:
-        loading = pool.submit(load_all)
+    with loading(), ThreadPoolExecutor(1, "load") as pool:
+        loaded = pool.submit(load_all)
         connect(workers)
-        return loading.result()
+        return loaded.result()
 
 
 def _check_chunks(

@@ -1,0 +1,25 @@
+"""Load large packages fast."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Load modules and models without garbage collections, of this whole process.
+
+    Python looks for garbage again and again while objects become more, and a module's objects stay.
+    Without that, torch and the packages of a patching job load in four fifths of the time
+    (tests/benchmarks/RESULTS.md, the runs over 1 kB). What is loaded is not looked through later
+    either.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

@@ -1,0 +1,52 @@
+"""Loading without garbage collections."""
+
+import gc
+import weakref
+
+import pytest
+
+from pipeline.cluster.loading import loading
+
+
+@pytest.fixture(autouse=True)
+def switched_on_afterwards():
+    yield
+    gc.enable()
+
+
+class _Ring:
+    """An object that only the collector frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_nothing_is_collected_meanwhile_and_garbage_is_afterwards():
+    runs: list[str] = []
+    gc.callbacks.append(lambda phase, info: runs.append(phase))
+    try:
+        with loading():
+            runs.clear()
+            kept = [[] for _ in range(100_000)]  # far more than any generation takes
+            assert runs == []
+    finally:
+        gc.callbacks.pop()
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    assert frozen >= len(kept)
+    later = weakref.ref(_Ring())
+    gc.collect()
+    assert later() is None
+
+
+def test_the_collector_is_as_before_after_an_error():
+    with pytest.raises(ImportError), loading():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_is_off_stays_off():
+    gc.disable()
+    with loading():
+        pass
+    assert not gc.isenabled()
