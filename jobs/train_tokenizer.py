@@ -16,6 +16,7 @@ from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
 
 BYTES = 256
+MOST_TOKENS = 1 << 20
 """Tokens that every tokenizer has: one per byte."""
 
 
@@ -48,6 +49,8 @@ def main() -> int:
 def run(config: TrainTokenizerConfig, console: Console) -> int:
     """Train the tokenizer, write it, and print what it is; returns the exit status."""
     check_at_least(config, vocab_size=BYTES, sample_bytes=1)
+    if config.vocab_size > MOST_TOKENS:
+        raise ConfigError(f"--vocab-size: at most {MOST_TOKENS:,}, got {config.vocab_size:,}")
     if not config.shards:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
     target = Path(config.output)

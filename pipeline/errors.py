@@ -29,7 +29,11 @@ class DamagedShardError(PipelineError):
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an exception; its type's name where it has none."""
+    """The text of an exception; its type's name where it has none. One of the operating system's is
+    told without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if isinstance(error.filename, str) else ""
+        return f"{error.strerror}{where}"
     return str(error) or type(error).__name__
 
 

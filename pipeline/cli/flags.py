@@ -1,5 +1,7 @@
 """Names and limits of flags."""
 
+import math
+
 from pipeline.errors import ConfigError
 
 
@@ -15,9 +17,9 @@ def check_at_least(config: object, **limits: int) -> None:
         limits: the smallest value of each field; None is allowed beside those.
 
     Raises:
-        ConfigError: a number is too small; names the flag.
+        ConfigError: a number is too small, infinite or none (NaN); names the flag.
     """
     for field, least in limits.items():
         value = getattr(config, field)
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{flag_name(field)}: must be at least {least}, got {value}")

@@ -165,6 +165,12 @@ def _directory(package: str) -> Path:
     return Path(spec.origin).parent
 
 
+def most_gpus() -> float:
+    """The most GPUs that a node of the cluster offers now."""
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return max((float(resources.get("GPU", 0)) for resources in alive), default=0.0)
+
+
 def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:
     """Run one Ray task on the cluster, with one CPU, and wait for it.
 

@@ -30,7 +30,7 @@ def validation_config(
     Raises:
         PipelineError: a validation file is not what was written.
     """
-    if not isinstance(config, PatchCorpusConfig) or not config.validation or not inputs.held_out:
+    if not isinstance(config, PatchCorpusConfig) or config.no_validation or not inputs.held_out:
         return None
     for url, chunk in inputs.held_out.items():
         sizes = [file.size for file in list_files(url).files]
@@ -47,5 +47,5 @@ def validation_config(
         id_column=config.id_column or ID_COLUMN,
         threshold=threshold,
         target_patch_size=None,
-        validation=False,
+        no_validation=True,
     )

@@ -13,6 +13,7 @@ from rich.console import Console
 from pipeline.cli.command import refuse_lost_output
 from pipeline.drawing.page import printable
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.patch.record import SHARD_DIRECTORIES
 from pipeline.report.agreement import SetAgreement
 from pipeline.report.compare import compare_sets
 from pipeline.report.config import PatchReportConfig
@@ -196,6 +197,9 @@ def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
 def _refuse_output_in(shards: ShardSet, config: PatchReportConfig, output: OutputDirectory) -> None:
     if shards.output.url == output.url:
         raise ConfigError(f"--output {config.output}: is a shard set; choose another directory")
+    taken = (shards.output.locate(name) for name in SHARD_DIRECTORIES)
+    if any(f"{output.url}/".startswith(f"{place}/") for place in taken):
+        raise ConfigError(f"--output {config.output}: is a part of a shard set; choose another")
 
 
 def _open(url: str) -> ShardSet:

@@ -5,7 +5,6 @@ escaped.
 """
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import refuse_credentials
+from pipeline.viewer.address import free_port
 from pipeline.viewer.browse_tab import BROWSE, add_browse_tab
 from pipeline.viewer.comparison import Tokenizers
 from pipeline.viewer.config import PatchViewerConfig
@@ -68,11 +68,11 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
         report_url: called with the page's address as soon as it answers.
 
     Raises:
-        ConfigError: a shard set cannot be opened, a model cannot be loaded, or another program
-            uses the address.
+        ConfigError: a shard set cannot be opened, a model cannot be loaded, or the address cannot
+            be listened on.
     """
     config.check()
-    port = _free_port(config)
+    port = free_port(config)
     for model in config.entropy_model:
         load(model)
     page = build_page(config)
@@ -97,17 +97,6 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
     )
     report_url(url)
     page.block_thread()
-
-
-def _free_port(config: PatchViewerConfig) -> int:
-    try:
-        with socket.create_server((config.host, config.port)) as probe:
-            return probe.getsockname()[1]
-    except OSError as error:
-        raise ConfigError(
-            f"--port {config.port}: cannot listen on {config.host}: {error.strerror or error}; "
-            "choose another, or 0 for any that is free"
-        ) from error
 
 
 def build_page(config: PatchViewerConfig) -> gr.Blocks:
