@@ -30,7 +30,7 @@ def main() -> int:
         return 2
     sys.argv[:2] = [f"{PROGRAM} {name}"]
     try:
-        job = import_module(f"{__package__}.{COMMANDS[name].job}".lstrip("."))
+        job = import_module(f"{__package__ or ''}.{COMMANDS[name].job}".lstrip("."))
     except KeyboardInterrupt:
         return 130
     status: int = job.main()

@@ -96,6 +96,8 @@ class PlanPatchingConfig:
         for name in ("gpu_tflops", "scoring_mfu"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{flag_name(name)}: has to be positive")
+        if self.scoring_mfu > 1:
+            raise ConfigError("--scoring-mfu: is a share of the peak, at most 1")
 
 
 def main() -> int:
@@ -163,6 +165,11 @@ def run(flags: PlanTrainingConfig, arguments: list[str], console: Console) -> in
     for name in names:
         if not 0 < getattr(assumed, name) < math.inf:
             raise ConfigError(f"{flag_name(name)}: has to be positive")
+    if assumed.mfu > 1:
+        raise ConfigError("--mfu: is a share of the peak, at most 1")
+    for name, words in (("--config", chosen), ("--gpus", gpus)):
+        if not words:
+            raise ConfigError(f"{name}: name at least one")
     for name in chosen:
         check_configuration(name)
     # torchtitan takes seconds to load: only when the flags are right.

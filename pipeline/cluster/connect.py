@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import ray
 
-from pipeline.cli.command import BEFORE_LEAVING, end_on_signals, submitted
+from pipeline.cli.command import BEFORE_LEAVING, Ended, end_on_signals, submitted
 from pipeline.cluster.known_lines import without_known_lines
 from pipeline.errors import PipelineError, message_of
 
@@ -90,10 +91,13 @@ def _starting(what: str, advice: str) -> Iterator[None]:
     """
     Raises:
         PipelineError: Ray raised whatever; says so in a sentence.
+        Ended: SIGTERM came, for which Ray has a handler of its own meanwhile.
     """
     try:
         yield
     except (Exception, SystemExit) as error:  # Ray's core exits where it finds no cluster
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            raise Ended(signal.SIGTERM) from error
         lines = message_of(error).strip().splitlines()
         why = f"it ended with {error}" if isinstance(error, SystemExit) else lines[0]
         raise PipelineError(f"{what}: {why.rstrip('.')}; {advice}") from error

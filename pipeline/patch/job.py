@@ -128,6 +128,7 @@ def _load_while_joining(
     """Join Ray, or start one, while a thread loads what the job needs; returns what ``load`` does.
 
     (Not the other way round: the processes of a local Ray end with the thread that starts them.)
+    What ends the joining, an error or Ctrl-C, does not wait for the load, which may be a download.
     """
 
     def load_all() -> "Source | None":
@@ -136,10 +137,14 @@ def _load_while_joining(
 
         return given
 
-    with loading(), ThreadPoolExecutor(1, "load") as pool:
-        loaded = pool.submit(load_all)
-        connect(workers)
-        return loaded.result()
+    pool = ThreadPoolExecutor(1, "load")
+    try:
+        with loading():
+            loaded = pool.submit(load_all)
+            connect(workers)
+            return loaded.result()
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _check_chunks(

@@ -18,19 +18,14 @@ def free_port(config: PatchViewerConfig) -> int:
         with socket.create_server((config.host, config.port)) as probe:
             port: int = probe.getsockname()[1]
             return port
-    except socket.gaierror as error:
-        raise _no_address(config.host, error.strerror) from error
     except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise _no_address(config.host, "no address of this machine") from error
+        number = error.errno or 0
+        if number < 0 or number == errno.EADDRNOTAVAIL:  # below 0: a name that nobody knows
+            raise ConfigError(
+                f"--host {config.host}: is no address of this machine; 127.0.0.1 is reached from "
+                "this machine alone, 0.0.0.0 from others, too"
+            ) from error
         raise ConfigError(
             f"--port {config.port}: cannot listen on {config.host}: "
-            f"{os.strerror(error.errno or 0)}; choose another, or 0 for any that is free"
+            f"{os.strerror(number)}; choose another, or 0 for any that is free"
         ) from error
-
-
-def _no_address(host: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"--host {host}: {why}; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from others, "
-        "too"
-    )
