@@ -53,7 +53,7 @@ def main() -> int:
 
 def run(config: DistilEntropyModelConfig, console: Console) -> int:
     """Train the model, write it, and print what it is; returns the exit status."""
-    check_at_least(config, sample_bytes=1, steps=1)
+    check_at_least(config, sample_bytes=1, steps=1, seed=0)
     if not config.shards:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
     if Path(config.output).exists():
@@ -63,11 +63,11 @@ def run(config: DistilEntropyModelConfig, console: Console) -> int:
 
     from model.checkpoints.entropy_model import fingerprint, save_entropy_model
     from model.conv_entropy_model import ConvEntropyConfig
-    from pipeline.shards.shard_set import ShardSet
+    from pipeline.shards.named import named_set
     from train.distillation.learn import ROW_TOKENS, ROWS, distil
     from train.distillation.lesson import find_teacher, read_lesson
 
-    sets = [ShardSet(url) for url in config.shards]
+    sets = [named_set(url) for url in config.shards]
     teacher = find_teacher(sets)
     lesson = read_lesson(sets, config.sample_bytes, reset_at_newline=bool(teacher.reset_at_newline))
     torch.set_num_threads(1)

@@ -58,11 +58,11 @@ def run(config: TrainTokenizerConfig, console: Console) -> int:
         raise ConfigError(f"--output: {target} exists; give another file, or remove it")
     # torch takes a second to load: only when the flags are right.
     from pipeline.bpe.byte_level import BPE
-    from pipeline.shards.shard_set import ShardSet
+    from pipeline.shards.named import named_set
     from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
     from train.data.bpe_training import sample, train
 
-    texts = list(sample([ShardSet(url) for url in config.shards], config.sample_bytes))
+    texts = list(sample([named_set(url) for url in config.shards], config.sample_bytes))
     content = train(texts, config.vocab_size)
     bpe = BPE(config.output, content)  # which refuses what would not give text back
     try:

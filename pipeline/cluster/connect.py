@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ import ray
 
 from pipeline.cli.command import BEFORE_LEAVING, Ended, end_on_signals, submitted
 from pipeline.cluster.known_lines import without_known_lines
-from pipeline.errors import PipelineError, message_of
+from pipeline.errors import ConfigError, PipelineError, message_of
 
 WITHIN = __name__.rpartition("pipeline.cluster.")[0].rstrip(".")
 """The package that holds all of ours where a wheel is installed, blt_titan; empty in a checkout."""
@@ -35,6 +36,7 @@ def connect(num_cpus: int | None, *packages: str) -> None:
         packages: packages of this repository that workers need beside ``model`` and ``pipeline``.
 
     Raises:
+        ConfigError: the command line is no UTF-8.
         PipelineError: the cluster at ``RAY_ADDRESS`` is gone, or does not take this process in; or
             Ray cannot be started here.
     """
@@ -45,6 +47,7 @@ def connect(num_cpus: int | None, *packages: str) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
+    _check_command_line()
     if WITHIN:
         directories = [_directory(WITHIN)]
     else:
@@ -72,6 +75,21 @@ def connect(num_cpus: int | None, *packages: str) -> None:
             )
     BEFORE_LEAVING.append(_disconnect)
     end_on_signals()  # Ray's own handler would print a stack and abort
+
+
+def _check_command_line() -> None:
+    """
+    Raises:
+        ConfigError: Ray, which keeps the command line, cannot take it.
+    """
+    try:
+        "".join(sys.argv).encode()
+    except UnicodeEncodeError as error:
+        where = "".join(sys.argv)[error.start : error.end].encode(errors="surrogateescape")
+        raise ConfigError(
+            f"the command line: holds bytes that are no UTF-8 ({where!r}), which Ray cannot take; "
+            "name a directory above, or a link to that path"
+        ) from error
 
 
 def _disconnect() -> None:

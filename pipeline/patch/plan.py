@@ -28,6 +28,7 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
+from pipeline.cli.progress_bar import amount_text
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import in_ray, most_gpus
 from pipeline.cluster.plan_splits import plan_files, splits_of, text_bytes
@@ -130,7 +131,7 @@ def begin_run(
     _say_largest(units, split_bytes, console)
     if model is None:
         assert isinstance(config, PatchCorpusConfig)
-        console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
+        console.print(f"fitting an n-gram entropy model on up to {amount_text(config.ngram_bytes)}")
         model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
     if isinstance(config, PatchCorpusConfig) and config.scored_with == NGRAM:
         assert isinstance(model, AnyEntropyModel)
@@ -188,7 +189,7 @@ def _say_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> N
 
 
 def _say_calibration(calibration: Calibration, target: float, console: Console) -> None:
-    amount = f"{calibration.text_bytes / 1e6:.1f} MB of text"
+    amount = f"{amount_text(calibration.text_bytes)} of text"
     error = f"{calibration.error:.2%}" if calibration.error else "none, as that is all of it"
     print_line(console, f"calibrated on {amount}; standard error of the mean patch size: {error}")
     if abs(calibration.patch_size / target - 1) > TOLERANCE:

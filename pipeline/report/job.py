@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.drawing.page import printable
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.patch.record import SHARD_DIRECTORIES
 from pipeline.report.agreement import SetAgreement
 from pipeline.report.compare import compare_sets
@@ -30,6 +30,7 @@ from pipeline.report.set_counts import (
     read_counts,
 )
 from pipeline.report.unfinished import counts_so_far
+from pipeline.shards.named import named_set
 from pipeline.shards.provenance import short_names
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory, refuse_credentials
@@ -93,7 +94,7 @@ def _count(
     if config.recompute:
         from pipeline.report.recount import recompute  # with Ray Data, which takes its time
 
-        sets = ((name, _open(url)) for url, name in named.items())
+        sets = ((name, named_set(url)) for url, name in named.items())
         counts = (recompute(name, shards, console, config.num_workers) for name, shards in sets)
     elif config.merge and len(named) >= MANY and not any("://" in url for url in named):
         return iter([_merged_in_processes(config, output, named)])
@@ -114,7 +115,7 @@ def _read_counts(
         if so_far.url == output.url:
             raise ConfigError(f"--output {config.output}: is a shard set; choose another directory")
         return so_far
-    shards = _open(url)
+    shards = named_set(url)
     _refuse_output_in(shards, config, output)
     return read_counts(named[url], shards)
 
@@ -144,7 +145,7 @@ def _agreement(config: PatchReportConfig, console: Console) -> list[SetAgreement
     if not config.agreement:
         return []
     names = short_names(map(printable, config.shards))
-    sets = [(name, _open(url)) for name, url in zip(names, config.shards, strict=True)]
+    sets = [(name, named_set(url)) for name, url in zip(names, config.shards, strict=True)]
     return compare_sets(sets, config.documents, config.loss_bytes, console)
 
 
@@ -169,7 +170,7 @@ def _sampled(
 
     together = [evenly_spaced(config.shards, SAMPLED_SHARDS)] if config.merge else []
     return [
-        tokenizer_figures(str(config.tokenizer), tokenizer, [_open(url) for url in urls])
+        tokenizer_figures(str(config.tokenizer), tokenizer, [named_set(url) for url in urls])
         for urls in together or [[url] for url in config.shards]
     ]
 
@@ -183,7 +184,7 @@ def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
     """
 
     def check(url: str) -> tuple[str, Provenance]:
-        shards = _open(url)
+        shards = named_set(url)
         _refuse_output_in(shards, config, output)
         return shards.output.url, Provenance.of(shards.manifest)
 
@@ -200,13 +201,6 @@ def _refuse_output_in(shards: ShardSet, config: PatchReportConfig, output: Outpu
     taken = (shards.output.locate(name) for name in SHARD_DIRECTORIES)
     if any(f"{output.url}/".startswith(f"{place}/") for place in taken):
         raise ConfigError(f"--output {config.output}: is a part of a shard set; choose another")
-
-
-def _open(url: str) -> ShardSet:
-    try:
-        return ShardSet(url)
-    except PipelineError as error:
-        raise ConfigError(f"--shards {error}") from error
 
 
 def _read(read: Callable[[str], T], urls: Iterable[str]) -> Iterator[T]:

@@ -18,10 +18,8 @@ from pipeline.drawing.aligned_html import ALIGNED_CSS
 from pipeline.drawing.entropy_svg import CURVE_CSS
 from pipeline.drawing.patches_html import DARK_PATCHES, LIGHT_PATCHES
 from pipeline.drawing.scrolling import scrolling_css
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.shards.named import named_set
 from pipeline.shards.random_access import DocumentIndex
-from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.output import refuse_credentials
 from pipeline.viewer.address import free_port
 from pipeline.viewer.browse_tab import BROWSE, add_browse_tab
 from pipeline.viewer.comparison import Tokenizers
@@ -105,7 +103,7 @@ def build_page(config: PatchViewerConfig) -> gr.Blocks:
     Raises:
         ConfigError: a shard set cannot be opened, or a tokenizer not be loaded.
     """
-    sets = {url: DocumentIndex(_open(url)) for url in config.shards}
+    sets = {url: DocumentIndex(named_set(url)) for url in config.shards}
     tokenizers = Tokenizers(config.tokenizers)
     with gr.Blocks(title="Entropy patches", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
@@ -127,11 +125,3 @@ def build_page(config: PatchViewerConfig) -> gr.Blocks:
 def _opened_tab(request: gr.Request) -> Any:
     """Choose the tab that the link names."""
     return gr.Tabs(selected=BROWSE) if request.query_params.get("tab") == BROWSE else gr.skip()
-
-
-def _open(url: str) -> ShardSet:
-    refuse_credentials("--shards", url)
-    try:
-        return ShardSet(url)
-    except PipelineError as error:
-        raise ConfigError(f"--shards {error}") from error

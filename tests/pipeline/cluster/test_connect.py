@@ -16,9 +16,9 @@ from support.clusters import free_port
 from support.jobs import ROOT, environment
 
 from pipeline.cli.command import Ended
-from pipeline.cluster.connect import _starting, check_cluster
+from pipeline.cluster.connect import _check_command_line, _starting, check_cluster
 from pipeline.cluster.known_lines import LAST_WORD
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 TOKEN = "right" * 8
 
@@ -96,6 +96,12 @@ def test_whatever_ray_raises_becomes_a_sentence(error):
     ):
         raise error
     assert "\n" not in str(raised.value)
+
+
+def test_a_command_line_that_ray_cannot_take_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["job", "--input", os.fsdecode(b"data\xff/in")])
+    with pytest.raises(ConfigError, match=r"holds bytes that are no UTF-8 \(b'\\xff'\), which Ray"):
+        _check_command_line()
 
 
 def test_sigterm_while_ray_starts_ends_the_job():

@@ -113,6 +113,7 @@ def test_what_cannot_work(shards, tmp_path):
         (new, (shards,), 0, "--steps: "),
         (shards, (shards,), 1, "--output: .* exists"),
         (new, (shards, other), 1, "--shards: the sets were scored by different entropy models"),
+        (new, (tmp_path / "nowhere",), 1, "^--shards .*nowhere: no such directory"),
         (new, (without,), 1, "--shards: .*without has no entropies to learn from"),
     ):
         with pytest.raises(ConfigError, match=message):
