@@ -29,7 +29,7 @@ from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.record import PatchRun
 from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
-from pipeline.patch.validation import validation_config
+from pipeline.patch.validation import check_held_out, validation_config
 from pipeline.storage.lease import held
 from pipeline.storage.output import OutputDirectory, refuse_credentials
 from pipeline.storage.run_record import reaching
@@ -97,6 +97,7 @@ def _make_shards(
     else:
         run = PatchRun.resume(output)
     inputs = find_inputs(config.input, config.format, output=output.url)
+    check_held_out(config, inputs)
     given = _load_while_joining(lambda: load(inputs), config.num_workers)
     from pipeline.patch.plan import begin_run, resume_run, scorer_of
     from pipeline.patch.run import patch_left

@@ -8,7 +8,7 @@ from pipeline.adopt.config import AdoptShardsConfig
 from pipeline.corpus.inputs import Inputs
 from pipeline.errors import PipelineError
 from pipeline.patch.config import PatchCorpusConfig
-from pipeline.patch.validation import validation_config
+from pipeline.patch.validation import check_held_out, validation_config
 
 CONFIG = PatchCorpusConfig(("in",), "/out/", target_patch_size=4.5, keep_columns=("url",))
 
@@ -43,4 +43,5 @@ def test_a_validation_file_that_is_not_what_was_written_is_named(inputs):
         else:
             inputs.held_out[url] |= {"file_bytes": 99}
         with pytest.raises(PipelineError, match=r"c.val.jsonlx?: is not the file of 99 bytes"):
-            validation_config(CONFIG, inputs, 1.25)
+            check_held_out(CONFIG, inputs)
+        check_held_out(replace(CONFIG, no_validation=True), inputs)
