@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import run_job
-from pipeline.cli.flags import check_at_least
+from pipeline.cli.flags import check_at_least, check_new_output
 from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
 
@@ -54,8 +54,7 @@ def run(config: TrainTokenizerConfig, console: Console) -> int:
     if not config.shards:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
     target = Path(config.output)
-    if target.exists():
-        raise ConfigError(f"--output: {target} exists; give another file, or remove it")
+    check_new_output(target)
     # torch takes a second to load: only when the flags are right.
     from pipeline.bpe.byte_level import BPE
     from pipeline.shards.named import named_set

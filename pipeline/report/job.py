@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.drawing.page import printable
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.record import SHARD_DIRECTORIES
 from pipeline.report.agreement import SetAgreement
 from pipeline.report.compare import compare_sets
@@ -80,7 +80,10 @@ def patch_report(config: PatchReportConfig, console: Console) -> tuple[Report, s
         for counts, (bpe, unread) in zip(counted, sampled, strict=True)
     ]
     report = Report(figures, config.context_bytes, config.recompute, _agreement(config, console))
-    report.write(output)
+    try:
+        report.write(output)
+    except PipelineError as error:
+        raise PipelineError(f"--output: {error}") from error
     output.leave()
     return report, output.locate(PAGE)
 

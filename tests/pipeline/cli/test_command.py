@@ -14,7 +14,7 @@ from rich.console import Console
 from support.jobs import ROOT, environment
 
 from pipeline.cli.command import run_job
-from pipeline.cli.flags import check_at_least
+from pipeline.cli.flags import check_at_least, check_new_output
 from pipeline.errors import ConfigError
 
 SCRIPT = """
@@ -178,3 +178,17 @@ def test_leaving_keeps_the_status_when_it_is_interrupted():
         LEAVING.format(last="def fail(): raise KeyboardInterrupt\nBEFORE_LEAVING[:] = [fail]")
     )
     assert (done.returncode, done.stdout) == (3, "still in memory\n")
+
+
+def test_an_output_is_looked_at_before_long_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    check_new_output(tmp_path / "new" / "below")
+    for path, why in (
+        ("file", "exists; give another"),
+        ("file/x", "cannot be written: .*/file is no directory"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--output: .*{path} {why}"):
+            check_new_output(tmp_path / path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests' user may do all
+    with pytest.raises(ConfigError, match=r"^--output: .*x cannot be written: .* may not be"):
+        check_new_output(tmp_path / "x")
