@@ -117,6 +117,8 @@ def chosen(config: CompareConfig) -> tuple[Experiment, Form]:
     if config.arms:
         arms = tuple(a for i, a in enumerate(experiment.arms) if not i or a.name in config.arms)
         experiment = replace(experiment, arms=arms)
+    if any(seed < 0 for seed in config.seeds):
+        raise ConfigError(f"--seeds: must not be negative, got {min(config.seeds)}")
     if config.seeds:
         experiment = replace(experiment, seeds=tuple(dict.fromkeys(config.seeds)))
     return experiment, form

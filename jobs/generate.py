@@ -33,7 +33,7 @@ class GenerateConfig:
     Exit status: 0 if everything was written, 2 if a flag is wrong or a model cannot be loaded.
     """
 
-    MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ("--prompt",)
+    TEXTS: ClassVar[tuple[str, ...]] = ("--prompt", "--stop")
 
     model: str
     """Directory, URL or hub id of a BLT: published, transformers' or our own layout."""

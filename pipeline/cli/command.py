@@ -33,8 +33,8 @@ def run_job(
 
     Args:
         config_class: a dataclass whose fields are the flags. Its ``RENAMED``, if it has one, maps
-            names that flags had in earlier releases to those of today; its ``MAY_BE_EMPTY`` holds
-            the flags that take empty texts.
+            names that flags had in earlier releases to those of today; its ``TEXTS`` holds the
+            flags whose values are texts, which may be empty, and no names or paths.
         run: does the job and prints its result to standard output; returns the exit status. It
             also gets the console for everything else, which is standard error.
         interrupted: the sentence to print after Ctrl-C.
@@ -74,7 +74,7 @@ def _run_flags(
         words = _with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console)
         _refuse_repeated_flags(words)  # an old name and the new one of the same flag
         if not passes_on:
-            _refuse_empty_values(words, getattr(config_class, "MAY_BE_EMPTY", ()))
+            words = _checked_values(words, getattr(config_class, "TEXTS", ()))
         if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
             tyro._experimental_options["ansi_codes"] = False
         how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
@@ -243,23 +243,33 @@ def _refuse_repeated_flags(arguments: list[str]) -> None:
             raise ConfigError(f"{name}: is given more than once; put all values after one {name}")
 
 
-def _refuse_empty_values(arguments: list[str], allowed: Sequence[str]) -> None:
-    """
+def _checked_values(arguments: list[str], texts: Sequence[str]) -> list[str]:
+    """A command line with home directories in the place of ``~``, which a shell leaves as it is
+    after ``--flag=``: a directory of that name would be made.
+
+    Args:
+        texts: flags whose values stay as they are.
+
     Raises:
         ConfigError: a value is empty, as a shell leaves it of a variable that is not set; a path
             would be the working directory.
     """
-    flag = ""
+    checked, flag = [], ""
     for argument in arguments:
-        value = argument
-        if argument.startswith("--"):
-            flag, equals, value = argument.partition("=")
-            value = value if equals else flag
-        if not value and flag not in allowed:
-            raise ConfigError(
-                f"{flag or 'the command line'}: has an empty value; is a variable "
-                "of your shell not set?"
-            )
+        is_flag = argument.startswith("--")
+        if is_flag:
+            flag = argument.split("=")[0]
+        name, equals, value = argument.partition("=") if is_flag else ("", "", argument)
+        if flag not in texts and (equals or not is_flag):
+            if not value:
+                raise ConfigError(
+                    f"{flag or 'the command line'}: has an empty value; is a variable of your "
+                    "shell not set?"
+                )
+            if value == "~" or value.startswith("~/"):
+                value = os.path.expanduser(value)  # noqa: PTH111 (which raises nothing)
+        checked.append(name + equals + value)
+    return checked
 
 
 def submitted() -> bool:

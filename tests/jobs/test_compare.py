@@ -123,6 +123,8 @@ def test_flags(output):
         ({"arms": ("short",)}, "--arms: there is no short; there are entropy, long, bpe"),
         ({"form": "gpu"}, "--form: mine has no gpu"),
         ({"budget_flops": -1.0}, "--budget-flops: has to be positive"),
+        ({"budget_flops": float("nan")}, "--budget-flops: has to be positive"),
+        ({"seeds": (0, -1)}, "--seeds: must not be negative, got -1"),
         ({"num_workers": 0}, "--num-workers: must be at least 1"),
         ({"input": ("a.txt",)}, "--input: give text to train on"),
     ):

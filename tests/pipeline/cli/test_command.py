@@ -97,7 +97,7 @@ def test_flags_of_earlier_releases_are_taken_and_named(monkeypatch, capsys):
 class Places:
     """A job."""
 
-    MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ("--text",)
+    TEXTS: ClassVar[tuple[str, ...]] = ("--text",)
 
     input: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
@@ -119,6 +119,21 @@ def test_empty_values_and_flags_given_twice_are_refused(monkeypatch, capsys, wor
     monkeypatch.setattr(sys, "argv", ["job", *words])
     assert run_job(Places, lambda config, console: 0) == (2 if said else 0)
     assert said is None or f"error: {said}" in capsys.readouterr().err
+
+
+def test_a_home_directory_is_meant_wherever_it_stands(monkeypatch):
+    """A shell leaves --input=~/a as it is."""
+
+    def run(config: Places, console: Console) -> int:
+        assert config.input == ("/home/me/a", "/home/me", "b~/c", "~d") and config.text == ("~/e",)
+        return 0
+
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--input", "~/a", "~", "b~/c", "~d", "--text", "~/e"]
+    monkeypatch.setattr(sys, "argv", ["job", *words])
+    assert run_job(Places, run) == 0
+    monkeypatch.setattr(sys, "argv", ["job", "--input=~/a"])
+    assert run_job(Places, lambda config, console: config.input != ("/home/me/a",)) == 0
 
 
 @pytest.mark.parametrize("number", [0.5, math.nan, math.inf, -math.inf])
