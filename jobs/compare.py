@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pipeline.cli.command import run_job
 from pipeline.cli.commands import command_line
-from pipeline.cli.flags import check_at_least
+from pipeline.cli.flags import check_at_least, check_directory
 from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_line, print_problems, print_whole
 from pipeline.errors import ConfigError
@@ -105,6 +105,7 @@ def chosen(config: CompareConfig) -> tuple[Experiment, Form]:
     check_at_least(config, num_workers=1, threads=1, gpus_per_run=0)
     if "://" in config.output:
         raise ConfigError("--output: has to be a directory; runs are read while they are made")
+    check_directory(Path(config.output))
     experiment = read_experiment(config.experiment)
     form = experiment.form(config.form)
     if config.budget_flops is not None:

@@ -76,7 +76,7 @@ def _run_flags(
         if not passes_on:
             words = _checked_values(words, getattr(config_class, "TEXTS", ()))
         if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
-            tyro._experimental_options["ansi_codes"] = False
+            getattr(tyro, "_experimental_options", {})["ansi_codes"] = False
         how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
         if not passes_on:
             return run(tyro.cli(config_class, args=words, **how), [], console)

@@ -35,7 +35,16 @@ def check_new_output(path: Path) -> None:
     """
     if path.exists():
         raise ConfigError(f"--output: {path} exists; give another, or remove it")
-    parent = next(above for above in path.absolute().parents if above.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        why = "may not be written to" if parent.is_dir() else "is no directory"
-        raise ConfigError(f"--output: {path} cannot be written: {parent} {why}")
+    check_directory(path)
+
+
+def check_directory(path: Path) -> None:
+    """Check before long work that ``--output`` is a directory to write to, or can become one.
+
+    Raises:
+        ConfigError: it, or the nearest directory above that exists, cannot be written to.
+    """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        why = "may not be written to" if there.is_dir() else "is no directory"
+        raise ConfigError(f"--output: {path} cannot be written: {there} {why}")

@@ -130,6 +130,9 @@ def test_flags(output):
     ):
         with pytest.raises(ConfigError, match=message):
             compare(output, **flags)
+    (output / "file").touch()
+    with pytest.raises(ConfigError, match=r"--output: .*file cannot be written: .* is no dir"):
+        compare(output / "file")
     (output / "data" / "text.json").write_text('{"input": ["a"], "held_out": ["b"]}')
     with pytest.raises(ConfigError, match=r"--output: .* was made of other text"):
         compare(output)

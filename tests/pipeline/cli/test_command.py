@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import tyro
 from rich.console import Console
 from support.jobs import ROOT, environment
 
@@ -134,6 +135,21 @@ def test_a_home_directory_is_meant_wherever_it_stands(monkeypatch):
     assert run_job(Places, run) == 0
     monkeypatch.setattr(sys, "argv", ["job", "--input=~/a"])
     assert run_job(Places, lambda config, console: config.input != ("/home/me/a",)) == 0
+
+
+def test_refusals_have_no_colours_where_nobody_wants_them(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "argv", ["job", "--nothing"])
+    options = dict(tyro._experimental_options) | {"ansi_codes": True}
+    for no_color, coloured in (("", True), ("1", False)):
+        monkeypatch.setattr("tyro._experimental_options", dict(options))
+        monkeypatch.setattr("tyro._settings._experimental_options", tyro._experimental_options)
+        monkeypatch.setenv("NO_COLOR", no_color)
+        for stream in (sys.stdout, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
+        with pytest.raises(SystemExit):
+            run_job(Places, lambda config, console: 0)
+        assert ("\x1b[" in capsys.readouterr().err) == coloured
 
 
 @pytest.mark.parametrize("number", [0.5, math.nan, math.inf, -math.inf])
