@@ -10,6 +10,7 @@ from rich.console import Console
 
 from model.checkpoints.files import CheckpointError
 from pipeline.cli.command import run_command
+from pipeline.cli.loading import loading
 from pipeline.errors import PipelineError
 from train import MODULE
 from train.flags.configurations import check_configuration, configurations
@@ -47,8 +48,11 @@ def main() -> None:
         CheckpointError: a checkpoint cannot be used.
         SystemExit: torchtitan's parser found a wrong argument and printed an error.
     """
-    prepare()
-    from torchtitan.train import main as train  # only after prepare(): see train.shim
+    with loading():
+        prepare()
+        from torchtitan.train import main as train  # only after prepare(): see train.shim
+
+        from train import config_registry  # noqa: F401  (torchtitan imports it in any case)
 
     if "RANK" not in os.environ:
         set_single_process_environment()

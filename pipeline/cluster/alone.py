@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import ray
 
-from pipeline.cluster.loading import loading
+from pipeline.cli.loading import loading
 from pipeline.cluster.pieces import PieceOutcome, StageTask, fetched, release_lost_actors, run_piece
 
 TRIES = 3

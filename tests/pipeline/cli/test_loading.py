@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from pipeline.cluster.loading import loading
+from pipeline.cli.loading import loading
 
 
 @pytest.fixture(autouse=True)
