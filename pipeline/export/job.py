@@ -19,7 +19,8 @@ from pipeline.export.manifest import write_export_manifest
 from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.lease import held
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import MANIFEST
 
 

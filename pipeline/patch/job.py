@@ -31,7 +31,8 @@ from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.validation import validation_config
 from pipeline.storage.lease import held
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import reaching
 
 if TYPE_CHECKING:

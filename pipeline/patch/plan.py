@@ -141,9 +141,7 @@ def begin_run(
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = scorer_of(model, patcher, config)
-        calibration: Calibration = in_ray(
-            _calibrate, gpus, scorer, gpus, computed_in, sent, config
-        )
+        calibration: Calibration = in_ray(_calibrate, gpus, scorer, gpus, computed_in, sent, config)
         patcher = calibration.patcher
         _say_calibration(calibration, cast(float, config.target_patch_size), console)
     if config.bpe is not None:

@@ -31,7 +31,8 @@ from pipeline.report.set_counts import (
 from pipeline.report.unfinished import counts_so_far
 from pipeline.shards.provenance import short_names
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -22,7 +22,7 @@ from pipeline.drawing.scrolling import scrolling_css
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.output import refuse_credentials
+from pipeline.storage.places import refuse_credentials
 from pipeline.viewer.browse_tab import BROWSE, add_browse_tab
 from pipeline.viewer.comparison import Tokenizers
 from pipeline.viewer.config import PatchViewerConfig

@@ -9,9 +9,12 @@ from pipeline.cli.loading import loading
 
 
 @pytest.fixture(autouse=True)
-def switched_on_afterwards():
-    yield
+def collecting():
+    """torchtitan switches the collector off for the process that trains, which may be this one."""
+    before = gc.isenabled()
     gc.enable()
+    yield
+    (gc.enable if before else gc.disable)()
 
 
 class _Ring:
