@@ -8,13 +8,11 @@ import sys
 
 from rich.console import Console
 
-from model.checkpoints.files import CheckpointError
 from pipeline.cli.command import run_command
 from pipeline.cli.loading import loading
 from pipeline.errors import PipelineError
 from train import MODULE
 from train.flags.configurations import check_configuration, configurations
-from train.shim import prepare
 
 USAGE = """\
 python -m train --config NAME --dataloader.shards DIR_OR_URL[,DIR_OR_URL...] [FLAGS]
@@ -49,6 +47,8 @@ def main() -> None:
         SystemExit: torchtitan's parser found a wrong argument and printed an error.
     """
     with loading():
+        from train.shim import prepare
+
         prepare()
         from torchtitan.train import main as train  # only after prepare(): see train.shim
 
@@ -84,6 +84,9 @@ def _train(name: str | None) -> int:
         PipelineError: shards or a checkpoint cannot be used.
     """
     check_configuration(name)
+    # torch takes seconds to load: only when an interruption is told in a sentence.
+    from model.checkpoints.files import CheckpointError
+
     try:
         main()
     except CheckpointError as error:
