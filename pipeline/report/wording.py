@@ -50,6 +50,8 @@ def _advice(figures: SetFigures) -> str:
     near = abs(reached - target) <= 0.1 * target
     if nearest.threshold is None or near or _leaves_out_splits(figures):
         return ""
+    if abs(nearest.mean_patch_bytes - target) >= abs(reached - target):
+        return ""
     longer = "longer" if reached < target else "shorter"
     return (
         f" For {longer} patches, of {nearest.mean_patch_bytes:.2f} bytes on average, use a "
