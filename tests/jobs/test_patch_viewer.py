@@ -348,7 +348,7 @@ def test_a_document_beside_itself_from_a_link(browser, url, there):
     for route in late:
         with watched.page.expect_response(lambda response: "queue/join" in response.url):
             route.continue_()
-    watched.page.wait_for_timeout(500)
+    watched.page.wait_for_timeout(2000)  # in which they would be answered
     assert watched.page.locator(aligned).count() > 0
     document = list(ShardSet(str(there / "set")))[4]
     lengths = Patcher(0.4).patch_lengths(torch.tensor(document.entropies)[None])[0]
