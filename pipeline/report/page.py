@@ -101,7 +101,12 @@ class Report:
             _FILTERS,
             sets=sets,
             overview=overview(sets),
-            plots=[(name, plot.title, Markup(svg(name, sets))) for name, plot in PLOTS.items()],
+            counted=any(figures.patches for figures in sets),
+            plots=[
+                (name, plot.title, Markup(svg(name, sets)))
+                for name, plot in PLOTS.items()
+                if plot.applies(sets)
+            ],
             targets=[suggested.target for suggested in sets[0].suggested],
             curve_note=curve_note(sets),
             entropies_note=entropies_note(sets),
