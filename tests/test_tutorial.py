@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pictures import tutorial
 from pictures.tutorial import PAGE, shown
 from support.jobs import ROOT, environment, job_here
 from support.pages import blocks_of, with_outputs
@@ -87,6 +88,15 @@ def test_the_page_shows_what_was_printed():
     assert all(block.shown and block.shown.strip() for block in blocks)
     page = "a\n\n```sh\none\n```\n\n```text\nold\n```\n\n```sh\ntwo\n```\n"
     assert with_outputs(page, ["new", "not shown"]) == page.replace("old", "new")
+
+
+def test_ctrl_c_ends_it_without_a_traceback(monkeypatch, capsys):
+    def stopped(script: str):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tutorial, "run", stopped)
+    assert tutorial.main() == 130
+    assert capsys.readouterr().out.endswith("stopped; the same command goes on from here\n")
 
 
 def test_most_of_a_training_s_log_is_left_out():

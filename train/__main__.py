@@ -9,6 +9,7 @@ import sys
 from rich.console import Console
 
 from pipeline.cli.command import run_command
+from pipeline.cli.loading import loading
 from pipeline.errors import PipelineError
 from train import MODULE
 from train.flags.configurations import check_configuration, configurations
@@ -45,10 +46,13 @@ def main() -> None:
         CheckpointError: a checkpoint cannot be used.
         SystemExit: torchtitan's parser found a wrong argument and printed an error.
     """
-    from train.shim import prepare
+    with loading():
+        from train.shim import prepare
 
-    prepare()
-    from torchtitan.train import main as train  # only after prepare(): see train.shim
+        prepare()
+        from torchtitan.train import main as train  # only after prepare(): see train.shim
+
+        from train import config_registry  # noqa: F401  (torchtitan imports it in any case)
 
     if "RANK" not in os.environ:
         set_single_process_environment()

@@ -34,13 +34,14 @@ MOST_SHOWN = 20_000
 MOST_ROWS = 26
 """Each has a letter."""
 
+# Room below lines is padding: Gradio takes the margin from whatever is the last child of another.
 ALIGNED_CSS = """
 .aligned { position: relative; display: flex; flex-wrap: wrap; overflow: hidden;
   padding-left: 2.1em; direction: ltr;
   font: .92em/1.75em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .aligned .keys { position: absolute; left: 0; top: 0; bottom: 0; overflow: hidden;
   width: 1.9em; user-select: none; opacity: .75; }
-.aligned .keys div, .aligned .column { margin-bottom: .9em; }
+.aligned .keys div, .aligned .column { padding-bottom: .9em; }
 .aligned .key { display: block; height: 1.75em; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; }
 .aligned .name { display: none; }

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 
 from model.tokenizer import BYTE_OFFSET, encode_documents
 
-SHOWN_TOKENS = 110
+SHOWN_TOKENS = 72
+"""As many as have room in a column of a README, with letters that can be read there."""
 PATCH_COLOURS = ("#e8eef7", "#c9d8ee")
 
 
@@ -35,7 +36,7 @@ def write_entropy_png(
         patch_lengths_P: tokens.
         threshold: nats; None if the rule compares no entropies with a threshold.
     """
-    figure, axes = plt.subplots(figsize=(15, 4.8))
+    figure, axes = plt.subplots(figsize=(7.5, 3.6))
     _draw_entropies(axes, data, h_T, patch_lengths_P)
     if threshold is not None:
         right = axes.get_xlim()[1] + 0.2
@@ -48,7 +49,7 @@ def write_entropy_png(
     )
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=144)
     plt.close(figure)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from html import escape
 
 COLOURS = 4
-"""Patches take them in turns, so that neighbours never have the same."""
+"""Patches take them in turns, so that neighbours never have the same. Each second one is darker:
+neighbours differ in any kind of colour blindness, and on paper without colours."""
 _HIDDEN = re.compile(
     "[\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -20,9 +21,9 @@ _DOTTED_CIRCLE = "\u25cc"
 LIGHT_PATCHES = """
 .patches { font: .92em/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   white-space: break-spaces; overflow-wrap: anywhere; }
-.patch { unicode-bidi: isolate; border-radius: 3px; padding: 2px 0; }
-.patch.p0 { background: #cfe0fb; } .patch.p1 { background: #fbdfc6; }
-.patch.p2 { background: #cdeed9; } .patch.p3 { background: #e8d6f7; }
+.patch { unicode-bidi: isolate; border-radius: 3px; padding: 2px 0; print-color-adjust: exact; }
+.patch.p0 { background: #dbe8fd; } .patch.p1 { background: #f7cb9f; }
+.patch.p2 { background: #d3f2df; } .patch.p3 { background: #d8bdf0; }
 .patch.outlined { outline: 2px solid currentColor; outline-offset: -1px; }
 .patch.marked { box-shadow: inset 2px 0 0 #b3261e; }
 :is(.patches, .aligned) .chip { font-size: .72em; border: 1px solid currentColor;
@@ -32,12 +33,13 @@ LIGHT_PATCHES = """
 """
 """Styles of :func:`patches_html` on a light page."""
 DARK_PATCHES = (
-    *(".patch.p0 { background: #24447a; }", ".patch.p1 { background: #6d431d; }"),
-    *(".patch.p2 { background: #1c573a; }", ".patch.p3 { background: #533272; }"),
+    *(".patch.p0 { background: #1e3c70; }", ".patch.p1 { background: #8a5522; }"),
+    *(".patch.p2 { background: #164a30; }", ".patch.p3 { background: #6e449a; }"),
     ".patch.marked { box-shadow: inset 2px 0 0 #ff8a80; }",
 )
 """Rules that replace some of them on a dark page."""
-PATCHES_CSS = f"{LIGHT_PATCHES}@media (prefers-color-scheme: dark) {{ {' '.join(DARK_PATCHES)} }}\n"
+_DARK = "@media screen and (prefers-color-scheme: dark)"
+PATCHES_CSS = f"{LIGHT_PATCHES}{_DARK} {{ {' '.join(DARK_PATCHES)} }}\n"
 """Styles for a page that follows the system's choice of light or dark."""
 
 

@@ -8,7 +8,7 @@ matplotlib's defaults, on paper and on a page that may be dark.
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -17,11 +17,17 @@ import matplotlib
 matplotlib.use("Agg")  # draw to files only: there may be no screen
 
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
-LONGEST_LABEL = 24
+LONGEST_LABEL = 28
 """Characters of a name in a legend, at most: more have no room in a narrow plot."""
+LEGEND_LINE = 0.17
+"""Inches that a line of a legend below a plot takes."""
+FREE_LINES = 3
+"""Lines of a legend for which a broad plot has room."""
 BROAD, NARROW = (5.5, 3.4), (3.6, 2.9)
 """Width and height in inches. A page shows one or the other, so that letters have about their size
 (10 points) on a phone as on a desk."""
@@ -35,6 +41,8 @@ class Plot(Generic[Data]):
 
     title: str
     draw: Callable[[Data, Axes], None]
+    applies: Callable[[Data], bool] = lambda data: True
+    """True if the data have something to draw; a page leaves the plot out otherwise."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,11 @@ class Palette:
         }
 
 
+# Searched for, here and for dark pages in base.html.j2: readers with any kind of colour blindness
+# can tell them apart, the first ones best, and all have a contrast of 3 with the page.
 SERIES_COLOURS = (
-    *("#2f6fde", "#c9551f", "#1f8a54", "#8e44c8"),
-    *("#b8860b", "#0e8a99", "#c2388a", "#6b7280"),
+    *("#2f6fde", "#a04516", "#2fa36b", "#4f2370"),
+    *("#c2890c", "#0b524b", "#d96ac4", "#5c6080"),
 )
 PAPER = Palette("#1f2733", "#d9dee7", SERIES_COLOURS, "#ffffff")
 """The palette of PNG files. A light page has the same colours of series, a dark one has others."""
@@ -132,8 +142,8 @@ def _render(
             plot.draw(data, axes)
             if kind == "png":
                 axes.set_title(plot.title, loc="left", fontweight="bold")
-            if legend and axes.get_legend_handles_labels()[0]:
-                axes.legend()
+            if legend:
+                legend_below(axes)
             if figure.get_layout_engine() is None:  # unless the plot has chosen one
                 figure.tight_layout()
             file = io.BytesIO()
@@ -147,6 +157,35 @@ def _render(
 def colour_of(place: int) -> str:
     """The colour, as matplotlib names it, of what stands at this place of a comparison."""
     return f"C{place % len(SERIES_COLOURS)}"
+
+
+def line_style(place: int) -> Any:
+    """A line, dashes or dots: where lines lie on each other, each shows through the next one."""
+    styles = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
+    return styles[place % len(styles)]
+
+
+def legend_below(axes: Axes, keys: Sequence[Artist] | None = None) -> None:
+    """Add a legend that hides nothing, as there are bars or marks anywhere in a plot. It has two
+    columns where they have room, and the plot becomes higher by what the legend takes.
+
+    Args:
+        keys: what the legend shows instead of what is drawn; one alone needs no legend.
+    """
+    shown = axes.get_legend_handles_labels()[0] if keys is None else keys
+    if len(shown) < 2:
+        return
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.set_layout_engine("constrained")  # which makes room outside of the axes
+    broad = figure.get_figwidth() == BROAD[0]
+    legend = figure.legend(handles=shown, loc="outside lower left", ncol=2 if broad else 1)
+    lines = -(-len(shown) // 2) - FREE_LINES if broad else len(shown)
+    if broad and legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        figure.legend(handles=shown, loc="outside lower left")
+        lines = len(shown) - FREE_LINES
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(lines, 0))
 
 
 def short_label(name: str) -> str:

@@ -20,7 +20,8 @@ from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.named import named_set
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.lease import held
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import MANIFEST
 
 

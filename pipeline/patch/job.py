@@ -17,10 +17,10 @@ from rich.console import Console
 
 from model.patcher import Patcher
 from pipeline.cli.command import refuse_lost_output
+from pipeline.cli.loading import loading
 from pipeline.cli.progress_json import progress_lines
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
-from pipeline.cluster.loading import loading
 from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.errors import PipelineError
@@ -31,7 +31,8 @@ from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.validation import check_held_out, validation_config
 from pipeline.storage.lease import held
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import reaching
 
 if TYPE_CHECKING:

@@ -129,10 +129,12 @@ def begin_run(
             PatchRun.remove(made)
     _say_columns(config, plans, ids, console)
     _say_largest(units, split_bytes, console)
+    if model is None or config.calibrates:
+        sent = ray.put(splits)  # once: of many small files they are many megabytes
     if model is None:
         assert isinstance(config, PatchCorpusConfig)
         console.print(f"fitting an n-gram entropy model on up to {amount_text(config.ngram_bytes)}")
-        model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
+        model = cast(AnyEntropyModel, in_ray(_fit, 0, sent, config))
     if isinstance(config, PatchCorpusConfig) and config.scored_with == NGRAM:
         assert isinstance(model, AnyEntropyModel)
         _save(model, output)
@@ -141,9 +143,7 @@ def begin_run(
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = scorer_of(model, patcher, config)
-        calibration: Calibration = in_ray(
-            _calibrate, gpus, scorer, gpus, computed_in, splits, config
-        )
+        calibration: Calibration = in_ray(_calibrate, gpus, scorer, gpus, computed_in, sent, config)
         patcher = calibration.patcher
         _say_calibration(calibration, cast(float, config.target_patch_size), console)
     if config.bpe is not None:

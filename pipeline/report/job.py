@@ -33,7 +33,8 @@ from pipeline.report.unfinished import counts_so_far
 from pipeline.shards.named import named_set
 from pipeline.shards.provenance import short_names
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -42,7 +42,8 @@ from pipeline.report.wording import (
 )
 from pipeline.statistics.excerpts import Excerpt
 from pipeline.statistics.groups import MOST_GROUPS, OTHERS
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 
 PAGE, DATA = "index.html", "report.json"
 BAR_PIXELS = 90
@@ -100,7 +101,12 @@ class Report:
             _FILTERS,
             sets=sets,
             overview=overview(sets),
-            plots=[(name, plot.title, Markup(svg(name, sets))) for name, plot in PLOTS.items()],
+            counted=any(figures.patches for figures in sets),
+            plots=[
+                (name, plot.title, Markup(svg(name, sets)))
+                for name, plot in PLOTS.items()
+                if plot.applies(sets)
+            ],
             targets=[suggested.target for suggested in sets[0].suggested],
             curve_note=curve_note(sets),
             entropies_note=entropies_note(sets),

@@ -27,6 +27,8 @@ from model.rules import find_rule
 from pipeline.drawing.plots import (
     Plot,
     colour_of,
+    legend_below,
+    line_style,
     palette_colour,
     plot_png,
     plot_svg,
@@ -46,7 +48,7 @@ STEPPED_MEAN = 40.0
 
 def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Draw the share of patches by length."""
-    for figures, colour in coloured(sets):
+    for place, (figures, colour) in enumerate(coloured(sets)):
         share = np.zeros(LONGEST_SHOWN + 1)
         for length, count in figures.patch_lengths.counts.items():
             share[min(length, LONGEST_SHOWN)] += 100 * count / figures.patches
@@ -54,7 +56,8 @@ def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
         if len(sets) == 1:
             axes.bar(places, share[1:], color=colour, width=0.85)
         else:
-            axes.plot(places, share[1:], ".-", color=colour, lw=1.5, ms=5, label=label(figures))
+            look = {"color": colour, "ls": line_style(place), "lw": 1.5}
+            axes.plot(places, share[1:], marker=".", ms=5, label=label(figures), **look)
     axes.set_xticks([1, *range(4, LONGEST_SHOWN, 4), LONGEST_SHOWN])
     axes.set_xticklabels(["1", *map(str, range(4, LONGEST_SHOWN, 4)), f"{LONGEST_SHOWN}+"])
     axes.set_xlabel("patch length (tokens)")
@@ -64,14 +67,15 @@ def draw_lengths(sets: Sequence[SetFigures], axes: Axes) -> None:
 def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Draw the share of tokens by entropy, and a line at the threshold."""
     highest = 0.0
-    for figures, colour in coloured(sets):
+    for number, (figures, colour) in enumerate(coloured(sets)):
         counts = np.array(figures.entropies.counts, float)
         width = figures.entropies.bin
         if counts.any():
             edges = np.arange(len(counts) + 1) * width
             share = 100 * counts / counts.sum()
-            fill: dict[str, Any] = {"fill": True, "alpha": 0.85} if len(sets) == 1 else {"lw": 1.4}
-            axes.stairs(share, edges, color=colour, label=label(figures), **fill)
+            line = {"lw": 1.4, "ls": line_style(number)}
+            look: dict[str, Any] = {"fill": True, "alpha": 0.85} if len(sets) == 1 else line
+            axes.stairs(share, edges, color=colour, label=label(figures), **look)
             # The lowest entropies are so frequent that the others would look like zero: the highest
             # bar is cut off, and a note says how high it is.
             highest = max(highest, np.sort(share)[-2] if len(share) > 1 else share[0])
@@ -91,11 +95,12 @@ def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
 def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Draw the mean patch size by threshold, with the current and the suggested thresholds."""
     inside = palette_colour("figure.facecolor")
-    for figures, colour in coloured(sets):
+    for number, (figures, colour) in enumerate(coloured(sets)):
         curve = figures.curve
         thresholds, means = np.array(curve.thresholds), np.array(curve.mean_patch_bytes)
         shown = means <= STEPPED_MEAN
-        axes.plot(thresholds[shown], means[shown], color=colour, lw=1.8, label=label(figures))
+        look = {"color": colour, "ls": line_style(number), "lw": 1.8}
+        axes.plot(thresholds[shown], means[shown], label=label(figures), **look)
         for suggested in figures.suggested:
             reached = suggested.mean_patch_bytes
             if suggested.threshold is not None and reached is not None and reached <= STEPPED_MEAN:
@@ -120,7 +125,7 @@ def draw_curve(sets: Sequence[SetFigures], axes: Axes) -> None:
 
 def draw_drift(sets: Sequence[SetFigures], axes: Axes) -> None:
     """Draw the mean patch size of the shards, in their order."""
-    for figures, colour in coloured(sets):
+    for number, (figures, colour) in enumerate(coloured(sets)):
         means = np.array([shard.mean_patch_bytes for shard in figures.drift])
         if not len(means):
             continue
@@ -128,7 +133,8 @@ def draw_drift(sets: Sequence[SetFigures], axes: Axes) -> None:
         parts = [means[a:b] for a, b in pairwise(edges)]
         places = (edges[:-1] + edges[1:] - 1) / 2 + 1
         middle = [part.mean() for part in parts]
-        axes.plot(places, middle, ".-", color=colour, lw=1.2, ms=4, label=label(figures))
+        look = {"color": colour, "ls": line_style(number), "lw": 1.2}
+        axes.plot(places, middle, marker=".", ms=4, label=label(figures), **look)
         if len(means) > MOST_POINTS:
             low, high = [part.min() for part in parts], [part.max() for part in parts]
             axes.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
@@ -161,16 +167,20 @@ def draw_flops(sets: Sequence[SetFigures], axes: Axes) -> None:
         axes.set_xticks(range(len(sizes)), sizes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylabel("inference FLOPs per byte")
-    if len(sets) == 1 and len(bars) > 1:
-        axes.legend()
+    if len(sets) == 1:
+        legend_below(axes)
 
 
 PLOTS: dict[str, Plot[Sequence[SetFigures]]] = {
-    "threshold": Plot("What a threshold does", draw_curve),
-    "patch-lengths": Plot("Patch lengths", draw_lengths),
-    "entropies": Plot("Entropies", draw_entropies),
-    "drift": Plot("Over the shards", draw_drift),
-    "flops": Plot("What it costs", draw_flops),
+    "threshold": Plot(
+        "What a threshold does", draw_curve, lambda sets: any(f.curve.thresholds for f in sets)
+    ),
+    "patch-lengths": Plot("Patch lengths", draw_lengths, lambda sets: any(f.patches for f in sets)),
+    "entropies": Plot(
+        "Entropies", draw_entropies, lambda sets: any(any(f.entropies.counts) for f in sets)
+    ),
+    "drift": Plot("Over the shards", draw_drift, lambda sets: any(len(f.drift) > 1 for f in sets)),
+    "flops": Plot("What it costs", draw_flops, lambda sets: any(f.flops for f in sets)),
 }
 """The plots by the name of their PNG file, in the order of the page."""
 

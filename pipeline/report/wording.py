@@ -46,13 +46,15 @@ def explanation(figures: SetFigures) -> str:
 def _advice(figures: SetFigures) -> str:
     """The threshold to use instead, unless patches are near the first target already."""
     nearest = figures.suggested[0]
-    target, reached = nearest.target, figures.mean_patch_bytes
-    near = abs(reached - target) <= 0.1 * target
-    if nearest.threshold is None or near or _leaves_out_splits(figures):
+    target, reached, best = nearest.target, figures.mean_patch_bytes, nearest.mean_patch_bytes
+    if nearest.threshold is None or best is None or _leaves_out_splits(figures):
+        return ""
+    near, nearer = abs(reached - target), abs(best - target)
+    if near <= 0.1 * target or near <= nearer:
         return ""
     longer = "longer" if reached < target else "shorter"
     return (
-        f" For {longer} patches, of {nearest.mean_patch_bytes:.2f} bytes on average, use a "
+        f" For {longer} patches, of {best:.2f} bytes on average, use a "
         f"threshold of {nearest.threshold!r} nats."
     )
 

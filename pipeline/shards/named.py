@@ -2,7 +2,7 @@
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.output import refuse_credentials
+from pipeline.storage.places import refuse_credentials
 
 
 def named_set(url: str) -> ShardSet:

@@ -20,6 +20,11 @@ QUICK: dict[str, Any] = {
 }
 """Arguments of all events: they are answered at once, and for this page alone."""
 
+NUMBERED = (
+    "(...values) => [...values.slice(0, -1), (window.questions = (window.questions || 0) + 1)]"
+)
+"""JavaScript that replaces an event's last value by the number of the question."""
+
 
 @dataclass
 class Settings:
@@ -54,13 +59,23 @@ class Settings:
             )
             return [*changes, told]
 
-        def shown(*values: Any) -> list[Any]:
-            return update(dict(zip(self.components, values, strict=True)))
+        # A link changes several components at once. Each change asks with the values so far, and
+        # the browser sends these questions side by side: they may arrive in any order, so that an
+        # earlier one may come last, and must not be answered any more.
+        asked, answered = gr.Number(0, minimum=0, visible=False), gr.State(0)
 
-        # One after the other: an answer to earlier values must not come after that to later ones.
+        def shown(*given: Any) -> list[Any]:
+            *values, last, number = given
+            if number < last:
+                return [gr.skip() for _ in [*outputs, answered]]
+            return [*update(dict(zip(self.components, values, strict=True))), number]
+
+        both = [*inputs, answered, asked], [*outputs, answered]
         in_turn = {**QUICK, "concurrency_id": f"shown {id(self)}", "concurrency_limit": 1}
-        page.load(follow, None, [*inputs, notice], **QUICK).then(shown, inputs, outputs, **in_turn)
-        gr.on([component.change for component in inputs], shown, inputs, outputs, **in_turn)
+        page.load(follow, None, [*inputs, notice], **QUICK).then(
+            shown, *both, js=NUMBERED, **in_turn
+        )
+        gr.on([component.change for component in inputs], shown, *both, js=NUMBERED, **in_turn)
 
     def link(self, values: Mapping[str, Any]) -> str:
         """HTML with a link to these values, by name."""

@@ -53,6 +53,11 @@ CSS = (
 .note { opacity: .7; } .note a { color: inherit !important; padding: 0; }
 :is(#notice, #browse-notice):not(:has(.error)) { display: none; }
 .error { color: #b3261e; font-weight: 600; } .dark .error { color: #ff8a80; }
+input:is([type=range], [type=checkbox]):focus-visible {
+  outline: 2px solid currentColor !important; outline-offset: 2px; }
+@media (prefers-reduced-motion: reduce) {
+  *, ::before, ::after { animation-duration: 1ms !important; transition-duration: 1ms !important; }
+}
 """
 )
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")

@@ -87,7 +87,9 @@ class PatchView:
         return f"patch {number}: {size} from {start}{entropy}"
 
     def curve_html(self) -> str:
-        """The curve of the first bytes."""
+        """The curve of the first bytes; nothing for a text without any."""
+        if not self.data:
+            return ""
         if self.h_T is None:
             return '<p class="note">The shards hold no entropies.</p>'
         drawn = curve_svg(self.data, self.h_T, self.patch_lengths_P, self.threshold)

@@ -40,7 +40,7 @@ def add_type_tab(config: PatchViewerConfig, tokenizers: Tokenizers, page: gr.Blo
     )
     settings.add("text", box, text(MOST_BYTES))
     with gr.Row():
-        examples = [gr.Button(name, size="sm", min_width=80) for name in EXAMPLES]
+        examples = [gr.Button(name, size="sm", min_width=110) for name in EXAMPLES]
     _add_patches(settings, config, "")
     with gr.Accordion("compare with …", open=bool(tokenizers.names), elem_id="compare"):
         if tokenizers.names:

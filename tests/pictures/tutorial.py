@@ -5,13 +5,15 @@ With ``--record``, the page gets their output, and its pictures are made anew.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(ROOT)]
 
 from support.pages import blocks_of, with_outputs
 
@@ -21,16 +23,22 @@ SHOWN_STEPS = 10
 """Lines of the training's log that the page shows."""
 PROGRESS = re.compile(r"^[a-z ]+: [\d.]+ of about ", re.MULTILINE)
 """A line of progress, of which a busy machine prints more."""
+STOPPED = 128 + signal.SIGINT
+"""The exit status after Ctrl-C."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def main() -> int:
-    """Run the page; returns the exit status of the block that failed, or 0."""
+    """Run the page; returns the exit status of the block that failed or was stopped, or 0."""
     outputs = []
     page = PAGE.read_text()
     for block in blocks_of(page):
         print(f"$ {block.script}", end="", flush=True)
-        status, output = run(block.script)
+        try:
+            status, output = run(block.script)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here")
+            return STOPPED
         if status:
             return status
         outputs.append(output)
@@ -85,8 +93,9 @@ def shown(output: str) -> str:
 
 def draw_loss() -> None:
     """Draw bits per byte by step, of all runs that the training took."""
-    import matplotlib.pyplot as plt
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from pipeline.drawing.plots import Plot, plot_png
 
     found: dict[int, float] = {}
     for path in sorted((ROOT / "tutorial" / "run" / "tb").rglob("events*")):
@@ -94,11 +103,13 @@ def draw_loss() -> None:
         events.Reload()
         (tag,) = [t for t in events.Tags()["scalars"] if t.endswith("bits_per_byte")]
         found |= {event.step: event.value for event in events.Scalars(tag)}
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    axes.plot(*zip(*sorted(found.items()), strict=True))
-    axes.set(xlabel="step", ylabel="bits per byte", ylim=(0, 9))
-    axes.grid(alpha=0.3)
-    figure.savefig(ROOT / "docs" / "tutorial-loss.png", dpi=120)
+
+    def draw(points: dict[int, float], axes: Any) -> None:
+        axes.plot(*zip(*sorted(points.items()), strict=True))
+        axes.set(xlabel="step", ylabel="bits per byte", ylim=(0, 9))
+
+    picture = plot_png(Plot("Training", draw), found, legend=False)
+    (ROOT / "docs" / "tutorial-loss.png").write_bytes(picture)
 
 
 def show_report() -> None:

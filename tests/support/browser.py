@@ -73,6 +73,8 @@ class Watched:
 
 LAYOUT = """() => {
     const problems = [], box = element => element.getBoundingClientRect();
+    const meet = (one, two) => Math.min(one.right, two.right) - Math.max(one.left, two.left) > 2
+        && Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top) > 3;
     for (const svg of document.querySelectorAll('.plot svg')) {
         const scale = box(svg).width / svg.viewBox.baseVal.width;
         for (const label of scale ? svg.querySelectorAll('text') : []) {
@@ -81,6 +83,19 @@ LAYOUT = """() => {
             if (box(label).right > box(svg).right + 1 || box(label).left < box(svg).left - 1)
                 problems.push(`a label is cut off: ${label.textContent}`);
         }
+        // Labels that do not lie aslant overlap if their boxes do; a legend hides no data.
+        const turn = /rotate\\(([-.0-9]+)/;
+        const aslant = label => (turn.exec(label.getAttribute('transform')) || [0, 0])[1] % 90;
+        const labels = scale ? [...svg.querySelectorAll('text')].filter(l => !aslant(l)) : [];
+        const boxes = labels.map(label => [label, box(label)]);
+        for (const [label, one] of boxes)
+            for (const [other, two] of boxes)
+                if (label !== other && meet(one, two))
+                    problems.push(`labels overlap: ${label.textContent}, ${other.textContent}`);
+        const plotted = svg.querySelector('#axes_1 > #patch_2');
+        for (const label of scale && plotted ? svg.querySelectorAll('[id^=legend] text') : [])
+            if (meet(box(label), box(plotted)))
+                problems.push(`the legend lies on the plot: ${label.textContent}`);
     }
     for (const card of document.querySelectorAll('section'))
         for (const patch of card.querySelectorAll('.patch'))
@@ -90,6 +105,8 @@ LAYOUT = """() => {
         if (wide.scrollWidth > wide.clientWidth + 1)
             if (!getComputedStyle(wide).background.includes('local'))
                 problems.push('a table scrolls and nothing says so');
+    for (const whole of document.querySelectorAll('.whole'))
+        if (whole.getClientRects().length > 1) problems.push(`broken: ${whole.textContent}`);
     // Cards of plots fill their rows.
     for (const grid of document.querySelectorAll('.plots')) {
         const rows = {};
@@ -103,7 +120,8 @@ LAYOUT = """() => {
 
 
 def check_layout(watched: Watched) -> None:
-    """Check that labels of plots can be read, nothing is cut off, and what scrolls is marked."""
+    """Check that labels of plots can be read, nothing is cut off or hidden, and what scrolls is
+    marked."""
     problems = watched.page.evaluate(LAYOUT)
     assert not problems, problems
 

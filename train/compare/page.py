@@ -51,14 +51,14 @@ def write_page(results: Mapping[str, Any], folder: Path) -> None:
     output.write(DATA, json.dumps(_as_json(results), indent=1, allow_nan=False).encode())
     for name, each in PLOTS.items():
         if each.applies(read):
-            output.write(f"{name}.png", plot_png(each.plot, read, legend=False))
+            output.write(f"{name}.png", plot_png(each, read, legend=False))
     output.write(PAGE, comparison_page(read).encode())
 
 
 def comparison_page(results: Results) -> str:
     """The page: one file with everything in it. Whatever the results hold shows as text."""
     plots = [
-        (name, each.plot.title, Markup(plot_svg(each.plot, results, legend=False)))
+        (name, each.title, Markup(plot_svg(each, results, legend=False)))
         for name, each in PLOTS.items()
         if each.applies(results)
     ]

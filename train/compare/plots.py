@@ -5,22 +5,19 @@ To add one, write a function and add an entry to :data:`PLOTS`.
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from pipeline.drawing.plots import (
-    BROAD,
     SERIES_COLOURS,
     Plot,
     colour_of,
+    legend_below,
     palette_colour,
     short_label,
 )
@@ -29,10 +26,14 @@ from train.compare.wording import in_words
 
 BEGINNING = 0.2
 """The share of the training whose losses may be cut off: they would hide how the rest differs."""
-LEGEND_LINE = 0.17
-"""Inches that a line of a legend below a plot takes, for each of which a narrow plot has one."""
 LABEL_WIDTH = 18
 """Letters of a line of a label beside an axis."""
+LABEL_LINE = 0.18
+"""Inches that a line of such a label takes."""
+ROWS_HEIGHT = 1.3
+"""Inches that the rows of a plot have for the labels beside them."""
+MARKERS = "os^Dv*PX"
+"""Of the arms in turn, which can then be told apart without their colours."""
 
 
 def draw_losses(results: Results, axes: Axes) -> None:
@@ -63,7 +64,7 @@ def draw_losses(results: Results, axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("training FLOPs")
     axes.set_ylabel("bits per byte")
-    _legend_below(axes)
+    legend_below(axes)
 
 
 Curve = dict[int, tuple[float, float]]
@@ -101,8 +102,8 @@ def draw_differences(results: Results, axes: Axes) -> None:
     _arm_rows(axes, others)
     axes.set_ylim(len(others) - 0.5, -0.5)
     axes.margins(x=0.08)
-    name = short_label(results.arms[0].label).strip()
-    axes.set_xlabel(f"bits per byte above\n{name}")
+    name = textwrap.wrap(results.arms[0].label, LABEL_WIDTH)[:3]
+    axes.set_xlabel("\n".join(["bits per byte above", *name]))
 
 
 def draw_patch_sizes(results: Results, axes: Axes) -> None:
@@ -119,7 +120,7 @@ def draw_patch_sizes(results: Results, axes: Axes) -> None:
             arm.patch_size,
             spread.mean,
             [[spread.mean - spread.low], [spread.high - spread.mean]],
-            fmt="o",
+            fmt=look["marker"],
             color=look["color"],
             ms=6,
             capsize=4,
@@ -128,7 +129,7 @@ def draw_patch_sizes(results: Results, axes: Axes) -> None:
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel("bytes per patch, or per token")
     axes.set_ylabel("bits per byte")
-    _legend_below(axes)
+    legend_below(axes)
 
 
 def draw_costs(results: Results, axes: Axes) -> None:
@@ -153,7 +154,7 @@ def draw_costs(results: Results, axes: Axes) -> None:
     full = names_of_first[0] if len(first) == 1 else "latent or only transformer"
     keys = [Patch(color=colour, lw=0, label=full)]
     keys += [Patch(color=colour, lw=0, alpha=shades[p], label=name) for p, name in names]
-    _legend_below(axes, keys)
+    legend_below(axes, keys)
 
 
 def draw_inference(results: Results, axes: Axes) -> None:
@@ -170,7 +171,7 @@ def draw_inference(results: Results, axes: Axes) -> None:
     keys = [Patch(color=colour, label="model", lw=0)]
     if any(arm.entropy_model_flops_per_byte for arm in results.arms):
         keys.append(Patch(fill=False, ec=colour, hatch="///", lw=0.8, label="entropy model"))
-    _legend_below(axes, keys)
+    legend_below(axes, keys)
 
 
 def draw_robustness(results: Results, axes: Axes) -> None:
@@ -188,48 +189,32 @@ def draw_robustness(results: Results, axes: Axes) -> None:
                 axes.bar(x, over.mean, width * 0.92, color=colour_of(place), label=label)
                 axes.errorbar(x, over.mean, shown, fmt="none", **look)
                 label = None
-    tilted: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(results.noised) > 3 else {}
+    tilted: dict[str, Any] = {"rotation": 60 if len(results.noised) > 5 else 35, "ha": "right"}
+    tilted = tilted | {"rotation_mode": "anchor"} if len(results.noised) > 3 else {}
     names = [textwrap.shorten(in_words(n), LABEL_WIDTH, placeholder="…") for n in results.noised]
     axes.set_xticks(range(len(names)), names, **tilted)
     axes.set_ylabel("rise in bits per byte")
-    _legend_below(axes)
+    legend_below(axes)
 
 
 def _look(place: int) -> dict[str, Any]:
-    """The colour of an arm, and another line for each round of the colours."""
+    """The colour and the mark of an arm, and another line for each round of them."""
     style = ("-", "--", "-.")[place // len(SERIES_COLOURS) % 3]
-    return {"color": colour_of(place), "ls": style, "marker": "."}
-
-
-def _legend_below(axes: Axes, keys: Sequence[Artist] | None = None) -> None:
-    """A legend that hides nothing, as there are bars or marks anywhere in the plot. A narrow plot
-    becomes higher by it."""
-    shown = axes.get_legend_handles_labels()[0] if keys is None else keys
-    if len(shown) > 1:
-        figure = axes.figure
-        assert isinstance(figure, Figure)
-        figure.set_layout_engine("constrained")  # which makes room outside of the axes
-        broad = figure.get_figwidth() == BROAD[0]
-        if not broad:
-            figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(shown))
-        figure.legend(handles=shown, loc="outside lower left", ncol=2 if broad else 1)
+    marker = MARKERS[place % len(MARKERS)]
+    return {"color": colour_of(place), "ls": style, "marker": marker}
 
 
 def _arm_rows(axes: Axes, arms: Any) -> None:
-    """A row for each arm, with its name on the left."""
-    names = ["\n".join(textwrap.wrap(arm.label, LABEL_WIDTH)[:3]) for arm in arms]
-    axes.set_yticks(range(len(arms)), names)
+    """A row for each arm, with its name on the left. The plot becomes higher if the names need
+    it."""
+    names = [textwrap.wrap(arm.label, LABEL_WIDTH)[:3] for arm in arms]
+    axes.set_yticks(range(len(arms)), ["\n".join(lines) for lines in names])
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    higher = len(arms) * LABEL_LINE * max(map(len, names)) - ROWS_HEIGHT
+    figure.set_figheight(figure.get_figheight() + max(higher, 0))
     axes.grid(False)
     axes.grid(axis="x", lw=0.6)
-
-
-@dataclass(frozen=True)
-class ComparisonPlot:
-    """An entry of :data:`PLOTS`."""
-
-    plot: Plot[Results]
-    applies: Callable[[Results], bool]
-    """True if the results have something to draw."""
 
 
 def _measured(results: Results) -> bool:
@@ -250,12 +235,12 @@ def _noised(results: Results) -> bool:
     return any(results.rise(arm, text) for arm in results.arms for text in results.noised)
 
 
-PLOTS = {
-    "losses": ComparisonPlot(Plot("In the course of training", draw_losses), _measured),
-    "differences": ComparisonPlot(Plot("Differences, seed by seed", draw_differences), _paired),
-    "patch-sizes": ComparisonPlot(Plot("Patch sizes", draw_patch_sizes), _sizes_vary),
-    "robustness": ComparisonPlot(Plot("Other texts", draw_robustness), _noised),
-    "costs": ComparisonPlot(Plot("What training costs", draw_costs), lambda results: True),
-    "inference": ComparisonPlot(Plot("What inference costs", draw_inference), lambda results: True),
+PLOTS: dict[str, Plot[Results]] = {
+    "losses": Plot("In the course of training", draw_losses, _measured),
+    "differences": Plot("Differences, seed by seed", draw_differences, _paired),
+    "patch-sizes": Plot("Patch sizes", draw_patch_sizes, _sizes_vary),
+    "robustness": Plot("Other texts", draw_robustness, _noised),
+    "costs": Plot("What training costs", draw_costs),
+    "inference": Plot("What inference costs", draw_inference),
 }
 """The plots by the name of their PNG file, in the order of the page."""

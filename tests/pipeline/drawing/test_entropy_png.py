@@ -15,4 +15,4 @@ def test_a_picture_is_written(tmp_path, text, threshold):
     path = tmp_path / "patches.png"
     write_entropy_png(path, "a $name$", data, h_T, lengths_P, threshold)
     height, width, _ = image.imread(path).shape
-    assert width == 1650 and height == 528
+    assert width == 1080 and height == 518

@@ -30,7 +30,8 @@ from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_c
 from pipeline.report.wording import explanation
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.threshold_curve import ThresholdCurve
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
 TARGETS = (2.0, 4.5)
@@ -175,8 +176,16 @@ def test_the_advice_on_thresholds_is_that_of_the_curve(shards, parts, model, tmp
     assert "or the patch before has 3 tokens" in explanation(figures)
     assert "use a threshold" not in explanation(figures)
     page = Report([figures], 8192, recomputed=False).page()
-    assert page.count("Splits at max_patch_length are left out") == 2
+    assert page.count("Splits at max_patch_length are left out") == 1
     assert "A new patch follows each token" not in page
+
+
+def test_a_threshold_that_comes_no_nearer_is_no_advice(shards):
+    found = figures_of(read_counts("set", shards))
+    same = replace(found.suggested[0], mean_patch_bytes=found.mean_patch_bytes)
+    assert "use a threshold" in explanation(found)
+    stuck = replace(found, suggested=[same, *found.suggested[1:]])
+    assert "use a threshold" not in explanation(stuck)
 
 
 def test_a_set_without_documents_changes_nothing_of_what_it_is_merged_with(shards, model, tmp_path):
@@ -386,13 +395,21 @@ def test_pages_in_a_browser(browser, pages, name, kind):
     assert page.title() != "run" and page.locator("script, img, iframe").count() == 0
     assert HOSTILE in page.inner_text("body")
     boxes = [plot.bounding_box() for plot in page.locator("section svg:visible").all()]
-    assert len(boxes) == len(PLOTS)
+    assert len(boxes) == (0 if name == "empty" else len(PLOTS))
+    assert (page.get_by_role("heading", name="By source").count() == 0) == (name == "empty")
     assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
     check_layout(watched)
     dark = [channel < 80 for channel in colour(page, "background-color")]
     assert all(dark) == (kind == "dark") and any(dark) == (kind == "dark")
     contrast = np.subtract(colour(page, "color"), colour(page, "background-color"))
     assert np.abs(contrast).min() > 150
+    if kind == "dark" and name == "two":  # On paper it is light, and nothing hides behind an edge.
+        page.emulate_media(media="print")
+        assert min(colour(page, "color")) < 60 and max(colour(page, "color")) < 80
+        clipped = "e => getComputedStyle(e).overflowX"
+        assert {wide.evaluate(clipped) for wide in page.locator(".wide").all()} == {"visible"}
+        printed = "e => getComputedStyle(e).printColorAdjust"
+        assert page.locator(".patch").first.evaluate(printed) == "exact"
     page.close()
 
 

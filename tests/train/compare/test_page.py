@@ -16,10 +16,18 @@ from matplotlib.colors import to_hex
 from support import comparisons
 from support.comparisons import BUDGET, CLEAN, arm, results, run
 
+from pipeline.drawing.plots import NARROW
 from pipeline.errors import PipelineError
 from train.compare.figures import Results, Spread
 from train.compare.page import comparison_page, write_page
-from train.compare.plots import PLOTS, draw_costs, draw_losses, draw_patch_sizes, draw_robustness
+from train.compare.plots import (
+    MARKERS,
+    PLOTS,
+    draw_costs,
+    draw_losses,
+    draw_patch_sizes,
+    draw_robustness,
+)
 from train.compare.wording import answer, chance_note, problems, verdict
 
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
@@ -135,7 +143,7 @@ def test_the_cost_of_an_entropy_model_may_be_unknown(without_plots):
     found = Results.from_json(results([arm("a", [run(0, 2.3)], **unknown)]))
     assert found.arms[0].whole_inference_flops is None
     assert "its cost" not in (page := comparison_page(found)) and "the entropies of x" in page
-    with drawn(PLOTS["inference"].plot.draw, found) as axes:
+    with drawn(PLOTS["inference"].draw, found) as axes:
         assert sum(bar.get_width() for bar in axes.patches) == 2.2e5
 
 
@@ -182,8 +190,8 @@ def test_results_that_are_not_whole_are_named(tmp_path, change, message):
 
 
 @contextmanager
-def drawn(draw, values: Results) -> Iterator[Axes]:
-    figure, axes = plt.subplots()
+def drawn(draw, values: Results, **settings) -> Iterator[Axes]:
+    figure, axes = plt.subplots(**settings)
     draw(values, axes)
     yield axes
     plt.close(figure)
@@ -233,7 +241,7 @@ def test_rises_are_drawn_above_the_clean_text():
 def test_patch_sizes_have_the_places_that_were_measured():
     found = Results.from_json(comparisons.whole())
     with drawn(draw_patch_sizes, found) as axes:
-        points = [line for line in axes.lines if line.get_marker() == "o"]
+        points = [line for line in axes.lines if line.get_marker() in MARKERS]
         sizes = [float(point.get_xdata()[0]) for point in points]
         (level,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert sizes == [4.51, 4.5, 5.92, 3.4]
@@ -245,6 +253,18 @@ def test_more_arms_than_colours_have_other_lines():
     with drawn(draw_losses, found) as axes:
         looks = {(to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}
     assert len(looks) == 10
+
+
+def test_labels_of_many_arms_have_room():
+    label = "an arm whose name is rather long for a plot"
+    arms = [arm(str(i), [run(0, 2.3)], label=f"{label} {i}") for i in range(10)]
+    found = Results.from_json(results(arms))
+    with drawn(PLOTS["inference"].draw, found, figsize=NARROW) as axes:
+        axes.figure.tight_layout()
+        axes.figure.canvas.draw()
+        boxes = [each.get_window_extent() for each in axes.get_yticklabels()]
+    assert len(boxes) == 10
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(
