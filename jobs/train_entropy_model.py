@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from model.checkpoints.names import BUILT_IN
 from pipeline.cli.command import run_job
+from pipeline.cli.flags import check_at_least
 from pipeline.cli.optional import OrNone
 from pipeline.errors import PipelineError
 
@@ -328,6 +329,7 @@ def main() -> int:
 
 def make(config: TrainEntropyModelConfig, console: Console) -> int:
     """Make the model that was asked for; returns the exit status."""
+    check_at_least(config, processes=1, steps=1)
     return (export if config.model == BUILT_IN else distil)(config, console)
 
 
