@@ -204,14 +204,15 @@ class _Directories:
     def __init__(self, pattern: str, files: list[InputFile]):
         """
         Raises:
-            ConfigError: a prepared corpus is not finished, or a directory holds several splits and
-                none for training.
+            ConfigError: a prepared corpus or a shard set is not finished, or a directory holds
+                several splits and none for training.
         """
         self._chunks: dict[str, ManifestChunk] = {}
         self.held_out: dict[str, ManifestChunk] = {}
         """Validation files of prepared corpora, by URL."""
         self._prepared: set[str] = set()
         self._shard_sets: set[str] = set()
+        self._have_manifests: set[str] = set()
         self._hub_copies: set[str] = set()
         self._saved: dict[str, set[str]] = {}
         self._other_splits: set[str] = set()
@@ -220,6 +221,7 @@ class _Directories:
         self._is_directory = filesystem.isdir(path)
         for file in files:
             self._look_at(file)
+        self._check_shard_sets()
         self._check_chunks({file.url: file.size for file in files})
         data = [form for form in FORMATS.values() if form.is_data]
         suffixes = tuple(suffix for form in data for suffix in form.suffixes)
@@ -230,6 +232,8 @@ class _Directories:
 
     def _look_at(self, file: InputFile) -> None:
         directory, _, name = file.url.rpartition("/")
+        if name == MANIFEST:
+            self._have_manifests.add(directory)
         if name in (MANIFEST, RECORD) and directory not in self._prepared:
             kind = _kind_of_output(file)
             if kind == PREPARE:
@@ -259,6 +263,19 @@ class _Directories:
                     )
                 others = (f"{directory}/{split}" for split in splits if split != "train")
                 self._other_splits |= set(others)
+
+    def _check_shard_sets(self) -> None:
+        """
+        Raises:
+            ConfigError: a shard set, and no validation set within another, is not finished: a part
+                of its text would be read.
+        """
+        for directory in sorted(self._shard_sets - self._have_manifests):
+            if not any(directory.startswith(f"{other}/") for other in self._shard_sets):
+                raise ConfigError(
+                    f"--input {directory}: this shard set is not finished; run the command that "
+                    f"makes it again, or name {directory}/shards/* for what is there"
+                )
 
     def _check_chunks(self, sizes: dict[str, int]) -> None:
         """

@@ -219,3 +219,16 @@ def test_names_that_are_no_utf8_can_be_read_and_recorded(tmp_path):
     (split,) = plan_file(file, "jsonl", 100).splits
     (document,) = read_split(split, Columns(), 99)
     assert document.sample_id.encode() == b"a\\xff.jsonl#0"
+
+
+def test_a_shard_set_that_is_not_finished_is_no_input(tmp_path):
+    """A part of its text would be read without a word."""
+    record = b'{"patcher": {}, "columns": []}'
+    shards = {"set/run.json": record, "set/shards/0.jsonl": "a"}
+    fill(tmp_path, shards | {"set/validation/run.json": record})
+    for named in (tmp_path / "set", tmp_path):
+        with pytest.raises(ConfigError, match=r"^--input .*/set: this shard set is not finished; "):
+            find_inputs([str(named)])
+    assert len(find_inputs([str(tmp_path / "set" / "shards" / "*")]).files) == 1
+    fill(tmp_path, {"set/manifest.json": record})
+    assert [file.name for file in find_inputs([str(tmp_path / "set")]).files] == ["shards/0.jsonl"]
