@@ -5,6 +5,7 @@ python docs/api.py [DIRECTORY] [MODULE ...]     # build/api, of model, pipeline 
 pdoc draws the pages, with a search field; they need no server.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +14,30 @@ from pkgutil import ModuleInfo, walk_packages
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pdoc
+from pdoc.render_helpers import to_html
 
 import pipeline
 
 PACKAGES = ("model", "pipeline", "train")
+STYLES = Path(__file__).with_name("reference")
 
 
 def write_reference(directory: Path, modules: tuple[str, ...] = PACKAGES) -> Path:
     """Write the pages of ``modules``, and of those inside of them, and return the first page."""
     for name in pipeline.__all__:  # imported on demand: pdoc looks at what is there
         getattr(pipeline, name)
-    pdoc.render.configure(docformat="google", footer_text="blt-titan, Apache-2.0")
+    pdoc.render.configure(
+        docformat="google", footer_text="blt-titan, Apache-2.0", template_directory=STYLES
+    )
+    pdoc.render.env.filters["to_html"] = _to_html
     inside = [each.name for name in modules for each in _inside(name)]
     pdoc.pdoc(*modules, *inside, output_directory=directory)
     return directory / "index.html"
+
+
+def _to_html(markdown: str) -> str:
+    """HTML of a docstring. The two colons before an example are reStructuredText: one is shown."""
+    return to_html(re.sub(r"::(?=\n\s*\n)", ":", markdown))
 
 
 def _inside(package: str) -> Iterator[ModuleInfo]:

@@ -67,4 +67,6 @@ def test_the_reference_shows_what_is_offered(tmp_path):
     api = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(api)
     api.write_reference(tmp_path, ("pipeline.shards",))
-    assert "open_shards" in (tmp_path / "pipeline" / "shards" / "shard_set.html").read_text()
+    page = (tmp_path / "pipeline" / "shards" / "shard_set.html").read_text()
+    assert "open_shards" in page and "@media screen and (prefers-color-scheme: dark)" in page
+    assert "holds:</p>" in page  # reStructuredText's second colon is not shown

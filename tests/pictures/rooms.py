@@ -15,9 +15,12 @@ from support.jobs import ROOT
 from support.rooms import rooms, table
 
 PICTURE = ROOT / "docs" / "rooms.svg"
-WIDTH, BOX_HEIGHT, FLOOR_HEIGHT, TOP = 1080, 30, 78, 20
-CHARACTER = 6.9
-"""Width of a character of the labels."""
+WIDTH, BOX_HEIGHT, FLOOR_HEIGHT, TOP = 390, 20, 46, 8
+SHOWN_WIDTH = 560
+"""Pixels, where there is room; a phone shows the picture at about its own width, and letters of 12
+pixels as 10."""
+CHARACTER, BESIDE = 7.2, 6
+"""Width of a character of the labels in most fonts, and of the room beside a label."""
 STYLE = """
   text { font: 12px ui-monospace, Menlo, Consolas, monospace; text-anchor: middle; fill: #1f2328 }
   rect { fill: #f6f8fa; stroke: #8c959f; rx: 5px }
@@ -43,17 +46,21 @@ def drawn(imports: Mapping[str, Sequence[str]]) -> str:
     for floor in range(highest, -1, -1):
         y = TOP + (highest - floor) * FLOOR_HEIGHT
         on_floor = [room for room in imports if floors[room] == floor]
-        for place, room in enumerate(on_floor):
-            x = WIDTH * (place + 0.5) / len(on_floor)
+        gap = (WIDTH - sum(map(_width, on_floor))) / (len(on_floor) + 1)
+        x = 0.0
+        for room in on_floor:
+            x += gap + _width(room) / 2
             places[room] = x, y
             boxes.append(_box(room, x, y))
+            x += _width(room) / 2
     lines = [
         _line(places[room], places[target]) for room in imports for target in direct(room, imports)
     ]
     height = TOP * 2 + highest * FLOOR_HEIGHT + BOX_HEIGHT
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            f'width="{SHOWN_WIDTH}" height="{SHOWN_WIDTH * height // WIDTH}" role="img">',
             "<title>The rooms of blt-titan; lines lead down to what a room imports</title>",
             f"<style>{STYLE}</style>",
             *lines,
@@ -84,12 +91,16 @@ def direct(room: str, imports: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
+def _width(room: str) -> float:
+    return len(room) * CHARACTER + BESIDE
+
+
 def _box(room: str, x: float, y: float) -> str:
-    width = len(room) * CHARACTER + 18
+    width = _width(room)
     package = rooms()[room].files.partition("/")[0]
     return (
         f'<g class="{package}"><rect x="{x - width / 2:.1f}" y="{y}" width="{width:.1f}" '
-        f'height="{BOX_HEIGHT}"/><text x="{x:.1f}" y="{y + 19}">{escape(room)}</text></g>'
+        f'height="{BOX_HEIGHT}"/><text x="{x:.1f}" y="{y + 14}">{escape(room)}</text></g>'
     )
 
 

@@ -101,8 +101,10 @@ def draw_loss() -> None:
     for path in sorted((ROOT / "tutorial" / "run" / "tb").rglob("events*")):
         events = EventAccumulator(str(path))
         events.Reload()
-        (tag,) = [t for t in events.Tags()["scalars"] if t.endswith("bits_per_byte")]
-        found |= {event.step: event.value for event in events.Scalars(tag)}
+        # A run that finds the training done logs nothing.
+        for tag in events.Tags()["scalars"]:
+            if tag.endswith("bits_per_byte"):
+                found |= {event.step: event.value for event in events.Scalars(tag)}
 
     def draw(points: dict[int, float], axes: Any) -> None:
         axes.plot(*zip(*sorted(points.items()), strict=True))
