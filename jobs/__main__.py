@@ -3,6 +3,8 @@
 It imports nothing but the job that is asked for, so that help and refusals come at once.
 """
 
+import io
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -18,22 +20,35 @@ def main() -> int:
     """Run the command that the first argument names; returns the exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(listing())
-        return 0
+        return _print(listing())
     if name == "--version":
         from importlib.metadata import version
 
-        print(f"{PROGRAM} {version(PROGRAM)}")
-        return 0
+        return _print(f"{PROGRAM} {version(PROGRAM)}")
     if name not in COMMANDS:
         print(f"error: {refusal(name)}", file=sys.stderr)
         return 2
     sys.argv[:2] = [f"{PROGRAM} {name}"]
-    job = import_module(f"{__package__}.{COMMANDS[name].job}".lstrip("."))
+    try:
+        job = import_module(f"{__package__ or ''}.{COMMANDS[name].job}".lstrip("."))
+    except KeyboardInterrupt:
+        return 130
     status: int = job.main()
     if hasattr(job, "leave"):
         job.leave(status)
     return status
+
+
+def _print(text: str) -> int:
+    """Print a text; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # its reader is gone (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
 
 
 def listing() -> str:

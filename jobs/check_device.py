@@ -46,6 +46,8 @@ def main() -> int:
 
 def run(config: CheckDeviceConfig, console: Console) -> int:
     """Score, save and compare; print what was found."""
+    if config.output is not None and (config.output.is_dir() or not config.output.parent.is_dir()):
+        raise ConfigError(f"--output {config.output}: has to be a file in a directory that exists")
     # torch takes a second to load: only when the flags are right.
     import torch
 

@@ -1,6 +1,7 @@
 """Compare models that cost the same: train the arms of an experiment, and show them on a page."""
 
 import json
+import math
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from pipeline.cli.command import run_job
 from pipeline.cli.commands import command_line
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.optional import OrNone
-from pipeline.cli.results import print_line, print_problems
+from pipeline.cli.results import print_line, print_problems, print_whole
 from pipeline.errors import ConfigError
 from train.compare.experiment import CLEAN, Experiment, Form, read_experiment
 
@@ -107,7 +108,7 @@ def chosen(config: CompareConfig) -> tuple[Experiment, Form]:
     experiment = read_experiment(config.experiment)
     form = experiment.form(config.form)
     if config.budget_flops is not None:
-        if config.budget_flops <= 0:
+        if not 0 < config.budget_flops < math.inf:
             raise ConfigError("--budget-flops: has to be positive")
         form = replace(form, budget_flops=config.budget_flops)
     names = [arm.name for arm in experiment.arms]
@@ -138,7 +139,7 @@ def print_results(results: dict[str, Any], folder: Path, console: Console) -> No
             "-" if size is None else f"{size:.2f}",
             f"{sum(arm['flops_per_byte'].values()):,.0f}",
         )
-    console.print(table)
+    print_whole(console, table)
     print_line(console, f"page: {folder}/index.html")
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import run_job
-from pipeline.cli.flags import check_at_least
+from pipeline.cli.flags import check_at_least, check_new_output
 from pipeline.cli.progress_bar import metered
 from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
@@ -53,21 +53,21 @@ def main() -> int:
 
 def run(config: DistilEntropyModelConfig, console: Console) -> int:
     """Train the model, write it, and print what it is; returns the exit status."""
-    check_at_least(config, sample_bytes=1, steps=1)
+    check_at_least(config, sample_bytes=1, steps=1, seed=0)
     if not config.shards:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
-    if Path(config.output).exists():
-        raise ConfigError(f"--output: {config.output} exists; give another, or remove it")
+    check_new_output(Path(config.output))
     # torch takes a second to load: only when the flags are right.
     import torch
 
-    from model.checkpoints.entropy_model import fingerprint, save_entropy_model
+    from model.checkpoints.entropy_model import fingerprint
     from model.conv_entropy_model import ConvEntropyConfig
-    from pipeline.shards.shard_set import ShardSet
+    from pipeline.shards.named import named_set
+    from train.convert.job import write_checkpoint
     from train.distillation.learn import ROW_TOKENS, ROWS, distil
     from train.distillation.lesson import find_teacher, read_lesson
 
-    sets = [ShardSet(url) for url in config.shards]
+    sets = [named_set(url) for url in config.shards]
     teacher = find_teacher(sets)
     lesson = read_lesson(sets, config.sample_bytes, reset_at_newline=bool(teacher.reset_at_newline))
     torch.set_num_threads(1)
@@ -84,10 +84,7 @@ def run(config: DistilEntropyModelConfig, console: Console) -> int:
     loss = fmean(losses[-LAST_STEPS:])
     if not math.isfinite(loss):
         raise PipelineError("the training diverged: entropies of the shards are not numbers")
-    try:
-        save_entropy_model(model, config.output)
-    except OSError as error:
-        raise PipelineError(f"--output: {config.output} cannot be written: {error}") from error
+    write_checkpoint(Path(config.output), model, None, "own")
     result = {
         "output": config.output,
         "fingerprint": fingerprint(model),

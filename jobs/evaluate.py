@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli.command import run_job
-from pipeline.cli.results import print_line, print_problems
+from pipeline.cli.results import print_line, print_problems, print_whole
 from pipeline.errors import ConfigError
 from pipeline.evaluate.config import EvaluateConfig
 
@@ -98,7 +98,7 @@ def print_result(result: "Evaluation", confidence: float, console: Console) -> N
             table.add_row(name, *_cells(of_source))
         table.add_section()
     table.add_row("all", *_cells(total))
-    console.print(table)
+    print_whole(console, table)
     rate = total.bytes / result.seconds if result.seconds else 0.0
     print_line(console, f"{rate:,.0f} bytes/s ({result.seconds:.1f} s)")
     if problems.rejects:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import leave, run_job
+from pipeline.cli.progress_bar import amount_text
 from pipeline.cli.results import print_problems, print_table
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.layouts import LAYOUTS
@@ -56,7 +57,7 @@ def print_result(
 def _rows(result: "ExportShardsResult") -> Iterator[tuple[str, str]]:
     yield "files", f"{result.files:,} ({result.exported:,} written now)"
     yield "documents", f"{result.rows:,}"
-    yield "size", f"{result.bytes / 1e6:,.1f} MB"
+    yield "size", amount_text(result.bytes)
     if result.pushed:
         yield "pushed now", f"{result.pushed:,} files"
     yield "time", f"{result.seconds:.1f} s"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 # A checkout that is not installed: the packages lie beside this directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,6 +32,8 @@ class GenerateConfig:
 
     Exit status: 0 if everything was written, 2 if a flag is wrong or a model cannot be loaded.
     """
+
+    MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ("--prompt",)
 
     model: str
     """Directory, URL or hub id of a BLT: published, transformers' or our own layout."""

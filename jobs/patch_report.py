@@ -48,7 +48,7 @@ def print_report(report: "Report", page: str, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for figures in report.sets:
-        table.add_column(Text(figures.name), justify="right")
+        table.add_column(Text(figures.name), justify="right", overflow="fold")
     for label, cells in overview(report.sets):
         table.add_row(label, *map(Text, cells))  # names may look like markup
     console.print(table)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pipeline.cli.command import run_job
 from pipeline.errors import ConfigError
+from pipeline.viewer.address import free_port
 from pipeline.viewer.config import PatchViewerConfig
 
 
@@ -21,6 +22,8 @@ def main() -> int:
 def run(config: PatchViewerConfig, console: Console) -> int:
     """Serve the page until it is interrupted, or write it as a Space; returns the exit status."""
     config.check()
+    if config.write_space is None:
+        free_port(config)
     try:
         from pipeline.viewer.page import serve
         from pipeline.viewer.space import write_space

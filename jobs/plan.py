@@ -20,6 +20,7 @@ from model.checkpoints.names import PUBLISHED_ENTROPY_MODEL
 from pipeline.cli.command import run_job, run_job_that_passes_on
 from pipeline.cli.flags import check_at_least, flag_name
 from pipeline.cli.optional import OrNone
+from pipeline.cli.results import print_whole
 from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError
 from train.flags.assumptions import Assumptions, assumption_texts
@@ -86,7 +87,7 @@ class PlanPatchingConfig:
         Raises:
             ConfigError: one is wrong; names the flag.
         """
-        check_at_least(self, corpus_bytes=1)
+        check_at_least(self, corpus_bytes=1, gpu_hour_price=0)
         if self.gpus and self.cores:
             raise ConfigError("--cores: give GPUs or cores, not both")
         for name in ("gpus", "cores"):
@@ -95,6 +96,8 @@ class PlanPatchingConfig:
         for name in ("gpu_tflops", "scoring_mfu"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{flag_name(name)}: has to be positive")
+        if self.scoring_mfu > 1:
+            raise ConfigError("--scoring-mfu: is a share of the peak, at most 1")
 
 
 def main() -> int:
@@ -123,20 +126,27 @@ def run_patching(config: PlanPatchingConfig, console: Console) -> int:
     device = "GPUs" if on_gpus else "cores"
     table = Table(device, "MB/s", "hours", f"{device[:-1]} hours", "cost", "memory, GB", box=SIMPLE)
     for each in plans:
-        cost = "" if each.cost is None else f"{each.cost:,.0f}"
-        numbers_of = (f"{each.rate / 1e6:,.1f}", f"{each.hours:,.1f}", f"{each.device_hours:,.0f}")
+        cost = "" if each.cost is None else _figure(each.cost)
+        numbers_of = map(_figure, (each.rate / 1e6, each.hours, each.device_hours))
         table.add_row(f"{each.devices:,}", *numbers_of, cost, f"{each.memory / 1e9:,.0f}")
-    Console().print(table)
+    print_whole(Console(), table)
     print(
-        f"Storage: {storage.chunks / 1e9:,.1f} GB of prepared chunks, "
-        f"{storage.shards / 1e9:,.1f} GB of shards, "
-        f"{storage.without_entropies / 1e9:,.1f} GB with --drop-entropies."
+        f"Storage: {_figure(storage.chunks / 1e9)} GB of prepared chunks, "
+        f"{_figure(storage.shards / 1e9)} GB of shards, "
+        f"{_figure(storage.without_entropies / 1e9)} GB with --drop-entropies."
     )
     print(
         f"Assumed: {rate / 1e6:.3g} MB/s per {device[:-1]}"
         + (f" ({config.scoring_mfu:g} of {config.gpu_tflops:g} TFLOP/s)." if on_gpus else ".")
     )
     return 0
+
+
+def _figure(value: float) -> str:
+    """A number with a digit after the point where it is small, with two digits where it is tiny."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 or not value else f"{value:.2g}"
 
 
 def run(flags: PlanTrainingConfig, arguments: list[str], console: Console) -> int:
@@ -153,8 +163,13 @@ def run(flags: PlanTrainingConfig, arguments: list[str], console: Console) -> in
     if wrong := [number for number in gpus if not number.isdecimal() or not int(number)]:
         raise ConfigError(f"--gpus: {wrong[0]} is no number of GPUs")
     for name in names:
-        if not getattr(assumed, name) > 0:
-            raise ConfigError(f"--{name.replace('_', '-')}: has to be positive")
+        if not 0 < getattr(assumed, name) < math.inf:
+            raise ConfigError(f"{flag_name(name)}: has to be positive")
+    if assumed.mfu > 1:
+        raise ConfigError("--mfu: is a share of the peak, at most 1")
+    for name, words in (("--config", chosen), ("--gpus", gpus)):
+        if not words:
+            raise ConfigError(f"{name}: name at least one")
     for name in chosen:
         check_configuration(name)
     # torchtitan takes seconds to load: only when the flags are right.

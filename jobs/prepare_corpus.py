@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import leave, run_job
+from pipeline.cli.progress_bar import rate_text
 from pipeline.cli.results import print_line, print_problems, print_table
 from pipeline.prepare.config import PrepareCorpusConfig
 
@@ -71,8 +72,8 @@ def _rows(result: "PrepareCorpusResult", manifest: "PreparedManifest") -> Iterat
     chunks = manifest["chunks"]
     yield "chunks", f"{len(chunks)} in {result.output}: {chunks[0]['name']} …"
     if result.bytes_sorted:
-        rate = result.bytes_sorted / result.seconds / 1e6
-        yield "speed", f"{rate:.1f} MB/s ({result.seconds:.1f} s)"
+        rate = rate_text(result.bytes_sorted / result.seconds)
+        yield "speed", f"{rate} ({result.seconds:.1f} s)"
 
 
 if __name__ == "__main__":

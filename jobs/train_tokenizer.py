@@ -11,11 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import run_job
-from pipeline.cli.flags import check_at_least
+from pipeline.cli.flags import check_at_least, check_new_output
 from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
 
 BYTES = 256
+MOST_TOKENS = 1 << 20
 """Tokens that every tokenizer has: one per byte."""
 
 
@@ -48,18 +49,19 @@ def main() -> int:
 def run(config: TrainTokenizerConfig, console: Console) -> int:
     """Train the tokenizer, write it, and print what it is; returns the exit status."""
     check_at_least(config, vocab_size=BYTES, sample_bytes=1)
+    if config.vocab_size > MOST_TOKENS:
+        raise ConfigError(f"--vocab-size: at most {MOST_TOKENS:,}, got {config.vocab_size:,}")
     if not config.shards:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
     target = Path(config.output)
-    if target.exists():
-        raise ConfigError(f"--output: {target} exists; give another file, or remove it")
+    check_new_output(target)
     # torch takes a second to load: only when the flags are right.
     from pipeline.bpe.byte_level import BPE
-    from pipeline.shards.shard_set import ShardSet
+    from pipeline.shards.named import named_set
     from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
     from train.data.bpe_training import sample, train
 
-    texts = list(sample([ShardSet(url) for url in config.shards], config.sample_bytes))
+    texts = list(sample([named_set(url) for url in config.shards], config.sample_bytes))
     content = train(texts, config.vocab_size)
     bpe = BPE(config.output, content)  # which refuses what would not give text back
     try:

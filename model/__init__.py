@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from model.checkpoints.blt import load_blt, save_blt
     from model.checkpoints.entropy_model import load_entropy_model, save_entropy_model
     from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
-    from model.entropy_model import EntropyModel, EntropyModelConfig
+    from model.entropy_model import EntropyModel
+    from model.entropy_model_config import EntropyModelConfig
     from model.flops import flops_per_byte
     from model.generation.generate import generate
     from model.ngram import NGramEntropyModel
@@ -42,7 +43,7 @@ _MODULES = {
     "ConvEntropyConfig": ".conv_entropy_model",
     "ConvEntropyModel": ".conv_entropy_model",
     "EntropyModel": ".entropy_model",
-    "EntropyModelConfig": ".entropy_model",
+    "EntropyModelConfig": ".entropy_model_config",
     "NGramEntropyModel": ".ngram",
     "Patcher": ".patcher",
     "flops_per_byte": ".flops",

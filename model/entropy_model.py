@@ -6,9 +6,8 @@ loop over documents.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from model.entropies import batch_entropies, queue_copy
-from model.initialisation import InitStdFactor, check_initialisation
+from model.entropy_model_config import EntropyModelConfig
 from model.layers.attention import (
     BLOCK,
     SCORING_KERNEL,
@@ -30,8 +29,7 @@ from model.layers.attention import (
 from model.layers.initializers import Initializer, init_weights, initializers
 from model.layers.transformer import Block, run_blocks, run_blocks_in_place
 from model.segments import document_starts, since_start, token_positions
-from model.tokenizer import BOE_ID, PAD_ID, VOCAB_SIZE
-from model.widths import BlockShape, added_later, check_heads, check_numbers, default_hidden_dim
+from model.tokenizer import BOE_ID, PAD_ID
 
 CPU_TOKENS = 4096
 """Tokens per pack on a CPU: the activations of a layer then stay near the cache."""
@@ -52,71 +50,6 @@ FIXED_KERNELS: dict[str, str | int | bool | Callable[..., Any]] = {
 """Inductor's settings for scoring, whatever the environment says: where a choice changes how
 numbers are rounded (how sums are split, whether operands of products are padded) rules decide, and
 not the clock. So all processes on one kind of device compute the same bits."""
-
-
-@dataclass(frozen=True)
-class EntropyModelConfig:
-    """The shape of an entropy model; the defaults are those of the published one.
-
-    Raises:
-        ValueError: values do not fit together; the message names one.
-    """
-
-    dim: int = 768
-    """Width of the model."""
-    n_layers: int = 14
-    """Layers."""
-    n_heads: int = 12
-    """Attention heads."""
-    n_kv_heads: int | None = None
-    """Key and value heads; as many as ``n_heads`` by default."""
-    hidden_dim: int | None = None
-    """Width of the feed-forward layers; from ``dim`` by default."""
-    context_length: int = 8192
-    """Tokens after which context and positions start again."""
-    window: int = 512
-    """How many tokens a token sees, itself included."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary positions."""
-    norm_eps: float = 1e-5
-    """Added to the mean square that norms divide by."""
-    vocab_size: int = VOCAB_SIZE
-    """Token ids: 256 bytes and the special ones; more are never predicted."""
-    init_std_factor: InitStdFactor = added_later("disabled")  # noqa: RUF009
-    """The divisor of initial deviations: see :func:`model.initialisation.std_divisor`."""
-    init_base_std: float | None = added_later(None)
-    """The deviation of the initial weights of all blocks, instead of the one that follows from
-    their widths and the factor."""
-
-    FOLLOWS: ClassVar[Mapping[str, str]] = {"n_kv_heads": "n_heads", "hidden_dim": "dim"}
-    """Values that follow from another one where they are None; see :func:`model.widths.resized`."""
-
-    def __post_init__(self) -> None:
-        check_initialisation(self.init_std_factor, self.init_base_std)
-        check_numbers(asdict(self))
-        if self.n_kv_heads is None:
-            object.__setattr__(self, "n_kv_heads", self.n_heads)
-        if self.hidden_dim is None:
-            object.__setattr__(self, "hidden_dim", default_hidden_dim(self.dim))
-        check_heads(("n_heads", "n_kv_heads"), self.dim, self.n_heads, self.kv_heads)
-        if self.vocab_size < VOCAB_SIZE:
-            raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads."""
-        return self.n_kv_heads or self.n_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.dim // self.n_heads
-
-    @property
-    def block_shape(self) -> BlockShape:
-        """The shape of a layer."""
-        assert self.hidden_dim is not None
-        return BlockShape(self.dim, self.n_heads, self.kv_heads, self.hidden_dim, self.norm_eps)
 
 
 def entropy_of(logits_TV: Tensor) -> Tensor:

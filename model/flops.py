@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NotRequired, TypedDict
 
 from model.blt_config import BLT_SIZES, BLTConfig
-from model.entropy_model import EntropyModelConfig
+from model.entropy_model_config import EntropyModelConfig
 
 PAPER_SIZES = ("400m", "1b", "2b", "4b", "8b")
 """The sizes of ``BLT_SIZES`` that the paper has."""

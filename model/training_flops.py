@@ -9,7 +9,7 @@ row. A multiplication and an addition are two FLOPs.
 """
 
 from model.blt_config import BLTConfig
-from model.entropy_model import EntropyModelConfig
+from model.entropy_model_config import EntropyModelConfig
 from model.flops import TRAINING
 from model.token_transformer import TokenTransformerConfig
 from model.widths import BlockShape

@@ -1,5 +1,6 @@
 """Errors that a user can act on: jobs print their text and nothing else."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,13 @@ class DamagedShardError(PipelineError):
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an exception; its type's name where it has none."""
+    """The text of an exception; its type's name where it has none. One of the operating system's is
+    told without its number."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        return str(error.args[0][0][2])  # of many files, the first
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if isinstance(error.filename, str) else ""
+        return f"{error.strerror}{where}"
     return str(error) or type(error).__name__
 
 

@@ -46,7 +46,7 @@ FILES = {
         "test_tutorial.py",
         # These start none, but import what imports it.
         *("pipeline/storage/test_run_record.py", "pipeline/patch/test_collect.py"),
-        "pipeline/patch/test_plan.py",
+        *("pipeline/patch/test_plan.py", "pipeline/patch/test_job.py"),
         *("pipeline/cluster/test_stage_sums.py", "pipeline/cluster/test_plan_splits.py"),
         *("pipeline/shards/test_damage.py", "pipeline/export/test_reference_layout.py"),
         *("pipeline/adopt/test_adopting.py", "test_cluster_files.py", "test_pages.py"),

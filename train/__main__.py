@@ -8,12 +8,11 @@ import sys
 
 from rich.console import Console
 
-from model.checkpoints.files import CheckpointError
 from pipeline.cli.command import run_command
+from pipeline.cli.loading import loading
 from pipeline.errors import PipelineError
 from train import MODULE
 from train.flags.configurations import check_configuration, configurations
-from train.shim import prepare
 
 USAGE = """\
 python -m train --config NAME --dataloader.shards DIR_OR_URL[,DIR_OR_URL...] [FLAGS]
@@ -47,8 +46,13 @@ def main() -> None:
         CheckpointError: a checkpoint cannot be used.
         SystemExit: torchtitan's parser found a wrong argument and printed an error.
     """
-    prepare()
-    from torchtitan.train import main as train  # only after prepare(): see train.shim
+    with loading():
+        from train.shim import prepare
+
+        prepare()
+        from torchtitan.train import main as train  # only after prepare(): see train.shim
+
+        from train import config_registry  # noqa: F401  (torchtitan imports it in any case)
 
     if "RANK" not in os.environ:
         set_single_process_environment()
@@ -80,6 +84,9 @@ def _train(name: str | None) -> int:
         PipelineError: shards or a checkpoint cannot be used.
     """
     check_configuration(name)
+    # torch takes seconds to load: only when an interruption is told in a sentence.
+    from model.checkpoints.files import CheckpointError
+
     try:
         main()
     except CheckpointError as error:

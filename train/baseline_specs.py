@@ -13,7 +13,7 @@ from torchtitan.protocols.model import BaseModel
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model.blt_config import BLT_SIZES
-from model.entropy_model import EntropyModelConfig
+from model.entropy_model_config import EntropyModelConfig
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
 from model.training_flops import training_flops
 from train.model_spec import TrainedEntropyModel, TrainedModel, plain_spec

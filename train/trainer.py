@@ -32,6 +32,7 @@ from train.checkpoints.model_json import (
 from train.collective import on_rank_0
 from train.data.dataloader import Microbatch
 from train.data.held_out import validation_sets
+from train.data.named import check_sets
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
 from train.samples import Samples, SamplesConfig
@@ -73,6 +74,9 @@ class ByteTrainer(Trainer):
             _check_config(self)
 
     def __init__(self, config: Config):
+        check_sets("--dataloader.shards", config.dataloader.shards)
+        if config.validator.enable:
+            check_sets("--validator.dataloader.shards", config.validator.dataloader.shards)
         super().__init__(config)
         shape, notes = self.model_config.shape, self.dataloader.notes
         if isinstance(shape, BLTConfig):
@@ -295,6 +299,8 @@ def _check_config(config: ByteTrainer.Config) -> None:
             f"--parallelism.spmd-backend: {parallelism.spmd_backend} needs torchtitan's own "
             "modules, and BLT is plain PyTorch; leave it at partial_dtensor"
         )
+    if config.training.steps < 0:
+        raise ConfigError(f"--training.steps: must not be negative, got {config.training.steps}")
     if not config.dataloader.infinite:
         raise ConfigError(
             "--dataloader.no-infinite: is for validation only; set the length of a training with "

@@ -17,7 +17,8 @@ from model.checkpoints.files import (
     transformers_name,
 )
 from model.checkpoints.transformers_rope import RopeParameters, plain_rope_theta
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.initialisation import InitStdFactor
 from model.tokenizer import EOS_ID
 from model.widths import default_hidden_dim, hidden_dim_arguments

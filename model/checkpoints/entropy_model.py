@@ -37,7 +37,8 @@ from model.checkpoints.files import (
 from model.checkpoints.names import Layout
 from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
 from model.device import computing_in
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.initialisation import INITIALISATION
 from model.ngram import NGramEntropyModel
 from model.short_context import ShortContextModel

@@ -1,11 +1,13 @@
 """The common part of the commands in ``jobs/``: their ``main``, errors, and the exit status."""
 
+import errno
+import io
 import os
 import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from pipeline.cli.optional import REGISTRY
 from pipeline.cli.results import print_line, print_problems
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, message_of
 from pipeline.storage.outages import say_by
 
 Config = TypeVar("Config")
@@ -31,7 +33,8 @@ def run_job(
 
     Args:
         config_class: a dataclass whose fields are the flags. Its ``RENAMED``, if it has one, maps
-            names that flags had in earlier releases to those of today.
+            names that flags had in earlier releases to those of today; its ``MAY_BE_EMPTY`` holds
+            the flags that take empty texts.
         run: does the job and prints its result to standard output; returns the exit status. It
             also gets the console for everything else, which is standard error.
         interrupted: the sentence to print after Ctrl-C.
@@ -70,6 +73,10 @@ def _run_flags(
     def job() -> int:
         words = _with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console)
         _refuse_repeated_flags(words)  # an old name and the new one of the same flag
+        if not passes_on:
+            _refuse_empty_values(words, getattr(config_class, "MAY_BE_EMPTY", ()))
+        if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+            tyro._experimental_options["ansi_codes"] = False
         how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
         if not passes_on:
             return run(tyro.cli(config_class, args=words, **how), [], console)
@@ -105,9 +112,23 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
         output is gone (``| head``).
     """
 
+    try:
+        status = _status_of(job, console, interrupted)
+    finally:
+        lost = _write_the_rest()
+    if lost is not None:
+        problem = f"error: standard output cannot be written: {lost.strerror}"
+        print_problems(console, [problem])
+    return status or int(lost is not None)
+
+
+def _status_of(job: Callable[[], int], console: Console, interrupted: str) -> int:
     def say(message: str) -> None:
         console.print(message, highlight=False, markup=False)
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # what a locale cannot write is escaped
     say_by(say, doubt_addresses=True)
     try:
         end_on_signals()
@@ -126,8 +147,15 @@ def run_command(job: Callable[[], int], console: Console, *, interrupted: str) -
         if not _reader_is_gone():  # it was another pipe, or a connection
             raise
         return 141
-    finally:
-        _write_the_rest()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print_problems(console, [f"error: {message_of(error)}; make room, and run it again"])
+        return 1
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The operating system's errors where a disk, or what a user may have of it, is full."""
 
 
 def _reader_is_gone() -> bool:
@@ -137,12 +165,20 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _write_the_rest() -> None:
-    """Write what standard output still holds, or drop it without a word if nobody reads it."""
+def _write_the_rest() -> OSError | None:
+    """Write what standard output still holds, or drop it: without a word if nobody reads it.
+
+    Returns:
+        another reason why it cannot be written, such as a full disk.
+    """
+    if sys.stdout is None:  # it was closed before the process began
+        return None
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return None if isinstance(error, BrokenPipeError) else error
+    return None
 
 
 BEFORE_LEAVING: list[Callable[[], None]] = []
@@ -153,13 +189,17 @@ def leave(status: int) -> NoReturn:
     """End the process of a job, and the Ray that it started.
 
     What Python would do at exit takes a second: Ray waits for messages, and torch is taken apart.
+    The status is the job's, also where what comes before the end fails or is interrupted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(BrokenPipeError):
-            stream.flush()
-    for finish in BEFORE_LEAVING:
-        finish()
-    os._exit(status)
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with suppress(OSError):
+                stream.flush()
+        for finish in BEFORE_LEAVING:
+            with suppress(Exception):
+                finish()
+    finally:
+        os._exit(status)
 
 
 class Ended(KeyboardInterrupt):
@@ -196,10 +236,30 @@ def _refuse_repeated_flags(arguments: list[str]) -> None:
         ConfigError: a flag is given twice; only the last one, and the input that it names, would
             count.
     """
-    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    words = (argument.split("=")[0] for argument in arguments if argument.startswith("--"))
+    flags = [word.replace("_", "-") for word in words]  # either is taken
     for name in flags:
         if flags.count(name) > 1:
             raise ConfigError(f"{name}: is given more than once; put all values after one {name}")
+
+
+def _refuse_empty_values(arguments: list[str], allowed: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: a value is empty, as a shell leaves it of a variable that is not set; a path
+            would be the working directory.
+    """
+    flag = ""
+    for argument in arguments:
+        value = argument
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            value = value if equals else flag
+        if not value and flag not in allowed:
+            raise ConfigError(
+                f"{flag or 'the command line'}: has an empty value; is a variable "
+                "of your shell not set?"
+            )
 
 
 def submitted() -> bool:

@@ -90,9 +90,14 @@ UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 def rate_text(rate: float) -> str:
     """A rate, given in bytes per second, with three digits."""
-    unit, name = next((u for u in UNITS if rate >= u[0]), UNITS[-1])
-    value = rate / unit
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {name}/s"
+    return f"{amount_text(rate)}/s"
+
+
+def amount_text(size: float) -> str:
+    """A number of bytes, with three digits."""
+    unit, name = next((u for u in UNITS if size >= u[0]), UNITS[-1])
+    value = size / unit
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {name}"
 
 
 def time_text(seconds: float) -> str:

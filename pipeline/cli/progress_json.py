@@ -89,7 +89,8 @@ def progress_lines(path: str | None) -> Iterator[None]:
             with Path(path).open("a"):
                 LINES.path = Path(path)
         except OSError as error:
-            raise ConfigError(f"--progress-json: {path} cannot be written: {error}") from error
+            why = error.strerror or error
+            raise ConfigError(f"--progress-json: {path} cannot be written: {why}") from error
     try:
         yield
     finally:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import ray
 
-from pipeline.cluster.loading import loading
-from pipeline.cluster.pieces import PieceOutcome, StageTask, fetched, release_lost_actors, run_piece
+from pipeline.cli.loading import loading
+from pipeline.cluster.memory import bound_memory
+from pipeline.cluster.pieces import PieceOutcome, StageTask, release_lost_actors, run_piece
 
 TRIES = 3
 """How often a piece may end its worker before it is given up."""
@@ -82,7 +83,8 @@ def _alone(piece: int, reference: "list[ray.ObjectRef[StageTask]]") -> PieceOutc
         reference: of the task, in a list: an argument that is a reference would be unpacked, and
             what its functions need would be imported, before this function begins.
     """
+    bound_memory()
     with loading():
         task = ray.get(reference[0])
-        shared = fetched(task.shared)
+        shared = ray.get(task.shared)
     return run_piece(piece, task.work, task.setup(shared) if task.setup else shared, task.progress)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +15,9 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import ray
 
-from pipeline.cli.command import BEFORE_LEAVING, end_on_signals, submitted
+from pipeline.cli.command import BEFORE_LEAVING, Ended, end_on_signals, submitted
 from pipeline.cluster.known_lines import without_known_lines
-from pipeline.errors import PipelineError, message_of
+from pipeline.errors import ConfigError, PipelineError, message_of
 
 WITHIN = __name__.rpartition("pipeline.cluster.")[0].rstrip(".")
 """The package that holds all of ours where a wheel is installed, blt_titan; empty in a checkout."""
@@ -34,6 +36,7 @@ def connect(num_cpus: int | None, *packages: str) -> None:
         packages: packages of this repository that workers need beside ``model`` and ``pipeline``.
 
     Raises:
+        ConfigError: the command line is no UTF-8.
         PipelineError: the cluster at ``RAY_ADDRESS`` is gone, or does not take this process in; or
             Ray cannot be started here.
     """
@@ -44,6 +47,7 @@ def connect(num_cpus: int | None, *packages: str) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
+    _check_command_line()
     if WITHIN:
         directories = [_directory(WITHIN)]
     else:
@@ -73,6 +77,21 @@ def connect(num_cpus: int | None, *packages: str) -> None:
     end_on_signals()  # Ray's own handler would print a stack and abort
 
 
+def _check_command_line() -> None:
+    """
+    Raises:
+        ConfigError: Ray, which keeps the command line, cannot take it.
+    """
+    try:
+        "".join(sys.argv).encode()
+    except UnicodeEncodeError as error:
+        where = "".join(sys.argv)[error.start : error.end].encode(errors="surrogateescape")
+        raise ConfigError(
+            f"the command line: holds bytes that are no UTF-8 ({where!r}), which Ray cannot take; "
+            "name a directory above, or a link to that path"
+        ) from error
+
+
 def _disconnect() -> None:
     """Leave the cluster, and end a local Ray.
 
@@ -90,10 +109,13 @@ def _starting(what: str, advice: str) -> Iterator[None]:
     """
     Raises:
         PipelineError: Ray raised whatever; says so in a sentence.
+        Ended: SIGTERM came, for which Ray has a handler of its own meanwhile.
     """
     try:
         yield
     except (Exception, SystemExit) as error:  # Ray's core exits where it finds no cluster
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            raise Ended(signal.SIGTERM) from error
         lines = message_of(error).strip().splitlines()
         why = f"it ended with {error}" if isinstance(error, SystemExit) else lines[0]
         raise PipelineError(f"{what}: {why.rstrip('.')}; {advice}") from error
@@ -163,6 +185,12 @@ def _directory(package: str) -> Path:
     spec = find_spec(package)
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent
+
+
+def most_gpus() -> float:
+    """The most GPUs that a node of the cluster offers now."""
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return max((float(resources.get("GPU", 0)) for resources in alive), default=0.0)
 
 
 def in_ray(task: Any, gpus: float, *arguments: Any) -> Any:

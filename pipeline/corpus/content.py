@@ -11,7 +11,7 @@ import orjson
 
 from pipeline.corpus.lines import open_decompressed
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import open_input
+from pipeline.storage.places import open_input
 
 COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
 """The ending of a compressed file by its first bytes."""

@@ -170,7 +170,7 @@ class Parquet(Columnar):
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.fields import schema_names
         from pipeline.corpus.headers.parquet_footer import Footer
-        from pipeline.storage.output import open_input
+        from pipeline.storage.places import open_input
 
         with open_input(file.url) as raw:
             metadata = Footer(raw).parquet.metadata
@@ -206,7 +206,7 @@ class JsonLines(InputFormat):
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.json_lines import first_keys
         from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
-        from pipeline.storage.output import open_input
+        from pipeline.storage.places import open_input
 
         with open_input(file.url) as raw:
             columns = first_keys(open_decompressed(raw, file.typed_name))
@@ -240,7 +240,7 @@ class Arrow(Columnar):
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.columnar import open_arrow
         from pipeline.corpus.fields import schema_names
-        from pipeline.storage.output import open_input
+        from pipeline.storage.places import open_input
 
         with open_input(file.url) as raw:
             reader = open_arrow(raw)
@@ -275,7 +275,7 @@ class Csv(InputFormat):
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.csv_tables import column_names
         from pipeline.corpus.lines import open_decompressed
-        from pipeline.storage.output import open_input
+        from pipeline.storage.places import open_input
 
         with open_input(file.url) as raw:
             return Cut([], column_names(open_decompressed(raw, file.typed_name), self.delimiter))

@@ -22,15 +22,10 @@ from pipeline.corpus.named import NOT_DATA
 from pipeline.corpus.prepared import ManifestChunk, prepared_chunks, prepared_validation
 from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
+from pipeline.storage.checked_json import parse_json
 from pipeline.storage.lease import LEASES
 from pipeline.storage.listing import InputFile, Listing, has_no_such_path, list_files
-from pipeline.storage.output import (
-    canonical_url,
-    filesystem_of,
-    open_input,
-    parse_json,
-    refuse_credentials,
-)
+from pipeline.storage.places import canonical_url, filesystem_of, open_input, refuse_credentials
 from pipeline.storage.run_record import EXPORT, MANIFEST, PREPARE, RECORD
 
 HIDDEN = "hidden"

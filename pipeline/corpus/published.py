@@ -8,7 +8,7 @@ import re
 
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import filesystem_of
+from pipeline.storage.places import filesystem_of
 
 SHARD = re.compile(r"(?P<chunk>.+\.jsonl)\.shard_(?P<number>\d+)\.arrow")
 MARK = ".complete"

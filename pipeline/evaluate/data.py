@@ -14,7 +14,6 @@ from pipeline.corpus.splits import Split, plan_file
 from pipeline.errors import (
     BadFileError,
     ConfigError,
-    PipelineError,
     UnreachableFileError,
     translated,
 )
@@ -30,8 +29,8 @@ from pipeline.shards.format import (
     read_patches,
     read_texts,
 )
+from pipeline.shards.named import named_set
 from pipeline.shards.provenance import provenance_of
-from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.sources import source_names
 from pipeline.storage.listing import InputFile
 
@@ -169,10 +168,7 @@ class ShardData:
                 the entropies to re-patch it.
         """
         self.config = config
-        try:
-            self.shards = ShardSet(config.shards or "")
-        except PipelineError as error:
-            raise ConfigError(f"--shards: {error}") from error
+        self.shards = named_set(config.shards or "")
         metadata = self.shards.metadata_columns
         if config.by is not None and config.by not in metadata:
             raise ConfigError(

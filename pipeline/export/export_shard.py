@@ -16,7 +16,8 @@ from pipeline.shards.entries import Shard
 from pipeline.shards.format import read_patches, with_patches
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory, to_checked_json
+from pipeline.storage.checked_json import to_checked_json
+from pipeline.storage.output import OutputDirectory
 
 
 class Piece(NamedTuple):

@@ -26,7 +26,8 @@ from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.export.dataset_card import CARD
 from pipeline.export.exported_file import ExportedFile
 from pipeline.shards.manifest import is_export
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST
 
 KIND = "dataset"

@@ -10,16 +10,18 @@ from pipeline.cli.progress_json import progress_lines
 from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
-from pipeline.errors import ConfigError, DamagedShardError, PipelineError
+from pipeline.errors import ConfigError, DamagedShardError
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import Piece, export_shard, plan_export, verify_file
 from pipeline.export.exported_file import ExportedFile
 from pipeline.export.layouts import LAYOUTS, Layout
 from pipeline.export.manifest import write_export_manifest
 from pipeline.export.record import ExportRun, committed_files
+from pipeline.shards.named import named_set
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.lease import held
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import MANIFEST
 
 
@@ -117,11 +119,7 @@ def _open(layout: Layout, config: ExportShardsConfig) -> tuple[ShardSet, OutputD
         ConfigError: one of them cannot be used; names the flag.
     """
     flag = layout.output_flag
-    refuse_credentials("--shards", config.shards)
-    try:
-        shards = ShardSet(config.shards)
-    except PipelineError as error:
-        raise ConfigError(f"--shards {error}") from error
+    shards = named_set(config.shards)
     config.check_shards(shards)
     directory = layout.directory(shards, config)
     refuse_credentials(flag, directory)

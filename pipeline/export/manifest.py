@@ -8,7 +8,8 @@ from pipeline.export.exported_file import ExportedFile
 from pipeline.export.layouts import Layout
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory, to_checked_json
+from pipeline.storage.checked_json import to_checked_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import EXPORT, MANIFEST
 
 PROVENANCE = ("tokenizer", "entropy_model", "patcher", "sources")

@@ -23,7 +23,8 @@ from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import SHARDS_PER_PART, as_shards, entry_rows
 from pipeline.shards.upgrade import with_batches
 from pipeline.shards.verify import table_problems
-from pipeline.storage.output import OutputDirectory, open_input
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import open_input
 from pipeline.storage.run_record import MANIFEST
 
 ENTRY_BYTES = 10_000

@@ -7,7 +7,6 @@ from model.checkpoints.names import BUILT_IN
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.optional import OrNone
 from pipeline.cli.sizes import Size
-from pipeline.errors import ConfigError
 from pipeline.patch.shards_config import ShardsConfig
 
 NGRAM = "ngram"
@@ -31,9 +30,9 @@ class PatchCorpusConfig(ShardsConfig):
     """GPUs per worker; 1 by default if the cluster has any and the model can use it."""
     ngram_bytes: Size = 64 << 20
     """Bytes of the sample that the n-gram model is fitted on."""
-    validation: bool = True
-    """Also patch the validation set of a prepared corpus, with the same model and threshold, into a
-    set of its own: OUTPUT/validation."""
+    no_validation: bool = False
+    """Leave out the validation set of a prepared corpus. Otherwise it is patched, too, with the
+    same model and threshold, into a set of its own: OUTPUT/validation."""
 
     @property
     def scored_with(self) -> str:
@@ -42,9 +41,7 @@ class PatchCorpusConfig(ShardsConfig):
 
     def check(self) -> None:
         super().check()
-        check_at_least(self, ngram_bytes=1)
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise ConfigError(f"--gpus-per-worker: must not be negative: {self.gpus_per_worker}")
+        check_at_least(self, ngram_bytes=1, gpus_per_worker=0)
 
     def content(self) -> dict[str, Any]:
         return super().content() | {

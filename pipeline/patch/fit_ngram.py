@@ -1,7 +1,9 @@
 """The n-gram model that a run fits on a seeded sample of its corpus before it begins."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -15,7 +17,12 @@ from pipeline.errors import PipelineError, UnreachableFileError
 from pipeline.patch.shards_config import ShardsConfig
 
 PLACES = 64
-"""Places of the corpus that a sample is read from."""
+"""Places of the corpus that a sample is read from, if they have enough text."""
+MOST_TIMES, LEAST_MOST = 4, 1 << 20
+"""Times its estimated bytes of text that are read of a split, at most, and never less than so many:
+a compressed file may hold more than it seems to."""
+READERS, AT_A_TIME = 8, 64
+"""Threads that read, as object storage takes its time to answer, and splits that they share."""
 FIT_BYTES = 8 << 20
 """Bytes of text that are counted at a time when an n-gram model is fitted."""
 SHOWN_FAILURES = 3
@@ -40,37 +47,81 @@ def sample(
     """Documents of about ``sample_bytes`` bytes of text, all of a corpus that is not larger.
 
     The places are drawn with ``config.seed``, in proportion to the sizes of the splits; each gives
-    whole documents, but not more than a few times its share of a long one. A file that cannot be
-    read gives nothing; the run itself will name it.
+    whole documents, but not more than a few times its share of a long one. Where that is not
+    enough, because files are small, others follow in an order that is drawn likewise: a corpus of
+    a million files of 2 kB gives 64 places 128 kB, and the rest comes from files behind these. A
+    file that cannot be read gives nothing; the run itself will name it.
 
     Args:
         failures: gets why files gave nothing.
     """
     sizes = np.array([max(split.size, 1) for split in splits], np.float64)
-    if sizes.sum() <= sample_bytes:
-        places = list(splits)
-    else:
-        random = np.random.default_rng(config.seed)
-        chosen = random.choice(len(splits), PLACES, p=sizes / sizes.sum())
-        places = [_somewhere_in(splits[i], random) for i in sorted(chosen.tolist())]
-    documents: list[Document] = []
-    longest = 4 * max(sample_bytes // len(places), 1 << 16)
-    taken = 0
-    for number, place in enumerate(places, 1):
+    read = _Reading(config, [] if failures is None else failures)
+    if sizes.sum() <= sample_bytes:  # an estimate, which compressed files may exceed
+        read.all_of(splits, MOST_TIMES * sample_bytes, sample_bytes)
+        return read.documents
+    random = np.random.default_rng(config.seed)
+    chosen = sorted(random.choice(len(splits), PLACES, p=sizes / sizes.sum()).tolist())
+    longest = 4 * max(sample_bytes // PLACES, 1 << 16)
+    for number, i in enumerate(chosen, 1):
         # Later places make good what early ones lack because they were short.
-        wanted = sample_bytes * number // len(places)
+        wanted = sample_bytes * number // PLACES
+        place = _somewhere_in(splits[i], random)
+        read.add(read.from_place(place, wanted - read.bytes, longest), wanted)
+    if read.bytes < sample_bytes:
+        # Drawn one after the other without return, each in proportion to its size.
+        order = np.argsort(random.exponential(size=len(splits)) / sizes).tolist()
+        done = set(chosen)
+        read.all_of([splits[i] for i in order if i not in done], sample_bytes, longest)
+    return read.documents
+
+
+class _Reading:
+    """Documents that are read, up to a number of bytes of text."""
+
+    def __init__(self, config: ShardsConfig, failures: list[str]):
+        self._config, self._failures = config, failures
+        self.documents: list[Document] = []
+        self.bytes = 0
+
+    def from_place(
+        self, place: Split, wanted: int, longest: int
+    ) -> tuple[list[Document], str | None]:
+        """Documents of a place, until they have ``wanted`` bytes, and why there are no more."""
+        documents: list[Document] = []
         try:
-            for record in read_split(place, config.columns, config.max_document_bytes):
-                if taken >= wanted:
+            for record in read_split(place, self._config.columns, self._config.max_document_bytes):
+                if wanted <= 0:
                     break
                 if isinstance(record, Document):
                     documents.append(beginning(record, longest))
-                    taken += len(documents[-1].text)
+                    wanted -= len(documents[-1].text)
         except PipelineError as error:
             where = "" if isinstance(error, UnreachableFileError) else f"{place.file.url}: "
-            if failures is not None:
-                failures.append(f"{where}{error}")
-    return documents
+            return documents, f"{where}{error}"
+        return documents, None
+
+    def add(self, found: tuple[list[Document], str | None], most: int) -> None:
+        """Take documents until there are ``most`` bytes of all places."""
+        documents, failure = found
+        for document in documents:
+            if self.bytes < most:
+                self.documents.append(document)
+                self.bytes += len(document.text)
+        if failure is not None:
+            self._failures.append(failure)
+
+    def all_of(self, splits: Sequence[Split], most: int, longest: int) -> None:
+        """Read splits until there are ``most`` bytes: several at a time, with the same result as
+        one after the other."""
+        with ThreadPoolExecutor(READERS) as pool:
+            for first in range(0, len(splits), AT_A_TIME):
+                if (left := most - self.bytes) <= 0:
+                    break
+                some = splits[first : first + AT_A_TIME]
+                wanted = [min(left, max(MOST_TIMES * s.size, LEAST_MOST)) for s in some]
+                for found in pool.map(self.from_place, some, wanted, repeat(longest)):
+                    self.add(found, most)
 
 
 def beginning(document: Document, longest: int) -> Document:

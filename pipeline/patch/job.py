@@ -17,10 +17,10 @@ from rich.console import Console
 
 from model.patcher import Patcher
 from pipeline.cli.command import refuse_lost_output
+from pipeline.cli.loading import loading
 from pipeline.cli.progress_json import progress_lines
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
-from pipeline.cluster.loading import loading
 from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.prepared import ID_COLUMN
 from pipeline.errors import PipelineError
@@ -29,9 +29,10 @@ from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.record import PatchRun
 from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
-from pipeline.patch.validation import validation_config
+from pipeline.patch.validation import check_held_out, validation_config
 from pipeline.storage.lease import held
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import reaching
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def _make_shards(
     else:
         run = PatchRun.resume(output)
     inputs = find_inputs(config.input, config.format, output=output.url)
+    check_held_out(config, inputs)
     given = _load_while_joining(lambda: load(inputs), config.num_workers)
     from pipeline.patch.plan import begin_run, resume_run, scorer_of
     from pipeline.patch.run import patch_left
@@ -128,6 +130,7 @@ def _load_while_joining(
     """Join Ray, or start one, while a thread loads what the job needs; returns what ``load`` does.
 
     (Not the other way round: the processes of a local Ray end with the thread that starts them.)
+    What ends the joining, an error or Ctrl-C, does not wait for the load, which may be a download.
     """
 
     def load_all() -> "Source | None":
@@ -136,10 +139,14 @@ def _load_while_joining(
 
         return given
 
-    with loading(), ThreadPoolExecutor(1, "load") as pool:
-        loaded = pool.submit(load_all)
-        connect(workers)
-        return loaded.result()
+    pool = ThreadPoolExecutor(1, "load")
+    try:
+        with loading():
+            loaded = pool.submit(load_all)
+            connect(workers)
+            return loaded.result()
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _check_chunks(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from model.checkpoints.entropy_model import load_entropy_model
 from model.checkpoints.files import CheckpointError
 from model.checkpoints.names import PUBLISHED_ENTROPY_MODEL
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.flops import entropy_model_flops
 from pipeline.errors import ConfigError
 

@@ -37,8 +37,9 @@ from pipeline.shards.format import record_batch, shard_schema
 from pipeline.shards.record_batches import BatchWriter
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
+from pipeline.storage.checked_json import to_json
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.output import OutputDirectory
 
 BATCH_BYTES = 1 << 20
 """Bytes of text that are scored at a time, and go into one record batch of a shard."""

@@ -3,6 +3,7 @@
 A new run is planned, fitted and calibrated, then recorded; a rerun is checked against the record.
 """
 
+import os
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -27,8 +28,9 @@ from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
+from pipeline.cli.progress_bar import amount_text
 from pipeline.cli.results import print_line
-from pipeline.cluster.connect import in_ray
+from pipeline.cluster.connect import in_ray, most_gpus
 from pipeline.cluster.plan_splits import plan_files, splits_of, text_bytes
 from pipeline.corpus.ids import Ids
 from pipeline.corpus.lines import COMPRESSIONS
@@ -121,16 +123,18 @@ def begin_run(
     ids = Ids(config.id_column) if config.id_column else Ids.choose(plans, config.columns)
     config = replace(config, usual_id=None if config.id_column else ids.column)
     output.check_writable()
-    computed_in = _computed_in(config, model)
+    computed_in = _computed_in(config, model, console)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         for made in (OutputDirectory(validation_of(output.url)), output):
             PatchRun.remove(made)
     _say_columns(config, plans, ids, console)
     _say_largest(units, split_bytes, console)
+    if model is None or config.calibrates:
+        sent = ray.put(splits)  # once: of many small files they are many megabytes
     if model is None:
         assert isinstance(config, PatchCorpusConfig)
-        console.print(f"fitting an n-gram entropy model on up to {config.ngram_bytes / 1e6:.0f} MB")
-        model = cast(AnyEntropyModel, in_ray(_fit, 0, splits, config))
+        console.print(f"fitting an n-gram entropy model on up to {amount_text(config.ngram_bytes)}")
+        model = cast(AnyEntropyModel, in_ray(_fit, 0, sent, config))
     if isinstance(config, PatchCorpusConfig) and config.scored_with == NGRAM:
         assert isinstance(model, AnyEntropyModel)
         _save(model, output)
@@ -139,9 +143,7 @@ def begin_run(
     if config.calibrates:
         gpus = gpus_per_worker(config, model)
         scorer = scorer_of(model, patcher, config)
-        calibration: Calibration = in_ray(
-            _calibrate, gpus, scorer, gpus, computed_in, splits, config
-        )
+        calibration: Calibration = in_ray(_calibrate, gpus, scorer, gpus, computed_in, sent, config)
         patcher = calibration.patcher
         _say_calibration(calibration, cast(float, config.target_patch_size), console)
     if config.bpe is not None:
@@ -187,7 +189,7 @@ def _say_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> N
 
 
 def _say_calibration(calibration: Calibration, target: float, console: Console) -> None:
-    amount = f"{calibration.text_bytes / 1e6:.1f} MB of text"
+    amount = f"{amount_text(calibration.text_bytes)} of text"
     error = f"{calibration.error:.2%}" if calibration.error else "none, as that is all of it"
     print_line(console, f"calibrated on {amount}; standard error of the mean patch size: {error}")
     if abs(calibration.patch_size / target - 1) > TOLERANCE:
@@ -243,7 +245,7 @@ def resume_run(
                 f"{output.locate(MODEL_DIRECTORY)}: is damaged: it is not the model that this run "
                 "was begun with; restore it, or start anew with --overwrite"
             )
-    content = _content(config, _describe(model, config, _computed_in(config, model)))
+    content = _content(config, _describe(model, config, _computed_in(config, model, console)))
     begun_in, computed_in = run.settings.get(COMPUTED_IN), content[COMPUTED_IN]
     if begun_in not in (None, computed_in) and same_rounding(begun_in, computed_in):
         console.print(
@@ -310,12 +312,23 @@ def _content(config: ShardsConfig, described: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _computed_in(config: ShardsConfig, model: Source | None) -> str | None:
+def _computed_in(config: ShardsConfig, model: Source | None, console: Console) -> str | None:
     """The device on which the model, or an n-gram model that is to be fitted, will compute; None
-    if entropies are stored."""
+    if entropies are stored.
+
+    Raises:
+        ConfigError: workers are to have more GPUs than this machine, on which a local Ray runs.
+    """
     if isinstance(model, StoredEntropies):
         return None
     gpus = 0 if model is None else gpus_per_worker(config, model)
+    if gpus and (most := most_gpus()) < gpus:
+        if not os.environ.get("RAY_ADDRESS"):  # nothing will add a node: it would wait for ever
+            raise ConfigError(
+                f"--gpus-per-worker {gpus:g}: Ray finds {most:g} GPUs on this machine; leave the "
+                "flag out to use what there is"
+            )
+        print_line(console, f"waiting for a node with {gpus:g} GPUs: the cluster has none now")
     return in_ray(_gpu, gpus) if gpus else computing_in(torch.device("cpu"), torch.float32)
 
 

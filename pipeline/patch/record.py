@@ -16,8 +16,9 @@ from pipeline.shards.entries import Shard, committed_names, entry_path, read_ent
 from pipeline.shards.provenance import FITTED_MODEL
 from pipeline.shards.shard_set import TOKENIZER_DIRECTORY
 from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
+from pipeline.storage.checked_json import to_json
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import (
     ANEW,
     MANIFEST,

@@ -162,7 +162,7 @@ class ShardsConfig:
         self._check_ends()
         _ = self.patcher  # built here for its own checks
         check_at_least(
-            self, num_workers=1, calibration_bytes=1, shard_bytes=1, max_document_bytes=1
+            self, num_workers=1, seed=0, calibration_bytes=1, shard_bytes=1, max_document_bytes=1
         )
         if self.max_document_bytes > 1 << 30:
             raise ConfigError("--max-document-bytes: at most 1 GiB, what one Arrow row can hold")

@@ -26,19 +26,9 @@ def validation_config(
         config: that of the training set.
         inputs: of the training set.
         threshold: of the training set, given or calibrated.
-
-    Raises:
-        PipelineError: a validation file is not what was written.
     """
-    if not isinstance(config, PatchCorpusConfig) or not config.validation or not inputs.held_out:
+    if not isinstance(config, PatchCorpusConfig) or config.no_validation or not inputs.held_out:
         return None
-    for url, chunk in inputs.held_out.items():
-        sizes = [file.size for file in list_files(url).files]
-        if sizes != [chunk["file_bytes"]]:
-            raise PipelineError(
-                f"{url}: is not the file of {chunk['file_bytes']:,} bytes that was written; "
-                "restore it, prepare the corpus anew with --overwrite, or give --no-validation"
-            )
     return replace(
         config,
         input=tuple(inputs.held_out),
@@ -47,5 +37,22 @@ def validation_config(
         id_column=config.id_column or ID_COLUMN,
         threshold=threshold,
         target_patch_size=None,
-        validation=False,
+        no_validation=True,
     )
+
+
+def check_held_out(config: ShardsConfig, inputs: Inputs) -> None:
+    """Look at the validation files before the training set is patched, which may take days.
+
+    Raises:
+        PipelineError: one of them is not what was written.
+    """
+    if not isinstance(config, PatchCorpusConfig) or config.no_validation:
+        return
+    for url, chunk in inputs.held_out.items():
+        sizes = [file.size for file in list_files(url).files]
+        if sizes != [chunk["file_bytes"]]:
+            raise PipelineError(
+                f"{url}: is not the file of {chunk['file_bytes']:,} bytes that was written; "
+                "restore it, prepare the corpus anew with --overwrite, or give --no-validation"
+            )

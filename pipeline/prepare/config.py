@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ChunkFormat = Literal["parquet", "jsonl"]
 VALIDATION_DOCUMENTS = 10_000
 LARGEST_SEED = 2**64 - 1
+MOST_CHUNKS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class PrepareCorpusConfig:
         str | None,
         tyro.conf.arg(
             help=f"{', '.join(CORPORA)}, or any dataset of the hub: owner/name or "
-            "owner/name@revision."
+            "owner/name@revision.",
+            help_behavior_hint="",
         ),
     ] = None
     input: Annotated[
@@ -81,7 +83,8 @@ class PrepareCorpusConfig:
         str | None,
         tyro.conf.arg(
             help=f"Also download a tokenizer, to tokenizer/: {', '.join(TOKENIZERS)}, or any hub "
-            "id."
+            "id.",
+            help_behavior_hint="",
         ),
     ] = None
     downloads: OrNone[str] = None
@@ -123,6 +126,8 @@ class PrepareCorpusConfig:
             sort_bytes=1,
             max_document_bytes=1,
         )
+        if (self.num_chunks or 1) > MOST_CHUNKS:
+            raise ConfigError(f"--num-chunks: at most {MOST_CHUNKS:,}, got {self.num_chunks:,}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ConfigError(f"--seed: must be between 0 and 2**64 - 1, got {self.seed}")
         if self.max_document_bytes > 1 << 30:

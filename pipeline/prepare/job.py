@@ -39,10 +39,12 @@ from pipeline.prepare.plan import (
     units_done,
 )
 from pipeline.prepare.shuffle import Shuffle, Slice, Sorted
+from pipeline.storage.checked_json import to_checked_json
 from pipeline.storage.hub import download_directory, download_path, is_hub_file
 from pipeline.storage.lease import held
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, refuse_credentials, to_checked_json
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import MANIFEST, changed_file_error, changed_files, reaching
 from pipeline.storage.tokenizer_files import (
     download_tokenizer,

@@ -16,8 +16,9 @@ from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import SortedRun
 from pipeline.statistics.counts import DocumentStatistics
+from pipeline.storage.checked_json import to_checked_json
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, to_checked_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import PREPARE, RunRecord, Written
 
 CHUNK_BYTES = 256 * 10**6

@@ -37,7 +37,6 @@ from pipeline.report.common_documents import (
 )
 from pipeline.report.equal_size import Blocks, Rules, equal_size_rules
 from pipeline.report.examples import Texts, find_examples
-from pipeline.report.model_loss import model_loss
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.bootstrap import percentile_interval, resampled_sums
 from pipeline.statistics.boundary_agreement import (
@@ -236,6 +235,8 @@ class _Comparison:
                 (text,), _ = self.samples[0].read(self.samples[0].places[digest][:1])
                 texts.append(text[:left].decode(errors="ignore").encode())
                 left -= min(left, len(text))
+        from pipeline.report.model_loss import model_loss  # needs torch, as no other part does
+
         losses = (model_loss(shards, texts) for _, shards, _ in (self.reference, self.other))
         return MeasuredLosses(sum(map(len, texts)), *losses)
 

@@ -61,7 +61,7 @@ class PatchReportConfig:
         Raises:
             ConfigError: a value makes no sense; names the flag.
         """
-        from pipeline.storage.output import canonical_url
+        from pipeline.storage.places import canonical_url
 
         if not self.shards:
             raise ConfigError("--shards: name at least one")

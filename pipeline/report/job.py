@@ -13,6 +13,7 @@ from rich.console import Console
 from pipeline.cli.command import refuse_lost_output
 from pipeline.drawing.page import printable
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.patch.record import SHARD_DIRECTORIES
 from pipeline.report.agreement import SetAgreement
 from pipeline.report.compare import compare_sets
 from pipeline.report.config import PatchReportConfig
@@ -29,9 +30,11 @@ from pipeline.report.set_counts import (
     read_counts,
 )
 from pipeline.report.unfinished import counts_so_far
+from pipeline.shards.named import named_set
 from pipeline.shards.provenance import short_names
 from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.output import OutputDirectory, refuse_credentials
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import refuse_credentials
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -78,7 +81,10 @@ def patch_report(config: PatchReportConfig, console: Console) -> tuple[Report, s
         for counts, (bpe, unread) in zip(counted, sampled, strict=True)
     ]
     report = Report(figures, config.context_bytes, config.recompute, _agreement(config, console))
-    report.write(output)
+    try:
+        report.write(output)
+    except PipelineError as error:
+        raise PipelineError(f"--output: {error}") from error
     output.leave()
     return report, output.locate(PAGE)
 
@@ -92,7 +98,7 @@ def _count(
     if config.recompute:
         from pipeline.report.recount import recompute  # with Ray Data, which takes its time
 
-        sets = ((name, _open(url)) for url, name in named.items())
+        sets = ((name, named_set(url)) for url, name in named.items())
         counts = (recompute(name, shards, console, config.num_workers) for name, shards in sets)
     elif config.merge and len(named) >= MANY and not any("://" in url for url in named):
         return iter([_merged_in_processes(config, output, named)])
@@ -113,7 +119,7 @@ def _read_counts(
         if so_far.url == output.url:
             raise ConfigError(f"--output {config.output}: is a shard set; choose another directory")
         return so_far
-    shards = _open(url)
+    shards = named_set(url)
     _refuse_output_in(shards, config, output)
     return read_counts(named[url], shards)
 
@@ -143,7 +149,7 @@ def _agreement(config: PatchReportConfig, console: Console) -> list[SetAgreement
     if not config.agreement:
         return []
     names = short_names(map(printable, config.shards))
-    sets = [(name, _open(url)) for name, url in zip(names, config.shards, strict=True)]
+    sets = [(name, named_set(url)) for name, url in zip(names, config.shards, strict=True)]
     return compare_sets(sets, config.documents, config.loss_bytes, console)
 
 
@@ -168,7 +174,7 @@ def _sampled(
 
     together = [evenly_spaced(config.shards, SAMPLED_SHARDS)] if config.merge else []
     return [
-        tokenizer_figures(str(config.tokenizer), tokenizer, [_open(url) for url in urls])
+        tokenizer_figures(str(config.tokenizer), tokenizer, [named_set(url) for url in urls])
         for urls in together or [[url] for url in config.shards]
     ]
 
@@ -182,7 +188,7 @@ def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
     """
 
     def check(url: str) -> tuple[str, Provenance]:
-        shards = _open(url)
+        shards = named_set(url)
         _refuse_output_in(shards, config, output)
         return shards.output.url, Provenance.of(shards.manifest)
 
@@ -196,13 +202,9 @@ def _check_before(config: PatchReportConfig, output: OutputDirectory) -> None:
 def _refuse_output_in(shards: ShardSet, config: PatchReportConfig, output: OutputDirectory) -> None:
     if shards.output.url == output.url:
         raise ConfigError(f"--output {config.output}: is a shard set; choose another directory")
-
-
-def _open(url: str) -> ShardSet:
-    try:
-        return ShardSet(url)
-    except PipelineError as error:
-        raise ConfigError(f"--shards {error}") from error
+    taken = (shards.output.locate(name) for name in SHARD_DIRECTORIES)
+    if any(f"{output.url}/".startswith(f"{place}/") for place in taken):
+        raise ConfigError(f"--output {config.output}: is a part of a shard set; choose another")
 
 
 def _read(read: Callable[[str], T], urls: Iterable[str]) -> Iterator[T]:

@@ -42,7 +42,8 @@ from pipeline.report.wording import (
 )
 from pipeline.statistics.excerpts import Excerpt
 from pipeline.statistics.groups import MOST_GROUPS, OTHERS
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 
 PAGE, DATA = "index.html", "report.json"
 BAR_PIXELS = 90

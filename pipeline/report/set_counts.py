@@ -208,6 +208,8 @@ def merge_parts(parts: Iterable[SetCounts]) -> SetCounts:
         ConfigError: they cannot be merged.
     """
     total = _sum(parts)
+    if len(total.sources) == 1:
+        return total
     return replace(total, name=f"{len(total.sources):,} sets", url=f"{total.url}, …")
 
 

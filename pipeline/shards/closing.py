@@ -30,7 +30,8 @@ from pipeline.shards.tables import (
 )
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
-from pipeline.storage.output import OutputDirectory, parse_json, to_checked_json
+from pipeline.storage.checked_json import parse_json, to_checked_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST
 
 

@@ -9,8 +9,9 @@ from pipeline.errors import PipelineError
 from pipeline.shards.record_batches import WAY_ON, BatchesRecord, BatchIndex, WrittenFile
 from pipeline.statistics.counts import ENTROPY_BIN, PatchStatistics, PatchStatisticsRecord
 from pipeline.statistics.groups import ENTROPY_UNIT
+from pipeline.storage.checked_json import parse_checked_json, to_checked_json
 from pipeline.storage.json_shape import problem_of
-from pipeline.storage.output import OutputDirectory, parse_checked_json, to_checked_json
+from pipeline.storage.output import OutputDirectory
 
 ENTRIES = "entries"
 """The directory that holds an entry per shard."""

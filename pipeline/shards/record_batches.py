@@ -23,7 +23,8 @@ import xxhash
 
 from pipeline.errors import DamagedShardError, translated
 from pipeline.shards.format import ipc_options
-from pipeline.storage.output import READ_AHEAD, OutputDirectory
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import READ_AHEAD
 
 MAGIC = b"ARROW1"
 WAY_ON = "restore it, or remove it and run its patch_corpus.py command again"

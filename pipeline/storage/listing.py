@@ -13,7 +13,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, UnreachableFileError, translated
-from pipeline.storage.output import filesystem_of
+from pipeline.storage.places import filesystem_of
 
 LINK_IS_BROKEN = "a link to nothing"
 LINK_IS_LOOP = "a link to a directory that is read already"

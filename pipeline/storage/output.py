@@ -1,140 +1,24 @@
-"""Files wherever they are: opening inputs, committing outputs in one atomic step.
-
-Every path is a URL that fsspec knows, or a plain local path. Credentials come from the usual
-environment and are never stored or printed.
-"""
+"""A directory of outputs, wherever it is, in which files are committed in one atomic step."""
 
 import contextlib
 import errno
 import io
-import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
-import orjson
-import xxhash
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, PipelineError, message_of, translated
-from pipeline.storage.outages import patient
+from pipeline.errors import PipelineError, message_of, translated
+from pipeline.storage.checked_json import parse_checked_json
+from pipeline.storage.places import filesystem_of, open_input
 
-_LOCAL = LocalFileSystem()
-_DIGITS_AS_0 = bytes(ord("0" if chr(i).isdecimal() else " ") for i in range(256))
-READ_AHEAD = 8 << 20
-"""Bytes that a remote file is read in at a time."""
-CHECK = "check"
-"""The key of an object's own hash in JSON."""
-_CHECKED = re.compile(rb'\n "check": "([0-9a-f]{16})"')
-_UNCHECKED = b'\n "check": "' + b"0" * 16 + b'"'
-"""It is the object's own key: those of objects in it are indented further."""
-_ENCODER = json.JSONEncoder(indent=1, sort_keys=True, ensure_ascii=False)
 TEMPORARY = "_tmp"
 """Directory below a local output that holds what is not committed yet."""
-
-
-def filesystem_of(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL or local path, and the path there; absolute if it is local.
-
-    Remote filesystems wait outages out: see :mod:`pipeline.storage.outages`.
-    """
-    if "://" not in url:  # a plain path means itself, whatever characters are in it
-        return _LOCAL, os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (quicker)
-    filesystem, path = url_to_fs(url)
-    if isinstance(filesystem, LocalFileSystem):  # file://
-        return filesystem, str(path)
-    scheme, _, rest = url.rpartition("::")[2].partition("://")
-    return patient(filesystem, f"{scheme}://{rest.partition('/')[0]}"), str(path)
-
-
-def canonical_url(url: str) -> str:
-    """One URL for all ways to write a place; local ones are absolute paths."""
-    filesystem, path = filesystem_of(url)
-    if not isinstance(filesystem, LocalFileSystem):
-        path = str(filesystem.unstrip_protocol(path))
-    return path.rstrip("/") or "/"
-
-
-def refuse_credentials(flag: str, url: str) -> None:
-    """
-    Raises:
-        ConfigError: a URL holds a user name or password, or a query, which may be a token: they
-            would be stored with it.
-    """
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
-        raise ConfigError(f"{flag}: no credentials in URLs, please: they would be stored")
-    if parts.scheme in ("http", "https") and parts.query:
-        plain = url.partition("?")[0]
-        raise ConfigError(
-            f"{flag} {plain}?…: no queries in URLs, please: tokens in them would be stored; "
-            "download the file first"
-        )
-
-
-def open_input(url: str) -> io.BufferedIOBase:
-    """A seekable binary file that reads ahead in large pieces; the caller closes it."""
-    filesystem, path = filesystem_of(url)
-    ahead = {} if isinstance(filesystem, LocalFileSystem) else {"block_size": READ_AHEAD}
-    file: io.BufferedIOBase = filesystem.open(path, "rb", **ahead)
-    return file
-
-
-def to_json(value: Any) -> bytes:
-    """JSON with sorted keys: equal values give equal bytes."""
-    tokens = _ENCODER.iterencode(value)
-    parts = []
-    # json.dumps would hold all tokens at once: 0.4 GB of a record with 200,000 files.
-    while some := "".join(islice(tokens, 1 << 14)):
-        # Names of local files may be no UTF-8: what stands for such bytes is escaped.
-        parts.append(some.encode(errors="backslashreplace"))
-    return b"".join([*parts, b"\n"])
-
-
-def to_checked_json(values: dict[str, Any]) -> bytes:
-    """The same of an object, with the hash of its text in the key ``check``: XXH3-64 of the text
-    that has zeros in the place of the hash."""
-    data = to_json(values | {CHECK: "0" * 16})
-    return data.replace(_UNCHECKED, b'\n "check": "%016x"' % xxhash.xxh3_64_intdigest(data))
-
-
-def parse_json(data: bytes) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: it is not JSON.
-    """
-    # orjson takes a third of the time, but makes floats of integers of more than 64 bits.
-    if b"0" * 20 not in data.translate(_DIGITS_AS_0):
-        with contextlib.suppress(orjson.JSONDecodeError):
-            return orjson.loads(data)
-    # It also knows the lone surrogates that stand for bytes of file names that are no UTF-8.
-    return json.loads(data)
-
-
-def parse_checked_json(data: bytes) -> Any:
-    """The value of a JSON text of this project's. A ``check`` is compared, and left out; earlier
-    releases wrote none.
-
-    Raises:
-        ValueError: it is not JSON, or not what was written.
-    """
-    values = parse_json(data)
-    # No single damaged bit makes the key vanish and something else change.
-    if isinstance(values, dict) and values.pop(CHECK, None) is not None:
-        found = _CHECKED.search(data)
-        whole = data.replace(found[0], _UNCHECKED) if found else b""
-        if found is None or xxhash.xxh3_64_intdigest(whole) != int(found[1], 16):
-            raise ValueError("its check is not the hash of its content")
-    return values
 
 
 class OutputDirectory:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.storage.checked_json import parse_checked_json, to_checked_json
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, parse_checked_json, to_checked_json
+from pipeline.storage.output import OutputDirectory
 
 RECORD = "run.json"
 MANIFEST = "manifest.json"

@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 
 from pipeline.errors import ConfigError, translated
+from pipeline.storage.checked_json import to_json
 from pipeline.storage.download import fetch
 from pipeline.storage.hub import HUB_ID, Repository, check_access, list_repository
 from pipeline.storage.known_tokenizers import TOKENIZERS
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.tiktoken_ranks import is_ranks, tokenizer_json
 
 DIRECTORY = "tokenizer"

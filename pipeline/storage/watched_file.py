@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from pipeline.storage.output import open_input
+from pipeline.storage.places import open_input
 
 
 class ReadOnlyFile:

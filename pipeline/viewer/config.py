@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from model.checkpoints.names import BUILT_IN
+from pipeline.cli.optional import OrNone
 from pipeline.cli.rule_flag import rule_flag
 from pipeline.errors import ConfigError
 
@@ -41,7 +42,7 @@ class PatchViewerConfig:
     public: bool = False
     """Answer under any name, as a page on the web or behind a proxy has to. Otherwise foreign names
     are refused, so that no page on the web can read this one through your browser."""
-    write_space: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    write_space: Annotated[OrNone[str], tyro.conf.arg(metavar="DIR")] = None
     """Do not serve the page, but write it to this directory as a Space of the hub: app.py, and all
     that it needs."""
 

@@ -5,7 +5,6 @@ escaped.
 """
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +18,9 @@ from pipeline.drawing.aligned_html import ALIGNED_CSS
 from pipeline.drawing.entropy_svg import CURVE_CSS
 from pipeline.drawing.patches_html import DARK_PATCHES, LIGHT_PATCHES
 from pipeline.drawing.scrolling import scrolling_css
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.shards.named import named_set
 from pipeline.shards.random_access import DocumentIndex
-from pipeline.shards.shard_set import ShardSet
-from pipeline.storage.output import refuse_credentials
+from pipeline.viewer.address import free_port
 from pipeline.viewer.browse_tab import BROWSE, add_browse_tab
 from pipeline.viewer.comparison import Tokenizers
 from pipeline.viewer.config import PatchViewerConfig
@@ -73,11 +71,11 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
         report_url: called with the page's address as soon as it answers.
 
     Raises:
-        ConfigError: a shard set cannot be opened, a model cannot be loaded, or another program
-            uses the address.
+        ConfigError: a shard set cannot be opened, a model cannot be loaded, or the address cannot
+            be listened on.
     """
     config.check()
-    port = _free_port(config)
+    port = free_port(config)
     for model in config.entropy_model:
         load(model)
     page = build_page(config)
@@ -104,24 +102,13 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
     page.block_thread()
 
 
-def _free_port(config: PatchViewerConfig) -> int:
-    try:
-        with socket.create_server((config.host, config.port)) as probe:
-            return probe.getsockname()[1]
-    except OSError as error:
-        raise ConfigError(
-            f"--port {config.port}: cannot listen on {config.host}: {error.strerror or error}; "
-            "choose another, or 0 for any that is free"
-        ) from error
-
-
 def build_page(config: PatchViewerConfig) -> gr.Blocks:
     """Build the page.
 
     Raises:
         ConfigError: a shard set cannot be opened, or a tokenizer not be loaded.
     """
-    sets = {url: DocumentIndex(_open(url)) for url in config.shards}
+    sets = {url: DocumentIndex(named_set(url)) for url in config.shards}
     tokenizers = Tokenizers(config.tokenizers)
     with gr.Blocks(title="Entropy patches", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
@@ -143,11 +130,3 @@ def build_page(config: PatchViewerConfig) -> gr.Blocks:
 def _opened_tab(request: gr.Request) -> Any:
     """Choose the tab that the link names."""
     return gr.Tabs(selected=BROWSE) if request.query_params.get("tab") == BROWSE else gr.skip()
-
-
-def _open(url: str) -> ShardSet:
-    refuse_credentials("--shards", url)
-    try:
-        return ShardSet(url)
-    except PipelineError as error:
-        raise ConfigError(f"--shards {error}") from error

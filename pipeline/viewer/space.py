@@ -19,7 +19,7 @@ from model.checkpoints.entropy_model import load_entropy_model, save_entropy_mod
 from model.checkpoints.names import BUILT_IN
 from pipeline.errors import ConfigError, PipelineError, translated
 from pipeline.shards.provenance import short_names
-from pipeline.storage.output import refuse_credentials
+from pipeline.storage.places import refuse_credentials
 from pipeline.storage.tokenizer_files import read_tokenizer
 from pipeline.viewer.comparison import FLAG, Tokenizers, tokenizer_names
 from pipeline.viewer.config import PatchViewerConfig

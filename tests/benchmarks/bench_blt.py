@@ -23,7 +23,8 @@ from torch import Tensor
 from model.blt import BLT
 from model.blt_config import BLT_SIZES, BLTConfig
 from model.checkpoints.blt import save_blt
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.flops import flops_per_byte
 from model.tokenizer import ByteTokenizer
 

@@ -27,7 +27,8 @@ from support.kernels import CountingRunner, Kernels, count_per_byte
 
 from model.blt import BLT
 from model.blt_config import BLT_SIZES
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.generation import incremental_blt
 from model.generation.blt_steps import BLTSteps
 from model.generation.cached_blocks import CachedBlocks

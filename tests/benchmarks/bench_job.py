@@ -36,7 +36,8 @@ import torch
 
 from model.checkpoints.entropy_model import save_entropy_model
 from model.entropies import ByteEntropyModel
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
 from model.tokenizer import encode_documents

@@ -32,7 +32,8 @@ from common import (  # isort: skip
 import torch
 import torch.nn.functional as F
 
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.patcher import Patcher
 from model.segments import cut_long, fill_packs, pack_segments
 from model.tokenizer import encode_documents

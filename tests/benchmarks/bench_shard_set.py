@@ -36,7 +36,8 @@ from pipeline.shards.entries import ShardEntry, commit_entry, read_entries, shar
 from pipeline.shards.record_batches import BatchIndex
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import SHARDS_PER_PART
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 from train.data.row_settings import RowSettings
 from train.data.row_stream import RowStream
 

@@ -235,7 +235,7 @@ def test_what_is_lost_is_told(there, run, tmp_path):
         ("--model M/in --input M/in", "--model: M/in: no BLT in a known layout"),
         ("--model M/none --input M/in", "--model: M/none: no such directory"),
         ("--model M/blt --input M/in --entropy-model M/blt", "--entropy-model: M/blt: "),
-        ("--model M/blt --shards M/in", "--shards: M/in: no manifest.json"),
+        ("--model M/blt --shards M/in", "--shards M/in: no manifest.json"),
         ("--model M/blt --shards M/shards --by lang", "--by: the shards have no column 'lang'"),
         ("--model M/blt --shards M/thin --threshold 4", "--threshold: the shards were written"),
         ("--model M/blt --shards M/shards --entropy-model M/entropy", "--entropy-model: the patch"),

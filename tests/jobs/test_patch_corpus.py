@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from support.jobs import (
     ROOT,
     command,
@@ -406,18 +408,22 @@ def test_help_explains_itself(run_here):
 
 
 def scraped() -> dict[str, float]:
-    """The sum of each metric of ours over all nodes, workers and labels."""
+    """The sum of each metric of ours over all nodes, workers and labels, as Prometheus reads it."""
+    kinds = {metric.exported: metric.kind.__name__.lower() for metric in METRICS}
     sums: dict[str, float] = {}
     for node in ray.nodes():
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        families = []
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:
-            for line in answer.read().decode().splitlines():
-                if line.startswith("ray_blt_titan_"):
-                    labels, _, value = line.rpartition(" ")
-                    name = labels.partition("{")[0]
-                    state = re.search(r'[{,]state="(\w+)"', labels)
-                    key = f"{name} {state[1]}" if state else name
-                    sums[key] = sums.get(key, 0.0) + float(value)
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        for family in families:
+            for sample in family.samples if family.name.startswith("ray_blt_titan_") else ():
+                assert family.type == kinds[sample.name] and math.isfinite(sample.value)
+                assert (
+                    sample.labels["stage"] and {"WorkerId", "NodeAddress"} <= sample.labels.keys()
+                )
+                key = f"{sample.name} {sample.labels.get('state', '')}".strip()
+                sums[key] = sums.get(key, 0.0) + sample.value
     return sums
 
 
@@ -463,7 +469,7 @@ def test_a_run_that_goes_on_can_be_watched(
     assert seen["ray_blt_titan_text_bytes_total"] > 0 < seen["ray_blt_titan_documents_total"]
     assert seen["ray_blt_titan_device_seconds_total busy"] > 0.1
     assert 0 < seen["ray_blt_titan_bytes_left"] < source.stat().st_size
-    last = json.loads(lines.read_text().splitlines()[-1])
+    *_, last = (json.loads(line, parse_constant=pytest.fail) for line in lines.open())
     assert last["stage"] == "patching" and last["pieces_done"] >= 1 <= last["pieces_waiting"]
     assert last["documents"] > 0 < last["device_seconds"] and last["rejects"] == 3
     assert last["seconds_left"] == pytest.approx(last["bytes_left"] / last["bytes_per_second"])

@@ -272,6 +272,7 @@ def test_sets_without_a_common_document_are_named(run, sets, ngram_model: NGramE
         (["--shards", "{a}", "--num-workers", "2"], "--num-workers: only --recompute has workers"),
         (["--shards", "{a}", "{a}/../a/"], "--shards: {a} is named 2 times"),
         (["--shards", "{a}", "--output", "{a}"], "--output {a}: is a shard set"),
+        (["--shards", "{a}", "--output", "{a}/shards/x"], "--output {a}/shards/x: is a part of"),
         (["--shards", "{a}", "--target-patch-size", "0"], "--target-patch-size"),
         (["--shards", "{a}", "--context-bytes", "0"], "--context-bytes"),
         (["--shards", "{a}", "--tokenizer", "{a}"], "--tokenizer {a}: holds no tokenizer.json"),

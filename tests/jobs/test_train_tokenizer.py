@@ -67,7 +67,8 @@ def test_what_cannot_work(shards, tmp_path):
         (shards, {"vocab_size": 255}, ConfigError, "--vocab-size: "),
         (shards, {"output": tmp_path / "there"}, ConfigError, "--output: .*there exists"),
         (shards, {"output": tmp_path / "there" / "x"}, PipelineError, "--output: .* cannot be wr"),
-        ((str(tmp_path),), {}, PipelineError, "no manifest.json"),
+        (shards, {"vocab_size": 10**11}, ConfigError, "--vocab-size: at most 1,048,576, got"),
+        ((str(tmp_path),), {}, ConfigError, "^--shards .*: no manifest.json"),
     ):
         values = {"output": tmp_path / "new.json", "vocab_size": 300} | flags
         with pytest.raises(error, match=message):

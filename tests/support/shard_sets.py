@@ -27,7 +27,8 @@ from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
 from pipeline.statistics.counts import PatchStatistics
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST, RECORD
 
 PATCHER = Patcher(1.0)

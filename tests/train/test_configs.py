@@ -58,6 +58,7 @@ def test_every_size_has_a_configuration():
                 ("--training.no-disable-cuda-graphs", "--training.disable-cuda-graphs: there is"),
             )
         ),
+        ("--training.steps -3", "--training.steps: must not be negative, got -3"),
         ("--dataloader.no-infinite", "--dataloader.no-infinite: is for validation"),
         (
             "--dump-folder s3://bucket/run --metrics.enable-tensorboard",
@@ -110,12 +111,12 @@ def refusals(shards: Path, other: Path, used: Path) -> list[tuple[list[object], 
         (blt[2:], 1, 2, "--config: is not given; choose one of blt_debug, "),
         (["--config", "blt_9b"], 1, 2, "--config: there is no blt_9b; there are blt_debug, "),
         (["--config", "blt_debug"], 1, 2, "dataloader.shards: name at least one"),
-        (where(nothing), 1, 1, f"{nothing}: no such directory"),
+        (where(nothing), 1, 2, f"--dataloader.shards: {nothing}: no such directory"),
         ([*blt, "--dataloader.weights", 1, 2], 1, 2, "dataloader.weights: 2 for 1"),
         (validating, 1, 2, "validator.dataloader.shards: name at least one"),
         (
             [*validating, "--validator.dataloader.shards", nothing],
-            *(1, 1, f"{nothing}: no such directory"),
+            *(1, 2, f"--validator.dataloader.shards: {nothing}: no such directory"),
         ),
         ([*blt, "--debug.seed", 1, "--debug.seed", 2], 1, 2, "--debug.seed: is given more than"),
         (

@@ -13,7 +13,8 @@ from model.checkpoints import blt as blt_checkpoint
 from model.checkpoints import entropy_model as entropy_checkpoint
 from model.checkpoints import token_transformer as token_checkpoint
 from model.checkpoints.files import TOKEN_TRANSFORMER
-from model.entropy_model import EntropyModel, EntropyModelConfig
+from model.entropy_model import EntropyModel
+from model.entropy_model_config import EntropyModelConfig
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
 
 Shape = BLTConfig | EntropyModelConfig | TokenTransformerConfig

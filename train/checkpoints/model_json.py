@@ -25,7 +25,7 @@ from model.checkpoints.llama import holds_token_model, latent_origin
 from model.initialisation import INITIALISATION
 from model.provenance import closest, grouped
 from model.widths import ADDED_LATER
-from pipeline.storage.output import filesystem_of
+from pipeline.storage.places import filesystem_of
 from train.checkpoints.kinds import KINDS, Shape, kind_of
 
 DESCRIPTION_FILE = "model.json"

@@ -1,15 +1,21 @@
 """The common part of the commands."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import pytest
 from rich.console import Console
 from support.jobs import ROOT, environment
 
 from pipeline.cli.command import run_job
+from pipeline.cli.flags import check_at_least, check_new_output
+from pipeline.errors import ConfigError
 
 SCRIPT = """
 from rich.console import Console
@@ -85,3 +91,104 @@ def test_flags_of_earlier_releases_are_taken_and_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["job", "--format=b", "--layout", "c"])
     assert run_job(Flags, run) == 2
     assert "error: --layout: is given more than once" in capsys.readouterr().err
+
+
+@dataclass
+class Places:
+    """A job."""
+
+    MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ("--text",)
+
+    input: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    num_workers: int = 1
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--input", ""], "--input: has an empty value"),  # "$UNSET" of a shell
+        (["--input="], "--input: has an empty value"),
+        (["--input", "a", "", "--text", "b"], "--input: has an empty value"),
+        (["", "--input", "a"], "the command line: has an empty value"),
+        (["--num_workers", "1", "--num-workers", "2"], "--num-workers: is given more than once"),
+        (["--input", "a", "--text", "", "b"], None),
+    ],
+)
+def test_empty_values_and_flags_given_twice_are_refused(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(sys, "argv", ["job", *words])
+    assert run_job(Places, lambda config, console: 0) == (2 if said else 0)
+    assert said is None or f"error: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [0.5, math.nan, math.inf, -math.inf])
+def test_numbers_below_a_limit_infinite_or_none_are_refused(number):
+    with pytest.raises(ConfigError, match=f"^--size: must be at least 1, got {number}$"):
+        check_at_least(SimpleNamespace(size=number), size=1)
+
+
+def run_script(script: str, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(PYTHONPATH=str(ROOT)),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("lines", [1, 10_000])  # written at the end, and meanwhile
+def test_output_that_a_full_disk_does_not_take_is_an_error(lines):
+    script = SCRIPT.format(flush=False, end="").replace("10_000", str(lines))
+    with Path("/dev/full").open("w") as full:
+        done = run_script(script, full)
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_job_ends_although_its_output_is_closed():
+    script = SCRIPT.format(flush=False, end="")
+    done = run_script(f"import sys; sys.stdout = None\n{script}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+LEAVING = """
+import sys
+from pipeline.cli.command import BEFORE_LEAVING, leave
+
+def fail():
+    raise RuntimeError("a callback")
+
+BEFORE_LEAVING += [lambda: print("first", flush=True), fail, lambda: print("last", flush=True)]
+print("still in memory")
+{last}
+leave(3)
+"""
+
+
+def test_leaving_keeps_the_status_and_runs_all_callbacks():
+    done = run_script(LEAVING.format(last=""))
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout == "still in memory\nfirst\nlast\n"
+
+
+def test_leaving_keeps_the_status_when_it_is_interrupted():
+    done = run_script(
+        LEAVING.format(last="def fail(): raise KeyboardInterrupt\nBEFORE_LEAVING[:] = [fail]")
+    )
+    assert (done.returncode, done.stdout) == (3, "still in memory\n")
+
+
+def test_an_output_is_looked_at_before_long_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    check_new_output(tmp_path / "new" / "below")
+    for path, why in (
+        ("file", "exists; give another"),
+        ("file/x", "cannot be written: .*/file is no directory"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--output: .*{path} {why}"):
+            check_new_output(tmp_path / path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests' user may do all
+    with pytest.raises(ConfigError, match=r"^--output: .*x cannot be written: .* may not be"):
+        check_new_output(tmp_path / "x")

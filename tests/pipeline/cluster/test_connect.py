@@ -1,6 +1,7 @@
 """Clusters that do not take a driver in, and Ray's lines: what a user is told. Starts no Ray."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,9 +15,10 @@ import pytest
 from support.clusters import free_port
 from support.jobs import ROOT, environment
 
-from pipeline.cluster.connect import _starting, check_cluster
+from pipeline.cli.command import Ended
+from pipeline.cluster.connect import _check_command_line, _starting, check_cluster
 from pipeline.cluster.known_lines import LAST_WORD
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 TOKEN = "right" * 8
 
@@ -86,7 +88,7 @@ def test_what_is_no_cluster_is_named():
         server.shutdown()
 
 
-@pytest.mark.parametrize("error", [OSError("no room\nmore lines"), SystemExit(15), KeyError("x")])
+@pytest.mark.parametrize("error", [OSError("no room\nmore lines"), SystemExit(1), KeyError("x")])
 def test_whatever_ray_raises_becomes_a_sentence(error):
     with (
         pytest.raises(PipelineError, match=r"^Ray cannot be started: .*; see its logs$") as raised,
@@ -94,6 +96,19 @@ def test_whatever_ray_raises_becomes_a_sentence(error):
     ):
         raise error
     assert "\n" not in str(raised.value)
+
+
+def test_a_command_line_that_ray_cannot_take_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["job", "--input", os.fsdecode(b"data\xff/in")])
+    with pytest.raises(ConfigError, match=r"holds bytes that are no UTF-8 \(b'\\xff'\), which Ray"):
+        _check_command_line()
+
+
+def test_sigterm_while_ray_starts_ends_the_job():
+    """Ray's own handler exits with the signal's number."""
+    with pytest.raises(Ended) as raised, _starting("Ray cannot be started", "see its logs"):
+        raise SystemExit(signal.SIGTERM)
+    assert raised.value.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize("ending", ["", "os.abort()"])

@@ -24,7 +24,7 @@ from pipeline.corpus.named import find_corpus
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError, ConfigError
 from pipeline.storage.listing import InputFile
-from pipeline.storage.output import open_input
+from pipeline.storage.places import open_input
 
 
 class TabbedText(InputFormat):

@@ -17,7 +17,8 @@ from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import ConfigError
-from pipeline.storage.output import open_input, parse_json, to_json
+from pipeline.storage.checked_json import parse_json, to_json
+from pipeline.storage.places import open_input
 
 
 def test_inputs_are_listed_once_sorted_and_named(tmp_path):

@@ -28,7 +28,8 @@ from pipeline.evaluate.data import Batch
 from pipeline.evaluate.job import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
 from pipeline.evaluate.likelihood import predict
 from pipeline.evaluate.models import Patching
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST
 
 TEXTS = [b"", "é".encode(), *(topics()[i][1].encode()[:n] for i, n in enumerate((700, 90, 1500)))]

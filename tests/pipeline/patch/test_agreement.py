@@ -100,7 +100,7 @@ def test_the_command(ngram_model, tmp_path, monkeypatch, capsys):
     assert [each["tolerable"] for each in found.values()] == [True, False]
     for wrong, message in (
         ({"compare": (tmp_path / "none",)}, "--compare .*none: No such file"),
-        ({"output": tmp_path / "no" / "here"}, "--output .*here: No such file"),
+        ({"output": tmp_path / "no" / "here"}, "--output .*here: has to be a file"),
         ({"entropy_model": str(tmp_path / "no")}, "--entropy-model: .*no: no such directory"),
     ):
         with pytest.raises(ConfigError, match=message):

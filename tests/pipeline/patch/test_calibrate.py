@@ -47,6 +47,32 @@ def test_a_sample_is_seeded_bounded_and_from_all_over(planned):
     assert halves == {0, 1}
 
 
+def test_small_files_give_as_much_as_is_asked_for(tmp_path, monkeypatch):
+    """Of a thousand files of some bytes 64 would be next to nothing; the same files whenever, and
+    the larger ones first as a rule."""
+    for i in range(1000):
+        (tmp_path / f"{i:03}.txt").write_text(f"{i} " * (1 if i % 2 else 20))
+    config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
+    files = find_inputs(config.input).files
+    splits = [split for file in files for split in plan_file(file, "text", 50_000).splits]
+    found = sample_documents(splits, config, 10_000)
+    assert 10_000 <= sum(map(len, found)) < 10_100
+    assert len(set(found)) >= len(found) - 64  # only places may be drawn twice
+    assert sum(len(text) > 10 for text in found) > len(found) / 2
+    monkeypatch.setattr("pipeline.patch.fit_ngram.READERS", 1)
+    assert sample_documents(splits, config, 10_000) == found
+
+
+def test_a_corpus_that_is_no_larger_is_its_own_sample_however_its_files_differ(tmp_path):
+    (tmp_path / "0.txt").write_text("long " * 2000)
+    for i in range(1, 20):
+        (tmp_path / f"{i}.txt").write_text("short")
+    config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
+    files = find_inputs(config.input).files
+    splits = [split for file in files for split in plan_file(file, "text", 50_000).splits]
+    assert sum(map(len, sample_documents(splits, config, 10_100))) == 10_095
+
+
 def test_unreadable_files_give_nothing_to_a_sample(planned, tmp_path):
     config, splits = planned
     gone = replace(splits[0], file=replace(splits[0].file, url=str(tmp_path / "gone.jsonl")))

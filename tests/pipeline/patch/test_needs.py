@@ -39,7 +39,7 @@ def run(monkeypatch, capsys, *flags: str) -> tuple[int, str, str]:
 def test_the_job(monkeypatch, capsys):
     flags = ("--corpus-bytes", "4TB", "--gpus", "8", "64", "--gpu-hour-price", "2.5")
     status, out, _ = run(monkeypatch, capsys, *flags)
-    assert status == 0 and "8,960.0 GB of shards" in out and "0.34 of 989 TFLOP/s" in out
+    assert status == 0 and "8,960 GB of shards" in out and "0.34 of 989 TFLOP/s" in out
     status, out, _ = run(monkeypatch, capsys, *flags, "--json")
     plans = json.loads(out)["plans"]
     assert [plan["devices"] for plan in plans] == [8, 64]
@@ -48,12 +48,40 @@ def test_the_job(monkeypatch, capsys):
     assert status == 0 and "cores" in out and "256" in out
 
 
+def test_figures_are_whole_in_a_narrow_terminal_and_of_a_small_corpus(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    flags = ("--corpus-bytes", "10MB", "--cores", "1", "512", "--entropy-model", "entropy-conv")
+    status, out, _ = run(monkeypatch, capsys, *flags)
+    assert status == 0 and "…" not in out
+    lines = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["512"])]
+    assert lines == [
+        ["1", "0.4", "0.007", "0.007", "5"],
+        ["512", "203", "1.4e-05", "0.007", "2,749"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--config", "--config: name at least one"),
+        ("--gpus", "--gpus: name at least one"),
+        ("--mfu 1.5", "--mfu: is a share of the peak, at most 1"),
+        ("--gpu-memory inf", "--gpu-memory: has to be positive"),
+    ],
+)
+def test_a_wrong_flag_of_a_training_is_named(monkeypatch, capsys, flags, message):
+    status, _, err = run(monkeypatch, capsys, *flags.split())
+    assert status == 2 and f"error: {message}" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--gpus 8 --entropy-model ngram", "--entropy-model ngram: it runs on CPUs; give --cores"),
         ("--gpus 8 --cores 8", "--cores: give GPUs or cores, not both"),
         ("--gpus 0", "--gpus: must be at least 1"),
+        ("--scoring-mfu 1.5", "--scoring-mfu: is a share of the peak, at most 1"),
+        ("--gpu-hour-price nan", "--gpu-hour-price: must be at least 0, got nan"),
         ("--scoring-mfu 0", "--scoring-mfu: has to be positive"),
         ("--entropy-model nowhere", "--entropy-model: nowhere: no such directory"),
     ],

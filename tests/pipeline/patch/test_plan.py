@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch import plan
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.record import PatchRun
@@ -25,6 +25,7 @@ class Cluster:
         self.answers = {plan._gpu: H200, plan._software: OLD}
         monkeypatch.setattr(plan, "in_ray", lambda task, gpus, *given: self.answers[task])
         monkeypatch.setattr(plan, "gpus_per_worker", lambda config, model: 1)
+        monkeypatch.setattr(plan, "most_gpus", lambda: 1)
         self.said = io.StringIO()
         self.console = Console(file=self.said, width=1000)
 
@@ -95,3 +96,18 @@ def test_a_set_without_gpus_records_none(tmp_path, small_model, cluster, monkeyp
     plan.begin_run(CONFIG, [], small_model, output, cluster.console)
     model = PatchRun.resume(output).provenance["entropy_model"]
     assert model["computed_in"] == "cpu float32" and "software" not in model
+
+
+def test_more_gpus_than_there_are_are_refused_or_waited_for(
+    tmp_path, small_model, cluster, monkeypatch
+):
+    """Ray waits without a word; a local one for ever."""
+    monkeypatch.setattr(plan, "most_gpus", lambda: 0.0)
+    output = OutputDirectory(str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="--gpus-per-worker 1: Ray finds 0 GPUs on this machine"):
+        plan.begin_run(CONFIG, [], small_model, output, cluster.console)
+    assert PatchRun.resume(output) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    plan.begin_run(CONFIG, [], small_model, output, cluster.console)
+    assert "waiting for a node with 1 GPUs" in cluster.said.getvalue()

@@ -30,7 +30,8 @@ from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_c
 from pipeline.report.wording import explanation
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.threshold_curve import ThresholdCurve
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 
 HOSTILE = "<script>document.title='run'</script><img src=x onerror=document.title='run'>$x$ {{7*7}}"
 TARGETS = (2.0, 4.5)

@@ -23,7 +23,8 @@ from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
-from pipeline.storage.output import OutputDirectory, to_json
+from pipeline.storage.checked_json import to_json
+from pipeline.storage.output import OutputDirectory
 
 DOCUMENTS = [
     Document(str(i), f"a#{i}", text.encode(), (None if i else "x",))

@@ -26,7 +26,8 @@ from pipeline.storage.outages import (
     patient,
     say_by,
 )
-from pipeline.storage.output import OutputDirectory, filesystem_of, open_input
+from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import filesystem_of, open_input
 
 REQUEST = SimpleNamespace(real_url="http://s3")
 ENDPOINT = botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3")

@@ -3,7 +3,9 @@
 import pytest
 from support.shard_sets import write_shards
 
+from pipeline.errors import ConfigError
 from train.data.held_out import validation_sets
+from train.data.named import check_sets
 
 
 @pytest.fixture
@@ -38,3 +40,16 @@ def test_validation_reads_it_unless_other_shards_are_named(shards):
     assert found == [f"{shards[0]}/validation"]
     named = [*enabled, "--validator.dataloader.shards", shards[1]]
     assert parse_config(named).validator.dataloader.shards == [shards[1]]
+
+
+def test_a_set_that_is_not_there_is_named_with_its_flag(shards, tmp_path):
+    check_sets("--dataloader.shards", shards)
+    (tmp_path / "file").touch()
+    for urls, message in (
+        ([], "name at least one shard set"),
+        ([*shards, str(tmp_path / "none")], f"{tmp_path}/none: no such directory"),
+        ([str(tmp_path / "file")], f"{tmp_path}/file: cannot be used: Not a directory"),
+        ([str(tmp_path)], f"{tmp_path}: no manifest.json: not a shard set"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--dataloader.shards: {message}"):
+            check_sets("--dataloader.shards", urls)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from support import tiny
 from support.jobs import ROOT
 from support.shard_sets import write_shards
@@ -18,7 +19,7 @@ from model.conv_entropy_model import ConvEntropyModel, embedding_rows
 from model.segments import token_positions
 from model.tokenizer import encode_documents
 from pipeline import open_shards
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from train.distillation.learn import distil
 from train.distillation.lesson import Lesson, find_teacher, read_lesson
 from train.distillation.student import Student
@@ -113,8 +114,21 @@ def test_what_cannot_work(shards, tmp_path):
         (new, (shards,), 0, "--steps: "),
         (shards, (shards,), 1, "--output: .* exists"),
         (new, (shards, other), 1, "--shards: the sets were scored by different entropy models"),
+        (new, (tmp_path / "nowhere",), 1, "^--shards .*nowhere: no such directory"),
         (new, (without,), 1, "--shards: .*without has no entropies to learn from"),
     ):
         with pytest.raises(ConfigError, match=message):
             run(output, *sets, steps=steps)
     assert not new.exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(shards, tmp_path, monkeypatch):
+    def fill(model, directory, **kind):
+        directory.mkdir()
+        (directory / "config.json").touch()
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("train.convert.job.save_entropy_model", fill)
+    with pytest.raises(PipelineError, match=r"^--output: .*student cannot be written: .*No space"):
+        run(tmp_path / "student", shards, steps=1)
+    assert not list(tmp_path.iterdir())
