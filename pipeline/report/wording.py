@@ -178,7 +178,7 @@ def entropies_note(sets: Sequence[SetFigures]) -> str:
     }
     notes = []
     if compared & {"entropy", "both"}:
-        several = "A dashed line is the threshold of the set in its colour."
+        several = "An upright dashed line is the threshold of the set in its colour."
         notes.append("The dashed line is the threshold." if len(sets) == 1 else several)
     if compared == {"entropy"} and not any(figures.max_patch_length for figures in sets):
         notes.append("A new patch follows each token to its right.")

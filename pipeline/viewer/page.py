@@ -53,6 +53,7 @@ CSS = (
 .note { opacity: .7; } .note a { color: inherit !important; padding: 0; }
 :is(#notice, #browse-notice):not(:has(.error)) { display: none; }
 .error { color: #b3261e; font-weight: 600; } .dark .error { color: #ff8a80; }
+input[role=combobox] { padding-right: 34px !important; text-overflow: ellipsis; }
 input:is([type=range], [type=checkbox]):focus-visible {
   outline: 2px solid currentColor !important; outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) {
