@@ -128,7 +128,7 @@ class TrainEntropyModelConfig:
     @property
     def place(self) -> Path:
         """Directory for the weights."""
-        from model.checkpoints.files import WEIGHTS
+        from model.checkpoints.names import WEIGHTS
 
         return self.output or WEIGHTS / self.model
 

@@ -52,7 +52,6 @@ from model.checkpoints.files import (
     Dtype,
     JsonObject,
     build,
-    is_for_everybody,
     local_directory,
     own_arguments,
     read_consolidated,
@@ -62,7 +61,12 @@ from model.checkpoints.files import (
     ready,
     refuse_token_transformer,
 )
-from model.checkpoints.names import PUBLISHED, PUBLISHED_ENTROPY_MODEL, Layout
+from model.checkpoints.names import (
+    PUBLISHED,
+    PUBLISHED_ENTROPY_MODEL,
+    Layout,
+    is_for_everybody,
+)
 from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
 from model.patcher import SHOWN_DIGITS, Patcher

@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from model.checkpoints.names import NO_SUCH, WEIGHTS, built_in, is_for_everybody
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
-"""Holds a directory, with a README.md, for each model that comes with this package."""
 TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"
 """The format of :mod:`model.checkpoints.token_transformer`."""
 INDEX_FILE = "model.safetensors.index.json"
@@ -305,28 +305,17 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
                     if target.suffix in (".json", ".safetensors", ".pth"):
                         target.parent.mkdir(exist_ok=True)
                         filesystem.get_file(file, str(target))
-            except (OSError, ValueError, ImportError) as error:
+            except Exception as error:  # each filesystem has its own; all mean the same here
                 raise CheckpointError(f"cannot read the {what} in {source}: {error}") from error
             yield Path(temporary)
     elif Path(source).is_dir():
         yield Path(source)
-    elif source in _built_in():
+    elif source in built_in():
         yield WEIGHTS / source
     elif is_for_everybody(source):
         yield Path(download(source.removeprefix("hf://")))
     else:
-        raise CheckpointError(f"{source}: no such directory, and not a hub id (owner/name)")
-
-
-def is_for_everybody(source: str) -> bool:
-    """True for the name of a model that comes with this package, and for what may be a hub id."""
-    if source in _built_in():
-        return True
-    return source.removeprefix("hf://").count("/") == 1 and not source.startswith((".", "/", "~"))
-
-
-def _built_in() -> set[str]:
-    return {path.name for path in WEIGHTS.iterdir()}
+        raise CheckpointError(f"{source}: {NO_SUCH}")
 
 
 def download(

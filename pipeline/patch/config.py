@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from model.checkpoints.names import BUILT_IN
+from model.checkpoints.names import BUILT_IN, NO_SUCH, may_exist
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.optional import OrNone
 from pipeline.cli.sizes import Size
+from pipeline.errors import ConfigError
 from pipeline.patch.shards_config import ShardsConfig
 
 NGRAM = "ngram"
@@ -42,6 +43,8 @@ class PatchCorpusConfig(ShardsConfig):
     def check(self) -> None:
         super().check()
         check_at_least(self, ngram_bytes=1, gpus_per_worker=0)
+        if self.scored_with != NGRAM and not may_exist(self.scored_with):
+            raise ConfigError(f"--entropy-model: {self.scored_with}: {NO_SUCH}")
 
     def content(self) -> dict[str, Any]:
         return super().content() | {

@@ -324,6 +324,7 @@ WRONG = {
     "--input {tmp}/out/../a.jsonl {tmp}/out": "--input {tmp}/out: no such file, and no files with",
     "--input {tmp}/a.jsonl --num-workers 0": "--num-workers: must be at least 1, got 0",
     "--input {tmp}/a.jsonl --entropy-model {tmp}/empty": "--entropy-model: {tmp}/empty: no entropy",
+    "--input {tmp}/a.jsonl --entropy-model {tmp}/none": "--entropy-model: {tmp}/none: no such dir",
 }
 
 

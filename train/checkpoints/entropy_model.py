@@ -19,7 +19,8 @@ from model.checkpoints.entropy_model import (
     load_entropy_model,
     save_entropy_model,
 )
-from model.checkpoints.files import CheckpointError, is_for_everybody
+from model.checkpoints.files import CheckpointError
+from model.checkpoints.names import is_for_everybody
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
 
 WAY_ON = "give it to convert_checkpoint.py, generate.py and evaluate.py (--entropy-model)"

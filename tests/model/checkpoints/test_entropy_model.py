@@ -112,7 +112,7 @@ def test_patcher_of_a_whole_transformers_blt(tmp_path):
     torch.testing.assert_close(h, expected, rtol=0, atol=1e-4)
 
 
-def test_url(tiny, tmp_path):
+def test_url(tiny, tmp_path, monkeypatch):
     save_entropy_model(tiny, tmp_path / "saved")
     fsspec.filesystem("memory").put(str(tmp_path / "saved"), "/bucket/model", recursive=True)
     loaded = load_entropy_model("memory://bucket/model")
@@ -120,6 +120,16 @@ def test_url(tiny, tmp_path):
     for url in ("memory://bucket/missing", "nosuchprotocol://bucket/model"):
         with pytest.raises(CheckpointError, match=url.partition(":")[0]):
             load_entropy_model(url)
+
+    class NoCredentialsError(Exception):
+        """As libraries of object stores have it: no OSError."""
+
+    def find(path, maxdepth):
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "find", find)
+    with pytest.raises(CheckpointError, match=r"in memory://bucket/model: Unable to locate"):
+        load_entropy_model("memory://bucket/model")
 
 
 def test_fingerprint_tells_models_apart(tiny, ngram_model, tmp_path):
