@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from pipeline.cli.command import run_command
+from pipeline.cli.command import at_home, run_command
 from pipeline.cli.loading import loading
 from pipeline.errors import PipelineError
 from train import MODULE
@@ -72,9 +72,14 @@ def command() -> int:
         print(USAGE.format(configurations=listed))
         return 0
     # torchtitan's parser prints this name.
-    sys.argv[0] = "train"
+    sys.argv = ["train", *map(_at_home, arguments)]
     interrupted = "interrupted; run the same command again to continue from the last checkpoint"
     return run_command(lambda: _train(name), console, interrupted=interrupted)
+
+
+def _at_home(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={at_home(value)}" if equals else at_home(argument)
 
 
 def _train(name: str | None) -> int:

@@ -266,10 +266,16 @@ def _checked_values(arguments: list[str], texts: Sequence[str]) -> list[str]:
                     f"{flag or 'the command line'}: has an empty value; is a variable of your "
                     "shell not set?"
                 )
-            if value == "~" or value.startswith("~/"):
-                value = os.path.expanduser(value)  # noqa: PTH111 (which raises nothing)
+            value = at_home(value)
         checked.append(name + equals + value)
     return checked
+
+
+def at_home(value: str) -> str:
+    """A path that begins with ~, which a shell leaves as it is behind ``--flag=``, whole."""
+    if value == "~" or value.startswith("~/"):
+        return os.path.expanduser(value)  # noqa: PTH111 (which raises nothing)
+    return value
 
 
 def submitted() -> bool:

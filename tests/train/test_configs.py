@@ -13,6 +13,7 @@ from torchtitan.config import ConfigManager
 
 from model import BLT_SIZES
 from pipeline.errors import ConfigError
+from train import __main__ as program
 from train.flags.configurations import configurations
 from train.model_spec import ENTROPY_SIZES
 
@@ -176,3 +177,13 @@ def test_refusals(shards, tmp_path):
         if status and "Unrecognized" not in message and "interval" not in message:
             (line,) = {s for s in run.output.splitlines() if s.startswith("error: ")}
             assert message in line
+
+
+def test_a_tilde_that_a_shell_leaves_is_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    given = ["train", "--config=blt_debug", "--dump-folder=~/runs", "--x", "~/y", "--prompt=a ~/b"]
+    monkeypatch.setattr(sys, "argv", given)
+    monkeypatch.setattr(program, "main", lambda: None)
+    assert program.command() == 0
+    expected = ["--dump-folder=/home/somebody/runs", "--x", "/home/somebody/y", "--prompt=a ~/b"]
+    assert sys.argv[2:] == expected
