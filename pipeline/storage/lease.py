@@ -51,6 +51,8 @@ RENEWAL_S = 15.0
 PATIENCE_S = 90.0
 """Seconds without a renewal after which a holder elsewhere is taken for dead."""
 POLL_S = 1.0
+AGAIN_S = 20.0
+"""Seconds between two signals to a process that has lost its lease, which may have to clean up."""
 SETTLING_S = 5.0
 """Seconds after which nobody is about to write who saw no lease, on stores without conditional
 writes."""
@@ -133,11 +135,15 @@ class _Lease:
             # Storage that is away is tried again.
             with suppress(PipelineError, OSError), not_waited_for():
                 if not self.renew():
-                    # A job in the background may be deaf to Ctrl-C.
-                    hears = callable(signal.getsignal(signal.SIGINT))
-                    number = signal.SIGINT if hears else signal.SIGTERM
-                    signal.pthread_kill(threading.main_thread().ident or 0, number)
-                    return
+                    break
+        # Python drops what a signal raises within a callback of its own, such as one after a fork:
+        # a process without its lease is told again.
+        while not self._ends.is_set():
+            # A job in the background may be deaf to Ctrl-C.
+            hears = callable(signal.getsignal(signal.SIGINT))
+            number = signal.SIGINT if hears else signal.SIGTERM
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            self._ends.wait(AGAIN_S)
 
     def renew(self) -> bool:
         """Give a sign of life; False if another process may have taken this one for dead.
