@@ -79,7 +79,7 @@ def command() -> int:
 
 def _at_home(argument: str) -> str:
     flag, equals, value = argument.partition("=")
-    return f"{flag}={at_home(value)}" if equals else at_home(argument)
+    return f"{flag}={at_home(value)}" if equals else argument  # which the shell has seen to
 
 
 def _train(name: str | None) -> int:

@@ -16,7 +16,7 @@ from pipeline.drawing.scrolling import scrolling_css
 
 _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
 _WHOLE = re.compile(r"(--\w+)([\w.-]*)|\d[\d.,]*\+? \(\d+ %\)")
-"""What stays on one line: the beginning of a flag, or a figure with its share."""
+"""Parts of a text that stay on one line: the beginning of a flag, or a figure with its share."""
 
 
 def render_page(template: Path, filters: dict[str, Any], **values: Any) -> str:

@@ -21,8 +21,9 @@ PLACES = 64
 MOST_TIMES, LEAST_MOST = 4, 1 << 20
 """Times its estimated bytes of text that are read of a split, at most, and never less than so many:
 a compressed file may hold more than it seems to."""
-READERS, AT_A_TIME = 8, 64
-"""Threads that read, as object storage takes its time to answer, and splits that they share."""
+READERS, AT_A_TIME = 8, 16
+"""Threads that read, as object storage takes its time to answer, and splits that they share: the
+text of so many is held before what is too much of it is left out."""
 FIT_BYTES = 8 << 20
 """Bytes of text that are counted at a time when an n-gram model is fitted."""
 SHOWN_FAILURES = 3

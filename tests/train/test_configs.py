@@ -185,5 +185,5 @@ def test_a_tilde_that_a_shell_leaves_is_the_home(monkeypatch):
     monkeypatch.setattr(sys, "argv", given)
     monkeypatch.setattr(program, "main", lambda: None)
     assert program.command() == 0
-    expected = ["--dump-folder=/home/somebody/runs", "--x", "/home/somebody/y", "--prompt=a ~/b"]
+    expected = ["--dump-folder=/home/somebody/runs", "--x", "~/y", "--prompt=a ~/b"]
     assert sys.argv[2:] == expected

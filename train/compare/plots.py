@@ -33,7 +33,7 @@ LABEL_LINE = 0.18
 ROWS_HEIGHT = 1.3
 """Inches that the rows of a plot have for the labels beside them."""
 MARKERS = "os^Dv*PX"
-"""Of the arms in turn, which can then be told apart without their colours."""
+"""Arms have them in turn, and can then be told apart without their colours."""
 
 
 def draw_losses(results: Results, axes: Axes) -> None:

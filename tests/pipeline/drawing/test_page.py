@@ -1,4 +1,4 @@
-"""What pages share: where text folds, and colours that everybody can tell apart."""
+"""The common parts of pages: where text folds, and colours that everybody can tell apart."""
 
 import re
 from itertools import combinations, pairwise
@@ -20,7 +20,7 @@ SEEN = {
     "no green": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
     "no blue": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
 }
-"""What people see of linear RGB who lack a kind of cones (Machado et al. 2009, severity 1)."""
+"""Linear RGB as people see it who lack a kind of cones (Machado et al. 2009, severity 1)."""
 TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
 

@@ -48,8 +48,8 @@ def test_a_sample_is_seeded_bounded_and_from_all_over(planned):
 
 
 def test_small_files_give_as_much_as_is_asked_for(tmp_path, monkeypatch):
-    """Of a thousand files of some bytes 64 would be next to nothing; the same files whenever, and
-    the larger ones first as a rule."""
+    """64 of a thousand files of some bytes would be next to nothing. The same files are read
+    whenever, and the larger ones first as a rule."""
     for i in range(1000):
         (tmp_path / f"{i:03}.txt").write_text(f"{i} " * (1 if i % 2 else 20))
     config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
