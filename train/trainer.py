@@ -1,6 +1,7 @@
 """torchtitan's trainer, extended to count bytes, to describe the model of its checkpoints, and to
 skip steps that are not finite."""
 
+import contextlib
 import tempfile
 import time
 import warnings
@@ -22,6 +23,7 @@ from model.checkpoints.token_transformer import TOKENIZER
 from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError, PipelineError
 from train.checkpointing import Checkpointing, ProductsAC
+from train.checkpoints.collective import on_rank_0
 from train.checkpoints.entropy_model import keep_entropy_model
 from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import (
@@ -29,7 +31,6 @@ from train.checkpoints.model_json import (
     write_atomically,
     write_model_description,
 )
-from train.collective import on_rank_0
 from train.data.dataloader import Microbatch
 from train.data.held_out import validation_sets
 from train.data.named import check_sets
@@ -78,6 +79,15 @@ class ByteTrainer(Trainer):
         if config.validator.enable:
             check_sets("--validator.dataloader.shards", config.validator.dataloader.shards)
         super().__init__(config)
+        with contextlib.ExitStack() as alone:
+            on_rank_0(lambda: alone.enter_context(self.checkpointer.written_alone()))
+            self._prepare()
+            self._alone = alone.pop_all()
+        """To the end of the training: see :meth:`Checkpointer.written_alone`."""
+
+    def _prepare(self) -> None:
+        """What is needed beside torchtitan's parts."""
+        config = self.config
         shape, notes = self.model_config.shape, self.dataloader.notes
         if isinstance(shape, BLTConfig):
             shape = with_patches(shape, self.dataloader.stream.provenance)
@@ -175,14 +185,20 @@ class ByteTrainer(Trainer):
         """Train to the last step, unless an earlier run has done so and saved weights only."""
         steps, checkpoint = self.config.training.steps, self.config.checkpoint
         any_step = checkpoint.enable and checkpoint.load_step == -1
-        if any_step and self.checkpointer.holds_final_weights(steps):
-            logger.info(f"All {steps} steps were done before.")
-            return
-        try:
-            super().train()
-        except PipelineError:  # of all ranks alike, so a step that is being saved is completed
-            self.checkpointer.maybe_wait_for_saving()
-            raise
+        with self._alone:
+            if any_step and self.checkpointer.holds_final_weights(steps):
+                logger.info(f"All {steps} steps were done before.")
+                return
+            try:
+                super().train()
+            except PipelineError:  # of all ranks alike, so a step that is being saved is completed
+                self.checkpointer.maybe_wait_for_saving()
+                raise
+
+    def close(self) -> None:
+        """End torchtitan's parts; others may then write to the folder of the steps."""
+        self._alone.close()
+        super().close()
 
     def batch_generator(self, data_iterable: Iterable[Microbatch]) -> Iterator[Microbatch]:
         """Yield torchtitan's batches, count each, and keep those of the running step."""
@@ -317,6 +333,12 @@ def _check_config(config: ByteTrainer.Config) -> None:
             f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
             f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
             "and values: --shape.n-kv-heads-global)"
+        )
+    if isinstance(shape, BLTConfig) and shape.hidden_dim_global % ranks:
+        raise ConfigError(
+            f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
+            f"{shape.hidden_dim_global} features of the latent transformer's feed-forward layers "
+            "evenly (--shape.hidden-dim-global)"
         )
     if isinstance(shape, TokenTransformerConfig) and config.samples.freq > 0:
         raise ConfigError(

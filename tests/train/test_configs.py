@@ -59,6 +59,10 @@ def test_every_size_has_a_configuration():
                 ("--training.no-disable-cuda-graphs", "--training.disable-cuda-graphs: there is"),
             )
         ),
+        (
+            "--parallelism.tensor-parallel-degree 4 --shape.hidden-dim-global 510",
+            "--parallelism.tensor-parallel-degree: 4 ranks cannot share the 510 features",
+        ),
         ("--training.steps -3", "--training.steps: must not be negative, got -3"),
         ("--dataloader.no-infinite", "--dataloader.no-infinite: is for validation"),
         (
