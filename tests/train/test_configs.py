@@ -13,6 +13,7 @@ from torchtitan.config import ConfigManager
 
 from model import BLT_SIZES
 from pipeline.errors import ConfigError
+from pipeline.storage.outages import PATIENCE_S
 from train import __main__ as program
 from train.flags.configurations import configurations
 from train.model_spec import ENTROPY_SIZES
@@ -42,6 +43,8 @@ def test_every_size_has_a_configuration():
         assert config.dataloader.patches == config.validator.dataloader.patches == is_blt
         # A run that is started again continues.
         assert config.checkpoint.enable and not config.checkpoint.last_save_model_only
+        # A rank that waits for storage does not end the others.
+        assert config.comm.train_timeout_seconds > PATIENCE_S < config.comm.init_timeout_seconds
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@ import torch.distributed as dist
 
 from model.checkpoints.files import CheckpointError
 from pipeline.errors import PipelineError
+from pipeline.storage.outages import PATIENCE_S
 
 T = TypeVar("T")
+TIMEOUT_S = 2 * round(PATIENCE_S)
+"""Seconds that ranks wait for one another. One of them may be waiting for storage (PATIENCE_S), or
+be the last to write its part of a step; after torchtitan's 100 the others would end the run."""
 
 
 def gathered(value: Any) -> list[Any]:
