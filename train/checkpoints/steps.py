@@ -118,7 +118,7 @@ def _empty_weights(metadata: dcp_metadata.Metadata) -> dict[str, torch.Tensor]:
 class StepReader(FsspecReader):
     """DCP's reader for directories and URLs, which runs no code of the index.
 
-    The index lists every rank's part of every tensor: that of 512 ranks that share blt_8b has 92 MB
+    The index lists every rank's part of every tensor: that of 512 ranks that share blt_8b has 90 MB
     and takes seconds to unpickle. So it is read and unpickled once, whoever asks.
     """
 
