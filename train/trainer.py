@@ -31,6 +31,7 @@ from train.checkpoints.model_json import (
     write_atomically,
     write_model_description,
 )
+from train.checkpoints.shared_folder import check_shared
 from train.data.dataloader import Microbatch
 from train.data.held_out import validation_sets
 from train.data.named import check_sets
@@ -93,9 +94,11 @@ class ByteTrainer(Trainer):
             shape = with_patches(shape, self.dataloader.stream.provenance)
             notes = notes + self._compare_validation()
         on_rank_0(lambda: self._describe(shape, notes))
-        self.samples = self._make_samples() if config.samples.freq > 0 else None
         saves = config.checkpoint.enable and not config.checkpoint.load_only
         folder = self.checkpointer.folder if saves else None
+        if folder is not None:
+            check_shared(folder)
+        self.samples = self._make_samples() if config.samples.freq > 0 else None
         self.skipped = SkippedSteps(config.skipping, folder, self.dataloader.stream.fingerprint())
         self.metrics_processor.skipped_steps = len(self.skipped.steps)
 

@@ -171,7 +171,7 @@ def _rank(arguments: list[str], environment: dict[str, Any], records: Path, faul
     os.dup2(file, 2)
     _write_down(records / f"{rank}.jsonl", rank)
     if fault:
-        _inject(fault)
+        _inject(fault, records)
     from train.__main__ import command
 
     sys.argv = ["train", *arguments]
@@ -217,10 +217,11 @@ BELL = 7
 """A byte that no text of the tests holds, unless it shall spoil a row."""
 
 
-def _inject(fault: str) -> None:
+def _inject(fault: str, records: Path) -> None:
     """Break the training: ``row``: logits of rows with the byte BELL are NaN; ``gradient``: only
     their gradient is; ``weights``: a weight of rank 0 is NaN from step 3 on; ``slow index`` and
-    ``no room``: the index of step 4 is never written, or cannot be."""
+    ``no room``: the index of step 4 is never written, or cannot be; ``own disks``: each rank is on
+    a machine of its own, where a path that is not absolute is on a disk of that machine."""
     import torch
     from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 
@@ -247,6 +248,15 @@ def _inject(fault: str) -> None:
         if "step-4" in str(self.path) and fault == "no room":
             raise OSError("No space left on device")
         write_index(self, **given)
+
+    if fault == "own disks":
+        import train.checkpoints.shared_folder
+
+        train.checkpoints.shared_folder.PATIENCE_S = 0.1
+        own = records / f"disk-{os.environ['RANK']}"
+        own.mkdir()
+        os.chdir(own)
+        os.environ["LOCAL_RANK"] = "0"
 
     original, ByteTrainer.train_step = ByteTrainer.train_step, train_step
     write_index, _FileSystemWriter.finish = _FileSystemWriter.finish, finish

@@ -140,6 +140,16 @@ def test_one_run_at_a_time_writes_steps(whole, shards, tmp_path):
     assert files(folder) == before and not (folder / "checkpoint" / "lease").exists()
 
 
+def test_machines_that_share_no_folder_are_refused(shards, tmp_path):
+    """Each would write its ranks' parts of steps, and none would hold a whole one."""
+    given = (*arguments(shards, ROWS // 2), "--dump-folder", "outputs")
+    refused = start(tmp_path, *given, ranks=2, fault="own disks").wait()
+    assert refused.exit_codes == [2, 2] and not refused.losses
+    assert refused.output.count("error: --dump-folder: outputs/checkpoint: what ") == 2
+    left = {file.name for file in refused.records.glob("disk-*/outputs/checkpoint/*")}
+    assert left == {"model.json"}
+
+
 @pytest.mark.parametrize("kind", ["last-save-model-only", "last-save-in-hf"])
 def test_a_last_step_of_weights(whole, shards, kind, tmp_path):
     """It cannot be gone on from; the step before can."""
