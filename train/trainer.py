@@ -35,6 +35,7 @@ from train.data.held_out import validation_sets
 from train.data.named import check_sets
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
+from train.parallelize import keep_unsharded, keeps_unsharded
 from train.samples import Samples, SamplesConfig
 from train.shape_flags import ShapeFlags, set_shape
 from train.skipping import (
@@ -88,6 +89,10 @@ class ByteTrainer(Trainer):
         folder = self.checkpointer.folder if saves else None
         self.skipped = SkippedSteps(config.skipping, folder, self.dataloader.stream.fingerprint())
         self.metrics_processor.skipped_steps = len(self.skipped.steps)
+        # A CUDA graph would repeat what one microbatch does in all of them.
+        self._keeps_unsharded = config.training.disable_cuda_graphs and keeps_unsharded(
+            config.parallelism, self.parallel_dims.dp_shard
+        )
 
     def _describe(self, shape: Shape, notes: list[str]) -> None:
         """Log what is to be said of the shard sets, and write ``model.json``."""
@@ -197,6 +202,15 @@ class ByteTrainer(Trainer):
         """torchtitan's processing, with labels in int64, which its losses require."""
         return super().post_dataloading_process(input_dict, labels.long())
 
+    def forward_backward_step(self, **microbatch: Any) -> Tensor:
+        """torchtitan's, after which whole weights are kept for the step's next microbatch where
+        they are kept from forward to backward."""
+        self.microbatches_done += 1
+        if self._keeps_unsharded and self.gradient_accumulation_steps > 1:
+            another = self.microbatches_done < self.gradient_accumulation_steps
+            keep_unsharded(self.model_parts[0], another)
+        return super().forward_backward_step(**microbatch)
+
     def train_step(self, data_iterator: Iterator[Microbatch]) -> Any:
         """Train one step, and write samples if it is time."""
         self._train_or_skip(data_iterator)
@@ -210,6 +224,7 @@ class ByteTrainer(Trainer):
         loss into bits per byte."""
         self.metrics_processor.step_counts = Counts()
         self.step_batches: list[tuple[dict[str, Tensor], Tensor, Sequence[int]]] = []
+        self.microbatches_done = 0
         first = self.dataloader.rows_read
         rows = self.config.training.local_batch_size * self._data_ranks()
         stop = first + rows * self.gradient_accumulation_steps
