@@ -9,7 +9,7 @@ from torchtitan.tools import filesystem
 
 from model import BLTConfig
 from model.token_transformer import TokenTransformerConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, missing_memory
 
 
 def check_batch(training: TrainingConfig, ranks: int) -> None:
@@ -121,7 +121,6 @@ def check_config(config: Any) -> None:
 def out_of_memory(config: Any, error: torch.OutOfMemoryError) -> ConfigError:
     """The error for users where a step needs more memory than the GPU has."""
     rows, tokens = config.training.local_batch_size, config.training.seq_len
-    missing = str(error).partition(" If reserved")[0].partition("\n")[0].rstrip(".")
     advice = (
         "activation-checkpoint:full at the end of the command keeps less for backward, and more "
         "GPUs share the weights"
@@ -132,5 +131,5 @@ def out_of_memory(config: Any, error: torch.OutOfMemoryError) -> ConfigError:
             advice += ", and a step takes as many rows as before, in more parts"
     return ConfigError(
         f"--training.local-batch-size: {rows} rows of {tokens} tokens need more memory than there "
-        f"is ({missing}); {advice}; jobs/plan.py says what a configuration needs"
+        f"is ({missing_memory(error)}); {advice}; jobs/plan.py says what a configuration needs"
     )
