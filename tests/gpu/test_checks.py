@@ -1,5 +1,6 @@
 """The checks of ``make gpu-check``: in their tiny form everywhere, in full where there is a GPU."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from gpu.check import STEPS, TINY, Checks, table
-from gpu.measure import RECORDS_FILE
+from gpu.measure import RECORDS_FILE, Run
 
 CHECK = Path(__file__).with_name("check.py")
 
@@ -52,6 +53,32 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch, capsys
     assert "failed with status 3" in said and "this is scoring.agreement" in said
     assert "stopped at its time limit" in said
     assert "4 steps failed, 1 aims were missed" in said  # two had no time left
+
+
+def test_a_card_without_memory_gets_fewer_rows(tmp_path, monkeypatch):
+    """Half as many until they fit; another error is none of memory."""
+    from gpu import training  # check.py has said where benchmarks are
+
+    tried = []
+
+    def fails_above(most: int, run, what, trainer, recompilations, aim) -> None:
+        tried.append(trainer)
+        if trainer > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "_shards", lambda run: "")
+    monkeypatch.setattr(
+        training, "trainer_of", lambda config, *where: config.training.local_batch_size
+    )
+    run = Run(tmp_path, tmp_path, tiny=False)
+    for most, expected in ((8, [8]), (2, [8, 4, 2]), (1, [8, 4, 2, 1])):
+        tried.clear()
+        monkeypatch.setattr(training, "_time", functools.partial(fails_above, most))
+        training._measure(run, "entropy_100m")
+        assert tried == expected
+    monkeypatch.setattr(training, "_time", functools.partial(fails_above, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        training._measure(run, "entropy_100m")
 
 
 def test_table():

@@ -1,5 +1,6 @@
 """A training step as torchtitan makes it: time, share of the ceiling, memory, compilations."""
 
+import gc
 import logging
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from gpu.measure import Run, compiled
 from model import BLT_SIZES, NGramEntropyModel, Patcher
 from model.tokenizer import encode_documents
 from model.training_flops import training_flops
+from pipeline.errors import ConfigError
 from train.shim import prepare
 
 prepare()
@@ -91,9 +93,21 @@ class Recompilations(logging.Handler):
 def _measure(
     run: Run, name: str, *, aim: float = 0, compile_model: bool = True, profile: bool = False
 ) -> None:
-    recompilations = Recompilations()
     config = _configuration(run, name, compile_model)
     what = f"{name}, {'compiled' if compile_model else 'eager'}"
+    # As many rows as fit: the published recipe's need most of an 80 GB card.
+    while not _measure_rows(run, what, config, aim, profile):
+        gc.collect()  # what had no room is let go of
+        torch.cuda.empty_cache()
+        config.training.local_batch_size //= 2
+        run.note(f"{what}: no memory; trying {config.training.local_batch_size} rows")
+
+
+def _measure_rows(
+    run: Run, what: str, config: ByteTrainer.Config, aim: float, profile: bool
+) -> bool:
+    """Measure a configuration; False if the card has no memory for its rows, but may for fewer."""
+    recompilations = Recompilations()
     try:
         trainer = trainer_of(config, _shards(run), str(run.work / "dump"))
         _time(run, what, trainer, recompilations, aim)
@@ -101,9 +115,15 @@ def _measure(
             batches = trainer.batch_generator(trainer.dataloader)
             found = run.profile(f"{what}: a step", lambda: _step(trainer, batches))
             run.record(f"{what}: profile of a step", **found)
+    except (ConfigError, torch.OutOfMemoryError) as error:
+        without_memory = isinstance(error.__cause__ or error, torch.OutOfMemoryError)
+        if not without_memory or config.training.local_batch_size == 1:
+            raise
+        return False
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    return True
 
 
 def _step(trainer: ByteTrainer, batches: Any) -> None:

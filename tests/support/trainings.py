@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from torch.distributed import TCPStore
 
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["torch", "train.config_registry", "torchtitan.train"])
@@ -38,6 +39,8 @@ class Training:
     arguments: list[str]
     ranks: list[Any] = field(default_factory=list)
     """Its processes."""
+    store: TCPStore | None = None
+    """Where they meet."""
 
     def __post_init__(self) -> None:
         self.records = self.folder / f"records-{time.monotonic_ns()}"
@@ -115,12 +118,11 @@ def start(folder: Path, *arguments: object, ranks: int = 1, fault: str = "") -> 
     if len(given) > 1 and "--dump-folder" not in given:
         given[:0] = ["--dump-folder", str(folder)]
     training = Training(folder, given)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    training.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(ranks):
         who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": training.store.port}
+        where["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         process = forks.Process(target=_rank, args=(given, who | where, training.records, fault))
         process.start()
         training.ranks.append(process)
