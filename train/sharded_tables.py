@@ -48,14 +48,23 @@ class ShardedTables(HashEmbedding):
     gradients never become ``.grad``: :attr:`gradients` holds them.
     """
 
-    def __init__(self, tables: HashEmbedding, mesh: DeviceMesh, dtype: torch.dtype):
+    def __init__(
+        self,
+        tables: HashEmbedding,
+        mesh: DeviceMesh,
+        dtype: torch.dtype,
+        twins: dist.ProcessGroup | None = None,
+    ):
         """
         Args:
             tables: takes over its parameters, which may be on the meta device.
             mesh: of one dimension: all ranks whose microbatches differ.
             dtype: of the sums that are exchanged and returned; rows are summed in their own.
+            twins: ranks that have the same microbatches and columns (tensor parallelism); None if
+                there are no others.
         """
         nn.ModuleList.__init__(self, tables)
+        self.twins = twins
         self.ngrams, self.rows, self.dtype = tables.ngrams, tables.rows, dtype
         self.mesh = mesh
         for table in tables:
@@ -117,6 +126,17 @@ class ShardedTables(HashEmbedding):
         out = x.new_empty(sum(received))
         dist.all_to_all_single(out, x, received, sent, group=self.mesh.get_group())
         return out
+
+    def agree(self) -> None:
+        """Take the mean of the twins' gradients, before a step of the optimizer.
+
+        They have computed the same ones, but a GPU adds the gradients of a row in another order
+        each time, and without this their tables would drift apart, rounding by rounding.
+        """
+        for gradient in self.gradients if self.twins is not None else ():
+            if gradient.values is not None:
+                dist.all_reduce(gradient.values, group=self.twins)
+                gradient.values /= dist.get_world_size(self.twins)
 
     @property
     def weights(self) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support.fake_ranks import fake_ranks, parallelized
 from support.table_ranks import (
     DIM,
     MAX_NORM,
@@ -31,7 +32,13 @@ from torchtitan.distributed import ParallelDims
 from model.layers.hash_embedding import HashEmbedding
 from pipeline.errors import ConfigError
 from train.config_registry import blt_debug
-from train.sharded_tables import HostCopy, RowGradient, ShardedTables, _SumOfRows
+from train.sharded_tables import (
+    HostCopy,
+    RowGradient,
+    ShardedTables,
+    _SumOfRows,
+    sharded_tables,
+)
 from train.table_optimizer import TableAdamW, split_off_tables
 
 CLOSE = {"rel": 1e-6, "abs": 0}
@@ -157,6 +164,28 @@ def test_optimizer_is_adamw_bit_by_bit(how, one_rank, monkeypatch):
 def a_model(mesh: DeviceMesh) -> nn.Module:
     tables = ShardedTables(HashEmbedding((3,), 2, rows=11, dim=4), mesh, torch.float32)
     return nn.ModuleDict({"tables": tables, "head": nn.Linear(4, 4)})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_with_the_same_rows_take_one_gradient(ranks, monkeypatch):
+    """A GPU adds in another order on each of them, and tables would drift apart."""
+    config = blt_debug()
+    config.parallelism.tensor_parallel_degree = ranks
+    reduced: list[int] = []
+
+    def all_reduce(value: torch.Tensor, group: Any) -> None:
+        reduced.append(dist.get_world_size(group))
+        value += value + 0.5  # the other rank's
+
+    with fake_ranks(4):
+        (tables,) = sharded_tables(parallelized(config, 4))
+        monkeypatch.setattr(dist, "all_reduce", all_reduce)
+        for gradient in tables.gradients[1:]:  # the first has none
+            gradient.values = torch.ones(3, 2)
+        tables.agree()
+    expected = 1.25 if ranks == 2 else 1.0
+    assert all((gradient.values == expected).all() for gradient in tables.gradients[1:])
+    assert reduced == ([2] * (len(tables) - 1) if ranks == 2 else [])
 
 
 def test_tables_keep_the_settings_of_their_group(one_rank):
