@@ -142,7 +142,8 @@ def read_split(
     """
     form, url = FORMATS[split.format], split.file.url
     partitions = partition_values(split.file)
-    wanted = [name for name in columns.all if name not in partitions or name == columns.text]
+    partitions.pop(columns.text, None)  # no directory holds the text, whatever it is called
+    wanted = [name for name in columns.all if name not in partitions]
     check_unchanged(split.file)
     with translated(url, UnreachableFileError):
         source = WatchedFile(url)

@@ -97,7 +97,7 @@ def _prepare_corpus(
         Preparation.check_removable(output)
     else:
         preparation = Preparation.resume(output)
-    inputs = _inputs(preparation, corpus, config, output)
+    inputs = _inputs(preparation, corpus, config, output, console)
     inputs.print_unread(console)
     files = inputs.files
     tokenizer = _tokenizer(config, output)
@@ -139,6 +139,7 @@ def _inputs(
     corpus: Corpus | None,
     config: PrepareCorpusConfig,
     output: OutputDirectory,
+    console: Console,
 ) -> Inputs:
     if corpus is None:
         return find_inputs(config.input, config.input_format, output=output.url)
@@ -146,7 +147,9 @@ def _inputs(
         return Inputs(preparation.files)
     begun = None if config.overwrite else Downloads.resume(output)
     if begun is None:
-        return Inputs(list_corpus(corpus))
+        files, left_out = list_corpus(corpus)
+        Inputs(unread=left_out).print_unread(console)
+        return Inputs(files)
     begun.check_settings(f"--output {output.url}", config.content())
     return Inputs(begun.files)
 

@@ -269,6 +269,28 @@ def test_garbage_is_a_bad_file(tmp_path, name, content):
         read(path)
 
 
+def ipc(opened, *texts):
+    with opened(sink := pa.BufferOutputStream(), pa.schema({"text": pa.string()})) as writer:
+        for text in texts:
+            writer.write(pa.record_batch({"text": [text]}))
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("more", [("c",), ()])
+def test_arrow_files_that_were_put_one_behind_the_other_are_told(tmp_path, more):
+    # As `cat` does. Readers of Arrow see the first stream, or in the first file what the last
+    # footer says, and nothing else.
+    path = tmp_path / "a.arrow"
+    path.write_bytes(ipc(pa.ipc.new_stream, "a", "b") + ipc(pa.ipc.new_stream, *more))
+    with pytest.raises(BadFileError, match=r"^\d+ bytes follow the end of the stream and are not"):
+        read(path)
+    path.write_bytes(ipc(pa.ipc.new_file, "a", "b") + ipc(pa.ipc.new_file, *more))
+    with pytest.raises(BadFileError, match="footer belong to no record batch that it lists: if"):
+        read(path)
+    path.write_bytes(ipc(pa.ipc.new_file))
+    assert read(path) == []
+
+
 def test_wrong_columns_are_told_with_those_there_are(tmp_path):
     pq.write_table(pa.table({"body": ["a"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(BadFileError, match="no column 'text'; there are body, n"):
