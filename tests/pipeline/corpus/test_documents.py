@@ -319,6 +319,10 @@ def test_a_column_that_no_file_has_is_named(tmp_path):
         for name, form in (("a.jsonl", "jsonl"), ("b.txt", "text"))
     ]
     check_columns(plans, Columns(metadata=("lang",)))
+    check_columns(plans, Columns("lang"))
+    check_columns(plans[1:], Columns())
+    with pytest.raises(ConfigError, match="--text-column: files of the format text are one text"):
+        check_columns(plans[1:], Columns("lang"))
     with pytest.raises(ConfigError, match="--by: no input file has a column 'lang'; there are: te"):
         check_columns(plans[1:], Columns(metadata=("lang",)), "--by")
     (tmp_path / "c.parquet").write_bytes(b"damaged: reading it says so")
