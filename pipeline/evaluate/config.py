@@ -147,7 +147,7 @@ class EvaluateConfig:
         Raises:
             ConfigError: a flag is given that changes nothing with it.
         """
-        readers = dict.fromkeys(OF_TEXT, ("--input",))
+        readers: dict[str, tuple[str, ...]] = dict.fromkeys(OF_TEXT, ("--input",))
         readers |= dict.fromkeys(("by", "confidence"), ("--input", "--shards"))
         for field in fields(self):
             allowed = readers.get(field.name, (source,))
