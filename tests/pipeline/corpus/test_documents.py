@@ -236,6 +236,15 @@ def test_a_bad_line_is_rejected_alone(tmp_path, line):
     assert bad.position == "19"
 
 
+@pytest.mark.parametrize("begin", [b"[", b"\n [\n", b"\xef\xbb\xbf[\r\n"])
+def test_a_json_array_is_told_and_not_taken_in_part(tmp_path, begin):
+    (tmp_path / "a.json").write_bytes(begin + b'{"text": "a"},\n{"text": "b"}\n]\n')
+    with pytest.raises(
+        BadFileError, match=r"is a JSON array and not JSONL: .* as jq -c '.\[\]' wr"
+    ):
+        read(tmp_path / "a.json")
+
+
 def test_bad_values_in_columns_are_rejected_alone(tmp_path):
     # Arrow does not check that strings are UTF-8.
     broken = pa.array([b"a", b"\xff", None, b"b"], pa.binary()).view(pa.string())
