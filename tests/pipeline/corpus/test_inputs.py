@@ -121,6 +121,14 @@ def test_a_name_without_an_ending_is_told_by_its_content(tmp_path):
     }
 
 
+def test_a_pipe_is_no_input(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match=r"a.jsonl: no regular file: a pipe or device"):
+        find_inputs([f"{tmp_path}/a.jsonl"])
+    fill(tmp_path, {"b.jsonl": "x"})
+    assert unread(tmp_path) == {"a.jsonl": "no regular file"}
+
+
 def test_linked_directories_are_followed_once(tmp_path):
     fill(tmp_path, {"real/r.jsonl": "r", "c/own.jsonl": "own"})
     links = {"linked": "../real", "again": "../real", "loop": ".", "up": "..", "gone.jsonl": "no"}
