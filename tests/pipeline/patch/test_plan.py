@@ -2,6 +2,7 @@
 are given here: no GPU is at hand."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -111,3 +112,17 @@ def test_more_gpus_than_there_are_are_refused_or_waited_for(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     plan.begin_run(CONFIG, [], small_model, output, cluster.console)
     assert "waiting for a node with 1 GPUs" in cluster.said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ngram_bytes": 1 << 20}, "--ngram-bytes: only --entropy-model ngram is fitted"),
+        ({"calibration_bytes": 1 << 20}, "--calibration-bytes: nothing is calibrated without"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        replace(CONFIG, **changes).check()
+    replace(CONFIG, entropy_model="ngram", ngram_bytes=1 << 20).check()
+    replace(CONFIG, threshold=None, target_patch_size=4.5, calibration_bytes=1 << 20).check()
