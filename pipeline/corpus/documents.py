@@ -102,11 +102,15 @@ def check_columns(
             existing |= dict.fromkeys(partition_values(split.file))
     if not existing:
         return
+    asked = [
+        f"of {FORMATS[name].title}, {part}" for name in formats if (part := FORMATS[name].asked)
+    ]
+    where = f" ({'; '.join(asked)})" if asked else ""
     wanted = [*columns.by_flag.items(), *((metadata_flag, name) for name in columns.metadata)]
     for flag, name in wanted:
         if name and name not in existing:
             raise ConfigError(
-                f"{flag}: no input file has a column {name!r}; there are: {listed(existing)}"
+                f"{flag}: no input file has a column {name!r}; there are: {listed(existing)}{where}"
             )
 
 
