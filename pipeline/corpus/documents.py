@@ -102,10 +102,8 @@ def check_columns(
             existing |= dict.fromkeys(partition_values(split.file))
     if not existing:
         return
-    asked = [
-        f"of {FORMATS[name].title}, {part}" for name in formats if (part := FORMATS[name].asked)
-    ]
-    where = f" ({'; '.join(asked)})" if asked else ""
+    sampled = [FORMATS[name] for name in formats if FORMATS[name].asked]
+    where = "".join(f" (of {form.title}, {form.asked})" for form in sampled)
     wanted = [*columns.by_flag.items(), *((metadata_flag, name) for name in columns.metadata)]
     for flag, name in wanted:
         if name and name not in existing:
