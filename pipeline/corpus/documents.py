@@ -102,11 +102,13 @@ def check_columns(
             existing |= dict.fromkeys(partition_values(split.file))
     if not existing:
         return
+    sampled = [FORMATS[name] for name in formats if FORMATS[name].asked]
+    where = "".join(f" (of {form.title}, {form.asked})" for form in sampled)
     wanted = [*columns.by_flag.items(), *((metadata_flag, name) for name in columns.metadata)]
     for flag, name in wanted:
         if name and name not in existing:
             raise ConfigError(
-                f"{flag}: no input file has a column {name!r}; there are: {listed(existing)}"
+                f"{flag}: no input file has a column {name!r}; there are: {listed(existing)}{where}"
             )
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.corpus.documents import Columns, Document, Reject, check_columns, read_split
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
+from pipeline.corpus.json_lines import FIRST_LINES
 from pipeline.corpus.lines import read_lines
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError, ConfigError, UnreachableFileError
@@ -334,6 +335,8 @@ def test_a_column_that_no_file_has_is_named(tmp_path):
         check_columns(plans[1:], Columns("lang"))
     with pytest.raises(ConfigError, match="--by: no input file has a column 'lang'; there are: te"):
         check_columns(plans[1:], Columns(metadata=("lang",)), "--by")
+    with pytest.raises(ConfigError, match=rf"lang \(of JSONL, in the first {FIRST_LINES} records"):
+        check_columns(plans[:1], Columns(metadata=("late",)))
     (tmp_path / "c.parquet").write_bytes(b"damaged: reading it says so")
     unknown = plan_file(input_file(tmp_path / "c.parquet"), "parquet", 1 << 20)
     with pytest.raises(ConfigError, match="--id-column: no input file has a column 'uuid'"):
