@@ -239,6 +239,17 @@ def keep_unsharded(model: nn.Module, keep: bool) -> None:
         model.set_reshard_after_backward(not keep)
 
 
+def sum_over_copies(model: nn.Module, now: bool) -> None:
+    """Let the next backward sum gradients over the copies of a model (HSDP), or leave that to a
+    later one of the same step, which then sums them all.
+
+    A copy is on nodes of its own, so that this is what passes between nodes, and a step needs it
+    once.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(now)
+
+
 def _shard(
     model: nn.Module,
     mesh: DeviceMesh,

@@ -1,4 +1,5 @@
-"""Whole weights in the dtype of computing are made once per step where a rank keeps them anyway."""
+"""What is done once per step and not per microbatch: whole weights are made in the dtype of
+computing, where a rank keeps them anyway; copies of a model sum their gradients."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 from support.fake_ranks import fake_ranks, parallelized, with_weights
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.config import ParallelismConfig
 from torchtitan.trainer import Trainer
 
 import train.trainer
 from train.config_registry import blt_debug
-from train.parallelize import keep_unsharded, keeps_unsharded
+from train.parallelize import keep_unsharded, keeps_unsharded, sum_over_copies
 from train.trainer import ByteTrainer
 
 TOKENS = torch.randint(4, 200, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -74,18 +76,42 @@ def test_where_weights_are_kept(policy, ranks, kept):
     assert keeps_unsharded(ParallelismConfig(fsdp_reshard_after_forward=policy), ranks) is kept
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_copies_sum_their_gradients_once_per_step(once, monkeypatch):
+    """Each unit of FSDP does, on two copies of two ranks."""
+    sums: list[int] = []
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor, **_: sums.append(tensor.numel()))
+    with fake_ranks(4):
+        config = blt_debug()
+        config.parallelism.data_parallel_replicate_degree = 2
+        model = with_weights(parallelized(config, 4))
+        units = sum(isinstance(part, FSDPModule) for part in model.modules())
+        for microbatch in range(MICROBATCHES):
+            sum_over_copies(model, not once or microbatch == MICROBATCHES - 1)
+            model(TOKENS, LENGTHS).logsumexp(-1).mean().backward()
+    assert len(sums) == units * (1 if once else MICROBATCHES)
+
+
 @pytest.mark.parametrize(
-    ("keeps", "microbatches", "expected"),
-    [(True, 3, [True, True, False]), (True, 1, []), (False, 3, [])],
+    ("keeps", "copies", "microbatches", "kept", "summed"),
+    [
+        (True, True, 3, [True, True, False], [False, False, True]),
+        (False, True, 2, [], [False, True]),
+        (True, False, 2, [True, False], []),
+        (True, True, 1, [], []),
+    ],
 )
-def test_the_last_microbatch_of_a_step_keeps_nothing(monkeypatch, keeps, microbatches, expected):
-    """The trainer says so before each microbatch."""
-    said: list[bool] = []
-    monkeypatch.setattr(train.trainer, "keep_unsharded", lambda model, keep: said.append(keep))
+def test_the_last_microbatch_of_a_step(monkeypatch, keeps, copies, microbatches, kept, summed):
+    """It keeps nothing, and sums over copies; the trainer says so before each microbatch."""
+    said: dict[str, list[bool]] = {"keep_unsharded": [], "sum_over_copies": []}
+    for name, told in said.items():
+        monkeypatch.setattr(train.trainer, name, lambda model, value, told=told: told.append(value))
     monkeypatch.setattr(Trainer, "forward_backward_step", lambda self, **microbatch: None)
     trainer: Any = ByteTrainer.__new__(ByteTrainer)
     trainer.__dict__ |= vars(
         SimpleNamespace(
+            config=SimpleNamespace(training=SimpleNamespace(disable_cuda_graphs=True)),
+            parallel_dims=SimpleNamespace(dp_replicate_enabled=copies),
             microbatches_done=0,
             model_parts=[None],
             gradient_accumulation_steps=microbatches,
@@ -94,4 +120,4 @@ def test_the_last_microbatch_of_a_step_keeps_nothing(monkeypatch, keeps, microba
     )
     for _ in range(microbatches):
         trainer.forward_backward_step()
-    assert said == expected
+    assert list(said.values()) == [kept, summed]
