@@ -73,6 +73,7 @@ def run(config: CompareConfig, console: Console) -> int:
     # torchtitan takes seconds to load: only when the flags are right.
     from train.compare.comparison import plan_comparison
     from train.compare.data import Data
+    from train.compare.page import as_json
 
     output = Path(config.output).absolute()
     comparison = plan_comparison(
@@ -89,7 +90,7 @@ def run(config: CompareConfig, console: Console) -> int:
     )
     results = comparison.results()
     if config.json:
-        print(json.dumps(results))
+        print(json.dumps(as_json(results), allow_nan=False))
     else:
         print_results(results, comparison.folder, Console())
     print_problems(console, [f"failed: {failure}" for failure in failures])
@@ -103,6 +104,11 @@ def chosen(config: CompareConfig) -> tuple[Experiment, Form]:
         ConfigError: a flag is wrong; names it.
     """
     check_at_least(config, num_workers=1, threads=1, gpus_per_run=0)
+    if config.gpus_per_run and config.num_workers == 1:
+        raise ConfigError(
+            "--gpus-per-run: is for runs on Ray, of which --num-workers tells how many go on at "
+            "once; without, each run takes what this machine has"
+        )
     if "://" in config.output:
         raise ConfigError("--output: has to be a directory; runs are read while they are made")
     check_directory(Path(config.output))

@@ -39,6 +39,12 @@ def run(config: DownloadWeightsConfig, console: Console) -> int:
     """Download what can be downloaded, and print where it is."""
     if not config.model:
         raise ConfigError("--model: name at least one hub id")
+    folders = [name.split("/")[-1] for name in dict.fromkeys(config.model)]
+    if config.output and (same := {name for name in folders if folders.count(name) > 1}):
+        raise ConfigError(
+            f"--output: two of the models would go to {config.output}/{min(same)}; download one "
+            "of them to another directory"
+        )
     # torch takes a second to load: only when the flags are right.
     from model.checkpoints.files import CheckpointError, download
 

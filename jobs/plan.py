@@ -90,6 +90,9 @@ class PlanPatchingConfig:
         check_at_least(self, corpus_bytes=1, gpu_hour_price=0)
         if self.gpus and self.cores:
             raise ConfigError("--cores: give GPUs or cores, not both")
+        for name in ("gpu_tflops", "scoring_mfu"):
+            if self.cores and getattr(self, name) != getattr(PlanPatchingConfig, name):
+                raise ConfigError(f"{flag_name(name)}: says what a GPU does; --cores has none")
         for name in ("gpus", "cores"):
             if any(number < 1 for number in getattr(self, name)):
                 raise ConfigError(f"--{name}: must be at least 1")

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.blt import BLT
@@ -41,6 +40,7 @@ from model.checkpoints.blt_transformers import (
     to_transformers_config,
     to_transformers_weights,
 )
+from model.checkpoints.byte_tokenizer import save_byte_tokenizer
 from model.checkpoints.entropy_model import (
     fingerprint,
     load_entropy_model,
@@ -60,6 +60,7 @@ from model.checkpoints.files import (
     reading,
     ready,
     refuse_token_transformer,
+    write_safetensors,
 )
 from model.checkpoints.names import (
     PUBLISHED,
@@ -151,8 +152,10 @@ def save_blt(
     if layout != "transformers" and entropy_model is not None:
         save_entropy_model(entropy_model, target / ENTROPY_MODEL, layout=layout)
     target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(weights, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if layout == "transformers":
+        save_byte_tokenizer(target)
     patcher_args = published_patcher_args(model.config.patcher)
     if layout == "published" and patcher_args is not None:
         data = {"patcher_args": patcher_args, "tokenizer_args": {"name": "blt"}}

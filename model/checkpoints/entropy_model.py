@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoints import entropy_layouts
@@ -33,6 +32,7 @@ from model.checkpoints.files import (
     reading,
     ready,
     refuse_token_transformer,
+    write_safetensors,
 )
 from model.checkpoints.names import Layout
 from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
@@ -146,7 +146,7 @@ def save_entropy_model(
         tensors = entropy_layouts.to_transformers_weights(tensors)
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(tensors, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -8,7 +8,7 @@ import json
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -19,6 +19,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"
 """The format of :mod:`model.checkpoints.token_transformer`."""
+WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 """transformers' list of the weights in several files."""
 WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
@@ -111,7 +113,7 @@ def read_json(path: Path) -> JsonObject:
     Raises:
         ValueError: the file holds something else.
     """
-    value = json.loads(path.read_text()) if path.exists() else {}
+    value = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if not isinstance(value, dict):
         raise ValueError(f"{path.name}: not a JSON object")
     return value
@@ -180,24 +182,52 @@ def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict
         prefixes: the first one that any name starts with is taken.
 
     Raises:
-        ValueError: there is no such file, or an index lists one that is missing.
+        ValueError: there is no such file, an index lists one that is missing, or it is not clear
+            which of two files holds the weights.
     """
     listed = read_json(directory / INDEX_FILE).get("weight_map")
     paths = sorted(directory.glob("*.safetensors"))
     if listed is not None:
         paths = [directory / name for name in sorted(set(listed.values()))]
+        if (directory / WEIGHTS_FILE).exists() and WEIGHTS_FILE not in listed.values():
+            raise ValueError(
+                f"{WEIGHTS_FILE}: lies beside {INDEX_FILE}, which lists other files: two sets of "
+                "weights; remove what is out of date"
+            )
         if missing := [path.name for path in paths if not path.exists()]:
             raise ValueError(f"{missing[0]}: is listed in {INDEX_FILE} and is not there")
     if not paths:
         raise ValueError("no .safetensors file")
     by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
+    names: dict[str, str] = {}
+    """The file that holds each weight."""
     for path in paths:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 prefix = next((p for p in prefixes if name.startswith(p)), None)
-                if prefix is not None:
-                    by_prefix[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
+                if prefix is None:
+                    continue
+                if names.setdefault(name, path.name) != path.name:
+                    raise ValueError(
+                        f"weight {name}: is in {names[name]} and in {path.name}; remove the file "
+                        "that is out of date"
+                    )
+                by_prefix[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
     return next((tensors for tensors in by_prefix.values() if tensors), {})
+
+
+def write_safetensors(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a file that everybody may read who may read others in its directory: the library's own
+    are for their owner alone.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(weights, path, metadata={"format": "pt"})
+    with suppress(PermissionError):  # of filesystems without modes
+        path.chmod(mode)
 
 
 def fitting(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

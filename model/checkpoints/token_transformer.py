@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from model.checkpoints.byte_tokenizer import begin_with, special_token
 from model.checkpoints.files import (
     TOKEN_TRANSFORMER,
     CheckpointError,
@@ -30,6 +30,7 @@ from model.checkpoints.files import (
     reading,
     ready,
     transformers_name,
+    write_safetensors,
 )
 from model.checkpoints.llama import feature_order
 from model.checkpoints.names import Layout
@@ -37,7 +38,7 @@ from model.token_transformer import TokenTransformer, TokenTransformerConfig
 from model.tokenizer import BOE_ID, BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID
 
 TOKENIZER = "tokenizer.json"
-BOS, EOS = "<|blt_titan_bos|>", "<|blt_titan_eos|>"
+BOS, EOS = special_token("bos"), special_token("eos")
 """Our BOS and EOS, as transformers' tokenizer calls them."""
 
 
@@ -111,7 +112,7 @@ def save_token_transformer(
         }
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(weights, target / "model.safetensors")
     (target / TOKENIZER).write_bytes(tokenizer)
     for name, content in {**files, "config.json": config}.items():
         (target / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -221,12 +222,5 @@ def with_bos_and_eos(definition: JsonObject, tokens: int) -> JsonObject:
         {"id": tokens + i, "content": text, **flags, "special": True}
         for i, text in enumerate((BOS, EOS))
     ]
-    begin = {"SpecialToken": {"id": BOS, "type_id": 0}}
-    text = {"Sequence": {"id": "A", "type_id": 0}}
-    template = {
-        "type": "TemplateProcessing",
-        "single": [begin, text],
-        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {BOS: {"id": BOS, "ids": [tokens], "tokens": [BOS]}},
-    }
-    return {**definition, "added_tokens": [*added, *ours], "post_processor": template}
+    begin = begin_with(BOS, tokens)
+    return {**definition, "added_tokens": [*added, *ours], "post_processor": begin}

@@ -216,11 +216,18 @@ def _check_buffers(batch: pa.RecordBatch) -> None:
 
 
 def _check_end(raw: io.BufferedIOBase) -> None:
-    """
+    """Look at what follows the last record batch of a stream, at which ``raw`` stands.
+
     Raises:
-        BadFileError: a stream lacks the mark of its end, which readers do not miss: a writer was
-            killed, or the file was cut between two record batches.
+        BadFileError: it lacks the mark of its end, which readers do not miss: a writer was killed,
+            or the file was cut between two record batches. Or more follows than the stream.
     """
+    more = raw.seek(0, io.SEEK_CUR) - raw.seek(0, io.SEEK_END)
+    if more:
+        raise BadFileError(
+            f"{-more:,} bytes follow the end of the stream and are not read: if streams were put "
+            "one behind the other, give each a file of its own"
+        )
     raw.seek(0)
     # Before version 0.15 of Arrow, marks had four bytes instead of eight.
     mark = STREAM_END if raw.read(4) == STREAM_END[:4] else STREAM_END[4:]

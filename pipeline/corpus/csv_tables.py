@@ -63,7 +63,8 @@ def table_rows(
             else:
                 yield str(number), f"has {len(row)} fields, and the first line names {len(names)}"
     except csv.Error as error:
-        raise BadFileError(f"after row {number}: {error} (a quote that nobody closed?)") from error
+        where = f"after row {number}" if number >= 0 else "in the first row"
+        raise BadFileError(f"{where}: {error} (a quote that nobody closed?)") from error
 
 
 def _bytes(field: str) -> bytes:

@@ -83,8 +83,16 @@ def check_columns(
         metadata_flag: the flag that names columns of metadata, for the error.
 
     Raises:
-        ConfigError: no file has a column that is wanted; names the flag.
+        ConfigError: no file has a column that is wanted, or there are no columns to choose the
+            text from; names the flag.
     """
+    plans = list(plans)
+    formats = {plan.splits[0].format for plan in plans}
+    if columns.text != Columns.text and not any(FORMATS[name].has_columns for name in formats):
+        raise ConfigError(
+            f"--text-column: files of the format {' and '.join(sorted(formats))} are one text each "
+            "and have no columns; leave it out, or name the --input-format"
+        )
     existing: dict[str, None] = {}
     for plan in plans:
         split = plan.splits[0]
@@ -94,11 +102,13 @@ def check_columns(
             existing |= dict.fromkeys(partition_values(split.file))
     if not existing:
         return
+    sampled = [FORMATS[name] for name in formats if FORMATS[name].asked]
+    where = "".join(f" (of {form.title}, {form.asked})" for form in sampled)
     wanted = [*columns.by_flag.items(), *((metadata_flag, name) for name in columns.metadata)]
     for flag, name in wanted:
         if name and name not in existing:
             raise ConfigError(
-                f"{flag}: no input file has a column {name!r}; there are: {listed(existing)}"
+                f"{flag}: no input file has a column {name!r}; there are: {listed(existing)}{where}"
             )
 
 
@@ -142,7 +152,8 @@ def read_split(
     """
     form, url = FORMATS[split.format], split.file.url
     partitions = partition_values(split.file)
-    wanted = [name for name in columns.all if name not in partitions or name == columns.text]
+    partitions.pop(columns.text, None)  # no directory holds the text, whatever it is called
+    wanted = [name for name in columns.all if name not in partitions]
     check_unchanged(split.file)
     with translated(url, UnreachableFileError):
         source = WatchedFile(url)

@@ -59,7 +59,7 @@ def listed(names: Iterable[str]) -> str:
     every = list(names)
     more = len(every) - MOST_LISTED
     first = ", ".join(name[:100] for name in every[:MOST_LISTED])
-    return first + (f" and {more:,} more" if more > 0 else "")
+    return (first or "none") + (f" and {more:,} more" if more > 0 else "")
 
 
 def schema_names(fields: pa.Schema | pa.StructType, prefix: str = "") -> Iterator[str]:

@@ -73,6 +73,8 @@ class InputFormat(ABC):
     """True if files have typed columns, such as lists of numbers."""
     has_byte_ranges: ClassVar[bool] = False
     """True if parts are ranges of bytes, and a position is the offset of a record's first byte."""
+    asked: ClassVar[str] = ""
+    """Where in a file the names of its columns are looked for, if others may follow."""
     is_looked_into: ClassVar[bool] = True
     """False: a file is never cut and offers no columns, so that its name and size say all."""
     is_data: ClassVar[bool] = True
@@ -202,6 +204,7 @@ class JsonLines(InputFormat):
 
     name, title, endings = "jsonl", "JSONL", (".jsonl", ".ndjson", ".jl", ".json")
     has_byte_ranges = True
+    asked = "in the first 100 records of a file"
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.json_lines import first_keys

@@ -59,6 +59,21 @@ class Ids(NamedTuple):
         return f"ids are taken from the column {self.column!r}{also}"
 
 
+def left_behind(plans: Iterable[FilePlan], columns: Columns) -> str:
+    """A sentence for people where documents are called by their places, and usual columns that
+    would give ids are not kept either; else empty."""
+    if columns.id is not None:
+        return ""
+    chosen, others = Ids.choose(plans, columns)
+    names = [name for name in (chosen, *others) if name and name not in columns.metadata]
+    return (
+        f"ids are file#position; the input also has {', '.join(names)}, and none of it is kept "
+        "(--id-column or --keep-columns name columns)"
+        if names
+        else ""
+    )
+
+
 def _offered(plans: Iterable[FilePlan]) -> Iterable[Sequence[str]]:
     for plan in plans:
         split = plan.splits[0]

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pipeline.corpus.content import ending_of
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
-from pipeline.corpus.named import NOT_DATA
+from pipeline.corpus.named import NOT_DATA, OTHER_SPLIT, in_other_splits
 from pipeline.corpus.prepared import ManifestChunk, prepared_chunks, prepared_validation
 from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
@@ -216,6 +216,9 @@ class _Directories:
         self._hub_copies: set[str] = set()
         self._saved: dict[str, set[str]] = {}
         self._other_splits: set[str] = set()
+        """Directories of saved datasets."""
+        self._held_out_files: set[str] = set()
+        """Files of other splits than train, in copies of the hub's repositories."""
         self._has_data = False
         filesystem, path = filesystem_of(pattern)
         self._is_directory = filesystem.isdir(path)
@@ -225,6 +228,13 @@ class _Directories:
         self._check_chunks({file.url: file.size for file in files})
         data = [form for form in FORMATS.values() if form.is_data]
         suffixes = tuple(suffix for form in data for suffix in form.suffixes)
+        for copy in self._hub_copies:
+            names = {
+                file.url.removeprefix(f"{copy}/"): file.url
+                for file in files
+                if self._is_below(file, copy) and file.typed_name.endswith(suffixes)
+            }
+            self._held_out_files |= {names[name] for name in in_other_splits(names)}
         self._has_data = any(
             file.typed_name.endswith(suffixes) and self.reason_against(file) is None
             for file in files
@@ -315,7 +325,9 @@ class _Directories:
             if self._is_below(file, shard_set) and directory != f"{shard_set}/shards":
                 return "part of a shard set and no shard"
         if any(self._is_below(file, split) for split in self._other_splits):
-            return "in another split than train"
+            return OTHER_SPLIT
+        if file.url in self._held_out_files:
+            return OTHER_SPLIT
         if directory in self._saved and file.url not in self._saved[directory]:
             return "not in the state.json of the saved dataset"
         if name in NOT_DATA:

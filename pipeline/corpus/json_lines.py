@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -13,6 +14,7 @@ import orjson
 from pipeline.corpus.fields import MISSING, field_of, names_of
 from pipeline.corpus.headers.limits import MOST_VALUES
 from pipeline.corpus.lines import read_lines
+from pipeline.errors import BadFileError
 
 FIRST_LINES = 100
 """Records of a file that are asked for the names of their fields."""
@@ -23,6 +25,8 @@ BYTES_PER_BYTE = 3
 EXTRA_BYTES = 4 << 20
 """Bytes that a line may have beside its text, at least."""
 BOM = b"\xef\xbb\xbf"
+ARRAY = re.compile(rb"\[\s*(\{|$)")
+"""The beginning of an array of objects."""
 
 
 def json_rows(
@@ -37,13 +41,33 @@ def json_rows(
     Args:
         columns: names of the fields that are wanted.
         max_document_bytes: a line that is far longer than such a text needs is not read.
+
+    Raises:
+        BadFileError: the file is a JSON array of the records.
     """
     longest = BYTES_PER_BYTE * max_document_bytes + EXTRA_BYTES
+    is_first = start == 0
     for offset, line in read_lines(file, start, stop, longest):
+        if is_first and line is not None:
+            _check_first(line)
+        is_first = False
         if line is None:
             yield str(offset), f"line of more than {longest} bytes (--max-document-bytes)"
         elif not line.isspace():
             yield str(offset), _parse_line(offset, line, columns)
+
+
+def _check_first(line: bytes) -> None:
+    """
+    Raises:
+        BadFileError: no line of JSONL begins so. Of an array with an object per line, the last one
+            alone would be taken, because no comma follows it.
+    """
+    if ARRAY.match(line.removeprefix(BOM).strip()):
+        raise BadFileError(
+            "is a JSON array and not JSONL: each object has to be a line, as jq -c '.[]' writes "
+            "them"
+        )
 
 
 def first_keys(file: io.BufferedIOBase) -> list[str] | None:

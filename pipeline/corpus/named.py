@@ -6,6 +6,8 @@ messages follow the table.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files about a dataset in a format of data; the ``datasets`` library writes them."""
+OTHER_SPLIT = "in another split than train"
+TRAIN = ("train", "training")
+OTHERS = ("validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+"""Words in the names of files and directories that tell a split."""
+_WORDS = re.compile(r"[-._ 0-9/]+")
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Corpus:
     """Without one a document's id is ``file name#position``."""
     revision: str
     """Commit, branch or tag. Named corpora have a commit, so that they stay what they are."""
+    whole: bool = False
+    """True if nobody chose among the repository's files: those of other splits than train are left
+    out."""
 
 
 def _fineweb_edu(name: str, files: str) -> Corpus:
@@ -65,7 +75,8 @@ CORPORA = {
 def find_corpus(name: str) -> Corpus:
     """The corpus that ``--corpus`` names.
 
-    A hub id stands for all files of the repository in a format of data, with the column ``text``.
+    A hub id stands for all files of the repository in a format of data, but those of other splits
+    than train, with the column ``text``.
 
     Raises:
         ConfigError: it is neither a named corpus nor a hub id.
@@ -83,11 +94,32 @@ def find_corpus(name: str) -> Corpus:
     revision = dataset["revision"] or "main"
     data = [form for form in FORMATS.values() if form.is_data]
     files = tuple(f"*{suffix}" for form in data for suffix in form.suffixes)
-    return Corpus(name, dataset["repository"], files, AUTO, "text", None, revision=revision)
+    repository = dataset["repository"]
+    return Corpus(name, repository, files, AUTO, "text", None, revision=revision, whole=True)
 
 
-def list_corpus(corpus: Corpus) -> list[InputFile]:
-    """The files of a corpus, sorted by name, as :func:`list_repository` describes them.
+def in_other_splits(names: Collection[str]) -> set[str]:
+    """Of the files of a dataset's repository, those in another split than train.
+
+    The names of files and directories tell splits, by the same words as for the ``datasets``
+    library. Files whose names tell none are in no other split, nor is any if none is called train.
+
+    >>> in_other_splits(["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"])
+    {'data/test-00000-of-00001.parquet'}
+    """
+    words = {name: set(_WORDS.split(name)) for name in names}
+    if not any(not said.isdisjoint(TRAIN) for said in words.values()):
+        return set()
+    return {
+        name
+        for name, said in words.items()
+        if said.isdisjoint(TRAIN) and not said.isdisjoint(OTHERS)
+    }
+
+
+def list_corpus(corpus: Corpus) -> tuple[list[InputFile], dict[str, str]]:
+    """The files of a corpus, sorted by name, as :func:`list_repository` describes them; and, by
+    path, why other files in a format of data are left out.
 
     Raises:
         ConfigError: it is gated, missing, or cannot be reached, or no file matches.
@@ -102,13 +134,16 @@ def list_corpus(corpus: Corpus) -> list[InputFile]:
         list_repository(repository), allow_patterns=list(corpus.files), key=lambda file: file.name
     )
     files = [file for file in matches if _is_data(PurePosixPath(file.name))]
+    others = in_other_splits([file.name for file in files]) if corpus.whole else set()
+    left_out = {file.url: OTHER_SPLIT for file in files if file.name in others}
+    files = [file for file in files if file.name not in others]
     if not files:
         raise ConfigError(
             f"{flag}: {corpus.repository} at {corpus.revision} has no file that matches "
             + " ".join(corpus.files)
         )
     check_access(repository, files[0])
-    return files
+    return files, left_out
 
 
 def _is_data(path: PurePosixPath) -> bool:

@@ -1,7 +1,7 @@
 """The configuration of ``jobs/evaluate.py``: each field is a flag."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
@@ -14,6 +14,10 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.corpus.documents import Columns
+
+
+OF_TEXT = ("format", "text_column", "id_column", "max_document_bytes", "on_bad_document")
+"""Fields that only say how text is read."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class EvaluateConfig:
                 f"{' and '.join(given) or '--input'}: give one of --input (text), --shards and "
                 "--harness-tasks"
             )
+        self._check_used(given[0])
         for name in ("entropy_model", "rule", "reset_at_newline"):
             if self.shards and getattr(self, name):
                 raise ConfigError(
@@ -133,3 +138,19 @@ class EvaluateConfig:
             raise ConfigError(
                 f"--max-document-bytes: from 1 to 1 GiB, got {self.max_document_bytes}"
             )
+
+    def _check_used(self, source: str) -> None:
+        """
+        Args:
+            source: the flag that says what is read.
+
+        Raises:
+            ConfigError: a flag is given that changes nothing with it.
+        """
+        readers: dict[str, tuple[str, ...]] = dict.fromkeys(OF_TEXT, ("--input",))
+        readers |= dict.fromkeys(("by", "confidence"), ("--input", "--shards"))
+        for field in fields(self):
+            allowed = readers.get(field.name, (source,))
+            if source not in allowed and getattr(self, field.name) != field.default:
+                flag = flag_name("input_format" if field.name == "format" else field.name)
+                raise ConfigError(f"{flag}: only {' and '.join(allowed)} read it; leave it out")

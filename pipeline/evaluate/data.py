@@ -104,9 +104,8 @@ class TextData:
             ConfigError: there is no such file, its format is not known, or no file has a column.
         """
         self.config = config
-        inputs = find_inputs(config.input, config.format)
-        self.unread = inputs.unread
-        self.splits = _plan(inputs.files, config)
+        self.inputs = find_inputs(config.input, config.format)
+        self.splits = _plan(self.inputs.files, config)
         self.bytes = sum(split.size for split in self.splits)
 
     def batches(self, problems: Problems) -> Iterator[Batch]:

@@ -140,6 +140,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     """
     config.check()
     data = ShardData(config) if config.shards else TextData(config)
+    if isinstance(data, TextData):
+        data.inputs.print_unread(console)
     with fetched(config.model) as directory:
         model = load_model(directory)
         patching = _patching(config, model, directory, partial(print_line, console))

@@ -59,7 +59,7 @@ class ExportShardsConfig:
     """hub: directory or URL that files are written to before they are pushed, and stay in; ./
     owner--name by default."""
     private: bool = False
-    """hub: make the repository private, if it is new."""
+    """hub: make the repository private; one that is there and public is refused."""
     num_workers: OrNone[int] = None
     """Workers, one CPU each; as many as the cluster has room for (autoscaling) by default."""
     overwrite: bool = False

@@ -44,7 +44,8 @@ def open_repository(repository: str, output: OutputDirectory, *, private: bool) 
         output: the staging directory, which remembers what was pushed from it.
 
     Raises:
-        ConfigError: it is there, and holds files that no export has put there.
+        ConfigError: it is there, and holds files that no export has put there, or is public and
+            was to be private.
         PipelineError: the hub refuses or cannot be reached.
     """
     disable_progress_bars()  # there is one for all workers
@@ -53,6 +54,12 @@ def open_repository(repository: str, output: OutputDirectory, *, private: bool) 
     with _saying(repository):
         # Without a word the owner's own default decides.
         HfApi().create_repo(repository, repo_type=KIND, private=private or None, exist_ok=True)
+        info = HfApi().repo_info(repository, repo_type=KIND, expand="private")
+        if private and info.private is False:
+            raise ConfigError(
+                f"--private: {repository} is there already, and everybody can read it; make it "
+                "private in its settings on the hub, or leave the flag out"
+            )
         foreign = set() if repository in begun else _foreign_files(repository)
     if foreign:
         raise ConfigError(

@@ -43,6 +43,8 @@ class PatchCorpusConfig(ShardsConfig):
     def check(self) -> None:
         super().check()
         check_at_least(self, ngram_bytes=1, gpus_per_worker=0)
+        if self.scored_with != NGRAM and self.ngram_bytes != PatchCorpusConfig.ngram_bytes:
+            raise ConfigError("--ngram-bytes: only --entropy-model ngram is fitted; leave it out")
         if self.scored_with != NGRAM and not may_exist(self.scored_with):
             raise ConfigError(f"--entropy-model: {self.scored_with}: {NO_SUCH}")
 

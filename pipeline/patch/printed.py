@@ -1,6 +1,7 @@
 """The result of a job that makes patch shards, for people and for programs."""
 
 import json
+import shlex
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -43,7 +44,7 @@ def print_result(result: PatchCorpusResult, console: Console) -> None:
         print_line(console, "validation set, of the documents that the corpus holds out:")
         print_table(console, _rows(result.validation))
     if result.complete:
-        look = f"look at them: {command_line('patch_report')} --shards {result.output}"
+        look = f"look at them: {command_line('patch_report')} --shards {shlex.quote(result.output)}"
         print_line(console, look)
     for made in filter(None, (result, result.validation)):
         if made.rejects:

@@ -157,6 +157,11 @@ class ShardsConfig:
         for name in ("threshold", "threshold_add"):
             if not math.isfinite(getattr(self, name) or 0):
                 raise ConfigError(f"{flag_name(name)}: must be a finite number of nats")
+        if not self.calibrates and self.calibration_bytes != ShardsConfig.calibration_bytes:
+            raise ConfigError(
+                "--calibration-bytes: nothing is calibrated without --target-patch-size; "
+                "leave it out"
+            )
         if self.calibrates and not 0.5 <= float(self.target_patch_size or 0) <= 10_000:
             raise ConfigError(f"--target-patch-size: {self.target_patch_size} bytes is no size")
         self._check_ends()

@@ -150,6 +150,7 @@ class PrepareCorpusConfig:
         return replace(
             corpus,
             files=self.files or corpus.files,
+            whole=corpus.whole and not self.files,
             format=corpus.format if self.input_format == "auto" else self.input_format,
             text_column=self.text_column or corpus.text_column,
             id_column=self.id_column or corpus.id_column,

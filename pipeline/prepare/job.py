@@ -16,10 +16,12 @@ from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.progress_json import progress_lines
+from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import plan_files, splits_of
 from pipeline.cluster.stage import StageOutcome, Work, run_stage, unshared_storage
 from pipeline.corpus.formats import known_format
+from pipeline.corpus.ids import left_behind
 from pipeline.corpus.inputs import Inputs, find_inputs
 from pipeline.corpus.named import Corpus, list_corpus
 from pipeline.corpus.prepared import EXCHANGE, PreparedManifest, read_prepared_manifest
@@ -97,7 +99,7 @@ def _prepare_corpus(
         Preparation.check_removable(output)
     else:
         preparation = Preparation.resume(output)
-    inputs = _inputs(preparation, corpus, config, output)
+    inputs = _inputs(preparation, corpus, config, output, console)
     inputs.print_unread(console)
     files = inputs.files
     tokenizer = _tokenizer(config, output)
@@ -118,7 +120,7 @@ def _prepare_corpus(
             files, unreachable = work.download(files, OutputDirectory(config.downloads))
             if unreachable:
                 return PrepareCorpusResult(output.url, None, unreachable)
-        preparation = _begin(files, corpus, config, output)
+        preparation = _begin(files, corpus, config, output, console)
     if tokenizer:
         download_tokenizer(str(config.tokenizer), tokenizer, output)
     return work.shuffle(preparation)
@@ -139,6 +141,7 @@ def _inputs(
     corpus: Corpus | None,
     config: PrepareCorpusConfig,
     output: OutputDirectory,
+    console: Console,
 ) -> Inputs:
     if corpus is None:
         return find_inputs(config.input, config.input_format, output=output.url)
@@ -146,7 +149,9 @@ def _inputs(
         return Inputs(preparation.files)
     begun = None if config.overwrite else Downloads.resume(output)
     if begun is None:
-        return Inputs(list_corpus(corpus))
+        files, left_out = list_corpus(corpus)
+        Inputs(unread=left_out).print_unread(console)
+        return Inputs(files)
     begun.check_settings(f"--output {output.url}", config.content())
     return Inputs(begun.files)
 
@@ -177,6 +182,7 @@ def _begin(
     corpus: Corpus | None,
     config: PrepareCorpusConfig,
     output: OutputDirectory,
+    console: Console,
 ) -> Preparation:
     """Plan a new run, and record it."""
     kind = corpus.format if corpus else config.input_format
@@ -186,6 +192,8 @@ def _begin(
     else:
         plans = plan_files(files, kind, columns, config.sort_bytes, format_flag=flag)
         splits = splits_of(plans)
+        if note := left_behind(plans, columns):
+            print_line(console, note)
     preparation = plan(files, splits, columns, config)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         Preparation.remove(output)

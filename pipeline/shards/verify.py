@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.errors import DamagedShardError, PipelineError, translated
 from pipeline.patches import recut
-from pipeline.shards.entries import Shard, ShardEntry, entry_path, read_entry
+from pipeline.shards.entries import Shard, ShardEntry, entry_path, read_entry, shard_path
 from pipeline.shards.format import TEXT, read_entropies, read_patches, read_text, read_texts
 from pipeline.shards.record_batches import BatchIndex
 from pipeline.shards.shard_set import ShardSet
@@ -28,6 +28,7 @@ def verify(shards: ShardSet) -> Iterator[str]:
     total = PatchStatistics()
     try:
         yield from table_problems(shards)
+        yield from _others(shards)
         for shard in shards.entries:
             try:
                 entry = _read_entry(shards, shard)
@@ -47,6 +48,17 @@ def verify(shards: ShardSet) -> Iterator[str]:
         return
     if total.to_json() != shards.manifest["statistics"]:
         yield f"{shards.output.locate(MANIFEST)}: statistics are not the sum of the shards'"
+
+
+def _others(shards: ShardSet) -> Iterator[str]:
+    """Files among the shards that are none of them, such as those of another set. Readers of this
+    project pass over them, and programs that are given ``shards/*.arrow`` do not."""
+    known = {shard.path for shard in shards.entries}
+    directory, _, suffix = shard_path("*").partition("*")
+    for name in shards.output.names(directory):
+        path = f"{directory}{name}"
+        if name.endswith(suffix) and path not in known:
+            yield f"{shards.output.locate(path)}: is no shard of this set; remove it"
 
 
 def table_problems(shards: ShardSet) -> Iterator[str]:

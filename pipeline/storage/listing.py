@@ -17,6 +17,7 @@ from pipeline.storage.places import filesystem_of
 
 LINK_IS_BROKEN = "a link to nothing"
 LINK_IS_LOOP = "a link to a directory that is read already"
+NOT_REGULAR = "no regular file"
 SAME_FILE = "the same file as {other}"
 
 
@@ -58,7 +59,7 @@ def list_files(pattern: str) -> Listing:
     Linked directories are followed, each once, so that links in a circle end.
 
     Raises:
-        ConfigError: the place cannot be listed.
+        ConfigError: the place cannot be listed, or is a pipe or device.
     """
     with translated(f"--input {pattern}", ConfigError, "cannot be listed"):
         filesystem, path = filesystem_of(pattern)
@@ -71,8 +72,13 @@ def list_files(pattern: str) -> Listing:
             infos = filesystem.find(path, detail=True)
             return Listing(files=list(_described(filesystem, infos, path)))
         if filesystem.exists(path):
-            name = PurePosixPath(path).name
-            return Listing(True, [_input_file(filesystem, filesystem.info(path), name)])
+            name, info = PurePosixPath(path).name, filesystem.info(path)
+            if info["type"] == "other":
+                raise ConfigError(
+                    f"--input {pattern}: {NOT_REGULAR}: a pipe or device can be read once, and "
+                    "from its start; write it to a file first"
+                )
+            return Listing(True, [_input_file(filesystem, info, name)])
     return Listing()
 
 
@@ -173,7 +179,7 @@ class _LocalFiles:
             self.listing.skipped[path] = LINK_IS_BROKEN
             return
         if not stat.S_ISREG(info.st_mode):
-            self.listing.skipped[path] = "no regular file"
+            self.listing.skipped[path] = NOT_REGULAR
         elif real in self._seen:
             self.listing.skipped[path] = SAME_FILE.format(other=self._seen[real])
         else:

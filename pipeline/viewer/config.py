@@ -52,6 +52,10 @@ class PatchViewerConfig:
         Raises:
             ConfigError: a value makes no sense; names the flag.
         """
+        for name in ("host", "port", "public"):
+            changed = getattr(self, name) != getattr(PatchViewerConfig, name)
+            if self.write_space is not None and changed:
+                raise ConfigError(f"--{name}: --write-space serves no page; leave it out")
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"--port: from 0 to 65535, got {self.port}")
         if not LEAST_THRESHOLD <= self.threshold <= MOST_THRESHOLD:

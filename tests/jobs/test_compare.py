@@ -122,6 +122,7 @@ def test_flags(output):
     for flags, message in (
         ({"arms": ("short",)}, "--arms: there is no short; there are entropy, long, bpe"),
         ({"form": "gpu"}, "--form: mine has no gpu"),
+        ({"gpus_per_run": 1}, "--gpus-per-run: is for runs on Ray"),
         ({"budget_flops": -1.0}, "--budget-flops: has to be positive"),
         ({"budget_flops": float("nan")}, "--budget-flops: has to be positive"),
         ({"seeds": (0, -1)}, "--seeds: must not be negative, got -1"),

@@ -25,6 +25,9 @@ def test_what_can_be_downloaded_is_and_the_rest_is_told(tmp_path):
                 check=False,
             )
 
+        same = download("someone/model", "other/model")
+        assert same.returncode == 2 and not (tmp_path / "weights").exists()
+        assert f"two of the models would go to {tmp_path}/weights/model;" in same.stderr
         done = download("gated/closed", "someone/model", "no/such")
         before = len(hub.asked("safetensors"))
         again = download("someone/model")

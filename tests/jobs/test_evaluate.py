@@ -216,6 +216,11 @@ def test_what_is_lost_is_told(there, run, tmp_path):
     bad.write_bytes(b"PAR1")
     done = run(*flags, "--input", text, bad)
     assert done.status == 1 and "failed:" in done.out and "bad.parquet" in done.out
+    (tmp_path / "more").mkdir()
+    for name, data in (("a.jsonl", text.read_bytes()), ("b.zip", b"PK")):
+        (tmp_path / "more" / name).write_bytes(data)
+    done = run(*flags, "--input", tmp_path / "more")
+    assert f"not read: 1 file, in no known format: {tmp_path}/more/b.zip" in done.error
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text("")
     done = run(*flags, "--input", nothing)
@@ -247,6 +252,9 @@ def test_what_is_lost_is_told(there, run, tmp_path):
         ("--model M/blt --shards M/shards --context 1", "--context: must be at least 2 bytes"),
         ("--model M/blt --shards M/shards --confidence 95", "--confidence: must lie between"),
         ("--model M/blt --shards M/shards --seed -1", "--seed: must not be negative"),
+        ("--model M/blt --shards M/shards --text-column a", "--text-column: only --input read"),
+        ("--model M/blt --shards M/shards --input-format csv", "--input-format: only --input"),
+        ("--model M/blt --harness-tasks x --by id", "--by: only --input and --shards read it"),
         ("--model M/both --input M/in --max-document-bytes 0", "--max-document-bytes: from 1"),
     ],
 )

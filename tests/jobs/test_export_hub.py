@@ -20,6 +20,9 @@ from support.loopback_uploads import READER, UploadHandler
 from support.texts import topics, write_jsonl
 
 from model import NGramEntropyModel, Patcher
+from pipeline.errors import ConfigError
+from pipeline.export.hub_upload import open_repository
+from pipeline.storage.output import OutputDirectory
 
 JOB = ROOT / "jobs" / "export_shards.py"
 
@@ -114,6 +117,19 @@ def test_a_repository_of_another_kind_is_left_alone(hub, made, tmp_path):
     there = repository.commits[repository.head]
     assert json.loads(there["manifest.json"])["files"] == []
     assert b"mine" not in there["README.md"]
+
+
+def test_private_data_are_not_pushed_where_everybody_reads(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    staging = OutputDirectory(str(tmp_path))
+    open_repository("me/new", staging, private=True)
+    open_repository("me/new", staging, private=True)  # a rerun
+    hub.publish("me/open", {".gitattributes": b""})
+    with pytest.raises(ConfigError, match=r"^--private: me/open is there already, and everybody"):
+        open_repository("me/open", staging, private=True)
+    open_repository("me/open", staging, private=False)
+    assert hub.visibility == {"me/new": "private"}
 
 
 def test_who_may_not_write_is_told(hub, made, tmp_path):

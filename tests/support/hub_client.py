@@ -23,7 +23,7 @@ hub.FIRST_WAIT, hub.RETRIES = 0.01, 3
 
 def fetch(name, directory):
     answers = {}
-    for file in list_corpus(find_corpus(name)):
+    for file in list_corpus(find_corpus(name))[0]:
         reported = []
         try:
             path = download.fetch(file, Path(directory), reported.append)
@@ -33,7 +33,7 @@ def fetch(name, directory):
     return answers
 
 def list_files(name, directory):
-    return {f.name: [f.url, f.size, f.version] for f in list_corpus(find_corpus(name))}
+    return {f.name: [f.url, f.size, f.version] for f in list_corpus(find_corpus(name))[0]}
 
 def tokenizer(name, directory):
     files = tokenizer_files.find_tokenizer(name)

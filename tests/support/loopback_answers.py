@@ -115,7 +115,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_json(entries)
         elif found := re.fullmatch(rf"/api/{kinds}(/revision/(?P<revision>[^/]+))?", path):
             commit, _ = self.find(found, found["revision"] or "main")
-            self.answer_json({"_id": "0", "id": found["name"], "sha": commit, "siblings": []})
+            private = self.server.hub.visibility.get(found["name"]) == "private"
+            about = {"_id": "0", "id": found["name"], "sha": commit, "siblings": []}
+            self.answer_json(about | {"private": private})
         else:
             raise RefusedError(404, "")
 

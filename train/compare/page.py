@@ -48,7 +48,7 @@ def write_page(results: Mapping[str, Any], folder: Path) -> None:
     read = Results.from_json(results)
     output = OutputDirectory(str(folder))
     # The order of keys has a meaning: the first held-out text is the one that curves show.
-    output.write(DATA, json.dumps(_as_json(results), indent=1, allow_nan=False).encode())
+    output.write(DATA, json.dumps(as_json(results), indent=1, allow_nan=False).encode())
     for name, each in PLOTS.items():
         if each.applies(read):
             output.write(f"{name}.png", plot_png(each, read, legend=False))
@@ -84,10 +84,10 @@ def comparison_page(results: Results) -> str:
     )
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value without the numbers that JSON lacks, such as the loss of a run that diverged."""
     if isinstance(value, Mapping):
-        return {key: _as_json(each) for key, each in value.items()}
+        return {key: as_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(each) for each in value]
+        return [as_json(each) for each in value]
     return None if isinstance(value, float) and not isfinite(value) else value

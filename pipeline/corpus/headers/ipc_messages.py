@@ -27,6 +27,8 @@ MOST_FIELDS = 100_000
 MOST_NAME_BYTES = 64 << 20
 """Bytes of names and of custom metadata, each as often as it is referred to."""
 MOST_DEPTH = 100
+MOST_GAP = 64
+"""Bytes between the last message of a file and its footer: the mark of the end, and padding."""
 SCHEMA, DICTIONARY_BATCH, RECORD_BATCH = 1, 2, 3
 """Types of messages."""
 
@@ -99,9 +101,10 @@ def _footer(raw: io.BufferedIOBase) -> Table | None:
     return Table.root(raw.read(length))
 
 
-def _blocks(footer: Table, vector: int) -> list[int]:
-    """The offsets in the file of messages that a footer lists."""
-    return [block[0] for block in footer.structs(vector, "<qi4xq")]
+def _blocks(footer: Table, vector: int) -> list[tuple[int, int]]:
+    """The offsets in the file, and those of their ends, of messages that a footer lists."""
+    blocks = footer.structs(vector, "<qi4xq")
+    return [(offset, offset + header + body) for offset, header, body in blocks]
 
 
 def _check_metadata(length: int) -> None:
@@ -218,13 +221,33 @@ class MessageWatch:
         raw.seek(0)
 
     def find_messages(self) -> None:
-        """Find the messages of a file, of which :func:`check_start` thinks well."""
+        """Find the messages of a file, of which :func:`check_start` thinks well.
+
+        Raises:
+            BadFileError: the footer is that of another file, which was put behind this one.
+        """
         with suppress(struct.error):
             footer = _footer(self._raw)
             if footer is not None:
-                self._dictionary_places = _blocks(footer, 2)
-                self._batch_places = _blocks(footer, 3)
+                dictionaries, batches = _blocks(footer, 2), _blocks(footer, 3)
+                self._dictionary_places = [start for start, _ in dictionaries]
+                self._batch_places = [start for start, _ in batches]
+                ends = [end for _, end in (*dictionaries, *batches)]
+                self._check_gap(max(ends, default=_message(self._raw, 8)[1]))
         self._raw.seek(0)
+
+    def _check_gap(self, end: int) -> None:
+        """
+        Args:
+            end: of the last message that the footer lists, as an offset; the footer follows it.
+        """
+        self._raw.seek(self._size - 10)
+        footer = self._size - 10 - int.from_bytes(self._raw.read(4), "little")
+        if footer - end > MOST_GAP:
+            raise BadFileError(
+                f"{footer - end:,} bytes before the file's footer belong to no record batch that "
+                "it lists: if files were put one behind the other, separate them"
+            )
 
     def check_dictionaries(self, schema: pa.Schema) -> None:
         """Look at a file's dictionaries, which Arrow reads before the first record batch."""

@@ -1,7 +1,9 @@
 """Every layout of a BLT, from every place; what is wrong with a checkpoint is said by name."""
 
 import json
+import os
 import random
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import loopback_hub
 from support.blt_cases import random_lengths, random_tokens, rows_of, sharp_blt, tiny
 from support.tiny import CONFIG
@@ -322,6 +324,34 @@ def test_files_that_cannot_be_read(blt, tmp_path):
     for text in ("{", "[]", json.dumps({"args": {}})):
         config.write_text(text)
         refused(str(tmp_path))
+
+
+def test_two_sets_of_weights_are_told(blt, tmp_path):
+    save_blt(blt, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    first = min(weights)
+    save_file({first: weights[first]}, tmp_path / "model-2.safetensors")
+    message = f"weight {first}: is in model-2.safetensors and in model.safetensors; remove"
+    with pytest.raises(CheckpointError, match=message):
+        load_blt(tmp_path)
+    index = {"weight_map": dict.fromkeys(weights, "model-2.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: lies beside .*two sets of wei"):
+        load_blt(tmp_path)
+    index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_blt(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["own", "published"])
+def test_weights_may_be_read_by_whoever_reads_the_rest(blt, layout, tmp_path):
+    umask = os.umask(0o027)
+    try:
+        save_blt(blt, tmp_path / "out", layout=layout)
+    finally:
+        os.umask(umask)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o640}
 
 
 def test_urls(blt, tmp_path):

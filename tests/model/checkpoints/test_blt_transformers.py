@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.blt_cases import random_config, random_lengths, rows_of, sharp_blt, tiny
 from support.blt_dense import DenseBLT
 from support.weights import sharpen
+from transformers import AutoTokenizer
 from transformers.models.blt.configuration_blt import (
     BltConfig,
     BltGlobalTransformerConfig,
@@ -23,6 +24,7 @@ from transformers.models.blt.modeling_blt import BltForCausalLM
 
 from model import (
     BLT,
+    ByteTokenizer,
     EntropyModel,
     EntropyModelConfig,
     Patcher,
@@ -34,6 +36,7 @@ from model.blt_config import ROW_READING
 from model.checkpoints.blt_transformers import to_transformers_config, to_transformers_weights
 from model.checkpoints.entropy_model import fingerprint
 from model.checkpoints.files import CheckpointError
+from model.tokenizer import BOS_ID, EOS_ID, VOCAB_SIZE
 
 PARTS = {
     "encoder_config": BltLocalEncoderConfig,
@@ -134,6 +137,17 @@ def test_transformers_makes_the_same_patches(entropy_model, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("text", ["né 中文 👩‍👩‍👧 <|blt_titan_eos|>\x00\r\n", "  a  b ", ""])
+def test_transformers_makes_the_ids_of_text(text, tmp_path):
+    save_blt(sharp_blt(tiny()), tmp_path, layout="transformers")
+    theirs = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    ids = theirs(text).input_ids
+    assert ids == ByteTokenizer().encode(text, eos=False)
+    assert theirs.decode(ids, skip_special_tokens=True) == text
+    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (BOS_ID, EOS_ID, VOCAB_SIZE)
+    assert theirs.convert_tokens_to_ids(theirs.all_special_tokens) == [BOS_ID, EOS_ID]
+
+
 def test_how_rows_are_read_is_remembered(tmp_path):
     """Transformers hashes n-grams across documents; what differs stands in its configuration, which
     it keeps."""

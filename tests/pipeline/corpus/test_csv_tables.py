@@ -40,6 +40,12 @@ def test_what_cannot_be_told_apart_into_rows_is_a_bad_file(tmp_path):
     path.write_text('text\nok\n"no end\n' + "x" * 100)
     with pytest.raises(BadFileError, match="after row 0: unexpected end of data"):
         read(path, Columns())
+    path.write_text('text,other\n"a" b,c\n')
+    with pytest.raises(BadFileError, match="in the first row: ',' expected after '\"'"):
+        read(path, Columns())
+    path.write_text("")
+    with pytest.raises(BadFileError, match="no column 'text'; there are none"):
+        read(path, Columns())
     path.write_text("text,text\na,b\n")
     with pytest.raises(BadFileError, match="more than one column 'text'"):
         read(path, Columns())

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.corpus.documents import Columns, Document, Reject, check_columns, read_split
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
+from pipeline.corpus.json_lines import FIRST_LINES
 from pipeline.corpus.lines import read_lines
 from pipeline.corpus.splits import plan_file
 from pipeline.errors import BadFileError, ConfigError, UnreachableFileError
@@ -236,6 +237,15 @@ def test_a_bad_line_is_rejected_alone(tmp_path, line):
     assert bad.position == "19"
 
 
+@pytest.mark.parametrize("begin", [b"[", b"\n [\n", b"\xef\xbb\xbf[\r\n"])
+def test_a_json_array_is_told_and_not_taken_in_part(tmp_path, begin):
+    (tmp_path / "a.json").write_bytes(begin + b'{"text": "a"},\n{"text": "b"}\n]\n')
+    with pytest.raises(
+        BadFileError, match=r"is a JSON array and not JSONL: .* as jq -c '.\[\]' wr"
+    ):
+        read(tmp_path / "a.json")
+
+
 def test_bad_values_in_columns_are_rejected_alone(tmp_path):
     # Arrow does not check that strings are UTF-8.
     broken = pa.array([b"a", b"\xff", None, b"b"], pa.binary()).view(pa.string())
@@ -269,6 +279,28 @@ def test_garbage_is_a_bad_file(tmp_path, name, content):
         read(path)
 
 
+def ipc(opened, *texts):
+    with opened(sink := pa.BufferOutputStream(), pa.schema({"text": pa.string()})) as writer:
+        for text in texts:
+            writer.write(pa.record_batch({"text": [text]}))
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("more", [("c",), ()])
+def test_arrow_files_that_were_put_one_behind_the_other_are_told(tmp_path, more):
+    # As `cat` does. Readers of Arrow see the first stream, or in the first file what the last
+    # footer says, and nothing else.
+    path = tmp_path / "a.arrow"
+    path.write_bytes(ipc(pa.ipc.new_stream, "a", "b") + ipc(pa.ipc.new_stream, *more))
+    with pytest.raises(BadFileError, match=r"^\d+ bytes follow the end of the stream and are not"):
+        read(path)
+    path.write_bytes(ipc(pa.ipc.new_file, "a", "b") + ipc(pa.ipc.new_file, *more))
+    with pytest.raises(BadFileError, match="footer belong to no record batch that it lists: if"):
+        read(path)
+    path.write_bytes(ipc(pa.ipc.new_file))
+    assert read(path) == []
+
+
 def test_wrong_columns_are_told_with_those_there_are(tmp_path):
     pq.write_table(pa.table({"body": ["a"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(BadFileError, match="no column 'text'; there are body, n"):
@@ -297,8 +329,14 @@ def test_a_column_that_no_file_has_is_named(tmp_path):
         for name, form in (("a.jsonl", "jsonl"), ("b.txt", "text"))
     ]
     check_columns(plans, Columns(metadata=("lang",)))
+    check_columns(plans, Columns("lang"))
+    check_columns(plans[1:], Columns())
+    with pytest.raises(ConfigError, match="--text-column: files of the format text are one text"):
+        check_columns(plans[1:], Columns("lang"))
     with pytest.raises(ConfigError, match="--by: no input file has a column 'lang'; there are: te"):
         check_columns(plans[1:], Columns(metadata=("lang",)), "--by")
+    with pytest.raises(ConfigError, match=rf"lang \(of JSONL, in the first {FIRST_LINES} records"):
+        check_columns(plans[:1], Columns(metadata=("late",)))
     (tmp_path / "c.parquet").write_bytes(b"damaged: reading it says so")
     unknown = plan_file(input_file(tmp_path / "c.parquet"), "parquet", 1 << 20)
     with pytest.raises(ConfigError, match="--id-column: no input file has a column 'uuid'"):

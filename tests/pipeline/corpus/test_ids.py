@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.corpus.documents import Columns, Reject, read_split
-from pipeline.corpus.ids import USUAL, Ids
+from pipeline.corpus.ids import USUAL, Ids, left_behind
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import FilePlan, plan_file
 
@@ -89,3 +89,11 @@ def test_a_record_without_the_usual_id_is_called_by_its_place(tmp_path):
     # A column that somebody named is another matter.
     named = list(read_split(split, Columns(id="id"), 99))
     assert [type(record) is Reject for record in named] == [False, True, True]
+
+
+def test_ids_that_nobody_keeps_are_told(tmp_path):
+    plans = planned(tmp_path / "in", {"a.jsonl": [{"text": "a", "url": "u", "id": 1}]})
+    assert left_behind(plans, Columns()).startswith("ids are file#position; the input also has url")
+    assert "has id, and" in left_behind(plans, Columns(metadata=("url",)))
+    assert left_behind(plans, Columns("text", "id")) == ""
+    assert left_behind(planned(tmp_path / "no", {"a.txt": [{}]}), Columns()) == ""

@@ -121,6 +121,14 @@ def test_a_name_without_an_ending_is_told_by_its_content(tmp_path):
     }
 
 
+def test_a_pipe_is_no_input(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match=r"a.jsonl: no regular file: a pipe or device"):
+        find_inputs([f"{tmp_path}/a.jsonl"])
+    fill(tmp_path, {"b.jsonl": "x"})
+    assert unread(tmp_path) == {"a.jsonl": "no regular file"}
+
+
 def test_linked_directories_are_followed_once(tmp_path):
     fill(tmp_path, {"real/r.jsonl": "r", "c/own.jsonl": "own"})
     links = {"linked": "../real", "again": "../real", "loop": ".", "up": "..", "gone.jsonl": "no"}
@@ -142,6 +150,20 @@ def test_a_copy_of_a_repository_is_read_as_the_hub_is(tmp_path):
     assert list(read(tmp_path)) == ["data/train.parquet"]
     assert set(unread(tmp_path).values()) == {"about the data"}
     assert len(unread(tmp_path)) == 4
+
+
+def test_other_splits_of_a_copied_repository_are_not_trained_on(tmp_path):
+    names = ("train-00000-of-00001", "test-00000-of-00001", "validation", "plain", "training_dev")
+    fill(tmp_path, {f"test/data/{name}.parquet": parquet(name) for name in names})
+    assert len(read(tmp_path / "test")) == 5  # nothing says that these names tell splits
+    fill(tmp_path, {"test/README.md": b"---\nlicense: mit\n---\n"})
+    here = ["data/plain.parquet", "data/train-00000-of-00001.parquet", "data/training_dev.parquet"]
+    assert list(read(tmp_path / "test")) == here
+    others = {"data/test-00000-of-00001.parquet", "data/validation.parquet"}
+    assert {p for p, why in unread(tmp_path / "test").items() if why.startswith("in an")} == others
+    assert len(read(tmp_path / "test/data/*.parquet")) == 5  # who names files means them
+    fill(tmp_path, {"only/.gitattributes": b"", "only/test.parquet": parquet("a")})
+    assert list(read(tmp_path / "only")) == ["test.parquet"]
 
 
 def test_documents_about_data_are_no_text_but_a_directory_of_texts_is(tmp_path):
@@ -193,6 +215,8 @@ def test_directories_and_structs_name_fields(tmp_path):
     assert documents(first, nested) == [(b"y", ("5",))]
     assert documents(second, nested) == [(b"z", ("6",))]
     assert documents(third, Columns(metadata=("lang", "kind"))) == [(b"x", ("e n", None))]
+    fill(tmp_path / "other", {"text=1/a.jsonl": "of the record"})
+    assert read(tmp_path / "other") == {"text=1/a.jsonl": ["of the record"]}
 
 
 def test_what_is_not_read_is_counted_and_named(tmp_path):

@@ -6,10 +6,11 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from pipeline.corpus.named import CORPORA, Corpus, find_corpus
+from pipeline.corpus.named import CORPORA, Corpus, find_corpus, list_corpus
 from pipeline.errors import ConfigError
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.storage.known_tokenizers import TOKENIZERS
+from pipeline.storage.listing import InputFile
 
 
 def matches(corpus: Corpus, path: str) -> bool:
@@ -40,6 +41,25 @@ def test_any_dataset_of_the_hub_is_a_corpus():
         assert matches(corpus, path)
     for path in ("README.md", "LICENSE.txt", "a.pdf", "script.py"):
         assert not matches(corpus, path)
+
+
+def test_other_splits_of_a_repository_are_left_out(monkeypatch):
+    names = ("data/test-0.parquet", "data/train-0.parquet", "x.jsonl", "val/y.jsonl")
+    files = [InputFile(f"hf://{name}", name, 1, "") for name in names]
+    monkeypatch.setattr("pipeline.storage.hub.list_repository", lambda _: files)
+    monkeypatch.setattr("pipeline.storage.hub.check_access", lambda *_: None)
+
+    def listed(*patterns):
+        corpus = PrepareCorpusConfig("out", corpus="a/b", files=patterns).find_corpus()
+        chosen, left_out = list_corpus(corpus)
+        return [file.name for file in chosen], left_out
+
+    other = "in another split than train"
+    assert listed() == (
+        ["data/train-0.parquet", "x.jsonl"],
+        {"hf://data/test-0.parquet": other, "hf://val/y.jsonl": other},
+    )
+    assert listed("*") == (list(names), {})  # who names files means them
 
 
 @pytest.mark.parametrize("name", ["fineweb", "./a/b", "a/b/c", "a/*.jsonl", "s3://a/b", "a/b@", ""])

@@ -79,6 +79,7 @@ def test_a_wrong_flag_of_a_training_is_named(monkeypatch, capsys, flags, message
     [
         ("--gpus 8 --entropy-model ngram", "--entropy-model ngram: it runs on CPUs; give --cores"),
         ("--gpus 8 --cores 8", "--cores: give GPUs or cores, not both"),
+        ("--cores 8 --gpu-tflops 500", "--gpu-tflops: says what a GPU does; --cores has none"),
         ("--gpus 0", "--gpus: must be at least 1"),
         ("--scoring-mfu 1.5", "--scoring-mfu: is a share of the peak, at most 1"),
         ("--gpu-hour-price nan", "--gpu-hour-price: must be at least 0, got nan"),

@@ -126,6 +126,15 @@ def test_verification_notices_wrong_totals(tmp_path, ngram_model):
     assert problem == f"{path}: statistics are not the sum of the shards'"
 
 
+def test_verification_notices_a_shard_of_another_set(tmp_path, ngram_model):
+    write(tmp_path, ngram_model)
+    other = tmp_path / "shards" / "000009-00000-00000.arrow"
+    shutil.copyfile(tmp_path / "shards" / "000000-00000-00000.arrow", other)
+    shards = open_shards(str(tmp_path))
+    assert list(verify(shards)) == [f"{other}: is no shard of this set; remove it"]
+    assert len(list(shards)) == 4
+
+
 def test_what_is_no_shard_set_is_refused(tmp_path, ngram_model):
     with pytest.raises(PipelineError, match=r"/typo: no such directory$"):
         open_shards(str(tmp_path / "typo"))

@@ -60,6 +60,11 @@ def test_what_a_space_cannot_have(tmp_path, changes, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_space_listens_nowhere(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--port: --write-space serves no page; leave it out"):
+        PatchViewerConfig(port=1, write_space=str(tmp_path / "space")).check()
+
+
 def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(ConfigError, match="is not an empty directory"):
