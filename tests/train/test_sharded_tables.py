@@ -26,6 +26,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.components.optimizer import default_adamw
 from torchtitan.distributed import ParallelDims
 
@@ -245,6 +246,33 @@ def test_memory_follows_the_rows_looked_up(one_rank):
     slots = TABLES * rows * 4
     assert tables - 1.125 * looked_up - slots < state["plain"] - state["sharded"] < tables
     assert peak["plain"] - peak["sharded"] > tables / 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_exchanges_have_as_many_operations_on_any_number_of_ranks():
+    """On a GPU each would be a kernel: 512 small ones cost more than what they move."""
+    counts = {}
+    for ranks in (3, 8, 512):
+        with fake_ranks(ranks):
+            mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("fsdp",))
+            tables = ShardedTables(HashEmbedding((3,), 2, rows=5, dim=1280), mesh, torch.float32)
+            with Operations() as counted:
+                assert tables.gather_ids(torch.ones(2, 4).int()).shape == (2, 4 * ranks)
+                summed_TD = tables.columns_to_tokens(torch.ones(4 * ranks, tables.widths[0]))
+                assert summed_TD.shape == (4, 1280)
+                grad_NC = tables.tokens_to_columns(summed_TD)
+                assert grad_NC.shape == (4 * ranks, tables.widths[0])
+            counts[ranks] = counted.count
+    assert counts[512] <= counts[3] and counts[8] <= counts[3] < 40, counts
 
 
 def test_offloaded_tables_of_512_ranks(monkeypatch):
