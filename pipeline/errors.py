@@ -69,3 +69,10 @@ def translated(
     except Exception as error:
         end = advice and f"; {advice}"
         raise kind(f"{where}: {what}: {message_of(error)}{end}") from error
+
+
+def missing_memory(error: Exception) -> str:
+    """Why a GPU's allocator gave no memory, from torch's message: what was asked for and what is
+    free, without the advice on torch's settings."""
+    text = str(error).partition(" Including non-PyTorch memory")[0].partition(" If reserved")[0]
+    return text.partition("\n")[0].rstrip(".")

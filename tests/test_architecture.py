@@ -9,7 +9,7 @@ from support.jobs import ROOT
 from support.rooms import imports, modules, room_of, rooms, table
 
 WITH_RAY = ("pipeline/cluster/", "train/cluster/", "jobs/pretrain.py", "pipeline/patch/run.py")
-WITH_RAY += ("pipeline/patch/plan.py",)
+WITH_RAY += ("pipeline/patch/plan.py", "pipeline/patch/devices.py")
 MOST_MODULES = 20
 """Modules in one folder: more cannot be taken in at a look."""
 

@@ -3,7 +3,6 @@ project's configurations. It runs as one process without a launcher, or under ``
 """
 
 import os
-import socket
 import sys
 
 from rich.console import Console
@@ -109,12 +108,10 @@ def _config_name(arguments: list[str]) -> str | None:
 
 
 def set_single_process_environment() -> None:
-    """Set the variables that a launcher sets for a run of one process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Set the variables that a launcher sets for a run of one process. No other process meets it,
+    so that any free port will do: 0."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 if __name__ == "__main__":

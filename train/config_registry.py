@@ -17,12 +17,13 @@ from train.shim import prepare
 prepare()  # before the rest of torchtitan is imported: see train.shim
 
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
-from torchtitan.config import CompileConfig, DebugConfig, TrainingConfig
+from torchtitan.config import CommConfig, CompileConfig, DebugConfig, TrainingConfig
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model.widths import resized
 from train.baseline_specs import byte_spec, token_spec
 from train.checkpointing import ProductsAC
+from train.checkpoints.collective import TIMEOUT_S
 from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
 from train.data.tokenizer import TitanBPETokenizer, TitanByteTokenizer
@@ -91,6 +92,7 @@ def _config(
             mixed_precision_param=PRECISION,
             disable_cuda_graphs=True,
         ),
+        comm=CommConfig(init_timeout_seconds=TIMEOUT_S, train_timeout_seconds=TIMEOUT_S),
         # Sequence parallelism would restrict sequence lengths to multiples of its degree.
         parallelism=Parallelism(spmd_backend="partial_dtensor", enable_sequence_parallel=False),
         compile=CompileConfig(enable=large and torch.cuda.is_available()),

@@ -213,23 +213,50 @@ def _shard_tables(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> Non
             setattr(model, name, ShardedTables(part, mesh, dtype))
 
 
+def keeps_unsharded(parallelism: ParallelismConfig, ranks: int) -> bool:
+    """True if ranks keep whole weights, in the dtype that they compute in, from forward to
+    backward.
+
+    Where a rank holds whole weights anyway, it does, unless the configuration says otherwise: to
+    convert them again would save 2 bytes of each parameter's 18 or more.
+
+    Args:
+        ranks: how many ranks share the weights.
+    """
+    if parallelism.fsdp_reshard_after_forward == "default" and ranks == 1:
+        return True
+    policy = parallelism.fsdp_reshard_after_forward
+    return not get_fsdp_reshard_after_forward_policy(policy, pp_enabled=False)
+
+
+def keep_unsharded(model: nn.Module, keep: bool) -> None:
+    """Let the next backward leave whole weights as they are, for one more forward, or not.
+
+    Weights change once per step, so the microbatches of a step can compute with the same converted
+    ones. The last one must not keep them: optimizer and checkpoints use what the rank holds.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_reshard_after_backward(not keep)
+
+
+def sum_over_copies(model: nn.Module, now: bool) -> None:
+    """Let the next backward sum gradients over the copies of a model (HSDP), or leave that to a
+    later one of the same step, which then sums them all.
+
+    A copy is on nodes of its own, so that this is what passes between nodes, and a step needs it
+    once.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(now)
+
+
 def _shard(
     model: nn.Module,
     mesh: DeviceMesh,
     training: TrainingConfig,
     parallelism: ParallelismConfig,
 ) -> None:
-    """Apply FSDP2, also on one rank, because it converts weights to the mixed-precision dtype.
-
-    Where a rank holds whole weights, the converted ones are kept from forward to backward, unless
-    the configuration says otherwise: to convert them again would save 2 bytes of each parameter's
-    18 or more.
-    """
-    reshard = get_fsdp_reshard_after_forward_policy(
-        parallelism.fsdp_reshard_after_forward, pp_enabled=False
-    )
-    if parallelism.fsdp_reshard_after_forward == "default" and mesh.size(mesh.ndim - 1) == 1:
-        reshard = False
+    """Apply FSDP2, also on one rank, because it converts weights to the mixed-precision dtype."""
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -237,7 +264,7 @@ def _shard(
             reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
             cast_forward_inputs=False,
         ),
-        "reshard_after_forward": reshard,
+        "reshard_after_forward": not keeps_unsharded(parallelism, mesh.size(mesh.ndim - 1)),
     }
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
@@ -253,7 +280,8 @@ def _shard(
     # The other weights are used throughout, outside the forward of their own modules, so they are
     # gathered once.
     fully_shard(model, **options)
-    disable_fsdp_gradient_division(model)
+    if mesh.size() > 1:  # one rank would divide all gradients by 1
+        disable_fsdp_gradient_division(model)
     if mesh.device_type == "cpu":
         for module in model.modules():
             if isinstance(module, FSDPModule):

@@ -33,9 +33,9 @@ from model.generation.sampling import Sampling
 from model.short_context import ShortContextModel
 from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError
+from train.checkpoints.collective import on_rank_0
 from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
-from train.collective import on_rank_0
 from train.data.row_stream import RowStream
 
 SAMPLES_FOLDER = "samples"

@@ -38,8 +38,8 @@ from torchtitan.tools.logging import logger
 
 from model.tokenizer import BYTE_OFFSET
 from pipeline.errors import PipelineError
+from train.checkpoints.collective import gathered, on_rank_0
 from train.checkpoints.model_json import checkpoint_filesystem, write_atomically
-from train.collective import gathered, on_rank_0
 
 SKIPPED_FILE = "skipped-steps.jsonl"
 SHOWN_ROWS = 4
@@ -164,7 +164,7 @@ class SkippedSteps:
         if folder is not None:
             self.filesystem, path = checkpoint_filesystem(folder)
             self.path = posixpath.join(path, SKIPPED_FILE)
-            self.steps = gathered(on_rank_0(self._read))[0]
+            self.steps = on_rank_0(self._read)
 
     def _read(self) -> list[SkippedStep]:
         if not self.filesystem.exists(self.path):

@@ -1,17 +1,17 @@
 """torchtitan's trainer, extended to count bytes, to describe the model of its checkpoints, and to
 skip steps that are not finite."""
 
+import contextlib
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchtitan.config import TORCH_DTYPE_MAP, TrainingConfig
+from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
@@ -19,9 +19,9 @@ from torchtitan.trainer import Trainer
 
 from model import BLTConfig
 from model.checkpoints.token_transformer import TOKENIZER
-from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError, PipelineError
 from train.checkpointing import Checkpointing, ProductsAC
+from train.checkpoints.collective import on_rank_0
 from train.checkpoints.entropy_model import keep_entropy_model
 from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import (
@@ -29,12 +29,14 @@ from train.checkpoints.model_json import (
     write_atomically,
     write_model_description,
 )
-from train.collective import on_rank_0
+from train.checkpoints.shared_folder import check_shared
 from train.data.dataloader import Microbatch
 from train.data.held_out import validation_sets
 from train.data.named import check_sets
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
+from train.parallelize import keep_unsharded, keeps_unsharded, sum_over_copies
+from train.refusals import check_batch, check_config, out_of_memory
 from train.samples import Samples, SamplesConfig
 from train.shape_flags import ShapeFlags, set_shape
 from train.skipping import (
@@ -71,23 +73,35 @@ class ByteTrainer(Trainer):
                 self.validator.dataloader.shards = validation_sets(self.dataloader.shards)
             if self.dataloader.allow_mixed_patches:
                 self.validator.dataloader.allow_mixed_patches = True
-            _check_config(self)
+            check_config(self)
 
     def __init__(self, config: Config):
         check_sets("--dataloader.shards", config.dataloader.shards)
         if config.validator.enable:
             check_sets("--validator.dataloader.shards", config.validator.dataloader.shards)
         super().__init__(config)
+        with contextlib.ExitStack() as alone:
+            on_rank_0(lambda: alone.enter_context(self.checkpointer.written_alone()))
+            self._prepare()
+            self._alone = alone.pop_all()
+        """To the end of the training: see :meth:`Checkpointer.written_alone`."""
+
+    def _prepare(self) -> None:
+        """What is needed beside torchtitan's parts."""
+        config = self.config
         shape, notes = self.model_config.shape, self.dataloader.notes
         if isinstance(shape, BLTConfig):
             shape = with_patches(shape, self.dataloader.stream.provenance)
             notes = notes + self._compare_validation()
         on_rank_0(lambda: self._describe(shape, notes))
-        self.samples = self._make_samples() if config.samples.freq > 0 else None
         saves = config.checkpoint.enable and not config.checkpoint.load_only
         folder = self.checkpointer.folder if saves else None
+        if folder is not None:
+            check_shared(folder)
+        self.samples = self._make_samples() if config.samples.freq > 0 else None
         self.skipped = SkippedSteps(config.skipping, folder, self.dataloader.stream.fingerprint())
         self.metrics_processor.skipped_steps = len(self.skipped.steps)
+        self._keeps_unsharded = keeps_unsharded(config.parallelism, self.parallel_dims.dp_shard)
 
     def _describe(self, shape: Shape, notes: list[str]) -> None:
         """Log what is to be said of the shard sets, and write ``model.json``."""
@@ -175,14 +189,20 @@ class ByteTrainer(Trainer):
         """Train to the last step, unless an earlier run has done so and saved weights only."""
         steps, checkpoint = self.config.training.steps, self.config.checkpoint
         any_step = checkpoint.enable and checkpoint.load_step == -1
-        if any_step and self.checkpointer.holds_final_weights(steps):
-            logger.info(f"All {steps} steps were done before.")
-            return
-        try:
-            super().train()
-        except PipelineError:  # of all ranks alike, so a step that is being saved is completed
-            self.checkpointer.maybe_wait_for_saving()
-            raise
+        with self._alone:
+            if any_step and self.checkpointer.holds_final_weights(steps):
+                logger.info(f"All {steps} steps were done before.")
+                return
+            try:
+                super().train()
+            except PipelineError:  # of all ranks alike, so a step that is being saved is completed
+                self.checkpointer.maybe_wait_for_saving()
+                raise
+
+    def close(self) -> None:
+        """End torchtitan's parts; others may then write to the folder of the steps."""
+        self._alone.close()
+        super().close()
 
     def batch_generator(self, data_iterable: Iterable[Microbatch]) -> Iterator[Microbatch]:
         """Yield torchtitan's batches, count each, and keep those of the running step."""
@@ -197,9 +217,29 @@ class ByteTrainer(Trainer):
         """torchtitan's processing, with labels in int64, which its losses require."""
         return super().post_dataloading_process(input_dict, labels.long())
 
+    def forward_backward_step(self, **microbatch: Any) -> Tensor:
+        """torchtitan's. Only the last microbatch of a step sums gradients over copies of the model,
+        and the others leave whole weights for the next one where they are kept anyway."""
+        self.microbatches_done += 1
+        # A CUDA graph would repeat what one microbatch does in all of them.
+        if self.gradient_accumulation_steps > 1 and self.config.training.disable_cuda_graphs:
+            another = self.microbatches_done < self.gradient_accumulation_steps
+            if self._keeps_unsharded:
+                keep_unsharded(self.model_parts[0], another)
+            if self.parallel_dims.dp_replicate_enabled:
+                sum_over_copies(self.model_parts[0], not another)
+        return super().forward_backward_step(**microbatch)
+
     def train_step(self, data_iterator: Iterator[Microbatch]) -> Any:
-        """Train one step, and write samples if it is time."""
-        self._train_or_skip(data_iterator)
+        """Train one step, and write samples if it is time.
+
+        Raises:
+            ConfigError: the device has no memory for it.
+        """
+        try:
+            self._train_or_skip(data_iterator)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self.config, error) from error
         if self.samples is not None and self.step % self.config.samples.freq == 0:
             began = time.perf_counter()
             texts = self.samples.write(self.model_parts[0], self.step)
@@ -210,6 +250,7 @@ class ByteTrainer(Trainer):
         loss into bits per byte."""
         self.metrics_processor.step_counts = Counts()
         self.step_batches: list[tuple[dict[str, Tensor], Tensor, Sequence[int]]] = []
+        self.microbatches_done = 0
         first = self.dataloader.rows_read
         rows = self.config.training.local_batch_size * self._data_ranks()
         stop = first + rows * self.gradient_accumulation_steps
@@ -253,109 +294,3 @@ class ByteTrainer(Trainer):
         with warnings.catch_warnings():  # the optimizer makes no step, intentionally
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.lr_schedulers.step()
-
-
-def check_batch(training: TrainingConfig, ranks: int) -> None:
-    """
-    Args:
-        ranks: ranks that read different rows.
-
-    Raises:
-        ConfigError: the ranks cannot divide the rows of a step; says which numbers would do.
-    """
-    local, rows_of_step = training.local_batch_size, training.global_batch_size
-    if local < 1:
-        raise ConfigError(f"--training.local-batch-size: at least 1, got {local}")
-    rows = local * ranks
-    if rows_of_step <= 0 or rows_of_step % rows == 0:
-        return
-    below = rows_of_step // rows * rows
-    batches = " or ".join(str(batch) for batch in (below, below + rows) if batch)
-    smaller = [n for n in range(local - 1, 0, -1) if rows_of_step % (n * ranks) == 0][:1]
-    ways = [f"--training.local-batch-size {n}" for n in smaller]
-    raise ConfigError(
-        f"--training.global-batch-size: {rows_of_step} is no multiple of {rows}, the rows that all "
-        f"ranks take at once (--training.local-batch-size {local} on {ranks} ranks); give "
-        f"{', or '.join([*ways, f'a batch of {batches} rows'])}"
-    )
-
-
-def _check_config(config: ByteTrainer.Config) -> None:
-    """
-    Raises:
-        ConfigError: a flag asks for a way of training that these models cannot use; names it.
-    """
-    parallelism = config.parallelism
-    for flag, why in (
-        ("pipeline_parallel_degree", "bytes skip from the encoder to the decoder past all stages"),
-        ("context_parallel_degree", "patches of one document would lie on several ranks"),
-        ("expert_parallel_degree", "there are no experts"),
-    ):
-        if getattr(parallelism, flag) != 1:
-            name = flag.replace("_", "-")
-            raise ConfigError(f"--parallelism.{name}: not supported: {why}; leave it at 1")
-    if parallelism.spmd_backend != "partial_dtensor":
-        raise ConfigError(
-            f"--parallelism.spmd-backend: {parallelism.spmd_backend} needs torchtitan's own "
-            "modules, and BLT is plain PyTorch; leave it at partial_dtensor"
-        )
-    if config.training.steps < 0:
-        raise ConfigError(f"--training.steps: must not be negative, got {config.training.steps}")
-    if not config.dataloader.infinite:
-        raise ConfigError(
-            "--dataloader.no-infinite: is for validation only; set the length of a training with "
-            "--training.steps"
-        )
-    if config.checkpoint.initial_load_path and not config.checkpoint.enable:
-        raise ConfigError(
-            "--checkpoint.no-enable: the initial weights of --checkpoint.initial-load-path would "
-            "not be loaded; leave it out (--checkpoint.load-only saves nothing)"
-        )
-    shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
-    if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:
-        raise ConfigError(
-            f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
-            f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
-            "and values: --shape.n-kv-heads-global)"
-        )
-    if isinstance(shape, TokenTransformerConfig) and config.samples.freq > 0:
-        raise ConfigError(
-            "--samples.freq: a token transformer writes no samples; leave them out, and convert a "
-            "step for transformers instead (jobs/convert_checkpoint.py --layout transformers)"
-        )
-    metrics = config.metrics
-    if filesystem.is_remote(config.dump_folder):
-        for name in ("enable_tensorboard", "enable_wandb"):
-            if getattr(metrics, name) and not Path(metrics.save_tb_folder).is_absolute():
-                raise ConfigError(
-                    f"--metrics.{name}: writes local files, and --dump-folder is a URL; give "
-                    "--metrics.save-tb-folder an absolute path"
-                )
-    if not torch.cuda.is_available():
-        if getattr(config.checkpoint, "async_mode", "") == "async_with_pinned_mem":
-            raise ConfigError("--checkpoint.async-mode: pinned memory needs a GPU; use async")
-        if config.compile.enable and "model" in config.compile.components:
-            raise ConfigError(
-                "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "
-                "documents; leave it out, or compile the loss alone: --compile.components loss"
-            )
-        if not config.training.disable_cuda_graphs:
-            raise ConfigError("--training.disable-cuda-graphs: there is no GPU; leave it on")
-        if config.training.mixed_precision_param != "float32":
-            raise ConfigError(
-                "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
-            )
-    sharded = getattr(parallelism, "hash_tables", "plain") == "sharded"
-    if sharded and config.model_spec is not None and config.model_spec.name == "blt":
-        for flag, given in (
-            (
-                "optimizer.implementation fused_opt_states_bf16",
-                config.optimizer.implementation == "fused_opt_states_bf16",
-            ),
-            ("training.no-disable-cuda-graphs", not config.training.disable_cuda_graphs),
-        ):
-            if given:
-                raise ConfigError(
-                    f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
-                    "--parallelism.hash-tables plain"
-                )

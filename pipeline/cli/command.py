@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pipeline.cli.optional import REGISTRY
 from pipeline.cli.results import print_line, print_problems
-from pipeline.errors import ConfigError, PipelineError, message_of
+from pipeline.errors import ConfigError, PipelineError, message_of, missing_memory
 from pipeline.storage.outages import say_by
 
 Config = TypeVar("Config")
@@ -152,10 +152,21 @@ def _status_of(job: Callable[[], int], console: Console, interrupted: str) -> in
             raise
         print_problems(console, [f"error: {message_of(error)}; make room, and run it again"])
         return 1
+    except Exception as error:
+        if not _is_of_gpu_memory(error):
+            raise
+        problem = f"error: the GPU has no memory for this: {missing_memory(error)}"
+        print_problems(console, [f"{problem}; end what else runs there, or ask for less at a time"])
+        return 1
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The operating system's errors where a disk, or what a user may have of it, is full."""
+
+
+def _is_of_gpu_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # without it, the error is not torch's
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _reader_is_gone() -> bool:

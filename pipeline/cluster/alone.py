@@ -35,6 +35,9 @@ def do_alone(
 
     Returns:
         how those ended that are given up.
+
+    Raises:
+        PipelineError: a worker could not set up what pieces share, such as a model on its GPU.
     """
     at_once = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     work = ray.put(task)
@@ -58,6 +61,8 @@ def do_alone(
                 waiting.append(piece)
             else:
                 ends[piece] = _ending(error)
+        except ray.exceptions.RayTaskError as error:  # what all pieces share could not be set up
+            raise error.cause from error
     return ends
 
 

@@ -36,7 +36,7 @@ from pipeline.storage.places import refuse_credentials
 from pipeline.storage.run_record import reaching
 
 if TYPE_CHECKING:
-    from pipeline.patch.plan import Source
+    from pipeline.patch.patch_split import Source
 
 
 def patch_corpus(config: PatchCorpusConfig, console: Console) -> PatchCorpusResult:

@@ -27,9 +27,9 @@ from pipeline.corpus.documents import (
 )
 from pipeline.corpus.splits import Unit
 from pipeline.errors import BadFileError
-from pipeline.patch.scoring import QueuedEntropies, Scorer
+from pipeline.patch.scoring import AnyEntropyModel, QueuedEntropies, Scorer
 from pipeline.patch.shards_config import ShardsConfig
-from pipeline.patch.stored import ReadEntropies, StoredScorer
+from pipeline.patch.stored import ReadEntropies, StoredEntropies, StoredScorer
 from pipeline.patches import PatchedTokens, ends_of, patch_stored
 from pipeline.prefetch import prefetch
 from pipeline.shards.entries import ShardEntry, commit_entry, entry_path, read_entry, shard_name
@@ -51,6 +51,8 @@ MOST_REJECTS = 1 << 16
 
 
 AnyScorer = Scorer | StoredScorer
+Source = AnyEntropyModel | StoredEntropies
+"""The source of entropies: a model, or a column of the input."""
 
 
 @dataclass

@@ -3,8 +3,6 @@
 A new run is planned, fitted and calibrated, then recorded; a rerun is checked against the record.
 """
 
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,7 +19,7 @@ from model.checkpoints.entropy_model import (
     load_entropy_model,
     save_entropy_model,
 )
-from model.device import computing_in, same_rounding, software
+from model.device import same_rounding
 from model.entropy_model import EntropyModel
 from model.flops import entropy_model_flops
 from model.ngram import NGramEntropyModel
@@ -30,7 +28,7 @@ from model.provenance import EntropyModelIdentity
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cli.progress_bar import amount_text
 from pipeline.cli.results import print_line
-from pipeline.cluster.connect import in_ray, most_gpus
+from pipeline.cluster.connect import in_ray
 from pipeline.cluster.plan_splits import plan_files, splits_of, text_bytes
 from pipeline.corpus.ids import Ids
 from pipeline.corpus.lines import COMPRESSIONS
@@ -38,8 +36,9 @@ from pipeline.corpus.splits import FilePlan, Split, Unit, size_of_splits, units_
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.calibrate import Calibration, calibrate
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
+from pipeline.patch.devices import gpus_per_worker, workers_compute_in
 from pipeline.patch.fit_ngram import fit_ngram, sample_documents
-from pipeline.patch.patch_split import AnyScorer
+from pipeline.patch.patch_split import AnyScorer, Source
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.patch.shards_config import ShardsConfig
@@ -64,20 +63,6 @@ TOLERANCE = 0.005
 it."""
 MUCH_LARGER = 8
 """Times the size of splits from which on a file that cannot be cut is named."""
-
-
-Source = AnyEntropyModel | StoredEntropies
-"""The source of entropies: a model, or a column of the input."""
-
-
-def gpus_per_worker(config: ShardsConfig, model: Source) -> float:
-    """GPUs that each worker gets: none for a model that uses none, or where there are none."""
-    if not isinstance(model, EntropyModel):
-        return 0
-    assert isinstance(config, PatchCorpusConfig)
-    if config.gpus_per_worker is not None:
-        return config.gpus_per_worker
-    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
 
 def load_fitted_model(output: OutputDirectory) -> AnyEntropyModel:
@@ -123,7 +108,7 @@ def begin_run(
     ids = Ids(config.id_column) if config.id_column else Ids.choose(plans, config.columns)
     config = replace(config, usual_id=None if config.id_column else ids.column)
     output.check_writable()
-    computed_in = _computed_in(config, model, console)
+    computed_in = workers_compute_in(config, model, console)
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         for made in (OutputDirectory(validation_of(output.url)), output):
             PatchRun.remove(made)
@@ -245,7 +230,7 @@ def resume_run(
                 f"{output.locate(MODEL_DIRECTORY)}: is damaged: it is not the model that this run "
                 "was begun with; restore it, or start anew with --overwrite"
             )
-    content = _content(config, _describe(model, config, _computed_in(config, model, console)))
+    content = _content(config, _describe(model, config, workers_compute_in(config, model, console)))
     begun_in, computed_in = run.settings.get(COMPUTED_IN), content[COMPUTED_IN]
     if begun_in not in (None, computed_in) and same_rounding(begun_in, computed_in):
         console.print(
@@ -284,52 +269,11 @@ def _print_threshold(config: ShardsConfig, run: PatchRun, console: Console) -> N
         console.print(f"threshold {threshold!r} nats, calibrated for {size}")
 
 
-def record_software(run: PatchRun, gpus: float, output: OutputDirectory, console: Console) -> None:
-    """Record the versions with which GPUs compute from now on, and say if others did before."""
-    model = run.provenance["entropy_model"]
-    before, now = model.get("software", []), in_ray(_software, gpus)
-    if now in before:
-        return
-    if before:
-        console.print(
-            f"{output.url} was scored with {_listed(before[-1])} so far, now with {_listed(now)}: "
-            "entropies may be rounded differently from here on",
-            highlight=False,
-            markup=False,
-        )
-    model["software"] = [*before, now]
-    run.begin(output)
-
-
-def _listed(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-
-
 def _content(config: ShardsConfig, described: dict[str, Any]) -> dict[str, Any]:
     return config.content() | {
         "entropy-model fingerprint": described.get("fingerprint"),
         COMPUTED_IN: described.get("computed_in"),
     }
-
-
-def _computed_in(config: ShardsConfig, model: Source | None, console: Console) -> str | None:
-    """The device on which the model, or an n-gram model that is to be fitted, will compute; None
-    if entropies are stored.
-
-    Raises:
-        ConfigError: workers are to have more GPUs than this machine, on which a local Ray runs.
-    """
-    if isinstance(model, StoredEntropies):
-        return None
-    gpus = 0 if model is None else gpus_per_worker(config, model)
-    if gpus and (most := most_gpus()) < gpus:
-        if not os.environ.get("RAY_ADDRESS"):  # nothing will add a node: it would wait for ever
-            raise ConfigError(
-                f"--gpus-per-worker {gpus:g}: Ray finds {most:g} GPUs on this machine; leave the "
-                "flag out to use what there is"
-            )
-        print_line(console, f"waiting for a node with {gpus:g} GPUs: the cluster has none now")
-    return in_ray(_gpu, gpus) if gpus else computing_in(torch.device("cpu"), torch.float32)
 
 
 def _describe(model: Source, config: ShardsConfig, computed_in: str | None) -> dict[str, Any]:
@@ -353,21 +297,6 @@ def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:
         save_entropy_model(model, directory)
         for path in sorted(Path(directory).iterdir()):
             output.write(f"{MODEL_DIRECTORY}/{path.name}", path.read_bytes())
-
-
-@ray.remote(num_cpus=1)
-def _gpu() -> str:
-    if not torch.cuda.is_available():
-        raise PipelineError(
-            f"--gpus-per-worker: {platform.node()} has GPUs for Ray, but torch finds none; check "
-            "its driver, and that torch is installed for it"
-        )
-    return computing_in(torch.device("cuda"), torch.bfloat16)
-
-
-@ray.remote(num_cpus=1)
-def _software() -> dict[str, str]:
-    return software()
 
 
 @ray.remote(num_cpus=1)

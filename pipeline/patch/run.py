@@ -18,8 +18,8 @@ from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
 from pipeline.corpus.documents import rejected_before
 from pipeline.patch.collect import closed_set, committed_shards, damaged_shards, sum_shards
-from pipeline.patch.patch_split import AnyScorer, give_up, patch_unit
-from pipeline.patch.plan import Source, gpus_per_worker, record_software
+from pipeline.patch.devices import gpus_per_worker, record_software
+from pipeline.patch.patch_split import AnyScorer, Source, give_up, patch_unit
 from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig

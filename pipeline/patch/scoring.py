@@ -13,7 +13,8 @@ they are needed. In between the host prepares the next ones.
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -31,7 +32,7 @@ from model.short_context import ShortContextModel
 from model.tokenizer import encode_documents
 from pipeline.bpe.byte_level import BPE
 from pipeline.corpus.documents import Document
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, missing_memory
 from pipeline.patches import PatchedTokens, patch_stored
 
 AnyEntropyModel = EntropyModel | ShortContextModel
@@ -70,6 +71,22 @@ class QueuedEntropies:
         if self.copied is None or isinstance(self.began, float):
             return cast(float, self.began)
         return self.began.elapsed_time(self.copied) / 1000
+
+
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    """
+    Raises:
+        PipelineError: the GPU has no memory for what is done inside.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PipelineError(
+            f"{platform.node()}: a worker's GPU has no memory for the entropy model "
+            f"({missing_memory(error)}); give each worker a GPU of its own (--gpus-per-worker 1), "
+            "or end what else runs there"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,9 @@ class Scorer:
             tokens_T: int32, token ids.
             lengths_D: int64, tokens of each document.
             report: called with the number of tokens of each pack as it is handed to the device.
+
+        Raises:
+            PipelineError: the GPU has no memory for it.
         """
         began_at = time.monotonic()
         began = None
@@ -139,8 +159,9 @@ class Scorer:
             context_length=self.model.context_length,
             reset_at_newline=self.reset_at_newline,
         )
-        h_T = segment_entropies(self.model, tokens, lengths_S, report)
-        stored_T = h_T.clamp(min=0).to(torch.float16)
+        with _telling_of_memory():
+            h_T = segment_entropies(self.model, tokens, lengths_S, report)
+            stored_T = h_T.clamp(min=0).to(torch.float16)
         if began is None:
             return QueuedEntropies(stored_T.cpu(), None, time.monotonic() - began_at)
         host_T = torch.empty(stored_T.shape, dtype=stored_T.dtype, pin_memory=True)
@@ -172,7 +193,8 @@ class Scorer:
         torch.set_float32_matmul_precision("highest")
         if gpus:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        return replace(self, model=to_device(self.model, "cuda" if gpus else "cpu"))
+        with _telling_of_memory():
+            return replace(self, model=to_device(self.model, "cuda" if gpus else "cpu"))
 
     def check_device(self, expected: str | None) -> None:
         """Check that the model computes in what a set was begun with.

@@ -9,8 +9,6 @@ With a GPU, instead: blt_1b compiled, as a share of the rate of a bfloat16 produ
 same run (aim: half).
 """
 
-import os
-import socket
 import sys
 import tempfile
 from dataclasses import replace
@@ -34,6 +32,7 @@ from train.shim import prepare
 
 prepare()
 
+from train.__main__ import set_single_process_environment
 from train.config_registry import blt_1b, blt_debug
 from train.shape_flags import ShapeFlags
 from train.trainer import ByteTrainer
@@ -55,11 +54,7 @@ def make_shards(directory: Path, size: int) -> str:
 
 def trainer_of(config: ByteTrainer.Config, shards: str, folder: str) -> ByteTrainer:
     """A trainer on one process, without checkpoints."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    set_single_process_environment()
     config.dataloader.shards = [shards]
     config.dump_folder = folder
     config.checkpoint.enable = False

@@ -1,5 +1,6 @@
 """The checks of ``make gpu-check``: in their tiny form everywhere, in full where there is a GPU."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from gpu.check import STEPS, TINY, Checks, table
-from gpu.measure import RECORDS_FILE
+from gpu.measure import RECORDS_FILE, Run
 
 CHECK = Path(__file__).with_name("check.py")
 
@@ -31,7 +32,8 @@ def test_everything_in_its_tiny_form(tmp_path):
     assert by_check["blt_1b, compiled: a step"]["recompilations_after_3_steps"] == 0
     assert by_check["generation, blt_1b with entropy_100m, 2 rows"]["bytes"] > 0
     # Nothing is said of speed.
-    assert "met" not in by_check["blt_1b, compiled: a step"]
+    accumulated = by_check["blt_1b, compiled: a microbatch of 2"]
+    assert accumulated["recompilations"] == 0 and "met" not in accumulated
 
 
 def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch, capsys):
@@ -52,6 +54,32 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch, capsys
     assert "failed with status 3" in said and "this is scoring.agreement" in said
     assert "stopped at its time limit" in said
     assert "4 steps failed, 1 aims were missed" in said  # two had no time left
+
+
+def test_a_card_without_memory_gets_fewer_rows(tmp_path, monkeypatch):
+    """Half as many until they fit; another error is none of memory."""
+    from gpu import training  # check.py has said where benchmarks are
+
+    tried = []
+
+    def fails_above(most: int, run, what, trainer, recompilations, aim) -> None:
+        tried.append(trainer)
+        if trainer > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "_shards", lambda run: "")
+    monkeypatch.setattr(
+        training, "trainer_of", lambda config, *where: config.training.local_batch_size
+    )
+    run = Run(tmp_path, tmp_path, tiny=False)
+    for most, expected in ((8, [8]), (2, [8, 4, 2]), (1, [8, 4, 2, 1])):
+        tried.clear()
+        monkeypatch.setattr(training, "_time", functools.partial(fails_above, most))
+        training._measure(run, "entropy_100m")
+        assert tried == expected
+    monkeypatch.setattr(training, "_time", functools.partial(fails_above, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        training._measure(run, "entropy_100m")
 
 
 def test_table():

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from torch.distributed import TCPStore
 
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["torch", "train.config_registry", "torchtitan.train"])
@@ -38,6 +39,8 @@ class Training:
     arguments: list[str]
     ranks: list[Any] = field(default_factory=list)
     """Its processes."""
+    store: TCPStore | None = None
+    """Where they meet."""
 
     def __post_init__(self) -> None:
         self.records = self.folder / f"records-{time.monotonic_ns()}"
@@ -115,12 +118,11 @@ def start(folder: Path, *arguments: object, ranks: int = 1, fault: str = "") -> 
     if len(given) > 1 and "--dump-folder" not in given:
         given[:0] = ["--dump-folder", str(folder)]
     training = Training(folder, given)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    training.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(ranks):
         who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": training.store.port}
+        where["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         process = forks.Process(target=_rank, args=(given, who | where, training.records, fault))
         process.start()
         training.ranks.append(process)
@@ -171,7 +173,7 @@ def _rank(arguments: list[str], environment: dict[str, Any], records: Path, faul
     os.dup2(file, 2)
     _write_down(records / f"{rank}.jsonl", rank)
     if fault:
-        _inject(fault)
+        _inject(fault, records)
     from train.__main__ import command
 
     sys.argv = ["train", *arguments]
@@ -217,10 +219,11 @@ BELL = 7
 """A byte that no text of the tests holds, unless it shall spoil a row."""
 
 
-def _inject(fault: str) -> None:
+def _inject(fault: str, records: Path) -> None:
     """Break the training: ``row``: logits of rows with the byte BELL are NaN; ``gradient``: only
     their gradient is; ``weights``: a weight of rank 0 is NaN from step 3 on; ``slow index`` and
-    ``no room``: the index of step 4 is never written, or cannot be."""
+    ``no room``: the index of step 4 is never written, or cannot be; ``own disks``: each rank is on
+    a machine of its own, where a path that is not absolute is on a disk of that machine."""
     import torch
     from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 
@@ -247,6 +250,15 @@ def _inject(fault: str) -> None:
         if "step-4" in str(self.path) and fault == "no room":
             raise OSError("No space left on device")
         write_index(self, **given)
+
+    if fault == "own disks":
+        import train.checkpoints.shared_folder
+
+        train.checkpoints.shared_folder.PATIENCE_S = 0.1
+        own = records / f"disk-{os.environ['RANK']}"
+        own.mkdir()
+        os.chdir(own)
+        os.environ["LOCAL_RANK"] = "0"
 
     original, ByteTrainer.train_step = ByteTrainer.train_step, train_step
     write_index, _FileSystemWriter.finish = _FileSystemWriter.finish, finish

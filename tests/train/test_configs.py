@@ -13,9 +13,12 @@ from torchtitan.config import ConfigManager
 
 from model import BLT_SIZES
 from pipeline.errors import ConfigError
+from pipeline.storage.outages import PATIENCE_S
 from train import __main__ as program
+from train.config_registry import blt_1b
 from train.flags.configurations import configurations
 from train.model_spec import ENTROPY_SIZES
+from train.trainer import ByteTrainer
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 
@@ -42,6 +45,8 @@ def test_every_size_has_a_configuration():
         assert config.dataloader.patches == config.validator.dataloader.patches == is_blt
         # A run that is started again continues.
         assert config.checkpoint.enable and not config.checkpoint.last_save_model_only
+        # A rank that waits for storage does not end the others.
+        assert config.comm.train_timeout_seconds > PATIENCE_S < config.comm.init_timeout_seconds
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,10 @@ def test_every_size_has_a_configuration():
                 ("--training.mixed-precision-param bfloat16", "--training.mixed-precision-param: "),
                 ("--training.no-disable-cuda-graphs", "--training.disable-cuda-graphs: there is"),
             )
+        ),
+        (
+            "--parallelism.tensor-parallel-degree 4 --shape.hidden-dim-global 510",
+            "--parallelism.tensor-parallel-degree: 4 ranks cannot share the 510 features",
         ),
         ("--training.steps -3", "--training.steps: must not be negative, got -3"),
         ("--dataloader.no-infinite", "--dataloader.no-infinite: is for validation"),
@@ -187,3 +196,34 @@ def test_a_tilde_that_a_shell_leaves_is_the_home(monkeypatch):
     assert program.command() == 0
     expected = ["--dump-folder=/home/somebody/runs", "--x", "~/y", "--prompt=a ~/b"]
     assert sys.argv[2:] == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "rows_of_step", "advice"),
+    [
+        (4, 512, "give 2, and a step takes as many rows as before, in more parts; jobs/plan.py"),
+        (3, -1, "give 1; jobs/plan.py"),
+        (1, 512, "activation-checkpoint:full at the end of the command keeps less"),
+    ],
+)
+def test_a_gpu_without_memory_is_told(monkeypatch, rows, rows_of_step, advice):
+    """CUDA's message, as it is on a GPU, and what to do."""
+    config = blt_1b()
+    config.training.local_batch_size, config.training.global_batch_size = rows, rows_of_step
+    trainer = ByteTrainer.__new__(ByteTrainer)
+    trainer.config = config
+
+    def without_memory(self, data_iterator):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 "
+            "GiB of which 1.21 GiB is free. If reserved but unallocated memory is large try "
+            "setting PYTORCH_ALLOC_CONF"
+        )
+
+    monkeypatch.setattr(ByteTrainer, "_train_or_skip", without_memory)
+    with pytest.raises(ConfigError) as raised:
+        trainer.train_step(iter(()))
+    said = str(raised.value)
+    assert said.startswith(f"--training.local-batch-size: {rows} rows of {config.training.seq_len}")
+    assert "GPU 0 has a total capacity of 79.11 GiB of which 1.21 GiB is free); " in said
+    assert advice in said and "PYTORCH_ALLOC_CONF" not in said

@@ -12,7 +12,7 @@ from torchtitan.config import ConfigManager, TrainingConfig
 from model import BLT_SIZES
 from pipeline.errors import ConfigError
 from train.model_spec import TrainedBLT
-from train.trainer import check_batch
+from train.refusals import check_batch
 
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 PAPER: dict[str, Any] = {

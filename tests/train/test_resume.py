@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from rich.console import Console
 from support.shard_sets import real_texts, write_shards
 from support.trainings import ROWS, SEQ_LEN, Training, start, tiny, train, wait_for
 
 from model import load_entropy_model
 from model.provenance import EntropyModelIdentity
+from pipeline.storage.lease import held
+from pipeline.storage.output import OutputDirectory
 from train.checkpoints.model_json import read_model_description
 from train.checkpoints.steps import read_step
 
@@ -80,6 +83,7 @@ def test_killed_and_resumed_on_other_ranks(shards, tmp_path):
     wait_for(lambda: any(record.get("step") == 5 for record in killed.written))
     killed.kill()
     assert killed.exit_codes == [-9, -9]
+    assert len([*killed.folder.glob("checkpoint/lease/*.json")]) == 1  # of a process that is dead
     assert whole.wait().exit_codes == [0] and STEPS not in killed.losses
     # A rank that was killed while it wrote a step leaves files without an index.
     half = killed.folder / "checkpoint" / "step-6"
@@ -122,6 +126,28 @@ def test_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
     assert_said(refused, "checkpoint/step-7: cannot be loaded: .*; remove it to continue")
     shutil.rmtree(file.parent)
     assert train(folder, *arguments(shards, ROWS)).losses == {7: whole.losses[7]}
+
+
+def test_one_run_at_a_time_writes_steps(whole, shards, tmp_path):
+    """The other one is refused on all its ranks, and changes nothing."""
+    folder = copy(whole, tmp_path / "run")
+    before = files(folder)
+    with held(OutputDirectory(f"{folder}/checkpoint"), "--output", Console()):
+        given = arguments(shards, ROWS // 2, STEPS + 2, "blt_debug")
+        refused = start(folder, *given, ranks=2).wait()
+    assert refused.exit_codes == [1, 1]
+    assert refused.output.count(f"error: --dump-folder {folder}/checkpoint: is being written") == 2
+    assert files(folder) == before and not (folder / "checkpoint" / "lease").exists()
+
+
+def test_machines_that_share_no_folder_are_refused(shards, tmp_path):
+    """Each would write its ranks' parts of steps, and none would hold a whole one."""
+    given = (*arguments(shards, ROWS // 2), "--dump-folder", "outputs")
+    refused = start(tmp_path, *given, ranks=2, fault="own disks").wait()
+    assert refused.exit_codes == [2, 2] and not refused.losses
+    assert refused.output.count("error: --dump-folder: outputs/checkpoint: what ") == 2
+    left = {file.name for file in refused.records.glob("disk-*/outputs/checkpoint/*")}
+    assert left == {"model.json"}
 
 
 @pytest.mark.parametrize("kind", ["last-save-model-only", "last-save-in-hf"])

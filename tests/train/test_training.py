@@ -73,7 +73,7 @@ def runs(shards, held_out, tmp_path_factory) -> dict[str, Training]:
         "in 4 parts": ("blt_debug", 3, 1, ("activation-checkpoint:selective",)),
         "entropy alone": ("entropy_debug", ROWS, 1, validating),
         "other seed": ("blt_debug", ROWS, 1, ("--debug.seed", 1)),
-        "on 2": ("blt_debug", 6, 2, (COPIES, 2)),
+        "on 2": ("blt_debug", 3, 2, (COPIES, 2)),
         "entropy on 2": ("entropy_debug", 6, 2, validating),
         "on 3": ("blt_debug", 4, 3, (*whole, "activation-checkpoint:full")),
         "on 2 x 2": ("blt_debug", 3, 4, (COPIES, 2)),

@@ -16,14 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from rich.console import Console
 from torch.distributed.checkpoint.api import CheckpointException
-from torchtitan.components.checkpointer.base import DATALOADER
+from torchtitan.components.checkpointer.base import DATALOADER, MODEL
 from torchtitan.components.checkpointer.dcp import CheckpointManager
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
 from model.checkpoints.files import CheckpointError, reading
+from pipeline.storage.lease import held
 from pipeline.storage.outages import let_s3fs_wait
+from pipeline.storage.output import OutputDirectory
+from train.checkpoints.collective import on_rank_0
 from train.checkpoints.hub import is_on_hub, on_this_node
 from train.checkpoints.model_json import checkpoint_filesystem, complete_safetensors, steps_in
 from train.checkpoints.steps import INDEX, StepReader
@@ -61,15 +66,33 @@ class Checkpointer(CheckpointManager):
         # A run that has a complete step continues from it, and does not ask the hub.
         if self.enable and self.initial_load_in_hf and is_on_hub(self.initial_load_path):
             assert self.initial_load_path is not None
-            if not any(_is_complete(step) for step in steps_in(self.folder)):
+            if not on_rank_0(lambda: any(map(_is_complete, steps_in(self.folder)))):
                 self.initial_load_path = on_this_node(self.initial_load_path)
 
+    @contextlib.contextmanager
+    def written_alone(self) -> Iterator[None]:
+        """Keep other runs from writing steps into the folder while the block runs, as rank 0.
+
+        Raises:
+            PipelineError: another run writes there, or took the folder over while this one gave no
+                sign of life.
+        """
+        if not self.enable or self.load_only:
+            yield
+            return
+        with held(OutputDirectory(self.folder), "--dump-folder", Console(stderr=True)):
+            yield
+
     def holds_final_weights(self, step: int) -> bool:
-        """True if an earlier run trained to ``step`` and saved weights only."""
-        return _holds_weights_only(self._create_checkpoint_id(step))
+        """True if an earlier run trained to ``step`` and saved weights only. All ranks call this
+        together."""
+        return on_rank_0(lambda: _holds_weights_only(self._create_checkpoint_id(step)))
 
     def _load(self, step: int = -1) -> bool:
         """Load a step; storage that is away is waited for, then and from now on.
+
+        Rank 0 looks which step it is: with many ranks storage is asked once, and none of them can
+        find another one.
 
         Raises:
             CheckpointError: a step, or the directory of ``--checkpoint.initial_load_path``, cannot
@@ -77,13 +100,9 @@ class Checkpointer(CheckpointManager):
         """
         if self.folder.startswith("s3://"):
             let_s3fs_wait()
-        place = self._create_checkpoint_id(step)
-        if step != -1 and not filesystem.isdir(place):
-            raise CheckpointError(f"--checkpoint.load-step: {place}: there is no such step")
-        if step > 0 and _holds_weights_only(place):
-            raise CheckpointError(f"--checkpoint.load-step: {place}: {_WEIGHTS_ONLY}")
+        found = on_rank_0(lambda: self._step_to_load(step))
         initial = self.initial_load_path
-        if step == -1 and initial and not steps_in(self.folder):
+        if found == -1 and initial:
             if not filesystem.isdir(initial):
                 raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
             if not self.initial_load_in_hf and _describes_itself(initial):
@@ -92,11 +111,10 @@ class Checkpointer(CheckpointManager):
                     "weights in another layout; add --checkpoint.initial-load-in-hf"
                 )
         try:
-            return super()._load(step)
+            return super()._load(found)
         except CheckpointException as error:  # holds the error of each rank
             cause = next(iter(error.failures.values()))[0]
-            last = self._find_load_step() if step == -1 else step
-            source = initial if last == -1 else self._create_checkpoint_id(last)
+            source = initial if found == -1 else self._create_checkpoint_id(found)
             raise CheckpointError(
                 f"{source}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to "
                 "continue from the step before"
@@ -108,28 +126,49 @@ class Checkpointer(CheckpointManager):
         """Load what the model shares with the weights of another layout (``from_hf``), or a step.
 
         Raises:
+            CheckpointError: the index of a step cannot be read.
             ConfigError: the dataloader cannot continue from the state that a step holds.
         """
         if from_hf:
             state_dict = self.sd_adapter.held(checkpoint_id, state_dict)
-        if DATALOADER in state_dict and not from_hf:
+            super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+            return
+        with reading("step", checkpoint_id):
+            reader = StepReader(checkpoint_id, on_rank_0(lambda: _read_index(checkpoint_id)))
+            keys = reader.read_metadata().state_dict_metadata
+        if DATALOADER in state_dict:
             # Its keys depend on the text that the run began with.
-            with reading("step", checkpoint_id):
-                keys = StepReader(checkpoint_id).read_metadata().state_dict_metadata
             prefix = f"{DATALOADER}."
             state_dict[DATALOADER].expect(
                 [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
             )
-        super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+        dcp.load(state_dict, storage_reader=reader)
+        if MODEL in self.states:  # the weights are no state of its own here, but keys beside others
+            self.states[MODEL].load_state_dict(state_dict)
 
-    def _find_load_step(self, folder: str = "") -> int:
+    def _step_to_load(self, step: int) -> int:
+        """The number of the step to load, for one that the user gave, or for -1; -1 for none.
+
+        Raises:
+            CheckpointError: training cannot resume from it; names it.
+        """
+        if step == -1:
+            return self._last_step()
+        place = self._create_checkpoint_id(step)
+        if not filesystem.isdir(place):
+            raise CheckpointError(f"--checkpoint.load-step: {place}: there is no such step")
+        if step > 0 and _holds_weights_only(place):
+            raise CheckpointError(f"--checkpoint.load-step: {place}: {_WEIGHTS_ONLY}")
+        return step
+
+    def _last_step(self) -> int:
         """The last step that training can resume from; -1 if there are no steps.
 
         Raises:
             CheckpointError: all steps hold weights only.
         """
         weights = ""
-        for place in steps_in(folder or self.folder):
+        for place in steps_in(self.folder):
             step = int(place.rpartition("-")[2])
             if _holds_weights_only(place) and step > 0:
                 weights = weights or place
@@ -143,6 +182,10 @@ class Checkpointer(CheckpointManager):
                 "these weights (--checkpoint.initial-load-path, another --dump-folder), or remove "
                 "the step to start from the beginning"
             )
+        return -1
+
+    def _find_load_step(self, folder: str = "") -> int:
+        """No step: torchtitan asks on each rank if :meth:`_load` has found that there is none."""
         return -1
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
@@ -212,6 +255,11 @@ class Checkpointer(CheckpointManager):
 
 
 _WEIGHTS_ONLY = "holds weights alone, which training cannot continue from"
+
+
+def _read_index(step: str) -> bytes:
+    with reading("step", step):
+        return StepReader(step).read_index()
 
 
 def _is_complete(place: str) -> bool:

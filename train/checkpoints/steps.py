@@ -13,6 +13,7 @@ of a checkpoint is ever run. :class:`_IndexUnpickler` looks up DCP's own classes
 DCP writes, and nothing else: an index that names ``os.system`` is refused before any call.
 """
 
+import io
 import pickle
 import posixpath
 import warnings
@@ -115,23 +116,45 @@ def _empty_weights(metadata: dcp_metadata.Metadata) -> dict[str, torch.Tensor]:
 
 
 class StepReader(FsspecReader):
-    """DCP's reader for directories and URLs, which runs no code of the index."""
+    """DCP's reader for directories and URLs, which runs no code of the index.
+
+    The index lists every rank's part of every tensor: that of 512 ranks that share blt_8b has 90 MB
+    and takes seconds to unpickle. So it is read and unpickled once, whoever asks.
+    """
+
+    def __init__(self, step: str, index: bytes | None = None):
+        """
+        Args:
+            step: directory or URL.
+            index: the content of the index, if it is known; None: it is read when it is needed.
+        """
+        super().__init__(step)
+        self.index = index
+        self._metadata: dcp_metadata.Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
         """
         Raises:
             ValueError: the file is broken, or is not an index.
         """
-        path = self.fs.concat_path(self.path, INDEX)
+        if self._metadata is not None:
+            return self._metadata
         try:
-            with self.fs.create_stream(path, "rb") as stream:
-                metadata = _IndexUnpickler(stream).load()
+            content = self.read_index() if self.index is None else self.index
+            metadata = _IndexUnpickler(io.BytesIO(content)).load()
         except Exception as error:  # unpickling a broken file may raise anything
             raise ValueError(f"{INDEX} is broken, or holds code, which is never run") from error
         if not isinstance(metadata, dcp_metadata.Metadata):
             raise ValueError(f"{INDEX} is not DCP's")
         metadata.storage_meta = dcp_metadata.StorageMeta(load_id=self.load_id)
+        self._metadata, self.index = metadata, None
         return metadata
+
+    def read_index(self) -> bytes:
+        """The content of the index, as :meth:`__init__` takes it."""
+        with self.fs.create_stream(self.fs.concat_path(self.path, INDEX), "rb") as stream:
+            content: bytes = stream.read()
+        return content
 
 
 class _IndexUnpickler(pickle.Unpickler):

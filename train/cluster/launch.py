@@ -7,7 +7,6 @@ Ray stores nothing: the checkpoints are torchtitan's.
 import contextlib
 import logging
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch.distributed import TCPStore
 
 from pipeline.errors import ConfigError
 from train.__main__ import main
@@ -197,20 +197,27 @@ class _RendezvousBackend(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        address = worker_group.execute_single(0, _free_address)
+        address = worker_group.execute_single(0, _serve_store)
         worker_group.execute(_set_environment, *address)
 
 
-def _free_address() -> tuple[str, int]:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return ray.util.get_node_ip_address(), free.getsockname()[1]
+_stores: list[TCPStore] = []
+"""The store that this process serves, while it lives."""
+
+
+def _serve_store() -> tuple[str, int]:
+    """Serve the store where ranks meet, as torchrun does. A port that is only looked up here could
+    be another process's when rank 0 has loaded its modules."""
+    address = ray.util.get_node_ip_address()
+    _stores[:] = [TCPStore(address, 0, is_master=True, wait_for_workers=False)]
+    return address, _stores[0].port
 
 
 def _set_environment(address: str, port: int) -> None:
     """Set the variables that torchrun sets."""
     context = ray.train.get_context()
     os.environ |= {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "RANK": str(context.get_world_rank()),

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 import tyro
 from rich.console import Console
 from support.jobs import ROOT, environment
 
-from pipeline.cli.command import run_job
+from pipeline.cli.command import run_command, run_job
 from pipeline.cli.flags import check_at_least, check_new_output
 from pipeline.errors import ConfigError
 
@@ -176,6 +177,27 @@ def test_output_that_a_full_disk_does_not_take_is_an_error(lines):
         done = run_script(script, full)
     assert done.returncode == 1 and done.stderr.startswith("error: ")
     assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_gpu_without_memory_is_told(capsys):
+    """By jobs that know nothing of it; other errors of torch stay what they are."""
+
+    def job(error: Exception) -> int:
+        raise error
+
+    full = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 384.00 MiB. GPU 0 has a total capacity of 15.77 GiB "
+        "of which 21.19 MiB is free. Including non-PyTorch memory, this process has 2.42 GiB"
+    )
+    console = Console(stderr=True, width=300)
+    assert run_command(lambda: job(full), console, interrupted="") == 1
+    assert capsys.readouterr().err == (
+        "error: the GPU has no memory for this: CUDA out of memory. Tried to allocate 384.00 MiB. "
+        "GPU 0 has a total capacity of 15.77 GiB of which 21.19 MiB is free; end what else runs "
+        "there, or ask for less at a time\n"
+    )
+    with pytest.raises(RuntimeError, match="other"):
+        run_command(lambda: job(RuntimeError("other")), console, interrupted="")
 
 
 def test_a_job_ends_although_its_output_is_closed():

@@ -180,6 +180,22 @@ def test_shared_is_fetched_once_per_process(setup, local_ray, console, tmp_path)
     assert len(outcome.messages) == len(PIECES)
 
 
+@pytest.mark.parametrize("pieces", [1, len(PIECES)])
+def test_a_setup_that_fails_is_told_in_its_own_words(local_ray, console, pieces):
+    """A GPU may have no room for a model: every worker fails before its first piece."""
+
+    def setup(shared: str) -> None:
+        raise PipelineError(shared)
+
+    def work(piece: int, shared: None, report: Reporter) -> None:
+        raise AssertionError("there is nothing to work with")
+
+    few = dict(list(PIECES.items())[:pieces])
+    with pytest.raises(PipelineError) as told:
+        run_stage("patching", work, few, "node7: no memory", console, workers=2, setup=setup)
+    assert str(told.value) == "node7: no memory"
+
+
 def test_setup_runs_once_per_actor(local_ray, console, tmp_path):
     def setup(directory: Path) -> tuple[str, int]:
         name = f"{os.getpid()}-{uuid4()}"

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.patch import plan
+from pipeline.patch import devices, plan
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.record import PatchRun
 from pipeline.storage.output import OutputDirectory
@@ -23,17 +23,17 @@ class Cluster:
     """A cluster with GPUs of one kind, and one release of torch."""
 
     def __init__(self, monkeypatch):
-        self.answers = {plan._gpu: H200, plan._software: OLD}
-        monkeypatch.setattr(plan, "in_ray", lambda task, gpus, *given: self.answers[task])
-        monkeypatch.setattr(plan, "gpus_per_worker", lambda config, model: 1)
-        monkeypatch.setattr(plan, "most_gpus", lambda: 1)
+        self.answers = {devices._gpu: H200, devices._software: OLD}
+        monkeypatch.setattr(devices, "in_ray", lambda task, gpus: self.answers[task])
+        monkeypatch.setattr(devices, "gpus_per_worker", lambda config, model: 1)
+        monkeypatch.setattr(devices, "most_gpus", lambda: 1)
         self.said = io.StringIO()
         self.console = Console(file=self.said, width=1000)
 
     def resume(self, output, model):
         run = PatchRun.resume(output)
         run, _ = plan.resume_run(run, CONFIG, [], model, output, self.console)
-        plan.record_software(run, 1, output, self.console)
+        devices.record_software(run, 1, output, self.console)
         return run
 
 
@@ -44,7 +44,7 @@ def cluster(monkeypatch) -> Cluster:
 
 def begin(output, model, cluster):
     run, _ = plan.begin_run(CONFIG, [], model, output, cluster.console)
-    plan.record_software(run, 1, output, cluster.console)
+    devices.record_software(run, 1, output, cluster.console)
 
 
 def test_a_run_continues_where_it_began(tmp_path, small_model, cluster):
@@ -60,7 +60,7 @@ def test_a_run_continues_where_it_began(tmp_path, small_model, cluster):
 def test_another_kind_of_gpu_is_refused(tmp_path, small_model, cluster):
     output = OutputDirectory(str(tmp_path))
     begin(output, small_model, cluster)
-    cluster.answers[plan._gpu] = H100
+    cluster.answers[devices._gpu] = H100
     with pytest.raises(PipelineError, match=r"was begun with device and dtype .*H200.*now.*H100"):
         cluster.resume(output, small_model)
 
@@ -68,7 +68,7 @@ def test_another_kind_of_gpu_is_refused(tmp_path, small_model, cluster):
 def test_other_software_is_said_and_recorded(tmp_path, small_model, cluster):
     output = OutputDirectory(str(tmp_path))
     begin(output, small_model, cluster)
-    cluster.answers[plan._software] = NEW
+    cluster.answers[devices._software] = NEW
     cluster.resume(output, small_model)
     said = "was scored with cuda 13.0, torch 2.11.0 so far, now with cuda 13.0, torch 2.13.0"
     assert said in cluster.said.getvalue()
@@ -81,9 +81,9 @@ def test_other_software_is_said_and_recorded(tmp_path, small_model, cluster):
 def test_a_set_of_an_early_release_continues(tmp_path, small_model, cluster):
     """Its record says that a GPU computed, and not which one."""
     output = OutputDirectory(str(tmp_path))
-    cluster.answers[plan._gpu] = "cuda bfloat16"
+    cluster.answers[devices._gpu] = "cuda bfloat16"
     plan.begin_run(CONFIG, [], small_model, output, cluster.console)
-    cluster.answers[plan._gpu] = H200
+    cluster.answers[devices._gpu] = H200
     run = cluster.resume(output, small_model)
     assert "was begun in cuda bfloat16, on a GPU that its record does not name" in (
         cluster.said.getvalue()
@@ -92,7 +92,7 @@ def test_a_set_of_an_early_release_continues(tmp_path, small_model, cluster):
 
 
 def test_a_set_without_gpus_records_none(tmp_path, small_model, cluster, monkeypatch):
-    monkeypatch.setattr(plan, "gpus_per_worker", lambda config, model: 0)
+    monkeypatch.setattr(devices, "gpus_per_worker", lambda config, model: 0)
     output = OutputDirectory(str(tmp_path))
     plan.begin_run(CONFIG, [], small_model, output, cluster.console)
     model = PatchRun.resume(output).provenance["entropy_model"]
@@ -103,7 +103,7 @@ def test_more_gpus_than_there_are_are_refused_or_waited_for(
     tmp_path, small_model, cluster, monkeypatch
 ):
     """Ray waits without a word; a local one for ever."""
-    monkeypatch.setattr(plan, "most_gpus", lambda: 0.0)
+    monkeypatch.setattr(devices, "most_gpus", lambda: 0.0)
     output = OutputDirectory(str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="--gpus-per-worker 1: Ray finds 0 GPUs on this machine"):

@@ -7,7 +7,14 @@ import torch
 from model import NGramEntropyModel, Patcher
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
+from pipeline.patch import scoring
 from pipeline.patch.scoring import QueuedEntropies, Scorer
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 384.00 MiB. GPU 0 has a total capacity of 15.77 GiB of "
+    "which 21.19 MiB is free. Including non-PyTorch memory, this process has 2.42 GiB memory in "
+    "use. Of the allocated memory 2.1 GiB is allocated by PyTorch. If reserved but unallocated"
+)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -42,3 +49,17 @@ def test_another_kind_of_device_is_refused(ngram_model):
     scorer.check_device("cpu float32")
     with pytest.raises(PipelineError, match=r"computes in cpu float32, but the set in cuda bfl"):
         scorer.check_device("cuda bfloat16 on NVIDIA H200 (capability 9.0, 132 multiprocessors)")
+
+
+@pytest.mark.parametrize("place", ["segment_entropies", "to_device"])
+def test_a_gpu_without_memory_is_told(ngram_model, monkeypatch, place):
+    """Where scores are computed, and where the model is put: with the node, and what to do."""
+
+    def full(*args):
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr(scoring, place, full)
+    with pytest.raises(PipelineError) as told:
+        Scorer(ngram_model, Patcher(1.0)).on_device(0.25).score([b"text"])
+    assert "GPU has no memory for the entropy model (CUDA out of" in str(told.value)
+    assert "21.19 MiB is free); give each worker a GPU of its own (--gpus-pe" in str(told.value)

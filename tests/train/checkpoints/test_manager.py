@@ -1,12 +1,17 @@
-"""Loading the dataloader's state from a step: of any lanes, and of releases that had none."""
+"""Loading the dataloader's state from a step: of any lanes, and of releases that had none; once."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed.checkpoint as dcp
 from support.shard_sets import real_texts, write_shards
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
 
+from model.checkpoints.files import CheckpointError
 from pipeline.errors import ConfigError
+from train.checkpoints import collective, steps
 from train.checkpoints.manager import Checkpointer
 from train.data.dataloader import ShardDataLoader
 
@@ -55,3 +60,41 @@ def test_a_step_of_an_earlier_release(shards, tmp_path):
         ConfigError, match=r"the checkpoint was made by an earlier release, .*finish"
     ):
         load(build(shards, 0, 1, lanes=2), str(tmp_path))
+
+
+def test_rank_0_reads_the_index_for_all(shards, tmp_path, monkeypatch):
+    """And each rank unpickles it once: with many ranks it is long. Ranks come one after another."""
+    saved = build(shards, 0, 1, lanes=8)
+    dcp.save({"dataloader": saved}, checkpoint_id=tmp_path, no_dist=True)
+    opened: list[str] = []
+    unpickled: list[int] = []
+    broadcast: list[object] = []
+    open_file, unpickle = FileSystem.create_stream, steps._IndexUnpickler.load
+
+    def create_stream(self, path, mode):
+        opened.append(Path(path).name)
+        return open_file(self, path, mode)
+
+    def broadcast_object_list(values: list) -> None:
+        if current == 0:
+            broadcast[:] = values
+        values[:] = broadcast
+
+    monkeypatch.setattr(FileSystem, "create_stream", create_stream)
+    monkeypatch.setattr(
+        steps._IndexUnpickler, "load", lambda self: unpickled.append(current) or unpickle(self)
+    )
+    ranks = SimpleNamespace(
+        is_initialized=lambda: True,
+        get_rank=lambda: current,
+        broadcast_object_list=broadcast_object_list,
+    )
+    monkeypatch.setattr(collective, "dist", ranks)
+    for current in range(3):
+        load(build(shards, current, 3, lanes=8), str(tmp_path))
+    assert opened.count(steps.INDEX) == 1 and len(opened) == 4  # and each rank its states
+    assert unpickled == [0, 1, 2]
+    (tmp_path / steps.INDEX).unlink()
+    for current in range(2):
+        with pytest.raises(CheckpointError, match=f"{tmp_path}.*No such file"):
+            load(build(shards, current, 2, lanes=8), str(tmp_path))

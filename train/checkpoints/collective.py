@@ -7,8 +7,12 @@ import torch.distributed as dist
 
 from model.checkpoints.files import CheckpointError
 from pipeline.errors import PipelineError
+from pipeline.storage.outages import PATIENCE_S
 
 T = TypeVar("T")
+TIMEOUT_S = 2 * round(PATIENCE_S)
+"""Seconds that ranks wait for one another. One of them may be waiting for storage (PATIENCE_S), or
+be the last to write its part of a step; after torchtitan's 100 the others would end the run."""
 
 
 def gathered(value: Any) -> list[Any]:
@@ -18,26 +22,28 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def on_rank_0(call: Callable[[], T]) -> T | None:
-    """Call a function on rank 0 alone.
+def on_rank_0(call: Callable[[], T]) -> T:
+    """Call a function on rank 0 alone: storage is asked once, and all ranks go on alike.
 
     Returns:
-        its result on rank 0, and None elsewhere.
+        its result, on all ranks.
 
     Raises:
         PipelineError, CheckpointError: the function failed, on all ranks alike: none waits for
             another.
     """
-    result: T | None = None
-    error: list[PipelineError | CheckpointError | None] = [None]
+    if not dist.is_initialized():
+        return call()
+    answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            result = call()
+            answer[0] = call()
         except (PipelineError, CheckpointError) as raised:
-            error = [raised]
+            answer[1] = raised
         except Exception as raised:  # as an error that all ranks can unpickle
-            error = [PipelineError(f"rank 0: {type(raised).__name__}: {raised}")]
-    dist.broadcast_object_list(error)
-    if error[0] is not None:
-        raise error[0]
+            answer[1] = PipelineError(f"rank 0: {type(raised).__name__}: {raised}")
+    dist.broadcast_object_list(answer)
+    result, error = answer
+    if error is not None:
+        raise error
     return result

@@ -1,0 +1,123 @@
+"""What is done once per step and not per microbatch: whole weights are made in the dtype of
+computing, where a rank keeps them anyway; copies of a model sum their gradients."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.fake_ranks import fake_ranks, parallelized, with_weights
+from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchtitan.config import ParallelismConfig
+from torchtitan.trainer import Trainer
+
+import train.trainer
+from train.config_registry import blt_debug
+from train.parallelize import keep_unsharded, keeps_unsharded, sum_over_copies
+from train.trainer import ByteTrainer
+
+TOKENS = torch.randint(4, 200, (2, 64), generator=torch.Generator().manual_seed(0))
+LENGTHS = torch.tensor([[1] + [4] * 16] * 2)
+MICROBATCHES, STEPS = 3, 2
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies into tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.copy_.default
+        return func(*args, **(kwargs or {}))
+
+
+def trained(keeping: bool) -> tuple[list[int], int, dict[str, Tensor]]:
+    """Copies in each microbatch of some steps, how many weights FSDP holds, and the weights at
+    the end."""
+    with fake_ranks(1):
+        config = blt_debug()
+        config.parallelism.hash_tables = "plain"
+        model = with_weights(parallelized(config, 1))
+        weights = dict(model.named_parameters())
+        optimizer = torch.optim.SGD(weights.values(), lr=0.1)
+        copies = []
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            for microbatch in range(MICROBATCHES):
+                keep_unsharded(model, keeping and microbatch < MICROBATCHES - 1)
+                with Copies() as counted:
+                    model(TOKENS + microbatch, LENGTHS).logsumexp(-1).mean().backward()
+                copies.append(counted.count)
+            optimizer.step()
+        return copies, len(weights), {name: w.full_tensor() for name, w in weights.items()}
+
+
+def test_weights_are_converted_once_per_step():
+    """And computes with the weights that the optimizer has changed."""
+    copies, number, expected = trained(keeping=False)
+    kept, _, weights = trained(keeping=True)
+    saved = [before - after for before, after in zip(copies, kept, strict=True)]
+    assert saved == [0, number, number] * STEPS
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ranks", "kept"),
+    [
+        ("default", 1, True),
+        ("default", 512, False),
+        ("always", 1, False),
+        ("never", 512, True),
+    ],
+)
+def test_where_weights_are_kept(policy, ranks, kept):
+    assert keeps_unsharded(ParallelismConfig(fsdp_reshard_after_forward=policy), ranks) is kept
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_copies_sum_their_gradients_once_per_step(once, monkeypatch):
+    """Each unit of FSDP does, on two copies of two ranks."""
+    sums: list[int] = []
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor, **_: sums.append(tensor.numel()))
+    with fake_ranks(4):
+        config = blt_debug()
+        config.parallelism.data_parallel_replicate_degree = 2
+        model = with_weights(parallelized(config, 4))
+        units = sum(isinstance(part, FSDPModule) for part in model.modules())
+        for microbatch in range(MICROBATCHES):
+            sum_over_copies(model, not once or microbatch == MICROBATCHES - 1)
+            model(TOKENS, LENGTHS).logsumexp(-1).mean().backward()
+    assert len(sums) == units * (1 if once else MICROBATCHES)
+
+
+@pytest.mark.parametrize(
+    ("keeps", "copies", "microbatches", "kept", "summed"),
+    [
+        (True, True, 3, [True, True, False], [False, False, True]),
+        (False, True, 2, [], [False, True]),
+        (True, False, 2, [True, False], []),
+        (True, True, 1, [], []),
+    ],
+)
+def test_the_last_microbatch_of_a_step(monkeypatch, keeps, copies, microbatches, kept, summed):
+    """It keeps nothing, and sums over copies; the trainer says so before each microbatch."""
+    said: dict[str, list[bool]] = {"keep_unsharded": [], "sum_over_copies": []}
+    for name, told in said.items():
+        monkeypatch.setattr(train.trainer, name, lambda model, value, told=told: told.append(value))
+    monkeypatch.setattr(Trainer, "forward_backward_step", lambda self, **microbatch: None)
+    trainer: Any = ByteTrainer.__new__(ByteTrainer)
+    trainer.__dict__ |= vars(
+        SimpleNamespace(
+            config=SimpleNamespace(training=SimpleNamespace(disable_cuda_graphs=True)),
+            parallel_dims=SimpleNamespace(dp_replicate_enabled=copies),
+            microbatches_done=0,
+            model_parts=[None],
+            gradient_accumulation_steps=microbatches,
+            _keeps_unsharded=keeps,
+        )
+    )
+    for _ in range(microbatches):
+        trainer.forward_backward_step()
+    assert list(said.values()) == [kept, summed]

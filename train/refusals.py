@@ -1,0 +1,141 @@
+"""Settings that models cannot be trained with, each told in a sentence that names the flag."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchtitan.config import TrainingConfig
+from torchtitan.tools import filesystem
+
+from model import BLTConfig
+from model.token_transformer import TokenTransformerConfig
+from pipeline.errors import ConfigError, missing_memory
+
+
+def check_batch(training: TrainingConfig, ranks: int) -> None:
+    """
+    Args:
+        ranks: ranks that read different rows.
+
+    Raises:
+        ConfigError: the ranks cannot divide the rows of a step; says which numbers would do.
+    """
+    local, rows_of_step = training.local_batch_size, training.global_batch_size
+    if local < 1:
+        raise ConfigError(f"--training.local-batch-size: at least 1, got {local}")
+    rows = local * ranks
+    if rows_of_step <= 0 or rows_of_step % rows == 0:
+        return
+    below = rows_of_step // rows * rows
+    batches = " or ".join(str(batch) for batch in (below, below + rows) if batch)
+    smaller = [n for n in range(local - 1, 0, -1) if rows_of_step % (n * ranks) == 0][:1]
+    ways = [f"--training.local-batch-size {n}" for n in smaller]
+    raise ConfigError(
+        f"--training.global-batch-size: {rows_of_step} is no multiple of {rows}, the rows that all "
+        f"ranks take at once (--training.local-batch-size {local} on {ranks} ranks); give "
+        f"{', or '.join([*ways, f'a batch of {batches} rows'])}"
+    )
+
+
+def check_config(config: Any) -> None:
+    """
+    Raises:
+        ConfigError: a flag asks for a way of training that these models cannot use; names it.
+    """
+    parallelism = config.parallelism
+    for flag, why in (
+        ("pipeline_parallel_degree", "bytes skip from the encoder to the decoder past all stages"),
+        ("context_parallel_degree", "patches of one document would lie on several ranks"),
+        ("expert_parallel_degree", "there are no experts"),
+    ):
+        if getattr(parallelism, flag) != 1:
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--parallelism.{name}: not supported: {why}; leave it at 1")
+    if parallelism.spmd_backend != "partial_dtensor":
+        raise ConfigError(
+            f"--parallelism.spmd-backend: {parallelism.spmd_backend} needs torchtitan's own "
+            "modules, and BLT is plain PyTorch; leave it at partial_dtensor"
+        )
+    if config.training.steps < 0:
+        raise ConfigError(f"--training.steps: must not be negative, got {config.training.steps}")
+    if not config.dataloader.infinite:
+        raise ConfigError(
+            "--dataloader.no-infinite: is for validation only; set the length of a training with "
+            "--training.steps"
+        )
+    if config.checkpoint.initial_load_path and not config.checkpoint.enable:
+        raise ConfigError(
+            "--checkpoint.no-enable: the initial weights of --checkpoint.initial-load-path would "
+            "not be loaded; leave it out (--checkpoint.load-only saves nothing)"
+        )
+    shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
+    if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:
+        raise ConfigError(
+            f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
+            f"{shape.n_kv_heads_global} attention heads of the latent transformer evenly (its keys "
+            "and values: --shape.n-kv-heads-global)"
+        )
+    if isinstance(shape, BLTConfig) and shape.hidden_dim_global % ranks:
+        raise ConfigError(
+            f"--parallelism.tensor-parallel-degree: {ranks} ranks cannot share the "
+            f"{shape.hidden_dim_global} features of the latent transformer's feed-forward layers "
+            "evenly (--shape.hidden-dim-global)"
+        )
+    if isinstance(shape, TokenTransformerConfig) and config.samples.freq > 0:
+        raise ConfigError(
+            "--samples.freq: a token transformer writes no samples; leave them out, and convert a "
+            "step for transformers instead (jobs/convert_checkpoint.py --layout transformers)"
+        )
+    metrics = config.metrics
+    if filesystem.is_remote(config.dump_folder):
+        for name in ("enable_tensorboard", "enable_wandb"):
+            if getattr(metrics, name) and not Path(metrics.save_tb_folder).is_absolute():
+                raise ConfigError(
+                    f"--metrics.{name}: writes local files, and --dump-folder is a URL; give "
+                    "--metrics.save-tb-folder an absolute path"
+                )
+    if not torch.cuda.is_available():
+        if getattr(config.checkpoint, "async_mode", "") == "async_with_pinned_mem":
+            raise ConfigError("--checkpoint.async-mode: pinned memory needs a GPU; use async")
+        if config.compile.enable and "model" in config.compile.components:
+            raise ConfigError(
+                "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "
+                "documents; leave it out, or compile the loss alone: --compile.components loss"
+            )
+        if not config.training.disable_cuda_graphs:
+            raise ConfigError("--training.disable-cuda-graphs: there is no GPU; leave it on")
+        if config.training.mixed_precision_param != "float32":
+            raise ConfigError(
+                "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
+            )
+    sharded = getattr(parallelism, "hash_tables", "plain") == "sharded"
+    if sharded and config.model_spec is not None and config.model_spec.name == "blt":
+        for flag, given in (
+            (
+                "optimizer.implementation fused_opt_states_bf16",
+                config.optimizer.implementation == "fused_opt_states_bf16",
+            ),
+            ("training.no-disable-cuda-graphs", not config.training.disable_cuda_graphs),
+        ):
+            if given:
+                raise ConfigError(
+                    f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
+                    "--parallelism.hash-tables plain"
+                )
+
+
+def out_of_memory(config: Any, error: torch.OutOfMemoryError) -> ConfigError:
+    """The error for users where a step needs more memory than the GPU has."""
+    rows, tokens = config.training.local_batch_size, config.training.seq_len
+    advice = (
+        "activation-checkpoint:full at the end of the command keeps less for backward, and more "
+        "GPUs share the weights"
+    )
+    if rows > 1:
+        advice = f"give {rows // 2}"
+        if config.training.global_batch_size > 0:
+            advice += ", and a step takes as many rows as before, in more parts"
+    return ConfigError(
+        f"--training.local-batch-size: {rows} rows of {tokens} tokens need more memory than there "
+        f"is ({missing_memory(error)}); {advice}; jobs/plan.py says what a configuration needs"
+    )
