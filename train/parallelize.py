@@ -81,7 +81,8 @@ def _parallelize(
     if getattr(parallelism, "hash_tables", "plain") == "sharded":
         # All ranks that read different rows: copies of a model (HSDP) share one copy of the tables.
         mesh = parallel_dims.get_mesh("batch" if parallel_dims.dp_replicate_enabled else "fsdp")
-        _shard_tables(model, mesh, TORCH_DTYPE_MAP[training.mixed_precision_param])
+        twins = parallel_dims.get_mesh("tp").get_group() if parallel_dims.tp_enabled else None
+        _shard_tables(model, mesh, TORCH_DTYPE_MAP[training.mixed_precision_param], twins)
     if parallel_dims.tp_enabled:
         _split_over_tensor_parallel_ranks(model, latent, parallel_dims.get_mesh("tp"))
     if ac_config is not None:
@@ -207,10 +208,15 @@ def fits_float8(module: nn.Module, ranks: int = 1) -> bool:
     return not any(width % (FLOAT8_MULTIPLE * ranks) for width in widths)
 
 
-def _shard_tables(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def _shard_tables(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    dtype: torch.dtype,
+    twins: torch.distributed.ProcessGroup | None,
+) -> None:
     for name, part in list(model.named_children()):
         if isinstance(part, HashEmbedding) and len(part):
-            setattr(model, name, ShardedTables(part, mesh, dtype))
+            setattr(model, name, ShardedTables(part, mesh, dtype, twins))
 
 
 def keeps_unsharded(parallelism: ParallelismConfig, ranks: int) -> bool:

@@ -48,14 +48,23 @@ class ShardedTables(HashEmbedding):
     gradients never become ``.grad``: :attr:`gradients` holds them.
     """
 
-    def __init__(self, tables: HashEmbedding, mesh: DeviceMesh, dtype: torch.dtype):
+    def __init__(
+        self,
+        tables: HashEmbedding,
+        mesh: DeviceMesh,
+        dtype: torch.dtype,
+        twins: dist.ProcessGroup | None = None,
+    ):
         """
         Args:
             tables: takes over its parameters, which may be on the meta device.
             mesh: of one dimension: all ranks whose microbatches differ.
             dtype: of the sums that are exchanged and returned; rows are summed in their own.
+            twins: ranks that have the same microbatches and columns (tensor parallelism); None if
+                there are no others.
         """
         nn.ModuleList.__init__(self, tables)
+        self.twins = twins
         self.ngrams, self.rows, self.dtype = tables.ngrams, tables.rows, dtype
         self.mesh = mesh
         for table in tables:
@@ -88,7 +97,10 @@ class ShardedTables(HashEmbedding):
         if ranks == 1:
             return ids_KT
         ids_RKT = ids_KT.new_empty(ranks, *ids_KT.shape)
-        dist.all_gather([*ids_RKT.unbind()], ids_KT, group=self.mesh.get_group())
+        # Into one tensor, not into a list of each rank's part: that NCCL would gather into memory
+        # of its own, and copy part by part. PyTorch 2.11 has the older name alone.
+        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+        gather(ids_RKT.flatten(0, 1), ids_KT.contiguous(), group=self.mesh.get_group())
         return ids_RKT.transpose(0, 1).flatten(1)
 
     def columns_to_tokens(self, x_NC: Tensor) -> Tensor:
@@ -99,24 +111,49 @@ class ShardedTables(HashEmbedding):
         tokens = len(x_NC) // ranks
         sent = [tokens * x_NC.shape[1]] * ranks
         received = [tokens * width for width in self.widths]
-        parts = self._exchange(x_NC.flatten(), sent, received).split(received)
-        return torch.cat([part.view(tokens, -1) for part in parts if len(part)], dim=1)
+        x = self._exchange(x_NC.flatten(), sent, received)
+        # Ranks with as many columns are moved together: one by one, 512 are 512 kernels.
+        full, width = self._equal_widths()
+        whole, rest = x.split([full * tokens * width, len(x) - full * tokens * width])
+        whole_TD = whole.view(full, tokens, width).transpose(0, 1).reshape(tokens, -1)
+        return torch.cat([whole_TD, rest.view(tokens, -1)], dim=1) if len(rest) else whole_TD
 
     def tokens_to_columns(self, x_TD: Tensor) -> Tensor:
         """The reverse of :meth:`columns_to_tokens`."""
         ranks = self.mesh.size()
         if ranks == 1:
             return x_TD
-        parts = [part.flatten() for part in x_TD.split(self.widths, dim=1)]
+        full, width = self._equal_widths()
+        whole_TD, rest_TD = x_TD.split([full * width, self.dim - full * width], dim=1)
+        x = whole_TD.reshape(-1, full, width).transpose(0, 1).flatten()
+        if rest_TD.numel():
+            x = torch.cat([x, rest_TD.flatten()])
         own = self.widths[self.mesh.get_local_rank()]
-        sent, received = [len(part) for part in parts], [len(x_TD) * own] * ranks
-        return self._exchange(torch.cat(parts), sent, received).view(len(x_TD) * ranks, own)
+        sent, received = [len(x_TD) * n for n in self.widths], [len(x_TD) * own] * ranks
+        return self._exchange(x, sent, received).view(len(x_TD) * ranks, own)
+
+    def _equal_widths(self) -> tuple[int, int]:
+        """How many ranks, the first ones, keep as many columns as any, and how many that are; the
+        next rank keeps the rest."""
+        width = self.widths[0]
+        return self.dim // width, width
 
     def _exchange(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Send each rank its part of ``x``, of so many values; returns what they sent here."""
         out = x.new_empty(sum(received))
         dist.all_to_all_single(out, x, received, sent, group=self.mesh.get_group())
         return out
+
+    def agree(self) -> None:
+        """Take the mean of the twins' gradients, before a step of the optimizer.
+
+        They have computed the same ones, but a GPU adds the gradients of a row in another order
+        each time, and without this their tables would drift apart, rounding by rounding.
+        """
+        for gradient in self.gradients if self.twins is not None else ():
+            if gradient.values is not None:
+                dist.all_reduce(gradient.values, group=self.twins)
+                gradient.values /= dist.get_world_size(self.twins)
 
     @property
     def weights(self) -> list[Any]:

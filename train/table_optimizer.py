@@ -164,6 +164,8 @@ def _clip_grad_norm(
 
     Each column of a table lies on one rank of the mesh, so a sum over the mesh counts it once.
     """
+    for part in tables:
+        part.agree()
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()

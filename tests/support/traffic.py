@@ -16,7 +16,6 @@ Sent = Callable[[int, dict[str, Any]], float]
 """Bytes that one of so many ranks sends in a collective with these arguments."""
 
 COLLECTIVES: dict[str, Sent] = {
-    "all_gather": lambda ranks, given: (ranks - 1) * given["tensor"].nbytes,
     # Releases of PyTorch differ in names.
     **dict.fromkeys(
         ("all_gather_into_tensor", "all_gather_single"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support.fake_ranks import fake_ranks, parallelized
 from support.table_ranks import (
     DIM,
     MAX_NORM,
@@ -25,13 +26,20 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.components.optimizer import default_adamw
 from torchtitan.distributed import ParallelDims
 
 from model.layers.hash_embedding import HashEmbedding
 from pipeline.errors import ConfigError
 from train.config_registry import blt_debug
-from train.sharded_tables import HostCopy, RowGradient, ShardedTables, _SumOfRows
+from train.sharded_tables import (
+    HostCopy,
+    RowGradient,
+    ShardedTables,
+    _SumOfRows,
+    sharded_tables,
+)
 from train.table_optimizer import TableAdamW, split_off_tables
 
 CLOSE = {"rel": 1e-6, "abs": 0}
@@ -159,6 +167,28 @@ def a_model(mesh: DeviceMesh) -> nn.Module:
     return nn.ModuleDict({"tables": tables, "head": nn.Linear(4, 4)})
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_with_the_same_rows_take_one_gradient(ranks, monkeypatch):
+    """A GPU adds in another order on each of them, and tables would drift apart."""
+    config = blt_debug()
+    config.parallelism.tensor_parallel_degree = ranks
+    reduced: list[int] = []
+
+    def all_reduce(value: torch.Tensor, group: Any) -> None:
+        reduced.append(dist.get_world_size(group))
+        value += value + 0.5  # the other rank's
+
+    with fake_ranks(4):
+        (tables,) = sharded_tables(parallelized(config, 4))
+        monkeypatch.setattr(dist, "all_reduce", all_reduce)
+        for gradient in tables.gradients[1:]:  # the first has none
+            gradient.values = torch.ones(3, 2)
+        tables.agree()
+    expected = 1.25 if ranks == 2 else 1.0
+    assert all((gradient.values == expected).all() for gradient in tables.gradients[1:])
+    assert reduced == ([2] * (len(tables) - 1) if ranks == 2 else [])
+
+
 def test_tables_keep_the_settings_of_their_group(one_rank):
     model = a_model(one_rank)
     config = default_adamw(lr=0.1)
@@ -216,6 +246,33 @@ def test_memory_follows_the_rows_looked_up(one_rank):
     slots = TABLES * rows * 4
     assert tables - 1.125 * looked_up - slots < state["plain"] - state["sharded"] < tables
     assert peak["plain"] - peak["sharded"] > tables / 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_exchanges_have_as_many_operations_on_any_number_of_ranks():
+    """On a GPU each would be a kernel: 512 small ones cost more than what they move."""
+    counts = {}
+    for ranks in (3, 8, 512):
+        with fake_ranks(ranks):
+            mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("fsdp",))
+            tables = ShardedTables(HashEmbedding((3,), 2, rows=5, dim=1280), mesh, torch.float32)
+            with Operations() as counted:
+                assert tables.gather_ids(torch.ones(2, 4).int()).shape == (2, 4 * ranks)
+                summed_TD = tables.columns_to_tokens(torch.ones(4 * ranks, tables.widths[0]))
+                assert summed_TD.shape == (4, 1280)
+                grad_NC = tables.tokens_to_columns(summed_TD)
+                assert grad_NC.shape == (4 * ranks, tables.widths[0])
+            counts[ranks] = counted.count
+    assert counts[512] <= counts[3] and counts[8] <= counts[3] < 40, counts
 
 
 def test_offloaded_tables_of_512_ranks(monkeypatch):

@@ -165,12 +165,18 @@ class Checkpointer(CheckpointManager):
         """The last step that training can resume from; -1 if there are no steps.
 
         Raises:
-            CheckpointError: all steps hold weights only.
+            CheckpointError: all steps hold weights only, or the index of the last one is damaged.
         """
         weights = ""
         for place in steps_in(self.folder):
             step = int(place.rpartition("-")[2])
-            if _holds_weights_only(place) and step > 0:
+            try:
+                weights_only = _holds_weights_only(place)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error}; remove it to continue from the step before"
+                ) from error
+            if weights_only and step > 0:
                 weights = weights or place
             elif filesystem.isfile(filesystem.join(place, INDEX)):
                 if weights:

@@ -50,10 +50,11 @@ def check_shared(folder: str) -> None:
         with suppress(OSError):
             Path(path, name).unlink()
     if blind:
+        more = f" and {len(blind) - 1} more" if len(blind) > 1 else ""
         raise ConfigError(
-            f"--dump-folder: {folder}: what {writer} writes there is not seen on {blind[0]} "
-            f"({len(blind)} machines in all), so no machine would hold a whole step; give a "
-            "directory that all machines share, or a URL"
+            f"--dump-folder: {folder}: what {writer} writes there is not seen on {blind[0]}{more}, "
+            "so no machine would hold a whole step; give a directory that all machines share, or a "
+            "URL"
         )
 
 

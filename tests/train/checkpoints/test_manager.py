@@ -98,3 +98,13 @@ def test_rank_0_reads_the_index_for_all(shards, tmp_path, monkeypatch):
     for current in range(2):
         with pytest.raises(CheckpointError, match=f"{tmp_path}.*No such file"):
             load(build(shards, current, 2, lanes=8), str(tmp_path))
+
+
+def test_a_step_with_a_damaged_index(shards, tmp_path):
+    step = tmp_path / "checkpoint" / "step-4"
+    dcp.save({"dataloader": build(shards, 0, 1, lanes=8)}, checkpoint_id=step, no_dist=True)
+    (step / steps.INDEX).write_bytes((step / steps.INDEX).read_bytes()[:-100])
+    manager = object.__new__(Checkpointer)
+    manager.enable, manager.folder = False, str(step.parent)
+    with pytest.raises(CheckpointError, match=f"{step}: .metadata is broken.*; remove it to "):
+        manager._last_step()

@@ -24,12 +24,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 def test_gpu_forms(data, monkeypatch):
     """The trainer takes the flags of every arm where there is a GPU, and the costs are equal."""
     prepare()
-    import train.trainer
+    import train.refusals
     from train.compare.arms import plan_arms
     from train.data import bpe_training
 
     cuda = SimpleNamespace(is_available=lambda: True)
-    monkeypatch.setattr(train.trainer, "torch", SimpleNamespace(**{**vars(torch), "cuda": cuda}))
+    monkeypatch.setattr(train.refusals, "torch", SimpleNamespace(**{**vars(torch), "cuda": cuda}))
     tokenizer = data.tokenizer(512)
     tokenizer.write_bytes(bpe_training.train([text.decode() for text in real_texts(30)], 512))
     planned: list[Arm] = []
