@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from model.entropies import batch_entropies, queue_copy
@@ -21,13 +21,11 @@ from model.layers.attention import (
     SCORING_KERNEL,
     Attend,
     BlockedAttention,
-    RotaryAngles,
     attend_flex,
     segment_attention,
     window_block_mask,
 )
-from model.layers.initializers import Initializer, init_weights, initializers
-from model.layers.transformer import Block, run_blocks, run_blocks_in_place
+from model.layers.transformer import Stack, run_blocks, run_blocks_in_place
 from model.segments import document_starts, since_start, token_positions
 from model.tokenizer import BOE_ID, PAD_ID
 
@@ -61,17 +59,12 @@ def entropy_of(logits_TV: Tensor) -> Tensor:
     return -(logp_TV.exp() * logp_TV).sum(-1)
 
 
-class EntropyModel(nn.Module):
+class EntropyModel(Stack):
     """A byte transformer over segments laid end to end; it computes in its weights' dtype."""
 
     def __init__(self, config: EntropyModelConfig):
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(*config.block_shape) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.rotary = RotaryAngles(config.head_dim, config.rope_theta)
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code is bound to this object: a copy compiles its own.
@@ -105,14 +98,6 @@ class EntropyModel(nn.Module):
             return ()
         context = -(-self.context_length // BLOCK) * BLOCK
         return tuple(sorted({max(n, context) for n in (GPU_TOKENS // SMALL_SHARE, GPU_TOKENS)}))
-
-    def init_weights(self) -> None:
-        """Fill the model with weights to begin training with."""
-        init_weights(self, self.initializers())
-
-    def initializers(self) -> dict[str, Initializer]:
-        """The initializer of each parameter, by name."""
-        return initializers(self, self.config.init_std_factor, self.config.init_base_std)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Logits of the token after each token, for training: shapes are fixed, so that a GPU is

@@ -6,20 +6,17 @@ ids below 4 mark structure as they do in byte models (:mod:`model.tokenizer`): a
 ``BOS + tokens + EOS``. The tokenizer's own special tokens are never made from text.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.initialisation import InitStdFactor, check_initialisation
-from model.layers.attention import RotaryAngles, segment_attention
-from model.layers.initializers import Initializer, init_weights, initializers
-from model.layers.transformer import Block, run_blocks
+from model.initialisation import InitStdFactor
+from model.layers.attention import segment_attention
+from model.layers.transformer import Stack, run_blocks
 from model.segments import document_starts, since_start
-from model.tokenizer import BOE_ID, BYTE_OFFSET, PAD_ID, VOCAB_SIZE
-from model.widths import BlockShape, check_heads, check_numbers, default_hidden_dim
+from model.tokenizer import BOE_ID, BYTE_OFFSET, PAD_ID
+from model.widths import StackShape
 
 VOCAB_MULTIPLE = 128
 """The output layer has a multiple of so many rows, because matrix units multiply such fastest."""
@@ -35,7 +32,7 @@ def padded_vocab_size(tokens: int) -> int:
 
 
 @dataclass(frozen=True)
-class TokenTransformerConfig:
+class TokenTransformerConfig(StackShape):
     """The shape of a token transformer; the defaults are those of the published 1B BLT's latent
     transformer, and the vocabulary of Llama 3.
 
@@ -68,49 +65,13 @@ class TokenTransformerConfig:
     """The deviation of the initial weights of all blocks, instead of the one that follows from
     their widths and the factor."""
 
-    FOLLOWS: ClassVar[Mapping[str, str]] = {"n_kv_heads": "n_heads", "hidden_dim": "dim"}
-    """Values that follow from another one where they are None; see :func:`model.widths.resized`."""
 
-    def __post_init__(self) -> None:
-        check_initialisation(self.init_std_factor, self.init_base_std)
-        check_numbers(asdict(self))
-        if self.n_kv_heads is None:
-            object.__setattr__(self, "n_kv_heads", self.n_heads)
-        if self.hidden_dim is None:
-            object.__setattr__(self, "hidden_dim", default_hidden_dim(self.dim))
-        shape = self.block_shape
-        check_heads(("n_heads", "n_kv_heads"), self.dim, self.n_heads, shape.n_kv_heads)
-        if self.vocab_size < VOCAB_SIZE:
-            raise ValueError(
-                f"vocab_size: a tokenizer of bytes needs {VOCAB_SIZE}, got {self.vocab_size}"
-            )
-
-    @property
-    def block_shape(self) -> BlockShape:
-        """The shape of a layer."""
-        assert self.n_kv_heads is not None and self.hidden_dim is not None
-        return BlockShape(self.dim, self.n_heads, self.n_kv_heads, self.hidden_dim, self.norm_eps)
-
-
-class TokenTransformer(nn.Module):
+class TokenTransformer(Stack):
     """A causal transformer over tokens."""
 
     def __init__(self, config: TokenTransformerConfig):
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(*config.block_shape) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.rotary = RotaryAngles(config.dim // config.n_heads, config.rope_theta)
-
-    def init_weights(self) -> None:
-        """Fill the model with weights to begin training with."""
-        init_weights(self, self.initializers())
-
-    def initializers(self) -> dict[str, Initializer]:
-        """The initializer of each parameter, by name."""
-        return initializers(self, self.config.init_std_factor, self.config.init_base_std)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Logits of the token after each token. Documents, which end with their EOS, and rows do

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from model.initialisation import InitStdFactor, check_initialisation
+from model.tokenizer import VOCAB_SIZE
+
 ADDED_LATER = "added later"
 """Key in the metadata of a shape's field: descriptions of models that were written before the field
 existed lack it, and mean its default."""
@@ -66,6 +69,52 @@ def hidden_dim_arguments(widths: set[tuple[int, int]]) -> tuple[float, int]:
     low = max((hidden - multiple_of + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     high = min((hidden + 1) / int(2 * 4 * dim / 3) for dim, hidden in widths)
     return (low + high) / 2, multiple_of
+
+
+class StackShape:
+    """A base of the shapes of models that are one stack of blocks between an embedding and an
+    output layer. Their fields have defaults of their own; these are the names that they share."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int | None
+    hidden_dim: int | None
+    rope_theta: float
+    norm_eps: float
+    vocab_size: int
+    init_std_factor: InitStdFactor
+    init_base_std: float | None
+
+    FOLLOWS: ClassVar[Mapping[str, str]] = {"n_kv_heads": "n_heads", "hidden_dim": "dim"}
+    """Values that follow from another one where they are None; see :func:`resized`."""
+
+    def __post_init__(self) -> None:
+        check_initialisation(self.init_std_factor, self.init_base_std)
+        check_numbers(vars(self))
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if self.hidden_dim is None:
+            object.__setattr__(self, "hidden_dim", default_hidden_dim(self.dim))
+        check_heads(("n_heads", "n_kv_heads"), self.dim, self.n_heads, self.kv_heads)
+        if self.vocab_size < VOCAB_SIZE:
+            raise ValueError(f"vocab_size: bytes need {VOCAB_SIZE}, got {self.vocab_size}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.dim // self.n_heads
+
+    @property
+    def block_shape(self) -> BlockShape:
+        """The shape of a layer."""
+        assert self.hidden_dim is not None
+        return BlockShape(self.dim, self.n_heads, self.kv_heads, self.hidden_dim, self.norm_eps)
 
 
 class _Shape(Protocol):

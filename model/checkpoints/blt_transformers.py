@@ -25,6 +25,7 @@ from model.checkpoints.transformers_rope import (
 )
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
+from model.tokenizer import BOS_ID, EOS_ID
 
 AS_TRANSFORMERS: JsonObject = {**dict.fromkeys(ROW_READING, False), "hash_across_documents": True}
 """How transformers reads rows, as far as it does: it knows no documents, which a row of packed ones
@@ -55,6 +56,8 @@ class TransformersConfig(TypedDict):
     architectures: list[str]
     model_type: str
     vocab_size: int
+    bos_token_id: int
+    eos_token_id: int
     cross_attn_k: int
     encoder_hash_byte_group_size: list[int]
     encoder_hash_byte_group_vocab: int
@@ -181,6 +184,9 @@ def to_transformers_config(
         "architectures": ["BltForCausalLM"],
         "model_type": "blt",
         "vocab_size": config.vocab_size,
+        # Without them, its generation does not end where a text does.
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
         "cross_attn_k": config.cross_attn_k,
         "encoder_hash_byte_group_size": list(config.encoder_hash_byte_group_size),
         "encoder_hash_byte_group_vocab": config.encoder_hash_byte_group_vocab,

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers.attention import Attend, apply_rotary
+from model.layers.attention import Attend, RotaryAngles, apply_rotary
+from model.layers.initializers import Initializer, init_weights, initializers
+from model.widths import StackShape
 
 
 class SelfAttention(nn.Module):
@@ -75,6 +77,29 @@ class Block(nn.Module):
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), rotary, attend)
         fed_TD: Tensor = self.feed_forward(self.ffn_norm(x_TD))
         return x_TD + fed_TD
+
+
+class Stack(nn.Module):
+    """A model of one stack of blocks between an embedding and an output layer, as far as all such
+    models are alike: :class:`model.entropy_model.EntropyModel` and
+    :class:`model.token_transformer.TokenTransformer`."""
+
+    def __init__(self, shape: StackShape):
+        super().__init__()
+        self._initialisation = shape.init_std_factor, shape.init_base_std
+        self.tok_embeddings = nn.Embedding(shape.vocab_size, shape.dim)
+        self.layers = nn.ModuleList(Block(*shape.block_shape) for _ in range(shape.n_layers))
+        self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.output = nn.Linear(shape.dim, shape.vocab_size, bias=False)
+        self.rotary = RotaryAngles(shape.head_dim, shape.rope_theta)
+
+    def init_weights(self) -> None:
+        """Fill the model with weights to begin training with."""
+        init_weights(self, self.initializers())
+
+    def initializers(self) -> dict[str, Initializer]:
+        """The initializer of each parameter, by name."""
+        return initializers(self, *self._initialisation)
 
 
 def run_blocks(

@@ -190,6 +190,15 @@ def bad_document(url: str, reject: Reject) -> BadDocumentError:
     )
 
 
+def rejected_before(count: int) -> str:
+    """A failure for people, where records are to stop a job that another run of it rejected."""
+    documents = "1 document" if count == 1 else f"{count:,} documents"
+    return (
+        f"an earlier run, without --on-bad-document fail, rejected {documents} (rejects/ names "
+        "them); mend the input and start anew with --overwrite"
+    )
+
+
 WHOLE_FILE = "whole file"
 """The position in the line that rejects a file itself."""
 

@@ -18,7 +18,14 @@ from rich.console import Console
 
 from pipeline.corpus.content import ending_of
 from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
-from pipeline.corpus.named import NOT_DATA, OTHER_SPLIT, in_other_splits
+from pipeline.corpus.named import (
+    ABOUT_DATA,
+    HIDDEN,
+    NOT_DATA,
+    OTHER_SPLIT,
+    UNKNOWN,
+    in_other_splits,
+)
 from pipeline.corpus.prepared import ManifestChunk, prepared_chunks, prepared_validation
 from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
@@ -28,9 +35,6 @@ from pipeline.storage.listing import InputFile, Listing, has_no_such_path, list_
 from pipeline.storage.places import canonical_url, filesystem_of, open_input, refuse_credentials
 from pipeline.storage.run_record import EXPORT, MANIFEST, PREPARE, RECORD
 
-HIDDEN = "hidden"
-UNKNOWN = "in no known format"
-ABOUT_DATA = "about the data"
 HELD_OUT = re.compile(r"(?P<name>.+)\.val\.[a-z.]+")
 CHUNK = re.compile(r"(?P<name>.+)\.chunk\.\d+\.[a-z.]+")
 DOCUMENTS = re.compile(r"(readme|licen[sc]e|copying|notice|citation|changelog|contributing)\b.*")

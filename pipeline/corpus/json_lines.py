@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -25,6 +25,8 @@ BYTES_PER_BYTE = 3
 EXTRA_BYTES = 4 << 20
 """Bytes that a line may have beside its text, at least."""
 BOM = b"\xef\xbb\xbf"
+FIRST_BYTES = 256
+"""Bytes that tell a JSON array."""
 ARRAY = re.compile(rb"\[\s*(\{|$)")
 """The beginning of an array of objects."""
 
@@ -46,24 +48,28 @@ def json_rows(
         BadFileError: the file is a JSON array of the records.
     """
     longest = BYTES_PER_BYTE * max_document_bytes + EXTRA_BYTES
-    is_first = start == 0
+    if start == 0:
+        _check_start(file)
     for offset, line in read_lines(file, start, stop, longest):
-        if is_first and line is not None:
-            _check_first(line)
-        is_first = False
         if line is None:
             yield str(offset), f"line of more than {longest} bytes (--max-document-bytes)"
         elif not line.isspace():
             yield str(offset), _parse_line(offset, line, columns)
 
 
-def _check_first(line: bytes) -> None:
-    """
+def _check_start(file: io.BufferedIOBase) -> None:
+    """Look at the first bytes of a file, and leave it at its beginning.
+
     Raises:
-        BadFileError: no line of JSONL begins so. Of an array with an object per line, the last one
-            alone would be taken, because no comma follows it.
+        BadFileError: no JSONL begins so. Of an array with an object per line, the last one alone
+            would be taken, because no comma follows it; one in a single line may be too long.
     """
-    if ARRAY.match(line.removeprefix(BOM).strip()):
+    if file.seekable():
+        head = file.read1(FIRST_BYTES)  # read would lose what comes before a broken place
+        file.seek(0)
+    else:
+        head = cast(io.BufferedReader, file).peek(FIRST_BYTES)[:FIRST_BYTES]
+    if ARRAY.match(head.removeprefix(BOM).lstrip()):
         raise BadFileError(
             "is a JSON array and not JSONL: each object has to be a line, as jq -c '.[]' writes "
             "them"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.corpus.formats import AUTO, FORMATS, FormatName
+from pipeline.corpus.formats import AUTO, FORMATS, FormatName, file_format
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files about a dataset in a format of data; the ``datasets`` library writes them."""
+HIDDEN = "hidden"
+UNKNOWN = "in no known format"
+ABOUT_DATA = "about the data"
 OTHER_SPLIT = "in another split than train"
 TRAIN = ("train", "training")
 OTHERS = ("validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
@@ -119,7 +122,7 @@ def in_other_splits(names: Collection[str]) -> set[str]:
 
 def list_corpus(corpus: Corpus) -> tuple[list[InputFile], dict[str, str]]:
     """The files of a corpus, sorted by name, as :func:`list_repository` describes them; and, by
-    path, why other files in a format of data are left out.
+    path, why the others of the repository are left out, unless somebody chose among them.
 
     Raises:
         ConfigError: it is gated, missing, or cannot be reached, or no file matches.
@@ -130,13 +133,19 @@ def list_corpus(corpus: Corpus) -> tuple[list[InputFile], dict[str, str]]:
 
     flag = f"--corpus {corpus.name}"
     repository = Repository(flag, "dataset", corpus.repository, corpus.revision)
-    matches = filter_repo_objects(
-        list_repository(repository), allow_patterns=list(corpus.files), key=lambda file: file.name
-    )
+    every, patterns = list_repository(repository), list(corpus.files)
+    matches = filter_repo_objects(every, allow_patterns=patterns, key=lambda file: file.name)
     files = [file for file in matches if _is_data(PurePosixPath(file.name))]
-    others = in_other_splits([file.name for file in files]) if corpus.whole else set()
-    left_out = {file.url: OTHER_SPLIT for file in files if file.name in others}
-    files = [file for file in files if file.name not in others]
+    left_out: dict[str, str] = {}
+    if corpus.whole:
+        others = in_other_splits([file.name for file in files])
+        files = [file for file in files if file.name not in others]
+        read = {file.name for file in files}
+        left_out = {
+            file.url: OTHER_SPLIT if file.name in others else _reason_against(file)
+            for file in every
+            if file.name not in read
+        }
     if not files:
         raise ConfigError(
             f"{flag}: {corpus.repository} at {corpus.revision} has no file that matches "
@@ -144,6 +153,14 @@ def list_corpus(corpus: Corpus) -> tuple[list[InputFile], dict[str, str]]:
         )
     check_access(repository, files[0])
     return files, left_out
+
+
+def _reason_against(file: InputFile) -> str:
+    """Why a file is none of a repository's data."""
+    path = PurePosixPath(file.name)
+    if any(part.startswith((".", "_")) for part in path.parts):
+        return HIDDEN
+    return UNKNOWN if file_format(file, AUTO) is None else ABOUT_DATA
 
 
 def _is_data(path: PurePosixPath) -> bool:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.progress_json import progress_lines
+from pipeline.cli.results import print_line
 from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage, unshared_storage
@@ -17,6 +18,7 @@ from pipeline.export.exported_file import ExportedFile
 from pipeline.export.layouts import LAYOUTS, Layout
 from pipeline.export.manifest import write_export_manifest
 from pipeline.export.record import ExportRun, committed_files
+from pipeline.shards.manifest import validation_of
 from pipeline.shards.named import named_set
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.lease import held
@@ -56,6 +58,10 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
     layout = LAYOUTS[config.format]
     flag = layout.output_flag
     shards, output = _open(layout, config)
+    held_out = validation_of(shards.output.url)
+    if OutputDirectory(held_out).exists(MANIFEST):
+        note = f"not exported: the validation set, which --shards {held_out} exports"
+        print_line(console, note)
     with progress_lines(config.progress_json), held(output, flag, console):
         return _export_shards(config, layout, shards, output, console)
 

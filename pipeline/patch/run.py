@@ -16,6 +16,7 @@ from rich.console import Console
 from pipeline.cli.results import print_line
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
+from pipeline.corpus.documents import rejected_before
 from pipeline.patch.collect import closed_set, committed_shards, damaged_shards, sum_shards
 from pipeline.patch.devices import gpus_per_worker, record_software
 from pipeline.patch.patch_split import AnyScorer, Source, give_up, patch_unit
@@ -110,6 +111,9 @@ def patch_left(
         entries, statistics = closed.entries, closed.statistics
     verifies = config.verify and not outcome.unreachable
     failures = outcome.unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
+    rejects = sum(entry.rejects for entry in entries)
+    if rejects and config.on_bad_document == "fail":
+        failures.append(rejected_before(rejects))
     if statistics.bytes > bytes_before:
         resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
         used = _devices(config.num_workers, gpus, used_workers, before | resources)
@@ -121,7 +125,7 @@ def patch_left(
         target_patch_size=config.target_patch_size,
         statistics=statistics,
         shards=sum(entry.sha256 is not None for entry in entries),
-        rejects=sum(entry.rejects for entry in entries),
+        rejects=rejects,
         failures=failures,
         problems=list(verify(ShardSet(output.url))) if verifies else [],
         seconds=seconds,

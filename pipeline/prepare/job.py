@@ -20,6 +20,7 @@ from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
 from pipeline.cluster.plan_splits import plan_files, splits_of
 from pipeline.cluster.stage import StageOutcome, Work, run_stage, unshared_storage
+from pipeline.corpus.documents import rejected_before
 from pipeline.corpus.formats import known_format
 from pipeline.corpus.ids import left_behind
 from pipeline.corpus.inputs import Inputs, find_inputs
@@ -85,7 +86,11 @@ def prepare_corpus(config: PrepareCorpusConfig, console: Console) -> PrepareCorp
     with reaching("--output"):
         output = OutputDirectory(config.output)
     with progress_lines(config.progress_json), held(output, "--output", console):
-        return _prepare_corpus(config, corpus, output, console)
+        result = _prepare_corpus(config, corpus, output, console)
+    rejects = 0 if result.manifest is None else result.manifest["counts"]["rejects"]
+    if rejects and config.on_bad_document == "fail":
+        result.failures.append(rejected_before(rejects))
+    return result
 
 
 def _prepare_corpus(

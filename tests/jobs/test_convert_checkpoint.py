@@ -128,6 +128,16 @@ def test_a_step_of_a_blt(blt, entropy_model, layout, convert, tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("resets", [True, False])
+def test_contexts_that_other_programs_do_not_reset_are_told(layout, resets, convert, tmp_path):
+    record = (PatchProvenance(Patcher(1.5), EntropyModelIdentity(reset_at_newline=resets)),)
+    save_blt(BLT(replace(SHAPE, patch_provenance=record)), tmp_path / "own")
+    status, _, err = convert(tmp_path / "own", tmp_path / "out", "--layout", layout)
+    assert status == 0
+    assert ("place other patches" in err) == (resets and layout != "own")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_record_of_patches_goes_along(entropy_model, layout, convert, tmp_path):
     """From a step to any layout and back, with the entropy model that it names and no other."""
     identity = EntropyModelIdentity("small", fingerprint(entropy_model), "cuda bfloat16", False)

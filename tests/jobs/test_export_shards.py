@@ -260,7 +260,10 @@ def test_verification_finds_what_was_changed_and_a_rerun_mends_it(run, made, tmp
 
 def test_another_command_is_refused_unless_it_starts_anew(run, made, shards, tmp_path):
     output = tmp_path / "out"
-    assert run("--shards", shards, "--output", output, "--layout", "parquet").returncode == 0
+    shutil.copytree(made / "thin", shards / "validation")
+    done = run("--shards", shards, "--output", output, "--layout", "parquet")
+    assert done.returncode == 0
+    assert f"not exported: the validation set, which --shards {shards}/validation" in done.stderr
     changed = run("--shards", shards, "--output", output, "--layout", "datasets")
     assert changed.returncode == 1 and "--overwrite starts anew" in changed.stderr
     other = run("--shards", made / "space", "--output", output, "--layout", "parquet")

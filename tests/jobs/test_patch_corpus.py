@@ -301,10 +301,14 @@ def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_her
 
     # A file that was broken may be mended; the rest is not done again.
     (corpus / "cut.parquet").write_bytes(whole)
-    again = run_here(*flags, "--json")
+    again = run_here(*flags, "--json", "--on-bad-document", "fail")
     result = json.loads(again.stdout)
     assert result["bytes_patched"] == 1000
-    assert [f.split(":")[0] for f in result["failures"]] == ["column.parquet", "dtype.parquet"]
+    *failed, earlier = result["failures"]
+    assert [f.split(":")[0] for f in failed] == ["column.parquet", "dtype.parquet"]
+    assert earlier.startswith(
+        "an earlier run, without --on-bad-document fail, rejected 2 documents"
+    )
 
 
 WRONG = {

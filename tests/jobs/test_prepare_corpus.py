@@ -232,6 +232,9 @@ def write_odd_corpus(directory: Path) -> tuple[Counter, dict[str, int]]:
     return expected, {"a.jsonl": len(bad), "d.parquet": 1}
 
 
+STRICT = ("--on-bad-document", "fail")
+
+
 def test_nothing_of_an_odd_corpus_is_lost(tmp_path, prepare_here):
     expected, rejects = write_odd_corpus(tmp_path / "odd")
     for name, more in (("all", ()), ("distinct", ("--deduplicate",))):
@@ -262,6 +265,9 @@ def test_nothing_of_an_odd_corpus_is_lost(tmp_path, prepare_here):
             assert {text: name for name, text in found} == first
         else:
             assert found == expected + cut
+    strict = prepare_here("--input", tmp_path / "odd", "--output", out, *flags, *more, *STRICT)
+    earlier = json.loads(strict.stdout)["failures"][-1]
+    assert strict.returncode == 1 and f"rejected {counts['rejects']:,} documents" in earlier
     lines = [json.loads(x) for p in out.glob("rejects/*") for x in p.read_text().splitlines()]
     assert Counter(x["file"] for x in lines if x["position"] != "whole file") == rejects
     assert {x["file"] for x in lines if x["position"] == "whole file"} == failed.keys()

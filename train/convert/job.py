@@ -88,7 +88,8 @@ def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int
 
 
 def _note_reading(model: BLT, layout: Layout, console: Console) -> None:
-    """Say where the programs that a layout belongs to will read rows otherwise than the model."""
+    """Say where the programs that a layout belongs to will read rows otherwise than the model, or
+    place patches otherwise than its training."""
     others = other_reading(model.config, layout)
     if others:
         listed = ", ".join(f"{name} {not value}" for name, value in others.items())
@@ -97,6 +98,14 @@ def _note_reading(model: BLT, layout: Layout, console: Console) -> None:
             f"note: programs that the {layout} layout belongs to read rows of several documents, "
             "and patch lengths that leave out the next token, otherwise than this model "
             f"({listed}); single documents they read alike",
+        )
+    known = [each.entropy_model for each in model.config.patch_provenance]
+    if layout != "own" and any(each is not None and each.reset_at_newline for each in known):
+        print_line(
+            console,
+            f"note: programs that the {layout} layout belongs to do not start the entropy model's "
+            "context again after a newline, as was done for this model's training: they place "
+            "other patches",
         )
 
 

@@ -78,7 +78,8 @@ def check_start(raw: io.BufferedIOBase) -> bool:
     with suppress(struct.error):
         schema: Table | None = None
         if is_file:
-            if (footer := _footer(raw)) is not None:
+            if (found := _footer(raw)) is not None:
+                footer, _ = found
                 schema = footer.table(1)
                 _Budget().pairs(footer, 4)
         elif (message := _message(raw, 0)[0]) is not None and message[0] == SCHEMA:
@@ -89,7 +90,8 @@ def check_start(raw: io.BufferedIOBase) -> bool:
     return is_file
 
 
-def _footer(raw: io.BufferedIOBase) -> Table | None:
+def _footer(raw: io.BufferedIOBase) -> tuple[Table, int] | None:
+    """A file's footer, and the offset at which it begins."""
     size = raw.seek(0, os.SEEK_END)
     raw.seek(max(0, size - 10))
     tail = raw.read(10)
@@ -97,8 +99,9 @@ def _footer(raw: io.BufferedIOBase) -> Table | None:
     if tail[4:] != MAGIC or not 0 < length <= size - 10:
         return None
     _check_metadata(length)
-    raw.seek(size - 10 - length)
-    return Table.root(raw.read(length))
+    start = size - 10 - length
+    raw.seek(start)
+    return Table.root(raw.read(length)), start
 
 
 def _blocks(footer: Table, vector: int) -> list[tuple[int, int]]:
@@ -227,27 +230,20 @@ class MessageWatch:
             BadFileError: the footer is that of another file, which was put behind this one.
         """
         with suppress(struct.error):
-            footer = _footer(self._raw)
-            if footer is not None:
+            found = _footer(self._raw)
+            if found is not None:
+                footer, start = found
                 dictionaries, batches = _blocks(footer, 2), _blocks(footer, 3)
-                self._dictionary_places = [start for start, _ in dictionaries]
-                self._batch_places = [start for start, _ in batches]
+                self._dictionary_places = [at for at, _ in dictionaries]
+                self._batch_places = [at for at, _ in batches]
                 ends = [end for _, end in (*dictionaries, *batches)]
-                self._check_gap(max(ends, default=_message(self._raw, 8)[1]))
+                gap = start - (max(ends) if ends else _message(self._raw, len(MAGIC) + 2)[1])
+                if gap > MOST_GAP:
+                    raise BadFileError(
+                        f"{gap:,} bytes before the file's footer belong to no record batch that it "
+                        "lists: if files were put one behind the other, separate them"
+                    )
         self._raw.seek(0)
-
-    def _check_gap(self, end: int) -> None:
-        """
-        Args:
-            end: of the last message that the footer lists, as an offset; the footer follows it.
-        """
-        self._raw.seek(self._size - 10)
-        footer = self._size - 10 - int.from_bytes(self._raw.read(4), "little")
-        if footer - end > MOST_GAP:
-            raise BadFileError(
-                f"{footer - end:,} bytes before the file's footer belong to no record batch that "
-                "it lists: if files were put one behind the other, separate them"
-            )
 
     def check_dictionaries(self, schema: pa.Schema) -> None:
         """Look at a file's dictionaries, which Arrow reads before the first record batch."""

@@ -144,6 +144,8 @@ def test_transformers_makes_the_ids_of_text(text, tmp_path):
     ids = theirs(text).input_ids
     assert ids == ByteTokenizer().encode(text, eos=False)
     assert theirs.decode(ids, skip_special_tokens=True) == text
+    config = BltForCausalLM.from_pretrained(tmp_path).generation_config
+    assert (config.bos_token_id, config.eos_token_id) == (BOS_ID, EOS_ID)
     assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (BOS_ID, EOS_ID, VOCAB_SIZE)
     assert theirs.convert_tokens_to_ids(theirs.all_special_tokens) == [BOS_ID, EOS_ID]
 

@@ -120,7 +120,7 @@ def test_refusals(model, tmp_path):
         ({"n_layers": 3}, "lacks weights: layers.2"),
         ({"wings": 2}, "unknown argument 'wings'"),
         ({"n_heads": 5}, "n_heads: 5 heads do not divide"),
-        ({"vocab_size": 200}, "vocab_size: a tokenizer of bytes needs 260"),
+        ({"vocab_size": 200}, "vocab_size: bytes need 260"),
         ({"format": "other"}, "no token transformer"),
     ):
         values = {"format": "blt-titan/token-transformer/1", **asdict(SHAPE), **change}

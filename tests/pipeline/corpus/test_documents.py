@@ -238,12 +238,12 @@ def test_a_bad_line_is_rejected_alone(tmp_path, line):
 
 
 @pytest.mark.parametrize("begin", [b"[", b"\n [\n", b"\xef\xbb\xbf[\r\n"])
-def test_a_json_array_is_told_and_not_taken_in_part(tmp_path, begin):
-    (tmp_path / "a.json").write_bytes(begin + b'{"text": "a"},\n{"text": "b"}\n]\n')
-    with pytest.raises(
-        BadFileError, match=r"is a JSON array and not JSONL: .* as jq -c '.\[\]' wr"
-    ):
-        read(tmp_path / "a.json")
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.json.zst"])
+def test_a_json_array_is_told_and_not_taken_in_part(tmp_path, name, begin):
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(name[6:], bytes)
+    (tmp_path / name).write_bytes(compress(begin + b'{"text": "a"},\n{"text": "b"}\n]\n'))
+    with pytest.raises(BadFileError, match=r"is a JSON array and not JSONL: .* as jq -c '.\[\]'"):
+        read(tmp_path / name)
 
 
 def test_bad_values_in_columns_are_rejected_alone(tmp_path):

@@ -45,6 +45,7 @@ def test_any_dataset_of_the_hub_is_a_corpus():
 
 def test_other_splits_of_a_repository_are_left_out(monkeypatch):
     names = ("data/test-0.parquet", "data/train-0.parquet", "x.jsonl", "val/y.jsonl")
+    names += (".gitattributes", "README.md", "dataset_infos.json", "more.tar")
     files = [InputFile(f"hf://{name}", name, 1, "") for name in names]
     monkeypatch.setattr("pipeline.storage.hub.list_repository", lambda _: files)
     monkeypatch.setattr("pipeline.storage.hub.check_access", lambda *_: None)
@@ -57,9 +58,17 @@ def test_other_splits_of_a_repository_are_left_out(monkeypatch):
     other = "in another split than train"
     assert listed() == (
         ["data/train-0.parquet", "x.jsonl"],
-        {"hf://data/test-0.parquet": other, "hf://val/y.jsonl": other},
+        {
+            "hf://data/test-0.parquet": other,
+            "hf://val/y.jsonl": other,
+            "hf://.gitattributes": "hidden",
+            "hf://README.md": "about the data",
+            "hf://dataset_infos.json": "about the data",
+            "hf://more.tar": "in no known format",
+        },
     )
-    assert listed("*") == (list(names), {})  # who names files means them
+    # Who names files means them.
+    assert listed("*.parquet", "*.md") == ([*names[:2], "README.md"], {})
 
 
 @pytest.mark.parametrize("name", ["fineweb", "./a/b", "a/b/c", "a/*.jsonl", "s3://a/b", "a/b@", ""])
