@@ -84,7 +84,7 @@ class ByteTrainer(Trainer):
             on_rank_0(lambda: alone.enter_context(self.checkpointer.written_alone()))
             self._prepare()
             self._alone = alone.pop_all()
-        """To the end of the training: see :meth:`Checkpointer.written_alone`."""
+            """Open to the end of the training: see :meth:`Checkpointer.written_alone`."""
 
     def _prepare(self) -> None:
         """What is needed beside torchtitan's parts."""
