@@ -84,11 +84,12 @@ def _export_shards(
         output.check_writable()
         run.begin(output)
     began = time.monotonic()
-    done = committed_files(layout, output)
+    names = {piece.entry.name for piece in pieces}
+    done, statistics = committed_files(names, layout, output)
     waiting = [i for i, piece in enumerate(pieces) if piece.entry.name not in done]
     failures = _export(waiting, pieces, shards, layout, config, output, console)
     if waiting:
-        done = committed_files(layout, output)
+        done, statistics = committed_files(names, layout, output)
     files = [done[piece.entry.name] for piece in pieces if piece.entry.name in done]
     complete = len(files) == len(pieces)
     if not complete and not failures:
@@ -96,7 +97,7 @@ def _export_shards(
     beside = layout.companions([file.path for file in files])
     last = {MANIFEST, *layout.card_files[:1], *beside}
     if complete and (waiting or not last <= output.sizes().keys()):
-        write_export_manifest(files, shards, layout, config, output)
+        write_export_manifest(files, statistics, shards, layout, config, output)
     problems = _verify(files, layout, config, output, console) if config.verify else []
     pushed = 0
     if complete and not problems:
@@ -186,7 +187,7 @@ def _verify(
         "verifying",
         _verify_file,
         {i: file.bytes for i, file in enumerate(files)},
-        ([file.without_histograms() for file in files], layout, output),
+        (files, layout, output),
         console,
         workers=config.num_workers,
     )
