@@ -8,9 +8,17 @@ from rich.console import Console
 from support.shard_sets import as_version_1, real_texts, write_shards
 
 from pipeline.patch.collect import closed_set, committed_shards, sum_shards
+from pipeline.patch.verify import verify_set
 from pipeline.shards.closing import Closing, make_part
-from pipeline.shards.entries import ShardEntry, commit_entry, committed_names, read_entries
+from pipeline.shards.entries import (
+    ShardEntry,
+    commit_entry,
+    committed_names,
+    entry_path,
+    read_entries,
+)
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.verify import verify
 from pipeline.statistics.summary import Summary
 from pipeline.storage.checked_json import to_json
 from pipeline.storage.output import OutputDirectory
@@ -79,3 +87,13 @@ def test_a_part_of_a_remote_set_takes_few_requests():
     assert sum(name.startswith("cat") for name in counted.asked) < 10
     output.remove(entries[7].summary_path)
     assert make_part(output, entries).summary is None
+
+
+def test_workers_find_the_problems_that_verification_names(local_ray, tmp_path):
+    lost, changed = write_shards(str(tmp_path), [text[:300] for text in real_texts(24)]).entries
+    output = OutputDirectory(str(tmp_path))
+    (tmp_path / lost.path).unlink()
+    (tmp_path / entry_path(changed.name)).unlink()
+    (tmp_path / "shards" / "other.arrow").touch()
+    problems = verify_set(output, Console(quiet=True), 2)
+    assert len(problems) == 4 and problems == list(verify(ShardSet(str(tmp_path))))
