@@ -2,7 +2,9 @@
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import pyarrow as pa
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
@@ -21,6 +23,7 @@ from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.manifest import validation_of
 from pipeline.shards.named import named_set
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.tables import as_shards, shard_rows
 from pipeline.storage.lease import held
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.places import refuse_credentials
@@ -46,6 +49,19 @@ class ExportShardsResult:
     problems: list[str]
     """One message for each file that verification, if it was asked for, finds damaged."""
     seconds: float
+
+
+class _Shared(NamedTuple):
+    """Values that all pieces of an export need."""
+
+    rows: pa.RecordBatch
+    """The pieces' shards. The workers of a node share the memory of columns."""
+    paths: pa.Array
+    shards: ShardSet
+    """Without its entries."""
+    layout: Layout
+    config: ExportShardsConfig
+    output: OutputDirectory
 
 
 def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsResult:
@@ -151,7 +167,14 @@ def _export(
         "exporting",
         _export_piece,
         {i: pieces[i].entry.bytes for i in waiting},
-        (pieces, shards.without_entries(), layout, config, output),
+        _Shared(
+            shard_rows([piece.entry for piece in pieces]),
+            pa.array([piece.path for piece in pieces], pa.string()),
+            shards.without_entries(),
+            layout,
+            config,
+            output,
+        ),
         console,
         done={i: pieces[i].entry.bytes for i in set(range(len(pieces))).difference(waiting)},
         workers=config.num_workers,
@@ -159,18 +182,14 @@ def _export(
     return list(outcome.messages.values())
 
 
-def _export_piece(
-    number: int,
-    shared: tuple[list[Piece], ShardSet, Layout, ExportShardsConfig, OutputDirectory],
-    report: Reporter,
-) -> str | None:
+def _export_piece(number: int, shared: _Shared, report: Reporter) -> str | None:
     """Export one shard; returns what is wrong with it if it is damaged."""
-    pieces, shards, layout, config, output = shared
+    (entry,) = as_shards(shared.rows.slice(number, 1))
+    piece = Piece(entry, shared.paths[number].as_py())
     try:
-        export_shard(shards, pieces[number], layout, config, output)
+        export_shard(shared.shards, piece, shared.layout, shared.config, shared.output)
     except DamagedShardError as error:
         return str(error)
-    entry = pieces[number].entry
     report.count(WorkCounts(entry.bytes, entry.documents))
     return None
 
