@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from rich.console import Console
 
+from pipeline.cluster.packed import Packed
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
 from pipeline.errors import PipelineError, translated
@@ -161,7 +162,8 @@ def damaged_files(
     starts = range(0, len(urls), HASHED_TOGETHER)
     parts = [{url: files[url] for url in urls[start : start + HASHED_TOGETHER]} for start in starts]
     pieces = {n: sum(size for _, size in part.values()) for n, part in enumerate(parts)}
-    outcome = run_stage("looking for damage", _hash_piece, pieces, parts, console, workers=workers)
+    packed = Packed(parts)
+    outcome = run_stage("looking for damage", _hash_piece, pieces, packed, console, workers=workers)
     damaged: dict[str, str] = {}
     for message in outcome.messages.values():
         damaged |= json.loads(message)
@@ -169,7 +171,7 @@ def damaged_files(
 
 
 def _hash_piece(
-    number: int, parts: list[dict[str, tuple[str, int]]], report: Reporter
+    number: int, parts: Packed[dict[str, tuple[str, int]]], report: Reporter
 ) -> str | None:
     damaged = {}
     for url, (sha256, size) in parts[number].items():

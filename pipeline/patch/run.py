@@ -4,7 +4,6 @@
 shards of splits (see :mod:`pipeline.cluster.stage`), and the driver writes the manifest.
 """
 
-import pickle
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,9 +13,11 @@ import ray
 from rich.console import Console
 
 from pipeline.cli.results import print_line
+from pipeline.cluster.packed import Packed
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
 from pipeline.corpus.documents import rejected_before
+from pipeline.corpus.splits import Unit
 from pipeline.patch.collect import closed_set, committed_shards, damaged_shards, sum_shards
 from pipeline.patch.devices import gpus_per_worker, record_software
 from pipeline.patch.patch_split import AnyScorer, Source, give_up, patch_unit
@@ -36,8 +37,8 @@ from pipeline.storage.output import OutputDirectory
 class _Shared(NamedTuple):
     """Values that all units of a run need."""
 
-    units: list[bytes]
-    """Pickled, with the number of its first file each: a worker unpacks only those that it does."""
+    units: Packed[tuple[Unit, int] | None]
+    """With the number of its first file each; None for those that are done."""
     config: ShardsConfig
     scorer: AnyScorer
     gpus: float
@@ -53,8 +54,9 @@ def _hold_model(shared: _Shared) -> _Shared:
 
 def _patch_unit(number: int, shared: _Shared, report: Reporter) -> None:
     shared.scorer.check_device(shared.computed_in)
-    unit, file_number = pickle.loads(shared.units[number])
-    arguments = (unit, file_number, shared.config, shared.scorer, shared.output)
+    unit = shared.units[number]
+    assert unit is not None
+    arguments = (*unit, shared.config, shared.scorer, shared.output)
     patch_unit(*arguments, report, report.count)
 
 
@@ -160,10 +162,9 @@ def _run_units(
     console: Console,
 ) -> StageOutcome:
     numbers = {file: i for i, file in enumerate(run.files)}
-    units = [
-        pickle.dumps((unit, numbers[unit[0].file])) if i in waiting else b""
-        for i, unit in enumerate(run.units)
-    ]
+    units = Packed(
+        (unit, numbers[unit[0].file]) if i in waiting else None for i, unit in enumerate(run.units)
+    )
     computed_in = run.provenance["entropy_model"].get("computed_in")
     return run_stage(
         doing,

@@ -18,6 +18,7 @@ from pipeline.cli.command import refuse_lost_output
 from pipeline.cli.progress_json import progress_lines
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import connect
+from pipeline.cluster.packed import Packed
 from pipeline.cluster.plan_splits import plan_files, splits_of
 from pipeline.cluster.stage import StageOutcome, Work, run_stage, unshared_storage
 from pipeline.corpus.documents import rejected_before
@@ -261,9 +262,12 @@ class _Work:
     def shuffle(self, preparation: Preparation) -> PrepareCorpusResult:
         """Sort, merge, write chunks and manifest."""
         began = time.monotonic()
-        before = sum(map(_text_bytes, units_done(self._output).values()))
-        unreachable = self._sort(preparation)
         units = units_done(self._output)
+        before = sum(map(_text_bytes, units.values()))
+        unreachable: list[str] = []
+        if len(units) < len(preparation.units):  # of 10 TB, entries are a gigabyte: read them once
+            unreachable = self._sort(preparation, units)
+            units = units_done(self._output)
         if unreachable:
             return PrepareCorpusResult(self._output.url, None, unreachable)
         self._check_seen(units, preparation.units)
@@ -278,8 +282,7 @@ class _Work:
         result.bytes_sorted = sum(map(_text_bytes, units.values())) - before
         return result
 
-    def _sort(self, preparation: Preparation) -> list[str]:
-        done = units_done(self._output)
+    def _sort(self, preparation: Preparation, done: Mapping[int, Sorted]) -> list[str]:
         units = preparation.units
         sizes = {
             n: sum(s.size + (s.file.size if is_hub_file(s.file) else 0) for s in unit)
@@ -291,7 +294,13 @@ class _Work:
         unreachable: list[str] = []
         deadly: dict[Split, str] = {}
         while waiting:
-            shared = (units, deadly, preparation.shuffle, self._output, _scratch(self._output))
+            shared = (
+                Packed(units),
+                deadly,
+                preparation.shuffle,
+                self._output,
+                _scratch(self._output),
+            )
             outcome = self._stage(
                 doing, stages.sort_piece, waiting, shared, sorted_bytes, gives_up=True
             )
@@ -327,11 +336,11 @@ class _Work:
         if shuffle.fine_cells is None:
             return [Slice(shuffle.grid, runs)]
         groups = merge_groups(runs)
-        pieces = [(group, cell) for group in groups for cell in range(shuffle.cells)]
+        pieces = range(len(groups) * shuffle.cells)
         size = sum(map(_text_bytes, units.values())) // max(len(pieces), 1)
         done = merges_done(self._output)
-        waiting = {n: size for n in range(len(pieces)) if n not in done}
-        shared = (pieces, shuffle, self._output)
+        waiting = {n: size for n in pieces if n not in done}
+        shared = (Packed(groups), shuffle, self._output)
         self._stage("merging", stages.merge_piece, waiting, shared, dict.fromkeys(done, size))
         done = merges_done(self._output)
         self._check_seen(done, pieces)
@@ -360,7 +369,8 @@ class _Work:
         each = text_bytes // len(ranges)
         waiting = {n: each for n in ranges if n not in done}
         chunk_format = preparation.settings["format"]
-        shared = (ranges, slices, preparation.shuffle, chunk_format, self._output)
+        grids = [part.grid for part in slices]
+        shared = (ranges, grids, Packed(slices), preparation.shuffle, chunk_format, self._output)
         self._stage("writing chunks", stages.write_piece, waiting, shared, written)
         self._check_seen(chunks_done(self._output), ranges)
 

@@ -185,7 +185,7 @@ def write_chunk(
 
     Args:
         name: of the chunk's file.
-        slices: that cover all keys.
+        slices: that cover the keys.
         report: called with the bytes of text of each cell that is written.
 
     Raises:
@@ -217,11 +217,10 @@ def _rows_in(
         return
     ends = np.array([keys.start, keys.stop - 1], np.uint64)
     for part in slices:
-        first = max(part.grid.cell_of(keys.start), 0)
-        last = min(part.grid.cell_of(keys.stop - 1), part.grid.cells - 1)
-        if first > last or not part.runs:
+        cells = part.grid.cells_of(keys)
+        if not cells or not part.runs:
             continue
-        for batches in read_cells(output, part.runs, range(first, last + 1), schema):
+        for batches in read_cells(output, part.runs, cells, schema):
             rows = sort_rows(batches, schema)
             start = int(np.searchsorted(rows.keys_D, ends[0]))
             stop = int(np.searchsorted(rows.keys_D, ends[1], side="right"))

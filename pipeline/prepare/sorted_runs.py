@@ -84,6 +84,11 @@ class Grid:
         """The cell that holds a key; outside 0 to ``cells - 1`` if it is not on the grid."""
         return (key - self.low) >> self.width_bits
 
+    def cells_of(self, keys: range) -> range:
+        """The cells that hold the keys of a range, as far as they are on the grid."""
+        first, last = self.cell_of(keys.start), self.cell_of(keys.stop - 1)
+        return range(max(first, 0), min(last, self.cells - 1) + 1)
+
 
 @dataclass(frozen=True)
 class SortedRun:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.cluster.packed import Packed
 from pipeline.cluster.progress import Reporter
 from pipeline.corpus.documents import read_split
 from pipeline.corpus.prepared import EXCHANGE
@@ -19,7 +20,7 @@ from pipeline.prepare.key_ranges import Range
 from pipeline.prepare.plan import commit_piece
 from pipeline.prepare.shuffle import Shuffle, Slice, merge_runs, write_chunk
 from pipeline.prepare.sort_unit import Deadly, readable, sort_unit
-from pipeline.prepare.sorted_runs import SortedRun
+from pipeline.prepare.sorted_runs import Grid, SortedRun
 from pipeline.storage.download import local_copy
 from pipeline.storage.hub import download_path
 from pipeline.storage.listing import InputFile
@@ -41,7 +42,7 @@ def download_file(
 
 def sort_piece(
     number: int,
-    shared: tuple[Sequence[Sequence[Split]], Deadly, Shuffle, OutputDirectory, Path],
+    shared: tuple[Packed[Sequence[Split]], Deadly, Shuffle, OutputDirectory, Path],
     report: Reporter,
 ) -> None:
     """Sort a unit of the input into runs."""
@@ -62,24 +63,32 @@ def read_piece(
 
 def merge_piece(
     number: int,
-    shared: tuple[Sequence[tuple[Sequence[SortedRun], int]], Shuffle, OutputDirectory],
+    shared: tuple[Packed[Sequence[SortedRun]], Shuffle, OutputDirectory],
     report: Reporter,
 ) -> None:
-    """Merge what a group of runs holds in one cell."""
-    merges, shuffle, output = shared
-    runs, cell = merges[number]
+    """Merge what a group of runs holds in one cell; the pieces of a group are neighbours."""
+    groups, shuffle, output = shared
+    group, cell = divmod(number, shuffle.cells)
     name = f"{EXCHANGE}/merged/{number:06d}.run"
-    made = merge_runs(name, runs, cell, shuffle, output, report)
+    made = merge_runs(name, groups[group], cell, shuffle, output, report)
     commit_piece(output, "merges", number, made)
 
 
 def write_piece(
     number: int,
-    shared: tuple[Mapping[int, Range], Sequence[Slice], Shuffle, ChunkFormat, OutputDirectory],
+    shared: tuple[
+        Mapping[int, Range],
+        Sequence[Grid],
+        Packed[Slice],
+        Shuffle,
+        ChunkFormat,
+        OutputDirectory,
+    ],
     report: Reporter,
 ) -> None:
     """Write a chunk, or the validation set."""
-    ranges, slices, shuffle, chunk_format, output = shared
+    ranges, grids, slices, shuffle, chunk_format, output = shared
     name, keys = ranges[number]
-    made = write_chunk(name, keys, slices, shuffle, chunk_format, output, report)
+    needed = [slices[i] for i, grid in enumerate(grids) if grid.cells_of(keys)]
+    made = write_chunk(name, keys, needed, shuffle, chunk_format, output, report)
     commit_piece(output, "chunks", number, made)

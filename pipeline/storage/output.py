@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -235,7 +236,9 @@ class OutputDirectory:
             try:
                 yield temporary
             except OSError as error:
-                raise self._cannot_write(name, error) from error
+                is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and not self.local
+                where = f" ({temporary.parent} on {socket.gethostname()})" if is_full else ""
+                raise self._cannot_write(name, error, where) from error
             try:
                 if self.local:
                     self._rename(temporary, Path(self.path, name))
@@ -246,10 +249,10 @@ class OutputDirectory:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _cannot_write(self, name: str, error: Exception) -> PipelineError:
+    def _cannot_write(self, name: str, error: Exception, where: str = "") -> PipelineError:
         return PipelineError(
-            f"cannot write {self.locate(name)}: {message_of(error)}; what is committed stays, "
-            "run the same command again to continue"
+            f"cannot write {self.locate(name)}: {message_of(error)}{where}; what is committed "
+            "stays, run the same command again to continue"
         )
 
     def _temporary_path(self) -> Path:

@@ -216,3 +216,11 @@ def test_no_flipped_bit_of_a_run_is_silent(tmp_path):
     old = replace(run, cell_hashes="", key_hashes="")  # of an earlier release
     assert len(list(read_cells(output, [old], range(4), SCHEMA))) == 4
     assert lowest_keys(output, [old], 2).tolist() == [0, 1 << 58]
+
+
+def test_the_cells_of_keys_are_those_that_hold_one_of_them():
+    grid = Grid.over(64, 5, 4)  # the keys 64 to 95, 8 in a cell
+    for start in range(56, 104):
+        for stop in range(start + 1, 104):
+            held = {grid.cell_of(key) for key in range(start, stop)} & set(range(4))
+            assert set(grid.cells_of(range(start, stop))) == held

@@ -1,4 +1,7 @@
 import pickle
+import re
+import socket
+import tempfile
 
 import pytest
 
@@ -46,6 +49,14 @@ def test_a_damaged_record_is_named(tmp_path):
 def test_a_write_error_names_the_file(tmp_path):
     output = OutputDirectory(str(tmp_path))
     message = f"cannot write {tmp_path}/a: .*No space left"
+    with pytest.raises(PipelineError, match=message), output.committing("a"):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_node_without_room_for_what_is_uploaded_is_named():
+    output = OutputDirectory("memory://full_node/out")
+    where = re.escape(f"({tempfile.gettempdir()} on {socket.gethostname()})")
+    message = f"cannot write memory://full_node/out/a: .*No space left on device {where}; "
     with pytest.raises(PipelineError, match=message), output.committing("a"):
         raise OSError(28, "No space left on device")
 
