@@ -33,8 +33,11 @@ from pipeline.storage.run_record import MANIFEST
 KIND = "dataset"
 PUSHED = "hub.json"
 """In the staging directory: the repositories that were pushed to."""
-COMMIT_FILES = 50
-"""Files that one commit adds: the hub limits the commits per hour and the size of each."""
+COMMIT_FILES, MOST_COMMIT_FILES = 50, 1000
+"""Files that one commit adds, of small and of large exports: the hub limits the commits per hour
+and the size of each. Its own client for large folders goes up to the same number."""
+COMMITS = 100
+"""Commits from which on each adds more files."""
 
 
 def open_repository(repository: str, output: OutputDirectory, *, private: bool) -> None:
@@ -126,6 +129,11 @@ def push(
     return len(waiting)
 
 
+def files_together(files: int) -> int:
+    """Files that one commit adds of so many."""
+    return min(max(files // COMMITS, COMMIT_FILES), MOST_COMMIT_FILES)
+
+
 def _upload(
     waiting: list[int],
     files: list[ExportedFile],
@@ -135,7 +143,7 @@ def _upload(
     console: Console,
 ) -> None:
     """Upload files on all workers, and commit them as they come."""
-    api = HfApi()
+    api, together = HfApi(), files_together(len(waiting))
     uploaded: list[CommitOperationAdd] = []
 
     def commit() -> None:
@@ -146,7 +154,7 @@ def _upload(
 
     def receive(number: int, message: str) -> None:
         uploaded.append(pickle.loads(base64.b64decode(message)))
-        if len(uploaded) >= COMMIT_FILES:
+        if len(uploaded) >= together:
             commit()
 
     run_stage(
