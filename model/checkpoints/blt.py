@@ -333,7 +333,8 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
     if config.get("model_type") == "blt":
         shape = with_own_reading(from_transformers_config(config), config)
         shape = _with_provenance(shape, config)
-        return shape, from_transformers_weights(shape, read_safetensors(directory))
+        tied = bool(config.get("tie_word_embeddings"))
+        return shape, from_transformers_weights(shape, read_safetensors(directory), tied=tied)
     if "args" in config:
         train = read_json(directory / TRAIN_ARGS)
         patching = train.get("data", {}).get("patcher_args") or {}
