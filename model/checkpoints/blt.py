@@ -59,6 +59,7 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
     ready,
+    refuse_other_format,
     refuse_token_transformer,
     write_safetensors,
 )
@@ -341,6 +342,7 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
         shape = with_own_reading(from_published_args(config["args"], patching), config)
         shape = _with_provenance(shape, config)
         return shape, read_safetensors(directory)
+    refuse_other_format(config, "a BLT", FORMAT)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):
         patching = params.get("data", {}).get("patcher_args") or {}

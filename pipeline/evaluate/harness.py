@@ -33,6 +33,7 @@ from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.generation.generate import generate
 from model.tokenizer import encode_documents
+from pipeline.cli.flags import flag_name
 from pipeline.cli.progress_bar import metered
 from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError, translated
@@ -200,6 +201,9 @@ class HarnessBLT(LM):
                         batch_size=self.batch_size,
                         **_writing(settings),
                     )
+                except FloatingPointError as error:  # a model's weights are broken
+                    name, colon, rest = str(error).partition(":")
+                    raise PipelineError(flag_name(name) + colon + rest) from error
                 except ValueError as error:  # the task asks for what makes no sense
                     task = requests[numbers[0]].task_name
                     raise ConfigError(f"--harness-tasks: {task}: {error}") from error
