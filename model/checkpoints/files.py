@@ -233,7 +233,7 @@ def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def _opened(path: Path) -> Iterator[Any]:
     """
     Raises:
         ValueError: it is no safetensors file, or the beginning of one; names it.
