@@ -22,7 +22,7 @@ from pipeline.cli.command import run_job
 from pipeline.cli.flags import flag_name
 from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_line
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class GenerateConfig:
     """Write on from prompts. The new text goes to standard output, without the prompt: as it is
     written for one prompt; at the end, with an empty line between texts, for several.
 
-    Exit status: 0 if everything was written, 2 if a flag is wrong or a model cannot be loaded.
+    Exit status: 0 if everything was written, 1 if a model gives what is no number, 2 if a flag is
+    wrong or a model cannot be loaded.
     """
 
     TEXTS: ClassVar[tuple[str, ...]] = ("--prompt", "--stop")
@@ -106,6 +107,8 @@ def run(config: GenerateConfig, console: Console) -> int:
             _print("\n".join(text.decode(errors="replace") + "\n" for text in texts))
     except torch.OutOfMemoryError as error:
         raise ConfigError(_flag_of(str(error))) from error
+    except FloatingPointError as error:  # a model's weights are broken
+        raise PipelineError(_flag_of(str(error))) from error
     except BrokenPipeError:  # the reader of standard output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -140,7 +140,8 @@ class Samples:
         """Write texts with the model's present weights. All ranks call this together.
 
         Returns:
-            the text after each prompt on rank 0; None on the others, or if there was no room.
+            the text after each prompt on rank 0; None on the others, or if there was no room
+            or the weights give no numbers.
         """
         began = time.monotonic()
         try:
@@ -153,6 +154,9 @@ class Samples:
                 f"No samples at step {step}: {self.device} has no room for a whole copy of the "
                 "model; write from the checkpoint (jobs/generate.py), and leave --samples.freq out"
             )
+            return None
+        except FloatingPointError as error:  # the training has diverged; it may recover
+            logger.warning(f"No samples at step {step}: {error}")
             return None
         shown = [text.decode(errors="replace") for text in texts]
         for prompt, text in zip(self.prompts, shown, strict=True):

@@ -59,6 +59,7 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
     ready,
+    refuse_other_format,
     refuse_token_transformer,
     write_safetensors,
 )
@@ -333,13 +334,15 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
     if config.get("model_type") == "blt":
         shape = with_own_reading(from_transformers_config(config), config)
         shape = _with_provenance(shape, config)
-        return shape, from_transformers_weights(shape, read_safetensors(directory))
+        tied = bool(config.get("tie_word_embeddings"))
+        return shape, from_transformers_weights(shape, read_safetensors(directory), tied=tied)
     if "args" in config:
         train = read_json(directory / TRAIN_ARGS)
         patching = train.get("data", {}).get("patcher_args") or {}
         shape = with_own_reading(from_published_args(config["args"], patching), config)
         shape = _with_provenance(shape, config)
         return shape, read_safetensors(directory)
+    refuse_other_format(config, "a BLT", FORMAT)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):
         patching = params.get("data", {}).get("patcher_args") or {}

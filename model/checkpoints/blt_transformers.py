@@ -30,6 +30,8 @@ from model.tokenizer import BOS_ID, EOS_ID
 AS_TRANSFORMERS: JsonObject = {**dict.fromkeys(ROW_READING, False), "hash_across_documents": True}
 """How transformers reads rows, as far as it does: it knows no documents, which a row of packed ones
 needs, and reads the last patch but one where lengths leave out the next token."""
+OUTPUT, TOKEN_TABLE = "local_decoder.output.weight", "local_encoder.tok_embeddings.weight"
+"""The two weights that are one with transformers' ``tie_word_embeddings``; they are two here."""
 THEIR_RULE = "global"
 """The only boundary rule that transformers has, called ``entropy`` there."""
 
@@ -79,9 +81,15 @@ def _blt_transformers_name(name: str) -> str:
     return theirs if theirs.startswith("lm_head") else f"model.{theirs}"
 
 
-def from_transformers_weights(shape: BLTConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_transformers_weights(
+    shape: BLTConfig, theirs: dict[str, Tensor], *, tied: bool
+) -> dict[str, Tensor]:
     """Weights under the published names; a weight that has none keeps its own. The entropy model's
-    weights, which may be among them, are left out."""
+    weights, which may be among them, are left out.
+
+    Args:
+        tied: the output layer's weight is also the table of tokens, where there is none.
+    """
     with torch.device("meta"):
         expected = BLT(shape).state_dict()
     names = {_blt_transformers_name(name): name for name in expected}
@@ -90,6 +98,8 @@ def from_transformers_weights(shape: BLTConfig, theirs: dict[str, Tensor]) -> di
         for name, tensor in theirs.items()
         if not name.startswith("model.patcher.")
     }
+    if tied and OUTPUT in weights:
+        weights.setdefault(TOKEN_TABLE, weights[OUTPUT].clone())
     stacked = weights.pop("model.encoder_hash_tok_embedding.weight", None)
     if stacked is not None:
         tables = stacked.split(shape.encoder_hash_byte_group_vocab)
@@ -133,6 +143,11 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
     for name, values in shared.items():
         if len(set(values)) > 1:
             raise ValueError(f"argument {name}: values that differ by part, {values}")
+    if encoder.get("cross_attn_all_layers") and encoder["num_hidden_layers"] > 1:
+        raise ValueError(
+            "argument cross_attn_all_layers=True is not supported in an encoder of several layers: "
+            "transformers pools anew in every layer, ours once"
+        )
     return BLTConfig(
         dim_local=encoder["hidden_size"],
         dim_global=parts["global"]["hidden_size"],

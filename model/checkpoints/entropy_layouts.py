@@ -144,14 +144,19 @@ def from_transformers_config(config: JsonObject) -> EntropyModelConfig:
     dim, n_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if config.get("head_dim", dim // n_heads) * n_heads != dim:
         raise ValueError(f"argument head_dim={config['head_dim']} is not supported")
+    context_length, window = (
+        config.get(name, default)
+        for name, default in (("max_position_embeddings", 8192), ("sliding_window", 512))
+    )
     return EntropyModelConfig(
         dim=dim,
         n_layers=config.get("num_hidden_layers", 14),
         n_heads=n_heads,
         n_kv_heads=config.get("num_key_value_heads"),
         hidden_dim=config.get("intermediate_size", 2048),
-        context_length=config.get("max_position_embeddings", 8192),
-        window=config.get("sliding_window") or 512,
+        context_length=context_length,
+        # None is no window there: a token sees all that its context holds.
+        window=context_length if window is None else window,
         rope_theta=plain_rope_theta(config, 10_000.0),
         norm_eps=config.get("rms_norm_eps", 1e-5),
         vocab_size=config.get("vocab_size", 260),

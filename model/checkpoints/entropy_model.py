@@ -31,6 +31,7 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
     ready,
+    refuse_other_format,
     refuse_token_transformer,
     write_safetensors,
 )
@@ -278,6 +279,7 @@ def _read(config: JsonObject, directory: Path) -> tuple[EntropyModelConfig, dict
         shape = entropy_layouts.from_transformers_config(part)
         theirs = read_safetensors(directory, ("model.patcher.", "patcher.", ""))
         return shape, entropy_layouts.from_transformers_weights(shape, theirs)
+    refuse_other_format(config, "an entropy model", FORMAT)
     if params := read_json(directory / "params.json"):
         if not params.get("entropy_model"):
             raise ValueError("params.json has no key 'entropy_model': not an entropy model")

@@ -113,7 +113,10 @@ def read_json(path: Path) -> JsonObject:
     Raises:
         ValueError: the file holds something else.
     """
-    value = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:  # of JSON and of UTF-8, neither of which says what was read
+        raise ValueError(f"{path.name}: is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name}: not a JSON object")
     return value
@@ -149,6 +152,19 @@ def refuse_token_transformer(config: JsonObject) -> None:
             "is a token transformer, which reads the tokens of a tokenizer and no bytes; programs "
             "that use transformers read what jobs/convert_checkpoint.py --layout transformers "
             "makes of it"
+        )
+
+
+def refuse_other_format(config: JsonObject, what: str, known: str) -> None:
+    """
+    Raises:
+        ValueError: a ``config.json`` says that its format is another than the one ``known`` to us,
+            which neither of the other layouts says.
+    """
+    if "format" in config and config["format"] != known:
+        raise ValueError(
+            f"config.json: format {config['format']!r:.80} is not that of {what} ({known}): it is "
+            "another kind of model, or of a later release"
         )
 
 
@@ -202,7 +218,7 @@ def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict
     names: dict[str, str] = {}
     """The file that holds each weight."""
     for path in paths:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 prefix = next((p for p in prefixes if name.startswith(p)), None)
                 if prefix is None:
@@ -214,6 +230,21 @@ def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict
                     )
                 by_prefix[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
     return next((tensors for tensors in by_prefix.values() if tensors), {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """
+    Raises:
+        ValueError: it is no safetensors file, or the beginning of one; names it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name}: is no whole safetensors file ({error}); copy or download it again"
+        ) from error
 
 
 def write_safetensors(weights: dict[str, Tensor], path: Path) -> None:

@@ -26,7 +26,7 @@ from model.generation.incremental_blt import (
     check_patching,
 )
 from model.generation.kv_cache import PIECE
-from model.generation.sampling import Sampling
+from model.generation.sampling import BROKEN_ID, Sampling
 from model.generation.writer import Writer
 from model.patcher import Patcher
 from model.short_context import ShortContextModel
@@ -77,6 +77,7 @@ def generate(
 
     Raises:
         ValueError: an argument makes no sense; names it.
+        FloatingPointError: a model's weights are broken, so that it gives what is not a number.
     """
     texts = [bytearray() for _ in prompts]
     pieces = stream(
@@ -230,6 +231,11 @@ class _Text:
             if token == EOS_ID:
                 self.done = True
                 break
+            if token == BROKEN_ID:
+                raise FloatingPointError(
+                    "model: gave a probability that is not a number; its weights are broken, or "
+                    "overflow in the dtype it is run in"
+                )
             self.written.append(token - BYTE_OFFSET)
             ended = next((s for s in self.stops if self.written.endswith(s)), None)
             if ended is not None:

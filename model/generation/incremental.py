@@ -195,6 +195,11 @@ class Incremental:
         heard_BM2 = self.runner.fetch(self.piece.heard_BM2[:, :columns]).numpy()
         self.tokens_BM, self._h_BM = heard_BM2[:, :, 0].astype(np.int64), heard_BM2[:, :, 1]
         inside_BM = self._column_M[:columns] < self._counts_B[:, None]
+        if np.isnan(self._h_BM[inside_BM]).any():
+            raise FloatingPointError(
+                "entropy_model: gave an entropy that is not a number; its weights are broken, or "
+                "overflow in the dtype it is run in"
+            )
         self._ends_BM = self._patch_ends() & inside_BM
         any_ended = bool(self._ends_BM.any())
         if any_ended:

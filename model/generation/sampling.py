@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.tokenizer import BYTE_OFFSET, EOS_ID, VOCAB_SIZE
+from model.tokenizer import BOE_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
+
+BROKEN_ID = BOE_ID
+"""The id that is chosen where logits are no numbers. It never follows in text, and is the first:
+of several that are no numbers, the first counts as the largest."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,14 @@ def draw_noise(noise_V: Tensor, generator: torch.Generator) -> None:
 
 
 def allowed(logits: Tensor) -> Tensor:
-    """Logits that are minus infinity for the ids that never follow in text."""
+    """Logits that are minus infinity for the ids that never follow in text.
+
+    Where a logit of those that may follow is no number, that of :data:`BROKEN_ID` is none either,
+    and is the one that is chosen: so the host learns of it with the token, and waits for nothing.
+    """
     masked = torch.full_like(logits, -torch.inf)
     for first, after in ((EOS_ID, EOS_ID + 1), (BYTE_OFFSET, VOCAB_SIZE)):
         masked[..., first:after] = logits[..., first:after]
+    # Minus infinity, or NaN if the largest is NaN or infinite.
+    masked[..., BROKEN_ID] -= masked.amax(-1) * 0
     return masked

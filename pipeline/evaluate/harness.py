@@ -8,7 +8,7 @@ Importing this module registers it; lm-eval is an optional extra (``pip install 
         run --model blt-titan --model_args model=DIR,entropy_model=DIR --tasks TASK
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -33,6 +33,7 @@ from model.blt import BLT
 from model.entropy_model import EntropyModel
 from model.generation.generate import generate
 from model.tokenizer import encode_documents
+from pipeline.cli.flags import flag_name
 from pipeline.cli.progress_bar import metered
 from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError, translated
@@ -93,11 +94,16 @@ class HarnessBLT(LM):
                 checkpoint was trained with.
 
         Raises:
-            ConfigError: a model cannot be loaded, or ``context`` is too small.
+            ConfigError: a model cannot be loaded, ``context`` is too small, or ``batch_size`` is no
+                number of prompts.
         """
         super().__init__()
         if context < 2:
             raise ConfigError(f"--context: must be at least 2 bytes, got {context}")
+        automatic = str(batch_size).startswith("auto")
+        if (not automatic and not str(batch_size).isdecimal()) or str(batch_size) == "0":
+            raise ConfigError(f"batch_size: must be 1 or more, or auto, got {batch_size!r}")
+        self.batch_size = BATCH_SIZE if automatic else int(batch_size)
         with fetched(model) as directory:
             loaded = load_model(directory, device if torch.cuda.is_available() else None)
             if not isinstance(loaded, BLT):
@@ -120,8 +126,6 @@ class HarnessBLT(LM):
         if isinstance(scoring, EntropyModel) and not self.patching.reset_at_newline:
             self.tree_entropies = TreeEntropies(scoring)
         self._next_seed = seed
-        automatic = str(batch_size).startswith("auto")
-        self.batch_size = BATCH_SIZE if automatic else int(batch_size)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-probability (nats) of each continuation given its context, and whether all of it is
@@ -186,20 +190,23 @@ class HarnessBLT(LM):
         results = [""] * len(requests)
         with metered(Console(stderr=True), "generating", sum(map(len, prompts))) as report:
             for numbers, settings in self._alike(requests, prompts):
-                texts = generate(
-                    self.blt,
-                    self.patching.entropy_model,
-                    [prompts[number] for number in numbers],
-                    patcher=self.patching.patcher,
-                    max_new_bytes=settings["max_gen_toks"] * BYTES_PER_TOKEN,
-                    temperature=settings["temperature"],
-                    top_k=settings.get("top_k") or None,
-                    top_p=settings.get("top_p"),
-                    stop=[stop for stop in settings["until"] if stop],
-                    seed=self._next_seed,
-                    reset_at_newline=self.patching.reset_at_newline,
-                    batch_size=self.batch_size,
-                )
+                try:
+                    texts = generate(
+                        self.blt,
+                        self.patching.entropy_model,
+                        [prompts[number] for number in numbers],
+                        patcher=self.patching.patcher,
+                        seed=self._next_seed,
+                        reset_at_newline=self.patching.reset_at_newline,
+                        batch_size=self.batch_size,
+                        **_writing(settings),
+                    )
+                except FloatingPointError as error:  # a model's weights are broken
+                    name, colon, rest = str(error).partition(":")
+                    raise PipelineError(flag_name(name) + colon + rest) from error
+                except ValueError as error:  # the task asks for what makes no sense
+                    task = requests[numbers[0]].task_name
+                    raise ConfigError(f"--harness-tasks: {task}: {error}") from error
                 self._next_seed += len(numbers)
                 for number, text in zip(numbers, texts, strict=True):
                     results[number] = text.decode(errors="replace")
@@ -223,6 +230,20 @@ class HarnessBLT(LM):
             size = BATCHES * self.batch_size
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size], settings
+
+
+def _writing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of :func:`model.generation.generate.generate` that a task's settings say; a
+    setting that many tasks leave out, or say with 0 or -1, is that of greedy text without limits.
+    """
+    top_k = settings.get("top_k")
+    return {
+        "max_new_bytes": settings["max_gen_toks"] * BYTES_PER_TOKEN,
+        "temperature": settings.get("temperature") or 0.0,
+        "top_k": top_k if top_k and top_k > 0 else None,
+        "top_p": settings.get("top_p"),
+        "stop": [stop for stop in settings["until"] if stop],
+    }
 
 
 def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:

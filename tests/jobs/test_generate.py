@@ -173,3 +173,15 @@ def test_what_is_wrong_is_said_in_one_sentence(run, models, tmp_path, flags, mes
     said = done.stderr
     assert said.startswith(f"error: {message.format(tmp=tmp_path)}"), said
     assert said.count("\n") == 1 and not done.stdout
+
+
+def test_broken_weights_are_told(run, models, tmp_path):
+    _, blt, entropy_model = models
+    broken = BLT(blt.config)
+    broken.load_state_dict(blt.state_dict())
+    with torch.no_grad():
+        broken.local_decoder.output.weight[9] = torch.nan
+    save_blt(broken, tmp_path, entropy_model=entropy_model)
+    done = run("--model", tmp_path, "--prompt", "a")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --model: gave a probability that is not a number")

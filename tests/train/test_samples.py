@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from support import tiny as tiny_models
 from support.jobs import ROOT, edit_json
 from support.shard_sets import real_texts, write_shards
 from support.trainings import ROWS, Training, start, tiny, train
 
 from model import Patcher, generate, load_blt, load_entropy_model
 from model.checkpoints.entropy_model import fingerprint
+from model.generation.sampling import Sampling
+from train import samples
 from train.checkpoints.steps import read_step
 
 PROMPTS = ("The quick, brown", "")
@@ -65,6 +68,19 @@ def test_the_text_is_that_of_the_checkpoint(config, ranks, shards, tmp_path):
         (events,) = (run.folder / "tb").iterdir()
         tags = EventAccumulator(str(events)).Reload().Tags()["tensors"]
         assert {f"samples/{prompt or 'no prompt'}/text_summary" for prompt in PROMPTS} == set(tags)
+
+
+def test_weights_that_give_no_numbers_do_not_end_a_training(monkeypatch, caplog):
+    model = tiny_models.blt(patcher=Patcher(rule="space"))
+    weights = {name: torch.full_like(w, torch.nan) for name, w in model.state_dict().items()}
+    monkeypatch.setattr(samples, "_whole_weights", lambda *_: weights)
+    writes = object.__new__(samples.Samples)
+    writes.config, writes.shape = samples.SamplesConfig(), model.config
+    writes.sampling, writes.prompts, writes.entropy_model = Sampling(1.0), [b"a"], None
+    writes.patcher, writes.reset_at_newline, writes.max_seconds = model.config.patcher, False, 60
+    writes.dtype, writes.device = torch.float32, torch.device("cpu")
+    assert writes.write(model, 7) is None
+    assert "No samples at step 7: model: gave a probability that is not a number" in caplog.text
 
 
 def test_samples_change_nothing(shards, tmp_path):

@@ -313,7 +313,7 @@ def test_files_that_cannot_be_read(blt, tmp_path):
     whole, good = weights.read_bytes(), json.loads(config.read_text())
     for kept in (len(whole) - 1, 1000, 4, 0):
         weights.write_bytes(whole[:kept])
-        refused("cannot read the BLT")
+        refused("model.safetensors: is no whole safetensors file")
     weights.unlink()
     refused("no .safetensors file")
     weights.write_bytes(whole)
@@ -324,6 +324,11 @@ def test_files_that_cannot_be_read(blt, tmp_path):
     for text in ("{", "[]", json.dumps({"args": {}})):
         config.write_text(text)
         refused(str(tmp_path))
+    for content in (b"", b"{", b"\xef\xbb\xbf{}", b"\xff\xfe{}"):
+        config.write_bytes(content)
+        refused("config.json: is no JSON")
+    config.write_text(json.dumps({**good, "format": "blt-titan/blt/2"}))
+    refused("format 'blt-titan/blt/2' is not that of a BLT .* or of a later release")
 
 
 def test_two_sets_of_weights_are_told(blt, tmp_path):

@@ -176,6 +176,26 @@ def test_how_rows_are_read_is_remembered(tmp_path):
     assert (ours(tokens, lengths) - expected).abs().max() > 0.01
 
 
+@torch.no_grad()
+def test_what_transformers_alone_writes(entropy_model, tmp_path):
+    """Tied embeddings, of which it stores one, and an entropy model without a window."""
+    theirs = to_transformers_config(tiny(patcher=Patcher(5.0)), entropy_model)
+    theirs["patcher_config"]["sliding_window"] = None
+    torch.manual_seed(0)
+    theirs = BltForCausalLM(BltConfig(**theirs, tie_word_embeddings=True)).eval()
+    for weight in theirs.parameters():
+        weight.normal_(0, 0.3)
+    theirs.save_pretrained(tmp_path)
+    assert "model.local_encoder.embed_tokens.weight" not in load_file(
+        tmp_path / "model.safetensors"
+    )
+    tokens, lengths = batch()
+    ours = load_blt(tmp_path, device="cpu")
+    close(ours(tokens, lengths), theirs(tokens, patch_lengths=lengths, use_cache=False).logits)
+    h, _, _ = theirs.model.patcher(tokens, use_cache=False)
+    close(load_entropy_model(tmp_path, device="cpu").entropies(tokens), h)
+
+
 def test_every_argument_is_one_that_transformers_knows(entropy_model):
     """Its configurations take any name and pass over those that they do not know; values that they
     know are checked for their types."""
@@ -252,6 +272,11 @@ def test_layouts_and_models_that_cannot_be_written(ngram_model, tmp_path):
         ("decoder_config", {"hidden_size": 32}, "hidden_size: values that differ"),
         ("decoder_config", {"num_attention_heads": 4}, "num_attention_heads: values that differ"),
         ("decoder_config", {"rms_norm_eps": 1e-3}, "rms_norm_eps: values that differ"),
+        (
+            "encoder_config",
+            {"cross_attn_all_layers": True, "num_hidden_layers": 2},
+            "cross_attn_all_layers=True is not supported",
+        ),
     ],
 )
 def test_arguments_that_are_refused(part, change, message, tmp_path):

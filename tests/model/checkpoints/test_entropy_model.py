@@ -255,7 +255,7 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     whole = weights.read_bytes()
     for kept in (len(whole) - 1, 1000, 4, 0):
         weights.write_bytes(whole[:kept])
-        refused("cannot read the entropy model")
+        refused("model.safetensors: is no whole safetensors file")
     weights.unlink()
     refused("no .safetensors file")
     weights.write_bytes(whole)
@@ -265,6 +265,8 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     for text in ("{", "[]"):
         config.write_text(text)
         refused(str(tmp_path))
+    config.write_text(json.dumps({**good, "format": "blt-titan/blt/1"}))
+    refused("format 'blt-titan/blt/1' is not that of an entropy model")
 
 
 def test_missing_directory(tmp_path):

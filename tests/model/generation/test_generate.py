@@ -216,6 +216,22 @@ def test_eos_ends_a_text(models):
         hook.remove()
 
 
+@pytest.mark.parametrize("how", [{}, {"draft_bytes": 3}, {"temperature": 1.0}, {"top_p": 0.5}])
+def test_models_that_give_no_numbers_write_nothing(models, how):
+    """Neither EOS nor one byte forever, which the largest of several NaN would be."""
+    for broken, name in zip(models, ("model", "entropy_model"), strict=True):
+        output = broken.output if name == "entropy_model" else broken.local_decoder.output
+        kept = output.weight.detach().clone()
+        try:
+            with torch.no_grad():
+                output.weight[EOS_ID if how else 100] = math.nan
+            with pytest.raises(FloatingPointError, match=f"^{name}: gave an? .* not a number"):
+                generate(*models, ["a", "b"], patcher=RULES[0], max_new_bytes=9, **how)
+        finally:
+            with torch.no_grad():
+                output.weight.copy_(kept)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -204,6 +204,24 @@ def test_generation_is_greedy_text(model):
     assert max(map(len, expected)) > 2
 
 
+@pytest.mark.parametrize(
+    "settings", [{"until": None}, {"do_sample": True, "top_k": -1}, {"until": ["\n\n"]}]
+)
+def test_a_task_that_says_no_temperature_gets_greedy_text(model, settings):
+    """DROP and about every fifth task that writes say neither do_sample nor a temperature."""
+    (text,) = model.generate_until(requests(("Write on", {**settings, "max_gen_toks": 2})))
+    (expected,) = generate(model.blt, tiny.entropy_model(), ["Write on"], max_new_bytes=8)
+    assert text == expected.decode(errors="replace")
+
+
+def test_settings_that_make_no_sense_name_the_task(model):
+    settings = {"until": [], "do_sample": True, "temperature": 1.0, "top_p": 0.0}
+    named = {"metadata": ("drop", 0, 1)}
+    request = harness.Instance("generate_until", {}, ("a", settings), 0, **named)
+    with pytest.raises(ConfigError, match="--harness-tasks: drop: top_p: must be more than 0"):
+        model.generate_until([request])
+
+
 def test_samples_of_one_prompt_differ(model):
     settings = {"until": [], "do_sample": True, "temperature": 1.0, "max_gen_toks": 4}
     model.batch_size, kept = 2, model.batch_size
@@ -255,6 +273,8 @@ def test_wrong_settings_are_told(directories, tmp_path):
         harness.load_tasks([str(broken)], manager)
     with pytest.raises(ConfigError, match=r"--entropy-model: .* holds no entropy model"):
         harness.HarnessBLT(directories["model"])
+    with pytest.raises(ConfigError, match="batch_size: must be 1 or more, or auto, got 0"):
+        harness.HarnessBLT(**directories, batch_size=0)
     with pytest.raises(ConfigError, match=r"--model: .* the harness needs a BLT"):
         harness.HarnessBLT(directories["entropy_model"])
     save_blt(tiny.blt(patcher=Patcher(rule="top-k", patch_size=4)), tmp_path / "top-k")
