@@ -230,7 +230,7 @@ class PatchRun(RunRecord):
         """
         sizes = output.sizes("shards")
         beside = {name: set(output.names(name)) for name in ("summaries", "rejects")}
-        messages = []
+        messages, gone = list[str](), list[Shard]()
         for shards in self.committed(present):
             problems = (
                 _problem(shard, sizes, beside) or damaged.get(shard.name) for shard in shards
@@ -240,10 +240,12 @@ class PatchRun(RunRecord):
                 continue
             first, what = lost
             messages.append(f"{output.locate(shards[first].path)}: {what}: making it again")
+            gone += shards[first:]
+        if gone:
             output.remove(MANIFEST)
-            for shard in reversed(shards[first:]):
-                output.remove(entry_path(shard.name))
-                del present[shard.name]
+            output.remove_files([entry_path(shard.name) for shard in gone])
+        for shard in gone:
+            del present[shard.name]
         return messages
 
 

@@ -295,7 +295,10 @@ class OutputDirectory:
 
     def remove_files(self, names: Iterable[str]) -> None:
         """Remove those of these files that are there; remotely many at a time."""
-        there = self.sizes()
+        names = list(names)
+        there: set[str] = set()
+        for directory in {name.rpartition("/")[0] for name in names}:  # others may hold millions
+            there.update(f"{directory}/{name}".lstrip("/") for name in self.names(directory))
         paths = [f"{self.path}/{name}" for name in names if name in there]
         if paths:
             with self._reaching():

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from rich.console import Console
+from support.counted_requests import Counted
 from support.shard_sets import as_version_1, real_texts, write_shards
 
 from pipeline.patch.collect import closed_set, committed_shards, sum_shards
@@ -60,17 +61,6 @@ def test_what_is_not_closed_or_of_version_1_is_closed(whole, tmp_path):
     assert closed_set(output, Console(file=said)) is None
     (url / "manifest.json").unlink()
     assert closed_set(output, Console(file=said)) is None and not said.getvalue()
-
-
-class Counted:
-    """A filesystem that keeps the names of the operations asked of it."""
-
-    def __init__(self, filesystem):
-        self.filesystem, self.asked = filesystem, []
-
-    def __getattr__(self, name):
-        self.asked.append(name)
-        return getattr(self.filesystem, name)
 
 
 def test_a_part_of_a_remote_set_takes_few_requests():

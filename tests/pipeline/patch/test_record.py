@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from support.counted_requests import Counted
 from support.jobs import edit_json
 
 from pipeline.corpus.splits import FilePlan, Split
@@ -144,3 +145,20 @@ def test_a_record_of_the_release_before_keeps_its_splits(output, tmp_path):
     edit_json(tmp_path / RECORD, lambda record: record["plan"].update(splits_per_unit=[1]))
     with pytest.raises(PipelineError, match=r"run.json is damaged: .*splits_per_unit"):
         PatchRun.resume(output)
+
+
+def test_what_is_lost_is_removed_in_few_requests():
+    files = [InputFile(f"/in/{i}.txt", f"{i}.txt", 10, "1") for i in range(50)]
+    units = [(Split(file, "text", 0, 0, None, 10),) for file in files]
+    output = OutputDirectory("memory://record/lost")
+    run = PatchRun(files, units, CONTENT, {"sources": []}, 60)
+    run.begin(output)
+    for i in range(50):
+        name = f"{i:06d}-00000-00000"
+        commit_entry(output, ShardEntry(name, f"{i}.txt", last=True, sha256="0", shard_bytes=5))
+    present = rows(output)
+    counted = output.filesystem = Counted(output.filesystem)
+    assert len(run.discard_lost(present, output, {})) == 50
+    assert present == {} == rows(output)
+    requests = [name for name in counted.asked if name != "invalidate_cache"]
+    assert len([name for name in requests if not name.startswith("cat")]) < 12
