@@ -4,6 +4,7 @@ import json
 import os
 import random
 import stat
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -367,6 +368,15 @@ def test_urls(blt, tmp_path):
     for missing in ("memory://bucket/no", "nosuchprotocol://x/y", str(tmp_path / "no"), "./a/b"):
         with pytest.raises(CheckpointError, match=missing.partition(":")[0]):
             load_blt(missing)
+
+
+def test_strangers_beside_a_temporary_copy_are_not_read(blt, small_model, tmp_path, monkeypatch):
+    """Everybody may write an entropy_model into the directory of temporary files."""
+    save_blt(blt, tmp_path / "saved")
+    save_entropy_model(small_model, tmp_path / "temporary" / "entropy_model")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(CheckpointError, match="holds no entropy model, and there is none beside"):
+        load_entropy_model_of(f"file://{tmp_path}/saved")
 
 
 def test_hub(blt, tmp_path):
