@@ -153,7 +153,7 @@ def _upload(
         "uploading",
         _upload_file,
         {i: files[i].bytes for i in waiting},
-        ([file.without_histograms() for file in files], repository, output),
+        (files, repository, output),
         console,
         workers=num_workers,
         receive=receive,

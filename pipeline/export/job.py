@@ -2,7 +2,9 @@
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import pyarrow as pa
 from rich.console import Console
 
 from pipeline.cli.command import refuse_lost_output
@@ -21,6 +23,7 @@ from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.manifest import validation_of
 from pipeline.shards.named import named_set
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.tables import as_shards, shard_rows
 from pipeline.storage.lease import held
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.places import refuse_credentials
@@ -46,6 +49,19 @@ class ExportShardsResult:
     problems: list[str]
     """One message for each file that verification, if it was asked for, finds damaged."""
     seconds: float
+
+
+class _Shared(NamedTuple):
+    """Values that all pieces of an export need."""
+
+    rows: pa.RecordBatch
+    """The pieces' shards. The workers of a node share the memory of columns."""
+    paths: pa.Array
+    shards: ShardSet
+    """Without its entries."""
+    layout: Layout
+    config: ExportShardsConfig
+    output: OutputDirectory
 
 
 def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsResult:
@@ -84,11 +100,12 @@ def _export_shards(
         output.check_writable()
         run.begin(output)
     began = time.monotonic()
-    done = committed_files(layout, output)
+    names = {piece.entry.name for piece in pieces}
+    done, statistics = committed_files(names, layout, output)
     waiting = [i for i, piece in enumerate(pieces) if piece.entry.name not in done]
     failures = _export(waiting, pieces, shards, layout, config, output, console)
     if waiting:
-        done = committed_files(layout, output)
+        done, statistics = committed_files(names, layout, output)
     files = [done[piece.entry.name] for piece in pieces if piece.entry.name in done]
     complete = len(files) == len(pieces)
     if not complete and not failures:
@@ -96,7 +113,7 @@ def _export_shards(
     beside = layout.companions([file.path for file in files])
     last = {MANIFEST, *layout.card_files[:1], *beside}
     if complete and (waiting or not last <= output.sizes().keys()):
-        write_export_manifest(files, shards, layout, config, output)
+        write_export_manifest(files, statistics, shards, layout, config, output)
     problems = _verify(files, layout, config, output, console) if config.verify else []
     pushed = 0
     if complete and not problems:
@@ -150,7 +167,14 @@ def _export(
         "exporting",
         _export_piece,
         {i: pieces[i].entry.bytes for i in waiting},
-        (pieces, shards.without_entries(), layout, config, output),
+        _Shared(
+            shard_rows([piece.entry for piece in pieces]),
+            pa.array([piece.path for piece in pieces], pa.string()),
+            shards.without_entries(),
+            layout,
+            config,
+            output,
+        ),
         console,
         done={i: pieces[i].entry.bytes for i in set(range(len(pieces))).difference(waiting)},
         workers=config.num_workers,
@@ -158,18 +182,14 @@ def _export(
     return list(outcome.messages.values())
 
 
-def _export_piece(
-    number: int,
-    shared: tuple[list[Piece], ShardSet, Layout, ExportShardsConfig, OutputDirectory],
-    report: Reporter,
-) -> str | None:
+def _export_piece(number: int, shared: _Shared, report: Reporter) -> str | None:
     """Export one shard; returns what is wrong with it if it is damaged."""
-    pieces, shards, layout, config, output = shared
+    (entry,) = as_shards(shared.rows.slice(number, 1))
+    piece = Piece(entry, shared.paths[number].as_py())
     try:
-        export_shard(shards, pieces[number], layout, config, output)
+        export_shard(shared.shards, piece, shared.layout, shared.config, shared.output)
     except DamagedShardError as error:
         return str(error)
-    entry = pieces[number].entry
     report.count(WorkCounts(entry.bytes, entry.documents))
     return None
 
@@ -186,7 +206,7 @@ def _verify(
         "verifying",
         _verify_file,
         {i: file.bytes for i, file in enumerate(files)},
-        ([file.without_histograms() for file in files], layout, output),
+        (files, layout, output),
         console,
         workers=config.num_workers,
     )

@@ -18,17 +18,20 @@ PROVENANCE = ("tokenizer", "entropy_model", "patcher", "sources")
 
 def write_export_manifest(
     files: list[ExportedFile],
+    statistics: PatchStatistics,
     shards: ShardSet,
     layout: Layout,
     config: ExportShardsConfig,
     output: OutputDirectory,
 ) -> None:
-    """Write what the layout keeps beside the data, then the manifest."""
+    """Write what the layout keeps beside the data, then the manifest.
+
+    Args:
+        files: without histograms, which would make a manifest of gigabytes.
+        statistics: the sum of the files'.
+    """
     for name in layout.companions([file.path for file in files]):
         output.write(name, b"")
-    statistics = PatchStatistics()
-    for file in files:
-        statistics += PatchStatistics.from_json(file.statistics)
     provenance: dict[str, Any] = {
         key: value for key, value in shards.manifest.items() if key in PROVENANCE
     }

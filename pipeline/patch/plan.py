@@ -35,6 +35,7 @@ from pipeline.corpus.lines import COMPRESSIONS
 from pipeline.corpus.splits import FilePlan, Split, Unit, size_of_splits, units_of
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.calibrate import Calibration, calibrate
+from pipeline.patch.collect import committed_shards
 from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.devices import gpus_per_worker, workers_compute_in
 from pipeline.patch.fit_ngram import fit_ngram, sample_documents
@@ -241,13 +242,16 @@ def resume_run(
             markup=False,
         )
         content[COMPUTED_IN] = begun_in
-    mended = run.check_same(content, files, output)
+    mended, broken = run.changed_files(content, files, output), set[str]()
+    if mended or config.retry_failed:
+        shards = committed_shards(output, None, console, config.num_workers).values()
+        broken = {shard.source for shard in shards if shard.error}
+    run.check_broken(mended, broken, output)
     console.print(f"continuing the run in {output.url}", highlight=False)
     if output.read_json(run.path)["format_version"] != run.format_version:
         run.begin(output)  # from now on no earlier release may continue it
     reason = "was broken and has changed"
     if config.retry_failed:
-        broken = run.broken_files(output)
         mended, reason = [file for file in files if file.name in broken], "was broken"
     if mended:
         for file in mended:

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from pipeline.corpus.splits import FilePlan, Split, Unit, share
 from pipeline.errors import ConfigError
-from pipeline.shards.entries import Shard, committed_names, entry_path, read_entry, shard_name
+from pipeline.shards.entries import Shard, entry_path, shard_name
 from pipeline.shards.provenance import FITTED_MODEL
 from pipeline.shards.shard_set import TOKENIZER_DIRECTORY
 from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
@@ -113,32 +113,34 @@ class PatchRun(RunRecord):
             )
         return run
 
-    def check_same(
+    def changed_files(
         self, settings: dict[str, Any], files: list[InputFile], output: OutputDirectory
     ) -> list[InputFile]:
-        """Check that a command is the one that this run began with, on the same input.
-
-        Returns:
-            the files that this run found broken and that have changed since: it may continue with
-            them.
+        """The files that have changed since this run began. It may continue with those that it
+        found broken, see :meth:`check_broken`.
 
         Raises:
-            PipelineError: the command or its input differs; says in what.
+            PipelineError: the settings differ, or a file is new or gone; says in what.
         """
         where = f"--output {output.url}"
         self.check_settings(where, settings)
-        mended = changed_files(where, self.files, files)
-        if mended:
-            broken = self.broken_files(output)
-            for file in mended:
-                if file.name not in broken:
-                    raise changed_file_error(where, file)
-        return mended
+        return changed_files(where, self.files, files)
 
-    def broken_files(self, output: OutputDirectory) -> set[str]:
-        """Names of the files that could not be read to their end."""
-        entries = (read_entry(output, name) for name in committed_names(output))
-        return {entry.source for entry in entries if entry.error}
+    @staticmethod
+    def check_broken(
+        files: Sequence[InputFile], broken: Collection[str], output: OutputDirectory
+    ) -> None:
+        """
+        Args:
+            files: those that have changed.
+            broken: names of the files that could not be read to their end.
+
+        Raises:
+            PipelineError: a file has changed that was not broken.
+        """
+        for file in files:
+            if file.name not in broken:
+                raise changed_file_error(f"--output {output.url}", file)
 
     def with_files(
         self, files: list[InputFile], plans: Sequence[FilePlan], output: OutputDirectory

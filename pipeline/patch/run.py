@@ -24,12 +24,11 @@ from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredEntropies
+from pipeline.patch.verify import verify_set
 from pipeline.shards.closing import Closing, Part
 from pipeline.shards.entries import Shard, committed_names
 from pipeline.shards.format import shard_schema
-from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.tables import as_shards
-from pipeline.shards.verify import verify
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.output import OutputDirectory
 
@@ -127,7 +126,7 @@ def patch_left(
         shards=sum(entry.sha256 is not None for entry in entries),
         rejects=rejects,
         failures=failures,
-        problems=list(verify(ShardSet(output.url))) if verifies else [],
+        problems=verify_set(output, console, config.num_workers) if verifies else [],
         seconds=seconds,
         bytes_patched=statistics.bytes - bytes_before,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 
 from pipeline.cluster.progress import Reporter
@@ -17,6 +18,7 @@ from pipeline.report.set_counts import SetCounts
 from pipeline.shards.entries import Shard
 from pipeline.shards.format import read_patches
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.tables import as_shards, shard_rows
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.statistics.summary import Summary
 from pipeline.statistics.threshold_curve import (
@@ -35,7 +37,7 @@ def recompute(name: str, shards: ShardSet, console: Console, num_workers: int | 
         "counting",
         _count_piece,
         {i: shards.entries[i].bytes for i in counting.waiting},
-        (shards.without_entries(), shards.entries),
+        (shards.without_entries(), shard_rows(shards.entries)),
         console,
         workers=num_workers,
         receive=counting.receive,
@@ -126,11 +128,12 @@ class ShardCounts:
         )
 
 
-def _count_piece(number: int, shared: tuple[ShardSet, list[Shard]], report: Reporter) -> str:
+def _count_piece(number: int, shared: tuple[ShardSet, pa.RecordBatch], report: Reporter) -> str:
     """Count one shard; returns the counts, or what is wrong with the shard, as JSON."""
-    shards, entries = shared
+    shards, rows = shared
+    (entry,) = as_shards(rows.slice(number, 1))
     try:
-        return json.dumps(count_shard(shards, entries[number], report).to_json())
+        return json.dumps(count_shard(shards, entry, report).to_json())
     except DamagedShardError as error:
         return json.dumps({"problem": str(error)})
 

@@ -8,8 +8,10 @@ from pipeline.errors import PipelineError
 from pipeline.patch.record import PatchRun, is_complete
 from pipeline.report.set_counts import Provenance, SetCounts, SoFar, run_times, sources_of
 from pipeline.shards.closing import make_part
-from pipeline.shards.entries import committed_names, read_entries
-from pipeline.shards.tables import as_shards
+from pipeline.shards.entries import Shard, committed_names, read_entries
+from pipeline.shards.tables import SHARDS_PER_PART, as_shards
+from pipeline.statistics.counts import PatchStatistics
+from pipeline.statistics.summary import Summary
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST, RECORD
 
@@ -31,11 +33,18 @@ def counts_so_far(name: str, url: str) -> SetCounts | None:
     run = PatchRun.resume(output, "--shards")
     if run is None:
         return None
-    entries = read_entries(output, committed_names(output))
-    part = make_part(output, list(entries.values()))
-    if part.summary is None:
-        raise PipelineError(f"--shards {url}: an earlier release began this run; finish it first")
-    shards = list(as_shards(part.entries))
+    names = committed_names(output)
+    statistics, summary, shards = PatchStatistics(), Summary(), list[Shard]()
+    for start in range(0, len(names), SHARDS_PER_PART):  # all entries at a time would be gigabytes
+        entries = read_entries(output, names[start : start + SHARDS_PER_PART])
+        part = make_part(output, list(entries.values()))
+        if part.summary is None:
+            raise PipelineError(
+                f"--shards {url}: an earlier release began this run; finish it first"
+            )
+        statistics += part.statistics
+        summary += part.summary
+        shards.extend(as_shards(part.entries))
     done = 0
     sizes = [sum(split.size for split in unit) for unit in run.units]
     for size, committed in zip(
@@ -47,8 +56,8 @@ def counts_so_far(name: str, url: str) -> SetCounts | None:
         name,
         output.url,
         Provenance.of(run.provenance),
-        part.statistics,
-        part.summary,
+        statistics,
+        summary,
         shards,
         run_times(output),
         sources_of(shards, [file.name for file in run.files]),

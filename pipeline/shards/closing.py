@@ -15,7 +15,7 @@ from typing import Any, Self
 import orjson
 import pyarrow as pa
 
-from pipeline.shards.entries import ShardEntry
+from pipeline.shards.entries import SUMMARIES, ShardEntry
 from pipeline.shards.manifest import FORMAT_VERSION
 from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.tables import (
@@ -33,6 +33,9 @@ from pipeline.statistics.summary import Summary
 from pipeline.storage.checked_json import parse_json, to_checked_json
 from pipeline.storage.output import OutputDirectory
 from pipeline.storage.run_record import MANIFEST
+
+READ_TOGETHER = 64
+"""Summaries that are read at a time: one after the other, each would wait for an object store."""
 
 
 @dataclass
@@ -92,11 +95,14 @@ def make_part(output: OutputDirectory, entries: Sequence[ShardEntry]) -> Part:
 
 def _sum_of_summaries(output: OutputDirectory, entries: Sequence[ShardEntry]) -> Summary | None:
     total = Summary()
-    for entry in entries:
+    for start in range(0, len(entries), READ_TOGETHER):
+        names = [f"{entry.name}.json" for entry in entries[start : start + READ_TOGETHER]]
         try:
-            total += Summary.from_json(output.read_json(entry.summary_path))
+            read = output.read_all_json(SUMMARIES, names)
         except FileNotFoundError:
             return None
+        for values in read.values():
+            total += Summary.from_json(values)
     return total
 
 

@@ -15,6 +15,8 @@ from pipeline.storage.output import OutputDirectory
 
 ENTRIES = "entries"
 """The directory that holds an entry per shard."""
+SUMMARIES = "summaries"
+"""The same for what a report knows of each shard beyond its entry."""
 
 
 class _Files:
@@ -33,7 +35,7 @@ class _Files:
 
     @property
     def summary_path(self) -> str:
-        return f"summaries/{self.name}.json"
+        return f"{SUMMARIES}/{self.name}.json"
 
 
 @dataclass(slots=True)

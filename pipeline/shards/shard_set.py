@@ -105,6 +105,7 @@ class ShardSet:
             "patcher": self.manifest["patcher"],
             "columns": self.manifest["columns"],
             "statistics": self.manifest["statistics"],
+            "summary": self.manifest.get("summary"),
         }
         return alone
 

@@ -45,6 +45,13 @@ ENTRIES_SCHEMA = pa.schema(
         pa.field("batches", pa.int64(), nullable=False),
     ]
 )
+SHARDS_SCHEMA = pa.schema(
+    [
+        *(field.with_nullable(True) for field in ENTRIES_SCHEMA),
+        pa.field("first_batch", pa.int64()),
+    ]
+)
+"""The columns of :func:`shard_rows`; sets of format version 1 do not know their batches."""
 BATCHES_SCHEMA = pa.schema(
     [
         pa.field("offset", pa.int64(), nullable=False),
@@ -71,18 +78,29 @@ def table_record(file: WrittenFile) -> TableRecord:
 
 def entry_rows(entries: Sequence[ShardEntry]) -> pa.RecordBatch:
     """Rows of ``entries.arrow``."""
-    rows = [entry.row() for entry in entries]
+    return _rows([entry.row() for entry in entries], ENTRIES_SCHEMA)
+
+
+def shard_rows(shards: Sequence[Shard]) -> pa.RecordBatch:
+    """The shards of a set in columns, for workers: Shards would take 0.6 kB each in every worker,
+    and the workers of a node share one copy of the columns."""
+    return _rows(shards, SHARDS_SCHEMA)
+
+
+def _rows(shards: Sequence[Shard], schema: pa.Schema) -> pa.RecordBatch:
     columns = [
-        pa.array([getattr(row, field.name) for row in rows], field.type) for field in ENTRIES_SCHEMA
+        pa.array([getattr(shard, field.name) for shard in shards], field.type) for field in schema
     ]
-    return pa.record_batch(columns, schema=ENTRIES_SCHEMA)
+    return pa.record_batch(columns, schema=schema)
 
 
 def as_shards(rows: pa.RecordBatch) -> Iterator[Shard]:
-    """The shards in rows of ``entries.arrow``; not known is the number of their first batch."""
+    """The shards in rows of ``entries.arrow``, which lacks the number of their first batch, or of
+    :func:`shard_rows`."""
     columns = (column.to_pylist() for column in rows.columns)
+    names = rows.schema.names
     for values in zip(*columns, strict=True):
-        yield Shard(*values, first_batch=0)  # type: ignore[misc]
+        yield Shard(**{"first_batch": 0} | dict(zip(names, values, strict=True)))  # type: ignore
 
 
 def batch_rows(entries: Sequence[ShardEntry]) -> list[pa.RecordBatch]:

@@ -27,25 +27,53 @@ def verify(shards: ShardSet) -> Iterator[str]:
     """
     total = PatchStatistics()
     try:
-        yield from table_problems(shards)
-        yield from _others(shards)
+        yield from set_problems(shards)
         for shard in shards.entries:
-            try:
-                entry = _read_entry(shards, shard)
-            except (PipelineError, OSError) as error:
-                yield str(error)
-                continue
-            total += entry.patch_statistics
-            if shard.sha256 is None:
-                continue
-            where = shards.output.locate(shard.path)
-            try:
-                yield from (f"{where}: {problem}" for problem in _verify_rows(shards, shard, entry))
-            except DamagedShardError as error:
-                yield str(error)
+            statistics, problems = verify_shard(shards, shard)
+            total += statistics
+            yield from problems
     except DamagedShardError as error:
         yield str(error)
         return
+    yield from sum_problems(shards, total)
+
+
+def set_problems(shards: ShardSet) -> Iterator[str]:
+    """The problems of a set beside its shards: one sentence per problem.
+
+    Raises:
+        DamagedShardError: the entries cannot be read; names their file.
+    """
+    yield from table_problems(shards)
+    yield from _others(shards)
+
+
+def verify_shard(shards: ShardSet, shard: Shard) -> tuple[PatchStatistics, list[str]]:
+    """The statistics that the entry of a shard states, and the problems of the shard.
+
+    Args:
+        shards: its set, which may lack its entries.
+    """
+    try:
+        entry = _read_entry(shards, shard)
+    except (PipelineError, OSError) as error:
+        return PatchStatistics(), [str(error)]
+    problems: list[str] = []
+    if shard.sha256 is not None:
+        where = shards.output.locate(shard.path)
+        try:
+            for problem in _verify_rows(shards, shard, entry):
+                problems.append(f"{where}: {problem}")
+        except DamagedShardError as error:
+            problems.append(str(error))
+    return entry.patch_statistics, problems
+
+
+def sum_problems(shards: ShardSet, total: PatchStatistics) -> Iterator[str]:
+    """
+    Args:
+        total: the sum of the statistics of all shards.
+    """
     if total.to_json() != shards.manifest["statistics"]:
         yield f"{shards.output.locate(MANIFEST)}: statistics are not the sum of the shards'"
 

@@ -264,8 +264,8 @@ def check_prepared(directory: Path | str) -> None:
     expect("counts", counts, expected | {"chunks": len(texts) - held_out})
 
 
-def check_exported_file(path: Path, each: Values, manifest: Values) -> None:
-    """Check one file of an export against what the manifest says of it."""
+def check_exported_file(path: Path, each: Values, manifest: Values) -> list[Document]:
+    """Check one file of an export against what the manifest says of it; return its documents."""
     check_file(path, each["bytes"], each["sha256"])
     table = read_table(path)
     found = [table.num_rows, hash_content(table)]
@@ -281,7 +281,15 @@ def check_exported_file(path: Path, each: Values, manifest: Values) -> None:
             document.patch_lengths = np.array(find_patches(document, manifest["patcher"]))
     for document in documents:
         check_document(document, manifest["patcher"])
-    check_statistics(str(path), documents, each["statistics"])
+    counts = {
+        "documents": len(documents),
+        "bytes": sum(len(document.content) for document in documents),
+        "tokens": sum(document.tokens for document in documents),
+        "patches": sum(len(document.patch_lengths) for document in documents),
+    }
+    maps: Values = {"patch_lengths": {}, "entropies": {}}
+    expect(f"statistics of {path}", counts | maps, each["statistics"])
+    return documents
 
 
 def check_export(directory: Path | str) -> None:
@@ -290,9 +298,10 @@ def check_export(directory: Path | str) -> None:
     files, names = manifest["files"], [each["name"] for each in manifest["files"]]
     expect("tokenizer", manifest["tokenizer"], TOKENIZER)
     expect("order of files", names, sorted(names))
+    documents: list[Document] = []
     for number, each in enumerate(files):
         pattern = PATHS.get(manifest["format"], PATHS["datasets"])
         pattern = pattern.format(name=each["name"], number=number, total=len(files))
         expect(f"pattern of {each['path']}", bool(re.fullmatch(pattern, each["path"])), True)
-        check_exported_file(Path(directory) / each["path"], each, manifest)
-    expect("statistics", manifest["statistics"], add_up(each["statistics"] for each in files))
+        documents += check_exported_file(Path(directory) / each["path"], each, manifest)
+    check_statistics("the export", documents, manifest["statistics"])

@@ -8,9 +8,19 @@ from rich.console import Console
 from support.shard_sets import as_version_1, real_texts, write_shards
 
 from pipeline.patch.collect import closed_set, committed_shards, sum_shards
-from pipeline.shards.closing import Closing
-from pipeline.shards.entries import committed_names
+from pipeline.patch.verify import verify_set
+from pipeline.shards.closing import Closing, make_part
+from pipeline.shards.entries import (
+    ShardEntry,
+    commit_entry,
+    committed_names,
+    entry_path,
+    read_entries,
+)
 from pipeline.shards.shard_set import ShardSet
+from pipeline.shards.verify import verify
+from pipeline.statistics.summary import Summary
+from pipeline.storage.checked_json import to_json
 from pipeline.storage.output import OutputDirectory
 
 
@@ -50,3 +60,40 @@ def test_what_is_not_closed_or_of_version_1_is_closed(whole, tmp_path):
     assert closed_set(output, Console(file=said)) is None
     (url / "manifest.json").unlink()
     assert closed_set(output, Console(file=said)) is None and not said.getvalue()
+
+
+class Counted:
+    """A filesystem that keeps the names of the operations asked of it."""
+
+    def __init__(self, filesystem):
+        self.filesystem, self.asked = filesystem, []
+
+    def __getattr__(self, name):
+        self.asked.append(name)
+        return getattr(self.filesystem, name)
+
+
+def test_a_part_of_a_remote_set_takes_few_requests():
+    output = OutputDirectory("memory://collect/few_requests")
+    entries = [ShardEntry(f"{i:06d}-00000-00000", "a", last=True) for i in range(200)]
+    summary = Summary()
+    summary.reject(["broken"])
+    for entry in entries:
+        commit_entry(output, entry)
+        output.write(entry.summary_path, to_json(summary.to_json()))
+    counted = output.filesystem = Counted(output.filesystem)
+    part = make_part(output, list(read_entries(output).values()))
+    assert part.summary.reasons == {"broken": 200} and part.entries.num_rows == 200
+    assert sum(name.startswith("cat") for name in counted.asked) < 10
+    output.remove(entries[7].summary_path)
+    assert make_part(output, entries).summary is None
+
+
+def test_workers_find_the_problems_that_verification_names(local_ray, tmp_path):
+    lost, changed = write_shards(str(tmp_path), [text[:300] for text in real_texts(24)]).entries
+    output = OutputDirectory(str(tmp_path))
+    (tmp_path / lost.path).unlink()
+    (tmp_path / entry_path(changed.name)).unlink()
+    (tmp_path / "shards" / "other.arrow").touch()
+    problems = verify_set(output, Console(quiet=True), 2)
+    assert len(problems) == 4 and problems == list(verify(ShardSet(str(tmp_path))))
