@@ -328,6 +328,9 @@ def test_files_that_cannot_be_read(blt, tmp_path):
     for content in (b"", b"{", b"\xef\xbb\xbf{}", b"\xff\xfe{}"):
         config.write_bytes(content)
         refused("config.json: is no JSON")
+    for wrong in ({"rope_theta": "500000"}, {"n_layers_global": True}, {"dim_local": "16"}):
+        config.write_text(json.dumps({**good, **wrong}))
+        refused(f"{next(iter(wrong))}: .* is no (whole )?number")
     config.write_text(json.dumps({**good, "format": "blt-titan/blt/2"}))
     refused("format 'blt-titan/blt/2' is not that of a BLT .* or of a later release")
 
