@@ -21,6 +21,7 @@ from pipeline.cli.flags import check_at_least, check_directory
 from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_line, print_problems, print_whole
 from pipeline.errors import ConfigError
+from pipeline.storage.checked_json import strict_json
 from train.compare.experiment import CLEAN, Experiment, Form, read_experiment
 
 
@@ -73,7 +74,6 @@ def run(config: CompareConfig, console: Console) -> int:
     # torchtitan takes seconds to load: only when the flags are right.
     from train.compare.comparison import plan_comparison
     from train.compare.data import Data
-    from train.compare.page import as_json
 
     output = Path(config.output).absolute()
     comparison = plan_comparison(
@@ -90,7 +90,7 @@ def run(config: CompareConfig, console: Console) -> int:
     )
     results = comparison.results()
     if config.json:
-        print(json.dumps(as_json(results), allow_nan=False))
+        print(json.dumps(strict_json(results), allow_nan=False))
     else:
         print_results(results, comparison.folder, Console())
     print_problems(console, [f"failed: {failure}" for failure in failures])

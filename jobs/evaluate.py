@@ -15,6 +15,7 @@ from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems, print_whole
 from pipeline.errors import ConfigError
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.storage.checked_json import strict_json
 
 if TYPE_CHECKING:
     from pipeline.evaluate.job import BitsPerByte, Evaluation
@@ -57,7 +58,8 @@ def run_harness(config: EvaluateConfig) -> int:
     result = evaluate_tasks(config)
     if config.json:
         names = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
-        print(json.dumps({name: result[name] for name in names if name in result}, default=str))
+        values = strict_json({name: result[name] for name in names if name in result})
+        print(json.dumps(values, allow_nan=False, default=str))
     else:
         print(make_table(result))
         if "groups" in result:

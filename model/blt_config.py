@@ -18,6 +18,7 @@ from model.widths import (
     check_heads,
     check_numbers,
     check_rope_scaling,
+    check_types,
     default_hidden_dim,
 )
 
@@ -154,6 +155,7 @@ class BLTConfig:
         object.__setattr__(self, "rope_scaling_global", tuple(self.rope_scaling_global or ()))
         check_rope_scaling("rope_scaling_global", self.rope_scaling_global)
         check_initialisation(self.init_std_factor, self.init_base_std)
+        check_types(self)
         check_numbers(asdict(self))
         for part in PARTS:
             names = f"n_heads_{part}", f"n_kv_heads_{part}"

@@ -4,11 +4,15 @@ shapes of both kinds of models share.
 
 import math
 from collections.abc import Mapping
-from dataclasses import field, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from dataclasses import field, fields, replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from model.initialisation import InitStdFactor, check_initialisation
 from model.tokenizer import VOCAB_SIZE
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ADDED_LATER = "added later"
 """Key in the metadata of a shape's field: descriptions of models that were written before the field
@@ -28,6 +32,10 @@ MOST = {
 trained, and small enough that a typing error is refused at once instead of filling the memory."""
 MOST_OTHERWISE = 2**31 - 1
 """The largest number whose name is not among them."""
+
+
+NUMBERS: dict[Any, tuple[type, str]] = {int: (Integral, "whole number"), float: (Real, "number")}
+"""What a number may be, by the type of its default, in code and in words."""
 
 
 class BlockShape(NamedTuple):
@@ -91,6 +99,7 @@ class StackShape:
 
     def __post_init__(self) -> None:
         check_initialisation(self.init_std_factor, self.init_base_std)
+        check_types(cast("DataclassInstance", self))
         check_numbers(vars(self))
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
@@ -148,6 +157,22 @@ def resized(shape: S, changes: Mapping[str, Any]) -> S:
 def added_later(default: Any) -> Any:
     """A field of a shape that older descriptions of models lack: :data:`ADDED_LATER`."""
     return field(default=default, metadata={ADDED_LATER: True})
+
+
+def check_types(shape: "DataclassInstance") -> None:
+    """Check that what a shape has a number for by default is one: YAML and JSON by other hands hold
+    texts such as "1e-5". None is what it means elsewhere.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
+    for each in fields(shape):
+        value, default = getattr(shape, each.name), type(each.default)
+        if default not in NUMBERS or value is None:
+            continue
+        known, words = NUMBERS[default]
+        if isinstance(value, bool) or not isinstance(value, known):
+            raise ValueError(f"{each.name}: {value!r:.80} is no {words}")
 
 
 def check_numbers(values: Mapping[str, object]) -> None:

@@ -355,6 +355,9 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
     """
     if "://" in source and not source.startswith("hf://"):
         with tempfile.TemporaryDirectory() as temporary:
+            # A directory below: what lies beside a checkpoint is looked at, too.
+            directory = Path(temporary, "checkpoint")
+            directory.mkdir()
             try:
                 filesystem, path = fsspec.core.url_to_fs(source)
                 # An entropy model may lie in a directory below.
@@ -362,13 +365,13 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
                 if not files:
                     raise FileNotFoundError("there are no files there")
                 for file in files:
-                    target = Path(temporary, file.removeprefix(path).lstrip("/"))
+                    target = Path(directory, file.removeprefix(path).lstrip("/"))
                     if target.suffix in (".json", ".safetensors", ".pth"):
                         target.parent.mkdir(exist_ok=True)
                         filesystem.get_file(file, str(target))
             except Exception as error:  # each filesystem has its own; all mean the same here
                 raise CheckpointError(f"cannot read the {what} in {source}: {error}") from error
-            yield Path(temporary)
+            yield directory
     elif Path(source).is_dir():
         yield Path(source)
     elif source in built_in():

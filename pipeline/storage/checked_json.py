@@ -3,7 +3,9 @@
 import contextlib
 import json
 import re
+from collections.abc import Mapping
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -65,3 +67,12 @@ def parse_checked_json(data: bytes) -> Any:
         if found is None or xxhash.xxh3_64_intdigest(whole) != int(found[1], 16):
             raise ValueError("its check is not the hash of its content")
     return values
+
+
+def strict_json(value: Any) -> Any:
+    """A value without the numbers that JSON lacks, such as the loss of a run that diverged."""
+    if isinstance(value, Mapping):
+        return {key: strict_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

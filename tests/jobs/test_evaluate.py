@@ -298,6 +298,17 @@ def test_harness_tasks_need_lm_eval(there, run, monkeypatch):
     assert "--harness-tasks: lm-eval cannot be imported" in done.error and "harness" in done.error
 
 
+def test_results_of_tasks_are_json_for_every_reader(there, run, monkeypatch):
+    """A metric may have no value, such as the deviation over a single document."""
+    from pipeline.evaluate import harness
+
+    found = {"results": {"task": {"f1,none": float("nan"), "acc,none": 0.5}}, "configs": {}}
+    monkeypatch.setattr(harness, "evaluate_tasks", lambda config: found)
+    done = run("--model", there / "both", "--harness-tasks", "task", "--json")
+    values = json.loads(done.out, parse_constant=pytest.fail)
+    assert values == {"results": {"task": {"f1,none": None, "acc,none": 0.5}}}
+
+
 def test_help_tells_of_windows(run, capsys):
     done = run("--help")
     assert done.status == 0

@@ -5,7 +5,6 @@ Its words are in ``page.html.j2``, and in :mod:`train.compare.wording` if they d
 
 import json
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from markupsafe import Markup
 
 from pipeline.drawing.page import render_page
 from pipeline.drawing.plots import plot_png, plot_svg
+from pipeline.storage.checked_json import strict_json
 from pipeline.storage.output import OutputDirectory
 from train.compare.figures import Results
 from train.compare.plots import PLOTS
@@ -48,7 +48,7 @@ def write_page(results: Mapping[str, Any], folder: Path) -> None:
     read = Results.from_json(results)
     output = OutputDirectory(str(folder))
     # The order of keys has a meaning: the first held-out text is the one that curves show.
-    output.write(DATA, json.dumps(as_json(results), indent=1, allow_nan=False).encode())
+    output.write(DATA, json.dumps(strict_json(results), indent=1, allow_nan=False).encode())
     for name, each in PLOTS.items():
         if each.applies(read):
             output.write(f"{name}.png", plot_png(each, read, legend=False))
@@ -82,12 +82,3 @@ def comparison_page(results: Results) -> str:
         plots=plots,
         missing=MISSING,
     )
-
-
-def as_json(value: Any) -> Any:
-    """A value without the numbers that JSON lacks, such as the loss of a run that diverged."""
-    if isinstance(value, Mapping):
-        return {key: as_json(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

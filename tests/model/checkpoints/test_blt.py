@@ -4,6 +4,7 @@ import json
 import os
 import random
 import stat
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -327,6 +328,9 @@ def test_files_that_cannot_be_read(blt, tmp_path):
     for content in (b"", b"{", b"\xef\xbb\xbf{}", b"\xff\xfe{}"):
         config.write_bytes(content)
         refused("config.json: is no JSON")
+    for wrong in ({"rope_theta": "500000"}, {"n_layers_global": True}, {"dim_local": "16"}):
+        config.write_text(json.dumps({**good, **wrong}))
+        refused(f"{next(iter(wrong))}: .* is no (whole )?number")
     config.write_text(json.dumps({**good, "format": "blt-titan/blt/2"}))
     refused("format 'blt-titan/blt/2' is not that of a BLT .* or of a later release")
 
@@ -367,6 +371,15 @@ def test_urls(blt, tmp_path):
     for missing in ("memory://bucket/no", "nosuchprotocol://x/y", str(tmp_path / "no"), "./a/b"):
         with pytest.raises(CheckpointError, match=missing.partition(":")[0]):
             load_blt(missing)
+
+
+def test_strangers_beside_a_temporary_copy_are_not_read(blt, small_model, tmp_path, monkeypatch):
+    """Everybody may write an entropy_model into the directory of temporary files."""
+    save_blt(blt, tmp_path / "saved")
+    save_entropy_model(small_model, tmp_path / "temporary" / "entropy_model")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(CheckpointError, match="holds no entropy model, and there is none beside"):
+        load_entropy_model_of(f"file://{tmp_path}/saved")
 
 
 def test_hub(blt, tmp_path):

@@ -265,6 +265,9 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     for text in ("{", "[]"):
         config.write_text(text)
         refused(str(tmp_path))
+    for wrong in ({"norm_eps": "1e-5"}, {"n_layers": True}, {"window": 2.5}):
+        config.write_text(json.dumps({**good, **wrong}))
+        refused(f"{next(iter(wrong))}: .* is no (whole )?number")
     config.write_text(json.dumps({**good, "format": "blt-titan/blt/1"}))
     refused("format 'blt-titan/blt/1' is not that of an entropy model")
 
