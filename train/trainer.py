@@ -87,7 +87,7 @@ class ByteTrainer(Trainer):
             """Open to the end of the training: see :meth:`Checkpointer.written_alone`."""
 
     def _prepare(self) -> None:
-        """What is needed beside torchtitan's parts."""
+        """Make what is needed beside torchtitan's parts."""
         config = self.config
         shape, notes = self.model_config.shape, self.dataloader.notes
         if isinstance(shape, BLTConfig):

@@ -16,7 +16,7 @@ SPECIAL = {"boe": BOE_ID, "bos": BOS_ID, "eos": EOS_ID, "bpe": BPE_ID}
 
 
 def special_token(name: str) -> str:
-    """What transformers' tokenizer calls an id of SPECIAL."""
+    """The name of an id of SPECIAL for transformers' tokenizer."""
     return f"<|blt_titan_{name}|>"
 
 

@@ -74,7 +74,7 @@ class InputFormat(ABC):
     has_byte_ranges: ClassVar[bool] = False
     """True if parts are ranges of bytes, and a position is the offset of a record's first byte."""
     asked: ClassVar[str] = ""
-    """Where in a file the names of its columns are looked for, if others may follow."""
+    """The part of a file in which the names of its columns are looked for, if others may follow."""
     is_looked_into: ClassVar[bool] = True
     """False: a file is never cut and offers no columns, so that its name and size say all."""
     is_data: ClassVar[bool] = True

@@ -102,7 +102,7 @@ def find_corpus(name: str) -> Corpus:
 
 
 def in_other_splits(names: Collection[str]) -> set[str]:
-    """Of the files of a dataset's repository, those in another split than train.
+    """The files of a dataset's repository that are in another split than train.
 
     The names of files and directories tell splits, by the same words as for the ``datasets``
     library. Files whose names tell none are in no other split, nor is any if none is called train.

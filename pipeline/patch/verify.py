@@ -23,7 +23,7 @@ class _Shared(NamedTuple):
     shards: ShardSet
     """Without its entries."""
     rows: pa.RecordBatch
-    """Of all shards. The workers of a node share its memory."""
+    """A row per shard. The workers of a node share its memory."""
 
 
 def verify_set(output: OutputDirectory, console: Console, workers: int | None) -> list[str]:

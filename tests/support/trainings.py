@@ -40,7 +40,7 @@ class Training:
     ranks: list[Any] = field(default_factory=list)
     """Its processes."""
     store: TCPStore | None = None
-    """Where they meet."""
+    """The place where they meet."""
 
     def __post_init__(self) -> None:
         self.records = self.folder / f"records-{time.monotonic_ns()}"

@@ -53,7 +53,7 @@ def test_another_kind_of_device_is_refused(ngram_model):
 
 @pytest.mark.parametrize("place", ["segment_entropies", "to_device"])
 def test_a_gpu_without_memory_is_told(ngram_model, monkeypatch, place):
-    """Where scores are computed, and where the model is put: with the node, and what to do."""
+    """With the node and what to do, while scores are computed and when the model is put there."""
 
     def full(*args):
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
