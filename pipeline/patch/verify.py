@@ -45,7 +45,10 @@ def verify_set(output: OutputDirectory, console: Console, workers: int | None) -
 
     shared = _Shared(shards.without_entries(), shard_rows(entries))
     sizes = {number: shard.bytes for number, shard in enumerate(entries)}
-    run_stage("verifying", _verify_piece, sizes, shared, console, workers=workers, receive=receive)
+    outcome = run_stage(
+        "verifying", _verify_piece, sizes, shared, console, workers=workers, receive=receive
+    )
+    problems += outcome.unreachable  # what cannot be read is not right
     problems += [problem for number in sorted(found) for problem in found[number]]
     return [*problems, *sum_problems(shards, total)]
 

@@ -309,6 +309,11 @@ def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_her
     assert earlier.startswith(
         "an earlier run, without --on-bad-document fail, rejected 2 documents"
     )
+    # Those that are as they were are read again where that is asked for.
+    again = run_here(*flags, "--json", "--retry-failed")
+    assert json.loads(again.stdout)["failures"] == failed
+    assert again.stderr.count(" was broken: reading it again") == 2
+    assert f"{corpus}/dtype.parquet was broken: reading it again" in again.stderr
 
 
 WRONG = {

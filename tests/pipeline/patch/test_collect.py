@@ -8,6 +8,7 @@ from rich.console import Console
 from support.counted_requests import Counted
 from support.shard_sets import as_version_1, real_texts, write_shards
 
+from pipeline.cluster.stage import StageOutcome
 from pipeline.patch.collect import closed_set, committed_shards, sum_shards
 from pipeline.patch.verify import verify_set
 from pipeline.shards.closing import Closing, make_part
@@ -87,3 +88,12 @@ def test_workers_find_the_problems_that_verification_names(local_ray, tmp_path):
     (tmp_path / "shards" / "other.arrow").touch()
     problems = verify_set(output, Console(quiet=True), 2)
     assert len(problems) == 4 and problems == list(verify(ShardSet(str(tmp_path))))
+
+
+def test_a_shard_that_workers_cannot_reach_is_a_problem(tmp_path, monkeypatch):
+    """A stage lists what is away, and goes on."""
+    write_shards(str(tmp_path), [text[:300] for text in real_texts(3)])
+    away = StageOutcome({}, ["s3://bucket/a.arrow: does not answer"], {})
+    monkeypatch.setattr("pipeline.patch.verify.run_stage", lambda *_, **__: away)
+    problems = verify_set(OutputDirectory(str(tmp_path)), Console(quiet=True), 2)
+    assert problems[0] == "s3://bucket/a.arrow: does not answer"
