@@ -48,16 +48,11 @@ def tree_attention(position_T: Tensor, last_T: Tensor, window: int | None) -> At
     position_T = F.pad(position_T, (0, padding))
     places_T = torch.arange(len(position_T), device=position_T.device)
     last_T = torch.where(places_T < tokens, F.pad(last_T, (0, padding)), places_T)
-    count_N, index_NN = needed_blocks(position_T, last_T, window)
-
-    def sees(q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (q <= last_T[k]) & (position_T[q] - position_T[k] < window)
-
     attend: Attend
     if position_T.is_cpu:
-        attend = _ListedBlocks(count_N, index_NN, sees)
+        attend = _ListedBlocks(position_T, last_T, window)
     else:
-        mask = _block_mask(count_N, index_NN, sees)
+        mask = tree_block_mask(position_T, last_T, window)
         attend = partial(attention._compiled_flex(), mask=mask)
     if not padding:
         return attend
@@ -91,10 +86,19 @@ def needed_blocks(position_T: Tensor, last_T: Tensor, window: int) -> tuple[Tens
     return needed_NN.sum(1), needed_NN.int().argsort(dim=1, descending=True, stable=True)
 
 
+def _sees(position_T: Tensor, last_T: Tensor, window: int) -> Sees:
+    def sees(q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (q <= last_T[k]) & (position_T[q] - position_T[k] < window)
+
+    return sees
+
+
 class _ListedBlocks(BlockedAttention):
     """The attention on a CPU: blocks that need equally many blocks are one call."""
 
-    def __init__(self, count_N: Tensor, index_NN: Tensor, sees: Sees):
+    def __init__(self, position_T: Tensor, last_T: Tensor, window: int):
+        count_N, index_NN = needed_blocks(position_T, last_T, window)
+        sees = _sees(position_T, last_T, window)
         self.groups = []
         within_B = torch.arange(BLOCK)
         for count in count_N.unique().tolist():
@@ -106,13 +110,15 @@ class _ListedBlocks(BlockedAttention):
             self.groups.append((block_G, k_GK, mask.unsqueeze(1)))
 
 
-def _block_mask(count_N: Tensor, index_NN: Tensor, sees: Sees) -> BlockMask:
-    """FlexAttention's mask, for a GPU."""
+def tree_block_mask(position_T: Tensor, last_T: Tensor, window: int) -> BlockMask:
+    """FlexAttention's mask, for a GPU; arguments as for :func:`needed_blocks`."""
+    count_N, index_NN = needed_blocks(position_T, last_T, window)
+    sees = _sees(position_T, last_T, window)
 
     def inside(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return sees(q, k)
 
-    tokens = len(count_N) * BLOCK
+    tokens = len(position_T)
     return BlockMask.from_kv_blocks(
         count_N.int()[None, None],
         index_NN.int()[None, None],

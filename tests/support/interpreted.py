@@ -3,13 +3,17 @@
 Everything up to the source of the kernels is what a process with an H200 does; then numpy executes
 that source, tile by tile. So it is the real kernel whose values are compared, but not its speed,
 its memory or the rounding of a card. Triton has to be imported with TRITON_INTERPRET=1, for which
-the process must be a new one.
+the process must be a new one: :func:`support.interpreted_process.run_interpreted` starts it.
 """
 
+import ctypes
+import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +28,7 @@ from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor import config, ir
 from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.codecache import PyCodeCache
+from torch._inductor.codecache import CppCodeCache, PyCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes import joint_graph, post_grad
 from torch._inductor.graph import GraphLowering
@@ -73,11 +77,45 @@ def _strided_like(out: Tensor, query_strides: list[int]) -> Tensor:
 
 
 def _lost_unless_written(shape: Any, strides: Any, dtype: torch.dtype) -> Tensor:
-    return torch.empty_strided(shape, strides, dtype=dtype).fill_(torch.nan)
+    lost = torch.nan if dtype.is_floating_point else 99
+    return torch.empty_strided(shape, strides, dtype=dtype).fill_(lost)
 
 
 def _interpret(_self: AsyncCompile, name: str, source: str, *_args: Any, **_kw: Any) -> Any:
+    # CUDA's library of functions is machine code; Triton has these itself.
+    source = re.sub(r"libdevice\.(exp|log|cos|sin|sqrt|rsqrt)\(", r"tl_math.\1(", source)
     return getattr(PyCodeCache.load(source), name)
+
+
+_NO_GUARD = """
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+static c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
+static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
+extern "C" void kernel() {}
+"""
+"""Indexing a tensor changes to its device, also if it has shapes alone. A build for CPUs cannot."""
+
+
+@functools.cache
+def _let_devices_change() -> None:
+    ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"), mode=ctypes.RTLD_GLOBAL)
+    CppCodeCache.load(_NO_GUARD)
+
+
+def _move_to_card(graph: torch.fx.GraphModule) -> list[Any]:
+    """Let the graph make its tensors on the card. Returns its arguments there, without values."""
+    for node in graph.graph.nodes:
+        if node.kwargs.get("device") is not None:
+            node.kwargs = {**node.kwargs, "device": torch.device("cuda:0")}
+    graph.recompile()
+    # The sizes of these may be symbols, those of the backend's arguments are numbers.
+    values = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
+    return [
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+        if isinstance(x, Tensor)
+        else x
+        for x in values
+    ]
 
 
 @contextmanager
@@ -111,6 +149,8 @@ def _as_with_a_card() -> Iterator[ExitStack]:
             (post_grad, "lazy_init", lambda *device: None),
         ):
             stack.enter_context(patch.object(owner, name, value, create=owner is torch._C))
+        # Constants would be made on the card to see their values.
+        stack.enter_context(config.patch(joint_graph_constant_folding=False))
         stack.enter_context(config.patch(compile_threads=1, fx_graph_cache=False))
         yield stack
 
@@ -122,8 +162,9 @@ def interpreter(options: Mapping[str, Any]) -> Callable[..., Callable[..., Any]]
         options: inductor's settings.
     """
     triton.runtime.driver.set_active(_Driver())
+    _let_devices_change()
 
-    def compiled(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    def compiled(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
         written: list[str] = []
 
         def keep(code: str) -> None:
@@ -137,12 +178,7 @@ def interpreter(options: Mapping[str, Any]) -> Callable[..., Callable[..., Any]]
         with _as_with_a_card() as stack:
             stack.enter_context(patch.object(GraphLowering, "save_output_code", keep))
             with mode:
-                on_card = [
-                    torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
-                    if isinstance(x, Tensor)
-                    else x
-                    for x in inputs
-                ]
+                on_card = _move_to_card(graph)
             try:
                 compile_fx(graph, on_card, config_patches=dict(options))
             except Exception:

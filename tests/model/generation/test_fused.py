@@ -4,8 +4,10 @@ import functools
 
 import pytest
 import torch
+from support.interpreted_process import run_interpreted
 
 from model.generation import fused
+from model.layers import attention
 from model.layers.attention import RotaryAngles
 
 
@@ -57,6 +59,28 @@ def test_compiled_is_plain(traced):
             done.add(function)
     every = {each for each in vars(fused).values() if isinstance(each, fused.Fused)}
     assert done == every
+
+
+def check_kernels() -> None:
+    """Compiled as for a GPU, for all sizes at once: of two batches the second meets the kernels
+    that the first made."""
+    from support.interpreted import interpreter
+
+    attention.turn_complex = attention.turn_real
+    compiled: dict[fused.Fused, object] = {}
+    for batch in (2, 5):
+        for function, arguments in cases(batch):
+            plain = function._function
+            if function not in compiled:
+                compiled[function] = torch.compile(plain, backend=interpreter({}), dynamic=True)
+            with torch.inference_mode():
+                torch.testing.assert_close(compiled[function](*arguments), plain(*arguments))
+
+
+def test_kernels_of_a_gpu():
+    """Their values, run by Triton's interpreter."""
+    pytest.importorskip("triton", reason="kernels for GPUs are generated as Triton")
+    run_interpreted(check_kernels)
 
 
 def test_own_patches_by_hand():

@@ -1,15 +1,8 @@
-"""The kernel of FlexAttention with which a GPU scores: its values, run by Triton's interpreter.
-
-The kernel runs in a process of its own, because Triton is imported as a compiler or as an
-interpreter, once and for all.
-"""
-
-import os
-import subprocess
-import sys
+"""The kernel of FlexAttention with which a GPU scores: its values, run by Triton's interpreter."""
 
 import pytest
 import torch
+from support.interpreted_process import run_interpreted
 from torch import Tensor
 
 from model.layers.attention import (
@@ -76,13 +69,4 @@ def check_kernels() -> None:
 
 def test_values_of_the_kernel():
     pytest.importorskip("triton", reason="kernels for GPUs are generated as Triton")
-    code = f"from {__name__} import check_kernels; check_kernels()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_interpreted(check_kernels)

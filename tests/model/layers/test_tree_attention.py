@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from support.interpreted_process import run_interpreted
 from torch import Tensor
 
 from model.layers.attention import BLOCK, attend_flex, segment_attention
-from model.layers.tree_attention import _block_mask, needed_blocks, tree_attention
+from model.layers.tree_attention import needed_blocks, tree_attention, tree_block_mask
 
 # Tokens that each document shares with the one before it, and tokens of its own.
 FORESTS = {
@@ -33,35 +34,68 @@ def paths(forest: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(position), last_T, sees_TT
 
 
-@pytest.mark.parametrize("window", [1, 60, 200, None])
-@pytest.mark.parametrize("name", FORESTS)
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_a_token_sees_those_before_it_in_its_document(name, window):
-    position_T, last_T, sees_TT = paths(FORESTS[name])
+def example(forest: list[tuple[int, int]], window: int | None, dim: int) -> tuple[Tensor, ...]:
+    """Positions, last followers, queries, keys, values, and what attention has to return."""
+    position_T, last_T, sees_TT = paths(forest)
     tokens = len(position_T)
     distance_TT = position_T[:, None] - position_T
     allowed_TT = sees_TT & (distance_TT < (window or tokens))
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(tokens, heads, 8, generator=generator) for heads in (4, 2, 2))
-    scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(2, 1)) / 8**0.5
+    q, k, v = (torch.randn(tokens, heads, dim, generator=generator) for heads in (4, 2, 2))
+    scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(2, 1)) / dim**0.5
     weights = scores.masked_fill(~allowed_TT, -torch.inf).softmax(-1)
     expected = torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(2, 1))
-    found = tree_attention(position_T, last_T, window)(q, k, v)
+    return position_T, last_T, q, k, v, expected
+
+
+def padded_to_blocks(position_T: Tensor, last_T: Tensor, *qkv: Tensor) -> tuple[Tensor, ...]:
+    tokens, padding = len(position_T), -len(position_T) % BLOCK
+    position_T = torch.nn.functional.pad(position_T, (0, padding))
+    last_T = torch.cat([last_T, torch.arange(tokens, tokens + padding)])
+    return position_T, last_T, *(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, padding)) for x in qkv)
+
+
+@pytest.mark.parametrize("window", [1, 60, 200, None])
+@pytest.mark.parametrize("name", FORESTS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_token_sees_those_before_it_in_its_document(name, window):
+    position_T, last_T, *qkv, expected = example(FORESTS[name], window, 8)
+    found = tree_attention(position_T, last_T, window)(*qkv)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
     # The same mask and lists of blocks, as a GPU has them.
-    padding = -tokens % BLOCK
-    position_T = torch.nn.functional.pad(position_T, (0, padding))
-    last_T = torch.cat([last_T, torch.arange(tokens, tokens + padding)])
-    listed = needed_blocks(position_T, last_T, window or tokens)
-
-    def sees(q: Tensor, k: Tensor) -> Tensor:
-        distance = position_T[q] - position_T[k]
-        return (k <= q) & (q <= last_T[k]) & (distance < (window or tokens))
-
-    q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
-    fused = attend_flex(q, k, v, _block_mask(*listed, sees))[:tokens]
+    tokens = len(position_T)
+    position_T, last_T, *qkv = padded_to_blocks(position_T, last_T, *qkv)
+    mask = tree_block_mask(position_T, last_T, window or tokens)
+    fused = attend_flex(*qkv, mask)[:tokens]
     torch.testing.assert_close(fused, expected, atol=1e-5, rtol=1e-5)
+
+
+def check_kernel() -> None:
+    """One compiled for a size, then one for all."""
+    from support.interpreted import interpreter
+    from torch.nn.attention import flex_attention
+
+    flex_attention._validate_device = lambda *tensors: None
+    compiled = torch.compile(attend_flex, backend=interpreter({}))
+    for forest, window in (
+        ([(0, 200), (150, 100), (30, 84)], None),
+        ([(0, 300), (290, 150), (290, 62)], 100),
+        ([(0, 100)], None),
+    ):
+        position_T, last_T, *qkv, expected = example(forest, window, 64)
+        tokens = len(position_T)
+        position_T, last_T, *qkv = padded_to_blocks(position_T, last_T, *qkv)
+        with torch.no_grad():
+            mask = tree_block_mask(position_T, last_T, window or tokens)
+            found = compiled(*qkv, mask)[:tokens]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_values_of_the_kernel():
+    """That of a GPU, run by Triton's interpreter."""
+    pytest.importorskip("triton", reason="kernels for GPUs are generated as Triton")
+    run_interpreted(check_kernel)
 
 
 def test_the_module_s_example():

@@ -205,7 +205,7 @@ def test_layers_compile_once_for_all_batches(monkeypatch):
         return functools.partial(attention._compiled_flex(), mask=mask)
 
     def trees_of_gpus(*arguments: object) -> attention.Attend:
-        mask = tree_attention._block_mask(*arguments)
+        mask = tree_attention.tree_block_mask(*arguments)
         return functools.partial(attention._compiled_flex(), mask=mask)
 
     model, graphs = tiny.blt(), Graphs()
