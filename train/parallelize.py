@@ -245,6 +245,26 @@ def keep_unsharded(model: nn.Module, keep: bool) -> None:
         model.set_reshard_after_backward(not keep)
 
 
+def holds_gradients(training: TrainingConfig, ranks: int) -> bool:
+    """True if ranks hold whole gradients for the microbatches of a step, and the last one alone
+    hands them to the optimizer.
+
+    Where a rank's share is the whole, a sum over one rank would copy all gradients twice in each
+    microbatch, to add them afterwards.
+
+    Args:
+        ranks: how many ranks share the weights.
+    """
+    return ranks == 1 and not training.enable_cpu_offload  # whose gradients are not on the device
+
+
+def hold_gradients(model: nn.Module, hold: bool) -> None:
+    """Let the next backward add to the gradients that the rank holds, or sum those over ranks and
+    copies and hand them on."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not hold)
+
+
 def sum_over_copies(model: nn.Module, now: bool) -> None:
     """Let the next backward sum gradients over the copies of a model (HSDP), or leave that to a
     later one of the same step, which then sums them all.

@@ -35,7 +35,13 @@ from train.data.held_out import validation_sets
 from train.data.named import check_sets
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts
-from train.parallelize import keep_unsharded, keeps_unsharded, sum_over_copies
+from train.parallelize import (
+    hold_gradients,
+    holds_gradients,
+    keep_unsharded,
+    keeps_unsharded,
+    sum_over_copies,
+)
 from train.refusals import check_batch, check_config, out_of_memory
 from train.samples import Samples, SamplesConfig
 from train.shape_flags import ShapeFlags, set_shape
@@ -101,7 +107,9 @@ class ByteTrainer(Trainer):
         self.samples = self._make_samples() if config.samples.freq > 0 else None
         self.skipped = SkippedSteps(config.skipping, folder, self.dataloader.stream.fingerprint())
         self.metrics_processor.skipped_steps = len(self.skipped.steps)
-        self._keeps_unsharded = keeps_unsharded(config.parallelism, self.parallel_dims.dp_shard)
+        shards = self.parallel_dims.dp_shard
+        self._keeps_unsharded = keeps_unsharded(config.parallelism, shards)
+        self._holds_gradients = holds_gradients(config.training, shards)
 
     def _describe(self, shape: Shape, notes: list[str]) -> None:
         """Log what is to be said of the shard sets, and write ``model.json``."""
@@ -218,15 +226,17 @@ class ByteTrainer(Trainer):
         return super().post_dataloading_process(input_dict, labels.long())
 
     def forward_backward_step(self, **microbatch: Any) -> Tensor:
-        """torchtitan's. Only the last microbatch of a step sums gradients over copies of the model,
-        and the others leave whole weights for the next one where they are kept anyway."""
+        """torchtitan's. Only the last microbatch of a step sums gradients over copies of the model;
+        where a rank has whole weights and gradients anyway, the others leave them for the next."""
         self.microbatches_done += 1
         # A CUDA graph would repeat what one microbatch does in all of them.
         if self.gradient_accumulation_steps > 1 and self.config.training.disable_cuda_graphs:
             another = self.microbatches_done < self.gradient_accumulation_steps
             if self._keeps_unsharded:
                 keep_unsharded(self.model_parts[0], another)
-            if self.parallel_dims.dp_replicate_enabled:
+            if self._holds_gradients:
+                hold_gradients(self.model_parts[0], another)
+            elif self.parallel_dims.dp_replicate_enabled:
                 sum_over_copies(self.model_parts[0], not another)
         return super().forward_backward_step(**microbatch)
 
