@@ -90,11 +90,21 @@ def _train(name: str | None) -> int:
     check_configuration(name)
     # torch takes seconds to load: only when an interruption is told in a sentence.
     from model.checkpoints.files import CheckpointError
+    from train.checkpoints.collective import is_lost_connection
 
     try:
         main()
     except CheckpointError as error:
         raise PipelineError(str(error)) from error
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        # The cause is elsewhere, and pages of hundreds of ranks would bury it.
+        text = str(error).splitlines()[0]
+        raise PipelineError(
+            f"rank {os.environ['RANK']} lost another rank, which ended, or gave no sign for too "
+            f"long; look for the error of the one that ended first ({text})"
+        ) from error
     return 0
 
 
