@@ -5,6 +5,8 @@ import pytest
 from support.shard_sets import real_texts, write_shards
 from support.trainings import ROWS, start, tiny
 
+from train.checkpoints.collective import is_lost_connection
+
 LOST = "error: rank 0 lost another rank, which ended"
 
 
@@ -34,3 +36,17 @@ def test_the_cause_is_told(fault, status, told, by_others, mode, shards, tmp_pat
     # A step whose writing had begun was completed.
     assert (tmp_path / "checkpoint" / "step-2" / ".metadata").exists()
     assert not (tmp_path / "checkpoint" / "lease").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:257", True),
+        ("Timed out waiting 600000ms for recv operation to complete", True),
+        ("NCCL error in: x.cpp:3, remote process exited or there was a network error", True),
+        ("CUDA error: the launch timed out and was terminated", False),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_errors_of_ranks_that_lost_another_one(text, is_lost):
+    assert is_lost_connection(RuntimeError(text)) == is_lost
