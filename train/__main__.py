@@ -2,8 +2,10 @@
 project's configurations. It runs as one process without a launcher, or under ``torchrun -m train``.
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 from rich.console import Console
 
@@ -89,13 +91,36 @@ def _train(name: str | None) -> int:
     """
     check_configuration(name)
     # torch takes seconds to load: only when an interruption is told in a sentence.
+    from train.checkpoints.collective import is_lost_connection
+
+    try:
+        with checkpoint_errors_told():
+            main()
+    except RuntimeError as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1" or not is_lost_connection(error):
+            raise
+        # The cause is elsewhere, and pages of hundreds of ranks would bury it.
+        text = str(error).splitlines()[0]
+        raise PipelineError(
+            f"rank {os.environ['RANK']} lost another rank, which ended, or gave no sign for too "
+            f"long; look for the error of the one that ended first ({text})"
+        ) from error
+    return 0
+
+
+@contextlib.contextmanager
+def checkpoint_errors_told() -> Iterator[None]:
+    """Raise errors of checkpoints as errors that commands tell in a sentence.
+
+    Raises:
+        PipelineError: a checkpoint cannot be read or written.
+    """
     from model.checkpoints.files import CheckpointError
 
     try:
-        main()
+        yield
     except CheckpointError as error:
         raise PipelineError(str(error)) from error
-    return 0
 
 
 def _config_name(arguments: list[str]) -> str | None:

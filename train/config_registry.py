@@ -29,7 +29,7 @@ from train.data.dataloader import ShardDataLoader
 from train.data.tokenizer import TitanBPETokenizer, TitanByteTokenizer
 from train.metrics import ByteMetrics
 from train.model_spec import blt_spec, entropy_spec
-from train.optimizer import BLTOptimizers
+from train.optimizer import BLTOptimizers, Optimizers
 from train.parallelize import Parallelism
 from train.shape_flags import ShapeFlags
 from train.skipping import FiniteLoss
@@ -69,17 +69,15 @@ def _config(
             it; none for the patches of the shards.
     """
     patches, tokens = model_spec.name == "blt", model_spec.name == "tokens"
-    optimizer = default_adamw(lr=lr)
+    kind = BLTOptimizers if patches else Optimizers
     dataloader = ShardDataLoader.Config(patches=patches, **rule)
-    if patches:
-        optimizer = BLTOptimizers.Config(param_groups=optimizer.param_groups)
     return ByteTrainer.Config(
         model_spec=model_spec,
         shape=ShapeFlags(model_spec.model.shape),
         hf_assets_path=".",  # unused: no tokenizer files
         tokenizer=TitanBPETokenizer.Config() if tokens else TitanByteTokenizer.Config(),
         loss=FiniteLoss.Config(),
-        optimizer=optimizer,
+        optimizer=kind.Config(param_groups=default_adamw(lr=lr).param_groups),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=warmup_steps, decay_type="cosine", min_lr_factor=min_lr_factor
         ),

@@ -29,13 +29,12 @@ from pipeline.errors import ConfigError
 from train.checkpoints.kinds import Shape, build_model
 from train.flags.assumptions import Assumptions
 from train.live_memory import activation_bytes
+from train.refusals import check_batch
 
 MASTER, MOMENTS, COMPUTED = 4, 8, 2
 """Bytes per parameter: weight or gradient in float32, AdamW's two moments, bfloat16."""
 NODE = 8
 """GPUs per node."""
-BATCH_BYTES = 1 << 24
-"""Text per step where the configuration names no batch: the paper's 16 MB (section 4.8)."""
 
 
 class Parameters(NamedTuple):
@@ -138,16 +137,15 @@ def plan(config: Any, gpus: int, assumed: Assumptions, activations: int) -> Plan
         activations: as :func:`activations_of` counts them.
 
     Raises:
-        ConfigError: the configuration asks for a layout that cannot be, or is not planned here.
+        ConfigError: the configuration asks for a layout that cannot be, or is not planned here, or
+            the GPUs cannot divide the rows of a step.
     """
     shape, training = config.model_spec.model.shape, config.training
+    check_batch(training, gpus)
     rows = training.local_batch_size
-    step_rows = training.global_batch_size
     size = assumed.bytes_per_patch
     row_bytes = training.seq_len * (size if isinstance(shape, TokenTransformerConfig) else 1)
-    if step_rows < 0:
-        step_rows = round(BATCH_BYTES / row_bytes)
-    microbatches = max(1, round(step_rows / (gpus * rows)))
+    microbatches = max(1, training.global_batch_size // (gpus * rows))
     step_bytes = round(microbatches * gpus * rows * row_bytes)
     budget = round(0.9e9 * assumed.gpu_memory)
     for shard in _groups(gpus, config.parallelism):

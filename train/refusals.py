@@ -1,5 +1,6 @@
 """Settings that models cannot be trained with, each told in a sentence that names the flag."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ def check_config(config: Any) -> None:
             "--checkpoint.no-enable: the initial weights of --checkpoint.initial-load-path would "
             "not be loaded; leave it out (--checkpoint.load-only saves nothing)"
         )
+    check_recipe(config)
+    known = ("optimizer", "lr_scheduler", "dataloader", "train_state")
+    if unknown := set(config.checkpoint.exclude_from_loading) - set(known):
+        raise ConfigError(
+            f"--checkpoint.exclude-from-loading: {min(unknown)} is no part of a step; give some of "
+            f"{', '.join(known)}"
+        )
     shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
     if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:
         raise ConfigError(
@@ -102,6 +110,8 @@ def check_config(config: Any) -> None:
                 "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "
                 "documents; leave it out, or compile the loss alone: --compile.components loss"
             )
+        if config.training.enable_cpu_offload:
+            raise ConfigError("--training.enable-cpu-offload: there is no GPU; leave it out")
         if not config.training.disable_cuda_graphs:
             raise ConfigError("--training.disable-cuda-graphs: there is no GPU; leave it on")
         if config.training.mixed_precision_param != "float32":
@@ -122,6 +132,53 @@ def check_config(config: Any) -> None:
                     f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
                     "--parallelism.hash-tables plain"
                 )
+
+
+def check_recipe(config: Any) -> None:
+    """
+    Raises:
+        ConfigError: the learning rate's schedule, AdamW or clipping have numbers with which no
+            model learns.
+    """
+    training, schedule = config.training, config.lr_scheduler
+    total, ratio = schedule.total_steps, schedule.decay_ratio
+    if total is not None and total < training.steps:
+        raise ConfigError(
+            f"--lr-scheduler.total-steps: the schedule ends after {total:,} steps, and the "
+            f"training has {training.steps:,} (--training.steps): behind its end the learning rate "
+            "would rise again, or be negative; give at least as many"
+        )
+    if not training.max_norm > 0:
+        raise ConfigError(
+            f"--training.max-norm: {training.max_norm} would leave nothing of a gradient, or turn "
+            "it round; give inf to clip none"
+        )
+    if not 0 <= schedule.min_lr_factor <= 1:
+        raise ConfigError(
+            f"--lr-scheduler.min-lr-factor: from 0 to 1, got {schedule.min_lr_factor}"
+        )
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise ConfigError(f"--lr-scheduler.decay-ratio: from 0 to 1, got {ratio}")
+    if schedule.warmup_steps < 0:
+        raise ConfigError(f"--lr-scheduler.warmup-steps: from 0 on, got {schedule.warmup_steps}")
+    for number, group in enumerate(config.optimizer.param_groups):
+        _check_adamw(group.optimizer_kwargs, f"--optimizer.param-groups.{number}.optimizer-kwargs")
+
+
+def _check_adamw(given: dict[str, Any], flags: str) -> None:
+    """
+    Raises:
+        ConfigError: a setting is out of AdamW's range. torch looks at its defaults alone, and not
+            at those of groups, as torchtitan gives them.
+    """
+    for name, values, fits, those in (
+        ("lr", [given.get("lr", 0)], lambda x: 0 <= x < math.inf, "from 0 on"),
+        ("weight_decay", [given.get("weight_decay", 0)], lambda x: 0 <= x < math.inf, "from 0 on"),
+        ("betas", given.get("betas", ()), lambda x: 0 <= x < 1, "from 0 to below 1"),
+        ("eps", [given.get("eps", 1)], lambda x: 0 < x < math.inf, "above 0"),
+    ):
+        if wrong := [value for value in values if not fits(value)]:
+            raise ConfigError(f"{flags}.{name.replace('_', '-')}: {those}, got {wrong[0]}")
 
 
 def out_of_memory(config: Any, error: torch.OutOfMemoryError) -> ConfigError:

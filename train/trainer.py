@@ -19,7 +19,7 @@ from torchtitan.trainer import Trainer
 
 from model import BLTConfig
 from model.checkpoints.token_transformer import TOKENIZER
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from train.checkpointing import Checkpointing, ProductsAC
 from train.checkpoints.collective import on_rank_0
 from train.checkpoints.entropy_model import keep_entropy_model
@@ -185,8 +185,21 @@ class ByteTrainer(Trainer):
         return super().state_dict() | {"ntokens_seen": self.ntokens_seen * self._data_ranks()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state, with this rank's share of the tokens."""
-        rank_tokens = round(state_dict["ntokens_seen"] / self._data_ranks())
+        """Continue from a state, with this rank's share of the tokens; log if steps are larger or
+        smaller than they were."""
+        training, steps, tokens = (
+            self.config.training,
+            state_dict["step"],
+            state_dict["ntokens_seen"],
+        )
+        rows = training.local_batch_size * self._data_ranks() * self.gradient_accumulation_steps
+        if tokens != steps * rows * training.seq_len:
+            logger.warning(
+                f"Batch: a step has {rows * training.seq_len:,} tokens from here on, and had "
+                f"{tokens / max(steps, 1):,.0f} on average; --training.global-batch-size fixes how "
+                "many rows it has, on any number of ranks"
+            )
+        rank_tokens = round(tokens / self._data_ranks())
         super().load_state_dict(state_dict | {"ntokens_seen": rank_tokens})
 
     def _data_ranks(self) -> int:
@@ -203,8 +216,9 @@ class ByteTrainer(Trainer):
                 return
             try:
                 super().train()
-            except PipelineError:  # of all ranks alike, so a step that is being saved is completed
-                self.checkpointer.maybe_wait_for_saving()
+            except BaseException:
+                # Its threads write until it is done, so others may not write before.
+                self.checkpointer.finish_saving()
                 raise
 
     def close(self) -> None:

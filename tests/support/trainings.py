@@ -107,12 +107,15 @@ class Training:
         return found[0]
 
 
-def start(folder: Path, *arguments: object, ranks: int = 1, fault: str = "") -> Training:
+def start(
+    folder: Path, *arguments: object, ranks: int = 1, fault: str = "", restarts: int = 0
+) -> Training:
     """Begin to train: torchtitan's arguments; the last one may choose a kind of activation
     checkpointing, as its parser wants it.
 
     Args:
         fault: see :func:`_inject`.
+        restarts: how often torchrun has started the command again.
     """
     given = [*map(str, arguments)]
     if len(given) > 1 and "--dump-folder" not in given:
@@ -123,6 +126,7 @@ def start(folder: Path, *arguments: object, ranks: int = 1, fault: str = "") -> 
         who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": training.store.port}
         where["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        where["TORCHELASTIC_RESTART_COUNT"] = restarts
         process = forks.Process(target=_rank, args=(given, who | where, training.records, fault))
         process.start()
         training.ranks.append(process)
@@ -149,9 +153,9 @@ def tiny(
     )
 
 
-def train(folder: Path, *arguments: object, ranks: int = 1, fault: str = "") -> Training:
+def train(folder: Path, *arguments: object, ranks: int = 1, **how: Any) -> Training:
     """Train to the end."""
-    training = start(folder, *arguments, ranks=ranks, fault=fault).wait()
+    training = start(folder, *arguments, ranks=ranks, **how).wait()
     assert training.exit_codes == [0] * ranks, training.output
     return training
 
@@ -221,12 +225,15 @@ BELL = 7
 
 def _inject(fault: str, records: Path) -> None:
     """Break the training: ``row``: logits of rows with the byte BELL are NaN; ``gradient``: only
-    their gradient is; ``weights``: a weight of rank 0 is NaN from step 3 on; ``slow index`` and
-    ``no room``: the index of step 4 is never written, or cannot be; ``own disks``: each rank is on
-    a machine of its own, where a path that is not absolute is on a disk of that machine."""
+    their gradient is; ``weights``: a weight of rank 0 is NaN from step 3 on; ``slow index``,
+    ``late index`` and ``no room``: the index of step 4 is never written, late, or cannot be; ``own
+    disks``: each rank is on a machine of its own, where a path that is not absolute is on a disk of
+    that machine; in step 3 the last rank has no ``memory``, or finds a shard ``unreadable``; ``full
+    node``: the last rank cannot write its part of step 4."""
     import torch
     from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 
+    from pipeline.errors import PipelineError
     from train.trainer import ByteTrainer
 
     def spoil(model: object, args: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
@@ -240,13 +247,29 @@ def _inject(fault: str, records: Path) -> None:
         model = self.model_parts[0]
         if fault == "weights" and self.step == 3 and os.environ["RANK"] == "0":
             next(model.parameters()).data.to_local().fill_(torch.nan)
+        is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if fault == "memory" and self.step == 3 and is_last:
+            model.register_forward_pre_hook(run_out_of_memory)
+        if fault == "unreadable" and self.step == 3 and is_last:
+            raise PipelineError("shards/00001.arrow: cannot be read; restore it")
         if fault in ("row", "gradient") and spoil not in model._forward_hooks.values():
             model.register_forward_hook(spoil)
         original(self, data)
 
+    def run_out_of_memory(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has")
+
+    def write_data(self: Any, plan: Any, planner: Any) -> Any:
+        is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if fault == "full node" and is_last and "step-4" in str(self.path):
+            raise OSError(28, "No space left on device")
+        return write_part(self, plan, planner)
+
     def finish(self: Any, **given: Any) -> None:
         if "step-4" in str(self.path) and fault == "slow index":
             time.sleep(60)
+        if "step-4" in str(self.path) and fault == "late index":
+            time.sleep(3)
         if "step-4" in str(self.path) and fault == "no room":
             raise OSError("No space left on device")
         write_index(self, **given)
@@ -262,6 +285,7 @@ def _inject(fault: str, records: Path) -> None:
 
     original, ByteTrainer.train_step = ByteTrainer.train_step, train_step
     write_index, _FileSystemWriter.finish = _FileSystemWriter.finish, finish
+    write_part, _FileSystemWriter.write_data = _FileSystemWriter.write_data, write_data
 
 
 def digests(weights: dict[str, Any]) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Checkpoints that are written while training goes on are those that it would have waited for."""
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,16 @@ def test_killed_while_a_step_is_saved(whole, shards, tmp_path):
     theirs = read_step(f"{whole.folder}/checkpoint/step-7").state_dict()
     found = read_step(f"file://{tmp_path}/checkpoint/step-7").state_dict()
     assert all(torch.equal(weight, theirs[name]) for name, weight in found.items())
+
+
+def test_others_may_not_write_before_a_step_is_written(shards, tmp_path):
+    """The run is ended while step 4 is being saved."""
+    run = start(tmp_path, *arguments(shards, 4), *ASYNC, fault="late index")
+    wait_for(lambda: any(record.get("step") == 5 for record in run.written))
+    os.kill(run.ranks[0].pid, signal.SIGTERM)
+    wait_for(lambda: not list(tmp_path.glob("checkpoint/lease/*.json")))
+    assert (tmp_path / "checkpoint" / "step-4" / INDEX).exists()
+    assert run.wait().exit_codes == [143]
 
 
 def test_a_step_that_cannot_be_written_is_named(whole, shards, tmp_path):

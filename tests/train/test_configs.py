@@ -61,6 +61,7 @@ def test_every_size_has_a_configuration():
             for given in (
                 ("--compile.enable", "--compile.enable: needs a GPU"),
                 ("--training.mixed-precision-param bfloat16", "--training.mixed-precision-param: "),
+                ("--training.enable-cpu-offload", "--training.enable-cpu-offload: there is no"),
                 ("--training.no-disable-cuda-graphs", "--training.disable-cuda-graphs: there is"),
             )
         ),
@@ -69,6 +70,29 @@ def test_every_size_has_a_configuration():
             "--parallelism.tensor-parallel-degree: 4 ranks cannot share the 510 features",
         ),
         ("--training.steps -3", "--training.steps: must not be negative, got -3"),
+        *(
+            (f"--optimizer.param-groups.0.optimizer-kwargs.{given}", f"--optimizer.param-g{says}")
+            for given, says in (
+                ("lr -1e-3", "roups.0.optimizer-kwargs.lr: from 0 on, got -0.001"),
+                ("lr nan", "roups.0.optimizer-kwargs.lr: from 0 on, got nan"),
+                ("eps 0", "roups.0.optimizer-kwargs.eps: above 0, got 0.0"),
+                ("betas 0.9 1", "roups.0.optimizer-kwargs.betas: from 0 to below 1, got 1.0"),
+                ("weight-decay -1", "roups.0.optimizer-kwargs.weight-decay: from 0 on, got -1.0"),
+            )
+        ),
+        ("--training.max-norm 0", "--training.max-norm: 0.0 would leave nothing of a gradient"),
+        ("--training.max-norm nan", "--training.max-norm: nan would leave"),
+        ("--lr-scheduler.min-lr-factor 2", "--lr-scheduler.min-lr-factor: from 0 to 1, got 2.0"),
+        ("--lr-scheduler.decay-ratio -1", "--lr-scheduler.decay-ratio: from 0 to 1, got -1.0"),
+        ("--lr-scheduler.warmup-steps -1", "--lr-scheduler.warmup-steps: from 0 on, got -1"),
+        (
+            "--training.steps 9 --lr-scheduler.total-steps 8",
+            "--lr-scheduler.total-steps: the schedule ends after 8 steps, and the training has 9",
+        ),
+        (
+            "--checkpoint.exclude-from-loading dataloader,optimiser",
+            "--checkpoint.exclude-from-loading: optimiser is no part of a step",
+        ),
         ("--dataloader.no-infinite", "--dataloader.no-infinite: is for validation"),
         (
             "--dump-folder s3://bucket/run --metrics.enable-tensorboard",

@@ -114,6 +114,7 @@ def test_the_smallest_group_that_fits():
     # The layout that the flags ask for.
     config.parallelism.data_parallel_replicate_degree = 2
     assert plan(config, 64, Assumptions(), activations).shard == 32
+    config.training.global_batch_size = -1
     with pytest.raises(ConfigError, match="replicate-degree: 63 GPUs cannot hold 2 copies"):
         plan(config, 63, Assumptions(), activations)
     config.parallelism.tensor_parallel_degree = 2
@@ -138,6 +139,14 @@ def test_time_and_text_of_a_step():
     # Half an interval of seconds, and ten minutes, on all GPUs.
     lost_s = many.interval * many.step_seconds / 2 + 600
     assert many.lost == pytest.approx(512 * lost_s / 3600, rel=1e-3)
+
+
+def test_a_step_without_a_batch_is_what_all_ranks_take_at_once():
+    """As in the trainer."""
+    config = entropy_100m()
+    for gpus in (1, 96):
+        one = plan(config, gpus, Assumptions(), GB)
+        assert (one.microbatches, one.step_bytes) == (1, gpus * 8 * 8192)
 
 
 def test_the_page_has_the_table_that_the_job_prints():
@@ -184,6 +193,7 @@ def test_the_job(monkeypatch, capsys):
     ("arguments", "message"),
     [
         ("--config blt_9b", "--config: there is no blt_9b; there are blt_debug, "),
+        ("--config blt_1b --gpus 8 96", "--training.global-batch-size: 2048 is no multiple of 384"),
         ("--config blt_debug --mfu 0", "--mfu: has to be positive"),
         ("--config blt_debug --gpus 0 8", "--gpus: 0 is no number of GPUs"),
         ("--config blt_debug --shape.dim-global 3", "--shape.n-heads-global: 4 heads do not"),

@@ -128,6 +128,56 @@ def test_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
     assert train(folder, *arguments(shards, ROWS)).losses == {7: whole.losses[7]}
 
 
+def test_settings_of_the_optimizer_are_those_of_the_run(whole, shards, tmp_path):
+    """From the first step on, and not those that the checkpoint was trained with."""
+    kwargs = "--optimizer.param-groups.0.optimizer-kwargs"
+    still, decayed = (copy(whole, tmp_path / name) for name in ("still", "decayed"))
+    for folder in (still, decayed):
+        for step in (6, 7):
+            shutil.rmtree(folder / "checkpoint" / f"step-{step}")
+    run = train(still, *arguments(shards, ROWS), f"{kwargs}.lr", 0.0)
+    assert "Optimizer: lr was 0.003 and is 0.0 from here on." in run.output
+    before, after = (weights(f"{still}/checkpoint/step-{step}") for step in (4, 6))
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    run = train(decayed, *arguments(shards, ROWS), f"{kwargs}.weight-decay", 50.0)
+    assert "Optimizer: weight_decay was 0.1 and is 50.0 from here on." in run.output
+    before, after = (weights(f"{decayed}/checkpoint/step-{step}") for step in (4, 6))
+    assert all(after[n].norm() < 0.9 * before[n].norm() for n in before if before[n].dim() > 1)
+
+
+def test_a_batch_of_another_size_is_told(whole, shards, tmp_path):
+    folder = copy(whole, tmp_path / "run")
+    smaller = arguments(shards, ROWS // 2, STEPS + 1)
+    smaller = [
+        -1 if smaller[n - 1] == "--training.global-batch-size" else v for n, v in enumerate(smaller)
+    ]
+    run = train(folder, *smaller)
+    rows = ROWS * SEQ_LEN
+    assert f"Batch: a step has {rows // 2:,} tokens from here on, and had {rows:,}" in run.output
+    assert "Batch: " not in train(tmp_path / "new", *arguments(shards, ROWS, 1)).output
+
+
+def test_going_back_to_a_step(whole, shards, tmp_path):
+    """The steps after it are those of a branch that was given up."""
+    folder = copy(whole, tmp_path / "run")
+    back = ("--checkpoint.load-step", 4)
+    dead = train(folder, *arguments(shards, ROWS, 6), *back)
+    assert sorted(dead.losses) == [5, 6]
+    assert "step-6, step-7 came after step 4" in dead.output
+    # torchrun starts the command again, which does not go back again.
+    again = train(folder, *arguments(shards, ROWS, 8), *back, restarts=1)
+    assert again.losses[7] == whole.losses[7] and sorted(again.losses) == [7, 8]
+    # The user does, and a restart has to if the first start has not come so far.
+    train(folder, *arguments(shards, ROWS, 6), "--checkpoint.load-step", 2, restarts=1)
+    indexes = sorted(file.parent.name for file in folder.glob("checkpoint/*/.metadata"))
+    assert indexes == ["step-2", "step-4", "step-6"]
+    aside = sorted(file.parent.name for file in folder.glob("checkpoint/*/.metadata.set-aside"))
+    assert aside == ["step-7", "step-8"]
+    looked = train(folder, *arguments(shards, ROWS, 5), *back, "--checkpoint.load-only")
+    assert sorted(looked.losses) == [5]
+    assert (folder / "checkpoint" / "step-6" / ".metadata").exists()
+
+
 def test_one_run_at_a_time_writes_steps(whole, shards, tmp_path):
     """The other one is refused on all its ranks, and changes nothing."""
     folder = copy(whole, tmp_path / "run")

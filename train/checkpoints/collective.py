@@ -13,6 +13,22 @@ T = TypeVar("T")
 TIMEOUT_S = 2 * round(PATIENCE_S)
 """Seconds that ranks wait for one another. One of them may be waiting for storage (PATIENCE_S), or
 be the last to write its part of a step; after torchtitan's 100 the others would end the run."""
+LOST_CONNECTION = (
+    "by peer",
+    "timed out",
+    "timeout",
+    "remote process",
+    "aborted",
+    "socket",
+    "broken pipe",
+)
+"""Words of gloo, NCCL and the store where ranks meet, when another rank is gone or hangs."""
+
+
+def is_lost_connection(error: object) -> bool:
+    """True for an error, or its text, of a rank that fails because another one is gone or hangs."""
+    text = str(error).lower()  # a kernel may time out as well
+    return "cuda error" not in text and any(word in text for word in LOST_CONNECTION)
 
 
 def gathered(value: Any) -> list[Any]:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from rich.console import Console
 from torch.distributed.checkpoint.api import CheckpointException
-from torchtitan.components.checkpointer.base import DATALOADER, MODEL
+from torchtitan.components.checkpointer.base import DATALOADER, LR_SCHEDULER, MODEL
 from torchtitan.components.checkpointer.dcp import CheckpointManager
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
@@ -28,7 +28,8 @@ from model.checkpoints.files import CheckpointError, reading
 from pipeline.storage.lease import held
 from pipeline.storage.outages import let_s3fs_wait
 from pipeline.storage.output import OutputDirectory
-from train.checkpoints.collective import on_rank_0
+from train.checkpoints.collective import is_lost_connection, on_rank_0
+from train.checkpoints.going_back import SET_ASIDE, go_back, has_gone_back
 from train.checkpoints.hub import is_on_hub, on_this_node
 from train.checkpoints.model_json import checkpoint_filesystem, complete_safetensors, steps_in
 from train.checkpoints.steps import INDEX, StepReader
@@ -100,6 +101,9 @@ class Checkpointer(CheckpointManager):
         """
         if self.folder.startswith("s3://"):
             let_s3fs_wait()
+        goes_back = step != -1 and not self.load_only
+        if goes_back and on_rank_0(lambda: has_gone_back(self.folder, step)):
+            step, goes_back = -1, False
         found = on_rank_0(lambda: self._step_to_load(step))
         initial = self.initial_load_path
         if found == -1 and initial:
@@ -111,7 +115,7 @@ class Checkpointer(CheckpointManager):
                     "weights in another layout; add --checkpoint.initial-load-in-hf"
                 )
         try:
-            return super()._load(found)
+            loaded = super()._load(found)
         except CheckpointException as error:  # holds the error of each rank
             cause = next(iter(error.failures.values()))[0]
             source = initial if found == -1 else self._create_checkpoint_id(found)
@@ -119,6 +123,18 @@ class Checkpointer(CheckpointManager):
                 f"{source}: cannot be loaded: {type(cause).__name__}: {cause}; remove it to "
                 "continue from the step before"
             ) from error
+        self._set_rates()
+        if goes_back:
+            on_rank_0(lambda: go_back(self.folder, step, INDEXES))
+        return loaded
+
+    def _set_rates(self) -> None:
+        """Let the optimizers begin with the rates of the run's schedule. A checkpoint holds those
+        of the schedule that it was trained with, which the first step would take otherwise."""
+        for scheduler in self.states[LR_SCHEDULER] or ():
+            groups = scheduler.optimizer.param_groups
+            for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
 
     def dcp_load(
         self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
@@ -214,7 +230,18 @@ class Checkpointer(CheckpointManager):
             CheckpointError: the step that was being saved meanwhile cannot be written; names it.
         """
         with self._writing(self.pending_step):
-            super()._wait_for_saving()
+            try:
+                super()._wait_for_saving()
+            except (Exception, CheckpointException):
+                self.save_future = None  # it has ended, and is told once
+                raise
+
+    def finish_saving(self) -> None:
+        """Wait for a step that is being saved while an error, which is to be told, ends the run."""
+        try:
+            self.maybe_wait_for_saving()
+        except (CheckpointError, RuntimeError) as error:
+            logger.error(f"{error}")
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
@@ -224,6 +251,8 @@ class Checkpointer(CheckpointManager):
             cause: BaseException = error
             if isinstance(error, CheckpointException):
                 cause = next(iter(error.failures.values()))[0]
+            if isinstance(cause, RuntimeError) and is_lost_connection(cause):
+                raise cause from None  # it is not the storage that failed, but another rank
             lines = str(cause).splitlines() or [""]
             raise CheckpointError(
                 f"{self._create_checkpoint_id(step)}: cannot be written (is there room?): "
@@ -233,11 +262,13 @@ class Checkpointer(CheckpointManager):
 
     def _remove_index(self, step: int) -> None:
         """Make a step that is about to be written anew incomplete until that is done."""
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
         files, path = checkpoint_filesystem(self._create_checkpoint_id(step))
-        index = posixpath.join(path, INDEX)
-        if (not dist.is_initialized() or dist.get_rank() == 0) and files.exists(index):
-            with self._writing(step):
-                files.rm_file(index)
+        for name in (INDEX, *(each + SET_ASIDE for each in INDEXES)):
+            if files.exists(index := posixpath.join(path, name)):
+                with self._writing(step):
+                    files.rm_file(index)
 
     def _purge_stale_checkpoints(self) -> None:
         """Remove all steps before the last ``keep_latest_k`` complete ones.
@@ -260,6 +291,8 @@ class Checkpointer(CheckpointManager):
             complete_safetensors(self._create_checkpoint_id(curr_step))
 
 
+INDEXES = (INDEX, "config.json")
+"""The files of which a complete step has one: the second is that of a last step of safetensors."""
 _WEIGHTS_ONLY = "holds weights alone, which training cannot continue from"
 
 
@@ -269,7 +302,7 @@ def _read_index(step: str) -> bytes:
 
 
 def _is_complete(place: str) -> bool:
-    return any(filesystem.isfile(filesystem.join(place, name)) for name in (INDEX, "config.json"))
+    return any(filesystem.isfile(filesystem.join(place, name)) for name in INDEXES)
 
 
 def _describes_itself(place: str) -> bool:

@@ -195,10 +195,13 @@ class _Rendezvous(TorchConfig):
 
 class _RendezvousBackend(Backend):
     share_cuda_visible_devices = True
+    starts = 0
+    """How often it has started workers."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         address = worker_group.execute_single(0, _serve_store)
-        worker_group.execute(_set_environment, *address)
+        worker_group.execute(_set_environment, *address, self.starts)
+        self.starts += 1
 
 
 _stores: list[TCPStore] = []
@@ -213,11 +216,12 @@ def _serve_store() -> tuple[str, int]:
     return address, _stores[0].port
 
 
-def _set_environment(address: str, port: int) -> None:
+def _set_environment(address: str, port: int, restarts: int) -> None:
     """Set the variables that torchrun sets."""
     context = ray.train.get_context()
     os.environ |= {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "RANK": str(context.get_world_rank()),

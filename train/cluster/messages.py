@@ -17,8 +17,9 @@ from ray.util.queue import Queue
 
 from model.checkpoints.files import CheckpointError
 from pipeline.errors import ConfigError, PipelineError
+from train.checkpoints.collective import LOST_CONNECTION
 
-CONNECTION_WORDS = ("gloo", "nccl", "connection", "closed by peer", "timed out", "socket")
+CONNECTION_WORDS = ("gloo", "nccl", "connection", *LOST_CONNECTION)
 """Words in the errors of ranks that fail only because another rank is gone."""
 
 

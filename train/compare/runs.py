@@ -113,7 +113,7 @@ def train_run(run: Run) -> None:
 
 
 def _train_run(run: Run) -> None:
-    from train.__main__ import set_single_process_environment
+    from train.__main__ import checkpoint_errors_told, set_single_process_environment
     from train.cluster.checks import parse_config
     from train.shim import prepare
 
@@ -123,9 +123,11 @@ def _train_run(run: Run) -> None:
     set_single_process_environment()
     began = time.monotonic()
     config: Any = parse_config([*run.arguments[:2], *_flags(run), *run.arguments[2:]])
-    trainer = config.build()
+    with checkpoint_errors_told():
+        trainer = config.build()
     try:
-        _train(trainer, run, began)
+        with checkpoint_errors_told():  # the other runs go on
+            _train(trainer, run, began)
     finally:
         trainer.close()
         if distributed.is_initialized():
