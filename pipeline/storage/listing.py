@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ LINK_IS_BROKEN = "a link to nothing"
 LINK_IS_LOOP = "a link to a directory that is read already"
 NOT_REGULAR = "no regular file"
 SAME_FILE = "the same file as {other}"
+HUB_BLOBS = "the files of a cache of the hub, which its snapshots name"
+HUB_CACHE = re.compile(r"(datasets|models|spaces)--.+")
+"""The directory of a repository in the cache of ``huggingface_hub``: ``blobs`` holds files by their
+hashes, and ``snapshots/REVISION`` links to them by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,11 @@ def _walk(root: str) -> Listing:
                 local.listing.skipped[path] = LINK_IS_LOOP
             seen.add(real)
         below.sort()
+        if {"blobs", "snapshots"} <= set(below) and HUB_CACHE.fullmatch(
+            PurePosixPath(directory).name
+        ):
+            below.remove("blobs")
+            local.listing.skipped[f"{directory}/blobs"] = HUB_BLOBS
         for name in sorted(names):
             local.add(f"{directory}/{name}")
     return local.listing

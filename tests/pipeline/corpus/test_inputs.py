@@ -8,6 +8,7 @@ import os
 
 import datasets
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from pipeline.corpus.documents import Columns, read_split
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
-from pipeline.errors import ConfigError
+from pipeline.errors import BadFileError, ConfigError
 from pipeline.storage.checked_json import parse_json, to_json
 from pipeline.storage.places import open_input
 
@@ -103,7 +104,17 @@ def test_names_in_use_are_known_in_either_case(tmp_path):
         {"a.JSONL": "x", "b.jl.BZ2": bz2.compress(line), "c.ndjson.gzip": gzip.compress(line)},
     )
     fill(tmp_path, {"d.Parquet": parquet("x"), "e.json.GZ": gzip.compress(line)})
-    assert list(read(tmp_path).values()) == [["x"]] * 5
+    arrow = io.BytesIO()
+    pyarrow.feather.write_feather(pa.table({"text": ["x"]}), arrow)
+    fill(tmp_path, {"f.parq": parquet("x"), "g.pq": parquet("x"), "h.ipc": arrow.getvalue()})
+    fill(tmp_path, {"i.feather": arrow.getvalue()})
+    assert list(read(tmp_path).values()) == [["x"]] * 9
+
+
+def test_the_first_feather_format_is_told(tmp_path):
+    fill(tmp_path, {"a.feather": b"FEA1" + bytes(100) + b"FEA1"})
+    with pytest.raises(BadFileError, match="is a Feather file of version 1"):
+        read(tmp_path)
 
 
 def test_a_name_without_an_ending_is_told_by_its_content(tmp_path):
@@ -164,6 +175,25 @@ def test_other_splits_of_a_copied_repository_are_not_trained_on(tmp_path):
     assert len(read(tmp_path / "test/data/*.parquet")) == 5  # who names files means them
     fill(tmp_path, {"only/.gitattributes": b"", "only/test.parquet": parquet("a")})
     assert list(read(tmp_path / "only")) == ["test.parquet"]
+
+
+def test_the_cache_of_the_hub_is_read_by_the_names_of_its_snapshot(tmp_path):
+    """There, files lie by their hashes, which tell no split and no ending."""
+    cache = tmp_path / "datasets--owner--name"
+    data = {"aa1": parquet("train"), "aa2": parquet("test"), "aa3": b'{"text": "about"}\n'}
+    fill(cache, {f"blobs/{key}": content for key, content in data.items()})
+    (cache / "snapshots/abc/data").mkdir(parents=True)
+    for key, name in (("aa1", "train-0.parquet"), ("aa2", "test-0.parquet")):
+        (cache / "snapshots/abc/data" / name).symlink_to(f"../../../blobs/{key}")
+    (cache / "snapshots/abc/dataset_infos.json").symlink_to("../../blobs/aa3")
+    for root in (tmp_path, cache, cache / "snapshots/abc"):
+        assert list(read(root).values()) == [["train"]]
+    assert unread(cache)["blobs"].startswith("the files of a cache of the hub")
+    (cache / "snapshots/def").mkdir()
+    (cache / "snapshots/def/train-0.parquet").symlink_to("../../blobs/aa2")
+    with pytest.raises(ConfigError, match=r"holds the snapshots .* name the directory of one"):
+        find_inputs([str(tmp_path)])
+    assert list(read(cache / "snapshots/def").values()) == [["test"]]
 
 
 def test_documents_about_data_are_no_text_but_a_directory_of_texts_is(tmp_path):
