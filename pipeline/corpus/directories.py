@@ -34,14 +34,15 @@ class Directories:
     def __init__(self, pattern: str, listing: Listing):
         """
         Raises:
-            ConfigError: a prepared corpus or a shard set is not finished, or a directory holds
-                several splits and none for training, or several snapshots of one dataset.
+            ConfigError: a prepared corpus, shard set or export is not finished, or a directory
+                holds several splits and none for training, or several snapshots of one dataset.
         """
         self._chunks: dict[str, ManifestChunk] = {}
         self.held_out: dict[str, ManifestChunk] = {}
         """Validation files of prepared corpora, by URL."""
         self._prepared: set[str] = set()
         self._shard_sets: set[str] = set()
+        self._exports: set[str] = set()
         self._have_manifests: set[str] = set()
         self._hub_copies: set[str] = set()
         self._saved: dict[str, set[str]] = {}
@@ -55,7 +56,7 @@ class Directories:
         self._is_directory = filesystem.isdir(path)
         for file in files:
             self._look_at(file)
-        self._check_shard_sets()
+        self._check_finished()
         # Of two snapshots that share a file, one has it, and it is skipped in the other.
         self._check_snapshots([*(file.url for file in files), *listing.skipped])
         self._check_chunks({file.url: file.size for file in files})
@@ -87,6 +88,8 @@ class Directories:
                         self.held_out[validation[0]] = validation[1]
             elif kind == "shards":
                 self._shard_sets.add(directory)
+            elif kind == EXPORT:
+                self._exports.add(directory)
         elif name == ".gitattributes" or (name == "README.md" and _has_front_matter(file)):
             self._hub_copies.add(directory)
         elif "/.cache/huggingface/" in file.url:
@@ -107,12 +110,17 @@ class Directories:
                 others = (f"{directory}/{split}" for split in splits if split != "train")
                 self._other_splits |= set(others)
 
-    def _check_shard_sets(self) -> None:
+    def _check_finished(self) -> None:
         """
         Raises:
-            ConfigError: a shard set, and no validation set within another, is not finished: a part
-                of its text would be read.
+            ConfigError: an export or a shard set, and no validation set within another, is not
+                finished: a part of its text would be read.
         """
+        for directory in sorted(self._exports - self._have_manifests):
+            raise ConfigError(
+                f"--input {directory}: this export is not finished; run the command that makes it "
+                "again, or name its files themselves for what is there"
+            )
         for directory in sorted(self._shard_sets - self._have_manifests):
             if not any(directory.startswith(f"{other}/") for other in self._shard_sets):
                 raise ConfigError(
@@ -175,6 +183,10 @@ class Directories:
         for shard_set in self._shard_sets:
             if self._is_below(file, shard_set) and directory != f"{shard_set}/shards":
                 return "part of a shard set and no shard"
+        if any(self._is_below(file, export) for export in self._exports):
+            form = FORMATS.get(file_format(file, AUTO) or "")
+            if form is not None and form.is_data and not form.is_columnar:
+                return "part of an export and none of its data"
         if any(self._is_below(file, split) for split in self._other_splits):
             return OTHER_SPLIT
         if file.url in self._held_out_files:

@@ -275,6 +275,22 @@ def test_names_that_are_no_utf8_can_be_read_and_recorded(tmp_path):
     assert document.sample_id.encode() == b"a\\xff.jsonl#0"
 
 
+def test_an_export_is_read_without_its_records(tmp_path):
+    record = '{"stage": "export"}'
+    fill(tmp_path, {"data/train-0.parquet": parquet("a"), "README.md": b"---\n---\n"})
+    for name in ("run.json", "entries/0.json", "x.chunk.00.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(record)
+    with pytest.raises(ConfigError, match="this export is not finished"):
+        find_inputs([str(tmp_path)])
+    (tmp_path / "manifest.json").write_text(record)
+    assert read(tmp_path) == {"data/train-0.parquet": ["a"]}
+    reasons = unread(tmp_path)
+    assert reasons.pop("README.md") == "about the data"
+    assert set(reasons.values()) == {"part of an export and none of its data"}
+    assert len(reasons) == 4
+
+
 def test_a_shard_set_that_is_not_finished_is_no_input(tmp_path):
     """A part of its text would be read without a word."""
     record = b'{"patcher": {}, "columns": []}'
