@@ -22,7 +22,13 @@ from pipeline.corpus.prepared import ManifestChunk
 from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.lease import LEASES
-from pipeline.storage.listing import InputFile, Listing, has_no_such_path, list_files
+from pipeline.storage.listing import (
+    InputFile,
+    Listing,
+    has_no_such_path,
+    list_files,
+    same_files,
+)
 from pipeline.storage.places import canonical_url, refuse_credentials
 
 MOST_NAMED = 1000
@@ -99,6 +105,9 @@ def find_inputs(
         if not chosen:
             raise _nothing(pattern, result.unread)
         by_url |= {file.url: file for file in chosen}
+    again = same_files(by_url.values()) if len(patterns) > 1 else {}
+    by_url = {url: file for url, file in by_url.items() if url not in again}
+    result.unread |= again
     _refuse_held_out(by_url.values())
     for url in by_url:
         result.unread.pop(url, None)  # another input names it

@@ -6,7 +6,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,6 +85,20 @@ def list_files(pattern: str) -> Listing:
                 )
             return Listing(True, [_input_file(filesystem, info, name)])
     return Listing()
+
+
+def same_files(files: Iterable[InputFile]) -> dict[str, str]:
+    """Files that are others of these once more, by another path: by URL, why they are skipped.
+
+    The files of one listing are different ones. Those of two may not be: of ``--input a b``, ``b``
+    may hold a link to ``a``.
+    """
+    found = _LocalFiles("/")
+    for file in files:
+        if "://" not in file.url:
+            found.add(file.url)
+    again = SAME_FILE.format(other="")
+    return {path: why for path, why in found.listing.skipped.items() if why.startswith(again)}
 
 
 def has_no_such_path(pattern: str) -> bool:

@@ -155,6 +155,16 @@ def test_linked_directories_are_followed_once(tmp_path):
     }
 
 
+def test_inputs_that_lead_to_one_file_read_it_once(tmp_path):
+    fill(tmp_path, {"real/r.jsonl": "r", "c/own.jsonl": "own"})
+    (tmp_path / "c/linked").symlink_to("../real")
+    (tmp_path / "c/link.jsonl").symlink_to("../real/r.jsonl")
+    inputs = find_inputs([f"{tmp_path}/real", f"{tmp_path}/c", f"{tmp_path}/c/linked/r.jsonl"])
+    assert [file.name for file in inputs.files] == ["own.jsonl", "r.jsonl"]
+    assert set(inputs.unread.values()) == {f"the same file as {tmp_path}/real/r.jsonl"}
+    assert set(find_inputs([f"{tmp_path}/real"]).unread) == set()
+
+
 def test_a_copy_of_a_repository_is_read_as_the_hub_is(tmp_path):
     about = {"README.md": b"---\nlicense: mit\n---\n", "LICENSE.txt": b"mit", "notes.txt": b"x"}
     fill(tmp_path, about | {"data/train.parquet": parquet("a"), "dataset_infos.json": "no"})
