@@ -5,7 +5,7 @@ Output of this project, downloaded repositories of the hub and its cache, and da
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,6 +24,9 @@ DOCUMENTS = re.compile(r"(readme|licen[sc]e|copying|notice|citation|changelog|co
 """Names of files that come with data and are no part of it, in lower case."""
 SNAPSHOT = re.compile(r"(?P<snapshot>(?P<repository>.*/datasets--[^/]+)/snapshots/[^/]+)/.+")
 """Paths of files of a dataset in the cache of ``huggingface_hub``."""
+SPLIT_FILE = re.compile(r".+-(?P<split>[\w.]+?)(-\d+-of-\d+)?\.arrow")
+"""Names of files in the cache of the ``datasets`` library."""
+RESULT = "a result that the datasets library keeps"
 MOST_RECORD_BYTES = 256 << 20
 """Larger files are no records of this project."""
 
@@ -50,6 +53,10 @@ class Directories:
         """Directories of saved datasets."""
         self._held_out_files: set[str] = set()
         """Files of other splits than train, in copies of the hub's repositories."""
+        self._built: dict[str, Collection[str]] = {}
+        """Splits of the datasets that ``load_dataset`` built, by directory."""
+        self._results: set[str] = set()
+        """Files of ``map`` and the like beside those."""
         self._has_data = False
         files = listing.files
         filesystem, path = filesystem_of(pattern)
@@ -60,6 +67,7 @@ class Directories:
         # Of two snapshots that share a file, one has it, and it is skipped in the other.
         self._check_snapshots([*(file.url for file in files), *listing.skipped])
         self._check_chunks({file.url: file.size for file in files})
+        self._know_built_splits(files)
         data = [form for form in FORMATS.values() if form.is_data]
         suffixes = tuple(suffix for form in data for suffix in form.suffixes)
         for copy in self._hub_copies:
@@ -99,16 +107,40 @@ class Directories:
             if isinstance(listed, list):
                 names = {part.get("filename") for part in listed if isinstance(part, dict)}
                 self._saved[directory] = {f"{directory}/{name}" for name in names}
+        elif name == "dataset_info.json":
+            splits = _json(file).get("splits")
+            self._built[directory] = splits if isinstance(splits, dict) else ()
         elif name == "dataset_dict.json":
             splits = _json(file).get("splits")
             if isinstance(splits, list) and len(splits) > 1:
                 if "train" not in splits:
-                    raise ConfigError(
-                        f"--input {directory}: holds the splits {', '.join(map(str, splits))} and "
-                        "none called train; name the directory of one of them"
-                    )
+                    raise _no_train(directory, splits, "the directory of one of them")
                 others = (f"{directory}/{split}" for split in splits if split != "train")
                 self._other_splits |= set(others)
+
+    def _know_built_splits(self, files: Iterable[InputFile]) -> None:
+        """Know the files in the cache of the ``datasets`` library: ``NAME-SPLIT.arrow``, and
+        ``cache-HASH.arrow``, which a program made of them.
+
+        Raises:
+            ConfigError: a directory holds several splits and none for training.
+        """
+        by_split: dict[str, dict[str, set[str]]] = {}
+        for file in files:
+            directory, _, name = file.url.rpartition("/")
+            match = SPLIT_FILE.fullmatch(name)
+            if match is None or directory not in self._built or directory in self._saved:
+                continue
+            if name.startswith("cache-"):
+                self._results.add(file.url)
+            elif match["split"] in self._built[directory]:
+                splits = by_split.setdefault(directory, {})
+                splits.setdefault(match["split"], set()).add(file.url)
+        for directory, splits in by_split.items():
+            if len(splits) > 1 and "train" not in splits:
+                raise _no_train(directory, splits, "the files of one of them")
+            for split in splits.keys() - {"train"} if len(splits) > 1 else ():
+                self._held_out_files |= splits[split]
 
     def _check_finished(self) -> None:
         """
@@ -191,6 +223,8 @@ class Directories:
             return OTHER_SPLIT
         if file.url in self._held_out_files:
             return OTHER_SPLIT
+        if file.url in self._results:
+            return RESULT
         if directory in self._saved and file.url not in self._saved[directory]:
             return "not in the state.json of the saved dataset"
         if name in NOT_DATA:
@@ -210,6 +244,13 @@ class Directories:
     @staticmethod
     def _is_below(file: InputFile, directory: str) -> bool:
         return file.url.startswith(f"{directory}/")
+
+
+def _no_train(directory: str, splits: Iterable[str], what: str) -> ConfigError:
+    names = ", ".join(map(str, splits))
+    return ConfigError(
+        f"--input {directory}: holds the splits {names} and none called train; name {what}"
+    )
 
 
 def _kind_of_output(file: InputFile) -> str | None:

@@ -228,6 +228,28 @@ def test_saved_datasets(tmp_path):
         find_inputs([str(tmp_path / "neither")])
 
 
+def test_the_cache_of_the_datasets_library(tmp_path):
+    sources = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test", "other")}
+    for name, path in sources.items():
+        (tmp_path / path).write_text(json.dumps({"text": name}) + "\n")
+
+    def built(*splits: str) -> str:
+        cache = tmp_path / "-".join(splits)
+        files = {name: sources[name] for name in splits}
+        made = datasets.load_dataset("json", data_files=files, cache_dir=str(cache))
+        made[splits[0]].map(lambda record: {"text": record["text"] + " mapped"})
+        return str(cache)
+
+    both = built("train", "test")
+    assert list(read(both).values()) == [["train"]]
+    reasons = list(unread(both).values())
+    assert reasons.count("in another split than train") == 1
+    assert reasons.count("a result that the datasets library keeps") == 1
+    assert list(read(built("test")).values()) == [["test"]]
+    with pytest.raises(ConfigError, match="holds the splits other, test and none called train"):
+        find_inputs([built("test", "other")])
+
+
 def test_held_out_documents_are_not_mixed_with_chunks(tmp_path):
     fill(tmp_path, {"x.chunk.00.jsonl": "a", "x.chunk.01.jsonl": "b", "x.val.jsonl": "v"})
     for pattern in (tmp_path, tmp_path / "*.jsonl"):
