@@ -46,7 +46,8 @@ def run(config: DownloadWeightsConfig, console: Console) -> int:
             "of them to another directory"
         )
     # torch takes a second to load: only when the flags are right.
-    from model.checkpoints.files import CheckpointError, download
+    from model.checkpoints.files import CheckpointError
+    from model.checkpoints.places import download
 
     status = 0
     for repository in (name.removeprefix("hf://") for name in config.model):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import field, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, get_args
 
 from model.initialisation import InitStdFactor, check_initialisation
 from model.tokenizer import VOCAB_SIZE
@@ -161,14 +161,15 @@ def added_later(default: Any) -> Any:
 
 def check_types(shape: "DataclassInstance") -> None:
     """Check that what a shape has a number for by default is one: YAML and JSON by other hands hold
-    texts such as "1e-5". None is what it means elsewhere.
+    texts such as "1e-5", or null. None is right where a field's type has it.
 
     Raises:
         ValueError: one is not; names it.
     """
     for each in fields(shape):
         value, default = getattr(shape, each.name), type(each.default)
-        if default not in NUMBERS or value is None:
+        may_be_none = type(None) in get_args(each.type)
+        if default not in NUMBERS or (value is None and may_be_none):
             continue
         known, words = NUMBERS[default]
         if isinstance(value, bool) or not isinstance(value, known):

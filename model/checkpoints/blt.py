@@ -52,7 +52,6 @@ from model.checkpoints.files import (
     Dtype,
     JsonObject,
     build,
-    local_directory,
     own_arguments,
     read_consolidated,
     read_json,
@@ -69,6 +68,7 @@ from model.checkpoints.names import (
     Layout,
     is_for_everybody,
 )
+from model.checkpoints.places import local_directory
 from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
 from model.patcher import SHOWN_DIGITS, Patcher

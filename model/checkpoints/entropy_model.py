@@ -24,7 +24,6 @@ from model.checkpoints.files import (
     Dtype,
     JsonObject,
     build,
-    local_directory,
     own_arguments,
     read_consolidated,
     read_json,
@@ -36,6 +35,7 @@ from model.checkpoints.files import (
     write_safetensors,
 )
 from model.checkpoints.names import Layout
+from model.checkpoints.places import local_directory
 from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
 from model.device import computing_in
 from model.entropy_model import EntropyModel

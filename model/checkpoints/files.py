@@ -1,29 +1,23 @@
-"""Files of checkpoints: where they are, how they are read, and the errors that broken ones give.
+"""Files of checkpoints: how they are read and written, and the errors that broken ones give.
 
 No code of a checkpoint is ever run: pickles are read with ``weights_only``. The modules
-:mod:`model.checkpoints.entropy_model` and :mod:`model.checkpoints.blt` know what the weights mean.
+:mod:`model.checkpoints.entropy_model` and :mod:`model.checkpoints.blt` know what the weights mean,
+and :mod:`model.checkpoints.places` fetches the files.
 """
 
 import json
 import pickle
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import fsspec
-import httpx
-import huggingface_hub
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from model.checkpoints.names import NO_SUCH, WEIGHTS, built_in, is_for_everybody
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,11 +25,9 @@ if TYPE_CHECKING:
 TOKEN_TRANSFORMER = "blt-titan/token-transformer/1"
 """The format of :mod:`model.checkpoints.token_transformer`."""
 WEIGHTS_FILE = "model.safetensors"
+CONSOLIDATED = "consolidated.pth"
 INDEX_FILE = "model.safetensors.index.json"
 """transformers' list of the weights in several files."""
-WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
-UNWANTED_FILES = ["original/*"]
-"""Llama's repositories hold all weights a second time."""
 M = TypeVar("M", bound=nn.Module)
 Dtype = torch.dtype | Literal["stored"] | None
 JsonObject = dict[str, Any]
@@ -96,7 +88,7 @@ def reading(what: str, source: str) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:  # its text tells users to load it unsafely
         raise CheckpointError(
-            f"cannot read the {what} in {source}: consolidated.pth is broken, or holds "
+            f"cannot read the {what} in {source}: {CONSOLIDATED} is broken, or holds "
             "code, which is never run"
         ) from error
     except UNREADABLE as error:
@@ -182,11 +174,19 @@ def own_arguments(config: JsonObject, shape: type) -> JsonObject:
 
 
 def read_consolidated(directory: Path) -> dict[str, Tensor]:
-    """The weights in ``consolidated.pth``, mapped from the file."""
-    path = directory / "consolidated.pth"
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[
-        "model"
-    ]
+    """The weights in ``consolidated.pth``, mapped from the file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    path = directory / CONSOLIDATED
+    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = stored.get("model") if isinstance(stored, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        held = sorted(map(str, stored))[:5] if isinstance(stored, dict) else type(stored).__name__
+        raise ValueError(
+            f"{CONSOLIDATED}: has no weights by their names under the key 'model'; it holds {held}"
+        )
     return weights
 
 
@@ -204,6 +204,8 @@ def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict
     listed = read_json(directory / INDEX_FILE).get("weight_map")
     paths = sorted(directory.glob("*.safetensors"))
     if listed is not None:
+        if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
+            raise ValueError(f"{INDEX_FILE}: its weight_map does not name a file for each weight")
         paths = [directory / name for name in sorted(set(listed.values()))]
         if (directory / WEIGHTS_FILE).exists() and WEIGHTS_FILE not in listed.values():
             raise ValueError(
@@ -339,85 +341,3 @@ def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = Non
     # bfloat16 is what the matrix units want, and hundreds of times slower on most CPUs.
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     return model.to(device, dtype or default).eval()
-
-
-@contextmanager
-def local_directory(what: str, source: str) -> Iterator[Path]:
-    """``source`` as a local directory, which may be a temporary copy.
-
-    Args:
-        what: the kind of checkpoint, for messages.
-        source: a directory, a URL that fsspec knows, a hub id, or the name of the model that comes
-            with this package.
-
-    Raises:
-        CheckpointError: there is no such thing, or it cannot be reached.
-    """
-    if "://" in source and not source.startswith("hf://"):
-        with tempfile.TemporaryDirectory() as temporary:
-            # A directory below: what lies beside a checkpoint is looked at, too.
-            directory = Path(temporary, "checkpoint")
-            directory.mkdir()
-            try:
-                filesystem, path = fsspec.core.url_to_fs(source)
-                # An entropy model may lie in a directory below.
-                files = filesystem.find(path, maxdepth=2)
-                if not files:
-                    raise FileNotFoundError("there are no files there")
-                for file in files:
-                    target = Path(directory, file.removeprefix(path).lstrip("/"))
-                    if target.suffix in (".json", ".safetensors", ".pth"):
-                        target.parent.mkdir(exist_ok=True)
-                        filesystem.get_file(file, str(target))
-            except Exception as error:  # each filesystem has its own; all mean the same here
-                raise CheckpointError(f"cannot read the {what} in {source}: {error}") from error
-            yield directory
-    elif Path(source).is_dir():
-        yield Path(source)
-    elif source in built_in():
-        yield WEIGHTS / source
-    elif is_for_everybody(source):
-        yield Path(download(source.removeprefix("hf://")))
-    else:
-        raise CheckpointError(f"{source}: {NO_SUCH}")
-
-
-def download(
-    repository: str,
-    output: str | Path | None = None,
-    *,
-    revision: str | None = None,
-    offline: bool = False,
-) -> str:
-    """The directory of a hub repository's checkpoint, after what is missing was downloaded.
-
-    Args:
-        output: the directory to put it in; the hub's cache by default.
-        revision: a branch, a tag or a commit; the main branch by default.
-        offline: ask nobody: it was downloaded before.
-
-    Raises:
-        CheckpointError: it is gated, does not exist, or cannot be reached; says what to do.
-    """
-    try:
-        return huggingface_hub.snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=WANTED_FILES,
-            ignore_patterns=UNWANTED_FILES,
-            local_dir=output,
-            local_files_only=offline,
-        )
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{repository} is gated: accept its licence on its hub page, then set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{repository}: no such directory, and no such model on the hub "
-            "(a private one needs HF_TOKEN)"
-        ) from error
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{repository}: cannot be downloaded from the hub: {error}"
-        ) from error

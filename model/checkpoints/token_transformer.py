@@ -23,7 +23,6 @@ from model.checkpoints.files import (
     Dtype,
     JsonObject,
     build,
-    local_directory,
     own_arguments,
     read_json,
     read_safetensors,
@@ -34,6 +33,7 @@ from model.checkpoints.files import (
 )
 from model.checkpoints.llama import feature_order
 from model.checkpoints.names import Layout
+from model.checkpoints.places import local_directory
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
 from model.tokenizer import BOE_ID, BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID
 

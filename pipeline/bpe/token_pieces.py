@@ -21,7 +21,8 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def open_tokenizer(name: str, content: bytes, flag: str) -> Tokenizer:
-    """A tokenizer that takes whole texts, in which special tokens are text.
+    """A tokenizer that takes whole texts, in which special tokens are text. It cuts a text in one
+    way alone: a tokenizer that was trained with dropout would leave out merges at random.
 
     Args:
         name: what the user called it.
@@ -36,6 +37,8 @@ def open_tokenizer(name: str, content: bytes, flag: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
     return tokenizer
 
 

@@ -7,7 +7,7 @@ What a file states about its sizes is looked at before it is decoded: see
 
 import io
 import os
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.corpus.headers.limits import MOST_VALUES, STEP_BYTES, most_bytes, 
 from pipeline.corpus.headers.parquet_footer import Footer, leaves_of
 from pipeline.corpus.headers.parquet_pages import PageWatch
 from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
-from pipeline.corpus.values import values
+from pipeline.corpus.values import stored_values, values
 from pipeline.errors import BadFileError
 
 READ_BYTES = 4 << 20
@@ -288,6 +288,8 @@ def _rows(
         steps: Iterable[tuple[int, int]] = [(0, piece.num_rows)]
         problems: dict[int, str] = {}
         arrays = {name for name in numbers if is_list_of_numbers(by_name[name].type)}
+        converted: dict[str, Callable[[Any], list[Any]]] = dict.fromkeys(columns, stored_values)
+        converted |= {columns[0]: values} | dict.fromkeys(arrays, array_values)
         if not plain or piece.nbytes > STEP_BYTES:
             sizes = {
                 name: array_bytes(column) if name in arrays else row_bytes(column)
@@ -301,9 +303,7 @@ def _rows(
                 continue
             whole = last - first == piece.num_rows
             lists = {
-                name: (array_values if name in arrays else values)(
-                    column if whole else column.slice(first, last - first)
-                )
+                name: converted[name](column if whole else column.slice(first, last - first))
                 for name, column in by_name.items()
             }
             for i in range(last - first):

@@ -1,4 +1,4 @@
-"""The format of a file whose name tells none, from its first bytes.
+"""What the first bytes of a file tell: its format where its name tells none, and that it is none.
 
 Hadoop and Spark name their files ``part-00000``. The first bytes tell the compression and, below
 it, Parquet, Arrow or lines of JSON; plain text is not told apart from anything else.
@@ -10,6 +10,7 @@ from contextlib import suppress
 import orjson
 
 from pipeline.corpus.lines import open_decompressed
+from pipeline.errors import BadFileError
 from pipeline.storage.listing import InputFile
 from pipeline.storage.places import open_input
 
@@ -19,6 +20,28 @@ COLUMNAR = {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"\xff\xff\xff\xff": ".arr
 """The same for formats that are not compressed as a whole; the last is an Arrow stream's."""
 LONGEST_LINE = 4 << 20
 """Bytes in which the first line of JSON has to end."""
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""Begins what Git leaves in the place of a large file that was not fetched."""
+MOST_POINTER_BYTES = 1024
+
+
+def check_is_there(raw: io.BufferedIOBase, size: int) -> None:
+    """Check that a file is no pointer to one, and go back to its beginning: as a text, or a line of
+    JSON, it would be taken for data.
+
+    Args:
+        size: bytes of the file.
+
+    Raises:
+        BadFileError: it is one.
+    """
+    if size <= MOST_POINTER_BYTES:
+        if raw.read(len(POINTER)) == POINTER:
+            raise BadFileError(
+                "is a pointer of Git LFS and not the file itself, which was not downloaded: run "
+                "git lfs pull where it was cloned"
+            )
+        raw.seek(0)
 
 
 def ending_of(file: InputFile) -> str:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from pipeline.corpus.beside import entropies_of, patch_lengths_at, patch_lengths_of
+from pipeline.corpus.content import check_is_there
 from pipeline.corpus.fields import listed, partition_values
 from pipeline.corpus.formats import FORMATS
 from pipeline.corpus.headers.limits import most_bytes
 from pipeline.corpus.lines import open_decompressed
 from pipeline.corpus.splits import FilePlan, Split
-from pipeline.corpus.values import Unusable
+from pipeline.corpus.values import Unusable, as_json
 from pipeline.errors import (
     BadDocumentError,
     BadFileError,
@@ -152,7 +153,8 @@ def read_split(
     """
     form, url = FORMATS[split.format], split.file.url
     partitions = partition_values(split.file)
-    partitions.pop(columns.text, None)  # no directory holds the text, whatever it is called
+    for name in (columns.text, columns.usual_id):  # no directory holds these, whatever it is called
+        partitions.pop(name or "", None)
     wanted = [name for name in columns.all if name not in partitions]
     check_unchanged(split.file)
     with translated(url, UnreachableFileError):
@@ -160,6 +162,7 @@ def read_split(
     with source:
         raw = cast(io.BufferedIOBase, source)
         try:
+            check_is_there(raw, split.file.size)
             file = raw
             if form.is_compressible:
                 limit = most_bytes(max_document_bytes)
@@ -289,8 +292,11 @@ def _as_string(value: Any) -> str:
 
 
 def _as_json(value: Any) -> str:
+    # A list or object may hold what JSON does not have, such as a date; alone, that is plain text.
+    inside = isinstance(value, (dict, list))
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True)
-    except TypeError:  # a date, a decimal number, or something that holds one
-        inside = isinstance(value, (dict, list))
-        return json.dumps(value, ensure_ascii=False, default=str) if inside else str(value)
+        return json.dumps(
+            value, ensure_ascii=False, sort_keys=True, default=as_json if inside else None
+        )
+    except TypeError:
+        return str(value)

@@ -164,7 +164,7 @@ class Columnar(InputFormat):
 class Parquet(Columnar):
     """Parquet files are cut between row groups; the position is the number of the row."""
 
-    name, title, endings = "parquet", "Parquet", (".parquet",)
+    name, title, endings = "parquet", "Parquet", (".parquet", ".parq", ".pq")
 
     def text_bytes(self, file: InputFile) -> int:
         return file.size * EXPANSION
@@ -238,7 +238,7 @@ class Arrow(Columnar):
     The position is ``record batch:row``.
     """
 
-    name, title, endings = "arrow", "Arrow", (".arrow",)
+    name, title, endings = "arrow", "Arrow", (".arrow", ".feather", ".ipc")
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
         from pipeline.corpus.columnar import open_arrow

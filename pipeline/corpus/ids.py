@@ -1,15 +1,15 @@
 """Ids of documents where nobody named their column: the usual columns, in one order.
 
 The order is that of the published preprocessing, followed by names that it does not know. One
-column gives the ids of a whole input: it has to be in every file. Where there is none, a document
-is called by its place, ``file name#position``.
+column gives the ids of a whole input: it has to be in every file. A directory ``id=7`` names none:
+all documents below it would have one id. Where there is none, a document is called by its place,
+``file name#position``.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
 from pipeline.corpus.documents import Columns
-from pipeline.corpus.fields import partition_values
 from pipeline.corpus.formats import FORMATS
 from pipeline.corpus.splits import FilePlan
 
@@ -78,4 +78,4 @@ def _offered(plans: Iterable[FilePlan]) -> Iterable[Sequence[str]]:
     for plan in plans:
         split = plan.splits[0]
         if plan.columns is not None and FORMATS[split.format].has_columns:
-            yield [*plan.columns, *partition_values(split.file)]
+            yield plan.columns

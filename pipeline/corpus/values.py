@@ -42,6 +42,41 @@ def values(column: pa.Array) -> list[Any]:
     return [_value(column.slice(i, 1), in_json=in_json) for i in range(len(column))]
 
 
+def stored_values(column: pa.Array) -> list[Any]:
+    """As :func:`values`, for columns that are stored beside a text: those of bytes become text, as
+    :func:`bytes_as_text` writes it. Strings may still be broken ones.
+
+    >>> stored_values(pa.array([b"\\xff\\x01", b"de"]))
+    ['ff01', 'de']
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    if not _holds_bytes(kind):
+        return values(column)
+    return [bytes_as_text(v) if isinstance(v, bytes) else v for v in values(column)]
+
+
+def bytes_as_text(data: bytes) -> str:
+    """Bytes as text: their characters if they are UTF-8, as tables of older programs hold text, and
+    hexadecimal digits if they are not, such as a digest or a UUID."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.hex()
+
+
+def as_json(value: Any) -> Any:
+    """What stands in JSON for a value that JSON does not have; ``json.dumps`` calls it."""
+    return bytes_as_text(value) if isinstance(value, bytes) else str(value)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """True for the types of bytes that are not said to be text."""
+    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return is_plain or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind)
+
+
 class Unusable(str):
     """Stands for a value that cannot be converted; the string says why."""
 
@@ -85,6 +120,8 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 def _nested(column: pa.Array) -> pa.Array:
     """As :func:`_as_text`, with strings as they are: JSON is made of them."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     kind = column.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return column if is_text or pa.types.is_string_view(kind) else _as_text(column)
@@ -109,11 +146,11 @@ def _value(one: pa.Array, *, in_json: bool) -> Any:
     return None
 
 
-def _json(scalar: pa.Scalar) -> str:
+def _json(scalar: Any) -> str:
     """JSON text of a value, whose structs may have several fields of one name."""
     if not scalar.is_valid:
         return "null"
-    if isinstance(scalar, pa.UnionScalar):
+    if isinstance(scalar, pa.UnionScalar | pa.DictionaryScalar):
         return _json(scalar.value)
     if isinstance(scalar, pa.StructScalar):
         fields = ((field.name, scalar[i]) for i, field in enumerate(scalar.type))
@@ -122,6 +159,6 @@ def _json(scalar: pa.Scalar) -> str:
     if isinstance(scalar, pa.ListScalar):
         return "[" + ", ".join(map(_json, scalar.values or ())) + "]"
     value = _as_text(pa.array([scalar], scalar.type)).to_pylist()[0]
-    if isinstance(value, bytes):
+    if isinstance(value, bytes) and not _holds_bytes(scalar.type):
         value = value.decode(errors="replace")
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=as_json)

@@ -37,6 +37,7 @@ from pipeline.cli.flags import flag_name
 from pipeline.cli.progress_bar import metered
 from pipeline.cli.results import print_line
 from pipeline.errors import ConfigError, PipelineError, translated
+from pipeline.evaluate import writing
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.continuations import lay_out
 from pipeline.evaluate.data import BATCH_BYTES
@@ -51,9 +52,6 @@ TASKS = Path(__file__).with_name("tasks")
 """The tasks that come with this package."""
 BATCHES = 8
 """Batches of prompts that are handed over together; then their answers are kept."""
-BYTES_PER_TOKEN = 4
-"""About so many bytes are in one token of the models that tasks are written for: tasks limit the
-length of what is generated in such tokens."""
 
 
 @register_model("blt-titan")
@@ -111,8 +109,8 @@ class HarnessBLT(LM):
             flags = PatchFlags(
                 entropy_model, rule, threshold, reset_at_newline, allow_other_entropies
             )
-            say = partial(print_line, Console(stderr=True))
-            self.patching = load_patching(loaded, model, directory, flags, say)
+            self._say = partial(print_line, Console(stderr=True))
+            self.patching = load_patching(loaded, model, directory, flags, self._say)
         patcher = self.patching.patcher
         if patcher.needs_whole_document:
             raise ConfigError(
@@ -126,6 +124,7 @@ class HarnessBLT(LM):
         if isinstance(scoring, EntropyModel) and not self.patching.reset_at_newline:
             self.tree_entropies = TreeEntropies(scoring)
         self._next_seed = seed
+        self._told: set[str] = set()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-probability (nats) of each continuation given its context, and whether all of it is
@@ -190,6 +189,7 @@ class HarnessBLT(LM):
         results = [""] * len(requests)
         with metered(Console(stderr=True), "generating", sum(map(len, prompts))) as report:
             for numbers, settings in self._alike(requests, prompts):
+                self._tell_passed_over(settings, requests[numbers[0]].task_name)
                 try:
                     texts = generate(
                         self.blt,
@@ -199,7 +199,7 @@ class HarnessBLT(LM):
                         seed=self._next_seed,
                         reset_at_newline=self.patching.reset_at_newline,
                         batch_size=self.batch_size,
-                        **_writing(settings),
+                        **writing.arguments(settings),
                     )
                 except FloatingPointError as error:  # a model's weights are broken
                     name, colon, rest = str(error).partition(":")
@@ -214,6 +214,14 @@ class HarnessBLT(LM):
                     self.cache_hook.add_partial("generate_until", args, results[number])
                 report(sum(len(prompts[number]) for number in numbers))
         return results
+
+    def _tell_passed_over(self, settings: Mapping[str, Any], task: str | None) -> None:
+        """Say once which of a task's settings its texts are written without."""
+        for setting in writing.passed_over(settings):
+            told = f"task {task}: {setting}; programs that follow it give other results"
+            if told not in self._told:
+                self._told.add(told)
+                self._say(told)
 
     def _alike(
         self, requests: list[Instance], prompts: Sequence[bytes]
@@ -230,20 +238,6 @@ class HarnessBLT(LM):
             size = BATCHES * self.batch_size
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size], settings
-
-
-def _writing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of :func:`model.generation.generate.generate` that a task's settings say; a
-    setting that many tasks leave out, or say with 0 or -1, is that of greedy text without limits.
-    """
-    top_k = settings.get("top_k")
-    return {
-        "max_new_bytes": settings["max_gen_toks"] * BYTES_PER_TOKEN,
-        "temperature": settings.get("temperature") or 0.0,
-        "top_k": top_k if top_k and top_k > 0 else None,
-        "top_p": settings.get("top_p"),
-        "stop": [stop for stop in settings["until"] if stop],
-    }
 
 
 def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:

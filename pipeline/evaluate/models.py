@@ -18,8 +18,9 @@ from model.checkpoints.entropy_model import (
     load_entropy_model,
     to_device,
 )
-from model.checkpoints.files import local_directory, reading
+from model.checkpoints.files import reading
 from model.checkpoints.names import PUBLISHED
+from model.checkpoints.places import local_directory
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity, PatchProvenance

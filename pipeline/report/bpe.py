@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from pipeline.errors import ConfigError, PipelineError, translated
+from pipeline.bpe.token_pieces import open_tokenizer
+from pipeline.errors import PipelineError, translated
 from pipeline.report.figures import TokenizerFigures
 from pipeline.shards.entries import Shard
 from pipeline.shards.format import TEXT
@@ -19,8 +20,8 @@ SAMPLED_SHARDS = 16
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer. It gives all tokens of a text and no others, even if it was saved with
-    settings that truncate or pad.
+    """Load a tokenizer, which cuts texts as :func:`pipeline.bpe.token_pieces.open_tokenizer` says:
+    it gives all tokens of a text and no others.
 
     Args:
         name: a tokenizer.json, a directory that holds one (itself or in ``tokenizer/``), or a hub
@@ -29,12 +30,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         ConfigError: there is no such tokenizer, or it cannot be read.
     """
-    content = read_tokenizer(name)
-    with translated(f"--tokenizer {name}", ConfigError):
-        tokenizer = Tokenizer.from_buffer(content)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return open_tokenizer(name, read_tokenizer(name), "--tokenizer")
 
 
 def tokenizer_figures(

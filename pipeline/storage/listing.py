@@ -4,8 +4,9 @@
 """
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,10 @@ LINK_IS_BROKEN = "a link to nothing"
 LINK_IS_LOOP = "a link to a directory that is read already"
 NOT_REGULAR = "no regular file"
 SAME_FILE = "the same file as {other}"
+HUB_BLOBS = "the files of a cache of the hub, which its snapshots name"
+HUB_CACHE = re.compile(r"(datasets|models|spaces)--.+")
+"""The directory of a repository in the cache of ``huggingface_hub``: ``blobs`` holds files by their
+hashes, and ``snapshots/REVISION`` links to them by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,20 @@ def list_files(pattern: str) -> Listing:
                 )
             return Listing(True, [_input_file(filesystem, info, name)])
     return Listing()
+
+
+def same_files(files: Iterable[InputFile]) -> dict[str, str]:
+    """Files that are others of these once more, by another path: by URL, why they are skipped.
+
+    The files of one listing are different ones. Those of two may not be: of ``--input a b``, ``b``
+    may hold a link to ``a``.
+    """
+    found = _LocalFiles("/")
+    for file in files:
+        if "://" not in file.url:
+            found.add(file.url)
+    again = SAME_FILE.format(other="")
+    return {path: why for path, why in found.listing.skipped.items() if why.startswith(again)}
 
 
 def has_no_such_path(pattern: str) -> bool:
@@ -151,6 +170,11 @@ def _walk(root: str) -> Listing:
                 local.listing.skipped[path] = LINK_IS_LOOP
             seen.add(real)
         below.sort()
+        if {"blobs", "snapshots"} <= set(below) and HUB_CACHE.fullmatch(
+            PurePosixPath(directory).name
+        ):
+            below.remove("blobs")
+            local.listing.skipped[f"{directory}/blobs"] = HUB_BLOBS
         for name in sorted(names):
             local.add(f"{directory}/{name}")
     return local.listing

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from model.checkpoints.files import CheckpointError, download
+from model.checkpoints.files import CheckpointError
+from model.checkpoints.places import download
 
 HUB = "hf://"
 PATIENCE = timedelta(hours=12)

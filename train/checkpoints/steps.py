@@ -28,10 +28,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from model.checkpoints.files import (
     CheckpointError,
     build,
-    local_directory,
     read_safetensors,
     reading,
 )
+from model.checkpoints.places import local_directory
 from train.checkpoints.kinds import Model, build_model
 from train.checkpoints.model_json import checkpoint_filesystem, read_model_description
 

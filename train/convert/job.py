@@ -26,8 +26,9 @@ from model.checkpoints.entropy_model import (
     load_entropy_model,
     save_entropy_model,
 )
-from model.checkpoints.files import CheckpointError, local_directory, reading
+from model.checkpoints.files import CheckpointError, reading
 from model.checkpoints.names import Layout
+from model.checkpoints.places import local_directory
 from model.checkpoints.token_transformer import (
     TOKENIZER,
     holds_token_transformer,

@@ -20,6 +20,8 @@ from pipeline.corpus.headers.limits import too_large
 from pipeline.errors import BadFileError
 
 MAGIC = b"ARROW1"
+FEATHER = b"FEA1"
+"""Begins files of Feather's version 1; those of version 2 are Arrow files."""
 CONTINUATION = 0xFFFFFFFF
 MOST_METADATA_BYTES = 64 << 20
 MOST_FIELDS = 100_000
@@ -71,10 +73,17 @@ def check_start(raw: io.BufferedIOBase) -> bool:
         True for a file: it begins with the format's name.
 
     Raises:
-        BadFileError: the schema describes too much. What is wrong otherwise is left to Arrow.
+        BadFileError: the schema describes too much, or the format is Feather's first one. What is
+            wrong otherwise is left to Arrow.
     """
     raw.seek(0)
-    is_file = raw.read(6) == MAGIC
+    start = raw.read(6)
+    if start.startswith(FEATHER):
+        raise BadFileError(
+            "is a Feather file of version 1, which is no Arrow file; write it anew with "
+            "pyarrow.feather.write_feather"
+        )
+    is_file = start == MAGIC
     with suppress(struct.error):
         schema: Table | None = None
         if is_file:

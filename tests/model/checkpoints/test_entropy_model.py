@@ -27,6 +27,7 @@ from model import (
     save_entropy_model,
 )
 from model.checkpoints.entropy_model import FIRST_ARGUMENTS, CheckpointError, fingerprint
+from model.checkpoints.files import INDEX_FILE
 
 ARGS = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seqlen": 512, "vocab_size": 260}
 PARAMS = {**ARGS, "ffn_dim_multiplier": 1.0}
@@ -245,8 +246,9 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     for broken in (whole[: len(whole) // 2], whole[:100], b"", b"no pickle"):
         pth.write_bytes(broken)
         refused("cannot read the entropy model")
-    torch.save({"weights": {}}, pth)
-    refused("model")
+    for other in ({"weights": {}}, {"model": {"a": 1}}, {"model": [1]}, torch.zeros(3), [1]):
+        torch.save(other, pth)
+        refused("consolidated.pth: has no weights by their names under the key 'model'")
     pth.unlink()
     refused("consolidated.pth")
 
@@ -265,11 +267,17 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     for text in ("{", "[]"):
         config.write_text(text)
         refused(str(tmp_path))
-    for wrong in ({"norm_eps": "1e-5"}, {"n_layers": True}, {"window": 2.5}):
+    # torch takes an epsilon of its own for none.
+    odd = ({"norm_eps": "1e-5"}, {"norm_eps": None}, {"rope_theta": None})
+    for wrong in (*odd, {"n_layers": True}, {"window": 2.5}):
         config.write_text(json.dumps({**good, **wrong}))
         refused(f"{next(iter(wrong))}: .* is no (whole )?number")
     config.write_text(json.dumps({**good, "format": "blt-titan/blt/1"}))
     refused("format 'blt-titan/blt/1' is not that of an entropy model")
+    config.write_text(json.dumps(good))
+    for index in ([1], {"a": 1}, "x"):
+        (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": index}))
+        refused("its weight_map does not name a file for each weight")
 
 
 def test_missing_directory(tmp_path):

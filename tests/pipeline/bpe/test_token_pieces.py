@@ -53,6 +53,14 @@ def test_saved_settings_do_not_cut_text():
     assert b"".join(found) == TEXT.encode()
 
 
+def test_a_text_has_one_way_to_be_cut():
+    saved = json.loads(byte_level(TEXTS))
+    plain, _ = pieces(json.dumps(saved).encode()).cut(TEXT)
+    saved["model"]["dropout"] = 0.5
+    random = pieces(json.dumps(saved).encode())
+    assert all(random.cut(TEXT)[0] == plain for _ in range(10))
+
+
 def test_tokenizers_that_change_text():
     with pytest.raises(ConfigError, match=r"--tokenizers mine: the tokens .* near 'The quick br"):
         pieces(byte_level(TEXTS, normalizer=normalizers.Lowercase()))

@@ -188,9 +188,48 @@ def test_ids_and_metadata_that_are_not_unicode_can_be_stored(tmp_path):
         ("b", ("x?",)),
         ("c", ('["?"]',)),
     ]
-    binary = pa.table({"text": ["a"], "id": [b"\xff"]})
-    pq.write_table(binary, tmp_path / "a.parquet")
+    broken = pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"text": ["a"], "id": broken}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet", columns=Columns("text", "id"))[0].sample_id == "\ufffd"
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_lists_of_strings_and_bytes_are_json(tmp_path, form):
+    table = pa.table(
+        {
+            "text": ["a"],
+            "id": pa.array([b"\xfe\xff"], pa.binary(2)),
+            "tags": [["é", "b"]],
+            "all": [{"k": ["x", None], "digest": b"\xff"}],
+            "map": pa.array([[("k", ["v"])]], pa.map_(pa.string(), pa.list_(pa.string()))),
+        }
+    )
+    path = tmp_path / f"a.{form}"
+    if form == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    (record,) = read(path, columns=Columns("text", "id", ("tags", "all", "map")))
+    assert record.sample_id == "feff"
+    assert record.metadata == (
+        '["é", "b"]',
+        '{"digest": "ff", "k": ["x", null]}',
+        '[["k", ["v"]]]',
+    )
+
+
+POINTER = b"""version https://git-lfs.github.com/spec/v1
+oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
+size 12345
+"""
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_no_data(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(BadFileError, match=r"is a pointer of Git LFS .* run git lfs pull"):
+        read(tmp_path / name)
 
 
 STRINGS = {

@@ -70,11 +70,19 @@ def test_what_is_read_as_something_else_is_no_id(tmp_path):
     assert Ids.choose(plans, Columns("title", patch_lengths="path")) == Ids("id")
 
 
-def test_a_directory_may_name_the_ids(tmp_path):
-    plans = planned(tmp_path / "in", {"id=7/a.jsonl": [{"text": "a"}]})
-    assert Ids.choose(plans, Columns()) == Ids("id")
-    (document,) = read_split(plans[0].splits[0], Columns(usual_id="id"), 99)
-    assert document.sample_id == "7"
+def test_a_directory_names_no_ids_unless_somebody_says_so(tmp_path):
+    """Else all documents below it would have one id, also where they have ids of their own."""
+    line = {"text": "a", "doc_id": "x", "id": "mine"}
+    plans = planned(tmp_path / "in", {"id=7/a.jsonl": [line]})
+    plain = planned(tmp_path / "plain", {"id=7/a.jsonl": [{"text": "a", "doc_id": "x"}]})
+    assert Ids.choose(plain, Columns()) == Ids("doc_id")
+
+    def id_of(columns):
+        (document,) = read_split(plans[0].splits[0], columns, 99)
+        return document.sample_id
+
+    assert id_of(Columns(usual_id="id")) == "mine"
+    assert id_of(Columns(id="id")) == "7"
 
 
 def test_a_record_without_the_usual_id_is_called_by_its_place(tmp_path):

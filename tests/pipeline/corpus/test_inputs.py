@@ -8,6 +8,7 @@ import os
 
 import datasets
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from pipeline.corpus.documents import Columns, read_split
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.splits import plan_file
-from pipeline.errors import ConfigError
+from pipeline.errors import BadFileError, ConfigError
 from pipeline.storage.checked_json import parse_json, to_json
 from pipeline.storage.places import open_input
 
@@ -103,7 +104,17 @@ def test_names_in_use_are_known_in_either_case(tmp_path):
         {"a.JSONL": "x", "b.jl.BZ2": bz2.compress(line), "c.ndjson.gzip": gzip.compress(line)},
     )
     fill(tmp_path, {"d.Parquet": parquet("x"), "e.json.GZ": gzip.compress(line)})
-    assert list(read(tmp_path).values()) == [["x"]] * 5
+    arrow = io.BytesIO()
+    pyarrow.feather.write_feather(pa.table({"text": ["x"]}), arrow)
+    fill(tmp_path, {"f.parq": parquet("x"), "g.pq": parquet("x"), "h.ipc": arrow.getvalue()})
+    fill(tmp_path, {"i.feather": arrow.getvalue()})
+    assert list(read(tmp_path).values()) == [["x"]] * 9
+
+
+def test_the_first_feather_format_is_told(tmp_path):
+    fill(tmp_path, {"a.feather": b"FEA1" + bytes(100) + b"FEA1"})
+    with pytest.raises(BadFileError, match="is a Feather file of version 1"):
+        read(tmp_path)
 
 
 def test_a_name_without_an_ending_is_told_by_its_content(tmp_path):
@@ -144,6 +155,16 @@ def test_linked_directories_are_followed_once(tmp_path):
     }
 
 
+def test_inputs_that_lead_to_one_file_read_it_once(tmp_path):
+    fill(tmp_path, {"real/r.jsonl": "r", "c/own.jsonl": "own"})
+    (tmp_path / "c/linked").symlink_to("../real")
+    (tmp_path / "c/link.jsonl").symlink_to("../real/r.jsonl")
+    inputs = find_inputs([f"{tmp_path}/real", f"{tmp_path}/c", f"{tmp_path}/c/linked/r.jsonl"])
+    assert [file.name for file in inputs.files] == ["own.jsonl", "r.jsonl"]
+    assert set(inputs.unread.values()) == {f"the same file as {tmp_path}/real/r.jsonl"}
+    assert set(find_inputs([f"{tmp_path}/real"]).unread) == set()
+
+
 def test_a_copy_of_a_repository_is_read_as_the_hub_is(tmp_path):
     about = {"README.md": b"---\nlicense: mit\n---\n", "LICENSE.txt": b"mit", "notes.txt": b"x"}
     fill(tmp_path, about | {"data/train.parquet": parquet("a"), "dataset_infos.json": "no"})
@@ -166,6 +187,25 @@ def test_other_splits_of_a_copied_repository_are_not_trained_on(tmp_path):
     assert list(read(tmp_path / "only")) == ["test.parquet"]
 
 
+def test_the_cache_of_the_hub_is_read_by_the_names_of_its_snapshot(tmp_path):
+    """There, files lie by their hashes, which tell no split and no ending."""
+    cache = tmp_path / "datasets--owner--name"
+    data = {"aa1": parquet("train"), "aa2": parquet("test"), "aa3": b'{"text": "about"}\n'}
+    fill(cache, {f"blobs/{key}": content for key, content in data.items()})
+    (cache / "snapshots/abc/data").mkdir(parents=True)
+    for key, name in (("aa1", "train-0.parquet"), ("aa2", "test-0.parquet")):
+        (cache / "snapshots/abc/data" / name).symlink_to(f"../../../blobs/{key}")
+    (cache / "snapshots/abc/dataset_infos.json").symlink_to("../../blobs/aa3")
+    for root in (tmp_path, cache, cache / "snapshots/abc"):
+        assert list(read(root).values()) == [["train"]]
+    assert unread(cache)["blobs"].startswith("the files of a cache of the hub")
+    (cache / "snapshots/def").mkdir()
+    (cache / "snapshots/def/train-0.parquet").symlink_to("../../blobs/aa2")
+    with pytest.raises(ConfigError, match=r"holds the snapshots .* name the directory of one"):
+        find_inputs([str(tmp_path)])
+    assert list(read(cache / "snapshots/def").values()) == [["test"]]
+
+
 def test_documents_about_data_are_no_text_but_a_directory_of_texts_is(tmp_path):
     fill(tmp_path, {"README.md": b"about", "guide.md": b"a guide"})
     assert list(read(tmp_path)) == ["README.md", "guide.md"]
@@ -186,6 +226,28 @@ def test_saved_datasets(tmp_path):
     datasets.DatasetDict({"a": one, "b": one}).save_to_disk(tmp_path / "neither")
     with pytest.raises(ConfigError, match="holds the splits a, b and none called train"):
         find_inputs([str(tmp_path / "neither")])
+
+
+def test_the_cache_of_the_datasets_library(tmp_path):
+    sources = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test", "other")}
+    for name, path in sources.items():
+        (tmp_path / path).write_text(json.dumps({"text": name}) + "\n")
+
+    def built(*splits: str) -> str:
+        cache = tmp_path / "-".join(splits)
+        files = {name: sources[name] for name in splits}
+        made = datasets.load_dataset("json", data_files=files, cache_dir=str(cache))
+        made[splits[0]].map(lambda record: {"text": record["text"] + " mapped"})
+        return str(cache)
+
+    both = built("train", "test")
+    assert list(read(both).values()) == [["train"]]
+    reasons = list(unread(both).values())
+    assert reasons.count("in another split than train") == 1
+    assert reasons.count("a result that the datasets library keeps") == 1
+    assert list(read(built("test")).values()) == [["test"]]
+    with pytest.raises(ConfigError, match="holds the splits other, test and none called train"):
+        find_inputs([built("test", "other")])
 
 
 def test_held_out_documents_are_not_mixed_with_chunks(tmp_path):
@@ -243,6 +305,22 @@ def test_names_that_are_no_utf8_can_be_read_and_recorded(tmp_path):
     (split,) = plan_file(file, "jsonl", 100).splits
     (document,) = read_split(split, Columns(), 99)
     assert document.sample_id.encode() == b"a\\xff.jsonl#0"
+
+
+def test_an_export_is_read_without_its_records(tmp_path):
+    record = '{"stage": "export"}'
+    fill(tmp_path, {"data/train-0.parquet": parquet("a"), "README.md": b"---\n---\n"})
+    for name in ("run.json", "entries/0.json", "x.chunk.00.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(record)
+    with pytest.raises(ConfigError, match="this export is not finished"):
+        find_inputs([str(tmp_path)])
+    (tmp_path / "manifest.json").write_text(record)
+    assert read(tmp_path) == {"data/train-0.parquet": ["a"]}
+    reasons = unread(tmp_path)
+    assert reasons.pop("README.md") == "about the data"
+    assert set(reasons.values()) == {"part of an export and none of its data"}
+    assert len(reasons) == 4
 
 
 def test_a_shard_set_that_is_not_finished_is_no_input(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from pipeline.corpus.values import Unusable, values
+from pipeline.corpus.values import Unusable, stored_values, values
 
 FAR = 10**17
 NS = pa.timestamp("ns")
@@ -27,6 +27,8 @@ NS = pa.timestamp("ns")
         (pa.array([1], NS).dictionary_encode(), "1970-01-01 00:00:00.000000001"),
         (pa.array(["x"]), b"x"),
         (pa.array([["x"]]), ["x"]),
+        # Parquet's lists of strings are read so.
+        (pa.array([["x"]], pa.list_(pa.dictionary(pa.int32(), pa.string()))), ["x"]),
         (pa.array([5]), 5),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
@@ -43,6 +45,18 @@ def test_what_has_no_python_value_becomes_json():
     times = pa.array([[("a", FAR)]], pa.map_(pa.string(), pa.timestamp("s")))
     (text,) = values(times)
     assert json.loads(text) == [{"key": "a", "value": f"<value out of range: {FAR}>"}]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), pa.binary())],
+)
+def test_bytes_that_are_no_text_are_stored_and_not_replaced(kind):
+    column = pa.array([b"\xff\x00", b"caf\xc3\xa9", None])
+    stored = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+    assert stored_values(stored) == ["ff00", "café", None]
+    assert stored_values(pa.array([b"\xfe\xff"], pa.binary(2))) == ["feff"]
+    assert stored_values(pa.array(["a"])) == [b"a"]
 
 
 def test_a_value_does_not_depend_on_its_neighbours():

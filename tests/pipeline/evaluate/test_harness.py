@@ -214,6 +214,28 @@ def test_a_task_that_says_no_temperature_gets_greedy_text(model, settings):
     assert text == expected.decode(errors="replace")
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"num_beams": 10}, ["num_beams=10 is not known to this model and passed over"]),
+        ({"repetition_penalty": 1.2, "x": "y"}, ["repetition_penalty=1.2 is", "x='y' is not"]),
+        ({"do_sample": True}, ["do_sample=True comes without a temperature: text is greedy"]),
+        ({"num_beams": 1, "repetition_penalty": 1.0, "min_p": 0.0, "early_stopping": False}, []),
+    ],
+)
+def test_settings_that_are_not_followed_are_told_once(directories, capsys, settings, told):
+    model = harness.HarnessBLT(**directories)
+    asked = {"until": [], "max_gen_toks": 1, "temperature": 0.0, **settings}
+    named = {"metadata": ("drop", 0, 1)}
+    request = harness.Instance("generate_until", {}, ("a", asked), 0, **named)
+    capsys.readouterr()
+    model.generate_until([request])
+    model.generate_until([request])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("task")]
+    assert len(lines) == len(told)
+    assert all(f"task drop: {text}" in line for text, line in zip(told, lines, strict=True))
+
+
 def test_settings_that_make_no_sense_name_the_task(model):
     settings = {"until": [], "do_sample": True, "temperature": 1.0, "top_p": 0.0}
     named = {"metadata": ("drop", 0, 1)}
