@@ -31,7 +31,13 @@ from pipeline.corpus.published import UNFINISHED, Marks, in_order, is_mark
 from pipeline.errors import ConfigError, translated
 from pipeline.storage.checked_json import parse_json
 from pipeline.storage.lease import LEASES
-from pipeline.storage.listing import InputFile, Listing, has_no_such_path, list_files
+from pipeline.storage.listing import (
+    InputFile,
+    Listing,
+    as_unicode,
+    has_no_such_path,
+    list_files,
+)
 from pipeline.storage.places import canonical_url, filesystem_of, open_input, refuse_credentials
 from pipeline.storage.run_record import EXPORT, MANIFEST, PREPARE, RECORD
 
@@ -120,7 +126,9 @@ def find_inputs(
         result.unread.pop(url, None)  # another input names it
     names = Counter(file.name for file in by_url.values())
     # Ids of documents begin with names of files: two files of one name go by their whole URLs.
-    named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in by_url.values())
+    named = (
+        replace(f, name=as_unicode(f.url)) if names[f.name] > 1 else f for f in by_url.values()
+    )
     result.files = sorted(named, key=in_order)
     return result
 
