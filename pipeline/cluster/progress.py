@@ -221,7 +221,7 @@ def show_progress(
                 bar.update(task, completed=completed, total=completed + left)
                 if not console.is_terminal and now - last_line > LINE_SECONDS:
                     last_line = now
-                    line = progress_line(progress.doing, completed, left, rate.per_second)
+                    line = progress_line(progress.doing, completed, left, rate)
                     console.print(line, highlight=False)
                 if now - last_gauges > REPORT_SECONDS or not goes_on:
                     last_gauges = now
