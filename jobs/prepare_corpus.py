@@ -18,7 +18,7 @@ from pipeline.prepare.config import PrepareCorpusConfig
 
 if TYPE_CHECKING:
     from pipeline.corpus.prepared import PreparedManifest
-    from pipeline.prepare.job import PrepareCorpusResult
+    from pipeline.prepare.result import PrepareCorpusResult
 
 
 def main() -> int:

@@ -140,6 +140,12 @@ def _status_of(job: Callable[[], int], console: Console, interrupted: str) -> in
     except KeyboardInterrupt:
         console.print(interrupted)
         return 128 + signal.SIGINT
+    except SystemExit as end:
+        # SIGTERM has a handler of Ray's while that starts, which a Ctrl-C may have interrupted.
+        if end.code != signal.SIGTERM:
+            raise
+        console.print(interrupted)
+        return 128 + signal.SIGTERM
     except PipelineError as error:
         print_problems(console, [f"error: {error}"])
         return 2 if isinstance(error, ConfigError) else 1

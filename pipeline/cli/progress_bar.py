@@ -31,9 +31,16 @@ class Rate:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque()
+        self._moved: tuple[float, float] | None = None
+        """When the number of bytes changed last, and to what."""
+        self.still = 0.0
+        """Seconds since then."""
 
     def add(self, seconds: float, done: float) -> None:
         """Take note of the bytes that are done in all, at a time."""
+        if self._moved is None or self._moved[1] != done:
+            self._moved = seconds, done
+        self.still = seconds - self._moved[0]
         samples = self._samples
         if len(samples) == 1 and samples[0][1] == done:
             samples.clear()
@@ -69,20 +76,23 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def progress_line(doing: str, done: float, left: float, rate: float | None) -> str:
-    """A line for logs: how much is done, how fast it goes, and when it will end.
+def progress_line(doing: str, done: float, left: float, rate: Rate) -> str:
+    """A line for logs: how much is done, how fast it goes, and when it will end; or that nothing
+    has come for minutes, as where the last worker reads from storage that hangs.
 
     Args:
         done: bytes that are done.
         left: approximate bytes that are left.
-        rate: bytes per second; None if it is not known yet.
+        rate: has been told of all that was done.
     """
     whole = done + left
     unit, name = next((u for u in UNITS if whole >= u[0]), UNITS[-1])
     amount = f"{doing}: {done / unit:.1f} of about {whole / unit:.1f} {name}"
-    if rate is None:
-        return f"{amount} · estimating the rate"
-    return f"{amount} · {rate_text(rate)} · {time_text(left / rate)} left"
+    if rate.per_second is None:
+        is_long = rate.still >= RATE_SECONDS
+        what = f"nothing new for {time_text(rate.still)}" if is_long else "estimating the rate"
+        return f"{amount} · {what}"
+    return f"{amount} · {rate_text(rate.per_second)} · {time_text(left / rate.per_second)} left"
 
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -131,7 +141,7 @@ def metered(console: Console, doing: str, total: int) -> Iterator[Callable[[int]
             rate.add(now, done)
             if not console.is_terminal and now - last_line > LINE_SECONDS:
                 last_line = now
-                line = progress_line(doing, done, max(total - done, 0), rate.per_second)
+                line = progress_line(doing, done, max(total - done, 0), rate)
                 console.print(line, highlight=False)
 
         yield advance

@@ -19,6 +19,7 @@ from pipeline.cli.progress_bar import LINE_SECONDS, Rate, progress_bar, progress
 from pipeline.cli.progress_json import EVERY_SECONDS, LINES
 from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster.metrics import WorkerMetrics, show_state
+from pipeline.cluster.software import Software, difference, software
 from pipeline.cluster.stage_sums import StageSums
 
 POLL_SECONDS = 0.5
@@ -72,6 +73,8 @@ class Progress:
     doing: str
     """The stage's name, such as "patching"."""
     counter: ActorHandle
+    software: Software
+    """The driver's."""
 
     def put(self, counts: dict[int, WorkCounts]) -> None:
         """Report what is done of some pieces, without waiting."""
@@ -98,7 +101,8 @@ def start_progress(doing: str) -> Progress:
     """The progress of a new stage. All stages of a driver share one actor: a process takes a second
     to start, which is longer than many a stage."""
     context = ray.get_runtime_context()
-    return Progress(next(_stages), doing, _counter(context.get_node_id(), context.get_job_id()))
+    counter = _counter(context.get_node_id(), context.get_job_id())
+    return Progress(next(_stages), doing, counter, software())
 
 
 @lru_cache(maxsize=1)
@@ -119,6 +123,8 @@ class _Worker:
         self.metrics = WorkerMetrics(progress.doing)
         self._unsent: dict[int, WorkCounts] = {}
         self._sent_at = -REPORT_SECONDS
+        if other := difference(progress.software):
+            progress.say(other)
 
     def send(self, piece: int, counts: WorkCounts) -> bool:
         """Keep what is done of a piece, and send all that is kept if it is time; true if it was."""
@@ -215,7 +221,7 @@ def show_progress(
                 bar.update(task, completed=completed, total=completed + left)
                 if not console.is_terminal and now - last_line > LINE_SECONDS:
                     last_line = now
-                    line = progress_line(progress.doing, completed, left, rate.per_second)
+                    line = progress_line(progress.doing, completed, left, rate)
                     console.print(line, highlight=False)
                 if now - last_gauges > REPORT_SECONDS or not goes_on:
                     last_gauges = now

@@ -49,8 +49,9 @@ class Directories:
         self._have_manifests: set[str] = set()
         self._hub_copies: set[str] = set()
         self._saved: dict[str, set[str]] = {}
+        """Files of saved datasets, by directory."""
         self._other_splits: set[str] = set()
-        """Directories of saved datasets."""
+        """Directories of splits other than train, in saved datasets."""
         self._held_out_files: set[str] = set()
         """Files of other splits than train, in copies of the hub's repositories."""
         self._built: dict[str, Collection[str]] = {}

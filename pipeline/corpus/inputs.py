@@ -25,6 +25,7 @@ from pipeline.storage.lease import LEASES
 from pipeline.storage.listing import (
     InputFile,
     Listing,
+    as_unicode,
     has_no_such_path,
     list_files,
     same_files,
@@ -113,7 +114,9 @@ def find_inputs(
         result.unread.pop(url, None)  # another input names it
     names = Counter(file.name for file in by_url.values())
     # Ids of documents begin with names of files: two files of one name go by their whole URLs.
-    named = (replace(f, name=f.url) if names[f.name] > 1 else f for f in by_url.values())
+    named = (
+        replace(f, name=as_unicode(f.url)) if names[f.name] > 1 else f for f in by_url.values()
+    )
     result.files = sorted(named, key=in_order)
     return result
 

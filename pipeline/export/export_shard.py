@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipeline.errors import PipelineError, translated
+from pipeline.errors import PipelineError, UnreachableFileError, translated
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile, RowsHash
 from pipeline.export.layouts import Layout
@@ -88,14 +88,18 @@ def _patched_rows(
 
 
 def verify_file(file: ExportedFile, layout: Layout, output: OutputDirectory) -> str | None:
-    """The problem of an exported file, in a sentence; None if it is whole."""
+    """The problem of an exported file, in a sentence; None if it is whole.
+
+    Raises:
+        UnreachableFileError: it cannot be read, which says nothing of what is in it.
+    """
     where = output.locate(file.path)
+    with translated(where, UnreachableFileError), output.open(file.path) as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != file.sha256:
+        return f"{where}: sha256 is {digest}, {file.sha256} was written"
     try:
         with translated(where):
-            with output.open(file.path) as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            if digest != file.sha256:
-                return f"{where}: sha256 is {digest}, {file.sha256} was written"
             rows, rows_hash = 0, RowsHash()
             with output.open(file.path) as opened:
                 for batch in layout.read(opened):

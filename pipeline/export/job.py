@@ -216,7 +216,7 @@ def _verify(
         marks = [mark for file in wrong for mark in layout.marks(file.path)]
         output.remove_files([MANIFEST, *marks, *entries])
     again = "run the same command again to write it again"
-    return [f"{problem}; {again}" for problem in outcome.messages.values()]
+    return outcome.unreachable + [f"{problem}; {again}" for problem in outcome.messages.values()]
 
 
 def _verify_file(

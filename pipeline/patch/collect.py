@@ -5,6 +5,7 @@ gigabytes. Here it gets the sum of each part, and the part's entries in columns.
 """
 
 import base64
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from rich.console import Console
 from pipeline.cluster.packed import Packed
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
-from pipeline.errors import PipelineError, translated
+from pipeline.errors import PipelineError, UnreachableFileError, message_of, translated
 from pipeline.shards.closing import Part, make_part
 from pipeline.shards.entries import Shard, ShardEntry, committed_names, read_entries
 from pipeline.shards.shard_set import ShardSet
@@ -157,13 +158,20 @@ def damaged_shards(
 def damaged_files(
     files: Mapping[str, tuple[str, int]], console: Console, workers: int | None
 ) -> dict[str, str]:
-    """How files are damaged, by URL, given the SHA-256 and bytes that each should have."""
+    """How files are damaged, by URL, given the SHA-256 and bytes that each should have.
+
+    Raises:
+        PipelineError: one that is there cannot be read, as where a node does not have the directory
+            or credentials have expired. That says nothing of the file: nobody should make it anew.
+    """
     urls = list(files)
     starts = range(0, len(urls), HASHED_TOGETHER)
     parts = [{url: files[url] for url in urls[start : start + HASHED_TOGETHER]} for start in starts]
     pieces = {n: sum(size for _, size in part.values()) for n, part in enumerate(parts)}
     packed = Packed(parts)
     outcome = run_stage("looking for damage", _hash_piece, pieces, packed, console, workers=workers)
+    for problem in outcome.unreachable:
+        raise PipelineError(f"{problem}; what is committed stays, run the same command again")
     damaged: dict[str, str] = {}
     for message in outcome.messages.values():
         damaged |= json.loads(message)
@@ -175,12 +183,15 @@ def _hash_piece(
 ) -> str | None:
     damaged = {}
     for url, (sha256, size) in parts[number].items():
-        try:
-            with translated(url), open_input(url) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    damaged[url] = "is another file than was written, or damaged"
-        except PipelineError as error:
-            damaged[url] = str(error).removeprefix(f"{url}: ")
+        with translated(url, UnreachableFileError):
+            try:
+                with open_input(url) as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                        damaged[url] = "is another file than was written, or damaged"
+            except OSError as error:
+                if error.errno != errno.EIO or "://" in url:
+                    raise
+                damaged[url] = f"cannot be read: {message_of(error)}"  # a sector of the disk
         report(size)
     return json.dumps(damaged) if damaged else None
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pipeline.corpus.documents import Columns
 from pipeline.corpus.prepared import EXCHANGE, FORMAT_VERSION
 from pipeline.corpus.splits import Split
+from pipeline.errors import PipelineError
 from pipeline.prepare.config import PrepareCorpusConfig
 from pipeline.prepare.shuffle import Chunk, Shuffle, Sorted, Source
 from pipeline.prepare.sorted_runs import SortedRun
@@ -19,7 +20,7 @@ from pipeline.statistics.counts import DocumentStatistics
 from pipeline.storage.checked_json import to_checked_json
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
-from pipeline.storage.run_record import PREPARE, RunRecord, Written
+from pipeline.storage.run_record import ANEW, PREPARE, RunRecord, Written
 
 CHUNK_BYTES = 256 * 10**6
 """Bytes of text per chunk, by default."""
@@ -140,12 +141,12 @@ def _units(splits: Sequence[Split], limit: int) -> list[list[Split]]:
 
 def units_done(output: OutputDirectory) -> dict[int, Sorted]:
     """The results of units that are sorted, by number."""
-    return {number: _sorted(entry) for number, entry in _entries(output, "units").items()}
+    return {n: _sorted(entry, output) for n, entry in _entries(output, "units").items()}
 
 
 def merges_done(output: OutputDirectory) -> dict[int, Sorted]:
     """The results of merges that are done, by number."""
-    return {number: _sorted(entry) for number, entry in _entries(output, "merges").items()}
+    return {n: _sorted(entry, output) for n, entry in _entries(output, "merges").items()}
 
 
 def chunks_done(output: OutputDirectory) -> dict[int, Chunk]:
@@ -180,12 +181,18 @@ def read_chunk(entry: dict[str, Any]) -> Chunk:
     return Chunk(**entry | {name: _statistics(entry[name]) for name in statistics})
 
 
-def _sorted(entry: dict[str, Any]) -> Sorted:
+def _sorted(entry: dict[str, Any], output: OutputDirectory) -> Sorted:
     sources = {
         name: Source(**source | {"documents": _statistics(source["documents"])})
         for name, source in entry["sources"].items()
     }
-    runs = [SortedRun(**run) for run in entry["runs"]]
+    try:
+        runs = [SortedRun(**run) for run in entry["runs"]]
+    except TypeError as error:
+        raise PipelineError(
+            f"--output {output.url}: was begun by another release, whose {EXCHANGE}/ is of another "
+            f"form ({error}){ANEW}"
+        ) from error
     return Sorted(runs, _statistics(entry["duplicates"]), sources)
 
 

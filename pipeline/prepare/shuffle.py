@@ -37,7 +37,7 @@ one run, cut into *fine cells*. With 256 cells and groups of 256 runs a merge re
 cells, and reads about 400 kB of each of the 625 merged runs there; never does anybody read a
 kilobyte.
 
-This module knows no Ray; :mod:`pipeline.prepare.job` has the workers.
+This module knows no Ray; :mod:`pipeline.prepare.run` has the workers.
 """
 
 import hashlib

@@ -12,6 +12,8 @@ The file of a run, with N rows on a grid of C cells::
     ...
     offsets[C]    end-of-stream mark
     keys_offset   the keys of all rows, ascending: N little-endian uint64
+    cells_offset  C + 1 pairs of little-endian uint64: offsets[i], and the XXH3-64 of cell i (of the
+                  last pair 0)
 
 Cell ``i`` lies at ``[offsets[i], offsets[i + 1])``; a cell without documents has no bytes there.
 Each batch is a whole IPC message without dictionaries, so that it can be read alone, given the
@@ -24,16 +26,20 @@ sorted by (key, place); its buffers are compressed with LZ4. The columns are::
     sample_id: large_string
     ...: large_string        the metadata columns, null where a document has none
 
-``rows``, ``offsets``, ``keys_offset`` and the hashes of cells and keys are not in the file but in
-the entry of the unit or merge that wrote it (``exchange/units/NNNNNN.json``), as
-:class:`SortedRun` has them; what is read is compared with its hash first. The keys are there twice
-so that the lowest ones of all runs can be found without reading texts.
+``rows``, ``keys_offset`` and the hashes of keys and pairs are not in the file but in the entry of
+the unit or merge that wrote it (``exchange/units/NNNNNN.json``), as :class:`SortedRun` has them;
+what is read is compared with its hash first. The offsets are in the file, because the driver holds
+all entries: at 10 TB, 150,000 merged runs of 4,096 cells each have 600 million offsets, of which
+whoever writes a chunk needs ten thousand. The keys are there twice so that the lowest ones of all
+runs can be found without reading texts.
 
 For example, keys of 4 bits on a grid of four cells, and documents with the keys 5, 1 and 12: the
 offsets are ``[a, b, c, c, d]``. ``[a, b)`` holds key 1, ``[b, c)`` key 5, nothing lies in the cell
-of the keys 8 to 11, ``[c, d)`` holds key 12, and the file ends with 1, 5, 12 in eight bytes each.
+of the keys 8 to 11, ``[c, d)`` holds key 12; 1, 5, 12 follow in eight bytes each, and the file ends
+with the pairs of a, b, c, c, d.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,6 +58,10 @@ COMPRESSION = "lz4"
 """A run is written once and read once: this codec costs little both ways."""
 KEYS_PER_HASH = 8192
 """Keys that have a hash together, and are read together."""
+PAIRS_PER_HASH = 512
+"""The same for pairs of offset and hash."""
+PAIR = np.dtype([("offset", "<u8"), ("hash", "<u8")])
+_KEYS_BYTES, _PAIRS_BYTES = 8 * KEYS_PER_HASH, PAIR.itemsize * PAIRS_PER_HASH
 WINDOW_BYTES = 16 << 20
 """Compressed bytes of runs that are fetched at a time."""
 
@@ -97,14 +107,17 @@ class SortedRun:
     name: str
     """Path of its file, below the output directory."""
     rows: int
-    offsets: list[int]
-    """C + 1 offsets in the file: where cells begin, and where the last one ends."""
+    cells: int
     keys_offset: int
-    cell_hashes: str = ""
-    """XXH3-64 of each cell's bytes, 16 hexadecimal digits each; empty in runs of earlier
-    releases."""
-    key_hashes: str = ""
-    """The same of each KEYS_PER_HASH keys."""
+    key_hashes: str
+    """XXH3-64 of each KEYS_PER_HASH keys, 16 hexadecimal digits each."""
+    pair_hashes: str
+    """The same of each PAIRS_PER_HASH pairs."""
+
+    @property
+    def cells_offset(self) -> int:
+        """The place in the file where the pairs of cells begin."""
+        return self.keys_offset + 8 * self.rows
 
 
 class SortedRows(NamedTuple):
@@ -179,34 +192,53 @@ def write_run(output: OutputDirectory, name: str, grid: Grid, rows: SortedRows) 
         keys = rows.keys_D.astype("<u8").tobytes()
         file.write(keys)
         file.close()
-        with path.open("rb") as written:
-            cells = []
-            for start, stop in pairwise(offsets):
+        pairs = np.zeros(grid.cells + 1, PAIR)
+        pairs["offset"] = offsets
+        with path.open("rb+") as written:
+            for cell, (start, stop) in enumerate(pairwise(offsets)):
                 written.seek(start)
-                cells.append(_hash(written.read(stop - start)))
-    return SortedRun(name, len(rows.keys_D), offsets, keys_offset, "".join(cells), _hashes(keys))
+                pairs["hash"][cell] = xxhash.xxh3_64_intdigest(written.read(stop - start))
+            written.seek(0, os.SEEK_END)
+            written.write(pairs.tobytes())
+    key_hashes, pair_hashes = _hashes(keys, _KEYS_BYTES), _hashes(pairs.tobytes(), _PAIRS_BYTES)
+    return SortedRun(name, len(rows.keys_D), grid.cells, keys_offset, key_hashes, pair_hashes)
 
 
-def _hash(data: bytes | memoryview) -> str:
-    return xxhash.xxh3_64_hexdigest(data)
+def _hashes(data: bytes, step: int) -> str:
+    """The hashes of every ``step`` bytes."""
+    parts = (data[start : start + step] for start in range(0, len(data), step))
+    return "".join(map(xxhash.xxh3_64_hexdigest, parts))
 
 
-def _hashes(keys: bytes) -> str:
-    """The hashes of keys, KEYS_PER_HASH at a time."""
-    step = 8 * KEYS_PER_HASH
-    return "".join(_hash(keys[start : start + step]) for start in range(0, len(keys), step))
+def _damaged(output: OutputDirectory, run: SortedRun) -> PipelineError:
+    """The error for a run of which a part has another hash than what was written."""
+    return PipelineError(
+        f"{output.locate(run.name)}: is damaged: it is not what was written; --overwrite starts "
+        "anew"
+    )
 
 
-def _check(output: OutputDirectory, run: SortedRun, found: str, written: str) -> None:
-    """
+def _read_pairs(output: OutputDirectory, runs: Sequence[SortedRun], cells: range) -> np.ndarray:
+    """The pairs of some neighbouring cells, and of the one behind them, of each run.
+
+    Returns:
+        PAIR, runs x (cells + 1).
+
     Raises:
-        PipelineError: the hashes of a part of a run are not those of what was written.
+        PipelineError: a run cannot be read, or is damaged.
     """
-    if written and found != written:
-        raise PipelineError(
-            f"{output.locate(run.name)}: is damaged: it is not what was written; --overwrite "
-            "starts anew"
-        )
+    first, end = cells.start // PAIRS_PER_HASH, cells.stop // PAIRS_PER_HASH + 1
+    starts = [run.cells_offset + first * _PAIRS_BYTES for run in runs]
+    stops = [
+        run.cells_offset + min(end * _PAIRS_BYTES, (run.cells + 1) * PAIR.itemsize) for run in runs
+    ]
+    ranges = output.read_ranges([run.name for run in runs], starts, stops)
+    for run, data in zip(runs, ranges, strict=True):
+        if _hashes(data, _PAIRS_BYTES) != run.pair_hashes[16 * first : 16 * end]:
+            raise _damaged(output, run)
+    skip = cells.start - first * PAIRS_PER_HASH
+    pairs = [np.frombuffer(data, PAIR)[skip : skip + len(cells) + 1] for data in ranges]
+    return np.stack(pairs)
 
 
 def read_cells(
@@ -219,36 +251,28 @@ def read_cells(
     Raises:
         PipelineError: a run cannot be read.
     """
-    offsets_RC = np.array([run.offsets for run in runs])
+    pairs_RC = _read_pairs(output, runs, cells)
+    offsets_RC = pairs_RC["offset"].astype(np.int64)
     names = [run.name for run in runs]
-    first = cells.start
-    while first < cells.stop:
+    first, end = 0, len(cells)
+    while first < end:
         # As many cells as fit into the window, but at least one.
-        bytes_to = (offsets_RC[:, first + 1 : cells.stop + 1] - offsets_RC[:, first, None]).sum(0)
+        bytes_to = (offsets_RC[:, first + 1 :] - offsets_RC[:, first, None]).sum(0)
         stop = first + max(1, int(np.searchsorted(bytes_to, WINDOW_BYTES, side="right")))
         starts_R, stops_R = offsets_RC[:, first], offsets_RC[:, stop]
         pieces = output.read_ranges(names, starts_R.tolist(), stops_R.tolist())
         for cell in range(first, stop):
             begins, ends = (offsets_RC[:, cell + i] - starts_R for i in (0, 1))
-            for run, piece, a, b in zip(runs, pieces, begins, ends, strict=True):
-                if len(piece) >= b:
-                    written = run.cell_hashes[16 * cell : 16 * cell + 16]
-                    _check(output, run, _hash(memoryview(piece)[a:b]), written)
+            found = zip(runs, pieces, begins, ends, pairs_RC["hash"][:, cell], strict=True)
+            for run, piece, a, b, written in found:
+                if xxhash.xxh3_64_intdigest(memoryview(piece)[a:b]) != written:
+                    raise _damaged(output, run)
             yield [
-                _batch(piece, a, b, schema, output.locate(name))
-                for name, piece, a, b in zip(names, pieces, begins, ends, strict=True)
+                pa.ipc.read_record_batch(pa.py_buffer(piece)[a:b], schema)
+                for piece, a, b in zip(pieces, begins, ends, strict=True)
                 if b > a
             ]
         first = stop
-
-
-def _batch(piece: bytes, start: int, stop: int, schema: pa.Schema, where: str) -> pa.RecordBatch:
-    try:
-        if len(piece) < stop:
-            raise EOFError("it is cut off")
-        return pa.ipc.read_record_batch(pa.py_buffer(piece)[start:stop], schema)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise PipelineError(f"{where}: is damaged: {error}; --overwrite starts anew") from error
 
 
 def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) -> np.ndarray:
@@ -267,8 +291,8 @@ def lowest_keys(output: OutputDirectory, runs: Sequence[SortedRun], count: int) 
             stops = [run.keys_offset + 8 * min(run.rows, rows) for run in some]
             ranges = output.read_ranges([run.name for run in some], starts, stops)
             for run, data in zip(some, ranges, strict=True):
-                found = _hashes(data)
-                _check(output, run, found, run.key_hashes[: max(len(found), 16)])
+                if _hashes(data, _KEYS_BYTES) != run.key_hashes[: 16 * (rows // KEYS_PER_HASH)]:
+                    raise _damaged(output, run)
             keys = [np.unique(np.frombuffer(data, "<u8")) for data in ranges]
             lowest = np.unique(np.concatenate([lowest, *keys]))[:count]
             few = [len(keys_K) < count for keys_K in keys]

@@ -1,7 +1,7 @@
 """The work of ``prepare_corpus.py``'s workers: one step on one piece, then the piece's entry.
 
 Each function is the ``work`` of a stage: see :func:`pipeline.cluster.stage.run_stage`. All pieces
-of a stage share a tuple, which the driver makes in :mod:`pipeline.prepare.job`.
+of a stage share a tuple, which the driver makes in :mod:`pipeline.prepare.run`.
 """
 
 import shutil

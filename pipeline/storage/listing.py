@@ -238,6 +238,9 @@ def _input_file(filesystem: Any, info: dict[str, Any], name: str) -> InputFile:
 
 def _local_file(path: str, name: str, info: os.stat_result) -> InputFile:
     """A local file, or the one that a link leads to."""
-    # Ids and rejects hold the name, and have to be UTF-8, as names of files need not be.
-    name = os.fsencode(name).decode(errors="backslashreplace")
-    return InputFile(path, name, info.st_size, str(info.st_mtime))
+    return InputFile(path, as_unicode(name), info.st_size, str(info.st_mtime))
+
+
+def as_unicode(name: str) -> str:
+    """The name of a file as ids and rejects hold it, which have to be UTF-8: names need not be."""
+    return os.fsencode(name).decode(errors="backslashreplace")

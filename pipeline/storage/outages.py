@@ -6,9 +6,9 @@ storage through :func:`patient` does not see that: each operation is repeated un
 until the outage has lasted :data:`PATIENCE_S` seconds. Someone who watches is told when the waiting
 begins, and when it is over.
 
-What is waited for is decided by :func:`is_outage`: errors of the transport and of a server that is
-not well. Refusals (permission, credentials), missing files, and all errors of local disks (no room,
-no permission) are raised at once: waiting does not mend them.
+What is waited for :mod:`pipeline.storage.refusals` decides: errors of the transport and of a server
+that is not well. Refusals (permission, credentials, a full quota), missing files, and all errors of
+local disks (no room, no permission) are raised at once: waiting does not mend them.
 
 An outage is one of a whole store, so its duration is counted per filesystem and not per operation:
 at 300 s without a success all operations that wait raise, and each later one is tried once, until
@@ -16,7 +16,6 @@ one succeeds. Example: 1,000 files lie on a store that is gone for good. The fir
 fail, the others take no longer than one attempt each.
 """
 
-import errno
 import logging
 import random
 import threading
@@ -26,6 +25,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pipeline.errors import message_of
+from pipeline.storage.refusals import UNSAID, has_expired, is_outage, s3_answer
 
 PATIENCE_S = 300.0
 """Seconds without any success after which an outage is an error."""
@@ -37,38 +37,10 @@ LONGEST_WAIT_S = 15.0
 S3FS_TRIES = 16
 """How often s3fs tries a request by itself after :func:`let_s3fs_wait`; it waits 0.1 s and then 1.7
 times as long each time, up to 15 s."""
-TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses of servers that are not well."""
+RENEWAL_S = 10.0
+"""Seconds within which credentials are looked for once."""
 
-_TRANSPORT = ("aiohttp", "http", "httpcore", "httpx", "requests", "urllib3")
-"""Packages all of whose exceptions are about the transport."""
-_BOTOCORE = ("HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError")
-"""Exceptions of botocore, with those below them, that are about the transport."""
-_ERRNOS = {
-    *(errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE),
-    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-}
 T = TypeVar("T")
-
-
-def is_outage(error: BaseException) -> bool:
-    """True if an error of a remote filesystem may pass by itself."""
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | ValueError):
-        return False
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore's
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in TRANSIENT_STATUSES
-    for answer in (error, response):
-        status = getattr(answer, "status", None) or getattr(answer, "status_code", None)
-        if isinstance(status, int):
-            return status in TRANSIENT_STATUSES
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    for kind in type(error).__mro__:
-        package = kind.__module__.partition(".")[0]
-        if package in _TRANSPORT or (package == "botocore" and kind.__name__ in _BOTOCORE):
-            return True
-    return isinstance(error, OSError) and error.errno in _ERRNOS
 
 
 def _log(message: str) -> None:
@@ -194,6 +166,7 @@ class PatientFileSystem:
     def __init__(self, filesystem: Any, store: str):
         self._filesystem, self._store = filesystem, store
         self._outage = Outage(store)
+        self._renewing, self._renewed = threading.Lock(), -RENEWAL_S
 
     def __reduce__(self) -> tuple[Any, ...]:
         return patient, (self._filesystem, self._store)
@@ -216,9 +189,38 @@ class PatientFileSystem:
                     if name not in self._REMOVING or attempts == 1:
                         raise
 
-            return self._outage.wait_out(operation)
+            return self._ask(operation)
 
         return waiting
+
+    def _ask(self, operation: Callable[[], T]) -> T:
+        """The result of an operation, which waits outages out.
+
+        Credentials may expire in the middle of a long job. Those of roles and services renew
+        themselves; those in the environment and in files are read once, when a filesystem is made.
+        So they are looked for again when the store refuses them: somebody may keep a file of them
+        fresh.
+
+        Raises:
+            PermissionError: they have expired, and there are no others.
+        """
+        try:
+            return self._outage.wait_out(operation)
+        except Exception as error:
+            if not has_expired(error):
+                raise
+        with self._renewing:
+            if time.monotonic() - self._renewed > RENEWAL_S:
+                self._filesystem.connect(refresh=True)
+                self._renewed = time.monotonic()
+        try:
+            return self._outage.wait_out(operation)
+        except Exception as error:
+            if not has_expired(error):
+                raise
+            is_sure = s3_answer(error)[0] != UNSAID
+            what = "the credentials have expired" if is_sure else "have the credentials expired?"
+            raise PermissionError(f"{message_of(error)} ({what}; renew them)") from error
 
     def exists(self, path: str) -> bool:
         """True if there is such a file or directory. The filesystems' own methods take any error
@@ -243,25 +245,27 @@ class PatientFileSystem:
             found = self._filesystem.cat_ranges(*arguments, on_error="return")
             for i, result in zip(left, found, strict=True):
                 results[i] = result
-            left = [i for i in left if isinstance(results[i], Exception) and is_outage(results[i])]
+            failed = (i for i in left if isinstance(results[i], Exception))
+            left = [i for i in failed if is_outage(results[i]) or has_expired(results[i])]
             if left:
                 raise results[left[0]]
 
         try:
-            self._outage.wait_out(operation)
-        except Exception:
+            self._ask(operation)
+        except Exception as error:
             if not left:
                 raise
+            results[left[0]] = error
         return results
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         """A file whose reads wait, too, if it is one of fsspec that is read in blocks."""
-        file = self._outage.wait_out(lambda: self._filesystem.open(path, mode, **options))
+        file = self._ask(lambda: self._filesystem.open(path, mode, **options))
         cache: Any = getattr(file, "cache", None)
         if mode == "rb" and hasattr(cache, "fetcher"):
             fetch = cache.fetcher
             # A cache that gets no block is as it was before: the block can be fetched again.
-            cache.fetcher = lambda *range_: self._outage.wait_out(lambda: fetch(*range_))
+            cache.fetcher = lambda *range_: self._ask(lambda: fetch(*range_))
         return file
 
 

@@ -20,12 +20,17 @@ from pipeline.storage.places import filesystem_of, open_input
 
 TEMPORARY = "_tmp"
 """Directory below a local output that holds what is not committed yet."""
+MAGIC = "*?["
+"""Characters that filesystems of fsspec take for patterns where they read or remove many files."""
 
 
 class OutputDirectory:
     """A directory, local or remote, in which files appear whole or not at all.
 
     Whatever it does raises PipelineError, naming the directory, if the storage refuses.
+
+    Raises:
+        PipelineError: the URL cannot be used, such as one with a pattern in it.
     """
 
     def __init__(self, url: str):
@@ -35,6 +40,11 @@ class OutputDirectory:
         self.local = isinstance(self.filesystem, LocalFileSystem)
         if self.local:  # workers may have another working directory
             self.url = self.path
+        elif any(magic in self.path for magic in MAGIC):
+            raise PipelineError(
+                f"{self.url}: cannot be used: one of {' '.join(MAGIC)} makes it a pattern, and "
+                "other files would be read and removed, too; choose another name"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OutputDirectory, (self.url,)

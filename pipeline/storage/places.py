@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.storage.outages import patient
 
 _LOCAL = LocalFileSystem()
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "file")
+"""Schemes whose filesystems need no other below them."""
 READ_AHEAD = 8 << 20
 """Bytes that a remote file is read in at a time."""
 
@@ -24,11 +26,24 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     """
     if "://" not in url:  # a plain path means itself, whatever characters are in it
         return _LOCAL, os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (quicker)
-    filesystem, path = url_to_fs(url)
+    unchained = _unchained(url)
+    filesystem, path = unchained or url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):  # file://
         return filesystem, str(path)
-    scheme, _, rest = url.rpartition("::")[2].partition("://")
+    last = url if unchained else url.rpartition("::")[2]
+    scheme, _, rest = last.partition("://")
     return patient(filesystem, f"{scheme}://{rest.partition('/')[0]}"), str(path)
+
+
+def _unchained(url: str) -> tuple[Any, str] | None:
+    """The filesystem and path of a URL with "::" in the path. fsspec takes that for a chain of
+    filesystems, which it is behind a cache or an archive, as in ``zip://a.txt::/b.zip``; objects of
+    stores may just be called so."""
+    scheme, _, rest = url.partition("://")
+    if "::" not in rest or scheme not in STORES or "://" in rest:
+        return None
+    filesystem, _ = url_to_fs(url.partition("::")[0])
+    return filesystem, filesystem._strip_protocol(url)
 
 
 def canonical_url(url: str) -> str:

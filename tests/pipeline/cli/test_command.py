@@ -1,6 +1,7 @@
 """The common part of the commands."""
 
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -198,6 +199,23 @@ def test_a_gpu_without_memory_is_told(capsys):
     )
     with pytest.raises(RuntimeError, match="other"):
         run_command(lambda: job(RuntimeError("other")), console, interrupted="")
+
+
+def test_sigterm_behind_ctrl_c_while_ray_starts_is_an_interruption(capsys):
+    """Ray's handler, which is there meanwhile, exits from within the cleaning: with 15, and without
+    a word."""
+
+    def job(status: int) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            sys.exit(status)
+
+    console = Console(stderr=True)
+    assert run_command(lambda: job(signal.SIGTERM), console, interrupted="run it again") == 143
+    assert capsys.readouterr().err == "run it again\n"
+    with pytest.raises(SystemExit, match="2"):
+        run_command(lambda: job(2), console, interrupted="run it again")
 
 
 def test_a_job_ends_although_its_output_is_closed():

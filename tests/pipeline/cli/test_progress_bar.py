@@ -27,6 +27,9 @@ def test_a_rate_begins_with_the_first_bytes_and_follows_the_last_minutes():
     for second in range(1000, 1400):
         rate.add(second, done)
     assert rate.per_second is None  # it stands still: nobody knows when it will end
+    assert progress_line("x", 1e6, 0, rate).endswith("· nothing new for about 14 min")
+    rate.add(1400, done + 1)
+    assert rate.still == 0
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,12 @@ def test_a_rate_begins_with_the_first_bytes_and_follows_the_last_minutes():
     ],
 )
 def test_lines_have_units_that_fit(arguments, line):
-    assert progress_line("x", *arguments) == line
+    *amounts, per_second = arguments
+    rate = Rate()
+    if per_second is not None:
+        for seconds in (0, 1, 11):
+            rate.add(seconds, per_second * seconds)
+    assert progress_line("x", *amounts, rate) == line
 
 
 def test_rates_and_times_in_words():

@@ -7,6 +7,7 @@ workers.
 import gc
 import os
 import signal
+import socket
 import time
 from io import StringIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.cli.work_counts import WorkCounts
 from pipeline.cluster import pool, progress, stage
 from pipeline.cluster.alone import TRIES
 from pipeline.cluster.progress import Reporter, show_progress, start_progress
+from pipeline.cluster.software import LIBRARIES, SOURCES, difference, software
 from pipeline.cluster.stage import StageOutcome, run_stage, unshared_storage
 from pipeline.errors import BadDocumentError, PipelineError, UnreachableFileError
 
@@ -235,6 +237,26 @@ def test_progress_counts_reports_and_what_was_done_before(local_ray, console, mo
         # What is left is thought to be as much less than expected as what is done.
         wait_for("working: 5.0 of about 8.0 MB")
     assert "5.0 of about 10.0 MB" not in console.file.getvalue()
+
+
+def test_workers_with_other_software_than_their_driver_are_named(local_ray, console, monkeypatch):
+    """They would write other bytes, and nobody would know why."""
+    here = dict(software())
+    assert here.keys() == {SOURCES, *LIBRARIES} and difference(software()) is None
+
+    def work(piece: int, shared: None, report: Reporter) -> None:
+        report(1)
+
+    for other in ({}, {"torch": "1.0"}, {SOURCES: "0", "pyarrow": "9.0"}):
+        driver = tuple((here | other).items())
+        monkeypatch.setattr(progress, "software", lambda driver=driver: driver)
+        run_stage("counting", work, {0: 1, 1: 1}, None, console, workers=2)
+    said = " ".join(console.file.getvalue().split())
+    assert said.count("install the same on all nodes") == 2
+    host = socket.gethostname()
+    assert f"{host} has torch {here['torch']}; the driver of this job has torch 1.0: " in said
+    assert f"{SOURCES} {here[SOURCES]}, pyarrow {here['pyarrow']}; the driver" in said
+    assert difference((("torch", here["torch"]),)) is None  # a driver may lack libraries
 
 
 def test_unshared_storage_names_the_place():

@@ -334,3 +334,17 @@ def test_a_shard_set_that_is_not_finished_is_no_input(tmp_path):
     assert len(find_inputs([str(tmp_path / "set" / "shards" / "*")]).files) == 1
     fill(tmp_path, {"set/manifest.json": record})
     assert [file.name for file in find_inputs([str(tmp_path / "set")]).files] == ["shards/0.jsonl"]
+
+
+def test_names_that_are_no_unicode_give_ids_also_where_two_files_share_one(tmp_path):
+    for directory in (b"a", b"b"):
+        (tmp_path / os.fsdecode(directory)).mkdir()
+        path = os.fsencode(tmp_path) + b"/" + directory + b"/caf\xe9.txt"
+        with open(path, "w") as file:  # noqa: PTH123 (bytes)
+            file.write("text")
+    result = find_inputs([str(tmp_path / "a"), str(tmp_path / "b")])
+    names = [file.name for file in result.files]
+    assert names == [f"{tmp_path}/{directory}/caf\\xe9.txt" for directory in "ab"]
+    for file in result.files:
+        (document,) = read_split(plan_file(file, "text", 10).splits[0], Columns(), 10)
+        assert document.sample_id.encode()

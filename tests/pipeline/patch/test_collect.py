@@ -1,5 +1,6 @@
 """Committed shards read in parts: what is closed, and what has to be closed again."""
 
+import errno
 import io
 import shutil
 
@@ -8,7 +9,10 @@ from rich.console import Console
 from support.counted_requests import Counted
 from support.shard_sets import as_version_1, real_texts, write_shards
 
+from pipeline.cluster.packed import Packed
 from pipeline.cluster.stage import StageOutcome
+from pipeline.errors import PipelineError, UnreachableFileError
+from pipeline.patch import collect
 from pipeline.patch.collect import closed_set, committed_shards, sum_shards
 from pipeline.patch.verify import verify_set
 from pipeline.shards.closing import Closing, make_part
@@ -97,3 +101,25 @@ def test_a_shard_that_workers_cannot_reach_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.patch.verify.run_stage", lambda *_, **__: away)
     problems = verify_set(OutputDirectory(str(tmp_path)), Console(quiet=True), 2)
     assert problems[0] == "s3://bucket/a.arrow: does not answer"
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """A node that lacks the directory would have had all shards that it looked at made anew."""
+
+    def refused(error: OSError):
+        def open_refused(url: str):
+            raise error
+
+        monkeypatch.setattr(collect, "open_input", open_refused)
+        return lambda: collect._hash_piece(0, Packed([{str(tmp_path / "a"): ("0", 1)}]), print)
+
+    for error in (FileNotFoundError(2, "No such file"), PermissionError(13, "Permission denied")):
+        with pytest.raises(
+            UnreachableFileError, match=f"{tmp_path}/a: cannot be read: {error.args[1]}"
+        ):
+            refused(error)()
+    assert "Input/output error" in refused(OSError(errno.EIO, "Input/output error"))()
+    away = StageOutcome({}, ["a: cannot be read: Permission denied"], {})
+    monkeypatch.setattr(collect, "run_stage", lambda *_, **__: away)
+    with pytest.raises(PipelineError, match=r"a: cannot be read: Permission denied; what is"):
+        collect.damaged_files({"a": ("0", 1)}, Console(quiet=True), 2)

@@ -137,12 +137,12 @@ def test_merges_are_put_together_as_they_were_taken_apart(runs, cells):
     shuffle = Shuffle.__new__(Shuffle)
     object.__setattr__(shuffle, "cells", cells)
     object.__setattr__(shuffle, "fine_cells", 2)
-    groups = merge_groups([SortedRun(str(i), 0, [], 0) for i in range(runs)])
+    groups = merge_groups([SortedRun(str(i), 0, 0, 0, "", "") for i in range(runs)])
     assert [int(run.name) for group in groups for run in group] == list(range(runs))
     assert max(map(len, groups)) <= 256
     pieces = [(group, cell) for group in range(len(groups)) for cell in range(cells)]
     merges = {
-        number: Sorted([SortedRun(f"{group} {cell}", 0, [], 0)], DocumentStatistics())
+        number: Sorted([SortedRun(f"{group} {cell}", 0, 0, 0, "", "")], DocumentStatistics())
         for number, (group, cell) in enumerate(pieces)
     }
     found = slices_of(dict(reversed(merges.items())), shuffle)

@@ -4,6 +4,7 @@ import errno
 import pickle
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import aiohttp
@@ -12,6 +13,7 @@ import fsspec
 import httpx
 import pytest
 import s3fs
+from s3fs.errors import translate_boto_error
 from support.clusters import an_s3_bucket
 from support.faulty_proxy import a_proxy_that_goes_away
 
@@ -31,6 +33,12 @@ from pipeline.storage.places import filesystem_of, open_input
 
 REQUEST = SimpleNamespace(real_url="http://s3")
 ENDPOINT = botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3")
+
+
+def refused(status: int, code: str) -> BaseException:
+    """An answer of S3 as s3fs raises it."""
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return translate_boto_error(botocore.exceptions.ClientError(answer, "PutObject"))
 
 
 @pytest.fixture
@@ -57,6 +65,11 @@ def said(monkeypatch):
         OSError(errno.EBUSY, "Please reduce your request rate."),
         OSError(errno.EIO, "An error occurred (502)"),
         aiohttp.ClientResponseError(REQUEST, (), status=503),
+        refused(500, "InternalError"),
+        refused(503, "SlowDown"),
+        refused(502, "Bad Gateway"),
+        refused(409, "ConditionalRequestConflict"),
+        refused(400, "RequestTimeout"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -88,6 +101,10 @@ def test_errors_that_may_pass_are_waited_out(said, error):
         aiohttp.InvalidURL("x"),
         ValueError("text"),
         KeyError("text"),
+        refused(403, "QuotaExceeded"),
+        refused(507, "XMinioStorageFull"),
+        refused(400, "EntityTooLarge"),
+        refused(403, "SomethingOfAnotherStore"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -243,6 +260,72 @@ def test_threads_say_it_once(said):
     for thread in threads:
         thread.join()
     assert len(said) == 2, said
+
+
+class TemporaryCredentials(BaseHTTPRequestHandler):
+    """An S3 server that takes the session token ``valid`` and no other."""
+
+    protocol_version = "HTTP/1.1"
+    valid = ""
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        refuses = self.headers.get("X-Amz-Security-Token") != self.valid
+        body = b"" if self.command == "PUT" else b"abcd"
+        if refuses:
+            code, text = "ExpiredToken", "The token has expired."
+            body = f"<Error><Code>{code}</Code><Message>{text}</Message></Error>".encode()
+        self.send_response(400 if refuses else 200)
+        for name, value in {"Content-Length": len(body), "ETag": '"e"'}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    do_HEAD = do_PUT = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_credentials_that_are_renewed_in_a_file_are_used(said, tmp_path, monkeypatch):
+    """Tokens of STS count for hours, a job takes days: somebody keeps the file fresh."""
+
+    def write_token(token: str) -> None:
+        lines = ("aws_access_key_id=k", "aws_secret_access_key=s", f"aws_session_token={token}")
+        (tmp_path / "credentials").write_text("\n".join(("[default]", *lines)))
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TemporaryCredentials)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setattr(outages, "RENEWAL_S", 0.0)
+    s3fs.S3FileSystem.clear_instance_cache()
+    TemporaryCredentials.valid = "0"
+    write_token("0")
+    output = OutputDirectory("s3://bucket/out")
+    opened = open_input("s3://bucket/out/a")
+    for n, act in enumerate(
+        (
+            lambda: output.write("a", b"abcd"),
+            lambda: output.read("a"),
+            lambda: output.size("a"),
+            lambda: output.read_ranges(["a", "b"], [0, 0], [4, 4])[1],
+            lambda: open_input("s3://bucket/out/a").read(),
+            opened.read,
+        )
+    ):
+        TemporaryCredentials.valid = str(n + 1)
+        with pytest.raises(PipelineError if n < 4 else PermissionError) as refusal:
+            act()
+        assert "credentials" in str(refusal.value) and "renew them" in str(refusal.value)
+        write_token(str(n + 1))
+        assert act() in (None, b"abcd", 4)
+    assert not said
+    server.shutdown()
+    server.server_close()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_requests_that_go_around_wait_too_once_s3fs_is_told(away, said, monkeypatch):

@@ -65,3 +65,18 @@ def test_an_output_is_the_same_wherever_it_is_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     output = pickle.loads(pickle.dumps(OutputDirectory("out")))
     assert output.url == f"{tmp_path}/out"
+
+
+@pytest.mark.parametrize("name", ["a*", "a?", "[ab]c"])
+def test_a_pattern_is_no_remote_output(name, tmp_path):
+    """To remove ``[ab]c/lease`` would have removed ``ac/lease``."""
+    with pytest.raises(PipelineError, match=r"makes it a pattern.*choose another name"):
+        OutputDirectory(f"memory://patterns/{name}")
+    local = OutputDirectory(str(tmp_path / name))
+    OutputDirectory(str(tmp_path / "ac")).write("x", b"1")
+    local.write("x", b"2")
+    assert local.read_all(["x"]) == [b"2"]
+    local.remove("x")
+    local.write("x", b"3")
+    local.remove_files(["x"])
+    assert (tmp_path / "ac" / "x").read_bytes() == b"1" and "x" not in local.names()
