@@ -43,6 +43,15 @@ def check_config(config: Any) -> None:
     Raises:
         ConfigError: a flag asks for a way of training that these models cannot use; names it.
     """
+    _check_parallelism(config)
+    _check_run(config)
+    _check_recipe(config)
+    if not torch.cuda.is_available():
+        _check_without_gpu(config)
+    _check_tables(config)
+
+
+def _check_parallelism(config: Any) -> None:
     parallelism = config.parallelism
     for flag, why in (
         ("pipeline_parallel_degree", "bytes skip from the encoder to the decoder past all stages"),
@@ -57,25 +66,6 @@ def check_config(config: Any) -> None:
             f"--parallelism.spmd-backend: {parallelism.spmd_backend} needs torchtitan's own "
             "modules, and BLT is plain PyTorch; leave it at partial_dtensor"
         )
-    if config.training.steps < 0:
-        raise ConfigError(f"--training.steps: must not be negative, got {config.training.steps}")
-    if not config.dataloader.infinite:
-        raise ConfigError(
-            "--dataloader.no-infinite: is for validation only; set the length of a training with "
-            "--training.steps"
-        )
-    if config.checkpoint.initial_load_path and not config.checkpoint.enable:
-        raise ConfigError(
-            "--checkpoint.no-enable: the initial weights of --checkpoint.initial-load-path would "
-            "not be loaded; leave it out (--checkpoint.load-only saves nothing)"
-        )
-    check_recipe(config)
-    known = ("optimizer", "lr_scheduler", "dataloader", "train_state")
-    if unknown := set(config.checkpoint.exclude_from_loading) - set(known):
-        raise ConfigError(
-            f"--checkpoint.exclude-from-loading: {min(unknown)} is no part of a step; give some of "
-            f"{', '.join(known)}"
-        )
     shape, ranks = config.model_spec.model.shape, parallelism.tensor_parallel_degree
     if isinstance(shape, BLTConfig) and shape.n_kv_heads_global % ranks:
         raise ConfigError(
@@ -89,6 +79,29 @@ def check_config(config: Any) -> None:
             f"{shape.hidden_dim_global} features of the latent transformer's feed-forward layers "
             "evenly (--shape.hidden-dim-global)"
         )
+
+
+def _check_run(config: Any) -> None:
+    """The length of a training, and what it reads and writes."""
+    if config.training.steps < 0:
+        raise ConfigError(f"--training.steps: must not be negative, got {config.training.steps}")
+    if not config.dataloader.infinite:
+        raise ConfigError(
+            "--dataloader.no-infinite: is for validation only; set the length of a training with "
+            "--training.steps"
+        )
+    if config.checkpoint.initial_load_path and not config.checkpoint.enable:
+        raise ConfigError(
+            "--checkpoint.no-enable: the initial weights of --checkpoint.initial-load-path would "
+            "not be loaded; leave it out (--checkpoint.load-only saves nothing)"
+        )
+    known = ("optimizer", "lr_scheduler", "dataloader", "train_state")
+    if unknown := set(config.checkpoint.exclude_from_loading) - set(known):
+        raise ConfigError(
+            f"--checkpoint.exclude-from-loading: {min(unknown)} is no part of a step; give some of "
+            f"{', '.join(known)}"
+        )
+    shape = config.model_spec.model.shape
     if isinstance(shape, TokenTransformerConfig) and config.samples.freq > 0:
         raise ConfigError(
             "--samples.freq: a token transformer writes no samples; leave them out, and convert a "
@@ -102,24 +115,11 @@ def check_config(config: Any) -> None:
                     f"--metrics.{name}: writes local files, and --dump-folder is a URL; give "
                     "--metrics.save-tb-folder an absolute path"
                 )
-    if not torch.cuda.is_available():
-        if getattr(config.checkpoint, "async_mode", "") == "async_with_pinned_mem":
-            raise ConfigError("--checkpoint.async-mode: pinned memory needs a GPU; use async")
-        if config.compile.enable and "model" in config.compile.components:
-            raise ConfigError(
-                "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "
-                "documents; leave it out, or compile the loss alone: --compile.components loss"
-            )
-        if config.training.enable_cpu_offload:
-            raise ConfigError("--training.enable-cpu-offload: there is no GPU; leave it out")
-        if not config.training.disable_cuda_graphs:
-            raise ConfigError("--training.disable-cuda-graphs: there is no GPU; leave it on")
-        if config.training.mixed_precision_param != "float32":
-            raise ConfigError(
-                "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
-            )
-    sharded = getattr(parallelism, "hash_tables", "plain") == "sharded"
-    if sharded and config.model_spec is not None and config.model_spec.name == "blt":
+
+
+def _check_tables(config: Any) -> None:
+    sharded = getattr(config.parallelism, "hash_tables", "plain") == "sharded"
+    if sharded and config.model_spec.name == "blt":
         for flag, given in (
             (
                 "optimizer.implementation fused_opt_states_bf16",
@@ -134,7 +134,25 @@ def check_config(config: Any) -> None:
                 )
 
 
-def check_recipe(config: Any) -> None:
+def _check_without_gpu(config: Any) -> None:
+    if getattr(config.checkpoint, "async_mode", "") == "async_with_pinned_mem":
+        raise ConfigError("--checkpoint.async-mode: pinned memory needs a GPU; use async")
+    if config.compile.enable and "model" in config.compile.components:
+        raise ConfigError(
+            "--compile.enable: needs a GPU: the CPU's attention has shapes that depend on the "
+            "documents; leave it out, or compile the loss alone: --compile.components loss"
+        )
+    if config.training.enable_cpu_offload:
+        raise ConfigError("--training.enable-cpu-offload: there is no GPU; leave it out")
+    if not config.training.disable_cuda_graphs:
+        raise ConfigError("--training.disable-cuda-graphs: there is no GPU; leave it on")
+    if config.training.mixed_precision_param != "float32":
+        raise ConfigError(
+            "--training.mixed-precision-param: bfloat16 needs a GPU; on a CPU use float32"
+        )
+
+
+def _check_recipe(config: Any) -> None:
     """
     Raises:
         ConfigError: the learning rate's schedule, AdamW or clipping have numbers with which no
