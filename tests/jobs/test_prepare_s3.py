@@ -22,8 +22,8 @@ from pipeline.shards.shard_set import ShardSet
 from train.data.held_out import validation_sets
 
 PREPARE = ROOT / "jobs" / "prepare_corpus.py"
-FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "500000", "--num-workers", "2")
-COPIES = 16
+FLAGS = ("--id-column", "id", "--num-chunks", "10", "--sort-bytes", "250000", "--num-workers", "2")
+COPIES = 8
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def s3(s3_server) -> Iterator[dict[str, str]]:
 
 
 def write_corpus(directory: Path) -> int:
-    """11 MB in JSONL and Parquet files; gives how many documents."""
+    """5 MB in JSONL and Parquet files; gives how many documents."""
     documents = [(f"{n}-{name}", f"{n} {text}") for n in range(COPIES) for name, text in topics()]
     part = len(documents) // 8
     for i in range(8):
