@@ -181,6 +181,20 @@ def test_stop_strings_end_a_text_and_are_not_part_of_it(models):
     assert generate(*models, ["Hello"], stop=[b"\0no\0"], **options) == [full]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_stops_that_end_together_the_longest_is_left_out(models, first):
+    """A task of the harness with the stops "Q:" and "\\n\\nQ:" would keep two newlines, or not,
+    depending on which it names first."""
+    (full,) = generate(*models, ["Hello"], patcher=RULES[0], max_new_bytes=60)
+    stops = [full[30:34], full[33:34] + b"\0never", full[32:34]]
+    at = full.index(stops[2])
+    assert full.index(stops[0]) == at - 2  # else they do not end together
+    order = stops if first == 0 else stops[::-1]
+    for draft_bytes in (0, 7):
+        options = {"patcher": RULES[0], "max_new_bytes": 60, "draft_bytes": draft_bytes}
+        assert generate(*models, ["Hello"], stop=order, **options) == [full[:30]]
+
+
 def test_streamed_pieces_are_the_text_and_hold_stops_back(models):
     (full,) = generate(*models, ["Hello"], patcher=RULES[0], max_new_bytes=60)
     stop = full[30:33] + b"\0never"
