@@ -69,7 +69,8 @@ def generate(
             text does not depend on the other prompts.
         draft_bytes: bytes that the local models write ahead. Greedy only, where they change the
             speed alone.
-        reset_at_newline: the entropy model's context starts again after each newline.
+        reset_at_newline: the entropy model's context starts again after each newline, also where
+            it writes by itself.
         batch_size: the most texts that are written at a time. A finished text makes room for the
             next prompt; texts do not depend on one another, nor on this number.
 
@@ -139,7 +140,12 @@ def stream(
     if isinstance(model, EntropyModel):
         if draft_bytes:
             raise ValueError("draft_bytes: an entropy model has no part that could write ahead")
-        new_state = partial(IncrementalEntropyModel, model, weights=JoinedWeights())
+        new_state = partial(
+            IncrementalEntropyModel,
+            model,
+            reset_at_newline=reset_at_newline,
+            weights=JoinedWeights(),
+        )
     else:
         patcher = patcher or model.config.patcher
         if patcher is None:

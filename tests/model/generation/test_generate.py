@@ -13,6 +13,7 @@ from model import BLT, BLT_SIZES, ByteTokenizer, EntropyModel, EntropyModelConfi
 from model.generation.generate import stream
 from model.generation.sampling import Sampling, allowed, draw_noise
 from model.generation.writer import Writer
+from model.segments import cut_segments
 from model.tokenizer import BYTE_OFFSET, EOS_ID, NEXT_IDS
 
 PROMPTS = ["", "Hello world, this is", b"\xff" * 300 + b" and on", "für"]
@@ -60,21 +61,30 @@ def test_greedy_text_is_that_of_running_everything_anew(models, patcher):
         assert written == list(expected), draft_bytes
 
 
+@pytest.mark.parametrize("reset", [False, True])
 @torch.no_grad()
-def test_an_entropy_model_writes_by_itself(models):
+def test_an_entropy_model_writes_by_itself(models, reset):
     _, model = models
     expected = []
-    for prompt in PROMPTS:
+    prompts = [*PROMPTS, "a line\nand the next"]
+    for prompt in prompts:
         data = prompt.encode() if isinstance(prompt, str) else prompt
         tokens = ByteTokenizer().encode(data, eos=False)
         begin = len(tokens)
         while len(tokens) < begin + 60:  # beyond its window
-            logits = model.logits_packed(torch.tensor(tokens), torch.tensor([len(tokens)]))
+            lengths = cut_segments(
+                torch.tensor(tokens),
+                torch.tensor([len(tokens)]),
+                context_length=None,
+                reset_at_newline=reset,
+            )
+            logits = model.logits_packed(torch.tensor(tokens), lengths)
             if (token := int(allowed(logits[-1]).argmax())) == EOS_ID:
                 break
             tokens.append(token)
         expected.append(bytes(token - BYTE_OFFSET for token in tokens[begin:]))
-    assert generate(model, None, PROMPTS, max_new_bytes=60) == expected and any(expected)
+    options = {"max_new_bytes": 60, "reset_at_newline": reset}
+    assert generate(model, None, prompts, **options) == expected and any(expected)
     with pytest.raises(ValueError, match="draft_bytes: an entropy model has no part"):
         generate(model, None, PROMPTS, draft_bytes=1)
 
