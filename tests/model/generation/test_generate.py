@@ -129,6 +129,21 @@ def test_probabilities_by_hand():
         torch.testing.assert_close(sampling.probabilities(logits), torch.tensor([expected]).float())
 
 
+def test_of_equally_likely_tokens_the_first_are_kept():
+    """Logits of few values, as bfloat16 has: the likeliest one alone is that of greedy text."""
+    logits = torch.randint(0, 3, (50, 260), generator=torch.Generator().manual_seed(0)).float()
+    noise = torch.rand(50, 260, generator=torch.Generator().manual_seed(1))
+    greedy = Sampling().choose(logits, noise)
+    for only in ({"top_k": 1}, {"top_p": 1e-9}):
+        assert torch.equal(Sampling(1.0, **only).choose(logits, noise), greedy)
+
+
+def test_all_of_the_probability_is_that_of_all_tokens():
+    logits = 8 * torch.randn(50, 260, generator=torch.Generator().manual_seed(0))
+    kept = Sampling(1.0, top_p=1.0).probabilities(logits) > 0
+    assert torch.equal(kept, Sampling(1.0).probabilities(logits) > 0)
+
+
 def test_draws_follow_the_probabilities_and_never_give_a_special_id():
     logits = torch.full((1, 300), 50.0)  # a vocabulary may be larger than there are bytes
     logits[0, list(NEXT_IDS)] = 0
