@@ -8,6 +8,7 @@ for all of them: the first patches of a document, ``max_patch_length``, and the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from model.rules import (
@@ -81,7 +82,7 @@ class Patcher:
             raise ValueError(f"tokenizer: the {self.rule} rule does not use it")
         for name in SETTINGS:
             self._check(name, name in needed)
-        if self.patch_size is not None and not 1 <= self.patch_size < float("inf"):
+        if self.patch_size is not None and self.patch_size < 1:
             raise ValueError(f"patch_size: must be at least 1, got {self.patch_size}")
         if self.max_patch_length is not None and self.max_patch_length < 1:
             raise ValueError(f"max_patch_length: must be at least 1, got {self.max_patch_length}")
@@ -92,8 +93,9 @@ class Patcher:
             raise ValueError(f"{name}: the {self.rule} rule needs it")
         if not needed and value is not None:
             raise ValueError(f"{name}: the {self.rule} rule does not use it")
-        if value is not None and value != value:
-            raise ValueError(f"{name}: is not a number")
+        # JSON, which manifests and checkpoints are, has no other numbers.
+        if value is not None and not isfinite(value):
+            raise ValueError(f"{name}: must be a finite number, got {value}")
 
     def __str__(self) -> str:
         """The rule in words, such as ``global (threshold 1.5)``."""

@@ -63,12 +63,14 @@ def generate(
         temperature: 0 takes the likeliest byte.
         top_k: draw from the k likeliest bytes only.
         top_p: draw only from the likeliest bytes that together have this probability.
-        stop: strings that end a text; they are not part of the result.
+        stop: strings that end a text; they are not part of the result. Their order does not matter:
+            of several that end with the same byte the longest is left out.
         seed: seeds drawing for the first prompt; each later prompt has a seed one higher, so that a
             text does not depend on the other prompts.
         draft_bytes: bytes that the local models write ahead. Greedy only, where they change the
             speed alone.
-        reset_at_newline: the entropy model's context starts again after each newline.
+        reset_at_newline: the entropy model's context starts again after each newline, also where
+            it writes by itself.
         batch_size: the most texts that are written at a time. A finished text makes room for the
             next prompt; texts do not depend on one another, nor on this number.
 
@@ -138,7 +140,12 @@ def stream(
     if isinstance(model, EntropyModel):
         if draft_bytes:
             raise ValueError("draft_bytes: an entropy model has no part that could write ahead")
-        new_state = partial(IncrementalEntropyModel, model, weights=JoinedWeights())
+        new_state = partial(
+            IncrementalEntropyModel,
+            model,
+            reset_at_newline=reset_at_newline,
+            weights=JoinedWeights(),
+        )
     else:
         patcher = patcher or model.config.patcher
         if patcher is None:
@@ -237,10 +244,11 @@ class _Text:
                     "overflow in the dtype it is run in"
                 )
             self.written.append(token - BYTE_OFFSET)
-            ended = next((s for s in self.stops if self.written.endswith(s)), None)
-            if ended is not None:
+            # Of several that end here, such as "\n" and "\n\n", the one that began first.
+            ended = max((s for s in self.stops if self.written.endswith(s)), key=len, default=b"")
+            if ended:
                 del self.written[-len(ended) :]
-            self.done = ended is not None or len(self.written) >= self.limit
+            self.done = bool(ended) or len(self.written) >= self.limit
         sure = len(self.written) - (0 if self.done else self._held_back())
         new = bytes(self.written[self.handed_out : sure])
         self.handed_out = max(self.handed_out, sure)

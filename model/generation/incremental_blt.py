@@ -126,14 +126,16 @@ class IncrementalEntropyModel(Incremental):
         batch: int,
         longest: int = PIECE,
         *,
+        reset_at_newline: bool = False,
         weights: JoinedWeights | None = None,
     ):
         """
         Args:
             batch: how many documents there are.
             longest: the most tokens of a row that are read, and may be taken back, at a time.
+            reset_at_newline: the model's context starts again after each newline.
             weights: joined for another batch of the same model, to share them.
         """
-        piece = Piece(batch, longest, 1, model.device)
-        steps = EntropyModelSteps(model, piece, weights or JoinedWeights())
-        super().__init__(steps, StepRunner(model.device))
+        piece, reset = Piece(batch, longest, 1, model.device), reset_at_newline
+        steps = EntropyModelSteps(model, piece, weights or JoinedWeights(), reset_at_newline=reset)
+        super().__init__(steps, StepRunner(model.device), reset_at_newline=reset)

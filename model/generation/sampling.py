@@ -23,7 +23,7 @@ class Sampling:
     temperature: float = 0.0
     """Logits are divided by it; 0 takes the likeliest token (greedy)."""
     top_k: int | None = None
-    """Only the k likeliest tokens."""
+    """Only the k likeliest tokens; of equally likely ones those with the lowest ids."""
     top_p: float | None = None
     """Only the likeliest tokens that together have at least this probability."""
 
@@ -57,11 +57,12 @@ class Sampling:
         behind_BV = behind_BV / self.temperature
         if self.top_k is None and self.top_p is None:
             return behind_BV.softmax(-1).float()
-        ordered_BV, token_BV = behind_BV.sort(-1, descending=True)
+        # Equal logits, as bfloat16 often gives, stay in the order of their ids, as argmax has it.
+        ordered_BV, token_BV = behind_BV.sort(dim=-1, descending=True, stable=True)
         p_BV = ordered_BV.softmax(-1).float()
         if self.top_k is not None:
             p_BV[:, self.top_k :].fill_(0)
-        if self.top_p is not None:
+        if self.top_p is not None and self.top_p < 1:  # sums that are rounded reach 1 too early
             p_BV /= p_BV.sum(-1, keepdim=True)
             # A token stays if the likelier ones do not reach the sum without it.
             p_BV.masked_fill_(p_BV.cumsum(-1) - p_BV >= self.top_p, 0)

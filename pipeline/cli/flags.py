@@ -19,12 +19,15 @@ def check_at_least(config: object, **limits: int) -> None:
         limits: the smallest value of each field; None is allowed beside those.
 
     Raises:
-        ConfigError: a number is too small, infinite or none (NaN); names the flag.
+        ConfigError: a number is too small, infinite or none (NaN), or has more than 64 bits; names
+            the flag.
     """
     for field, least in limits.items():
         value = getattr(config, field)
         if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{flag_name(field)}: must be at least {least}, got {value}")
+        if value is not None and value >= 1 << 63:
+            raise ConfigError(f"{flag_name(field)}: must be below 2**63, got {value}")
 
 
 def check_new_output(path: Path) -> None:

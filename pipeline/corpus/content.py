@@ -1,21 +1,30 @@
-"""What the first bytes of a file tell: its format where its name tells none, and that it is none.
+"""What the first bytes of a file tell: its format where its name tells none, that it is none, and a
+compression that its name does not tell.
 
 Hadoop and Spark name their files ``part-00000``. The first bytes tell the compression and, below
 it, Parquet, Arrow or lines of JSON; plain text is not told apart from anything else.
 """
 
 import io
+import re
 from contextlib import suppress
 
 import orjson
 
-from pipeline.corpus.lines import open_decompressed
+from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
 from pipeline.errors import BadFileError
 from pipeline.storage.listing import InputFile
 from pipeline.storage.places import open_input
 
-COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
-"""The ending of a compressed file by its first bytes."""
+COMPRESSED = {
+    ".gz": re.compile(rb"\x1f\x8b\x08"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
+    ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    ".xz": re.compile(rb"\xfd7zXZ\0"),
+}
+"""The first bytes of a compressed file by the ending that its name should have."""
+FIRST_BYTES = 10
+"""Bytes that tell a compression."""
 COLUMNAR = {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"\xff\xff\xff\xff": ".arrow"}
 """The same for formats that are not compressed as a whole; the last is an Arrow stream's."""
 LONGEST_LINE = 4 << 20
@@ -44,6 +53,29 @@ def check_is_there(raw: io.BufferedIOBase, size: int) -> None:
         raw.seek(0)
 
 
+def check_compression(raw: io.BufferedIOBase, name: str) -> None:
+    """Check that a file is compressed only if its name says so, and go back to its beginning: its
+    bytes would be taken for a few lines that are broken.
+
+    Args:
+        name: in lower case.
+
+    Raises:
+        BadFileError: it is compressed, and its name does not say so.
+    """
+    if name.endswith(COMPRESSIONS):
+        return
+    ending = _compression(raw.read(FIRST_BYTES))
+    raw.seek(0)
+    if ending:
+        raise BadFileError(f"is compressed, which its name does not say: let it end in {ending}")
+
+
+def _compression(head: bytes) -> str:
+    """The ending for what begins so; empty for what is not compressed."""
+    return next((ending for ending, first in COMPRESSED.items() if first.match(head)), "")
+
+
 def ending_of(file: InputFile) -> str:
     """The ending that the file's content deserves, such as ``.jsonl.gz``; empty if it is unknown.
 
@@ -51,12 +83,12 @@ def ending_of(file: InputFile) -> str:
         Exception: whatever the filesystem raises.
     """
     with open_input(file.url) as raw:
-        head = raw.read(8)
+        head = raw.read(FIRST_BYTES)
         raw.seek(0)
         for first, ending in COLUMNAR.items():
             if head.startswith(first):
                 return ending
-        compression = next((e for first, e in COMPRESSED.items() if head.startswith(first)), "")
+        compression = _compression(head)
         with suppress(EOFError, OSError, ValueError):
             if _is_json_lines(open_decompressed(raw, compression)):
                 return f".jsonl{compression}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from pipeline.corpus.beside import entropies_of, patch_lengths_at, patch_lengths_of
-from pipeline.corpus.content import check_is_there
+from pipeline.corpus.content import check_compression, check_is_there
 from pipeline.corpus.fields import listed, partition_values
 from pipeline.corpus.formats import FORMATS
 from pipeline.corpus.headers.limits import most_bytes
@@ -165,6 +165,8 @@ def read_split(
             check_is_there(raw, split.file.size)
             file = raw
             if form.is_compressible:
+                if not split.start:  # a compressed file is never cut
+                    check_compression(raw, split.file.typed_name)
                 limit = most_bytes(max_document_bytes)
                 file = open_decompressed(raw, split.file.typed_name, limit)
             records = form.records_with_numbers(

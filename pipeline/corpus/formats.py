@@ -207,11 +207,13 @@ class JsonLines(InputFormat):
     asked = "in the first 100 records of a file"
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        from pipeline.corpus.content import check_compression
         from pipeline.corpus.json_lines import first_keys
         from pipeline.corpus.lines import COMPRESSIONS, open_decompressed
         from pipeline.storage.places import open_input
 
         with open_input(file.url) as raw:
+            check_compression(raw, file.typed_name)
             columns = first_keys(open_decompressed(raw, file.typed_name))
         if file.typed_name.endswith(COMPRESSIONS):
             return Cut([], columns)
@@ -276,11 +278,13 @@ class Csv(InputFormat):
     delimiter = ","
 
     def cut(self, file: InputFile, split_bytes: int) -> Cut:
+        from pipeline.corpus.content import check_compression
         from pipeline.corpus.csv_tables import column_names
         from pipeline.corpus.lines import open_decompressed
         from pipeline.storage.places import open_input
 
         with open_input(file.url) as raw:
+            check_compression(raw, file.typed_name)
             return Cut([], column_names(open_decompressed(raw, file.typed_name), self.delimiter))
 
     def records(

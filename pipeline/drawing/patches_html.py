@@ -15,7 +15,9 @@ neighbours differ in any kind of colour blindness, and on paper without colours.
 _HIDDEN = re.compile(
     "[\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
-)  # without the joiners, which Persian letters and families of emoji need
+    # Joiners, which Persian letters and families of emoji need, where they join nothing.
+    "|(?<![^\u200c\u200d])[\u200c\u200d]"
+)
 _DOTTED_CIRCLE = "\u25cc"
 
 LIGHT_PATCHES = """
@@ -83,7 +85,8 @@ def shown_html(patch: bytes) -> str:
 
 
 def _visible(text: str) -> str:
-    if text and unicodedata.combining(text[0]):  # it would combine with the patch before
+    # A mark, be it a vowel or an emoji's variation, would combine with the patch before.
+    if text and unicodedata.category(text[0])[0] == "M" and not _HIDDEN.match(text):
         text = _DOTTED_CIRCLE + text
     parts = _HIDDEN.split(escape(text))
     hidden = _HIDDEN.findall(text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
@@ -132,8 +133,8 @@ class EvaluateConfig:
             raise ConfigError(f"--confidence: must lie between 0 and 1, got {self.confidence}")
         if self.seed < 0:
             raise ConfigError(f"--seed: must not be negative, got {self.seed}")
-        if self.threshold is not None and self.threshold != self.threshold:
-            raise ConfigError("--threshold: is not a number")
+        if self.threshold is not None and not isfinite(self.threshold):
+            raise ConfigError(f"--threshold: must be a finite number, got {self.threshold}")
         if not 1 <= self.max_document_bytes <= 1 << 30:
             raise ConfigError(
                 f"--max-document-bytes: from 1 to 1 GiB, got {self.max_document_bytes}"

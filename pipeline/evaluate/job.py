@@ -146,6 +146,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         model = load_model(directory)
         patching = _patching(config, model, directory, partial(print_line, console))
     if isinstance(data, ShardData) and isinstance(model, BLT):
+        _check_readable(data)
         compare_with_training(
             model.config,
             data.provenance,
@@ -200,6 +201,19 @@ def _patching(
     if config.shards:
         return None
     return load_patching(model, config.model, directory, PatchFlags.of(config), say)
+
+
+def _check_readable(data: ShardData) -> None:
+    """
+    Raises:
+        ConfigError: the shards have patches that a BLT would be given otherwise.
+    """
+    if not data.patcher.boundary_rule.first_starts.get(1):
+        raise ConfigError(
+            f"--shards: {data.shards.output.url} has the {data.patcher.rule} rule as published: a "
+            "document's first patch has more than the one token BOS, which no BLT reads; patch the "
+            "corpus again without --published-rules"
+        )
 
 
 def _check_finite(nats_D: np.ndarray, batch: Batch) -> None:

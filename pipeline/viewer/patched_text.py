@@ -159,5 +159,7 @@ def error_html(error: Exception) -> str:
 
 
 def ids_html(ids: Sequence[str]) -> str:
-    """The name and place of a document, as the page shows them."""
-    return f'<p class="note">{" · ".join(map(escape, ids))}</p>'
+    """The name and place of a document, as the page shows them. An id that changes the direction of
+    writing changes its own."""
+    shown = (f"<bdi>{escape(part)}</bdi>" for part in ids)
+    return f'<p class="note">{" · ".join(shown)}</p>'

@@ -350,7 +350,13 @@ def test_empty_batch():
     [
         ({"rule": "words"}, "rule: 'words' is not one of"),
         ({}, "threshold: the global rule needs it"),
-        ({"threshold": float("nan")}, "threshold: is not a number"),
+        ({"threshold": float("nan")}, "threshold: must be a finite number, got nan"),
+        ({"threshold": float("-inf")}, "threshold: must be a finite number, got -inf"),
+        (
+            {"threshold": 1.0, "rule": "combined", "threshold_add": float("inf")},
+            "threshold_add: must be a finite number, got inf",
+        ),
+        ({"rule": "static", "patch_size": float("inf")}, "patch_size: must be a finite number"),
         ({"threshold": 1.0, "rule": "combined"}, "threshold_add: the combined rule needs it"),
         ({"threshold": 1.0, "rule": "byte"}, "threshold: the byte rule does not use it"),
         ({"rule": "static"}, "patch_size: the static rule needs it"),

@@ -13,6 +13,7 @@ from model import BLT, BLT_SIZES, ByteTokenizer, EntropyModel, EntropyModelConfi
 from model.generation.generate import stream
 from model.generation.sampling import Sampling, allowed, draw_noise
 from model.generation.writer import Writer
+from model.segments import cut_segments
 from model.tokenizer import BYTE_OFFSET, EOS_ID, NEXT_IDS
 
 PROMPTS = ["", "Hello world, this is", b"\xff" * 300 + b" and on", "für"]
@@ -60,21 +61,30 @@ def test_greedy_text_is_that_of_running_everything_anew(models, patcher):
         assert written == list(expected), draft_bytes
 
 
+@pytest.mark.parametrize("reset", [False, True])
 @torch.no_grad()
-def test_an_entropy_model_writes_by_itself(models):
+def test_an_entropy_model_writes_by_itself(models, reset):
     _, model = models
     expected = []
-    for prompt in PROMPTS:
+    prompts = [*PROMPTS, "a line\nand the next"]
+    for prompt in prompts:
         data = prompt.encode() if isinstance(prompt, str) else prompt
         tokens = ByteTokenizer().encode(data, eos=False)
         begin = len(tokens)
         while len(tokens) < begin + 60:  # beyond its window
-            logits = model.logits_packed(torch.tensor(tokens), torch.tensor([len(tokens)]))
+            lengths = cut_segments(
+                torch.tensor(tokens),
+                torch.tensor([len(tokens)]),
+                context_length=None,
+                reset_at_newline=reset,
+            )
+            logits = model.logits_packed(torch.tensor(tokens), lengths)
             if (token := int(allowed(logits[-1]).argmax())) == EOS_ID:
                 break
             tokens.append(token)
         expected.append(bytes(token - BYTE_OFFSET for token in tokens[begin:]))
-    assert generate(model, None, PROMPTS, max_new_bytes=60) == expected and any(expected)
+    options = {"max_new_bytes": 60, "reset_at_newline": reset}
+    assert generate(model, None, prompts, **options) == expected and any(expected)
     with pytest.raises(ValueError, match="draft_bytes: an entropy model has no part"):
         generate(model, None, PROMPTS, draft_bytes=1)
 
@@ -117,6 +127,21 @@ def test_probabilities_by_hand():
         (Sampling(1e-300), [1, 0, 0, 0]),
     ):
         torch.testing.assert_close(sampling.probabilities(logits), torch.tensor([expected]).float())
+
+
+def test_of_equally_likely_tokens_the_first_are_kept():
+    """Logits of few values, as bfloat16 has: the likeliest one alone is that of greedy text."""
+    logits = torch.randint(0, 3, (50, 260), generator=torch.Generator().manual_seed(0)).float()
+    noise = torch.rand(50, 260, generator=torch.Generator().manual_seed(1))
+    greedy = Sampling().choose(logits, noise)
+    for only in ({"top_k": 1}, {"top_p": 1e-9}):
+        assert torch.equal(Sampling(1.0, **only).choose(logits, noise), greedy)
+
+
+def test_all_of_the_probability_is_that_of_all_tokens():
+    logits = 8 * torch.randn(50, 260, generator=torch.Generator().manual_seed(0))
+    kept = Sampling(1.0, top_p=1.0).probabilities(logits) > 0
+    assert torch.equal(kept, Sampling(1.0).probabilities(logits) > 0)
 
 
 def test_draws_follow_the_probabilities_and_never_give_a_special_id():
@@ -179,6 +204,20 @@ def test_stop_strings_end_a_text_and_are_not_part_of_it(models):
         options = {"patcher": RULES[0], "max_new_bytes": 60, "draft_bytes": draft_bytes}
         assert generate(*models, ["Hello"], stop=["☃", stop], **options) == [expected]
     assert generate(*models, ["Hello"], stop=[b"\0no\0"], **options) == [full]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_stops_that_end_together_the_longest_is_left_out(models, first):
+    """A task of the harness with the stops "Q:" and "\\n\\nQ:" would keep two newlines, or not,
+    depending on which it names first."""
+    (full,) = generate(*models, ["Hello"], patcher=RULES[0], max_new_bytes=60)
+    stops = [full[30:34], full[33:34] + b"\0never", full[32:34]]
+    at = full.index(stops[2])
+    assert full.index(stops[0]) == at - 2  # else they do not end together
+    order = stops if first == 0 else stops[::-1]
+    for draft_bytes in (0, 7):
+        options = {"patcher": RULES[0], "max_new_bytes": 60, "draft_bytes": draft_bytes}
+        assert generate(*models, ["Hello"], stop=order, **options) == [full[:30]]
 
 
 def test_streamed_pieces_are_the_text_and_hold_stops_back(models):

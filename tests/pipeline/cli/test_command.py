@@ -160,6 +160,13 @@ def test_numbers_below_a_limit_infinite_or_none_are_refused(number):
         check_at_least(SimpleNamespace(size=number), size=1)
 
 
+def test_numbers_that_torch_does_not_take_are_refused():
+    """A seed of 25 digits was a traceback of torch.manual_seed."""
+    check_at_least(SimpleNamespace(seed=(1 << 63) - 1), seed=0)
+    with pytest.raises(ConfigError, match=r"^--seed: must be below 2\*\*63, got 9"):
+        check_at_least(SimpleNamespace(seed=1 << 63), seed=0)
+
+
 def run_script(script: str, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script],

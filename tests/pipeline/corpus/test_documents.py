@@ -1,10 +1,12 @@
 """Readers: every format, split or not, gives the same documents; broken input is told, not lost."""
 
+import bz2
 import datetime
 import decimal
 import gzip
 import io
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -230,6 +232,27 @@ def test_a_pointer_of_git_lfs_is_no_data(tmp_path, name):
     (tmp_path / name).write_bytes(POINTER)
     with pytest.raises(BadFileError, match=r"is a pointer of Git LFS .* run git lfs pull"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.json"])
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [
+        (".gz", gzip.compress),
+        (".zst", zstandard.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+    ],
+)
+def test_a_compressed_file_whose_name_does_not_say_so_is_no_text(tmp_path, name, ending, compress):
+    """Its lines were rejected one by one, and the job had done everything. It is told once, however
+    long the file is."""
+    for content in (jsonl(), b""):
+        (tmp_path / name).write_bytes(compress(content))
+        with pytest.raises(BadFileError, match=rf"is compressed, .* let it end in \{ending}$"):
+            read(tmp_path / name, split_bytes=50)
+    (tmp_path / "b.txt").write_bytes(b"BZh9 is how bzip2 begins")
+    assert texts(read(tmp_path / "b.txt")) == ["BZh9 is how bzip2 begins"]
 
 
 STRINGS = {

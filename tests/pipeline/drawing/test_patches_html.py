@@ -64,6 +64,16 @@ def test_what_cannot_be_seen_is_named():
     assert texts("👨\u200d👩".encode()) == ["👨\u200d👩"]
 
 
+def test_what_belongs_to_the_patch_before_is_seen_in_its_own():
+    """As bytes, a family of emoji is often cut around its joiners, and Thai before a vowel."""
+    family = ["👨", "\u200d", "👩", "\u200d👧", "\ufe0f"]
+    shown = ["👨", "U+200D", "👩", "U+200D👧", "\u25cc\ufe0f"]
+    assert texts(*map(str.encode, family)) == shown
+    vowels = ["ท", "\u0e31ว", "क", "\u093e\u200dक"]
+    assert texts(*map(str.encode, vowels)) == ["ท", "\u25cc\u0e31ว", "क", "\u25cc\u093e\u200dक"]
+    assert texts("\u034fx".encode()) == ["U+034Fx"]
+
+
 @pytest.mark.parametrize(
     "hostile", ["<script>alert(1)</script>", "</span></div><img src=x onerror=alert(1)>", "\"&<>'"]
 )

@@ -268,6 +268,17 @@ def test_shards_are_cut_anew(prepared):
     assert again.total.mean_patch_bytes < stored.total.mean_patch_bytes
 
 
+def test_patches_that_no_blt_reads_are_refused(prepared, tmp_path):
+    """The first of them were read in two, and training refuses them."""
+    rule = Patcher(rule="static", patch_size=4, published=True)
+    settings = {"rule": "static", "patch_size": 4, "published_rules": True}
+    tiny.make_shards(tmp_path / "set", prepared / "in", tiny.entropy_model(), rule, **settings)
+    with pytest.raises(ConfigError, match=r"--shards: .* as published: .* no BLT reads"):
+        run(prepared, shards=str(tmp_path / "set"))
+    of_bytes = run(prepared, model=str(prepared / "entropy"), shards=str(tmp_path / "set"))
+    assert of_bytes.complete
+
+
 def test_shards_whose_lists_are_damaged_are_named(prepared, tmp_path):
     directory = tmp_path / "shards"
     shutil.copytree(prepared / "shards", directory)

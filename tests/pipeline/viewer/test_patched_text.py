@@ -18,7 +18,14 @@ from pipeline.drawing.entropy_svg import SHOWN_BYTES, curve_svg
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.shard_set import ShardSet
-from pipeline.viewer.patched_text import MOST_BYTES, MOST_PATCHES, PatchView, repatched, view_text
+from pipeline.viewer.patched_text import (
+    MOST_BYTES,
+    MOST_PATCHES,
+    PatchView,
+    ids_html,
+    repatched,
+    view_text,
+)
 
 TEXT = "Straße 日本 <b>&amp;</b> 👩‍🚀 مرحبا\n\tdef f(x): return x"
 
@@ -142,3 +149,8 @@ def test_a_damaged_shard_is_named(shards, tmp_path):
         DocumentIndex(mine)[0]
     with pytest.raises(PipelineError, match=str(path)):
         DocumentIndex(mine).find("nobody")
+
+
+def test_an_id_that_is_written_backwards_leaves_what_follows_it_alone():
+    html = ids_html(["\u202e<id>", "document 3 of 9"])
+    assert "<bdi>\u202e&lt;id&gt;</bdi> · <bdi>document 3 of 9</bdi>" in html
