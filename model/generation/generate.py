@@ -72,7 +72,8 @@ def generate(
         reset_at_newline: the entropy model's context starts again after each newline, also where
             it writes by itself.
         batch_size: the most texts that are written at a time. A finished text makes room for the
-            next prompt; texts do not depend on one another, nor on this number.
+            next prompt; texts do not depend on one another, nor on this number, up to the rounding
+            of products of other sizes (in bfloat16 a drawn byte may be another one).
 
     Returns:
         the new bytes of each text, without the prompt.
