@@ -30,8 +30,8 @@ from train.checkpoints.model_json import (
     write_model_description,
 )
 from train.checkpoints.shared_folder import check_shared
-from train.data.dataloader import Microbatch
 from train.data.held_out import validation_sets
+from train.data.microbatches import Microbatch
 from train.data.named import check_sets
 from train.data.provenance import compare_validation, with_patches
 from train.metrics import Counts

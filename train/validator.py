@@ -23,8 +23,9 @@ from torchtitan.tools import utils
 
 from pipeline.bpe.token_bytes import HASH_BITS, TokenBytes
 from pipeline.errors import ConfigError
-from train.data.dataloader import Microbatch, ShardDataLoader
+from train.data.dataloader import ShardDataLoader
 from train.data.in_step import in_step
+from train.data.microbatches import Microbatch
 
 SHOWN_GROUPS = 10
 """Groups with the most bytes that are logged; the others are summed."""

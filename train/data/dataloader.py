@@ -1,52 +1,40 @@
-"""torchtitan's dataloader over patch shards: each rank's microbatches of rows, made in a thread.
+"""torchtitan's dataloader over patch shards: a rank's microbatches, made in a thread, and a state.
 
-The rows of all ranks are one sequence (:mod:`train.data.row_stream`). Microbatch m of R ranks with
-B rows each holds rows ``m*B*R`` to ``(m+1)*B*R``, of which each rank takes B
-(:mod:`train.data.ranks`). A run that resumes on another number of ranks, or with another B,
-continues with the next row.
-
-A rank reads and packs the windows of its own lanes. The state has a key per lane, which the ranks
-that read the lane write, and one for what they all know; a checkpoint holds the union. The state is
-that of the last microbatch that was yielded, not of those that the thread has made.
+:mod:`train.data.microbatches` says which rows a rank takes. The state has a key per lane, which the
+ranks that read the lane write, and one for what they all know; a checkpoint holds the union. The
+state is that of the last microbatch that was yielded, not of those that the thread has made. A run
+that resumes on another number of ranks, or with other microbatches, continues with the next row.
 """
 
 import json
 import math
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.tools.logging import logger
 
 from pipeline.errors import ConfigError
 from pipeline.prefetch import prefetch
-from train.data.filling import empty_rows, fill_groups, fill_rows
 from train.data.groups import Groups
-from train.data.lanes import Cursor, LaneCursor, lane_from_json, lane_to_json, rows_passed
-from train.data.packing import PackedWindow
+from train.data.lanes import Cursor, lane_from_json, lane_to_json
+from train.data.microbatches import Microbatch, filled, microbatches
 from train.data.provenance import compare_sets
 from train.data.ranks import RankShare
 from train.data.row_settings import LANES, RowSettings, RuleSettings
-from train.data.row_stream import LaneWindow, RowStream
+from train.data.row_stream import RowStream
 from train.data.tokenizer import TitanTokenizer
 
-Microbatch = tuple[dict[str, Tensor], Tensor]
-"""Inputs by name, and labels; see :class:`ShardDataLoader`."""
 COMMON_KEY, LANE_KEY = "rows", "lane "
+_EXCLUDE = "--checkpoint.exclude_from_loading dataloader"
 MUCH_TEXT = 1.5
 """Text that a rank reads, relative to its share, from which on the log says so."""
 
 
 class ShardDataLoader(BaseDataLoader):
-    """Microbatches of packed rows; :mod:`train.data.packing` describes a row.
-
-    Yields ``({"input": [B, S], "patch_lengths": [B, P]}, labels [B, S])``, all int32, padded with
-    -1, 0 and -100.
-    """
+    """Yields each :data:`~train.data.microbatches.Microbatch` of a rank."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
@@ -175,7 +163,7 @@ class ShardDataLoader(BaseDataLoader):
 
     def empty_batch(self) -> Microbatch:
         """A microbatch that no loss depends on."""
-        return _filled(self.stream, self.share.batch, [])
+        return filled(self.stream, self.share.batch, [])
 
     @property
     def rows_read(self) -> int:
@@ -265,102 +253,3 @@ class ShardDataLoader(BaseDataLoader):
             self._next = self.stream.continued(common["rows"], lanes, saved["shards"])
             logger.warning(f"dataloader: from row {common['rows']} on {', '.join(changed)} change")
         self._resumed = True
-
-
-_EXCLUDE = "--checkpoint.exclude_from_loading dataloader"
-
-
-def microbatches(
-    stream: RowStream, cursor: Cursor, share: RankShare, *, infinite: bool
-) -> Generator[tuple[Microbatch, int, dict[int, LaneCursor]], None, None]:
-    """Yield a rank's microbatches from ``cursor`` on, each with the number of rows of all ranks up
-    to its end and the cursors of lanes that have changed.
-
-    When the rows end, each rank yields what its lanes hold, and fills its last microbatch up with
-    empty rows: ranks then differ in their number of microbatches (:mod:`train.data.in_step`).
-    """
-    reader = _LaneReader(stream, cursor, share, infinite=infinite)
-    rows = cursor.rows
-    picked: list[tuple[PackedWindow, int]] = []
-    while reader.reading:
-        for number in share.rows(rows, stream.lanes):
-            picked += reader.row(number)
-        rows += share.ranks * share.batch
-        reader.pass_rows(rows)
-        if len(picked) >= share.batch:
-            batch = _filled(stream, share.batch, picked[: share.batch])
-            del picked[: share.batch]
-            yield batch, rows, reader.take_opened()
-    if picked:
-        yield _filled(stream, share.batch, picked), rows, reader.take_opened()
-
-
-class _LaneReader:
-    """The windows in progress of the lanes that a rank reads."""
-
-    def __init__(self, stream: RowStream, cursor: Cursor, share: RankShare, *, infinite: bool):
-        self.lanes = stream.lanes
-        # A microbatch may begin as many windows as it has rows.
-        ahead = min(share.batch, len(cursor.lanes))
-        self.windows = prefetch(stream.windows(cursor, infinite=infinite), ahead)
-        self.held: dict[int, LaneWindow] = {}
-        self.stops: dict[int, float] = {
-            lane: rows_passed(cursor.rows, lane, self.lanes) for lane in cursor.lanes
-        }
-        """Rows of each lane up to the end of the window that is held."""
-        self.common = share.common_lanes(self.lanes)
-        self.reading = len(cursor.lanes)
-        """Lanes that have not ended."""
-        self.opened: dict[int, LaneCursor] = {}
-
-    def row(self, number: int) -> list[tuple[PackedWindow, int]]:
-        """The window that holds a row of the sequence, and the row's number there; empty if its
-        lane has ended. Rows have to be asked for in rising order."""
-        row, lane = divmod(number, self.lanes)
-        while row >= self.stops[lane]:
-            self._open()
-        held = self.held[lane]
-        return [] if held.window is None else [(held.window, row - held.cursor.first)]
-
-    def pass_rows(self, rows: int) -> None:
-        """Leave the rows of common lanes behind that other ranks took, of the first ``rows``."""
-        for lane in self.common:
-            while rows_passed(rows, lane, self.lanes) > self.stops[lane]:
-                self._open()
-
-    def _open(self) -> None:
-        """Take the window that comes next, of whichever lane: all rows of the lane's window before
-        it lie before the row that is asked for."""
-        opened = next(self.windows)
-        self.held[opened.lane] = opened
-        if opened.window is None:
-            self.stops[opened.lane] = math.inf
-            self.reading -= 1
-        else:
-            self.stops[opened.lane] = opened.cursor.first + len(opened.window.rows)
-            self.opened[opened.lane] = opened.cursor
-
-    def take_opened(self) -> dict[int, LaneCursor]:
-        """The cursors of windows that were opened since the last call."""
-        opened, self.opened = self.opened, {}
-        return opened
-
-
-def _filled(stream: RowStream, rows: int, picked: list[tuple[PackedWindow, int]]) -> Microbatch:
-    """A microbatch of the picked rows, filled up with empty ones."""
-    shape = (rows, stream.settings.seq_len)
-    input_BS = torch.empty(shape, dtype=torch.int32)
-    labels_BS = torch.empty(shape, dtype=torch.int32)
-    tensors, inputs = [input_BS, labels_BS], {"input": input_BS}
-    if stream.patches_per_row is not None:
-        tensors.append(torch.empty(rows, stream.patches_per_row, dtype=torch.int32))
-        inputs["patch_lengths"] = tensors[2]
-    arrays = [tensor.numpy() for tensor in tensors]
-    if stream.groups is not None:
-        inputs["groups"] = torch.zeros(shape, dtype=torch.int32)
-        fill_groups(picked, inputs["groups"].numpy()[: len(picked)])
-    if picked:
-        fill_rows(picked, *(array[: len(picked)] for array in arrays))
-    if len(picked) < rows:
-        empty_rows(*(array[len(picked) :] for array in arrays))
-    return inputs, labels_BS

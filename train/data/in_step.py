@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from train.data.dataloader import Microbatch, ShardDataLoader
+from train.data.dataloader import ShardDataLoader
+from train.data.microbatches import Microbatch
 
 
 def in_step(loader: ShardDataLoader, device: str) -> Iterator[Microbatch]:
