@@ -24,8 +24,9 @@ DOCUMENTS = re.compile(r"(readme|licen[sc]e|copying|notice|citation|changelog|co
 """Names of files that come with data and are no part of it, in lower case."""
 SNAPSHOT = re.compile(r"(?P<snapshot>(?P<repository>.*/datasets--[^/]+)/snapshots/[^/]+)/.+")
 """Paths of files of a dataset in the cache of ``huggingface_hub``."""
-SPLIT_FILE = re.compile(r".+-(?P<split>[\w.]+?)(-\d+-of-\d+)?\.arrow")
-"""Names of files in the cache of the ``datasets`` library."""
+SPLIT_FILE = re.compile(r".+?-(?P<split>[\w.]+?)(-\d+-of-\d+)?\.arrow")
+"""Names of files in the cache of the ``datasets`` library, such as ``my-data-test.arrow`` and
+``my-data-train-00000-of-00002.arrow``."""
 RESULT = "a result that the datasets library keeps"
 MOST_RECORD_BYTES = 256 << 20
 """Larger files are no records of this project."""
