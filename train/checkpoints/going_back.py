@@ -16,13 +16,12 @@ own. Its next start continues from that 6; 8 stays aside until it is trained ane
 
 import os
 import posixpath
-from collections.abc import Sequence
 
 from torchtitan.tools.logging import logger
 
 from train.checkpoints.model_json import checkpoint_filesystem, steps_in, write_atomically
+from train.checkpoints.steps import INDEXES, SET_ASIDE
 
-SET_ASIDE = ".set-aside"
 WENT_BACK = "went-back-to"
 """A file beside the steps with the number of the step that a run went back to last."""
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -48,15 +47,14 @@ def has_gone_back(folder: str, step: int) -> bool:
     return True
 
 
-def go_back(folder: str, step: int, indexes: Sequence[str]) -> None:
+def go_back(folder: str, step: int) -> None:
     """Set aside the steps of a folder after ``step``, and log it; one rank calls this.
 
     Args:
         folder: directory or URL of the steps.
-        indexes: names of the files that make a step complete.
     """
     later = [place for place in steps_in(folder) if int(place.rpartition("-")[2]) > step]
-    aside = [place for place in later if _set_aside(place, indexes)]
+    aside = [place for place in later if _set_aside(place)]
     files, path = checkpoint_filesystem(folder)
     write_atomically(files, posixpath.join(path, WENT_BACK), str(step).encode())
     if aside:
@@ -68,10 +66,10 @@ def go_back(folder: str, step: int, indexes: Sequence[str]) -> None:
         )
 
 
-def _set_aside(place: str, indexes: Sequence[str]) -> bool:
+def _set_aside(place: str) -> bool:
     """Rename the index of a step; False if it has none."""
     files, path = checkpoint_filesystem(place)
-    there = [name for name in indexes if files.exists(posixpath.join(path, name))]
+    there = [name for name in INDEXES if files.exists(posixpath.join(path, name))]
     for name in there:
         index = posixpath.join(path, name)
         files.mv(index, index + SET_ASIDE)
