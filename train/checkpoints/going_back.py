@@ -8,7 +8,8 @@ such a step back gives its index the old name.
 
 A launcher starts the same command again when a process or node dies, or when a time limit is up.
 Such a start does not go back again, but continues from the branch's last step: :data:`WENT_BACK`
-tells that an earlier start has gone back.
+tells that an earlier start of the same launch has gone back. Another launch goes back again, with
+other settings, say, also if its first start died before it came so far.
 
 Example: of steps 2, 4, 6 and 8, a run goes back to 4, and dies once it has written a step 6 of its
 own. Its next start continues from that 6; 8 stays aside until it is trained anew.
@@ -23,9 +24,12 @@ from train.checkpoints.model_json import checkpoint_filesystem, steps_in, write_
 from train.checkpoints.steps import INDEXES, SET_ASIDE
 
 WENT_BACK = "went-back-to"
-"""A file beside the steps with the number of the step that a run went back to last."""
+"""A file beside the steps: the step that a run went back to last, and the launch of that run."""
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Variables in which launchers count how often they have started the same command again."""
+LAUNCHES = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+"""Variables that are the same in all starts of one launch, and others in another one; the first
+that is there counts, because a requeued job of SLURM makes another run of torchrun."""
 
 
 def has_gone_back(folder: str, step: int) -> bool:
@@ -38,7 +42,7 @@ def has_gone_back(folder: str, step: int) -> bool:
         return False
     files, path = checkpoint_filesystem(folder)
     file = posixpath.join(path, WENT_BACK)
-    if not files.exists(file) or files.cat_file(file) != str(step).encode():
+    if not files.exists(file) or files.cat_file(file) != _record(step):
         return False
     logger.warning(
         f"--checkpoint.load-step: {step} is where an earlier start of this command went back to; "
@@ -56,7 +60,7 @@ def go_back(folder: str, step: int) -> None:
     later = [place for place in steps_in(folder) if int(place.rpartition("-")[2]) > step]
     aside = [place for place in later if _set_aside(place)]
     files, path = checkpoint_filesystem(folder)
-    write_atomically(files, posixpath.join(path, WENT_BACK), str(step).encode())
+    write_atomically(files, posixpath.join(path, WENT_BACK), _record(step))
     if aside:
         names = ", ".join(place.rpartition("/")[2] for place in reversed(aside))
         logger.warning(
@@ -64,6 +68,11 @@ def go_back(folder: str, step: int) -> None:
             f"aside; to continue from one of them instead, take {SET_ASIDE} off the name of its "
             "index"
         )
+
+
+def _record(step: int) -> bytes:
+    launch = next((os.environ[name] for name in LAUNCHES if os.environ.get(name)), "")
+    return f"{step} {launch}".encode()
 
 
 def _set_aside(place: str) -> bool:
