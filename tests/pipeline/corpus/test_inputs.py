@@ -266,11 +266,13 @@ def test_the_cache_of_the_datasets_library(tmp_path):
 
 
 def test_large_splits_in_the_cache_of_the_datasets_library(tmp_path):
-    """They are several files, whose numbers are no splits."""
+    """Their files have numbers, which are no splits. A build that was killed is no dataset."""
     train = [f"my-data-train-0000{n}-of-00002.arrow" for n in (0, 1)]
-    fill(tmp_path, dict.fromkeys([*train, "my-data-test.arrow"], b"x"))
-    (tmp_path / "dataset_info.json").write_text('{"splits": {"train": {}, "test": {}}}')
-    assert [file.name for file in find_inputs([str(tmp_path)]).files] == train
+    fill(tmp_path / "hash", dict.fromkeys([*train, "my-data-test.arrow"], b"x"))
+    (tmp_path / "hash/dataset_info.json").write_text('{"splits": {"train": {}, "test": {}}}')
+    fill(tmp_path, {f"hash.incomplete/{train[0]}": b"x"})
+    listed = find_inputs([str(tmp_path)]).files
+    assert [file.name for file in listed] == [f"hash/{name}" for name in train]
 
 
 def test_held_out_documents_are_not_mixed_with_chunks(tmp_path):
