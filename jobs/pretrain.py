@@ -144,13 +144,14 @@ def summarize(
     Args:
         metrics: what rank 0 logged last, by name; empty if all steps were done before.
     """
-    from train.checkpoints.model_json import checkpoint_filesystem, steps_in
+    from train.checkpoints.model_json import checkpoint_filesystem
+    from train.checkpoints.steps import complete_steps
 
     checkpoint_filesystem(plan.checkpoints)[0].invalidate_cache()  # It lists steps as of the start.
-    steps = steps_in(plan.checkpoints) if plan.saves else []
+    last = next(complete_steps(plan.checkpoints), None) if plan.saves else None
     return RunResult(
-        steps=int(steps[0].rsplit("-", 1)[1]) if steps else int(metrics.get("step", 0)),
-        checkpoint=steps[0] if steps else None,
+        steps=int(last.rpartition("-")[2]) if last else int(metrics.get("step", 0)),
+        checkpoint=last,
         loss=metrics.get("loss"),
         bits_per_byte=metrics.get("bits_per_byte"),
         validation_bits_per_byte=metrics.get("validation_bits_per_byte"),

@@ -186,18 +186,15 @@ class ByteTrainer(Trainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state, with this rank's share of the tokens; log if steps are larger or
-        smaller than they were."""
-        training, steps, tokens = (
-            self.config.training,
-            state_dict["step"],
-            state_dict["ntokens_seen"],
-        )
+        smaller than they were on average."""
+        training = self.config.training
+        steps, tokens = state_dict["step"], state_dict["ntokens_seen"]
         rows = training.local_batch_size * self._data_ranks() * self.gradient_accumulation_steps
         if tokens != steps * rows * training.seq_len:
             logger.warning(
-                f"Batch: a step has {rows * training.seq_len:,} tokens from here on, and had "
-                f"{tokens / max(steps, 1):,.0f} on average; --training.global-batch-size fixes how "
-                "many rows it has, on any number of ranks"
+                f"Batch: a step has {rows * training.seq_len:,} tokens, and had "
+                f"{tokens / max(steps, 1):,.0f} on average up to step {steps}; "
+                "--training.global-batch-size fixes how many rows it has, on any number of ranks"
             )
         rank_tokens = round(tokens / self._data_ranks())
         super().load_state_dict(state_dict | {"ntokens_seen": rank_tokens})

@@ -24,9 +24,11 @@ DOCUMENTS = re.compile(r"(readme|licen[sc]e|copying|notice|citation|changelog|co
 """Names of files that come with data and are no part of it, in lower case."""
 SNAPSHOT = re.compile(r"(?P<snapshot>(?P<repository>.*/datasets--[^/]+)/snapshots/[^/]+)/.+")
 """Paths of files of a dataset in the cache of ``huggingface_hub``."""
-SPLIT_FILE = re.compile(r".+-(?P<split>[\w.]+?)(-\d+-of-\d+)?\.arrow")
-"""Names of files in the cache of the ``datasets`` library."""
+SPLIT_FILE = re.compile(r".+?-(?P<split>[\w.]+?)(-\d+-of-\d+)?\.arrow")
+"""Names of files in the cache of the ``datasets`` library, such as ``my-data-test.arrow`` and
+``my-data-train-00000-of-00002.arrow``."""
 RESULT = "a result that the datasets library keeps"
+CUT_OFF = "what a killed load_dataset left of a dataset that was built again"
 MOST_RECORD_BYTES = 256 << 20
 """Larger files are no records of this project."""
 
@@ -226,6 +228,9 @@ class Directories:
             return OTHER_SPLIT
         if file.url in self._results:
             return RESULT
+        built = directory.removesuffix(".incomplete")
+        if built != directory and built in self._built:
+            return CUT_OFF
         if directory in self._saved and file.url not in self._saved[directory]:
             return "not in the state.json of the saved dataset"
         if name in NOT_DATA:

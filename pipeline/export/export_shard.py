@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipeline.errors import PipelineError, UnreachableFileError, translated
+from pipeline.errors import BadFileError, PipelineError, translated
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile, RowsHash
 from pipeline.export.layouts import Layout
@@ -18,6 +18,7 @@ from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.checked_json import to_checked_json
 from pipeline.storage.output import OutputDirectory
+from pipeline.storage.places import sha256_of
 
 
 class Piece(NamedTuple):
@@ -94,8 +95,10 @@ def verify_file(file: ExportedFile, layout: Layout, output: OutputDirectory) -> 
         UnreachableFileError: it cannot be read, which says nothing of what is in it.
     """
     where = output.locate(file.path)
-    with translated(where, UnreachableFileError), output.open(file.path) as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    try:
+        digest = sha256_of(where)
+    except BadFileError as error:
+        return str(error)
     if digest != file.sha256:
         return f"{where}: sha256 is {digest}, {file.sha256} was written"
     try:

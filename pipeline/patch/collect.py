@@ -5,8 +5,6 @@ gigabytes. Here it gets the sum of each part, and the part's entries in columns.
 """
 
 import base64
-import errno
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -18,7 +16,7 @@ from rich.console import Console
 from pipeline.cluster.packed import Packed
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.stage import run_stage
-from pipeline.errors import PipelineError, UnreachableFileError, message_of, translated
+from pipeline.errors import BadFileError, PipelineError
 from pipeline.shards.closing import Part, make_part
 from pipeline.shards.entries import Shard, ShardEntry, committed_names, read_entries
 from pipeline.shards.shard_set import ShardSet
@@ -26,7 +24,7 @@ from pipeline.shards.tables import SHARDS_PER_PART, as_shards, entry_rows
 from pipeline.shards.upgrade import with_batches
 from pipeline.shards.verify import table_problems
 from pipeline.storage.output import OutputDirectory
-from pipeline.storage.places import open_input
+from pipeline.storage.places import sha256_of
 from pipeline.storage.run_record import MANIFEST
 
 ENTRY_BYTES = 10_000
@@ -183,15 +181,11 @@ def _hash_piece(
 ) -> str | None:
     damaged = {}
     for url, (sha256, size) in parts[number].items():
-        with translated(url, UnreachableFileError):
-            try:
-                with open_input(url) as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                        damaged[url] = "is another file than was written, or damaged"
-            except OSError as error:
-                if error.errno != errno.EIO or "://" in url:
-                    raise
-                damaged[url] = f"cannot be read: {message_of(error)}"  # a sector of the disk
+        try:
+            if sha256_of(url) != sha256:
+                damaged[url] = "is another file than was written, or damaged"
+        except BadFileError as error:
+            damaged[url] = str(error).removeprefix(f"{url}: ")
         report(size)
     return json.dumps(damaged) if damaged else None
 

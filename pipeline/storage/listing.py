@@ -74,8 +74,8 @@ def list_files(pattern: str) -> Listing:
         if filesystem.isdir(path):
             if isinstance(filesystem, LocalFileSystem):
                 return _walk(path)
-            infos = filesystem.find(path, detail=True)
-            return Listing(files=list(_described(filesystem, infos, path)))
+            infos, blobs = _without_blobs(filesystem.find(path, detail=True))
+            return Listing(files=list(_described(filesystem, infos, path)), skipped=blobs)
         if filesystem.exists(path):
             name, info = PurePosixPath(path).name, filesystem.info(path)
             if info["type"] == "other":
@@ -131,7 +131,7 @@ def _matches(filesystem: Any, pattern: str) -> Listing:
     """The files that match a glob. Directories that match are said to be skipped."""
     first_magic = min(pattern.find(magic) for magic in "*?[" if magic in pattern)
     root = str(PurePosixPath(pattern[:first_magic] + "x").parent)
-    infos = filesystem.glob(pattern, detail=True)
+    infos, blobs = _without_blobs(filesystem.glob(pattern, detail=True))
     if isinstance(filesystem, LocalFileSystem):
         local = _LocalFiles(root)
         directories = {path for path in infos if os.path.isdir(path)}  # noqa: PTH112 (quicker)
@@ -142,9 +142,26 @@ def _matches(filesystem: Any, pattern: str) -> Listing:
     else:
         listing = Listing(files=list(_described(filesystem, infos, root)))
         directories = {path for path, info in infos.items() if info["type"] == "directory"}
+    listing.skipped.update(blobs)
     if "**" not in pattern:  # otherwise what is below them matches, too
         listing.skipped.update(dict.fromkeys(sorted(directories), "a directory"))
     return listing
+
+
+def _without_blobs(infos: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Entries without the blobs of caches of the hub whose snapshots are among them, and why those
+    directories are skipped."""
+    caches = {path.partition("/snapshots/")[0] for path in infos if "/snapshots/" in path}
+    blobs = {f"{path}/blobs" for path in caches if HUB_CACHE.fullmatch(PurePosixPath(path).name)}
+    if not blobs:
+        return infos, {}
+    kept = {path: info for path, info in infos.items() if _up_to_blobs(path) not in blobs}
+    return kept, dict.fromkeys(sorted(blobs & {*map(_up_to_blobs, infos)}), HUB_BLOBS)
+
+
+def _up_to_blobs(path: str) -> str:
+    before, blobs, _ = f"{path}/".partition("/blobs/")
+    return before + blobs.rstrip("/")
 
 
 def _described(filesystem: Any, infos: dict[str, Any], root: str) -> Iterator[InputFile]:

@@ -1,6 +1,8 @@
 """Places: every path is a URL that fsspec knows, or a plain local path. Credentials come from the
 usual environment and are never stored or printed."""
 
+import errno
+import hashlib
 import io
 import os
 from typing import Any
@@ -9,7 +11,13 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError
+from pipeline.errors import (
+    BadFileError,
+    ConfigError,
+    UnreachableFileError,
+    message_of,
+    translated,
+)
 from pipeline.storage.outages import patient
 
 _LOCAL = LocalFileSystem()
@@ -77,3 +85,20 @@ def open_input(url: str) -> io.BufferedIOBase:
     ahead = {} if isinstance(filesystem, LocalFileSystem) else {"block_size": READ_AHEAD}
     file: io.BufferedIOBase = filesystem.open(path, "rb", **ahead)
     return file
+
+
+def sha256_of(url: str) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        BadFileError: a sector of a local disk cannot be read.
+        UnreachableFileError: the file cannot be read now, which says nothing of what is in it.
+    """
+    with translated(url, UnreachableFileError):
+        try:
+            with open_input(url) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            if error.errno != errno.EIO or "://" in url:
+                raise
+            raise BadFileError(f"{url}: cannot be read: {message_of(error)}") from error

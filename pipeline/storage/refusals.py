@@ -1,11 +1,14 @@
 """The meaning of errors of remote storage: it may pass, credentials have expired, or neither."""
 
 import errno
+import re
 
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses of servers that are not well."""
 CONFLICT = 409
 """S3's status where two requests for one object met: either is to be repeated."""
+THROTTLED = re.compile(r".*Throttl.*|(Request|Bandwidth)LimitExceeded|PriorRequestNotComplete")
+"""Codes of S3 for too many requests, whatever the status: KMS, which encrypts for it, says 400."""
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 """Codes of S3 for credentials that counted for a time."""
 UNSAID = "400"
@@ -37,7 +40,7 @@ def is_outage(error: BaseException) -> bool:
     # s3fs makes an I/O error of each refusal that it has no other for, such as one of a full quota.
     code, status = s3_answer(error)
     if code and isinstance(error, OSError) and error.errno == errno.EIO:
-        return status in (*TRANSIENT_STATUSES, CONFLICT)
+        return status in (*TRANSIENT_STATUSES, CONFLICT) or bool(THROTTLED.fullmatch(code))
     for kind in type(error).__mro__:
         package = kind.__module__.partition(".")[0]
         if package in _TRANSPORT or (package == "botocore" and kind.__name__ in _BOTOCORE):

@@ -191,12 +191,17 @@ def test_a_mean_of_steps(layout, dtype, convert, tmp_path):
     """In float32, whatever the dtype of the steps, and rounded once."""
     config = EntropyModelConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64)
     steps, weights = [], []
-    for number in (9, 20, 100, 1000):
+    for number in (9, 20, 50, 100, 1000):
         torch.manual_seed(number)
         model = EntropyModel(config).to(dtype)
         sharpen(model, 2)
         steps.append(save_step(model, tmp_path / "checkpoint", number))
         weights.append({name: weight.double() for name, weight in model.state_dict().items()})
+    aside = steps.pop(2)  # a run went back to step 20
+    (aside / ".metadata").rename(aside / ".metadata.set-aside")
+    del weights[2]
+    status, _, err = convert(aside, tmp_path / "aside")
+    assert status == 2 and "step-50: was set aside, because its run went back" in err
     output = tmp_path / "mean"
     flags = ("--average", 3, "--layout", layout)
     status, out, err = convert(f"{steps[2]}/", output, *flags, "--json")
@@ -223,8 +228,8 @@ def test_a_mean_that_cannot_be(entropy_model, blt, convert, tmp_path):
     second = save_step(entropy_model, tmp_path / "checkpoint", 2)
     save_blt(blt, tmp_path / "weights")
     for checkpoint, count, said in (
-        (second, 3, "step-2: 3 steps are to be averaged, and 2 are there, with those before it"),
-        (first, 2, "step-1: 2 steps are to be averaged, and 1 are there"),
+        (second, 3, "step-2: 3 steps are to be averaged, and 2 complete ones are there, with"),
+        (first, 2, "step-1: 2 steps are to be averaged, and 1 complete ones are there"),
         (tmp_path / "weights", 2, "--average: .* is no step of the trainer"),
         (second, 0, "--average: must be at least 1"),
     ):
@@ -237,7 +242,7 @@ def test_a_mean_that_cannot_be(entropy_model, blt, convert, tmp_path):
     assert status == 2 and "another model than the step before: dim is 32 there" in err, err
     (first / ".metadata").unlink()
     status, _, err = convert(second, tmp_path / "out", "--average", 2)
-    assert status == 2 and "step-1: has no .metadata: it was not written" in " ".join(err.split())
+    assert status == 2 and "averaged, and 1 complete ones are" in " ".join(err.split())
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,7 @@ from support.texts import topics, write_jsonl
 from model import Patcher
 from pipeline.errors import ConfigError
 from train.checkpoints.steps import read_step
-from train.cluster.checks import absolute_paths, check_run
+from train.cluster.checks import RunPlan, absolute_paths, check_run
 
 JOB, SLURM = ROOT / "jobs" / "pretrain.py", ROOT / "train" / "slurm.sh"
 SMALL = (
@@ -274,6 +274,15 @@ def test_what_is_wrong_is_said_before_any_work(shards, tmp_path, flags, message)
     told = [part for pair in given.items() for part in pair]
     with pytest.raises(ConfigError, match=message):
         check_run(["--config", name, *absolute_paths([*told, *rest])])
+
+
+def test_the_result_names_the_last_complete_step(job, tmp_path):
+    """Later ones may be set aside, after going back, or incomplete, after a kill."""
+    for step, name in ((4, ".metadata"), (6, ".metadata"), (8, ".metadata.set-aside"), (9, "0")):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / name).touch()
+    result = job.summarize(RunPlan(6, str(tmp_path), True), {}, 1, 1.0)
+    assert (result.steps, result.checkpoint) == (6, f"{tmp_path}/step-6")
 
 
 def test_paths_are_made_whole(monkeypatch, tmp_path):

@@ -5,17 +5,18 @@ step.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 
 from model.checkpoints.files import CheckpointError
 from train.checkpoints.kinds import Model
 from train.checkpoints.model_json import argument_differences, steps_in
-from train.checkpoints.steps import read_step
+from train.checkpoints.steps import is_complete, read_step
 
 
 def steps_until(step: str, count: int) -> list[str]:
-    """The ``count`` steps of a folder up to ``step``, which comes first.
+    """The ``count`` complete steps of a folder up to ``step``, which comes first.
 
     Args:
         step: directory or URL, such as ``outputs/checkpoint/step-1000``.
@@ -23,14 +24,16 @@ def steps_until(step: str, count: int) -> list[str]:
     Raises:
         CheckpointError: there are fewer.
     """
-    folder, _, name = step.rstrip("/").rpartition("/")
+    step = step.rstrip("/")
+    folder, _, name = step.rpartition("/")
     steps = steps_in(folder or ".")
     names = [each.rpartition("/")[2] for each in steps]
-    found = steps[names.index(name) :][:count] if name in names else [step]
+    before = steps[names.index(name) + 1 :] if name in names else []
+    found = [step, *islice(filter(is_complete, before), count - 1)]
     if len(found) < count:
         raise CheckpointError(
-            f"{step}: {count} steps are to be averaged, and {len(found)} are there, with those "
-            "before it"
+            f"{step}: {count} steps are to be averaged, and {len(found)} complete ones are "
+            "there, with those before it"
         )
     return found
 

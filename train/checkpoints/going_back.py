@@ -8,7 +8,8 @@ such a step back gives its index the old name.
 
 A launcher starts the same command again when a process or node dies, or when a time limit is up.
 Such a start does not go back again, but continues from the branch's last step: :data:`WENT_BACK`
-tells that an earlier start has gone back.
+tells that an earlier start of the same launch has gone back. Another launch goes back again, with
+other settings, say, also if its first start died before it came so far.
 
 Example: of steps 2, 4, 6 and 8, a run goes back to 4, and dies once it has written a step 6 of its
 own. Its next start continues from that 6; 8 stays aside until it is trained anew.
@@ -16,17 +17,19 @@ own. Its next start continues from that 6; 8 stays aside until it is trained ane
 
 import os
 import posixpath
-from collections.abc import Sequence
 
 from torchtitan.tools.logging import logger
 
 from train.checkpoints.model_json import checkpoint_filesystem, steps_in, write_atomically
+from train.checkpoints.steps import INDEXES, SET_ASIDE
 
-SET_ASIDE = ".set-aside"
 WENT_BACK = "went-back-to"
-"""A file beside the steps with the number of the step that a run went back to last."""
+"""A file beside the steps: the step that a run went back to last, and the launch of that run."""
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Variables in which launchers count how often they have started the same command again."""
+LAUNCHES = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+"""Variables that are the same in all starts of one launch, and others in another one; the first
+that is there counts, because a requeued job of SLURM makes another run of torchrun."""
 
 
 def has_gone_back(folder: str, step: int) -> bool:
@@ -39,7 +42,7 @@ def has_gone_back(folder: str, step: int) -> bool:
         return False
     files, path = checkpoint_filesystem(folder)
     file = posixpath.join(path, WENT_BACK)
-    if not files.exists(file) or files.cat_file(file) != str(step).encode():
+    if not files.exists(file) or files.cat_file(file) != _record(step):
         return False
     logger.warning(
         f"--checkpoint.load-step: {step} is where an earlier start of this command went back to; "
@@ -48,17 +51,16 @@ def has_gone_back(folder: str, step: int) -> bool:
     return True
 
 
-def go_back(folder: str, step: int, indexes: Sequence[str]) -> None:
+def go_back(folder: str, step: int) -> None:
     """Set aside the steps of a folder after ``step``, and log it; one rank calls this.
 
     Args:
         folder: directory or URL of the steps.
-        indexes: names of the files that make a step complete.
     """
     later = [place for place in steps_in(folder) if int(place.rpartition("-")[2]) > step]
-    aside = [place for place in later if _set_aside(place, indexes)]
+    aside = [place for place in later if _set_aside(place)]
     files, path = checkpoint_filesystem(folder)
-    write_atomically(files, posixpath.join(path, WENT_BACK), str(step).encode())
+    write_atomically(files, posixpath.join(path, WENT_BACK), _record(step))
     if aside:
         names = ", ".join(place.rpartition("/")[2] for place in reversed(aside))
         logger.warning(
@@ -68,10 +70,15 @@ def go_back(folder: str, step: int, indexes: Sequence[str]) -> None:
         )
 
 
-def _set_aside(place: str, indexes: Sequence[str]) -> bool:
+def _record(step: int) -> bytes:
+    launch = next((os.environ[name] for name in LAUNCHES if os.environ.get(name)), "")
+    return f"{step} {launch}".encode()
+
+
+def _set_aside(place: str) -> bool:
     """Rename the index of a step; False if it has none."""
     files, path = checkpoint_filesystem(place)
-    there = [name for name in indexes if files.exists(posixpath.join(path, name))]
+    there = [name for name in INDEXES if files.exists(posixpath.join(path, name))]
     for name in there:
         index = posixpath.join(path, name)
         files.mv(index, index + SET_ASIDE)

@@ -29,10 +29,17 @@ from pipeline.storage.lease import held
 from pipeline.storage.outages import let_s3fs_wait
 from pipeline.storage.output import OutputDirectory
 from train.checkpoints.collective import is_lost_connection, on_rank_0
-from train.checkpoints.going_back import SET_ASIDE, go_back, has_gone_back
+from train.checkpoints.going_back import go_back, has_gone_back
 from train.checkpoints.hub import is_on_hub, on_this_node
 from train.checkpoints.model_json import checkpoint_filesystem, complete_safetensors, steps_in
-from train.checkpoints.steps import INDEX, StepReader
+from train.checkpoints.steps import (
+    INDEX,
+    INDEXES,
+    SET_ASIDE,
+    StepReader,
+    complete_steps,
+    is_complete,
+)
 
 
 class Checkpointer(CheckpointManager):
@@ -67,7 +74,7 @@ class Checkpointer(CheckpointManager):
         # A run that has a complete step continues from it, and does not ask the hub.
         if self.enable and self.initial_load_in_hf and is_on_hub(self.initial_load_path):
             assert self.initial_load_path is not None
-            if not on_rank_0(lambda: any(map(_is_complete, steps_in(self.folder)))):
+            if not on_rank_0(lambda: any(complete_steps(self.folder))):
                 self.initial_load_path = on_this_node(self.initial_load_path)
 
     @contextlib.contextmanager
@@ -125,7 +132,7 @@ class Checkpointer(CheckpointManager):
             ) from error
         self._set_rates()
         if goes_back:
-            on_rank_0(lambda: go_back(self.folder, step, INDEXES))
+            on_rank_0(lambda: go_back(self.folder, step))
         return loaded
 
     def _set_rates(self) -> None:
@@ -282,7 +289,7 @@ class Checkpointer(CheckpointManager):
         for place in steps_in(self.folder):  # the last one first
             if complete >= self.keep_latest_k:
                 self.purge_queue.put(place)
-            elif _is_complete(place):
+            elif is_complete(place):
                 complete += 1
 
     def _save_last_step(self, curr_step: int) -> None:
@@ -291,18 +298,12 @@ class Checkpointer(CheckpointManager):
             complete_safetensors(self._create_checkpoint_id(curr_step))
 
 
-INDEXES = (INDEX, "config.json")
-"""The files of which a complete step has one: the second is that of a last step of safetensors."""
 _WEIGHTS_ONLY = "holds weights alone, which training cannot continue from"
 
 
 def _read_index(step: str) -> bytes:
     with reading("step", step):
         return StepReader(step).read_index()
-
-
-def _is_complete(place: str) -> bool:
-    return any(filesystem.isfile(filesystem.join(place, name)) for name in INDEXES)
 
 
 def _describes_itself(place: str) -> bool:

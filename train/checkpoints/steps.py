@@ -17,6 +17,7 @@ import io
 import pickle
 import posixpath
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,9 +34,18 @@ from model.checkpoints.files import (
 )
 from model.checkpoints.places import local_directory
 from train.checkpoints.kinds import Model, build_model
-from train.checkpoints.model_json import checkpoint_filesystem, read_model_description
+from train.checkpoints.model_json import (
+    checkpoint_filesystem,
+    read_model_description,
+    steps_in,
+)
 
 INDEX = ".metadata"
+INDEXES = (INDEX, "config.json")
+"""The files of which a complete step has one: the second is that of a last step of safetensors."""
+SET_ASIDE = ".set-aside"
+"""Ends the names of those of a step from which no run continues: see
+:mod:`train.checkpoints.going_back`."""
 TRAINING_STATE = ("optimizer", "lr_scheduler", "dataloader", "train_state")
 """First parts of the names of torchtitan's other tensors; no weight's name begins with one."""
 
@@ -45,6 +55,17 @@ INDEX_CLASSES = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
 }
 """Classes and functions, by module, that an index may name beside torch's dtypes and DCP's own."""
+
+
+def is_complete(step: str) -> bool:
+    """True if a step was written to its end, and is not set aside."""
+    files, path = checkpoint_filesystem(step)
+    return any(files.exists(posixpath.join(path, name)) for name in INDEXES)
+
+
+def complete_steps(folder: str) -> Iterator[str]:
+    """The complete steps of a folder, the last one first. Each is looked for when it is wanted."""
+    return filter(is_complete, steps_in(folder))
 
 
 def is_step(source: str) -> bool:
@@ -72,6 +93,11 @@ def read_step(step: str) -> Model:
     """
     names = _files(step)
     safetensors = any(name.endswith(".safetensors") for name in names)
+    if aside := [name for name in INDEXES if name + SET_ASIDE in names]:
+        raise CheckpointError(
+            f"{step}: was set aside, because its run went back to a step before it; take another "
+            f"step, or take {SET_ASIDE} off the name of {aside[0]}{SET_ASIDE}"
+        )
     if INDEX not in names and not safetensors:
         raise CheckpointError(
             f"{step}: has no {INDEX}: it was not written to its end; take another step"

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -198,9 +199,12 @@ class _RendezvousBackend(Backend):
     starts = 0
     """How often it has started workers."""
 
+    def __init__(self) -> None:
+        self.run = uuid.uuid4().hex
+
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         address = worker_group.execute_single(0, _serve_store)
-        worker_group.execute(_set_environment, *address, self.starts)
+        worker_group.execute(_set_environment, *address, self.run, self.starts)
         self.starts += 1
 
 
@@ -216,11 +220,12 @@ def _serve_store() -> tuple[str, int]:
     return address, _stores[0].port
 
 
-def _set_environment(address: str, port: int, restarts: int) -> None:
+def _set_environment(address: str, port: int, run: str, restarts: int) -> None:
     """Set the variables that torchrun sets."""
     context = ray.train.get_context()
     os.environ |= {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": run,
         "TORCHELASTIC_RESTART_COUNT": str(restarts),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),

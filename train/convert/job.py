@@ -44,8 +44,8 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate.provenance import compare_entropy_model
 from train.checkpoints.average import read_average, steps_until
 from train.checkpoints.entropy_model import kept_entropy_model
-from train.checkpoints.model_json import read_beside, steps_in
-from train.checkpoints.steps import is_step, read_step
+from train.checkpoints.model_json import read_beside
+from train.checkpoints.steps import complete_steps, is_step, read_step
 from train.convert.config import ConvertCheckpointConfig
 
 Model = BLT | EntropyModel | ShortContextModel | TokenTransformer
@@ -203,8 +203,8 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Con
             _write(config, output, model, entropy_model, tokenizer, console)
             return model
     except CheckpointError as error:
-        steps = steps_in(source) if Path(source).is_dir() else []
-        hint = f"; it holds steps: give one of them, such as {steps[0]}" if steps else ""
+        step = next(complete_steps(source), None) if Path(source).is_dir() else None
+        hint = f"; it holds steps: give one of them, such as {step}" if step else ""
         raise ConfigError(f"--checkpoint: {error}{hint}") from error
 
 

@@ -7,6 +7,7 @@ import json
 import os
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -206,6 +207,20 @@ def test_the_cache_of_the_hub_is_read_by_the_names_of_its_snapshot(tmp_path):
     assert list(read(cache / "snapshots/def").values()) == [["test"]]
 
 
+def test_a_copy_of_the_cache_of_the_hub_is_read_once(tmp_path):
+    """On stores, which have no links, its blobs are documents once more; a glob lists them, too."""
+    cache = "copied/datasets--owner--name"
+    for name in ("blobs/aa", "snapshots/abc/train.jsonl"):
+        fill(tmp_path, {f"{cache}/{name}": b'{"text": "train"}\n'})
+        fsspec.filesystem("memory").pipe_file(f"/{cache}/{name}", b'{"text": "train"}\n')
+    for place in ("memory://copied", "memory://copied/**", f"{tmp_path}/copied/**"):
+        inputs = find_inputs([place])
+        assert [file.name.rpartition("/")[2] for file in inputs.files] == ["train.jsonl"]
+        (why,) = (why for path, why in inputs.unread.items() if path.endswith("/blobs"))
+        assert why.startswith("the files of a cache of the hub")
+    assert len(find_inputs([f"memory://{cache}/blobs/*"]).files) == 1
+
+
 def test_documents_about_data_are_no_text_but_a_directory_of_texts_is(tmp_path):
     fill(tmp_path, {"README.md": b"about", "guide.md": b"a guide"})
     assert list(read(tmp_path)) == ["README.md", "guide.md"]
@@ -248,6 +263,16 @@ def test_the_cache_of_the_datasets_library(tmp_path):
     assert list(read(built("test")).values()) == [["test"]]
     with pytest.raises(ConfigError, match="holds the splits other, test and none called train"):
         find_inputs([built("test", "other")])
+
+
+def test_large_splits_in_the_cache_of_the_datasets_library(tmp_path):
+    """Their files have numbers, which are no splits. A build that was killed is no dataset."""
+    train = [f"my-data-train-0000{n}-of-00002.arrow" for n in (0, 1)]
+    fill(tmp_path / "hash", dict.fromkeys([*train, "my-data-test.arrow"], b"x"))
+    (tmp_path / "hash/dataset_info.json").write_text('{"splits": {"train": {}, "test": {}}}')
+    fill(tmp_path, {f"hash.incomplete/{train[0]}": b"x"})
+    listed = find_inputs([str(tmp_path)]).files
+    assert [file.name for file in listed] == [f"hash/{name}" for name in train]
 
 
 def test_held_out_documents_are_not_mixed_with_chunks(tmp_path):

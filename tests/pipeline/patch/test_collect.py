@@ -26,6 +26,7 @@ from pipeline.shards.entries import (
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.verify import verify
 from pipeline.statistics.summary import Summary
+from pipeline.storage import places
 from pipeline.storage.checked_json import to_json
 from pipeline.storage.output import OutputDirectory
 
@@ -110,7 +111,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch)
         def open_refused(url: str):
             raise error
 
-        monkeypatch.setattr(collect, "open_input", open_refused)
+        monkeypatch.setattr(places, "open_input", open_refused)
         return lambda: collect._hash_piece(0, Packed([{str(tmp_path / "a"): ("0", 1)}]), print)
 
     for error in (FileNotFoundError(2, "No such file"), PermissionError(13, "Permission denied")):

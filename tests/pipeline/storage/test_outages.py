@@ -70,6 +70,8 @@ def said(monkeypatch):
         refused(502, "Bad Gateway"),
         refused(409, "ConditionalRequestConflict"),
         refused(400, "RequestTimeout"),
+        refused(400, "KMS.ThrottlingException"),
+        refused(509, "BandwidthLimitExceeded"),
     ],
     ids=lambda error: type(error).__name__,
 )
