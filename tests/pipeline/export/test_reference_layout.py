@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -12,6 +11,7 @@ from support.published_loader import documents_of_rank
 from support.shard_sets import real_texts, write_shards
 
 from model.provenance import EntropyModelIdentity
+from pipeline.cluster.stage import StageOutcome
 from pipeline.export import job
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.job import ExportShardsResult, export_shards
@@ -22,10 +22,10 @@ TEXTS = real_texts(40)
 
 def in_this_process(
     name: str, work: Callable, pieces: dict[int, int], shared: Any, console: Console, **_: Any
-) -> SimpleNamespace:
+) -> StageOutcome:
     """In the place of :func:`pipeline.cluster.stage.run_stage`."""
     messages = {piece: work(piece, shared, MagicMock()) for piece in pieces}
-    return SimpleNamespace(messages={k: text for k, text in messages.items() if text})
+    return StageOutcome({k: text for k, text in messages.items() if text}, [], {})
 
 
 @pytest.fixture
