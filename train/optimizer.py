@@ -34,7 +34,7 @@ def group_names(optimizers: OptimizersContainer) -> dict[str, str]:
 
 
 GROUPS = "param_groups."
-"""What the names of settings begin with in a state; those of moments begin with ``state.``."""
+"""The beginning of the names of settings in a state; those of moments begin with ``state.``."""
 
 
 class Optimizers(OptimizersContainer):

@@ -67,7 +67,7 @@ def bytes_as_text(data: bytes) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """What stands in JSON for a value that JSON does not have; ``json.dumps`` calls it."""
+    """A stand-in for a value that JSON does not have; ``json.dumps`` calls it."""
     return bytes_as_text(value) if isinstance(value, bytes) else str(value)
 
 

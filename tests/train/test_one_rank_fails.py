@@ -1,5 +1,4 @@
-"""What goes wrong on one rank alone is told by that rank; the others say in a line that it is
-gone."""
+"""A rank tells what goes wrong on it alone; the others say in a line that it is gone."""
 
 import pytest
 from support.shard_sets import real_texts, write_shards
