@@ -1,4 +1,4 @@
-"""The first bytes of a file: they tell its format where its name tells none, that it is none, and a
+"""The first bytes of a file: its format where its name tells none, that it is none, or a
 compression that its name does not tell.
 
 Hadoop and Spark name their files ``part-00000``. The first bytes tell the compression and, below
