@@ -56,7 +56,7 @@ def write(directory: Path, name: str, grid: Grid, rows: list[Row]) -> SortedRun:
 
 
 def offsets_of(data: bytes, run: SortedRun) -> list[int]:
-    """The places where cells of a run begin, and the end of the last, as the layout is described."""
+    """The places where cells of a run begin, and the end of the last, as the layout describes."""
     pairs = np.frombuffer(data[run.keys_offset + 8 * run.rows :], "<u8").reshape(-1, 2)
     return [int(offset) for offset in pairs[:, 0]]
 
