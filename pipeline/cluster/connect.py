@@ -49,9 +49,9 @@ def connect(num_cpus: int | None, *packages: str) -> None:
         return
     _check_command_line()
     if WITHIN:
-        directories = [package_directory(WITHIN)]
+        directories = [_directory(WITHIN)]
     else:
-        directories = [package_directory(package) for package in ("model", "pipeline", *packages)]
+        directories = [_directory(package) for package in ("model", "pipeline", *packages)]
     if address := os.environ.get("RAY_ADDRESS"):
         check_cluster(address)
         # Inside a submitted job the working directory holds the code already.
@@ -180,7 +180,7 @@ def _token() -> str | None:
     return None
 
 
-def package_directory(package: str) -> Path:
+def _directory(package: str) -> Path:
     """The directory of a package, which is not imported: a driver may lack what workers need."""
     spec = find_spec(package)
     assert spec is not None and spec.origin is not None

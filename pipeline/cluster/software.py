@@ -10,8 +10,7 @@ import socket
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
-
-from pipeline.cluster.connect import WITHIN, package_directory
+from pathlib import Path
 
 LIBRARIES = ("numpy", "orjson", "pyarrow", "torch")
 """Libraries that compute, or write files. A release of torch for GPUs is told from one for CPUs
@@ -35,10 +34,10 @@ def software() -> Software:
 def _sources() -> str:
     """The beginning of a hash of our sources."""
     digest = hashlib.sha256()
-    for package in [WITHIN] if WITHIN else ["model", "pipeline"]:
-        directory = package_directory(package)
-        for path in sorted(directory.rglob("*.py")):
-            digest.update(f"{path.relative_to(directory)}\n".encode() + path.read_bytes())
+    packages = Path(__file__).parents[2]  # each worker runs this: nothing is imported to find them
+    for package in ("model", "pipeline"):
+        for path in sorted((packages / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(packages)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
