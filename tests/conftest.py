@@ -50,7 +50,7 @@ FILES = {
         *("pipeline/cluster/test_stage_sums.py", "pipeline/cluster/test_plan_splits.py"),
         *("pipeline/shards/test_damage.py", "pipeline/export/test_reference_layout.py"),
         *("pipeline/adopt/test_adopting.py", "test_cluster_files.py", "test_pages.py"),
-        "pipeline/export/test_hub_upload.py",
+        *("pipeline/export/test_hub_upload.py", "train/test_cluster_messages.py"),
     ),
     "browser": ("jobs/test_patch_viewer.py",),
     "slow": (

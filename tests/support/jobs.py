@@ -34,6 +34,8 @@ RAY_SETTINGS = {
     "RAY_worker_niceness": "0",
     # Metrics would be exported every ten seconds.
     "RAY_metrics_report_interval_ms": "1000",
+    # A process of each training would watch for nodes that their owner takes back.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Environment variables of each Ray that tests start."""
 

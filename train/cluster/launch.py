@@ -4,13 +4,9 @@ checkpoint when one dies. Each worker runs torchtitan's command, as it does unde
 Ray stores nothing: the checkpoints are torchtitan's.
 """
 
-import contextlib
-import logging
 import os
-import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,28 +17,22 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 import ray
-from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from torch.distributed import TCPStore
 
-from pipeline.errors import ConfigError
-from train.__main__ import main
+from model.checkpoints.files import CheckpointError
+from pipeline.errors import ConfigError, PipelineError
+from train.cluster.failures import rank_failure, training_error
 from train.cluster.messages import (
     FailureMessage,
-    ForwardedStream,
-    MessageReader,
+    LineMessage,
+    Message,
     ResultMessage,
     StartMessage,
-    portable_error,
-    training_error,
 )
-
-SETTINGS_ERRORS = (ConfigError, ValueError, TypeError, AssertionError)
-"""Errors that wrong settings raise. CheckpointError is a ValueError."""
+from train.cluster.worker import Rendezvous, run_worker
 
 CAPACITY_CHECK_S = 30
 """Seconds without a message from the workers between two checks of the cluster's capacity."""
@@ -120,7 +110,7 @@ def train_on_ray(
     messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver})
     with tempfile.TemporaryDirectory(prefix="blt-titan-", ignore_cleanup_errors=True) as storage:
         trainer = _Trainer(
-            lambda: _run_worker(arguments, messages),
+            lambda: run_worker(arguments, messages),
             scaling_config=ScalingConfig(
                 num_workers=workers.number,
                 use_gpu=bool(workers.gpus),
@@ -131,7 +121,7 @@ def train_on_ray(
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=max_failures),
             ),
-            torch_config=_Rendezvous(),
+            torch_config=Rendezvous(),
         )
         fit, reader, quiet_s = _Fit(trainer), MessageReader(print_line), 0
         while (running := fit.is_alive()) or not messages.empty():
@@ -148,6 +138,45 @@ def train_on_ray(
     return reader.metrics
 
 
+class MessageReader:
+    """Handles the workers' messages on the driver."""
+
+    def __init__(self, print_line: Callable[[str], None]):
+        self.print_line = print_line
+        self.starts = 0
+        self.failures: list[tuple[int, str]] = []
+        """Since the last start of the workers; see :func:`rank_failure`."""
+        self.metrics: dict[str, float] = {}
+        """The numbers that rank 0 logged last; empty until it has trained to the end."""
+
+    def handle(self, message: Message) -> None:
+        """Print, or remember, what a message says.
+
+        Raises:
+            ConfigError, PipelineError: the workers cannot begin, however often they are restarted.
+        """
+        match message:
+            case LineMessage(text):
+                self.print_line(text)
+            case ResultMessage(metrics):
+                self.metrics = metrics
+            case FailureMessage(rank, error, permanent):
+                failure = rank_failure(rank, error)
+                self.failures.append(failure)
+                if self.starts <= 1 and permanent:
+                    if isinstance(error, ConfigError | CheckpointError):
+                        raise ConfigError(failure[1])
+                    raise PipelineError(f"cannot begin: {failure[1]}")
+            case StartMessage():
+                if self.starts:
+                    cause = min(self.failures, default=(2, "a worker's process died"))[1]
+                    self.print_line(
+                        f"workers were started again, to continue from the last checkpoint: {cause}"
+                    )
+                self.starts += 1
+                self.failures = []
+
+
 def _report_missing_capacity(workers: Workers, print_line: Callable[[str], None]) -> None:
     if (capacity := workers.capacity()) < workers.number:
         print_line(
@@ -157,16 +186,19 @@ def _report_missing_capacity(workers: Workers, print_line: Callable[[str], None]
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer without the actor that removes placement groups of a dead controller.
+    """Ray Train's trainer without two actors, each a process that takes seconds to start.
 
-    That actor serves drivers that outlive their controller; here the driver exits, and Ray then
-    removes its placement groups. The actor also asks the cluster that was started last on this
-    machine whether the controller is alive, which may be another cluster.
+    One hands out Ray datasets; shards are read without Ray. One removes placement groups of a dead
+    controller. It serves drivers that outlive their controller; here the driver exits, and Ray then
+    removes its placement groups. It also asks the cluster that was started last on this machine
+    whether the controller is alive, which may be another cluster.
     """
+
+    unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+        return [callback for callback in callbacks if type(callback).__name__ not in self.unused]
 
 
 class _Fit(threading.Thread):
@@ -183,77 +215,3 @@ class _Fit(threading.Thread):
             self.trainer.fit()
         except Exception as error:  # the main thread raises it
             self.error = error
-
-
-@dataclass
-class _Rendezvous(TorchConfig):
-    """Tells the workers where rank 0 is. torchtitan makes the process group, as under torchrun."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _RendezvousBackend
-
-
-class _RendezvousBackend(Backend):
-    share_cuda_visible_devices = True
-    starts = 0
-    """How often it has started workers."""
-
-    def __init__(self) -> None:
-        self.run = uuid.uuid4().hex
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        address = worker_group.execute_single(0, _serve_store)
-        worker_group.execute(_set_environment, *address, self.run, self.starts)
-        self.starts += 1
-
-
-_stores: list[TCPStore] = []
-"""The store that this process serves, while it lives."""
-
-
-def _serve_store() -> tuple[str, int]:
-    """Serve the store where ranks meet, as torchrun does. A port that is only looked up here could
-    be another process's when rank 0 has loaded its modules."""
-    address = ray.util.get_node_ip_address()
-    _stores[:] = [TCPStore(address, 0, is_master=True, wait_for_workers=False)]
-    return address, _stores[0].port
-
-
-def _set_environment(address: str, port: int, run: str, restarts: int) -> None:
-    """Set the variables that torchrun sets."""
-    context = ray.train.get_context()
-    os.environ |= {
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RUN_ID": run,
-        "TORCHELASTIC_RESTART_COUNT": str(restarts),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-        "RANK": str(context.get_world_rank()),
-        "WORLD_SIZE": str(context.get_world_size()),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
-    }
-
-
-def _run_worker(arguments: list[str], messages: Queue) -> None:
-    """Run torchtitan's command in a worker; rank 0 reports lines and the result to the driver."""
-    from train.metrics import latest  # loads torchtitan, which the driver does not need
-
-    rank = int(os.environ["RANK"])
-    sys.argv = ["train", *arguments]
-    try:
-        if rank:
-            logging.disable(logging.INFO)  # all ranks log the same
-            main()
-        else:
-            messages.put(StartMessage())
-            with contextlib.redirect_stdout(ForwardedStream(messages, sys.stdout)):
-                main()
-            messages.put(ResultMessage(dict(latest)))
-    except Exception as error:
-        with contextlib.suppress(RayError):
-            # Before the first step is logged, an error of the settings would be raised again.
-            permanent = not latest and isinstance(error, SETTINGS_ERRORS)
-            messages.put(FailureMessage(rank, portable_error(error), permanent))
-        raise
