@@ -71,17 +71,24 @@ def _parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
     ):
 
         def flush() -> None:
-            if not any(map(len, pending)):  # some readers cannot bear a group without rows
+            if not pending:
                 return
             table = pa.Table.from_batches(pending, schema)
             pending.clear()
             groups = -(-table.nbytes // ROW_GROUP_BYTES)
             writer.write_table(table, row_group_size=-(-len(table) // max(groups, 1)))
 
+        pending_bytes = 0
+
         def write(batch: pa.RecordBatch) -> None:
+            nonlocal pending_bytes
+            if not len(batch):  # some readers cannot bear a group without rows
+                return
             pending.append(batch)
-            if sum(rows.nbytes for rows in pending) >= ROW_GROUP_BYTES:
+            pending_bytes += batch.nbytes
+            if pending_bytes >= ROW_GROUP_BYTES:
                 flush()
+                pending_bytes = 0
 
         yield write
         flush()

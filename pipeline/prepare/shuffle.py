@@ -212,7 +212,10 @@ def write_chunk(
 def _rows_in(
     keys: range, slices: Sequence[Slice], schema: pa.Schema, output: OutputDirectory
 ) -> Iterator[SortedRows]:
-    """The documents with keys in a range, in order; each item is what one cell holds of them."""
+    """The documents with keys in a range, in order; each item is what one cell holds of them.
+
+    Cells without any, which are most in a small corpus, are passed over.
+    """
     if not keys:
         return
     ends = np.array([keys.start, keys.stop - 1], np.uint64)
@@ -224,4 +227,5 @@ def _rows_in(
             rows = sort_rows(batches, schema)
             start = int(np.searchsorted(rows.keys_D, ends[0]))
             stop = int(np.searchsorted(rows.keys_D, ends[1], side="right"))
-            yield SortedRows(rows.keys_D[start:stop], rows.table, rows.order_D[start:stop])
+            if start < stop:
+                yield SortedRows(rows.keys_D[start:stop], rows.table, rows.order_D[start:stop])
