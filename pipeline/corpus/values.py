@@ -138,7 +138,9 @@ def _as_text(column: pa.Array) -> pa.Array:
         return pa.StructArray.from_arrays(fields, names, mask=column.is_null())
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         mask = column.is_null() if column.null_count else None
-        return type(column).from_arrays(column.offsets, _nested(column.values), mask=mask)
+        # Offsets that are a slice of others are refused beside a mask.
+        offsets = pa.array(column.offsets.to_numpy(), column.offsets.type)
+        return type(column).from_arrays(offsets, _nested(column.values), mask=mask)
     return column
 
 

@@ -77,6 +77,8 @@ def test_bytes_that_are_no_text_are_stored_and_not_replaced(kind):
 def test_a_value_does_not_depend_on_its_neighbours():
     maps = pa.array([[("a", 1)], [("a", FAR)]], pa.map_(pa.string(), pa.timestamp("s")))
     assert values(maps) == values(maps[:1]) + values(maps[1:])
+    lists = pa.array([{"a": ["x"]}, {"a": None}, None, {"a": []}])
+    assert values(lists[1:]) == [{"a": None}, None, {"a": []}]
 
 
 def test_a_value_that_cannot_be_converted_says_so(monkeypatch):
