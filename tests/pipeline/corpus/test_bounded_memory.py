@@ -65,6 +65,7 @@ OUTCOMES = {
     "deep.parquet": "columns of more than 100 groups within one another",
     "footer.parquet": "bytes) has too many parts",
     "list.parquet": "'id' holds more than 8,388,608 values",
+    "lying_list.parquet": "a row of column 'id.list.element' states ",
     "fields.parquet": "1 documents",
     "buffer.arrow": "a record batch states 3,221,234,480 bytes",
     "lie.arrow": "a record batch states 1,099,511,636,784 bytes",
