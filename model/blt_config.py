@@ -166,9 +166,10 @@ class BLTConfig:
         self._check_cross_attention()
         if self.dim_global != self.dim_local or self.read_vectors > 1:
             object.__setattr__(self, "projects_equal_widths", True)  # they are not equal
-        if wrong := [size for size in sizes if not 1 <= size <= MOST_NGRAM]:
+        known = range(1, MOST_NGRAM + 1)
+        if wrong := [size for size in sizes if not isinstance(size, int) or size not in known]:
             raise ValueError(
-                f"encoder_hash_byte_group_size: lengths from 1 to {MOST_NGRAM}, got {wrong[0]}"
+                f"encoder_hash_byte_group_size: lengths from 1 to {MOST_NGRAM}, got {wrong[0]!r}"
             )
         if twice := [size for size in sizes if sizes.count(size) > 1]:
             raise ValueError(f"encoder_hash_byte_group_size: {twice[0]} is there twice")

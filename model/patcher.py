@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from model.rules import (
@@ -82,6 +83,10 @@ class Patcher:
             raise ValueError(f"tokenizer: the {self.rule} rule does not use it")
         for name in SETTINGS:
             self._check(name, name in needed)
+        if not isinstance(self.published, bool):
+            raise ValueError(f"published: {self.published!r:.80} is neither true nor false")
+        if not isinstance(self.max_patch_length, Integral | None) or self.max_patch_length is True:
+            raise ValueError(f"max_patch_length: {self.max_patch_length!r:.80} is no whole number")
         if self.patch_size is not None and self.patch_size < 1:
             raise ValueError(f"patch_size: must be at least 1, got {self.patch_size}")
         if self.max_patch_length is not None and self.max_patch_length < 1:
@@ -93,6 +98,8 @@ class Patcher:
             raise ValueError(f"{name}: the {self.rule} rule needs it")
         if not needed and value is not None:
             raise ValueError(f"{name}: the {self.rule} rule does not use it")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ValueError(f"{name}: {value!r:.80} is no number")
         # JSON, which manifests and checkpoints are, has no other numbers.
         if value is not None and not isfinite(value):
             raise ValueError(f"{name}: must be a finite number, got {value}")

@@ -51,7 +51,13 @@ class BlockShape(NamedTuple):
 
 
 def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: int = 256) -> int:
-    """Width of the SwiGLU layer: 8/3 of ``dim``, times the multiplier, rounded up."""
+    """Width of the SwiGLU layer: 8/3 of ``dim``, times the multiplier, rounded up.
+
+    Raises:
+        ValueError: ``multiple_of`` is not positive.
+    """
+    if multiple_of < 1:
+        raise ValueError(f"multiple_of: must be 1 or more, got {multiple_of}")
     hidden = int(2 * 4 * dim / 3)
     if multiplier is not None:
         hidden = int(hidden * multiplier)
@@ -160,8 +166,9 @@ def added_later(default: Any) -> Any:
 
 
 def check_types(shape: "DataclassInstance") -> None:
-    """Check that what a shape has a number for by default is one: YAML and JSON by other hands hold
-    texts such as "1e-5", or null. None is right where a field's type has it.
+    """Check that what a shape has a number for by default, or true or false, is one: YAML and JSON
+    by other hands hold texts such as "1e-5" or "false", or null. None is right where a field's type
+    has it.
 
     Raises:
         ValueError: one is not; names it.
@@ -169,6 +176,8 @@ def check_types(shape: "DataclassInstance") -> None:
     for each in fields(shape):
         value, default = getattr(shape, each.name), type(each.default)
         may_be_none = type(None) in get_args(each.type)
+        if default is bool and not isinstance(value, bool):
+            raise ValueError(f"{each.name}: {value!r:.80} is neither true nor false")
         if default not in NUMBERS or (value is None and may_be_none):
             continue
         known, words = NUMBERS[default]

@@ -88,7 +88,7 @@ def from_transformers_weights(
     weights, which may be among them, are left out.
 
     Args:
-        tied: the output layer's weight is also the table of tokens, where there is none.
+        tied: the output layer's weight and the table of tokens are one, which is there once.
     """
     with torch.device("meta"):
         expected = BLT(shape).state_dict()
@@ -98,8 +98,10 @@ def from_transformers_weights(
         for name, tensor in theirs.items()
         if not name.startswith("model.patcher.")
     }
-    if tied and OUTPUT in weights:
-        weights.setdefault(TOKEN_TABLE, weights[OUTPUT].clone())
+    if tied:  # releases differ in which of the two they store
+        for name, other in ((TOKEN_TABLE, OUTPUT), (OUTPUT, TOKEN_TABLE)):
+            if other in weights:
+                weights.setdefault(name, weights[other].clone())
     stacked = weights.pop("model.encoder_hash_tok_embedding.weight", None)
     if stacked is not None:
         tables = stacked.split(shape.encoder_hash_byte_group_vocab)
@@ -153,8 +155,8 @@ def from_transformers_config(config: JsonObject) -> BLTConfig:
         dim_global=parts["global"]["hidden_size"],
         cross_attn_k=shared["cross_attn_k"][0],
         cross_attn_nheads=encoder["num_attention_heads"],
-        cross_attn_all_layers_encoder=bool(encoder.get("cross_attn_all_layers", False)),
-        cross_attn_all_layers_decoder=bool(decoder.get("cross_attn_all_layers", True)),
+        cross_attn_all_layers_encoder=encoder.get("cross_attn_all_layers", False) or False,
+        cross_attn_all_layers_decoder=decoder.get("cross_attn_all_layers", True) or False,
         encoder_hash_byte_group_size=config["encoder_hash_byte_group_size"],
         encoder_hash_byte_group_vocab=config["encoder_hash_byte_group_vocab"],
         encoder_hash_byte_group_nb_functions=config["encoder_hash_byte_group_nb_functions"],

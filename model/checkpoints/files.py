@@ -35,7 +35,7 @@ JsonObject = dict[str, Any]
 
 UNREADABLE = (
     *(SafetensorError, json.JSONDecodeError, OSError, EOFError),
-    *(RuntimeError, KeyError, TypeError, AttributeError),
+    *(RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError),
 )
 """Errors that json, safetensors, torch and our own look-ups raise over broken files."""
 

@@ -30,12 +30,19 @@ class PublishedPatching:
 
     @classmethod
     def of_data(cls, args: JsonObject) -> "PublishedPatching":
-        """From the arguments of the data's patcher."""
+        """From the arguments of the data's patcher.
+
+        Raises:
+            ValueError: a switch is neither true nor false.
+        """
+        rising = args.get("monotonicity") or False
+        if not isinstance(rising, bool):
+            raise ValueError(f"argument monotonicity={rising!r:.80} is neither true nor false")
         return cls(
             args.get("patching_mode"),
             args.get("threshold"),
             args.get("threshold_add"),
-            bool(args.get("monotonicity")),
+            rising,
             args.get("patch_size"),
             args.get("max_patch_length"),
         )

@@ -5,6 +5,7 @@ What a file states about its sizes is looked at before it is decoded: see
 :mod:`pipeline.corpus.headers.ipc_messages`.
 """
 
+import functools
 import io
 import os
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -65,16 +66,19 @@ def parquet_rows(
     metadata = footer.parquet.metadata
     plain = _check_columns(footer.parquet.schema_arrow, columns)
     leaves = leaves_of(metadata, columns)
-    parquet = pq.ParquetFile(
-        watch,
-        metadata=metadata,
-        # With a buffer size, column chunks are streamed instead of read whole.
-        buffer_size=max(1 << 13, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // len(leaves))),
-        pre_buffer=False,
-        page_checksum_verification=True,
-        # A row's list may repeat one string any number of times.
-        read_dictionary=[leaf.path for leaf in leaves if leaf.is_list and leaf.is_text],
-    )
+
+    @functools.cache  # most files are read in one way
+    def opened(dictionaries: tuple[str, ...]) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            watch,
+            metadata=metadata,
+            # With a buffer size, column chunks are streamed instead of read whole.
+            buffer_size=max(1 << 13, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // len(leaves))),
+            pre_buffer=False,
+            page_checksum_verification=True,
+            read_dictionary=dictionaries,
+        )
+
     stop = metadata.num_row_groups if stop is None else stop
     position = sum(metadata.row_group(i).num_rows for i in range(start))
     for i in range(start, stop):
@@ -83,7 +87,11 @@ def parquet_rows(
         rows = max(1, READ_BYTES * group.num_rows // max(group.total_byte_size, 1))
         # What one row group needs, the next is likely to need, unless it was something odd.
         usual = watch.rows if watch.rows >= ODD_ROWS else MOST_ROWS
-        watch.begin(footer.places(i, leaves), min(rows, usual))
+        places = footer.places(i, leaves)
+        watch.begin(places, min(rows, usual))
+        # A row's list may repeat one string any number of times.
+        repeating = (p for p in places if p.leaf.is_list and p.leaf.is_text and not p.in_deltas)
+        parquet = opened(tuple(place.leaf.path for place in repeating))
         for batch in _batches(parquet, watch, i, columns):
             for row in _rows(batch, columns, max_document_bytes, numbers, plain=plain):
                 yield str(position), row

@@ -96,7 +96,7 @@ def _of_dictionary(column: pa.DictionaryArray) -> np.ndarray:
     dictionary = column.dictionary
     used, places = np.unique(_integers(column.indices), return_inverse=True)
     used = used.clip(0, max(0, len(dictionary) - 1))  # null rows may have any
-    if not len(dictionary):
+    if not len(used) or not len(dictionary):
         return np.full(len(column), VALUE_BYTES)
     return np.concatenate([row_bytes(dictionary.slice(int(i), 1)) for i in used])[places]
 

@@ -30,7 +30,7 @@ def values(column: pa.Array) -> list[Any]:
     A value that cannot be converted at all becomes an :class:`Unusable`.
     """
     if pa.types.is_run_end_encoded(column.type):
-        column = pc.run_end_decode(column)
+        column = _spread_out(column)
     # How a value is written must not depend on the others that it is read with.
     in_json = _needs_json(column.type)
     if not in_json:
@@ -95,10 +95,34 @@ def _needs_json(kind: pa.DataType, *, inside: bool = False) -> bool:
     return any(_needs_json(kind.field(i).type, inside=True) for i in range(kind.num_fields))
 
 
+def _spread_out(column: Any) -> pa.Array:
+    """The values of a column's rows, where it has a dictionary or run ends. Arrow's own functions
+    know neither views nor runs of a dictionary's values."""
+    if pa.types.is_dictionary(column.type):
+        place_R, least = column.indices, pc.min(column.indices)
+        # Of a large dictionary a few rows need little.
+        count = pc.max(place_R).as_py() + 1 - least.as_py() if least.is_valid else 0
+        held = column.dictionary.slice(least.as_py() or 0, count)
+        place_R = pc.subtract(place_R, least)
+    else:
+        first, count = column.find_physical_offset(), column.find_physical_length()
+        held = column.values.slice(first, count)
+        runs = column.run_ends.slice(first, count), pa.array(range(count), pa.int64())
+        runs = pa.RunEndEncodedArray.from_arrays(*runs).slice(column.offset, len(column))
+        place_R = pc.run_end_decode(runs)
+    if pa.types.is_dictionary(held.type):
+        held = _spread_out(held)
+    if pa.types.is_string_view(held.type):
+        held = held.cast(pa.large_string())
+    elif pa.types.is_binary_view(held.type):
+        held = held.cast(pa.large_binary())
+    return held.take(place_R)
+
+
 def _as_text(column: pa.Array) -> pa.Array:
     """The column, with bytes in place of strings and text in place of times."""
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        column = _spread_out(column)
     kind = column.type
     if pa.types.is_string(kind):
         return column.cast(pa.binary())
@@ -114,14 +138,16 @@ def _as_text(column: pa.Array) -> pa.Array:
         return pa.StructArray.from_arrays(fields, names, mask=column.is_null())
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         mask = column.is_null() if column.null_count else None
-        return type(column).from_arrays(column.offsets, _nested(column.values), mask=mask)
+        # Offsets that are a slice of others are refused beside a mask.
+        offsets = pa.array(column.offsets.to_numpy(), column.offsets.type)
+        return type(column).from_arrays(offsets, _nested(column.values), mask=mask)
     return column
 
 
 def _nested(column: pa.Array) -> pa.Array:
     """As :func:`_as_text`, with strings as they are: JSON is made of them."""
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        column = _spread_out(column)
     kind = column.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return column if is_text or pa.types.is_string_view(kind) else _as_text(column)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -100,8 +101,12 @@ def dataset_card(
             "num_bytes": sizes[1],
             "num_examples": statistics.documents,
         }
+        # Names like that of its own key have no description; datasets then looks at the files.
+        described = {}
+        with suppress(TypeError):
+            described["features"] = Features.from_arrow_schema(schema)._to_yaml_list()
         metadata["dataset_info"] = {
-            "features": Features.from_arrow_schema(schema)._to_yaml_list(),
+            **described,
             "splits": [split],
             "download_size": sizes[0],
             "dataset_size": sizes[1],

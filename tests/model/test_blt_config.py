@@ -123,6 +123,8 @@ def test_configurations_that_do_not_fit():
         "rope_theta: must be positive, got inf": {"rope_theta": float("inf")},
         "encoder_hash_byte_group_size: lengths from 1": {"encoder_hash_byte_group_size": (0, 3)},
         "encoder_hash_byte_group_size: .* got 65": {"encoder_hash_byte_group_size": (65,)},
+        "encoder_hash_byte_group_size: .* got 3.0": {"encoder_hash_byte_group_size": (3.0, 4)},
+        "hash_across_documents: 'false' is neither": {"hash_across_documents": "false"},
         "encoder_hash_byte_group_size: 4 is there": {"encoder_hash_byte_group_size": (3, 4, 4)},
         "encoder_hash_byte_group_vocab: at most": {"encoder_hash_byte_group_vocab": 10**12},
         "encoder_hash_byte_group_nb_functions: at most 11": {

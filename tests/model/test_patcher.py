@@ -362,6 +362,12 @@ def test_empty_batch():
         ({"rule": "static"}, "patch_size: the static rule needs it"),
         ({"rule": "static", "patch_size": 0.5}, "patch_size: must be at least 1"),
         ({"threshold": 1.0, "max_patch_length": 0}, "max_patch_length: must be at least 1"),
+        # JSON by other hands.
+        ({"threshold": "1.0"}, "threshold: '1.0' is no number"),
+        ({"threshold": True}, "threshold: True is no number"),
+        ({"threshold": 1.0, "max_patch_length": float("nan")}, "max_patch_length: nan is no whole"),
+        ({"threshold": 1.0, "max_patch_length": True}, "max_patch_length: True is no whole"),
+        ({"threshold": 1.0, "published": "false"}, "published: 'false' is neither true nor false"),
     ],
 )
 def test_settings_that_do_not_fit(settings_: dict, message):

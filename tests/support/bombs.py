@@ -95,6 +95,8 @@ def encoded(value) -> tuple[int, bytes]:
 
 
 PLAIN, RLE, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 0, 3, 7, 8
+ENCODINGS, LYING_ENCODINGS = (PLAIN, RLE, RLE_DICTIONARY), (DELTA_BYTE_ARRAY, RLE, RLE_DICTIONARY)
+"""Of pyarrow's columns with a dictionary, and what says that Arrow can make none of them."""
 ZSTD = 6
 TEXT = {1: 6, 3: 0, 4: b"text", 6: 0}  # required, UTF-8
 
@@ -337,6 +339,9 @@ def _repeats(directory: Path) -> None:
     write_parquet(directory / "repeated_id.parquet", text=short, id=texts)
     many = repeated_dictionary(1000, 10_000_000, is_list=True)
     write_parquet(directory / "list.parquet", text=short[:1], id=many)
+    honest, lying = (b"\x35" + b"".join(map(zigzag, of)) for of in (ENCODINGS, LYING_ENCODINGS))
+    lie = (directory / "list.parquet").read_bytes().replace(honest, lying)
+    (directory / "lying_list.parquet").write_bytes(lie)
     runs = pa.RunEndEncodedArray.from_arrays(pa.array([8000], pa.int32()), pa.array(["a" * 2 * MB]))
     for name, column in {"repeated": texts, "runs": short, "views": None}.items():
         columns = [short, runs] if name == "runs" else [column]

@@ -3,6 +3,7 @@
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from model.blt import BLT
+from model.blt_config import BLTConfig
 from model.checkpoints.blt import (
     ENTROPY_MODEL,
     load_blt,
@@ -75,7 +77,8 @@ def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int
     else:
         model = _convert_weights(config, output, console)
     if isinstance(model, BLT):
-        _note_reading(model, config.layout, console)
+        for note in reading_notes(model.config, config.layout):
+            print_line(console, f"note: {note}")
     kind = _kind(model)
     files = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
     if config.json:
@@ -88,25 +91,28 @@ def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int
     return 0
 
 
-def _note_reading(model: BLT, layout: Layout, console: Console) -> None:
-    """Say where the programs that a layout belongs to will read rows otherwise than the model, or
-    place patches otherwise than its training."""
-    others = other_reading(model.config, layout)
+def reading_notes(shape: BLTConfig, layout: Layout) -> Iterator[str]:
+    """Where the programs that a layout belongs to will read rows otherwise than a model of this
+    shape, or place patches otherwise than its training; one sentence for each."""
+    programs = f"programs that the {layout} layout belongs to"
+    others = other_reading(shape, layout)
     if others:
         listed = ", ".join(f"{name} {not value}" for name, value in others.items())
-        print_line(
-            console,
-            f"note: programs that the {layout} layout belongs to read rows of several documents, "
-            "and patch lengths that leave out the next token, otherwise than this model "
-            f"({listed}); single documents they read alike",
+        yield (
+            f"{programs} read rows of several documents, and patch lengths that leave out the next "
+            f"token, otherwise than this model ({listed}); single documents they read alike"
         )
-    known = [each.entropy_model for each in model.config.patch_provenance]
+    known = [each.entropy_model for each in shape.patch_provenance]
     if layout != "own" and any(each is not None and each.reset_at_newline for each in known):
-        print_line(
-            console,
-            f"note: programs that the {layout} layout belongs to do not start the entropy model's "
-            "context again after a newline, as was done for this model's training: they place "
-            "other patches",
+        yield (
+            f"{programs} do not start the entropy model's context again after a newline, as was "
+            "done for this model's training: they place other patches"
+        )
+    if layout == "transformers" and shape.patcher and shape.patcher.max_patch_length is not None:
+        yield (
+            f"{programs} forget the patch that begins with the next byte where max_patch_length is "
+            "set, as it is here: the last byte's prediction is another one, and so is what they "
+            "write; give them patch_lengths that count the next byte"
         )
 
 

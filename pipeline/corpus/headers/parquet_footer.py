@@ -17,7 +17,15 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.headers.ipc_messages import check_schema
 from pipeline.corpus.headers.limits import most_rows
-from pipeline.corpus.headers.thrift import BINARY, I64, LIST, STRUCT, CompactReader, ThriftError
+from pipeline.corpus.headers.thrift import (
+    BINARY,
+    I32,
+    I64,
+    LIST,
+    STRUCT,
+    CompactReader,
+    ThriftError,
+)
 from pipeline.errors import BadFileError
 
 MOST_FOOTER_BYTES = 64 << 20
@@ -32,8 +40,10 @@ OLD_HEADER_BYTES = 100
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 COLUMNS, META_DATA = 1, 3
 """Fields of a row group and of a column chunk."""
-TOTAL_COMPRESSED_SIZE, DATA_PAGE_OFFSET, DICTIONARY_PAGE_OFFSET = 7, 9, 11
+ENCODINGS, TOTAL_COMPRESSED_SIZE, DATA_PAGE_OFFSET, DICTIONARY_PAGE_OFFSET = 2, 7, 9, 11
 """Fields of a column chunk's metadata."""
+DELTA_LENGTHS, DELTA_STRINGS = 6, 7
+"""Numbers of the encodings of strings by their lengths, and by what they share at the beginning."""
 
 
 class Leaf(NamedTuple):
@@ -58,6 +68,9 @@ class Place(NamedTuple):
     """Offset of the first page."""
     stop: int
     """Offset of its end, or somewhat more."""
+    in_deltas: bool
+    """True if it says that strings are stored as DELTA_LENGTHS or DELTA_STRINGS. Arrow makes no
+    dictionary of such."""
 
 
 def leaves_of(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[Leaf]:
@@ -156,6 +169,7 @@ def _offsets(reader: CompactReader) -> list[int]:
 def _place(reader: CompactReader, leaf: Leaf) -> Place:
     """Read a column chunk. As in Arrow, fields of another type than theirs are none."""
     meta: dict[int, int] = {}
+    in_deltas = False
     for number, kind in reader.fields():
         if (number, kind) != (META_DATA, STRUCT):
             reader.skip(kind)
@@ -163,6 +177,8 @@ def _place(reader: CompactReader, leaf: Leaf) -> Place:
         for inner, inner_kind in reader.fields():
             if inner_kind == I64:
                 meta[inner] = reader.integer()
+            elif (inner, inner_kind) == (ENCODINGS, LIST):
+                in_deltas = _names_deltas(reader)
             else:
                 reader.skip(inner_kind)
     if not {DATA_PAGE_OFFSET, TOTAL_COMPRESSED_SIZE} <= meta.keys():
@@ -172,7 +188,17 @@ def _place(reader: CompactReader, leaf: Leaf) -> Place:
     start, dictionary = meta[DATA_PAGE_OFFSET], meta.get(DICTIONARY_PAGE_OFFSET, 0)
     if 0 < dictionary < start:
         start = dictionary
-    return Place(leaf, start, start + meta[TOTAL_COMPRESSED_SIZE] + OLD_HEADER_BYTES)
+    stop = start + meta[TOTAL_COMPRESSED_SIZE] + OLD_HEADER_BYTES
+    return Place(leaf, start, stop, in_deltas)
+
+
+def _names_deltas(reader: CompactReader) -> bool:
+    """Read a list of encodings."""
+    count, kind = reader.list_header()
+    if kind != I32:
+        raise ThriftError("encodings that are no numbers")
+    encodings = {reader.integer(I32) for _ in range(count)}
+    return bool(encodings & {DELTA_LENGTHS, DELTA_STRINGS})
 
 
 def _elements(reader: CompactReader) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.corpus.headers.limits import too_large
-from pipeline.corpus.headers.parquet_footer import Leaf, Place
+from pipeline.corpus.headers.parquet_footer import DELTA_STRINGS, Leaf, Place
 from pipeline.corpus.headers.thrift import CompactReader, ThriftError
 from pipeline.errors import BadFileError
 from pipeline.storage.watched_file import ReadOnlyFile
@@ -36,8 +36,8 @@ HEADER_BYTES = 16 << 20
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 ABOUT = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
 """By type of page, the field of its header with what only pages of the type have."""
-DICTIONARY_ENCODINGS, DELTA_BYTE_ARRAY = (2, 8), 7
-"""Numbers of encodings: dictionary (old and new), and strings that share beginnings."""
+DICTIONARY_ENCODINGS = (2, 8)
+"""Numbers of encodings, old and new."""
 
 
 @dataclass
@@ -48,6 +48,7 @@ class _Chunk:
     next_header: int
     """Offset in the file."""
     stop: int
+    in_deltas: bool
     head: bytes = b""
     """The first part of the next header, if it was cut."""
     dictionary: int = 0
@@ -171,8 +172,10 @@ class PageWatch(ReadOnlyFile):
 
     def _take_list(self, chunk: _Chunk, size: int, values: int, encoding: int) -> None:
         """Account for a page whose values may all be in one row."""
-        if chunk.leaf.is_text and encoding == DELTA_BYTE_ARRAY:
+        if chunk.leaf.is_text and encoding == DELTA_STRINGS:
             size *= values
+        if chunk.leaf.is_text and encoding in DICTIONARY_ENCODINGS and chunk.in_deltas:
+            size += values * chunk.dictionary  # which is not read as one
         chunk.since_batch += size + values * LEVEL_BYTES
         if chunk.since_batch > self._limit:
             self._reduce(1 + self.rows // 8)
@@ -184,12 +187,12 @@ class PageWatch(ReadOnlyFile):
         """Account for a page of strings, one per row."""
         if encoding in DICTIONARY_ENCODINGS:
             chunk.repeated = max(chunk.repeated, chunk.dictionary)
-        elif encoding == DELTA_BYTE_ARRAY:
+        elif encoding == DELTA_STRINGS:
             chunk.repeated = max(chunk.repeated, size)
         repeated = sum(c.repeated for c in self._chunks if not c.leaf.is_list)
         if repeated:
             self._reduce(REPEATED_BYTES // repeated)
-        if encoding not in (*DICTIONARY_ENCODINGS, DELTA_BYTE_ARRAY) and values > 0:
+        if encoding not in (*DICTIONARY_ENCODINGS, DELTA_STRINGS) and values > 0:
             self._take_plain(chunk, size, values)
         chunk.row += max(0, values)
 

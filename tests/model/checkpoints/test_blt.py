@@ -146,7 +146,7 @@ def test_published_arguments_that_may_be_ignored(blt, tmp_path):
     harmless = dict.fromkeys(IGNORED_ARGS, 3) | {
         name: values[0] for name, values in FIXED_ARGS.items()
     }
-    harmless |= {"n_kv_heads": 2, "encoder_hash_byte_group_size": "3,5"}
+    harmless |= {"n_kv_heads": 2, "encoder_hash_byte_group_size": "3,5", "monotonicity": True}
     off = {"weight_tying": False, "dropout": 0.0, "cross_attn_something": None, "moe_experts": 0}
     extra = {"local_encoder.rope.freqs_cis": torch.ones(8, 2)}
     hub_layout(tmp_path, {**ARGS, **harmless, **off}, {**blt.state_dict(), **extra})
@@ -172,6 +172,13 @@ def test_published_arguments_that_may_be_ignored(blt, tmp_path):
             "encoder_hash_byte_group_nb_functions: at most 11",
         ),
         ({"dim_global": "32"}, "cannot read the BLT"),
+        ({"multiple_of": 0}, "multiple_of: must be 1 or more, got 0"),
+        ({"ffn_dim_multiplier": float("inf")}, "cannot read the BLT"),
+        ({"monotonicity": "false"}, "argument monotonicity='false' is neither true nor false"),
+        (
+            {"cross_attn_all_layers_decoder": "false"},
+            "cross_attn_all_layers_decoder: 'false' is neither true nor false",
+        ),
         ({"eos_id": 7}, "argument eos_id=7 is not supported"),
         *(({name: None}, f"argument {name} is missing") for name in UNSEEN),
     ],

@@ -190,8 +190,13 @@ def test_what_transformers_alone_writes(entropy_model, tmp_path):
         tmp_path / "model.safetensors"
     )
     tokens, lengths = batch()
-    ours = load_blt(tmp_path, device="cpu")
-    close(ours(tokens, lengths), theirs(tokens, patch_lengths=lengths, use_cache=False).logits)
+    expected = theirs(tokens, patch_lengths=lengths, use_cache=False).logits
+    close(load_blt(tmp_path, device="cpu")(tokens, lengths), expected)
+    # Its earlier releases store the other one of the two.
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.local_encoder.embed_tokens.weight"] = weights.pop("lm_head.weight").clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    close(load_blt(tmp_path, device="cpu")(tokens, lengths), expected)
     h, _, _ = theirs.model.patcher(tokens, use_cache=False)
     close(load_entropy_model(tmp_path, device="cpu").entropies(tokens), h)
 
@@ -276,6 +281,11 @@ def test_layouts_and_models_that_cannot_be_written(ngram_model, tmp_path):
             "encoder_config",
             {"cross_attn_all_layers": True, "num_hidden_layers": 2},
             "cross_attn_all_layers=True is not supported",
+        ),
+        (
+            "decoder_config",
+            {"cross_attn_all_layers": "false"},
+            "cross_attn_all_layers_decoder: 'false' is neither true nor false",
         ),
     ],
 )

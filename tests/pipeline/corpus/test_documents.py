@@ -275,6 +275,22 @@ def test_every_kind_of_string_column(tmp_path, kind, opened):
     assert read(tmp_path / "a.arrow", columns=Columns("text", "n"))[299].sample_id == "299"
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", None])
+@pytest.mark.parametrize("empty", [0, 1500])
+def test_lists_of_strings_however_parquet_stores_them(tmp_path, encoding, empty):
+    """Arrow makes no dictionary of either delta encoding, and 1,024 rows may hold no string."""
+    tags = [[]] * empty + [["a", "ab"], None, ["abc", None]]
+    table = pa.table({"text": ["x"] * len(tags), "tags": tags})
+    place = {"tags.list.element": encoding} if encoding else None
+    pq.write_table(
+        table, tmp_path / "a.parquet", use_dictionary=not encoding, column_encoding=place
+    )
+    found = read(tmp_path / "a.parquet", columns=Columns(metadata=("tags",)))
+    told = [record.metadata for record in found]
+    assert told[empty:] == [('["a", "ab"]',), (None,), ('["abc", null]',)]
+    assert set(told[:empty]) <= {("[]",)}
+
+
 BAD_LINES = {
     b'{"text": "a"': "line is not valid JSON",
     b'{"text": "\xff"}': "line is not valid UTF-8: invalid start byte at byte 10",

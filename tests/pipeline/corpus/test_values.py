@@ -9,6 +9,17 @@ from pipeline.corpus.values import Unusable, stored_values, values
 
 FAR = 10**17
 NS = pa.timestamp("ns")
+VIEW = pa.array(["", "a string of more than 12 bytes"], pa.string_view())
+RUNS = pa.array([1, 2], pa.int32())
+
+
+def runs(values: pa.Array) -> pa.Array:
+    return pa.RunEndEncodedArray.from_arrays(RUNS, values)
+
+
+def last(column: pa.Array) -> pa.Array:
+    """The last row, as a slice of the others."""
+    return column.slice(len(column) - 1)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +41,10 @@ NS = pa.timestamp("ns")
         # Parquet's lists of strings are read so.
         (pa.array([["x"]], pa.list_(pa.dictionary(pa.int32(), pa.string()))), ["x"]),
         (pa.array([5]), 5),
+        # Polars writes its categories so; Arrow's own functions refuse to decode them.
+        (last(VIEW.dictionary_encode()), b"a string of more than 12 bytes"),
+        (last(runs(VIEW)), b"a string of more than 12 bytes"),
+        (last(runs(pa.array(["", "x"]).dictionary_encode())), b"x"),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
@@ -62,6 +77,8 @@ def test_bytes_that_are_no_text_are_stored_and_not_replaced(kind):
 def test_a_value_does_not_depend_on_its_neighbours():
     maps = pa.array([[("a", 1)], [("a", FAR)]], pa.map_(pa.string(), pa.timestamp("s")))
     assert values(maps) == values(maps[:1]) + values(maps[1:])
+    lists = pa.array([{"a": ["x"]}, {"a": None}, None, {"a": []}])
+    assert values(lists[1:]) == [{"a": None}, None, {"a": []}]
 
 
 def test_a_value_that_cannot_be_converted_says_so(monkeypatch):
