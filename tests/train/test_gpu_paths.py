@@ -21,6 +21,7 @@ from model.layers.attention import BlockedAttention, RotaryAngles, turn_complex,
 from model.layers.latent_transformer import LatentTransformer
 from model.layers.patch_layout import PatchLayout
 from pipeline.errors import ConfigError
+from train import shim
 from train.config_registry import blt_1b, blt_debug
 from train.parallelize import fits_float8, multiply_in_float8
 
@@ -221,6 +222,18 @@ def test_layers_that_float8_leaves_out_are_said(monkeypatch, caplog):
     assert "layers.0.feed_forward.w1" in caplog.text and len(converted) == 1
     with pytest.raises(ConfigError, match="multiples of 512, and no layer"):
         multiply_in_float8(LatentTransformer(SHAPE), 32)
+
+
+@pytest.mark.parametrize(("found", "on_cpu"), [("mps", True), ("cuda", False), (None, True)])
+def test_what_torchtitan_trains_on(monkeypatch, found, on_cpu):
+    """A Mac's GPU has no collectives, so its CPU trains."""
+    accelerator = None if found is None else torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: found is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: accelerator)
+    calls: list[bool] = []
+    monkeypatch.setattr(shim, "_use_cpu", lambda: calls.append(True))
+    shim.prepare()
+    assert bool(calls) == on_cpu
 
 
 TOKENS = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))
