@@ -23,6 +23,7 @@ from model.layers.patch_layout import PatchLayout
 from pipeline.errors import ConfigError
 from train import shim
 from train.config_registry import blt_1b, blt_debug
+from train.model_spec import TrainedBLT
 from train.parallelize import fits_float8, multiply_in_float8
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -274,6 +275,18 @@ def test_offloading_to_the_cpu(monkeypatch):
     assert not pinned
     loss, model = loss_of(enable_cpu_offload=True)
     assert loss == expected and len(pinned) >= len(list(model.parameters()))
+
+
+@torch.no_grad()
+def test_constants_of_an_offloaded_model_stand_where_it_computes():
+    """Weights are brought there layer by layer, constants are not."""
+    model = TrainedBLT(TrainedBLT.Config(shape=BLT_SIZES["debug"]))
+    model.init_weights(buffer_device=META)
+    assert {name: buffer.device for name, buffer in model.named_buffers()} == {
+        f"{part}.rotary.bits_F": META
+        for part in ("local_encoder", "global_transformer", "local_decoder")
+    }
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("copies", [1, 8, 64])
