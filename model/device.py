@@ -14,6 +14,19 @@ ON = " on "
 """Stands before the kind of a GPU in what :func:`computing_in` returns."""
 
 
+def fast_dtype(device: "torch.device") -> "torch.dtype":
+    """The dtype that a device computes models in fastest: bfloat16 on a GPU that has matrix units
+    for it, float32 elsewhere. Most CPUs compute bfloat16 hundreds of times slower; for NVIDIA's
+    GPUs before capability 8.0 (T4, V100) nothing is compiled that computes in it."""
+    import torch
+
+    if device.type != "cuda":
+        return torch.float32
+    with torch.cuda.device(device):
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_units else torch.float32
+
+
 def computing_in(device: "torch.device", dtype: "torch.dtype") -> str:
     """Device, dtype and kind of GPU: ``cpu float32``, or ``cuda bfloat16 on NVIDIA H200 (capability
     9.0, 132 multiprocessors)``.

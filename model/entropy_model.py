@@ -18,10 +18,10 @@ from model.entropies import batch_entropies, queue_copy
 from model.entropy_model_config import EntropyModelConfig
 from model.layers.attention import (
     BLOCK,
-    SCORING_KERNEL,
     Attend,
     BlockedAttention,
     attend_flex,
+    scoring_kernel,
     segment_attention,
     window_block_mask,
 )
@@ -187,7 +187,8 @@ class EntropyModel(Stack):
 
     def _logits_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
         x_TD = self.tok_embeddings(tokens_T)
-        attend = functools.partial(attend_flex, mask=mask, scale=1.0, kernel=SCORING_KERNEL)
+        kernel = scoring_kernel(self.config.head_dim, x_TD.dtype)
+        attend = functools.partial(attend_flex, mask=mask, scale=1.0, kernel=kernel)
         run_blocks_in_place(self.layers, x_TD, rotary, attend)
         # Rows of 260 logits would not begin where the fast kernels of products want them to.
         weight_VD = self.output.weight

@@ -20,6 +20,7 @@ from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.config import CommConfig, CompileConfig, DebugConfig, TrainingConfig
 from torchtitan.protocols.model_spec import ModelSpec
 
+from model.device import fast_dtype
 from model.widths import resized
 from train.baseline_specs import byte_spec, token_spec
 from train.checkpointing import ProductsAC
@@ -36,8 +37,10 @@ from train.skipping import FiniteLoss
 from train.trainer import ByteTrainer
 from train.validator import ShardValidator
 
-PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if torch.cuda.is_available() else "float32"
-"""Most CPUs have no matrix units for bfloat16."""
+
+def _precision() -> Literal["bfloat16", "float32"]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bfloat16" if fast_dtype(device) == torch.bfloat16 else "float32"
 
 
 def _config(
@@ -87,7 +90,7 @@ def _config(
             seq_len=seq_len,
             steps=steps,
             max_norm=max_norm,
-            mixed_precision_param=PRECISION,
+            mixed_precision_param=_precision(),
             disable_cuda_graphs=True,
         ),
         comm=CommConfig(init_timeout_seconds=TIMEOUT_S, train_timeout_seconds=TIMEOUT_S),

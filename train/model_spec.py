@@ -39,12 +39,15 @@ class TrainedModel(BaseModel):
     def verify_module_protocol(self) -> None:
         """Verify nothing: ``model/`` is plain PyTorch and has none of torchtitan's modules."""
 
-    def init_weights(self, **kwargs: Any) -> None:
+    def init_weights(self, *, buffer_device: torch.device | None = None, **kwargs: Any) -> None:
         """Draw the initial weights, which are the same on any number of ranks.
 
         Every rank draws each whole parameter from a generator of its own, seeded with a hash of
         torch's seed and the parameter's name, and keeps its part. Neither the order of the
         parameters nor the number of ranks changes a value.
+
+        Args:
+            buffer_device: of the constants; given where weights are offloaded to the CPU.
         """
         initial = self.initializers()
         for name, parameter in self.named_parameters():
@@ -61,7 +64,7 @@ class TrainedModel(BaseModel):
                 parameter.to_local().copy_(part.to_local())
             else:
                 parameter.copy_(whole)
-        reset_constants(self)
+        reset_constants(self, buffer_device)
 
     initializers: Any
 

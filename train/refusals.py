@@ -9,6 +9,7 @@ from torchtitan.config import TrainingConfig
 from torchtitan.tools import filesystem
 
 from model import BLTConfig
+from model.device import fast_dtype
 from model.token_transformer import TokenTransformerConfig
 from pipeline.errors import ConfigError, missing_memory
 
@@ -46,7 +47,9 @@ def check_config(config: Any) -> None:
     _check_parallelism(config)
     _check_run(config)
     _check_recipe(config)
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        _check_on_gpu(config)
+    else:
         _check_without_gpu(config)
     _check_tables(config)
 
@@ -132,6 +135,15 @@ def _check_tables(config: Any) -> None:
                     f"--{flag}: needs gradients of whole hash tables; leave it out, or add "
                     "--parallelism.hash-tables plain"
                 )
+
+
+def _check_on_gpu(config: Any) -> None:
+    in_bfloat16 = config.training.mixed_precision_param == "bfloat16"
+    if in_bfloat16 and fast_dtype(torch.device("cuda")) != torch.bfloat16:
+        raise ConfigError(
+            "--training.mixed-precision-param: this GPU has no matrix units for bfloat16, and "
+            "attention cannot be compiled for it then; use float32"
+        )
 
 
 def _check_without_gpu(config: Any) -> None:

@@ -26,7 +26,7 @@ from torchtitan.tools.logging import logger
 
 from model import BLT, BLTConfig, EntropyModel, Patcher
 from model.checkpoints.entropy_model import fingerprint, load_entropy_model
-from model.checkpoints.files import CheckpointError, build
+from model.checkpoints.files import CheckpointError, build, ready
 from model.checkpoints.names import BUILT_IN
 from model.generation.generate import stream
 from model.generation.sampling import Sampling
@@ -174,7 +174,7 @@ class Samples:
 
         texts = [b"" for _ in self.prompts]
         pieces = stream(
-            build(make, weights).eval(),
+            ready(build(make, weights), self.device, self.dtype),
             self.entropy_model,
             self.prompts,
             sampling=self.sampling,

@@ -2,7 +2,8 @@
 
 torchtitan looks for a device when its ``tools.utils`` is imported, and assumes CUDA if there is
 none. :func:`prepare` puts the CPU in its place, with the few functions that ``torch.cpu`` lacks,
-and adds names that the installed PyTorch does not have yet.
+and adds names that the installed PyTorch does not have yet. The GPU of a Mac is none here: ranks
+cannot exchange what it holds.
 """
 
 import functools
@@ -40,7 +41,8 @@ class CpuDevice:
 
     def memory_stats(self, device: object = None) -> dict[str, int]:
         """The process's peak memory (bytes), under the names of ``torch.cuda``."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {"active_bytes.all.peak": peak, "reserved_bytes.all.peak": peak}
 
     def reset_peak_memory_stats(self, device: object = None) -> None:
@@ -66,7 +68,7 @@ def prepare() -> None:
 
     Call it before torchtitan is used, and better before it is imported. ``python -m
     torchtitan.train`` imports torchtitan before the module that ``--module`` names, which works
-    too. Further calls do no harm.
+    where PyTorch has all names. Further calls do no harm.
     """
     for module, name, substitute in (
         (torch.distributed, "set_timeout", distributed_c10d._set_pg_timeout),
@@ -75,7 +77,8 @@ def prepare() -> None:
     ):
         if not hasattr(module, name):
             setattr(module, name, substitute)
-    if not torch.accelerator.is_available():
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or accelerator.type == "mps":
         _use_cpu()
     logging.getLogger().addFilter(_is_worth_logging)
     for name in ("aiobotocore", "botocore"):

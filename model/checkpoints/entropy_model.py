@@ -81,7 +81,7 @@ def load_entropy_model(
     Args:
         source: a directory, a URL that fsspec knows, or a hub id (``owner/name``).
         device: a GPU if there is one, by default.
-        dtype: of weights and computation; bfloat16 on a GPU and float32 on a CPU by default; as the
+        dtype: of weights and computation; :func:`model.device.fast_dtype` by default; as the
             checkpoint has them with ``"stored"``.
 
     Raises:

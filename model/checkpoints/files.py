@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from model.device import fast_dtype
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -332,12 +334,10 @@ def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = Non
 
     Args:
         device: a GPU if there is one, by default.
-        dtype: bfloat16 on a GPU and float32 on a CPU, by default; ``"stored"`` leaves the weights
+        dtype: see :func:`model.device.fast_dtype` for the default; ``"stored"`` leaves the weights
             as they are.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "stored":
         return model.to(device).eval()
-    # bfloat16 is what the matrix units want, and hundreds of times slower on most CPUs.
-    default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return model.to(device, dtype or default).eval()
+    return model.to(device, dtype or fast_dtype(device)).eval()

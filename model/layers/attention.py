@@ -285,6 +285,20 @@ SCORING_KERNEL: FlexKernelOptions = {
 release chooses another one. Of seven that were timed on an H200 it took least, 443 us for 65,536
 tokens where the default takes 487. (ROWS_GUARANTEED_SAFE must stay out, though each query sees
 itself: a query may see nothing of the first keys that the kernel takes, and is then lost.)"""
+MOST_TILE_BYTES = 16 << 10
+"""Bytes of the keys that a kernel takes at a time. With three stages it then needs up to 112 KB of
+an H100's shared memory, up to 96 of other cards'. An A10, L4 or RTX 4090 has 99 per multiprocessor;
+a T4 has 64, and needs 48, because Triton makes no stages there."""
+
+
+def scoring_kernel(head_dim: int, dtype: torch.dtype) -> FlexKernelOptions:
+    """SCORING_KERNEL, with smaller blocks for heads that are wider than 128 in bfloat16, or 64 in
+    float32: it follows from both alone, so that all GPUs get the same one."""
+    row_bytes = (1 << (head_dim - 1).bit_length()) * dtype.itemsize
+    block = SCORING_KERNEL["BLOCK_M"]
+    while block * row_bytes > MOST_TILE_BYTES and block > 16:
+        block //= 2
+    return {**SCORING_KERNEL, "BLOCK_M": block, "BLOCK_N": block}
 
 
 def attend_flex(

@@ -106,8 +106,13 @@ def init_weights(module: nn.Module, initial: Mapping[str, Initializer]) -> None:
     reset_constants(module)
 
 
-def reset_constants(module: nn.Module) -> None:
-    """Compute again the constants that are not stored and that ``to_empty`` loses."""
+def reset_constants(module: nn.Module, device: torch.device | None = None) -> None:
+    """Compute again the constants that are not stored and that ``to_empty`` loses.
+
+    Args:
+        device: the one that computes, where it is not that of the weights.
+    """
     for part in module.modules():
         if isinstance(part, RotaryAngles):
+            part.to(device)
             part.reset_parameters()

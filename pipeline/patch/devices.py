@@ -11,7 +11,7 @@ import ray
 import torch
 from rich.console import Console
 
-from model.device import computing_in, software
+from model.device import computing_in, fast_dtype, software
 from model.entropy_model import EntropyModel
 from pipeline.cli.results import print_line
 from pipeline.cluster.connect import in_ray, most_gpus
@@ -82,7 +82,8 @@ def _gpu() -> str:
             f"--gpus-per-worker: {platform.node()} has GPUs for Ray, but torch finds none; check "
             "its driver, and that torch is installed for it"
         )
-    return computing_in(torch.device("cuda"), torch.bfloat16)
+    device = torch.device("cuda")
+    return computing_in(device, fast_dtype(device))
 
 
 @ray.remote(num_cpus=1)

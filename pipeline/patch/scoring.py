@@ -148,10 +148,12 @@ class Scorer:
             PipelineError: the GPU has no memory for it.
         """
         began_at = time.monotonic()
-        began = None
+        began = stream = None
         if isinstance(self.model, EntropyModel) and self.model.device.type == "cuda":
+            # An event is otherwise recorded on the current GPU, which may be another one.
+            stream = torch.cuda.current_stream(self.model.device)
             began = torch.cuda.Event(enable_timing=True)
-            began.record()
+            began.record(stream)
         tokens = torch.from_numpy(tokens_T)
         lengths_S = cut_segments(
             tokens,
@@ -167,7 +169,7 @@ class Scorer:
         host_T = torch.empty(stored_T.shape, dtype=stored_T.dtype, pin_memory=True)
         host_T.copy_(stored_T, non_blocking=True)
         copied = torch.cuda.Event(enable_timing=True, blocking=True)
-        copied.record()
+        copied.record(stream)
         return QueuedEntropies(host_T, copied, began)
 
     def queue_documents(

@@ -60,6 +60,8 @@ STEPS = (
     Step("scoring.second_process", 60, timed=False),
     Step("training.blt_1b_eager", 60),
 )
+COMPARED = {"ceiling.ceiling": ("ceiling.json",), "scoring.agreement": ("stored_hash.json",)}
+"""Files of the output directory that a step writes for later ones."""
 TINY = {"training.blt_1b_float8": "its tiny layers have no widths for float8"}
 """Steps that have no tiny form, and why: the tests of float8 are in tests/train."""
 
@@ -76,10 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="everything small, on the CPU")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)  # these, in this process
     options = parser.parse_args(arguments)
+    if not options.tiny and not _sees_gpu():
+        print("error: no GPU is visible to torch; --tiny runs the checks on the CPU")
+        return 2
     options.output.mkdir(parents=True, exist_ok=True)
     if options.step:
         return run_here(options.step, options.output, options.tiny)
     return Checks(options.output, options.limit, options.tiny).run(options.only)
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def run_here(names: Sequence[str], output: Path, tiny: bool) -> int:
@@ -88,9 +99,6 @@ def run_here(names: Sequence[str], output: Path, tiny: bool) -> int:
 
     from gpu.measure import Run
 
-    if not tiny and not torch.cuda.is_available():
-        print("error: no GPU is visible to torch; --tiny runs the checks on the CPU")
-        return 2
     if tiny:
         torch.set_num_threads(1)
     work = output / "work"
@@ -118,7 +126,11 @@ class Checks:
             and not (self.tiny and step.name in TINY)
         ]
         records = self.output / "records.jsonl"
-        records.unlink(missing_ok=True)
+        records.write_text("")
+        # What other steps compare with is this run's, or there is none.
+        for step in chosen:
+            for name in COMPARED.get(step.name, ()):
+                (self.output / name).unlink(missing_ok=True)
         ends = time.monotonic() + self.limit
         failed = 0
         while chosen:

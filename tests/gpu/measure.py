@@ -1,10 +1,12 @@
 """What the steps share: where they run, timing, profiles, records, and the card's ceiling.
 
 A record is a line of JSON. Rates are given as a share of the card's ceiling, the rate of a large
-bfloat16 product that the same run measured, so that cards and days can be compared.
+product that the same run measured (in bfloat16, if the card has units for it), so that cards and
+days can be compared.
 """
 
 import json
+import math
 import os
 import time
 from collections import defaultdict
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from model.device import fast_dtype
 
 CEILING_FILE, RECORDS_FILE, PROFILES_FILE = "ceiling.json", "records.jsonl", "profiles.txt"
 
@@ -36,7 +40,7 @@ class Run:
     @property
     def dtype(self) -> torch.dtype:
         """What models compute in where speed counts."""
-        return torch.float32 if self.tiny else torch.bfloat16
+        return fast_dtype(self.device)
 
     def record(
         self,
@@ -72,8 +76,11 @@ class Run:
             file.write(text + "\n")
 
     def share(self, flops_per_second: float) -> float:
-        """A rate as a share of the card's ceiling."""
-        ceiling: float = json.loads((self.output / CEILING_FILE).read_text())["product"]
+        """A rate as a share of the card's ceiling; not a number where that was not measured."""
+        try:
+            ceiling: float = json.loads((self.output / CEILING_FILE).read_text())["product"]
+        except FileNotFoundError:
+            return math.nan
         return flops_per_second / ceiling
 
     def use_all_cores(self) -> None:

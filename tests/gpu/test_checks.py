@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu.check import STEPS, TINY, Checks, table
-from gpu.measure import RECORDS_FILE, Run
+from gpu.check import STEPS, TINY, Checks, main, table
+from gpu.measure import CEILING_FILE, RECORDS_FILE, Run
 
+HASH_FILE = "stored_hash.json"
 CHECK = Path(__file__).with_name("check.py")
 
 
@@ -103,8 +105,21 @@ def test_on_the_gpu(name, tmp_path):
     assert " 0 steps failed" in "\n " + done.stdout.splitlines()[-1], done.stdout
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    done = checked(tmp_path, "--step", STEPS[0].name)
-    assert done.returncode == 2 and "no GPU is visible to torch" in done.stdout
+@pytest.mark.parametrize("step", [(), ("--step", STEPS[0].name)])
+def test_without_a_gpu_it_says_so(step, tmp_path, monkeypatch, capsys):
+    """At once: no step is tried."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--output", str(tmp_path), *step]) == 2
+    assert "no GPU is visible to torch" in capsys.readouterr().out
+
+
+def test_a_run_takes_nothing_of_an_earlier_one(tmp_path, monkeypatch, capsys):
+    """The ceiling may be that of another card; the hash, of another release of torch. If the
+    steps that measure them fail, others go on without, and the table is printed."""
+    for name in (RECORDS_FILE, CEILING_FILE, HASH_FILE):
+        (tmp_path / name).write_text('{"product": 1}')
+    monkeypatch.setattr(Checks, "_run_together", lambda self, steps, ends: len(steps))
+    assert Checks(tmp_path, limit=4, tiny=False).run([]) == 1
+    assert f"{len(STEPS)} steps failed, 0 aims were missed" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == [RECORDS_FILE]
+    assert math.isnan(Run(tmp_path, tmp_path, tiny=False).share(1e12))

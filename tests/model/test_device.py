@@ -1,12 +1,15 @@
 """The kind of a device, as records name it."""
 
+from contextlib import nullcontext
 from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from model.device import computing_in, same_rounding, software
+from model.checkpoints.files import ready
+from model.device import computing_in, fast_dtype, same_rounding, software
 
 H200 = "cuda bfloat16 on NVIDIA H200 (capability 9.0, 132 multiprocessors)"
 PART = "cuda bfloat16 on NVIDIA H200 MIG 3g.71gb (capability 9.0, 60 multiprocessors)"
@@ -17,6 +20,25 @@ def test_a_gpu_is_named_by_all_that_chooses_kernels(monkeypatch):
     has = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: has)
     assert computing_in(torch.device("cuda"), torch.bfloat16) == H200
+
+
+@pytest.mark.parametrize(
+    ("major", "dtype"), [(7, torch.float32), (8, torch.bfloat16), (12, torch.bfloat16)]
+)
+def test_bfloat16_is_for_gpus_that_have_units_for_it(monkeypatch, major, dtype):
+    """Also models that are loaded without a word about it: see :func:`fast_dtype`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major)
+    )
+    assert fast_dtype(torch.device("cuda")) == dtype
+    assert fast_dtype(torch.device("cpu")) == torch.float32
+    layer = nn.Linear(2, 2, bias=False)
+    moved: list[object] = []
+    monkeypatch.setattr(layer, "to", lambda *to: moved.append(to) or layer)
+    assert ready(layer) is layer and moved == [(torch.device("cuda"), dtype)]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from torch._inductor.fx_passes import joint_graph, post_grad
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime import triton_helpers
 from torch._inductor.runtime.hints import DeviceProperties
+from torch._subclasses import fake_tensor
 from triton.backends.compiler import GPUTarget
 
 FORMS = {
@@ -143,6 +144,8 @@ def _as_with_a_card() -> Iterator[ExitStack]:
             (torch._C._dynamo.guards, "_empty_strided_cuda", _lost_unless_written),
             (AsyncCompile, "triton", _interpret),
             (triton_helpers, "set_driver_to_gpu", lambda: None),
+            # A build for GPUs would make a tensor on the card before it fakes others.
+            (fake_tensor, "init_gpu_context", lambda *device: None),
             (hop, "_permute_strides", _strided_like),
             # What these would look for needs a card, and is not in the graphs here.
             (joint_graph, "lazy_init", lambda *device: None),

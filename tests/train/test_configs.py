@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,20 @@ def test_what_cannot_work_is_refused(arguments, message):
     with pytest.raises(ConfigError) as raised:
         parse("--config", "blt_debug", *arguments.split())
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_precision_is_what_the_gpu_has_units_for(monkeypatch, has_units):
+    """Nothing is compiled in bfloat16 for a T4 or V100."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_units)
+    config = parse("--config", "blt_1b")
+    assert config.training.mixed_precision_param == ("bfloat16" if has_units else "float32")
+    assert config.compile.enable
+    given = ["--config", "blt_1b", "--training.mixed-precision-param", "bfloat16"]
+    with nullcontext() if has_units else pytest.raises(ConfigError, match="use float32"):
+        parse(*given)
 
 
 @CPU_ONLY

@@ -21,7 +21,9 @@ from model.layers.attention import BlockedAttention, RotaryAngles, turn_complex,
 from model.layers.latent_transformer import LatentTransformer
 from model.layers.patch_layout import PatchLayout
 from pipeline.errors import ConfigError
+from train import shim
 from train.config_registry import blt_1b, blt_debug
+from train.model_spec import TrainedBLT
 from train.parallelize import fits_float8, multiply_in_float8
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -223,6 +225,18 @@ def test_layers_that_float8_leaves_out_are_said(monkeypatch, caplog):
         multiply_in_float8(LatentTransformer(SHAPE), 32)
 
 
+@pytest.mark.parametrize(("found", "on_cpu"), [("mps", True), ("cuda", False), (None, True)])
+def test_what_torchtitan_trains_on(monkeypatch, found, on_cpu):
+    """A Mac's GPU has no collectives, so its CPU trains."""
+    accelerator = None if found is None else torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: found is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: accelerator)
+    calls: list[bool] = []
+    monkeypatch.setattr(shim, "_use_cpu", lambda: calls.append(True))
+    shim.prepare()
+    assert bool(calls) == on_cpu
+
+
 TOKENS = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.tensor([[1, 3, 7, 1, 20, 9], [1, 40, 0, 0, 0, 0]])
 
@@ -261,6 +275,18 @@ def test_offloading_to_the_cpu(monkeypatch):
     assert not pinned
     loss, model = loss_of(enable_cpu_offload=True)
     assert loss == expected and len(pinned) >= len(list(model.parameters()))
+
+
+@torch.no_grad()
+def test_constants_of_an_offloaded_model_stand_where_it_computes():
+    """Weights are brought there layer by layer, constants are not."""
+    model = TrainedBLT(TrainedBLT.Config(shape=BLT_SIZES["debug"]))
+    model.init_weights(buffer_device=META)
+    assert {name: buffer.device for name, buffer in model.named_buffers()} == {
+        f"{part}.rotary.bits_F": META
+        for part in ("local_encoder", "global_transformer", "local_decoder")
+    }
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("copies", [1, 8, 64])

@@ -12,12 +12,15 @@ from support import tiny as tiny_models
 from support.jobs import ROOT, edit_json
 from support.shard_sets import real_texts, write_shards
 from support.trainings import ROWS, Training, start, tiny, train
+from torch import nn
 
-from model import Patcher, generate, load_blt, load_entropy_model
+from model import BLT_SIZES, Patcher, generate, load_blt, load_entropy_model
 from model.checkpoints.entropy_model import fingerprint
 from model.generation.sampling import Sampling
 from train import samples
+from train.checkpoints.kinds import build_model
 from train.checkpoints.steps import read_step
+from train.model_spec import ENTROPY_SIZES
 
 PROMPTS = ("The quick, brown", "")
 FLAGS = ("--samples.freq", 2, "--samples.temperature", 0, "--samples.max-new-bytes", 12)
@@ -112,3 +115,21 @@ def test_what_cannot_be_written_is_said(shards, tmp_path):
         run = start(tmp_path / "run", *given, "--samples.freq", 1, *more).wait()
         assert run.exit_codes == [2], run.output
         assert re.search(said, run.output), run.output
+
+
+@pytest.mark.parametrize("shape", [BLT_SIZES["debug"], ENTROPY_SIZES["debug"]])
+def test_all_of_the_copy_is_on_the_device(shape, monkeypatch):
+    """Also the constants, which are none of the weights that are gathered."""
+    made: list[nn.Module] = []
+    monkeypatch.setattr(samples, "stream", lambda model, *_, **__: made.append(model) or iter(()))
+    texts = object.__new__(samples.Samples)
+    texts.config, texts.shape, texts.prompts = samples.SamplesConfig(), shape, [""]
+    texts.device, texts.dtype, texts.max_seconds = torch.device("meta"), torch.bfloat16, 1.0
+    texts.entropy_model = texts.patcher = texts.sampling = None
+    texts.reset_at_newline = False
+    with texts.device:
+        weights = build_model(shape).bfloat16().state_dict()
+    texts._texts(weights, 0.0)
+    (model,) = made
+    assert {each.device.type for each in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}

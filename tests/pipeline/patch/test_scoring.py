@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import NGramEntropyModel, Patcher
+from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
 from pipeline.patch import scoring
@@ -42,6 +42,33 @@ def test_values_of_a_gpu_are_waited_for():
             stored.copy_(torch.tensor([1.0, 0.5, 2.0]))
 
     assert QueuedEntropies(stored, Event(), 0.0).wait().tolist() == [1.0, 0.5, 2.0]
+
+
+def test_values_of_a_gpu_that_is_not_the_current_one(monkeypatch):
+    """lm-evaluation-harness has ``--device cuda:1``. Its copy is waited for on its own stream: an
+    event on that of cuda:0 would have happened before."""
+
+    class OnSecondGPU(EntropyModel):
+        device = torch.device("cuda:1")
+
+    class Event:
+        def __init__(self, **_: bool):
+            pass
+
+        def record(self, stream: object = "current stream of cuda:0") -> None:
+            streams.append(stream)
+
+    streams: list[object] = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(scoring, "segment_entropies", lambda *_: torch.ones(6))
+    with torch.device("meta"):
+        model = OnSecondGPU(EntropyModelConfig(dim=32, n_layers=1, n_heads=2))
+    queued = Scorer(model, Patcher(1.0)).queue(*encode_documents([b"text"]))
+    assert queued.stored_T.tolist() == [1.0] * 6 and queued.copied is not None
+    assert streams == ["stream of cuda:1"] * 2
 
 
 def test_another_kind_of_device_is_refused(ngram_model):
