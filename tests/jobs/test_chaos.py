@@ -11,7 +11,7 @@ from support.texts import topics, write_jsonl
 
 def test_a_driver_that_is_hit_and_run_again_writes_the_same(local_ray, tmp_path, run_here):
     place, draw = Place(tmp_path, "local", None), random.Random(0)
-    write_jsonl(tmp_path / "in" / "0.jsonl", topics()[:60])
+    write_jsonl(tmp_path / "in" / "0.jsonl", topics()[:45])
     assert run_here(*command("patch", place, "reference")[2:]).returncode == 0
     reference = place.contents("reference")
     assert sum(path.startswith("shards/") for path in reference) > 3

@@ -1,6 +1,5 @@
 """The preparation of a corpus as a user runs it: the same whoever does it, and nothing lost."""
 
-import contextlib
 import gzip
 import json
 import signal
@@ -62,14 +61,8 @@ def documents(output: Path) -> list[tuple[str, str]]:
     return [(row["sample_id"], row["text"]) for row in rows]
 
 
-def kill_when(
-    reached: Callable[[], bool], arguments: list[str], env: dict[str, str], *, its_ray: bool
-) -> None:
-    """Start the job and kill it, with the Ray that it has started or alone, as soon as it got so
-    far.
-
-    The job has to get that far: a run that ends before is an error.
-    """
+def kill_when(reached: Callable[[], bool], arguments: list[str], env: dict[str, str]) -> None:
+    """Start the job and kill it as soon as it got so far: to end before is an error."""
     process = psutil.Popen(
         arguments,
         env=env,
@@ -80,9 +73,7 @@ def kill_when(
     while not reached():
         assert process.poll() is None, "it ended before"
         time.sleep(0.002)
-    for victim in (process, *(process.children(recursive=True) if its_ray else ())):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.send_signal(signal.SIGKILL)
+    process.kill()
     assert process.wait(200) == -signal.SIGKILL
 
 
@@ -107,8 +98,8 @@ def _name(process: psutil.Process) -> str:
 
 
 def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
-    """With merges: 1 worker, 4 workers that sort less at a time, and a run that is killed with its
-    Ray, then alone, and at last loses a worker."""
+    """With merges: 1 worker, 4 workers that sort less at a time, and a run that is killed twice,
+    and at last loses a worker. With its Ray a run is killed in test_prepare_hub.py."""
     source = write_parts(tmp_path / "corpus")
     flags = ("--input", source, "--id-column", "id", "--seed", 3, *MANY)
     one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
@@ -123,8 +114,8 @@ def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
 
     again = (*flags, "--num-workers", 2, *small, "--output", killed)
     arguments = command(*again, job=JOB)
-    kill_when(got("units", 3), arguments, environment(), its_ray=True)
-    kill_when(got("merges", 20), arguments, environment(**to_join_local_ray()), its_ray=False)
+    for stage, least in (("units", 3), ("merges", 20)):
+        kill_when(got(stage, least), arguments, environment(**to_join_local_ray()))
     with ThreadPoolExecutor(1) as pool:
         worker = pool.submit(kill_worker_when, got("chunks", 10))
         done = prepare_here(*again, "--json")

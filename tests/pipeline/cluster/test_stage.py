@@ -69,27 +69,24 @@ class TestRunStage:
         with pytest.raises(pytest.fail.Exception, match="started a pool"):
             run_stage("counting", work, PIECES, 2, console, workers=2, setup=setup)
 
-    def test_messages_that_are_received_are_not_kept(self, setup, console):
-        def work(piece: int, shared: int, report: Reporter) -> str | None:
-            return None if piece == 3 else str(piece * shared)
-
-        received: dict[int, str] = {}
-        outcome = run_stage(
-            "counting", work, PIECES, 2, console, setup=setup, receive=received.__setitem__
-        )
-        assert received == {piece: str(2 * piece) for piece in PIECES if piece != 3}
-        assert outcome == StageOutcome({}, [], {})
-
     def test_an_unreachable_file_is_listed_and_the_rest_is_done(self, setup, console, tmp_path):
-        def work(piece: int, directory: Path, report: Reporter) -> None:
+        """Messages that are received are not kept."""
+
+        def work(piece: int, directory: Path, report: Reporter) -> str | None:
             if piece in (5, 17):
                 raise UnreachableFileError(f"file {piece}: the server went away")
             (directory / str(piece)).touch()
+            return None if piece == 3 else str(2 * piece)
 
-        outcome = run_stage("reading", work, PIECES, tmp_path, console, setup=setup)
-        places = (5, 17)
-        assert outcome.unreachable == [f"file {i}: the server went away" for i in places]
-        assert {int(path.name) for path in tmp_path.iterdir()} == PIECES.keys() - set(places)
+        received: dict[int, str] = {}
+        outcome = run_stage(
+            "reading", work, PIECES, tmp_path, console, setup=setup, receive=received.__setitem__
+        )
+        rest = PIECES.keys() - {5, 17}
+        lost = [f"file {piece}: the server went away" for piece in (5, 17)]
+        assert outcome == StageOutcome({}, lost, {})
+        assert received == {piece: str(2 * piece) for piece in rest - {3}}
+        assert {int(path.name) for path in tmp_path.iterdir()} == rest
 
     def test_a_piece_that_ends_its_worker_is_given_up_and_the_rest_is_done(
         self, setup, console, tmp_path
