@@ -19,6 +19,7 @@ from pipeline.cli.command import run_job_that_passes_on
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.optional import OrNone
 from pipeline.errors import ConfigError
+from pipeline.storage.checked_json import strict_json
 from train.flags.configurations import check_configuration
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ class RunResult:
     workers: int
     seconds: float
 
+    @property
+    def line(self) -> str:
+        """A line of JSON, with null for what is no number, such as the loss of weights that
+        overflow in a validation."""
+        return json.dumps(strict_json(asdict(self)), allow_nan=False)
+
 
 def main() -> int:
     """Run the job; returns the exit status."""
@@ -130,7 +137,7 @@ def run(flags: PretrainConfig, arguments: list[str], console: Console) -> int:
     ray.shutdown()
     result = summarize(plan, metrics, workers.number, round(time.monotonic() - start, 1))
     if flags.json:
-        print(json.dumps(asdict(result)))
+        print(result.line)
     else:
         print_result(result)
     return 0

@@ -282,8 +282,11 @@ def test_the_result_names_the_last_complete_step(job, tmp_path):
     for step, name in ((4, ".metadata"), (6, ".metadata"), (8, ".metadata.set-aside"), (9, "0")):
         (tmp_path / f"step-{step}").mkdir()
         (tmp_path / f"step-{step}" / name).touch()
-    result = job.summarize(RunPlan(6, str(tmp_path), True), {}, 1, 1.0)
+    metrics = {"loss": 1.5, "validation_bits_per_byte": float("nan")}
+    result = job.summarize(RunPlan(6, str(tmp_path), True), metrics, 1, 1.0)
     assert (result.steps, result.checkpoint) == (6, f"{tmp_path}/step-6")
+    told = json.loads(result.line, parse_constant=pytest.fail)
+    assert told["loss"] == 1.5 and told["validation_bits_per_byte"] is None
 
 
 def test_paths_are_made_whole(monkeypatch, tmp_path):
