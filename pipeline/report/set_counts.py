@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.record import LOG
 from pipeline.report.held_out import HeldOut
 from pipeline.shards.entries import Shard
+from pipeline.shards.lost import lost
 from pipeline.shards.shard_set import ShardSet
 from pipeline.shards.sources import source_names
 from pipeline.statistics.counts import PatchStatistics
@@ -158,7 +159,7 @@ def read_counts(name: str, shards: ShardSet) -> SetCounts:
             "it; --recompute reads the shards themselves"
         )
     counts = SetCounts.of(name, shards, shards.statistics, summary, shards.entries)
-    return replace(counts, problems=list(shards.lost()))
+    return replace(counts, problems=list(lost(shards)))
 
 
 def run_times(output: OutputDirectory) -> list[RunTime]:

@@ -28,7 +28,6 @@ from copy import copy
 from functools import cache, cached_property, lru_cache
 
 import pyarrow as pa
-import xxhash
 
 from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
@@ -53,8 +52,6 @@ from pipeline.storage.run_record import MANIFEST
 TOKENIZER_DIRECTORY = "tokenizer"
 TOKENIZER_FILE = f"{TOKENIZER_DIRECTORY}/tokenizer.json"
 """The tokenizer whose tokens are the patches of a set, by the ``bpe`` rule."""
-READ_TOGETHER = 256
-"""Record batches that are looked at together."""
 CACHED_FOOTERS = 4096
 """Shards of format version 1 whose record batches are kept in mind."""
 
@@ -305,41 +302,6 @@ class ShardSet:
                 f"{where}: sha256 is {bpe.sha256}, {wanted} was written: it is damaged; {WAY_ON}"
             )
         return bpe
-
-    def lost(self) -> Iterator[str]:
-        """A message for each shard whose file is gone, has another size than what was written, or
-        is another file.
-
-        Lists the files, and reads the smallest record batch of each to compare it with its hash;
-        format version 1 has no hashes.
-        """
-        sizes = self.output.sizes("shards")
-        whole: list[Shard] = []
-        for shard in self.entries:
-            if shard.sha256 is None:
-                continue
-            where, size = self.output.locate(shard.path), sizes.get(f"{shard.name}.arrow")
-            if size is None:
-                yield f"{where}: is missing"
-            elif shard.shard_bytes and size != shard.shard_bytes:
-                yield f"{where}: has {size:,} bytes, {shard.shard_bytes:,} were written"
-            elif self.is_checked and shard.batches:
-                whole.append(shard)
-        for first in range(0, len(whole), READ_TOGETHER):
-            yield from self._swapped(whole[first : first + READ_TOGETHER])
-
-    def _swapped(self, shards: Sequence[Shard]) -> Iterator[str]:
-        """A message for each of some shards whose smallest record batch is not what was written."""
-        indices = [self.batch_index(shard) for shard in shards]
-        numbers = [int(index.length.argmin()) for index in indices]
-        pairs = list(zip(indices, numbers, strict=True))
-        starts = [int(index.offset[n]) for index, n in pairs]
-        stops = [int(index.offset[n] + index.length[n]) for index, n in pairs]
-        ranges = self.output.read_ranges([shard.path for shard in shards], starts, stops)
-        for shard, (index, n), data in zip(shards, pairs, ranges, strict=True):
-            if index.hash is not None and xxhash.xxh3_64_intdigest(data) != int(index.hash[n]):
-                where = self.output.locate(shard.path)
-                yield f"{where}: is another file than was written, or damaged"
 
     def rejects(self) -> Iterator[dict[str, str]]:
         """Records that could not be used: ``file``, ``position``, ``reason``.

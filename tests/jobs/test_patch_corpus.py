@@ -40,6 +40,7 @@ from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline import open_shards
 from pipeline.cluster.metrics import METRICS
 from pipeline.patch import collect
+from pipeline.shards.lost import lost
 from pipeline.shards.verify import verify
 
 # A few kilobytes a shard: a small corpus makes many.
@@ -229,13 +230,13 @@ def test_a_swapped_shard_is_made_again_with_verify(patched, tmp_path, run_here):
     swapped, other = sorted((out / "shards").iterdir())[1:3]
     size = swapped.stat().st_size
     swapped.write_bytes(other.read_bytes()[:size].ljust(size, b"\0"))
-    assert len(list(open_shards(str(out)).lost())) == 1  # so the report names it
+    assert len(list(lost(open_shards(str(out))))) == 1  # so the report names it
     source = whole.parent / "in" / "topics.jsonl"
     flags = ("--entropy-model", model, "--threshold", 2.5, "--id-column", "id", *SMALL, "--json")
     done = run_here("--input", source, "--output", out, *flags, "--verify")
     assert done.returncode == 0, done.stderr
     assert f"{swapped}: is another file than was written, or damaged: making it" in done.stderr
-    assert contents(out) == contents(whole) and not list(open_shards(str(out)).lost())
+    assert contents(out) == contents(whole) and not list(lost(open_shards(str(out))))
     run_json = out / "run.json"
     run_json.write_bytes(run_json.read_bytes().replace(b'"threshold": 2.5', b'"threshold": 2.6'))
     done = run_here("--input", source, "--output", out, *flags)

@@ -10,15 +10,12 @@ from pipeline.corpus.documents import Columns, Document, Reject, read_split
 from pipeline.corpus.formats import (
     FORMAT_TITLES,
     FORMATS,
-    Cut,
     FormatName,
-    InputFormat,
-    Part,
-    Record,
     file_format,
     input_suffixes,
     known_format,
 )
+from pipeline.corpus.input_format import Cut, InputFormat, Part, Record
 from pipeline.corpus.inputs import find_inputs
 from pipeline.corpus.named import find_corpus
 from pipeline.corpus.splits import plan_file

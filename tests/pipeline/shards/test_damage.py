@@ -32,6 +32,7 @@ from pipeline.report.recount import count_shard
 from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import entry_path, read_entries, read_entry
 from pipeline.shards.format import ipc_options
+from pipeline.shards.lost import lost
 from pipeline.shards.random_access import DocumentIndex
 from pipeline.shards.record_batches import BatchIndex, read_batches
 from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE, ENTRIES_SCHEMA, as_shards, entry_rows
@@ -322,9 +323,9 @@ def test_entries_of_version_1_become_those_of_version_2(whole, tmp_path):
 def test_a_shard_swapped_for_another_of_its_size_is_named(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "set")
     shards = open_shards(str(tmp_path / "set"))
-    assert not list(shards.lost())
+    assert not list(lost(shards))
     first, second = sorted((tmp_path / "set" / "shards").iterdir())[:2]
     other = bytearray(second.read_bytes())
     first.write_bytes(other[: first.stat().st_size].ljust(first.stat().st_size, b"\0"))
-    (problem,) = shards.lost()
+    (problem,) = lost(shards)
     assert problem == f"{first}: is another file than was written, or damaged"
