@@ -18,7 +18,6 @@ A ``config.json`` that we write has keys beside those of its layout. Other progr
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
@@ -41,12 +40,7 @@ from model.checkpoints.blt_transformers import (
     to_transformers_weights,
 )
 from model.checkpoints.byte_tokenizer import save_byte_tokenizer
-from model.checkpoints.entropy_model import (
-    fingerprint,
-    load_entropy_model,
-    save_entropy_model,
-    to_device,
-)
+from model.checkpoints.entropy_model import save_entropy_model
 from model.checkpoints.files import (
     CheckpointError,
     Dtype,
@@ -62,16 +56,11 @@ from model.checkpoints.files import (
     refuse_token_transformer,
     write_safetensors,
 )
-from model.checkpoints.names import (
-    PUBLISHED,
-    PUBLISHED_ENTROPY_MODEL,
-    Layout,
-    is_for_everybody,
-)
+from model.checkpoints.names import Layout
 from model.checkpoints.places import local_directory
 from model.checkpoints.published_patching import published_patcher_args
 from model.entropy_model import EntropyModel
-from model.patcher import SHOWN_DIGITS, Patcher
+from model.patcher import Patcher
 from model.provenance import LatentOrigin, PatchProvenance
 from model.short_context import ShortContextModel
 
@@ -227,11 +216,12 @@ def _with_provenance(shape: BLTConfig, config: JsonObject) -> BLTConfig:
         ValueError: the entry is damaged; says where.
     """
     origin = None if config.get(ORIGIN) is None else LatentOrigin.from_json(config[ORIGIN])
-    return replace(shape, patch_provenance=_recorded_patches(config), latent_origin=origin)
+    return replace(shape, patch_provenance=recorded_patches(config), latent_origin=origin)
 
 
-def _recorded_patches(config: JsonObject) -> tuple[PatchProvenance, ...]:
-    """
+def recorded_patches(config: JsonObject) -> tuple[PatchProvenance, ...]:
+    """How the patches were made that the weights were trained with, as a ``config.json`` tells.
+
     Raises:
         ValueError: the entry is damaged; says where.
     """
@@ -239,86 +229,6 @@ def _recorded_patches(config: JsonObject) -> tuple[PatchProvenance, ...]:
     if not isinstance(entry, list):
         raise ValueError(f"{PROVENANCE}: {entry!r:.80} is no list")
     return tuple(map(PatchProvenance.from_json, entry))
-
-
-def own_entropy_model(directory: Path) -> Path | None:
-    """The directory of the entropy model that a BLT's checkpoint holds, in its own files or in a
-    directory below; None if it holds none.
-
-    Raises:
-        CheckpointError: the checkpoint's configuration cannot be read.
-    """
-    with reading("BLT", str(directory)):
-        config = read_json(directory / "config.json")
-    if config.get("model_type") == "blt" and config.get("patch_in_forward", True):
-        return directory
-    below = directory / ENTROPY_MODEL
-    return below if below.is_dir() else None
-
-
-def load_entropy_model_of(
-    source: str | Path,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> EntropyModel | ShortContextModel:
-    """The entropy model that belongs to the BLT in ``source``. It lies in the same files, in a
-    directory below, in one beside (for a local BLT), or on the hub beside the published BLTs; or it
-    is the one that the checkpoint names, see :func:`load_recorded_entropy_model`.
-
-    Raises:
-        CheckpointError: none of these places holds one, or it cannot be read.
-    """
-    text = str(source).rstrip("/")
-    if text.removeprefix("hf://") in PUBLISHED:
-        return load_entropy_model(PUBLISHED_ENTROPY_MODEL, device=device, dtype=dtype)
-    with local_directory("BLT", text) as directory:
-        beside = directory.resolve().parent
-        names = (ENTROPY_MODEL, PUBLISHED_ENTROPY_MODEL.split("/")[1])
-        for place in (own_entropy_model(directory), *(beside / name for name in names)):
-            if place is not None and place.is_dir():
-                return load_entropy_model(place, device=device, dtype=dtype)
-        with reading("BLT", text):
-            record = _recorded_patches(read_json(directory / "config.json"))
-    named = load_recorded_entropy_model(record, device=device, dtype=dtype)
-    if named is None:
-        raise CheckpointError(f"{text}: holds no entropy model, and there is none beside it")
-    return named
-
-
-def load_recorded_entropy_model(
-    record: Iterable[PatchProvenance],
-    *,
-    device: str | torch.device | None = None,
-    dtype: Dtype = None,
-) -> EntropyModel | ShortContextModel | None:
-    """The entropy model that a checkpoint's record names, if anybody can get it: one that comes
-    with this package, or lies on the hub. The record's fingerprint says whether it is still that
-    model.
-
-    Returns:
-        the model; None if the record names none, several, or one that lies elsewhere.
-
-    Raises:
-        CheckpointError: it is gone, cannot be reached, or has become another model.
-    """
-    known = {
-        each.entropy_model.fingerprint: each.entropy_model
-        for each in record
-        if each.identified and each.patcher.reads_entropies and each.entropy_model
-    }
-    if len(known) != 1:
-        return None
-    (identity,) = known.values()
-    if not identity.source or not is_for_everybody(identity.source):
-        return None
-    on_cpu = load_entropy_model(identity.source, device="cpu", dtype="stored")
-    if fingerprint(on_cpu) != identity.fingerprint:
-        raise CheckpointError(
-            f"{identity.source}: is no longer the entropy model of the checkpoint's patches, "
-            f"whose fingerprint begins with {str(identity.fingerprint)[:SHOWN_DIGITS]}"
-        )
-    return to_device(on_cpu, device, dtype)
 
 
 def _load(directory: Path) -> BLT:

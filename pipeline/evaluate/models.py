@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from model.blt import BLT
-from model.checkpoints.blt import load_blt, load_entropy_model_of
+from model.checkpoints.blt import load_blt
+from model.checkpoints.blt_entropy_model import load_entropy_model_of
 from model.checkpoints.entropy_model import (
     CheckpointError,
     computed_in,

@@ -30,7 +30,7 @@ from model import (
     save_blt,
     save_entropy_model,
 )
-from model.checkpoints.blt import load_entropy_model_of
+from model.checkpoints.blt_entropy_model import load_entropy_model_of
 from model.checkpoints.entropy_model import fingerprint
 from model.provenance import EntropyModelIdentity, PatchProvenance
 from train.checkpoints.entropy_model import keep_entropy_model, kept_entropy_model

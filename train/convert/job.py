@@ -12,14 +12,8 @@ from safetensors import SafetensorError
 
 from model.blt import BLT
 from model.blt_config import BLTConfig
-from model.checkpoints.blt import (
-    ENTROPY_MODEL,
-    load_blt,
-    load_recorded_entropy_model,
-    other_reading,
-    own_entropy_model,
-    save_blt,
-)
+from model.checkpoints.blt import ENTROPY_MODEL, load_blt, other_reading, save_blt
+from model.checkpoints.blt_entropy_model import load_recorded_entropy_model, own_entropy_model
 from model.checkpoints.entropy_model import (
     AnyEntropyModel,
     fingerprint,

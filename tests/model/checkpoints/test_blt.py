@@ -21,7 +21,7 @@ from support.weights import Malicious
 from torch import Tensor
 
 from model import BLT, Patcher, load_blt, save_blt, save_entropy_model
-from model.checkpoints.blt import load_entropy_model_of
+from model.checkpoints.blt_entropy_model import load_entropy_model_of
 from model.checkpoints.blt_published import (
     FIXED_ARGS,
     IGNORED_ARGS,

@@ -33,7 +33,7 @@ from model import (
 )
 from model.blt_config import PARTS
 from model.checkpoints import entropy_layouts
-from model.checkpoints.blt import load_entropy_model_of
+from model.checkpoints.blt_entropy_model import load_entropy_model_of
 from model.checkpoints.blt_published import (
     AS_PUBLISHED,
     from_published_args,
