@@ -102,7 +102,10 @@ def test_the_wheel_works_beside_a_users_modules(installed, tmp_path):
     write_jsonl(tmp_path / "corpus.jsonl", [(name, text[:1000]) for name, text in topics()[:20]])
     done = subprocess.run(
         [sys.executable, "work.py"],
-        env=environment(PYTHONPATH=os.pathsep.join([str(tmp_path), str(installed)])),
+        env=environment(
+            PYTHONPATH=os.pathsep.join([str(tmp_path), str(installed)]),
+            RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1",  # as users have it, and other tests do not
+        ),
         cwd=tmp_path,
         capture_output=True,
         text=True,
