@@ -86,6 +86,7 @@ class ByteTrainer(Trainer):
         if config.validator.enable:
             check_sets("--validator.dataloader.shards", config.validator.dataloader.shards)
         super().__init__(config)
+        self.checkpointer.training_steps = config.training.steps
         with contextlib.ExitStack() as alone:
             on_rank_0(lambda: alone.enter_context(self.checkpointer.written_alone()))
             self._prepare()

@@ -71,10 +71,10 @@ class ShardValidator(Validator):
             groups.add_hash(tally.hash)
         bits: dict[str, float] = {}
         if len(sets) > 1:
-            bits |= {name: bits_per_byte(tally.total) for name, tally in sets.items()}
+            bits |= bits_of_parts({name: tally.total for name, tally in sets.items()})
         if self.by is not None:
             largest = groups.largest(SHOWN_GROUPS)
-            bits |= {f"{self.by}/{name}": bits_per_byte(of) for name, of in largest.items()}
+            bits |= bits_of_parts({f"{self.by}/{name}": of for name, of in largest.items()})
         nats, labels, _ = groups.total.tolist()
         extra = {f"validation_metrics/{name}/bits_per_byte": value for name, value in bits.items()}
         extra["validation_metrics/bits_per_byte"] = bits_per_byte(groups.total)
@@ -184,6 +184,12 @@ def bits_per_byte(counts: np.ndarray) -> float:
     """
     nats, _, count = counts.tolist()
     return nats / max(count, 1) / math.log(2)
+
+
+def bits_of_parts(parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """Bits per byte of each part that has bytes: empty documents have an end, and nothing to
+    divide its nats by."""
+    return {name: bits_per_byte(counts) for name, counts in parts.items() if counts[2]}
 
 
 def open_sets(config: ShardValidator.Config, **share: Any) -> dict[str, ShardDataLoader]:

@@ -53,6 +53,7 @@ from model.checkpoints.files import (
     reading,
     ready,
     refuse_other_format,
+    refuse_step,
     refuse_token_transformer,
     write_safetensors,
 )
@@ -253,6 +254,7 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
         shape = _with_provenance(shape, config)
         return shape, read_safetensors(directory)
     refuse_other_format(config, "a BLT", FORMAT)
+    refuse_step(directory)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):
         patching = params.get("data", {}).get("patcher_args") or {}

@@ -31,6 +31,7 @@ from model.checkpoints.files import (
     reading,
     ready,
     refuse_other_format,
+    refuse_step,
     refuse_token_transformer,
     write_safetensors,
 )
@@ -280,6 +281,7 @@ def _read(config: JsonObject, directory: Path) -> tuple[EntropyModelConfig, dict
         theirs = read_safetensors(directory, ("model.patcher.", "patcher.", ""))
         return shape, entropy_layouts.from_transformers_weights(shape, theirs)
     refuse_other_format(config, "an entropy model", FORMAT)
+    refuse_step(directory)
     if params := read_json(directory / "params.json"):
         if not params.get("entropy_model"):
             raise ValueError("params.json has no key 'entropy_model': not an entropy model")

@@ -162,6 +162,18 @@ def refuse_other_format(config: JsonObject, what: str, known: str) -> None:
         )
 
 
+def refuse_step(directory: Path) -> None:
+    """
+    Raises:
+        ValueError: a directory is a step of a training, which holds weights in the trainer's form.
+    """
+    if (directory / ".metadata").is_file():
+        raise ValueError(
+            "is a step of a training; python jobs/convert_checkpoint.py --checkpoint makes weights "
+            "of it"
+        )
+
+
 def own_arguments(config: JsonObject, shape: type) -> JsonObject:
     """The arguments of the dataclass ``shape`` that our own ``config.json`` holds.
 

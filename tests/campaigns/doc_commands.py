@@ -24,7 +24,6 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 import httpx
-from support.clusters import free_port
 from support.jobs import ROOT
 from support.page_commands import PAGES, Command, commands
 
@@ -60,12 +59,12 @@ def run(command: Command, directory: Path, variables: dict[str, str]) -> Result:
     if why := command.not_run:
         return Result(command, "not run", why)
     began = time.monotonic()
-    text, port = command.small, free_port()
+    text = command.small
     if command.python:
         (directory / "snippet.py").write_text(text)
         text = "python snippet.py"
     elif command.serves:
-        text = f"exec {text} --port {port}"
+        text = f"exec {text} --port 0"
     # Beside the checkout: `ray job submit` sends it, and fails if it changes meanwhile.
     kept, log = directory.with_suffix(".variables"), directory.with_suffix(".log")
     kept.unlink(missing_ok=True)
@@ -81,12 +80,12 @@ def run(command: Command, directory: Path, variables: dict[str, str]) -> Result:
         )
         try:
             if command.serves:
-                problem = served(process, port)
+                problem = served(process, log)
             else:
                 status = process.wait(SECONDS)
                 problem = f"exit status {status}" if status else ""
-        except subprocess.TimeoutExpired:
-            problem = f"not done after {SECONDS} s"
+        except subprocess.TimeoutExpired as error:
+            problem = f"not done after {error.timeout:g} s"
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     seconds = time.monotonic() - began
@@ -99,14 +98,16 @@ def run(command: Command, directory: Path, variables: dict[str, str]) -> Result:
     return Result(command, "ran", seconds=seconds)
 
 
-def served(process: subprocess.Popen[bytes], port: int) -> str:
-    """Wait for a page, and stop its server with Ctrl-C; gives what went wrong, or nothing."""
+def served(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait for the page that a server names, and stop it with Ctrl-C; gives what went wrong, or
+    nothing."""
     for _ in range(240):
         if process.poll() is not None:
             return f"exit status {process.returncode} before its page was there"
+        named = re.search(r"^page: (http://\S+)", log.read_text(errors="replace"), re.MULTILINE)
         try:
-            answer = httpx.get(f"http://127.0.0.1:{port}", trust_env=False, timeout=10)
-        except httpx.TransportError:
+            answer = httpx.get(named[1] if named else "", trust_env=False, timeout=10)
+        except httpx.TransportError:  # also if no page is named yet
             time.sleep(0.5)
             continue
         process.send_signal(signal.SIGINT)

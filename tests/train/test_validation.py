@@ -16,7 +16,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.job import Evaluation, evaluate
 from train.data.dataloader import ShardDataLoader
 from train.data.groups import NO_VALUE
-from train.validator import OTHER_GROUPS, ShardValidator, Tally, open_sets
+from train.validator import OTHER_GROUPS, ShardValidator, Tally, bits_of_parts, open_sets
 
 SHARE = {"dp_world_size": 1, "dp_rank": 0, "seq_len": SEQ_LEN, "local_batch_size": 3}
 LANGUAGES = ("en", "de", None)
@@ -121,6 +121,11 @@ def test_small_groups_are_summed():
     largest = tally.largest(2)
     assert list(largest) == ["d", "c", OTHER_GROUPS]
     assert (largest.total == tally.total).all() and largest[OTHER_GROUPS].tolist() == [1, 2, 1]
+
+
+def test_a_part_of_empty_documents_has_no_figure():
+    parts = {"en": np.array([4 * np.log(2), 3, 2]), "(none)": np.array([9.7, 1, 0])}
+    assert bits_of_parts(parts) == pytest.approx({"en": 2.0})
 
 
 def test_names(held_out):

@@ -10,6 +10,7 @@ step, and resumes from the one before.
 """
 
 import contextlib
+import math
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
 from model.checkpoints.files import CheckpointError, reading
+from pipeline.errors import ConfigError
 from pipeline.storage.lease import held
 from pipeline.storage.outages import let_s3fs_wait
 from pipeline.storage.output import OutputDirectory
@@ -68,6 +70,8 @@ class Checkpointer(CheckpointManager):
                 self.initial_load_path = initial
 
     initial_load_path: str | None
+    training_steps: float = math.inf
+    """The length of the training, ``--training.steps``."""
 
     def __init__(self, config: Config, **settings: Any):
         super().__init__(config, **settings)
@@ -105,6 +109,7 @@ class Checkpointer(CheckpointManager):
         Raises:
             CheckpointError: a step, or the directory of ``--checkpoint.initial_load_path``, cannot
                 be loaded; names it.
+            ConfigError: the step is behind the end of the training.
         """
         if self.folder.startswith("s3://"):
             let_s3fs_wait()
@@ -112,6 +117,12 @@ class Checkpointer(CheckpointManager):
         if goes_back and on_rank_0(lambda: has_gone_back(self.folder, step)):
             step, goes_back = -1, False
         found = on_rank_0(lambda: self._step_to_load(step))
+        if found > self.training_steps:
+            raise ConfigError(
+                f"--training.steps: {self.training_steps:,}, but "
+                f"{self._create_checkpoint_id(found)} is further; ask for more steps, go back with "
+                "--checkpoint.load-step, or begin in another --dump-folder"
+            )
         initial = self.initial_load_path
         if found == -1 and initial:
             if not filesystem.isdir(initial):

@@ -238,6 +238,9 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
             load_entropy_model(tmp_path)
 
     refused("no entropy model in a known layout")
+    (tmp_path / ".metadata").touch()
+    refused("is a step of a training; python jobs/convert_checkpoint.py")
+    (tmp_path / ".metadata").unlink()
     (tmp_path / "params.json").write_text('{"model": {}}')
     refused("no key 'entropy_model'")
     consolidated(tmp_path, PARAMS, tiny.state_dict())

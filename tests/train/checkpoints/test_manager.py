@@ -108,3 +108,14 @@ def test_a_step_with_a_damaged_index(shards, tmp_path):
     manager.enable, manager.folder = False, str(step.parent)
     with pytest.raises(CheckpointError, match=f"{step}: .metadata is broken.*; remove it to "):
         manager._last_step()
+
+
+def test_a_step_behind_the_end_of_the_training_is_refused(tmp_path):
+    """There is nothing to train, and a schedule that ends before it has no learning rate there."""
+    step = tmp_path / "checkpoint" / "step-6"
+    dcp.save({"train_state": {"step": 6}}, checkpoint_id=step, no_dist=True)
+    manager = object.__new__(Checkpointer)
+    manager.enable, manager.folder, manager.load_only = False, str(step.parent), False
+    manager.training_steps, manager.initial_load_path = 5, None
+    with pytest.raises(ConfigError, match=rf"--training.steps: 5, but {step} is further; ask for"):
+        manager._load()
