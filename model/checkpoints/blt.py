@@ -52,14 +52,16 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
     ready,
-    refuse_other_format,
-    refuse_step,
-    refuse_token_transformer,
     write_safetensors,
 )
 from model.checkpoints.names import Layout
 from model.checkpoints.places import local_directory
 from model.checkpoints.published_patching import published_patcher_args
+from model.checkpoints.refusals import (
+    refuse_other_format,
+    refuse_steps,
+    refuse_token_transformer,
+)
 from model.entropy_model import EntropyModel
 from model.patcher import Patcher
 from model.provenance import LatentOrigin, PatchProvenance
@@ -254,7 +256,7 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
         shape = _with_provenance(shape, config)
         return shape, read_safetensors(directory)
     refuse_other_format(config, "a BLT", FORMAT)
-    refuse_step(directory)
+    refuse_steps(directory)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):
         patching = params.get("data", {}).get("patcher_args") or {}

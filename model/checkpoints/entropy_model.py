@@ -30,13 +30,15 @@ from model.checkpoints.files import (
     read_safetensors,
     reading,
     ready,
-    refuse_other_format,
-    refuse_step,
-    refuse_token_transformer,
     write_safetensors,
 )
 from model.checkpoints.names import Layout
 from model.checkpoints.places import local_directory
+from model.checkpoints.refusals import (
+    refuse_other_format,
+    refuse_steps,
+    refuse_token_transformer,
+)
 from model.conv_entropy_model import ConvEntropyConfig, ConvEntropyModel
 from model.device import computing_in
 from model.entropy_model import EntropyModel
@@ -281,7 +283,7 @@ def _read(config: JsonObject, directory: Path) -> tuple[EntropyModelConfig, dict
         theirs = read_safetensors(directory, ("model.patcher.", "patcher.", ""))
         return shape, entropy_layouts.from_transformers_weights(shape, theirs)
     refuse_other_format(config, "an entropy model", FORMAT)
-    refuse_step(directory)
+    refuse_steps(directory)
     if params := read_json(directory / "params.json"):
         if not params.get("entropy_model"):
             raise ValueError("params.json has no key 'entropy_model': not an entropy model")

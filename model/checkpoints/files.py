@@ -136,44 +136,6 @@ def published_initialisation(args: JsonObject) -> JsonObject:
     return {"init_std_factor": factor, "init_base_std": args.pop("init_base_std", None) or None}
 
 
-def refuse_token_transformer(config: JsonObject) -> None:
-    """
-    Raises:
-        ValueError: a ``config.json`` is that of a token transformer, where bytes are read.
-    """
-    if config.get("format") == TOKEN_TRANSFORMER:
-        raise ValueError(
-            "is a token transformer, which reads the tokens of a tokenizer and no bytes; programs "
-            "that use transformers read what jobs/convert_checkpoint.py --layout transformers "
-            "makes of it"
-        )
-
-
-def refuse_other_format(config: JsonObject, what: str, known: str) -> None:
-    """
-    Raises:
-        ValueError: a ``config.json`` says that its format is another than the one ``known`` to us,
-            which neither of the other layouts says.
-    """
-    if "format" in config and config["format"] != known:
-        raise ValueError(
-            f"config.json: format {config['format']!r:.80} is not that of {what} ({known}): it is "
-            "another kind of model, or of a later release"
-        )
-
-
-def refuse_step(directory: Path) -> None:
-    """
-    Raises:
-        ValueError: a directory is a step of a training, which holds weights in the trainer's form.
-    """
-    if (directory / ".metadata").is_file():
-        raise ValueError(
-            "is a step of a training; python jobs/convert_checkpoint.py --checkpoint makes weights "
-            "of it"
-        )
-
-
 def own_arguments(config: JsonObject, shape: type) -> JsonObject:
     """The arguments of the dataclass ``shape`` that our own ``config.json`` holds.
 

@@ -14,6 +14,7 @@ import math
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -65,6 +66,8 @@ class Checkpointer(CheckpointManager):
             on_hub = self.initial_load_in_hf and is_on_hub(initial)
             if on_hub:  # torchtitan knows local directories alone, which it will be
                 self.initial_load_path = "/"
+            elif initial and "://" not in initial:  # and of these absolute ones
+                initial = self.initial_load_path = str(Path(initial.strip()).absolute())
             CheckpointManager.Config.__post_init__(self)
             if on_hub:
                 self.initial_load_path = initial

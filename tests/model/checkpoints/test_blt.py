@@ -301,9 +301,11 @@ def test_files_that_cannot_be_read(blt, tmp_path):
             load_blt(tmp_path)
 
     refused("no BLT in a known layout")
-    (tmp_path / ".metadata").touch()
-    refused("is a step of a training; python jobs/convert_checkpoint.py")
-    (tmp_path / ".metadata").unlink()
+    (tmp_path / "step-3").mkdir()
+    for path, message in (("step-3/.metadata", "holds steps"), (".metadata", "is a step")):
+        (tmp_path / path).touch()
+        refused(f"{message} of a training; python jobs/convert_checkpoint.py")
+        (tmp_path / path).unlink()
     consolidated(tmp_path, ARGS, blt.state_dict())
     (tmp_path / "params.json").write_text(json.dumps({"entropy_model": ARGS}))
     refused("no BLT in a known layout")
