@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from ray.cluster_utils import Cluster
 from support import tiny
-from support.clusters import a_head_node, an_s3_bucket, free_port, ray_cli
+from support.clusters import a_head_node, an_s3_bucket, another_node, free_port, lose, ray_cli
 from support.jobs import ROOT, command, contents, environment, job_here
-from support.local_ray import end_local_ray, share_local_ray
+from support.local_ray import share_local_ray
 from support.texts import topics, write_jsonl
 
 from model import Patcher
@@ -45,7 +44,7 @@ def test_ray_job_submit(corpus, tmp_path, head_node):
     submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/patch_corpus.py")
     flags = ("--input", corpus, "--output", out, "--target-patch-size", 4.5, *SMALL)
     flags += ("--entropy-model", "ngram")
-    done = ray_cli(*submit, *flags, "--num-workers", 2, "--verify", env=head_node)
+    done = ray_cli(*submit, *flags, "--num-workers", 2, env=head_node)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean bytes per patch" in done.stdout and "succeeded" in done.stdout
     assert [d.text for d in open_shards(str(out))] == [text for _, text in topics()]
@@ -153,30 +152,18 @@ def test_an_unreachable_cluster_is_named(run_job, tmp_path):
     assert f"error: RAY_ADDRESS {nobody}: the cluster cannot be reached" in done.stderr
 
 
-def test_a_lost_node_costs_nothing(tmp_path, run_here, small_model_directory, monkeypatch):
-    """Two nodes of two CPUs; one is lost while all four workers are busy.
-
-    The last test here: to end such a cluster unsettles another Ray that this process has joined.
-    """
+def test_a_lost_node_costs_nothing(tmp_path, run_here, small_model_directory, head_node):
+    """A node of three CPUs and one of two, which is lost while all five workers are busy."""
     source = write_jsonl(tmp_path / "in.jsonl", topics()[:40])
     flags = ("--input", source, "--entropy-model", small_model_directory, "--threshold", 2.5)
     flags += ("--shard-bytes", 20_000)
     plain, out = tmp_path / "plain", tmp_path / "out"
     done = run_here(*flags, "--output", plain, "--num-workers", 1)
     assert done.returncode == 0, done.stderr
-    end_local_ray()
-    # A Ray of this process may have switched it on, for all that is started from here.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    try:
-        env = environment(RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled")
-        lost = cluster.add_node(num_cpus=2)
-        cluster.wait_for_nodes()
+    with another_node(tmp_path, head_node) as node:
         process = subprocess.Popen(
-            command(*flags, "--output", out, "--num-workers", 4),
-            env=env,
+            command(*flags, "--output", out, "--num-workers", 5),
+            env=head_node | {"RAY_ADDRESS": head_node["HEAD_NODE"]},
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -184,10 +171,8 @@ def test_a_lost_node_costs_nothing(tmp_path, run_here, small_model_directory, mo
         while process.poll() is None and not list(out.glob("entries/*.json")):
             time.sleep(0.02)
         done_before = len(list(out.glob("entries/*.json")))
-        cluster.remove_node(lost, allow_graceful=False)
+        lose(node)
         _, errors = process.communicate(timeout=240)
-    finally:
-        cluster.shutdown()
     assert process.returncode == 0, errors
     assert 0 < done_before < len(list(out.glob("entries/*.json")))
     assert contents(out) == contents(plain)

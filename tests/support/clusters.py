@@ -80,10 +80,45 @@ def a_head_node(directory: Path, **variables: str) -> Iterator[dict[str, str]]:
         yield env | {"RAY_ADDRESS": address, "HEAD_NODE": f"127.0.0.1:{port}"}
     finally:
         # It would take half a minute to end by itself.
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(60)
+        lose(head)
+
+
+@contextmanager
+def another_node(directory: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A node of two CPUs that joins the cluster of a head node; gives its process.
+
+    Args:
+        env: as :func:`a_head_node` gives it.
+    """
+    log = directory / "node.log"
+    with log.open("w") as said:
+        node = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "2"),
+                *("--address", env["HEAD_NODE"]),
+                *("--dashboard-agent-listen-port", str(free_port())),
+            ],
+            env={name: value for name, value in env.items() if name != "RAY_ADDRESS"},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        while "Ray runtime started" not in log.read_text():
+            assert node.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield node
+    finally:
+        lose(node)
+
+
+def lose(node: subprocess.Popen[bytes]) -> None:
+    """Kill a node and all that runs on it."""
+    if node.poll() is not None:
+        return
+    for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    node.wait(60)
 
 
 class S3Server:
