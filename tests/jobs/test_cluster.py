@@ -153,7 +153,7 @@ def test_an_unreachable_cluster_is_named(run_job, tmp_path):
 
 
 def test_a_lost_node_costs_nothing(tmp_path, run_here, small_model_directory, head_node):
-    """A node of three CPUs and one of two, which is lost while all five workers are busy."""
+    """A node of three CPUs and one of two, which is lost while all four workers are busy."""
     source = write_jsonl(tmp_path / "in.jsonl", topics()[:40])
     flags = ("--input", source, "--entropy-model", small_model_directory, "--threshold", 2.5)
     flags += ("--shard-bytes", 20_000)
@@ -162,7 +162,7 @@ def test_a_lost_node_costs_nothing(tmp_path, run_here, small_model_directory, he
     assert done.returncode == 0, done.stderr
     with another_node(tmp_path, head_node) as node:
         process = subprocess.Popen(
-            command(*flags, "--output", out, "--num-workers", 5),
+            command(*flags, "--output", out, "--num-workers", 4),
             env=head_node | {"RAY_ADDRESS": head_node["HEAD_NODE"]},
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
