@@ -256,11 +256,11 @@ def _read(directory: Path) -> tuple[BLTConfig, dict[str, Tensor]]:
         shape = _with_provenance(shape, config)
         return shape, read_safetensors(directory)
     refuse_other_format(config, "a BLT", FORMAT)
-    refuse_steps(directory)
     params = read_json(directory / "params.json")
     if "dim_global" in (params.get("model") or {}):
         patching = params.get("data", {}).get("patcher_args") or {}
         return from_published_args(params["model"], patching), read_consolidated(directory)
+    refuse_steps(directory)
     raise ValueError(
         "no BLT in a known layout: expected config.json with model.safetensors, or params.json "
         "(key 'model') with consolidated.pth"

@@ -283,12 +283,12 @@ def _read(config: JsonObject, directory: Path) -> tuple[EntropyModelConfig, dict
         theirs = read_safetensors(directory, ("model.patcher.", "patcher.", ""))
         return shape, entropy_layouts.from_transformers_weights(shape, theirs)
     refuse_other_format(config, "an entropy model", FORMAT)
-    refuse_steps(directory)
     if params := read_json(directory / "params.json"):
         if not params.get("entropy_model"):
             raise ValueError("params.json has no key 'entropy_model': not an entropy model")
         shape = entropy_layouts.from_published_args(params["entropy_model"])
         return shape, read_consolidated(directory)
+    refuse_steps(directory)
     raise ValueError(
         "no entropy model in a known layout: expected config.json with model.safetensors, "
         "or params.json with consolidated.pth"

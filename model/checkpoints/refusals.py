@@ -32,14 +32,19 @@ def refuse_other_format(config: JsonObject, what: str, known: str) -> None:
 
 
 def refuse_steps(directory: Path) -> None:
-    """
+    """To be asked once a directory is in no layout that holds weights: one may hold both.
+
     Raises:
-        ValueError: a directory is a step of a training, which holds weights in the trainer's form,
-            or holds such steps.
+        ValueError: it is a step of a training, which holds weights in the trainer's form, or holds
+            such steps.
     """
-    is_step = (directory / ".metadata").is_file()
-    if is_step or any(directory.glob("step-*/.metadata")):
+    if (directory / ".metadata").is_file():
         raise ValueError(
-            f"{'is a step' if is_step else 'holds steps'} of a training; "
-            "python jobs/convert_checkpoint.py --checkpoint makes weights of it"
+            "is a step of a training; python jobs/convert_checkpoint.py --checkpoint makes weights "
+            "of it"
+        )
+    if any(directory.glob("step-*/.metadata")):
+        raise ValueError(
+            "holds steps of a training; python jobs/convert_checkpoint.py --checkpoint makes "
+            "weights of one of them"
         )

@@ -1,4 +1,4 @@
-"""What is lost of a shard set, found without reading it all."""
+"""Shards that are lost, found without reading them whole."""
 
 from collections.abc import Iterator, Sequence
 

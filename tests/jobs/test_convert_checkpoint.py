@@ -355,7 +355,8 @@ def test_what_is_wrong_is_said(blt, entropy_model, convert, tmp_path):
     save_step(blt, folder, 12)
     status, _, err = convert(folder, tmp_path / "new")
     assert status == 2
-    assert err.endswith(f"; it holds steps: give one of them, such as {folder}/step-12\n")
+    assert f"{folder}: holds steps of a training; " in err
+    assert err.endswith(f"; give one of its steps, such as {folder}/step-12\n")
 
     index = step / ".metadata"
     whole = index.read_bytes()

@@ -96,7 +96,8 @@ def encoded(value) -> tuple[int, bytes]:
 
 PLAIN, RLE, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 0, 3, 7, 8
 ENCODINGS, LYING_ENCODINGS = (PLAIN, RLE, RLE_DICTIONARY), (DELTA_BYTE_ARRAY, RLE, RLE_DICTIONARY)
-"""Of pyarrow's columns with a dictionary, and what says that Arrow can make none of them."""
+"""Encodings that pyarrow names for a column with a dictionary, and the ones that say that Arrow can
+make none."""
 ZSTD = 6
 TEXT = {1: 6, 3: 0, 4: b"text", 6: 0}  # required, UTF-8
 

@@ -1,4 +1,4 @@
-"""What the driver makes of the messages of its workers: whom it blames, and when it gives up."""
+"""The driver reads its workers' messages: whom it blames, and when it gives up."""
 
 import pytest
 

@@ -86,8 +86,8 @@ def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int
 
 
 def reading_notes(shape: BLTConfig, layout: Layout) -> Iterator[str]:
-    """Where the programs that a layout belongs to will read rows otherwise than a model of this
-    shape, or place patches otherwise than its training; one sentence for each."""
+    """Yield a sentence for each way in which the programs that a layout belongs to read rows
+    otherwise than a model of this shape, or place patches otherwise than its training."""
     programs = f"programs that the {layout} layout belongs to"
     others = other_reading(shape, layout)
     if others:
@@ -204,7 +204,7 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Con
             return model
     except CheckpointError as error:
         step = next(complete_steps(source), None) if Path(source).is_dir() else None
-        hint = f"; it holds steps: give one of them, such as {step}" if step else ""
+        hint = f"; give one of its steps, such as {step}" if step else ""
         raise ConfigError(f"--checkpoint: {error}{hint}") from error
 
 

@@ -305,8 +305,11 @@ def test_files_that_cannot_be_read(blt, tmp_path):
     for path, message in (("step-3/.metadata", "holds steps"), (".metadata", "is a step")):
         (tmp_path / path).touch()
         refused(f"{message} of a training; python jobs/convert_checkpoint.py")
-        (tmp_path / path).unlink()
+    # A directory may hold weights beside those of the trainer.
     consolidated(tmp_path, ARGS, blt.state_dict())
+    load_blt(tmp_path)
+    for path in ("step-3/.metadata", ".metadata"):
+        (tmp_path / path).unlink()
     (tmp_path / "params.json").write_text(json.dumps({"entropy_model": ARGS}))
     refused("no BLT in a known layout")
     consolidated(tmp_path, ARGS, blt.state_dict())

@@ -1,4 +1,4 @@
-"""What is said of programs that will read a converted model otherwise than this project."""
+"""Notes about programs that read a converted model otherwise than this project."""
 
 import random
 from dataclasses import replace
