@@ -8,6 +8,7 @@ days can be compared.
 import json
 import math
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -111,7 +112,8 @@ class Run:
         return 0.0 if self.tiny else torch.cuda.max_memory_allocated() / 2**30
 
     def profile(self, name: str, function: Callable[[], object], rows: int = 24) -> dict[str, Any]:
-        """Run once under torch's profiler; the kernels that take most go to the profiles.
+        """Run once under torch's profiler; the kernels that take most go to the profiles, and what
+        ran when to ``trace-NAME.json.gz``, for viewers of such traces.
 
         Returns:
             seconds, kernels, the share of the time in which no kernel ran, and the four kernels
@@ -126,6 +128,7 @@ class Run:
             function()
             self.wait()
             wall = time.perf_counter() - began
+        recorded.export_chrome_trace(str(self.output / f"trace-{_file_name(name)}.json.gz"))
         spans, by_kernel = [], defaultdict[str, list[float]](list)
         for event in recorded.events() or []:
             of_device = event.device_type == torch.autograd.DeviceType.CUDA
@@ -146,6 +149,15 @@ class Run:
             "idle": 1 - busy / wall if spans else 0.0,
             "top": [f"{sum(times) / total:.0%} {kernel[:40]}" for kernel, times in top[:4]],
         }
+
+
+def _file_name(name: str) -> str:
+    """The words of a name, joined.
+
+    >>> _file_name("generation, 1 rows")
+    'generation-1-rows'
+    """
+    return "-".join(re.findall(r"\w+", name))
 
 
 def _short(value: Any) -> Any:
