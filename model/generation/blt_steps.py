@@ -28,14 +28,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.blt import BLT
-from model.generation.cached_blocks import CachedBlocks, JoinedWeights, add_product, project
-from model.generation.fused import embedded, ngram_rows, own_patches, ungathered
+from model.generation.cached_blocks import (
+    CachedBlocks,
+    JoinedWeights,
+    add_product,
+    normed_product,
+    project,
+)
+from model.generation.fused import (
+    angles,
+    embedded,
+    ngram_rows,
+    own_patches,
+    pooled,
+    read_from,
+    ungathered,
+)
 from model.generation.graphs import StepRunner
 from model.generation.incremental_entropies import CachedEntropyModel
-from model.generation.kv_cache import KeyValueCache, Ring
+from model.generation.kv_cache import KeyValueCache, Ring, keeps_shapes
 from model.generation.piece import Piece
 from model.generation.sampling import allowed
 from model.layers.cross_attention import CrossAttention, GatherFromBytes, ReadFromPatches
+
+FEW_PATCHES = 4
+"""Patches of a row up to which each looks at all bytes for its own: more scatter them."""
 
 
 class BLTSteps:
@@ -115,7 +132,7 @@ class BLTSteps:
         self.tokens.write(0, position_BM % self.tokens.slots, tokens_BM)
         x_TD = self._embed(tokens_BM, position_BM)
         view = self.encoder.view(position_BM)
-        rotary_TF2 = encoder.rotary(position_BM.flatten())
+        rotary_TF2 = angles(position_BM.flatten(), encoder.rotary.bits_F)
         slot_BM, first = position_BM % self.states.slots, encoder.pooled_layers.start
         for i in range(len(self.encoder.layers)):
             x_TD = self.encoder.run_layer(i, x_TD, rotary_TF2, view)
@@ -150,8 +167,9 @@ class BLTSteps:
         x_NG = model.global_transformer.token_embedding_projection(x_NKD.flatten(-2))
         offset_Q = torch.arange(patches, device=x_NG.device)
         index_BQ = piece.patches_B[:, None] + offset_Q
-        rotary_NF2 = model.global_transformer.rotary(index_BQ.flatten())
-        x_NG = self.latent.run(x_NG, rotary_NF2, self.latent.view(index_BQ))
+        rotary_NF2 = angles(index_BQ.flatten(), model.global_transformer.rotary.bits_F)
+        view = self.latent.view(index_BQ, needed_B=piece.ended_B)
+        x_NG = self.latent.run(x_NG, rotary_NF2, view)
         readable_BQ = self._readable(x_NG).unflatten(0, index_BQ.shape)
         self.readable.write(0, index_BQ % self.readable.slots, readable_BQ)
 
@@ -163,17 +181,9 @@ class BLTSteps:
         position_BS = piece.end_B[:, None] + offset_S
         layout = position_BS, piece.bounds(patches), piece.ended_B, piece.window
         states = [self.states.read(part, position_BS) for part in range(len(self.states.data))]
-        own_T = own_patches(*layout, patches).flatten()
-        # One patch more takes the bytes that belong to none.
-        pooled_ND = states[0].new_zeros(piece.batch * patches + 1, states[0].shape[-1])
-        pooled_ND = pooled_ND.scatter_reduce(
-            0,
-            own_T[:, None].expand(-1, pooled_ND.shape[1]),
-            states[0].flatten(0, 1),
-            "amax",
-            include_self=False,
-        )
-        vectors_NE: Tensor = encoder.patch_embedding_projection(pooled_ND[:-1])
+        own_BS = own_patches(*layout, patches)
+        pooled_ND = _pooled(states[0], own_BS, patches)
+        vectors_NE: Tensor = encoder.patch_embedding_projection(pooled_ND)
         vectors_XD: Tensor = vectors_NE.unflatten(-1, (k, -1)).flatten(0, 1)
         mask_B1XS = ungathered(*layout, patches, k, states[0].dtype)[:, None]
         crossings = zip(self._gather_kv, encoder.cross_attn_layers, states, strict=False)
@@ -193,8 +203,8 @@ class BLTSteps:
         read = []
         for layer, weights in zip(decoder.cross_attn_layers, self._read_kv, strict=True):
             layer = cast(ReadFromPatches, layer)
-            kv_NKE = project(layer.cross_attn_norm_kv(x_NKD), weights)
-            kv_NK2HE = kv_NKE.unflatten(-1, (2, -1, layer.head_dim))
+            kv_XE = normed_product(x_NKD.flatten(0, 1), layer.cross_attn_norm_kv, weights)
+            kv_NK2HE = kv_XE.view(len(x_NKD), decoder.k, 2, -1, layer.head_dim)
             if layer.groups > 1:
                 kv_NK2HE = kv_NK2HE.repeat_interleave(layer.groups, -2)
             read.append(kv_NK2HE)
@@ -216,7 +226,7 @@ class BLTSteps:
         if not len(decoder.cross_attn_layers):
             x_TD += readable_TW[:, 0, 0]
         view = self.decoder.view(position_BM)
-        rotary_TF2 = decoder.rotary(position_BM.flatten())
+        rotary_TF2 = angles(position_BM.flatten(), decoder.rotary.bits_F)
         for i in range(len(self.decoder.layers)):
             if i < len(decoder.cross_attn_layers):
                 layer = cast(ReadFromPatches, decoder.cross_attn_layers[i])
@@ -226,10 +236,9 @@ class BLTSteps:
         self.logits_BMV[:, begin : begin + columns] = logits_TV.view(*position_BM.shape, -1)
 
     def _absent(self, patch_TW: Tensor) -> Tensor:
-        """The mask of patches before the first, ``[tokens, 1, 1, window * k]``."""
+        """The mask of patches before the first, ``[tokens, window * k]``."""
         absent_TX = (patch_TW < 0).repeat_interleave(self.model.config.cross_attn_k, 1)
-        mask_TX = self.x_BMD.new_zeros(absent_TX.shape).masked_fill_(absent_TX, -torch.inf)
-        return mask_TX[:, None, None]
+        return self.x_BMD.new_zeros(absent_TX.shape).masked_fill_(absent_TX, -torch.inf)
 
     def draft(self, ahead: int) -> None:
         """Put after the first token of the piece what the local models alone would write; the
@@ -275,6 +284,18 @@ class BLTSteps:
             mine.take(row, its, its_row, length)
 
 
+def _pooled(states_BSD: Tensor, own_BS: Tensor, patches: int) -> Tensor:
+    """See :func:`model.generation.fused.pooled`."""
+    if patches <= FEW_PATCHES and keeps_shapes(states_BSD.device):
+        return pooled(states_BSD, own_BS, patches)
+    # One patch more takes the bytes that belong to none.
+    batch, dim = len(states_BSD), states_BSD.shape[-1]
+    pooled_ND = states_BSD.new_zeros(batch * patches + 1, dim)
+    own_TD = own_BS.flatten()[:, None].expand(-1, dim)
+    bytes_TD = states_BSD.flatten(0, 1)
+    return pooled_ND.scatter_reduce(0, own_TD, bytes_TD, "amax", include_self=False)[:-1]
+
+
 def _gather_from(
     layer: GatherFromBytes,
     kv_weights: tuple[Tensor, ...],
@@ -290,7 +311,7 @@ def _gather_from(
     if layer.groups > 1:
         kv_BSHE = kv_BSHE.repeat_interleave(layer.groups, 2)
     k_BHSE, v_BHSE = kv_BSHE.transpose(1, 2).chunk(2, 1)
-    q_XE: Tensor = layer.wq(layer.cross_attn_norm_q(x_XD))
+    q_XE = normed_product(x_XD, layer.cross_attn_norm_q, (layer.wq.weight,))
     q_BHXE = q_XE.view(batch, -1, k_BHSE.shape[1], layer.head_dim).transpose(1, 2)
     out_BHXE = F.scaled_dot_product_attention(q_BHXE, k_BHSE, v_BHSE, attn_mask=mask_B1XS)
     return add_product(x_XD, out_BHXE.transpose(1, 2).flatten(0, 1).flatten(1), layer.wo, times=2)
@@ -298,10 +319,19 @@ def _gather_from(
 
 def _read(layer: ReadFromPatches, x_TD: Tensor, kv_TWK2HE: Tensor, mask: Tensor | None) -> Tensor:
     """Byte states that have read from patches, as :class:`ReadFromPatches` computes them, written
-    over ``x_TD``."""
-    q_TH1E = layer.wq(layer.cross_attn_norm_q(x_TD)).unflatten(-1, (-1, 1, layer.head_dim))
-    k_THXE, v_THXE = (x.flatten(1, 2).transpose(1, 2) for x in kv_TWK2HE.unbind(3))
-    out_TH1E = F.scaled_dot_product_attention(q_TH1E, k_THXE, v_THXE, attn_mask=mask)
+    over ``x_TD``.
+
+    Args:
+        mask: minus infinity for patches that are not there, ``[tokens, window * k]``.
+    """
+    q_TE = normed_product(x_TD, layer.cross_attn_norm_q, (layer.wq.weight,))
+    kv_TX2HE = kv_TWK2HE.flatten(1, 2)
+    if keeps_shapes(x_TD.device):
+        return add_product(x_TD, read_from(q_TE, kv_TX2HE, mask), layer.wo, times=2)
+    q_TH1E = q_TE.unflatten(-1, (-1, 1, layer.head_dim))
+    k_THXE, v_THXE = (x.transpose(1, 2) for x in kv_TX2HE.unbind(2))
+    mask_T11X = None if mask is None else mask[:, None, None]
+    out_TH1E = F.scaled_dot_product_attention(q_TH1E, k_THXE, v_THXE, attn_mask=mask_T11X)
     return add_product(x_TD, out_TH1E.flatten(1), layer.wo, times=2)
 
 

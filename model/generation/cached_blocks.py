@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import kernels
 from model.generation.fused import gated, turned
 from model.generation.kv_cache import KeyValueCache, View, keeps_shapes
 from model.layers.transformer import Block
@@ -40,8 +41,28 @@ def project(x_TD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
 
+def normed_product(
+    x_TD: Tensor, norm: nn.RMSNorm, weights: tuple[Tensor, ...], *, gate: bool = False
+) -> Tensor:
+    """``project(norm(x), weights)``, or ``silu(a) * b`` of its two halves."""
+    if kernels.few(x_TD):
+        from model.kernels import few_rows
+
+        (weight_ED,) = weights
+        assert norm.eps is not None
+        out_TE: Tensor = few_rows.normed_product(x_TD, norm.weight, norm.eps, weight_ED, gate)
+        return out_TE
+    y_TE = project(norm(x_TD), weights)
+    return gated(y_TE) if gate else y_TE
+
+
 def add_product(x_TD: Tensor, y_TE: Tensor, linear: nn.Linear, times: int = 1) -> Tensor:
     """``times * x + linear(y)``, written over x."""
+    if kernels.few(x_TD):
+        from model.kernels import few_rows
+
+        few_rows.added_product(x_TD, y_TE, linear.weight, times)
+        return x_TD
     return x_TD.addmm_(y_TE, linear.weight.t(), beta=times)
 
 
@@ -89,21 +110,29 @@ class CachedBlocks:
             attention.wk.weight.detach(),
         )
 
-    def view(self, position_BM: Tensor, reach_BM: Tensor | None = None) -> View:
+    def view(
+        self,
+        position_BM: Tensor,
+        reach_BM: Tensor | None = None,
+        needed_B: Tensor | None = None,
+    ) -> View:
         """What tokens see; see :meth:`KeyValueCache.view`."""
-        return self.cache.view(position_BM, self.heads // self.kv_heads, reach_BM)
+        return self.cache.view(position_BM, self.heads // self.kv_heads, reach_BM, needed_B)
 
     def run_layer(self, i: int, x_TD: Tensor, rotary_TF2: Tensor, view: View) -> Tensor:
         """States after layer ``i``, ``[tokens, dim]``, written over ``x_TD``, those before it."""
         layer = self.layers[i]
         block = layer.block
-        qkv_TE = project(block.attention_norm(x_TD), layer.qkv)
-        heads_TXD = qkv_TE.unflatten(-1, (-1, self.head_dim))
-        heads_TXD = turned(heads_TXD, rotary_TF2, self.heads + self.kv_heads)
-        q_THD, kv_TXD = heads_TXD[:, : self.heads], heads_TXD[:, self.heads :]
-        attended_TD = self.cache.attend(i, q_THD, kv_TXD, view)
+        qkv_TE = normed_product(x_TD, block.attention_norm, layer.qkv)
+        if view.mask_B1MR is None:
+            attended_TD = self.cache.attend_singly(i, qkv_TE, rotary_TF2, view)
+        else:
+            heads_TXD = qkv_TE.unflatten(-1, (-1, self.head_dim))
+            heads_TXD = turned(heads_TXD, rotary_TF2, self.heads + self.kv_heads)
+            q_THD, kv_TXD = heads_TXD[:, : self.heads], heads_TXD[:, self.heads :]
+            attended_TD = self.cache.attend(i, q_THD, kv_TXD, view)
         x_TD = add_product(x_TD, attended_TD, block.attention.wo)
-        fed_TF = gated(project(block.ffn_norm(x_TD), layer.gated))
+        fed_TF = normed_product(x_TD, block.ffn_norm, layer.gated, gate=True)
         return add_product(x_TD, fed_TF, block.feed_forward.w2)
 
     def run(self, x_TD: Tensor, rotary_TF2: Tensor, view: View) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.entropy_model import entropy_of
-from model.layers.attention import apply_rotary
+from model.layers.attention import apply_rotary, rotary_angles
 
 P = ParamSpec("P")
 _fusing = False
@@ -62,6 +62,12 @@ class Fused(Generic[P]):
 def fused(function: Callable[P, Tensor]) -> Fused[P]:
     """The function as a :class:`Fused` one."""
     return functools.wraps(function)(Fused(function))  # type: ignore[return-value]
+
+
+@fused
+def angles(position_T: Tensor, bits_F: Tensor) -> Tensor:
+    """See :func:`model.layers.attention.rotary_angles`."""
+    return rotary_angles(position_T, bits_F)
 
 
 @fused
@@ -170,6 +176,46 @@ def ungathered(
     return torch.zeros(hidden_BXS.shape, dtype=dtype, device=hidden_BXS.device).masked_fill(
         hidden_BXS, -torch.inf
     )
+
+
+@fused
+def pooled(states_BSD: Tensor, own_BS: Tensor, patches: int) -> Tensor:
+    """The largest states of the bytes of each patch, ``[batch * patches, dim]``; 0 for a patch
+    without bytes.
+
+    Args:
+        own_BS: see :func:`own_patches`.
+    """
+    patch_BQ1 = torch.arange(len(states_BSD) * patches, device=own_BS.device)
+    patch_BQ1 = patch_BQ1.view(len(states_BSD), patches, 1)
+    has_BQS = own_BS[:, None] == patch_BQ1
+    of_patch_BQSD = states_BSD[:, None].where(has_BQS[..., None], -torch.inf)
+    largest_BQD = of_patch_BQSD.amax(2).where(has_BQS.any(2, keepdim=True), 0)
+    return largest_BQD.flatten(0, 1)
+
+
+LEAST = -1e30
+"""A score that is less than any."""
+
+
+@fused
+def read_from(q_TE: Tensor, kv_TX2HE: Tensor, mask_TX: Tensor | None) -> Tensor:
+    """Attention of each token to a few keys of its own, ``[tokens, heads * features]``.
+
+    Args:
+        mask_TX: minus infinity where a key is not there, else 0.
+    """
+    k_TXHE, v_TXHE = kv_TX2HE.float().unbind(2)
+    score_TXH = (q_TE.view_as(k_TXHE[:, 0]).float()[:, None] * k_TXHE).sum(-1)
+    score_TXH = score_TXH * k_TXHE.shape[-1] ** -0.5
+    if mask_TX is not None:
+        score_TXH = score_TXH + mask_TX[:, :, None]
+    # Where no key is there nothing is read.
+    p_TXH = (score_TXH - score_TXH.amax(1, keepdim=True).clamp(min=LEAST)).exp()
+    out_THE: Tensor = (p_TXH[..., None] * v_TXHE).sum(1) / p_TXH.sum(1).clamp(min=1 / -LEAST)[
+        ..., None
+    ]
+    return out_THE.flatten(1).type_as(q_TE)
 
 
 @fused

@@ -8,7 +8,7 @@ from torch import Tensor
 from model.entropies import batch_entropies
 from model.entropy_model import EntropyModel
 from model.generation.cached_blocks import CachedBlocks, JoinedWeights
-from model.generation.fused import entropy
+from model.generation.fused import angles, entropy
 from model.generation.piece import Piece
 from model.segments import NEWLINE_ID
 from model.short_context import ShortContextModel
@@ -37,7 +37,7 @@ class CachedEntropyModel:
         place_BM = (position_BM - self._segment_starts(columns)) % model.context_length
         x_TD = model.tok_embeddings(self.piece.tokens_BM[:, :columns].flatten())
         view = self.blocks.view(position_BM, place_BM)
-        x_TD = self.blocks.run(x_TD, model.rotary(place_BM.flatten()), view)
+        x_TD = self.blocks.run(x_TD, angles(place_BM.flatten(), model.rotary.bits_F), view)
         logits_TV: Tensor = model.output(model.norm(x_TD))
         return logits_TV.view(*position_BM.shape, logits_TV.shape[-1])
 

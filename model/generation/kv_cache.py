@@ -10,12 +10,13 @@ ring that has to hold everything (of attention without a window) has more slots 
 that it never comes round, and is doubled when it is full.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model import kernels
 from model.generation.fused import unseen
 
 PIECE = 256
@@ -94,10 +95,15 @@ class Ring:
 class View:
     """What the tokens of one step see of a cache; made once for all layers."""
 
-    slot_BM: Tensor
-    """The slots that keep the tokens."""
-    mask_B1MR: Tensor
-    """Minus infinity where a slot is not seen, else 0."""
+    position_BM: Tensor
+    reach_BM: Tensor
+    """How far each token may look back."""
+    needed_B: Tensor | None
+    """0 for rows whose result nobody needs; None if there is none."""
+    slot_BM: Tensor | None = None
+    """The slots that keep the tokens; None where a kernel does all of this."""
+    mask_B1MR: Tensor | None = None
+    """Minus infinity where a slot is not seen, else 0; None likewise."""
 
 
 class KeyValueCache:
@@ -126,6 +132,7 @@ class KeyValueCache:
             like: a tensor of the dtype and on the device of keys and values.
         """
         self.window, self.heads = window, heads
+        self._singly = longest == 1 and kernels.usable(like.device)
         slots = window + longest - 1 if window else longest
         slots += -slots % MULTIPLE
         shape = (2 * heads, head_dim)
@@ -140,27 +147,56 @@ class KeyValueCache:
         slots = self.ring.slots
         if not keeps_shapes(self.ring.data.device):
             self.used = min(slots, most)
-        elif self.ring.data.shape[1] >= MANY_ROWS:
+        elif self.ring.data.shape[1] >= MANY_ROWS and not self._singly:
             self.used = min(slots, max(power_of_2(most), LEAST_USED))
         else:
             self.used = slots
         return moved
 
-    def view(self, position_BM: Tensor, groups: int, reach_BM: Tensor | None = None) -> View:
+    def view(
+        self,
+        position_BM: Tensor,
+        groups: int,
+        reach_BM: Tensor | None = None,
+        needed_B: Tensor | None = None,
+    ) -> View:
         """What tokens see.
 
         Args:
             position_BM: their positions; a row's tokens follow one another, or are the same.
             groups: heads of queries for each head of keys.
             reach_BM: how far each token may look back; to the start of its row by default.
+            needed_B: 0 for rows whose result nobody needs.
         """
         slots, dtype = self.ring.slots, self.ring.data.dtype
         reach_BM = position_BM if reach_BM is None else reach_BM
+        view = View(position_BM, reach_BM, needed_B)
+        if position_BM.shape[1] == 1 and kernels.usable(position_BM.device):
+            return view
         window = self.window or slots
         mask_BMR = unseen(position_BM, reach_BM, window, slots, self.used, dtype)
         if groups > 1:
             mask_BMR = mask_BMR.repeat_interleave(groups, 1)
-        return View(position_BM % slots, mask_BMR[:, None])
+        return replace(view, slot_BM=position_BM % slots, mask_B1MR=mask_BMR[:, None])
+
+    def attend_singly(self, layer: int, qkv_BE: Tensor, rotary_BF2: Tensor, view: View) -> Tensor:
+        """Keep the keys and values of one new token per row, and attend; in one kernel.
+
+        Args:
+            qkv_BE: heads of queries, of keys and of values, not rotated.
+
+        Returns:
+            ``[batch, heads * head_dim]``.
+        """
+        from model.kernels.ring_attention import attend_to_ring
+
+        ring = self.ring.data[layer]
+        attended_BD: Tensor = attend_to_ring(
+            *(qkv_BE, rotary_BF2, ring, view.position_BM[:, 0], view.reach_BM[:, 0]),
+            *(view.needed_B, qkv_BE.shape[1] // ring.shape[-1] - 2 * self.heads),
+            self.window or self.ring.slots,
+        )
+        return attended_BD
 
     def attend(self, layer: int, q_THD: Tensor, kv_TXD: Tensor, view: View) -> Tensor:
         """Keep keys and values of new tokens, and attend to all that the tokens see.
@@ -172,6 +208,7 @@ class KeyValueCache:
         Returns:
             ``[tokens, heads * head_dim]``.
         """
+        assert view.slot_BM is not None
         batch, columns = view.slot_BM.shape
         self.ring.write(layer, view.slot_BM, kv_TXD.unflatten(0, (batch, columns)))
         k_BKRD, v_BKRD = self.ring.data[layer][:, : self.used].transpose(1, 2).chunk(2, dim=1)

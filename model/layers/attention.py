@@ -73,8 +73,13 @@ class RotaryAngles(nn.Module):
 
     def forward(self, position_T: Tensor) -> Tensor:
         """Cosine and sine of each token's angles, float32, ``[tokens, head_dim / 2, 2]``."""
-        angle_TF = position_T.float()[:, None] * self.bits_F.view(torch.float32)
-        return torch.stack([angle_TF.cos(), angle_TF.sin()], dim=-1)
+        return rotary_angles(position_T, self.bits_F)
+
+
+def rotary_angles(position_T: Tensor, bits_F: Tensor) -> Tensor:
+    """What :class:`RotaryAngles` computes; frequencies are float32, as bits."""
+    angle_TF = position_T.float()[:, None] * bits_F.view(torch.float32)
+    return torch.stack([angle_TF.cos(), angle_TF.sin()], dim=-1)
 
 
 def scaled_frequencies(

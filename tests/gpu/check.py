@@ -53,6 +53,7 @@ STEPS = (
     Step("scoring.speed", 110),
     Step("training.blt_1b", 170),
     Step("generation.generation", 110),
+    Step("generation.same_text", 60),
     Step("blt.evaluation", 60),
     Step("evaluation.speed", 130),
     Step("training.entropy_100m", 100),

@@ -46,6 +46,12 @@ def cases(batch: int):
     yield fused.own_patches, (*layout, 2)
     yield fused.ungathered, (*layout, 2, 2, torch.float32)
     yield fused.entropy, (normal(batch, 260),)
+    yield fused.angles, (below(900, batch), RotaryAngles(16, 1e4).bits_F)
+    own = below(2 * batch + 1, batch, 12)  # some bytes belong to none, some patches have none
+    yield fused.pooled, (normal(batch, 12, 8), own, 2)
+    yield fused.read_from, (normal(batch, 32), normal(batch, 3, 2, 4, 8), None)
+    gone = torch.tensor([-torch.inf, 0, 0]).expand(batch, 3)
+    yield fused.read_from, (normal(batch, 32), normal(batch, 3, 2, 4, 8), gone)
 
 
 def test_compiled_is_plain(traced):

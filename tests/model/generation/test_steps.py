@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.interpreted_kernels import run_kernels_on_cpu
 from support.kernels import CountingRunner, Kernels, count_per_byte
 from support.recorded_steps import RecordingRunner
 from support.weights import sharpen
@@ -55,12 +56,25 @@ def test_replayed_steps_write_the_same(models, monkeypatch, options):
     expected = generate(*models, PROMPTS, **options)
     monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
     monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.blt_steps.keeps_shapes", lambda device: True)
     monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 16)  # rings grow, and graphs are recorded again
     monkeypatch.setattr(incremental_blt, "StepRunner", RecordingRunner)
     monkeypatch.setattr(RecordingRunner, "recordings", 0)
     monkeypatch.setattr(RecordingRunner, "replays", 0)
     assert generate(*models, PROMPTS, **options) == expected
     assert 3 < RecordingRunner.recordings < RecordingRunner.replays / 2
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (5, 4)])
+def test_kernels_write_the_same(models, monkeypatch, rows, size):
+    """Triton's interpreter runs those of a GPU, for few rows and for more."""
+    prompts, options = PROMPTS[:rows], {"patcher": Patcher(2.0), "max_new_bytes": size}
+    expected = generate(*models, prompts, **options)
+    monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.blt_steps.keeps_shapes", lambda device: True)
+    run_kernels_on_cpu(monkeypatch)
+    assert generate(*models, prompts, **options) == expected
 
 
 def on_meta(batch: int, sampling: Sampling, ahead: int = 0, shape=BLT_SIZES["1b"]) -> Writer:
@@ -100,7 +114,7 @@ def test_steps_can_be_recorded(shape, sampling):
     ):
         with Kernels() as kernels:
             step(*sizes)
-        assert kernels.total > 30
+        assert kernels.total > 20
 
 
 def test_the_check_finds_what_a_graph_forbids():
@@ -115,16 +129,16 @@ def test_the_check_finds_what_a_graph_forbids():
 
 @torch.inference_mode()
 def test_a_byte_is_few_kernels_even_within_its_graphs():
-    """Before: about 850, each launched by itself; 1,500 when a patch ended."""
+    """Of plain PyTorch there were 355 (334 when a patch ends, and then 170 once more)."""
     writer = on_meta(1, Sampling())
     for step, sizes, most in (
-        (writer._listen_and_guess, (), 450),
-        (writer.state.steps.patch, (1, 32), 470),
-        (writer._predict, (), 190),
+        (writer._listen_and_guess, (), 200),
+        (writer.state.steps.patch, (1, 32), 160),
+        (writer._predict, (), 105),
     ):
         with Kernels() as kernels:
             step(*sizes)
-        assert 100 < kernels.total <= most, kernels.counts
+        assert 50 < kernels.total <= most, kernels.counts
 
 
 @pytest.mark.parametrize(
