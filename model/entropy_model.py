@@ -186,7 +186,10 @@ class EntropyModel(Stack):
     ) -> Tensor:
         fused = self._fused(len(tokens_T))
         mask = window_block_mask(position_T, self.config.window, SMALL_BLOCK if fused else BLOCK)
-        return compiled(tokens_T, self.rotary(position_T), mask, fused)
+        rotary = self.rotary(position_T)
+        if fused:  # laid out here: the compiler would do it for each layer
+            rotary = rotary.transpose(1, 2).contiguous()
+        return compiled(tokens_T, rotary, mask, fused)
 
     def _fused(self, tokens: int) -> bool:
         # Asked before the compiler traces: what it makes is for one answer.

@@ -125,7 +125,7 @@ def heads(
     """What :func:`model.kernels.scoring.heads` computes, on a GPU."""
     x_TD, joined_2PD, rotary_T2H = (_ready(x) for x in (x_TD, joined_2PD, rotary_T2H))
     (tokens, depth), pairs, half = x_TD.shape, joined_2PD.shape[1], rotary_T2H.shape[2]
-    columns = max(64, half)
+    columns = 64
     out_THD = x_TD.new_empty(tokens, pairs // half, 2 * half)
     tiles = triton.cdiv(tokens, ROWS) * triton.cdiv(pairs, columns)
     programs = min(PROGRAMS * _multiprocessors(x_TD.device), tiles)

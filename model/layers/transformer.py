@@ -120,15 +120,16 @@ def run_blocks_in_place(
     It is :func:`run_blocks` with two differences. A matrix product itself adds its result to the
     states, as cuBLAS can; otherwise inductor adds it in the norms that follow, which then read up
     to four products instead of one tensor. And queries are scaled while they are turned, before
-    they are rounded; otherwise attention scales each score, of which there are 500 per query.
+    they are rounded; otherwise attention scales each score, of which there are 500 per query. Where
+    ``fused``, operators of our own compute what lies between a norm and attention, and the gate.
 
     Args:
+        rotary: cos and sin of each token's angles, ``[tokens, head_dim / 2, 2]``; if ``fused``, a
+            row of cosines and one of sines per token, ``[tokens, 2, head_dim / 2]``.
         attend: attention that does not scale scores.
-        fused: with the operators of :mod:`model.kernels.scoring`.
+        fused: compute with :mod:`model.kernels.scoring`, if it fits the card and the shape.
     """
     mix, gate = (_mix_fused, _gate_fused) if fused else (_mix_scaled, FeedForward.gate)
-    if fused:
-        rotary = rotary.transpose(1, 2).contiguous()
     for layer in layers:
         assert isinstance(layer, Block)
         attention, fed = layer.attention, layer.feed_forward
