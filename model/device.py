@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 ON = " on "
 """Stands before the kind of a GPU in what :func:`computing_in` returns."""
+SCORING_KERNELS = "1"
+"""The revision of our own kernels for scoring (:mod:`model.kernels.scoring`) and of what goes with
+them, the blocks of attention's mask. To be raised with each change that rounds differently."""
 
 
 def fast_dtype(device: "torch.device") -> "torch.dtype":
@@ -44,6 +47,16 @@ def computing_in(device: "torch.device", dtype: "torch.dtype") -> str:
     return f"{form}{ON}{has.name} ({parts})"
 
 
+def has_scoring_kernels(device: "torch.device", dtype: "torch.dtype") -> bool:
+    """True if a device scores with our own kernels, where they fit the model's shape: bfloat16 on
+    Hopper's GPUs (capability 9.0), for which they were made and timed."""
+    import torch
+
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def same_rounding(one: str | None, other: str | None) -> bool:
     """True if results of :func:`computing_in` stand for the same bits, as far as is known: None is
     not known, and early releases did not record the kind of GPU."""
@@ -54,7 +67,8 @@ def same_rounding(one: str | None, other: str | None) -> bool:
 
 
 def software() -> dict[str, str]:
-    """The versions of what makes kernels: torch, and CUDA and Triton where they are installed."""
+    """The versions of what makes kernels: torch, CUDA and Triton where they are installed, and our
+    own, ``scoring_kernels``, where a GPU scores with them."""
     import torch
 
     versions = {"torch": str(torch.__version__)}
@@ -62,4 +76,8 @@ def software() -> dict[str, str]:
         versions["cuda"] = torch.version.cuda
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions["triton"] = metadata.version("triton")
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        if has_scoring_kernels(device, fast_dtype(device)):
+            versions["scoring_kernels"] = SCORING_KERNELS
     return versions

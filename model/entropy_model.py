@@ -16,8 +16,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from model.entropies import batch_entropies, queue_copy
 from model.entropy_model_config import EntropyModelConfig
+from model.kernels.scoring import fits
 from model.layers.attention import (
     BLOCK,
+    SMALL_BLOCK,
     Attend,
     BlockedAttention,
     attend_flex,
@@ -182,21 +184,35 @@ class EntropyModel(Stack):
     def _run_compiled(
         self, compiled: Callable[..., Tensor], tokens_T: Tensor, position_T: Tensor
     ) -> Tensor:
-        mask = window_block_mask(position_T, self.config.window)
-        return compiled(tokens_T, self.rotary(position_T), mask)
+        fused = self._fused(len(tokens_T))
+        mask = window_block_mask(position_T, self.config.window, SMALL_BLOCK if fused else BLOCK)
+        rotary = self.rotary(position_T)
+        if fused:  # laid out here: the compiler would do it for each layer
+            rotary = rotary.transpose(1, 2).contiguous()
+        return compiled(tokens_T, rotary, mask, fused)
 
-    def _logits_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
+    def _fused(self, tokens: int) -> bool:
+        # Asked before the compiler traces: what it makes is for one answer.
+        shape = self.config.block_shape
+        widths = shape.dim, shape.hidden_dim
+        return fits(self.device, self.output.weight.dtype, tokens, self.config.head_dim, widths)
+
+    def _logits_in_place(
+        self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask, fused: bool
+    ) -> Tensor:
         x_TD = self.tok_embeddings(tokens_T)
         kernel = scoring_kernel(self.config.head_dim, x_TD.dtype)
         attend = functools.partial(attend_flex, mask=mask, scale=1.0, kernel=kernel)
-        run_blocks_in_place(self.layers, x_TD, rotary, attend)
+        run_blocks_in_place(self.layers, x_TD, rotary, attend, fused=fused)
         # Rows of 260 logits would not begin where the fast kernels of products want them to.
         weight_VD = self.output.weight
         weight_WD = F.pad(weight_VD, (0, 0, 0, -len(weight_VD) % ALIGNED))
         return F.linear(self.norm(x_TD), weight_WD)[:, : len(weight_VD)]
 
-    def _entropies_in_place(self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask) -> Tensor:
-        return entropy_of(self._logits_in_place(tokens_T, rotary, mask))
+    def _entropies_in_place(
+        self, tokens_T: Tensor, rotary: Tensor, mask: BlockMask, fused: bool
+    ) -> Tensor:
+        return entropy_of(self._logits_in_place(tokens_T, rotary, mask, fused))
 
     def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         # What cannot be compiled as a whole is an error: eagerly, attention would write all pairs.

@@ -1,4 +1,4 @@
-"""Kernels of our own for GPUs, in Triton: imported only where one computes with them."""
+"""Kernels of our own for GPUs, in Triton, each beside the plain PyTorch that it equals."""
 
 import functools
 import importlib.util

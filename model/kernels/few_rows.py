@@ -27,7 +27,7 @@ MANY_ROWS = 4096
 
 
 @triton.jit
-def _normed_product(  # type: ignore[no-untyped-def]
+def _normed_product(
     x, norm, weight, out, tokens, rows, columns, eps,
     T: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -63,7 +63,7 @@ def _normed_product(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _added_product(  # type: ignore[no-untyped-def]
+def _added_product(
     x, y, weight, times, tokens, rows, columns,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip

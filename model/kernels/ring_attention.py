@@ -31,7 +31,7 @@ FEW_ROWS = 4
 
 
 @triton.jit
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     qkv, rotary, ring, out, position, reach, needed,
     position_step, reach_step, needed_step, row_step, slots, window, heads, groups, scale,
     ALL: tl.constexpr, HEAD: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr,

@@ -34,6 +34,8 @@ from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex
 
 BLOCK = 128
 """Tokens per block of queries. Packs must be padded to a multiple."""
+SMALL_BLOCK = 64
+"""Tokens per block of a mask with which a GPU skips more: the least that fits SCORING_KERNEL."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The attention of one layer, ``(q_THD, k_TKD, v_TKD) -> out_THD``."""
@@ -203,7 +205,7 @@ class BlockedAttention:
         return out_NBHD.flatten(0, 1)
 
 
-def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
+def window_block_mask(position_T: Tensor, window: int, block: int = BLOCK) -> BlockMask:
     """FlexAttention's mask for one pack, made from positions alone.
 
     FlexAttention wants, for each block of queries, a list of the key blocks in which ``mask_mod``
@@ -219,16 +221,17 @@ def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
     that read a key block are runs, too. Where nothing goes backward they are not made.
 
     Args:
-        position_T: position of each token in its segment; a multiple of BLOCK tokens.
+        position_T: position of each token in its segment; a multiple of ``block`` tokens.
         window: keys that a query sees, itself included.
+        block: tokens per block; a multiple of the blocks of the kernel that reads the mask.
     """
     tokens, device = len(position_T), position_T.device
     # The first key that each query sees.
     key_T = torch.arange(tokens, device=device, dtype=torch.int32)
     key_T -= position_T.clamp(max=window - 1).int()
-    own_N = torch.arange(tokens // BLOCK, device=device, dtype=torch.int32)
-    first_N = key_T[::BLOCK] // BLOCK
-    full_N = ((key_T[BLOCK - 1 :: BLOCK] + BLOCK - 1) // BLOCK).minimum(own_N)
+    own_N = torch.arange(tokens // block, device=device, dtype=torch.int32)
+    first_N = key_T[::block] // block
+    full_N = ((key_T[block - 1 :: block] + block - 1) // block).minimum(own_N)
     masked, full = _block_lists(first_N, full_N, own_N), _block_lists(full_N, own_N)
     of_keys: _Lists | None = None
     of_keys_full: _Lists | None = None
@@ -254,7 +257,7 @@ def window_block_mask(position_T: Tensor, window: int) -> BlockMask:
         q_indices=of_keys and of_keys.blocks,
         full_q_num_blocks=of_keys_full and of_keys_full.counts,
         full_q_indices=of_keys_full and of_keys_full.blocks,
-        BLOCK_SIZE=(BLOCK, BLOCK),
+        BLOCK_SIZE=(block, block),
         mask_mod=inside,
     )
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels import scoring
 from model.layers.attention import Attend, RotaryAngles, apply_rotary
 from model.layers.initializers import Initializer, init_weights, initializers
 from model.widths import StackShape
@@ -112,25 +113,48 @@ def run_blocks(
 
 
 def run_blocks_in_place(
-    layers: nn.ModuleList, x_TD: Tensor, rotary: Tensor, attend: Attend
+    layers: nn.ModuleList, x_TD: Tensor, rotary: Tensor, attend: Attend, *, fused: bool = False
 ) -> None:
     """Turn ``x_TD`` into the states after all layers; for a GPU where nothing goes backward.
 
     It is :func:`run_blocks` with two differences. A matrix product itself adds its result to the
     states, as cuBLAS can; otherwise inductor adds it in the norms that follow, which then read up
     to four products instead of one tensor. And queries are scaled while they are turned, before
-    they are rounded; otherwise attention scales each score, of which there are 500 per query.
+    they are rounded; otherwise attention scales each score, of which there are 500 per query. Where
+    ``fused``, operators of our own compute what lies between a norm and attention, and the gate.
 
     Args:
+        rotary: cos and sin of each token's angles, ``[tokens, head_dim / 2, 2]``; if ``fused``, a
+            row of cosines and one of sines per token, ``[tokens, 2, head_dim / 2]``.
         attend: attention that does not scale scores.
+        fused: compute with :mod:`model.kernels.scoring`, if it fits the card and the shape.
     """
+    mix, gate = (_mix_fused, _gate_fused) if fused else (_mix_scaled, FeedForward.gate)
     for layer in layers:
         assert isinstance(layer, Block)
         attention, fed = layer.attention, layer.feed_forward
-        rotary_q = rotary * attention.head_dim**-0.5
-        mixed_TD = attention.mix(layer.attention_norm(x_TD), rotary_q, rotary, attend)
+        mixed_TD = mix(attention, layer.attention_norm(x_TD), rotary, attend)
         add_product(x_TD, mixed_TD, attention.wo.weight)
-        add_product(x_TD, fed.gate(layer.ffn_norm(x_TD)), fed.w2.weight)
+        add_product(x_TD, gate(fed, layer.ffn_norm(x_TD)), fed.w2.weight)
+
+
+def _mix_scaled(
+    attention: SelfAttention, x_TD: Tensor, rotary_TF2: Tensor, attend: Attend
+) -> Tensor:
+    return attention.mix(x_TD, rotary_TF2 * attention.head_dim**-0.5, rotary_TF2, attend)
+
+
+def _mix_fused(
+    attention: SelfAttention, x_TD: Tensor, rotary_T2F: Tensor, attend: Attend
+) -> Tensor:
+    weights = attention.wq.weight, attention.wk.weight, attention.wv.weight
+    scale = attention.head_dim**-0.5
+    return attend(*scoring.project_heads(x_TD, *weights, rotary_T2F, scale)).flatten(-2)
+
+
+def _gate_fused(fed: FeedForward, x_TD: Tensor) -> Tensor:
+    gated_TF: Tensor = scoring.gate(x_TD, fed.w1.weight, fed.w3.weight)
+    return gated_TF
 
 
 @torch.library.custom_op("blt_titan::add_product", mutates_args={"x_TD"})

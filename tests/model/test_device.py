@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from model import device as device_module
 from model.checkpoints.files import ready
-from model.device import computing_in, fast_dtype, same_rounding, software
+from model.device import SCORING_KERNELS, computing_in, fast_dtype, same_rounding, software
 
 H200 = "cuda bfloat16 on NVIDIA H200 (capability 9.0, 132 multiprocessors)"
 PART = "cuda bfloat16 on NVIDIA H200 MIG 3g.71gb (capability 9.0, 60 multiprocessors)"
@@ -66,3 +67,13 @@ def test_software(monkeypatch):
     monkeypatch.setattr(metadata, "version", missing)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert software() == {"torch": torch.__version__, "cuda": "13.0"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "revision"), [((9, 0), SCORING_KERNELS), ((8, 0), None), ((10, 0), None)]
+)
+def test_software_has_the_revision_of_kernels_that_serve(monkeypatch, capability, revision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(device_module, "fast_dtype", lambda device: torch.bfloat16)
+    assert software().get("scoring_kernels") == revision

@@ -12,7 +12,13 @@ from transformers.models.blt.modeling_blt import BltPatcher
 
 from model import EntropyModel, EntropyModelConfig, Patcher, load_entropy_model
 from model.entropy_model import FIXED_KERNELS
-from model.layers.attention import BLOCK, BlockedAttention, attend_flex, window_block_mask
+from model.layers.attention import (
+    BLOCK,
+    SMALL_BLOCK,
+    BlockedAttention,
+    attend_flex,
+    window_block_mask,
+)
 from model.segments import pack_segments, token_positions
 
 LOGIT_TOLERANCE = 5e-4
@@ -194,7 +200,8 @@ def test_reset_at_newline(small_model):
 
 @pytest.mark.parametrize("window", [1, 100, 128, 129, 512])
 @pytest.mark.parametrize("lengths", [AWKWARD, [128] * 3, [1] * 128, [1024], [100, 924]])
-def test_block_mask(lengths, window):
+@pytest.mark.parametrize("block", [BLOCK, SMALL_BLOCK])
+def test_block_mask(lengths, window, block):
     lengths = [*lengths, *[1] * (-sum(lengths) % BLOCK)]
     position = token_positions(torch.tensor(lengths), sum(lengths))
     assert position.tolist() == [i for n in lengths for i in range(n)]
@@ -203,19 +210,21 @@ def test_block_mask(lengths, window):
     apart = index[:, None] - index[None]
     allowed = (segment[:, None] == segment[None]) & (apart >= 0) & (apart < window)
 
-    mask = window_block_mask(position, window)
+    mask = window_block_mask(position, window, block)
     zero = torch.zeros((), dtype=torch.int64)
     inside = mask.mask_mod(zero, zero, index[:, None], index[None])
     assert torch.equal(inside, allowed)  # the mask alone is right too: eager runs use no list
     # torch's own lists of the same mask, which it makes from all pairs of tokens.
     size = len(index)
-    expected = create_block_mask(mask.mask_mod, None, None, size, size, device="cpu")
+    expected = create_block_mask(
+        mask.mask_mod, None, None, size, size, device="cpu", BLOCK_SIZE=block
+    )
     for kind in ("kv", "full_kv", "q", "full_q"):
         ours, theirs = (listed_blocks(of, kind) for of in (mask, expected))
         assert ours == theirs, kind
         assert getattr(mask, f"{kind}_indices").stride() == mask.kv_indices.stride()
     with torch.no_grad():
-        forward = window_block_mask(position, window)
+        forward = window_block_mask(position, window, block)
     assert listed_blocks(forward, "full_kv") == listed_blocks(mask, "full_kv")
     assert forward.q_num_blocks is forward.q_indices is forward.full_q_indices is None
 

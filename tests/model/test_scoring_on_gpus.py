@@ -39,9 +39,9 @@ class AsOnGPU(EntropyModel):
         self.sizes: list[int] = []
         """Tokens of each pack whose entropies were computed."""
 
-    def _compiled_entropies(self, tokens_T, rotary, mask) -> Tensor:
+    def _compiled_entropies(self, tokens_T, *rest) -> Tensor:
         self.sizes.append(len(tokens_T))
-        return self._entropies_in_place(tokens_T, rotary, mask)
+        return self._entropies_in_place(tokens_T, *rest)
 
 
 @pytest.fixture
@@ -94,28 +94,52 @@ def test_one_pack(models):
 
 
 @torch.no_grad()
-def test_blocks_in_place(models):
+def test_packs_that_fused_operators_score(models, monkeypatch):
+    """Where they fit, the mask has small blocks, and values are what they are elsewhere."""
+    model, gpu = models
+    asked, masks = [], []
+    monkeypatch.setattr(hot_path, "fits", lambda *pack: asked.append(pack) or True)
+
+    def attend(*qkv: Tensor, mask: BlockMask, **kwargs: object) -> Tensor:
+        masks.append(mask)
+        return attend_all_pairs(*qkv, mask=mask, **kwargs)
+
+    monkeypatch.setattr(hot_path, "attend_flex", attend)
+    tokens, lengths = torch.arange(500) % 256 + 4, torch.tensor([300, 200])
+    close(gpu.logits_packed(tokens, lengths), model.logits_packed(tokens, lengths))
+    assert asked == [(torch.device("cpu"), torch.float32, 512, 16, (32, 256))]
+    assert {mask.BLOCK_SIZE for mask in masks} == {(64, 64)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+def test_blocks_in_place(models, fused):
     torch.manual_seed(1)
     layers = torch.nn.ModuleList(Block(32, 2, 1, 64, 1e-5) for _ in range(3))
     position, x = torch.arange(256), torch.randn(256, 32)
     rotary, attend = RotaryAngles(16, 10_000.0)(position), BlockedAttention(position, 100)
     expected = run_blocks(layers, x, rotary, [attend] * 3)
-    run_blocks_in_place(layers, x, rotary, lambda q, k, v: attend(4.0 * q, k, v))
+    if fused:
+        rotary = rotary.transpose(1, 2).contiguous()
+    run_blocks_in_place(layers, x, rotary, lambda q, k, v: attend(4.0 * q, k, v), fused=fused)
     close(x, expected)
 
 
 @torch.no_grad()
-def test_states_are_added_to_and_not_copied():
+@pytest.mark.parametrize("fused", [False, True])
+def test_states_are_added_to_and_not_copied(fused):
     """In the graph that inductor makes, each product adds to the one tensor of states."""
     torch.manual_seed(1)
     layers = torch.nn.ModuleList(Block(32, 2, 2, 64, 1e-5) for _ in range(1))
     position, tokens = torch.arange(256), torch.randint(0, 260, (256,))
     table = torch.randn(260, 32)
     rotary = RotaryAngles(16, 10_000.0)(position)
+    if fused:
+        rotary = rotary.transpose(1, 2).contiguous()
 
     def trunk(tokens: Tensor) -> Tensor:
         x = table[tokens]
-        run_blocks_in_place(layers, x, rotary, lambda q, k, v: q + k + v)
+        run_blocks_in_place(layers, x, rotary, lambda q, k, v: q + k + v, fused=fused)
         return x * 2
 
     compiled = torch.compile(trunk, dynamic=False, options=FIXED_KERNELS)
@@ -124,6 +148,7 @@ def test_states_are_added_to_and_not_copied():
     added = [line for line in code.splitlines() if "blt_titan.add_product.default(" in line]
     states = {line.split("(")[1].split(",")[0] for line in added}
     assert len(added) == 2 and len(states) == 1
+    assert code.count("blt_titan.gate.default(") == code.count("blt_titan.heads.default(") == fused
 
 
 def test_entropy_in_both_forms():

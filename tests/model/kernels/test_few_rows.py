@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.interpreted_kernels import run_kernels_on_cpu
+from support.kernels_on_cpus import run_kernels_on_cpu
 
 from model.kernels import few_rows
 

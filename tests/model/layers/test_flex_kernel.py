@@ -8,6 +8,7 @@ from torch import Tensor
 from model.layers.attention import (
     BLOCK,
     SCORING_KERNEL,
+    SMALL_BLOCK,
     BlockedAttention,
     attend_flex,
     scoring_kernel,
@@ -21,17 +22,17 @@ def positions() -> Tensor:
     return torch.cat([torch.arange(length) for length in LENGTHS])
 
 
-def blind_rows() -> Tensor:
+def blind_rows(block: int) -> Tensor:
     """For each query whether it sees nothing of the first keys that the kernel takes for it."""
-    mask = window_block_mask(positions(), WINDOW)
+    mask = window_block_mask(positions(), WINDOW, block)
     query_T1 = torch.arange(sum(LENGTHS))[:, None]
-    first_T1 = mask.kv_indices[0, 0, query_T1 // BLOCK, 0] * BLOCK
+    first_T1 = mask.kv_indices[0, 0, query_T1 // block, 0] * block
     key_TK = first_T1 + torch.arange(SCORING_KERNEL["BLOCK_N"])
     batch_or_head = torch.zeros((), dtype=torch.int64)
     return ~mask.mask_mod(batch_or_head, batch_or_head, query_T1, key_TK).any(1)
 
 
-def lost_rows(kernel: dict[str, object]) -> Tensor:
+def lost_rows(kernel: dict[str, object], block: int) -> Tensor:
     """For each query whether the kernel returns NaN for it; all others must be right."""
     from support.interpreted import interpreter
     from torch.nn.attention import flex_attention
@@ -43,7 +44,7 @@ def lost_rows(kernel: dict[str, object]) -> Tensor:
     q, k, v = (torch.randn(sum(LENGTHS), 2, 64, generator=generator) for _ in range(3))
     torch._dynamo.reset()
     with torch.no_grad():
-        mask = window_block_mask(positions(), WINDOW)
+        mask = window_block_mask(positions(), WINDOW, block)
         compiled = torch.compile(
             attend_flex, backend=interpreter(FIXED_KERNELS), fullgraph=True, dynamic=False
         )
@@ -54,11 +55,12 @@ def lost_rows(kernel: dict[str, object]) -> Tensor:
     return lost
 
 
-def test_some_rows_see_nothing_at_first():
+@pytest.mark.parametrize("block", [BLOCK, SMALL_BLOCK])
+def test_some_rows_see_nothing_at_first(block):
     """So their greatest score is still -inf after the first keys, and exp(-inf - -inf) is NaN."""
-    mask = window_block_mask(positions(), WINDOW)
+    mask = window_block_mask(positions(), WINDOW, block)
     assert mask.full_kv_num_blocks.any() and (mask.kv_num_blocks > 1).any()
-    assert 0 < blind_rows().sum() < sum(LENGTHS)
+    assert 0 < blind_rows(block).sum() < sum(LENGTHS)
     assert not SCORING_KERNEL.get("ROWS_GUARANTEED_SAFE")
 
 
@@ -80,8 +82,9 @@ def test_wide_heads_get_smaller_blocks(head_dim, dtype, block):
 
 def check_kernels() -> None:
     """The option that promises safe rows loses exactly those that see nothing at first."""
-    assert not lost_rows(SCORING_KERNEL).any()
-    assert torch.equal(lost_rows(SCORING_KERNEL | {"ROWS_GUARANTEED_SAFE": True}), blind_rows())
+    assert not lost_rows(SCORING_KERNEL, BLOCK).any()
+    lost = lost_rows(SCORING_KERNEL | {"ROWS_GUARANTEED_SAFE": True}, SMALL_BLOCK)
+    assert torch.equal(lost, blind_rows(SMALL_BLOCK))
 
 
 def test_values_of_the_kernel():
