@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from support.kernels_on_cpus import run_kernels_on_cpu
 from support.kernels import CountingRunner, Kernels, count_per_byte
+from support.kernels_on_cpus import run_kernels_on_cpu
 from support.recorded_steps import RecordingRunner
 from support.weights import sharpen
 
