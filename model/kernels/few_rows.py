@@ -13,17 +13,29 @@ once, at the end. What stands around the product costs it little:
 - a sum: the program that has a result adds it to the state, and nobody else reads that place.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS, WARPS = 4, 512, 4
-"""The part of the matrix that a program takes at a time, and the warps that take it."""
-STAGES = 3
-"""Parts that are on their way at a time."""
-MANY_ROWS = 4096
-"""Rows from which a program takes twice as many: there are enough programs."""
+ROWS = 4
+"""Rows of the matrix that a program takes."""
+
+
+class Taken(NamedTuple):
+    """How a program takes its rows; of those that were timed for the shapes of the published
+    models, these took least."""
+
+    columns: int
+    """Columns at a time."""
+    warps: int
+    stages: int
+    """Pieces that are on their way at a time."""
+
+
+NORMED, ADDED = Taken(256, 2, 4), Taken(1024, 4, 3)
 
 
 @triton.jit
@@ -85,16 +97,15 @@ def _added_product(
     tl.store(at_TR, x_TR.to(x.dtype.element_ty), inside_TR)
 
 
-def _shape(tokens: int, rows: int, *, gated: bool) -> tuple[int, dict[str, int]]:
-    """Programs of a product, and what is fixed when its kernel is compiled."""
-    some = 2 * ROWS if tokens == 1 and rows >= MANY_ROWS and not gated else ROWS
-    fixed = {
+def _fixed(tokens: int, taken: Taken) -> dict[str, int]:
+    """What is fixed when a kernel is compiled."""
+    return {
         "T": 1 << (tokens - 1).bit_length(),
-        "ROWS": some,
-        "COLUMNS": COLUMNS,
-        "STAGES": STAGES,
+        "ROWS": ROWS,
+        "COLUMNS": taken.columns,
+        "STAGES": taken.stages,
+        "num_warps": taken.warps,
     }
-    return triton.cdiv(rows, some), {**fixed, "num_warps": WARPS}
 
 
 @torch.library.custom_op("blt_titan::normed_product", mutates_args=())
@@ -109,11 +120,10 @@ def normed_product(
     """
     tokens, rows = len(x_TD), len(weight_ED) // (2 if gated else 1)
     out_TE = x_TD.new_empty(tokens, rows)
-    programs, fixed = _shape(tokens, rows, gated=gated)
-    _normed_product[(programs,)](
+    _normed_product[(triton.cdiv(rows, ROWS),)](
         *(x_TD.contiguous(), norm_D, weight_ED, out_TE, tokens, rows, x_TD.shape[1], eps),
         GATED=gated,
-        **fixed,
+        **_fixed(tokens, NORMED),
     )
     return out_TE
 
@@ -132,9 +142,9 @@ def added_product(x_TD: Tensor, y_TE: Tensor, weight_DE: Tensor, times: float) -
     """
     assert x_TD.is_contiguous()
     tokens, (rows, columns) = len(x_TD), weight_DE.shape
-    programs, fixed = _shape(tokens, rows, gated=False)
-    _added_product[(programs,)](
-        *(x_TD, y_TE.contiguous(), weight_DE, times, tokens, rows, columns), **fixed
+    _added_product[(triton.cdiv(rows, ROWS),)](
+        *(x_TD, y_TE.contiguous(), weight_DE, times, tokens, rows, columns),
+        **_fixed(tokens, ADDED),
     )
 
 

@@ -22,12 +22,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LANES, WARPS = 64, 4
+LANES, WARPS = 16, 2
 """Slots that a program takes at a time, at a head of 128, and the warps that take them."""
 STAGES = 3
 """Pieces of slots that are on their way at a time."""
-FEW_ROWS = 4
-"""Rows up to which a program is twice as large: there are fewer than multiprocessors."""
+FEW_ROWS, LARGER = 4, 4
+"""Up to so many rows a program is so many times as large: there are few, for many
+multiprocessors."""
 
 
 @triton.jit
@@ -125,7 +126,7 @@ def attend_to_ring(
     """
     batch, slots, kept, head_dim = ring.shape
     wide = 1 << (head_dim - 1).bit_length()
-    larger = 2 if batch <= FEW_ROWS else 1
+    larger = LARGER if batch <= FEW_ROWS else 1
     out_BD = qkv_BE.new_empty(batch, heads * head_dim)
     needed = position_B if needed_B is None else needed_B
     _attend[(heads, batch)](

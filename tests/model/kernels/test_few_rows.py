@@ -34,10 +34,3 @@ def test_products(tokens, width, rows, dtype):
     expected = 2 * state.float() + x.float() @ weight.float().T
     few_rows.added_product(state, x, weight, 2)
     torch.testing.assert_close(state.float(), expected, **close)
-
-
-def test_many_rows_are_taken_in_larger_pieces(monkeypatch):
-    monkeypatch.setattr(few_rows, "MANY_ROWS", 40)
-    x, norm, weight = drawn(1, 8), torch.ones(8), drawn(67, 8)
-    found = few_rows.normed_product(x, norm, 1e-5, weight, False)
-    torch.testing.assert_close(found, F.rms_norm(x, (8,), norm, 1e-5) @ weight.T)

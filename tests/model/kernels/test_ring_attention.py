@@ -12,7 +12,7 @@ from model.layers.attention import RotaryAngles, apply_rotary
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     run_kernels_on_cpu(monkeypatch)
-    monkeypatch.setattr(ring_attention, "LANES", 4)  # several rounds of 16 or more
+    monkeypatch.setattr(ring_attention, "LARGER", 1)  # several rounds
 
 
 def attend_plainly(qkv_BE, rotary, keys_BTHD, values_BTHD, position_B, reach_B, heads, window):
