@@ -1,7 +1,9 @@
 """Choosing the next token from logits."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,6 +70,40 @@ class Sampling:
             p_BV.masked_fill_(p_BV.cumsum(-1) - p_BV >= self.top_p, 0)
         p_BV /= p_BV.sum(-1, keepdim=True)
         return torch.zeros_like(p_BV).scatter(-1, token_BV, p_BV)
+
+
+class Noise:
+    """The noise that the next token of each row is drawn with, and that of the token after it: a GPU
+    works meanwhile."""
+
+    def __init__(self, batch: int, vocab_size: int):
+        self._now_BV, self._next_BV = (torch.ones(batch, vocab_size) for _ in range(2))
+
+    @property
+    def now(self) -> np.ndarray:
+        """For the next token, ``[batch, vocab_size]`` float32."""
+        values_BV: np.ndarray = self._now_BV.numpy()
+        return values_BV
+
+    def begin(self, row: int, generator: torch.Generator) -> None:
+        """Begin a text in a row."""
+        for noise_BV in (self._now_BV, self._next_BV):
+            draw_noise(noise_BV[row], generator)
+
+    def turn(self) -> np.ndarray:
+        """Go on to the next token. Returns :attr:`now`."""
+        self._now_BV, self._next_BV = self._next_BV, self._now_BV
+        return self.now
+
+    def draw(self, generators: Iterable[torch.Generator | None]) -> None:
+        """Draw what :meth:`turn` gives next.
+
+        Args:
+            generators: that of each row; None where no text is written.
+        """
+        for noise_V, generator in zip(self._next_BV.unbind(), generators, strict=True):
+            if generator is not None:
+                draw_noise(noise_V, generator)
 
 
 def draw_noise(noise_V: Tensor, generator: torch.Generator) -> None:
