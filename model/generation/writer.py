@@ -14,7 +14,7 @@ from torch import Tensor
 from model.generation.blt_steps import BLTSteps
 from model.generation.incremental import Incremental
 from model.generation.kv_cache import PIECE
-from model.generation.sampling import Noise, Sampling, allowed
+from model.generation.sampling import Noise, Sampling, likeliest
 from model.tokenizer import BOE_ID
 
 GUESSING_ROWS = 4
@@ -150,7 +150,7 @@ class Writer:
         them."""
         self._steps.predict(columns)
         tokens_BM = self._steps.piece.tokens_BM[:, :columns]
-        best_BM = allowed(self._steps.logits_BMV[:, :columns]).argmax(-1)
+        best_BM = likeliest(self._steps.logits_BMV[:, :columns])
         right_BM = tokens_BM[:, 1:] == best_BM[:, :-1]
         self._kept_B.copy_(1 + right_BM.long().cumprod(1).sum(1))
         self._next_B.copy_(best_BM.gather(1, self._kept_B[:, None] - 1)[:, 0])
