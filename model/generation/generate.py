@@ -252,8 +252,8 @@ class _Text:
         return new
 
     def _stopped(self) -> bool:
-        """Take off the stop string that the text ends with, if any. Of several that end here, such as
-        "\n" and "\n\n", it is the one that began first."""
+        """Take off the stop string that the text ends with, if any. Of several that end here, such
+        as "\n" and "\n\n", it is the one that began first."""
         if not self.stops:
             return False
         ended = max((s for s in self.stops if self.written.endswith(s)), key=len, default=b"")
