@@ -122,7 +122,7 @@ def allowed(logits: Tensor) -> Tensor:
     """
     token_V = torch.arange(logits.shape[-1], device=logits.device)
     follows_V = (token_V == EOS_ID) | ((token_V >= BYTE_OFFSET) & (token_V < VOCAB_SIZE))
-    masked = logits.masked_fill(~follows_V, -torch.inf)
+    masked = torch.where(follows_V, logits, -torch.inf)
     # Minus infinity, or NaN if the largest is NaN or infinite.
     broken = -torch.inf - masked.amax(-1, keepdim=True) * 0
     return torch.where(token_V == BROKEN_ID, broken, masked)
