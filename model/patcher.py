@@ -25,6 +25,7 @@ from model.rules import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 # Commands check their flags with a Patcher: methods import torch, the module does not.
@@ -284,12 +285,15 @@ class Patcher:
 
     def ends_in_piece(
         self,
-        entropies_BS: Tensor,
-        tokens_BS: Tensor,
-        position_B: Tensor,
-        patch_start_B: Tensor,
-    ) -> Tensor:
+        entropies_BS: np.ndarray,
+        tokens_BS: np.ndarray,
+        position_B: np.ndarray,
+        patch_start_B: np.ndarray,
+    ) -> np.ndarray:
         """Mark each token that ends a patch, in documents that are read piece by piece.
+
+        Arrays of numpy: of so few numbers, a torch tensor takes three times as long, and whoever
+        writes waits for it with every byte.
 
         Args:
             entropies_BS: nats; the piece, and before it one column for the token before it (at the
@@ -304,22 +308,32 @@ class Patcher:
         Raises:
             ValueError: the rule needs the whole document (top-k).
         """
-        import torch
+        import numpy as np
+        from torch import from_numpy
 
         if self.needs_whole_document:
             raise ValueError(f"rule: {self.rule} chooses among a whole document, not in pieces")
         rows, columns = tokens_BS.shape
+        pieces = Pieces(
+            from_numpy(entropies_BS.ravel()),
+            from_numpy(tokens_BS.ravel()),
+            from_numpy(np.full(rows, columns)),
+            from_numpy(position_B - 1),
+        )
         # The slot after a token starts a patch where the token ends one.
-        slot_BS = position_B[:, None] + torch.arange(columns, device=tokens_BS.device)
-        lengths_B = torch.full((rows,), columns, device=tokens_BS.device)
-        pieces = Pieces(entropies_BS.flatten(), tokens_BS.flatten(), lengths_B, position_B - 1)
-        starts_BS = self._ends(pieces).view(rows, columns)
-        for slot, starts in self.boundary_rule.first_starts.items():
-            starts_BS = starts_BS.masked_fill(slot_BS == slot, starts)
+        starts_BS = self._ends(pieces).numpy().reshape(rows, columns)
+        first_starts = self.boundary_rule.first_starts
+        begins = position_B.min(initial=0) < max(first_starts)
+        if not begins and self.max_patch_length is None:
+            return starts_BS[:, 1:]
+        slot_BS = position_B[:, None] + np.arange(columns)
+        if begins:
+            for slot, starts in first_starts.items():
+                starts_BS = np.where(slot_BS == slot, starts, starts_BS)
         if self.max_patch_length is not None:
-            natural_BS = torch.where(starts_BS, slot_BS, 0)
+            natural_BS = np.where(starts_BS, slot_BS, 0)
             natural_BS[:, 0] = patch_start_B
-            since_BS = slot_BS - natural_BS.cummax(1).values
+            since_BS = slot_BS - np.maximum.accumulate(natural_BS, 1)
             starts_BS = starts_BS | (since_BS % self.max_patch_length == 0)
         return starts_BS[:, 1:]
 

@@ -48,7 +48,7 @@ from model.generation.graphs import StepRunner
 from model.generation.incremental_entropies import CachedEntropyModel
 from model.generation.kv_cache import KeyValueCache, Ring, keeps_shapes
 from model.generation.piece import Piece
-from model.generation.sampling import allowed
+from model.generation.sampling import likeliest
 from model.layers.cross_attention import CrossAttention, GatherFromBytes, ReadFromPatches
 
 FEW_PATCHES = 4
@@ -246,7 +246,7 @@ class BLTSteps:
         for i in range(ahead):
             self.encode(1, i)
             self.predict(1, i)
-            self.piece.tokens_BM[:, i + 1] = allowed(self.logits_BMV[:, i]).argmax(-1)
+            self.piece.tokens_BM[:, i + 1] = likeliest(self.logits_BMV[:, i])
 
     def repeat(self) -> None:
         """Read the last token again, whose patch is made, and predict what follows it."""

@@ -245,18 +245,26 @@ class _Text:
                     "overflow in the dtype it is run in"
                 )
             self.written.append(token - BYTE_OFFSET)
-            # Of several that end here, such as "\n" and "\n\n", the one that began first.
-            ended = max((s for s in self.stops if self.written.endswith(s)), key=len, default=b"")
-            if ended:
-                del self.written[-len(ended) :]
-            self.done = bool(ended) or len(self.written) >= self.limit
+            self.done = self._stopped() or len(self.written) >= self.limit
         sure = len(self.written) - (0 if self.done else self._held_back())
         new = bytes(self.written[self.handed_out : sure])
         self.handed_out = max(self.handed_out, sure)
         return new
 
+    def _stopped(self) -> bool:
+        """Take off the stop string that the text ends with, if any. Of several that end here, such
+        as "\n" and "\n\n", it is the one that began first."""
+        if not self.stops:
+            return False
+        ended = max((s for s in self.stops if self.written.endswith(s)), key=len, default=b"")
+        if ended:
+            del self.written[-len(ended) :]
+        return bool(ended)
+
     def _held_back(self) -> int:
         """The length of the longest end of the text that a stop string could begin with."""
+        if not self.stops:
+            return 0
         longest = max((len(s) - 1 for s in self.stops), default=0)
         for size in range(min(longest, len(self.written)), 0, -1):
             if any(s.startswith(self.written[-size:]) for s in self.stops):

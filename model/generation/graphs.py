@@ -7,8 +7,10 @@ makes no shape depend on values, never waits, and may be run again without chang
 changes from byte to byte (positions, patches, noise) is copied into such tensors before.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,9 +30,14 @@ class StepRunner:
         """Numbers that shapes of all steps depend on: for others, steps are recorded again."""
         self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph] = {}
         self._recording = False
+        # Pinned memory by shape and dtype: to allocate it takes longer than a copy.
+        self._buffers: defaultdict[tuple[object, ...], list[Tensor]] = defaultdict(list)
+        self._in_use: defaultdict[tuple[object, ...], int] = defaultdict(int)
+        self._fetched: dict[tuple[object, ...], Tensor] = {}
         if device.type == "cuda":
             with torch.cuda.device(device):
                 self._stream, self._beside = torch.cuda.Stream(), torch.cuda.Stream()
+                self._arrived = torch.cuda.Event()
                 # All graphs share it: none leaves anything there that another one reads.
                 self._pool = torch.cuda.graph_pool_handle()
 
@@ -44,11 +51,12 @@ class StepRunner:
         if not self.records:
             step(*sizes)
             return
-        with torch.cuda.device(self.device):
-            key = (step, *sizes, self.shape)
-            if key not in self._graphs:
-                self._graphs[key] = self._record(step, *sizes)
-            self._graphs[key].replay()
+        key = (step, *sizes, self.shape)
+        graph = self._graphs.get(key)
+        if graph is None:
+            with torch.cuda.device(self.device):
+                graph = self._graphs[key] = self._record(step, *sizes)
+        graph.replay()
 
     def run_once(self, step: Callable[..., None], *sizes: int) -> None:
         """Run a step for which a graph does not pay: its shape seldom comes again."""
@@ -99,21 +107,41 @@ class StepRunner:
         other()
         current.wait_stream(self._beside)
 
-    def put(self, tensor: Tensor, values: Tensor) -> None:
-        """Copy values of the CPU into a tensor on the device, without waiting."""
+    def put(self, tensor: Tensor, values: np.ndarray) -> None:
+        """Copy values of the host into a tensor of their shape and dtype, without waiting."""
+        source = torch.from_numpy(values)
         if self.device.type == "cuda":
-            # Pinned memory is not given out again before the copy is done.
-            values = values.pin_memory()
-        tensor.copy_(values, non_blocking=True)
+            pinned = self._unread(tensor)
+            pinned.copy_(source)
+            source = pinned
+        tensor.copy_(source, non_blocking=True)
 
-    def fetch(self, tensor: Tensor) -> Tensor:
-        """The values of a tensor on the CPU: the host waits until they are there."""
+    def fetch(self, tensor: Tensor) -> np.ndarray:
+        """The values of a tensor, which are the caller's until the next fetch: the host waits until
+        they are there."""
         if self.device.type != "cuda":
-            return tensor.cpu().clone()
-        with torch.cuda.device(self.device):
-            values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            values.copy_(tensor, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-            arrived.synchronize()
-        return values
+            return tensor.numpy(force=True).copy()
+        key = (tensor.shape, tensor.dtype)
+        if key not in self._fetched:
+            self._fetched[key] = _pinned(tensor)
+        values = self._fetched[key]
+        values.copy_(tensor, non_blocking=True)
+        self._arrived.record(torch.cuda.current_stream(self.device))
+        self._arrived.synchronize()
+        # All copies before this one are done as well.
+        self._in_use.clear()
+        return values.numpy()
+
+    def _unread(self, like: Tensor) -> Tensor:
+        """Pinned memory that no copy reads: two puts without a wait between them need two."""
+        key = (like.shape, like.dtype)
+        buffers, number = self._buffers[key], self._in_use[key]
+        self._in_use[key] += 1
+        if number == len(buffers):
+            buffers.append(_pinned(like))
+        return buffers[number]
+
+
+def _pinned(like: Tensor) -> Tensor:
+    """Memory of the host that a GPU copies without its help."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)

@@ -10,7 +10,6 @@ so that logits do not depend on how a text is cut into pieces. To take tokens ba
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from model.generation.graphs import StepRunner
 from model.generation.kv_cache import power_of_2
+from model.generation.lengths import Lengths
 from model.generation.piece import Piece
 from model.segments import NEWLINE_ID
 
@@ -26,6 +26,8 @@ LATER = 1 << 62
 """A position that no token has."""
 SPAN = 32
 """The fewest bytes that a graph gathers from."""
+ROOM = 64
+"""Tokens and patches that room is made for at a time where steps run as graphs."""
 
 
 class ReadingSteps(Protocol):
@@ -63,38 +65,6 @@ class ReadingSteps(Protocol):
         tokens and patches. There must be room for them."""
 
 
-@dataclass
-class Lengths:
-    """What the host knows of each row; int64 and ``[batch]`` unless stated."""
-
-    read_B: np.ndarray
-    """Tokens that were read."""
-    patches_B: np.ndarray
-    """Patches that have ended."""
-    start_BW: np.ndarray
-    """Starts of the last patches that gather together, ``[batch, window]``; the last is open."""
-    segment_B: np.ndarray
-    """Where the entropy model's context of the last token starts."""
-    token_B: np.ndarray
-    """The last token."""
-    h_B: np.ndarray
-    """The entropy after it, float32."""
-
-    @classmethod
-    def of_nothing(cls, batch: int, window: int) -> "Lengths":
-        """The lengths of rows that have read nothing."""
-        zeros_B = np.zeros(batch, np.int64)
-        start_BW = np.zeros((batch, window), np.int64)
-        return cls(zeros_B, zeros_B, start_BW, zeros_B, zeros_B, np.zeros(batch, np.float32))
-
-    def put(self, row: int, other: "Lengths", its_row: int) -> None:
-        """Give a row the lengths of another batch's row."""
-        for field in fields(self):
-            values = getattr(self, field.name).copy()
-            values[row] = getattr(other, field.name)[its_row]
-            setattr(self, field.name, values)
-
-
 class Incremental:
     """A batch of documents that are read on. Rows are independent of one another.
 
@@ -115,6 +85,9 @@ class Incremental:
         self._h_BM = self._position_BM.astype(np.float32)
         self._ends_BM = self._position_BM.astype(bool)
         self._bounds_BX, self._segment_B = self.lengths.start_BW, self.lengths.segment_B
+        self._any_ended = False
+        self._spare = 0
+        """Tokens that there is room for, by the row that has least."""
         self._row_B = np.arange(self.piece.batch)
         self._column_M = np.arange(self.piece.longest)
         self._offset_W = np.arange(self.piece.window)
@@ -138,19 +111,20 @@ class Incremental:
         last_BM = np.minimum(self._column_M[:columns], counts_B[:, None] - 1)
         repeated_BM = np.take_along_axis(tokens_BM, last_BM.clip(0), 1)
         repeated_BM = np.where(last_BM >= 0, repeated_BM, self.lengths.token_B[:, None])
-        self.runner.put(self.piece.tokens_BM[:, :columns], torch.from_numpy(repeated_BM))
+        self.runner.put(self.piece.tokens_BM[:, :columns], repeated_BM)
         self.open(counts_B, columns)
         self.runner.run_once(self.steps.listen, columns)
         self.close(graphs=False)
         self.runner.run_once(self.steps.predict, columns)
         return self.steps.logits_BMV[:, :columns].clone()
 
-    def open(self, counts_B: np.ndarray, columns: int) -> None:
+    def open(self, counts_B: np.ndarray, columns: int, noise_BV: np.ndarray | None = None) -> None:
         """Begin a piece: tell the steps which tokens they read.
 
         Args:
             counts_B: how many tokens each row has.
             columns: the most that a row has.
+            noise_BV: what the next tokens are drawn with, if it has changed.
         """
         lengths = self._before = self.lengths
         self._counts_B = counts_B
@@ -161,23 +135,39 @@ class Incremental:
             after_newline_B = (lengths.token_B == NEWLINE_ID) & (counts_B > 0)
             self._segment_B = np.where(after_newline_B, lengths.read_B, lengths.segment_B)
         self._make_room(0)
-        self._tell(lengths.patches_B[:, None] - 1)
+        self._tell(lengths.patches_B[:, None] - 1, noise_BV=noise_BV)
 
     def _tell(
-        self, latest_BM: np.ndarray, ended_B: np.ndarray | int = 0, end_B: np.ndarray | int = 0
+        self,
+        latest_BM: np.ndarray,
+        ended_B: np.ndarray | int = 0,
+        end_B: np.ndarray | int = 0,
+        noise_BV: np.ndarray | None = None,
     ) -> None:
-        numbers_BX = self.piece.numbers(
-            (self._segment_B, self._before.patches_B, ended_B, end_B),
-            (self._position_BM, latest_BM, self._bounds_BX),
-        )
-        self.runner.put(self.piece.numbers_BX, torch.from_numpy(numbers_BX))
+        fixed = self._segment_B, self._before.patches_B, ended_B, end_B
+        lists = self._position_BM, latest_BM, self._bounds_BX
+        self.runner.put(*self.piece.told(fixed, lists, noise_BV))
 
     def _make_room(self, patches: int) -> None:
-        """Prepare for the piece, in which at most so many patches of a row end."""
+        """Prepare for the piece, in which at most so many patches of a row end.
+
+        As graphs, steps keep their shapes: then there is room for further pieces, too, so that this
+        is seldom done. A token makes a row longer by one, its patches and its open ones by at most
+        one.
+        """
+        columns = self._position_BM.shape[1]
+        if self._spare >= columns:
+            self._spare -= columns
+            return
         before, after_B = self._before, self._position_BM[:, -1] + 1
         span = int((after_B - before.start_BW[:, 0]).max())
-        most = int(before.patches_B.max()) + patches
-        if self.steps.make_room(int(after_B.max()), most, span):
+        needed = [int(after_B.max()), int(before.patches_B.max()) + patches, span]
+        if self.runner.records:
+            needed[1] += columns - patches
+            room = [most + -most % ROOM for most in needed]
+            self._spare = min(more - most for more, most in zip(room, needed, strict=True))
+            needed = room
+        if self.steps.make_room(*needed):
             self.runner.forget()
         self.runner.shape = self.steps.shape
 
@@ -192,20 +182,20 @@ class Incremental:
             True if any patch ended: a prediction without it would be wrong.
         """
         columns = self._position_BM.shape[1]
-        heard_BM2 = self.runner.fetch(self.piece.heard_BM2[:, :columns]).numpy()
+        heard_BM2 = self.runner.fetch(self.piece.heard_BM2[:, :columns])
         self.tokens_BM, self._h_BM = heard_BM2[:, :, 0].astype(np.int64), heard_BM2[:, :, 1]
         inside_BM = self._column_M[:columns] < self._counts_B[:, None]
-        if np.isnan(self._h_BM[inside_BM]).any():
+        if np.isnan(self._h_BM).any() and np.isnan(self._h_BM[inside_BM]).any():
             raise FloatingPointError(
                 "entropy_model: gave an entropy that is not a number; its weights are broken, or "
                 "overflow in the dtype it is run in"
             )
         self._ends_BM = self._patch_ends() & inside_BM
-        any_ended = bool(self._ends_BM.any())
-        if any_ended:
+        self._any_ended = bool(self._ends_BM.any())
+        if self._any_ended:
             self._make_patches(graphs and self.runner.records)
         self.keep(self._counts_B)
-        return any_ended
+        return self._any_ended
 
     def _patch_ends(self) -> np.ndarray:
         """Mark each token of the piece that ends a patch."""
@@ -226,7 +216,8 @@ class Incremental:
         span = int(((end_B + 1 - before.start_BW[:, 0]) * (ended_B > 0)).max())
         if graphs:
             span = max(power_of_2(span), SPAN)
-        self._make_room(patches)
+        if not self.runner.records:
+            self._make_room(patches)
         self._tell(before.patches_B[:, None] + so_far_BM - 1, ended_B, end_B)
         run = self.runner.run if graphs else self.runner.run_once
         run(self.steps.patch, patches, span)
@@ -234,7 +225,12 @@ class Incremental:
     def keep(self, kept_B: np.ndarray) -> None:
         """Take back the last piece except for its first tokens, ``kept_B`` of each row."""
         before, columns = self._before, self._position_BM.shape[1]
-        ended_B = (self._ends_BM & (self._column_M[:columns] < kept_B[:, None])).sum(1)
+        patches_B, start_BW = before.patches_B, before.start_BW
+        if self._any_ended:
+            ended_B = (self._ends_BM & (self._column_M[:columns] < kept_B[:, None])).sum(1)
+            window_BW = ended_B[:, None] + self._offset_W
+            start_BW = self._bounds_BX[self._row_B[:, None], window_BW]
+            patches_B = patches_B + ended_B
         last_B, some_B = np.maximum(kept_B - 1, 0), kept_B > 0
         segment_B = before.segment_B
         if self._reset:
@@ -244,21 +240,25 @@ class Incremental:
             segment_B = np.where(some_B, np.maximum(self._segment_B, after_B), segment_B)
         self.lengths = Lengths(
             before.read_B + kept_B,
-            before.patches_B + ended_B,
-            self._bounds_BX[self._row_B[:, None], ended_B[:, None] + self._offset_W],
+            patches_B,
+            start_BW,
             segment_B,
             np.where(some_B, self.tokens_BM[self._row_B, last_B], before.token_B),
             np.where(some_B, self._h_BM[self._row_B, last_B], before.h_B),
         )
 
-    def recall(self) -> None:
-        """Make the last token of every row the first of the piece, for ``repeat``."""
+    def recall(self, noise_BV: np.ndarray | None = None) -> None:
+        """Make the last token of every row the first of the piece, for ``repeat``.
+
+        Args:
+            noise_BV: what the tokens after it are drawn with, if it has changed.
+        """
         lengths = self._before = self.lengths
         self._position_BM = np.maximum(lengths.read_B - 1, 0)[:, None]
         self._bounds_BX, self._segment_B = lengths.start_BW, lengths.segment_B
         self._make_room(0)
-        self._tell(lengths.patches_B[:, None] - 1)
-        self.runner.put(self.piece.tokens_BM[:, 0], torch.from_numpy(lengths.token_B))
+        self._tell(lengths.patches_B[:, None] - 1, noise_BV=noise_BV)
+        self.runner.put(self.piece.tokens_BM[:, 0], lengths.token_B)
 
     def take(self, row: int, other: "Incremental", its_row: int) -> None:
         """Go on in a row where another batch of the same model is in one of its rows."""
@@ -267,6 +267,7 @@ class Incremental:
         span = read - int(lengths.start_BW[its_row, 0])
         if self.steps.make_room(read + longest, patches + longest, span + longest):
             self.runner.forget()
+        self._spare = 0
         self.steps.take(row, other.steps, its_row, read, patches)
         self.lengths.put(row, lengths, its_row)
 

@@ -77,7 +77,10 @@ class IncrementalBLT(Incremental):
             StepRunner(model.device),
             weights or JoinedWeights(),
         )
-        piece = Piece(batch, longest, model.config.cross_attn_window_encoder, model.device)
+        config = model.config
+        piece = Piece(
+            batch, longest, config.cross_attn_window_encoder, model.device, config.vocab_size
+        )
         self._entropies, self._reader = None, None
         if isinstance(entropy_model, EntropyModel) and patcher.reads_entropies:
             self._entropies = CachedEntropyModel(
@@ -97,13 +100,12 @@ class IncrementalBLT(Incremental):
         before, tokens_BM = self._before, self.tokens_BM
         if self._reader is not None:
             self._h_BM = self._reader.read(torch.from_numpy(tokens_BM)).numpy()
-        ends_BM = self.patcher.ends_in_piece(
-            torch.from_numpy(np.concatenate([before.h_B[:, None], self._h_BM], 1)),
-            torch.from_numpy(np.concatenate([before.token_B[:, None], tokens_BM], 1)),
-            torch.from_numpy(before.read_B),
-            torch.from_numpy(before.start_BW[:, -1]),
+        return self.patcher.ends_in_piece(
+            np.concatenate([before.h_B[:, None], self._h_BM], 1),
+            np.concatenate([before.token_B[:, None], tokens_BM], 1),
+            before.read_B,
+            before.start_BW[:, -1],
         )
-        return ends_BM.numpy()
 
     def keep(self, kept_B: np.ndarray) -> None:
         super().keep(kept_B)
@@ -136,6 +138,7 @@ class IncrementalEntropyModel(Incremental):
             reset_at_newline: the model's context starts again after each newline.
             weights: joined for another batch of the same model, to share them.
         """
-        piece, reset = Piece(batch, longest, 1, model.device), reset_at_newline
+        piece = Piece(batch, longest, 1, model.device, model.config.vocab_size)
+        reset = reset_at_newline
         steps = EntropyModelSteps(model, piece, weights or JoinedWeights(), reset_at_newline=reset)
         super().__init__(steps, StepRunner(model.device), reset_at_newline=reset)

@@ -17,19 +17,37 @@ class Piece:
     written twice, and is the same.
     """
 
-    def __init__(self, batch: int, longest: int, window: int, device: torch.device):
+    def __init__(
+        self, batch: int, longest: int, window: int, device: torch.device, vocab_size: int = 0
+    ):
         """
         Args:
             longest: the most tokens of a row.
             window: how many patches gather from a byte.
+            vocab_size: tokens to draw from; 0 if none is ever drawn.
         """
         self.batch, self.longest, self.window = batch, longest, window
         self.tokens_BM = torch.zeros(batch, longest, dtype=torch.int64, device=device)
-        """Ids of the tokens."""
+        """Ids of the tokens; only steps that take them up read them, because a choice of the next
+        token puts it into the first column."""
         self._starts = (FIXED, FIXED + longest, FIXED + 2 * longest)
-        width = self._starts[-1] + window + longest
-        self.numbers_BX = torch.zeros(batch, width, dtype=torch.int64, device=device)
-        """All that the host says about the rows, so that it is one copy."""
+        shape = batch, self._starts[-1] + window + longest
+        # All that the host says, so that it is one copy: the numbers, and the noise as pairs.
+        numbers, noise = shape[0] * shape[1], batch * vocab_size
+        begin = numbers + numbers % 2  # aligned to 16 bytes
+        self._told_X = torch.zeros(begin + (noise + 1) // 2, dtype=torch.int64, device=device)
+        self._host_X = np.zeros(self._told_X.shape, np.int64)
+        self._parts = {
+            told: (self._told_X[:end], self._host_X[:end])
+            for told, end in ((False, numbers), (True, len(self._host_X)))
+        }
+        self._host_BX = self._host_X[:numbers].reshape(shape)
+        host_noise_X = self._host_X[begin:].view(np.float32)[:noise]
+        self._host_noise_BV = host_noise_X.reshape(batch, vocab_size)
+        self.numbers_BX = self._told_X[:numbers].view(shape)
+        """What the host says about the rows."""
+        self.noise_BV = self._told_X[begin:].view(torch.float32)[:noise].view(batch, vocab_size)
+        """What the next tokens are drawn with, float32."""
         fixed: tuple[Tensor, ...] = self.numbers_BX[:, :FIXED].unbind(1)
         self.segment_B, self.patches_B, self.ended_B, self.end_B = fixed
         """Where the entropy model's context of the first token starts; patches that ended before
@@ -37,19 +55,24 @@ class Piece:
         self.heard_BM2 = torch.zeros(batch, longest, 2, device=device)
         """All that the host is told: each token, and the entropy after it in nats; float32."""
 
-    def numbers(
+    def told(
         self,
         fixed: Sequence[np.ndarray | int],
         lists: tuple[np.ndarray, np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        """The host's form of :attr:`numbers_BX`.
+        noise_BV: np.ndarray | None = None,
+    ) -> tuple[Tensor, np.ndarray]:
+        """The tensor that the host writes to say something, and the values to write.
 
         Args:
             fixed: what is there once per row, in the order of :attr:`segment_B`.
             lists: positions, latest patches and bounds, ``[batch, *]``, at most as many as there
                 are places. A single latest patch is that of all tokens.
+            noise_BV: :attr:`noise_BV`; it stays as it is by default.
+
+        Returns:
+            both one-dimensional; the values are overwritten by the next call.
         """
-        numbers_BX = np.zeros(self.numbers_BX.shape, np.int64)
+        numbers_BX = self._host_BX
         for i, values_B in enumerate(fixed):
             numbers_BX[:, i] = values_B
         positions, latest, bounds = self._starts
@@ -58,7 +81,9 @@ class Piece:
         columns = self.longest if latest_BM.shape[1] == 1 else latest_BM.shape[1]
         numbers_BX[:, latest : latest + columns] = latest_BM
         numbers_BX[:, bounds : bounds + bounds_BX.shape[1]] = bounds_BX
-        return numbers_BX
+        if noise_BV is not None:
+            self._host_noise_BV[:] = noise_BV
+        return self._parts[noise_BV is not None]
 
     def positions(self, columns: int, begin: int = 0) -> Tensor:
         """Positions of tokens in their rows, ``[batch, columns]``."""

@@ -1,10 +1,13 @@
 """Choosing the next token from logits."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from model.generation.fused import fused
 from model.tokenizer import BOE_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 
 BROKEN_ID = BOE_ID
@@ -44,17 +47,15 @@ class Sampling:
         Args:
             noise_BV: from :func:`draw_noise`; not used where the temperature is 0.
         """
-        logits_BV = allowed(logits_BV)
         if self.temperature == 0:
-            return logits_BV.argmax(-1)
-        p_BV = self.probabilities(logits_BV)
-        return (p_BV / noise_BV).masked_fill(p_BV == 0, -1).argmax(-1)
+            return likeliest(logits_BV)
+        if self.top_k is None and self.top_p is None:
+            return drawn_from_all(logits_BV, noise_BV, self._temperature(logits_BV))
+        return _drawn(self.probabilities(allowed(logits_BV)), noise_BV)
 
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """The distributions to draw from, for a temperature above 0; each row sums to 1."""
-        # Differences, in double precision: the smallest temperature must not overflow.
-        behind_BV = logits_BV.double() - logits_BV.double().amax(-1, keepdim=True)
-        behind_BV = behind_BV / self.temperature
+        behind_BV = _behind(logits_BV, self._temperature(logits_BV))
         if self.top_k is None and self.top_p is None:
             return behind_BV.softmax(-1).float()
         # Equal logits, as bfloat16 often gives, stay in the order of their ids, as argmax has it.
@@ -69,6 +70,44 @@ class Sampling:
         p_BV /= p_BV.sum(-1, keepdim=True)
         return torch.zeros_like(p_BV).scatter(-1, token_BV, p_BV)
 
+    def _temperature(self, like: Tensor) -> Tensor:
+        """As a tensor: what is compiled takes it as any number."""
+        return torch.full((), self.temperature, dtype=torch.float64, device=like.device)
+
+
+class Noise:
+    """What the next token of each row is drawn with, and, drawn while a GPU works, what the token
+    after it will be."""
+
+    def __init__(self, batch: int, vocab_size: int):
+        self._now_BV, self._next_BV = (torch.ones(batch, vocab_size) for _ in range(2))
+
+    @property
+    def now(self) -> np.ndarray:
+        """For the next token, ``[batch, vocab_size]`` float32."""
+        values_BV: np.ndarray = self._now_BV.numpy()
+        return values_BV
+
+    def begin(self, row: int, generator: torch.Generator) -> None:
+        """Begin a text in a row."""
+        for noise_BV in (self._now_BV, self._next_BV):
+            draw_noise(noise_BV[row], generator)
+
+    def turn(self) -> np.ndarray:
+        """Go on to the next token. Returns :attr:`now`."""
+        self._now_BV, self._next_BV = self._next_BV, self._now_BV
+        return self.now
+
+    def draw(self, generators: Iterable[torch.Generator | None]) -> None:
+        """Draw what :meth:`turn` gives next.
+
+        Args:
+            generators: that of each row; None where no text is written.
+        """
+        for noise_V, generator in zip(self._next_BV.unbind(), generators, strict=True):
+            if generator is not None:
+                draw_noise(noise_V, generator)
+
 
 def draw_noise(noise_V: Tensor, generator: torch.Generator) -> None:
     """Fill a row of noise for one draw; on the CPU, so that a seed means the same on any device."""
@@ -81,9 +120,33 @@ def allowed(logits: Tensor) -> Tensor:
     Where a logit of those that may follow is no number, that of :data:`BROKEN_ID` is none either,
     and is the one that is chosen: so the host learns of it with the token, and waits for nothing.
     """
-    masked = torch.full_like(logits, -torch.inf)
-    for first, after in ((EOS_ID, EOS_ID + 1), (BYTE_OFFSET, VOCAB_SIZE)):
-        masked[..., first:after] = logits[..., first:after]
+    token_V = torch.arange(logits.shape[-1], device=logits.device)
+    follows_V = (token_V == EOS_ID) | ((token_V >= BYTE_OFFSET) & (token_V < VOCAB_SIZE))
+    masked = torch.where(follows_V, logits, -torch.inf)
     # Minus infinity, or NaN if the largest is NaN or infinite.
-    masked[..., BROKEN_ID] -= masked.amax(-1) * 0
-    return masked
+    broken = -torch.inf - masked.amax(-1, keepdim=True) * 0
+    return torch.where(token_V == BROKEN_ID, broken, masked)
+
+
+@fused
+def likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token that may follow."""
+    return allowed(logits).argmax(-1)
+
+
+@fused
+def drawn_from_all(logits_BV: Tensor, noise_BV: Tensor, temperature: Tensor) -> Tensor:
+    """A token of each row, drawn from all that may follow; see :meth:`Sampling.choose`."""
+    p_BV = _behind(allowed(logits_BV), temperature).softmax(-1).float()
+    return _drawn(p_BV, noise_BV)
+
+
+def _behind(logits_BV: Tensor, temperature: Tensor) -> Tensor:
+    """Differences to the largest, divided by the temperature; in double precision, because the
+    smallest temperature must not overflow."""
+    exact_BV = logits_BV.double()
+    return (exact_BV - exact_BV.amax(-1, keepdim=True)) / temperature
+
+
+def _drawn(p_BV: Tensor, noise_BV: Tensor) -> Tensor:
+    return (p_BV / noise_BV).masked_fill(p_BV == 0, -1).argmax(-1)

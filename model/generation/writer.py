@@ -14,7 +14,7 @@ from torch import Tensor
 from model.generation.blt_steps import BLTSteps
 from model.generation.incremental import Incremental
 from model.generation.kv_cache import PIECE
-from model.generation.sampling import Sampling, allowed, draw_noise
+from model.generation.sampling import Noise, Sampling, likeliest
 from model.tokenizer import BOE_ID
 
 GUESSING_ROWS = 4
@@ -45,10 +45,9 @@ class Writer:
         logits_BV = self._steps.logits_BMV[:, 0]
         self._next_B = torch.zeros(batch, dtype=torch.int64, device=logits_BV.device)
         """The token that each row reads next."""
+        self._first_B = self._steps.piece.tokens_BM[:, 0]
         self._kept_B = torch.ones_like(self._next_B)
-        self._noise_BV = torch.ones_like(logits_BV)
-        # The host's copy: noise comes from generators of the CPU.
-        self._drawn_BV = torch.ones(logits_BV.shape)
+        self._noise = Noise(*logits_BV.shape) if sampling.temperature else None
         self._generators: list[torch.Generator | None] = [None] * batch
         self._guesses = self._runner.records and batch <= GUESSING_ROWS
 
@@ -76,50 +75,56 @@ class Writer:
             read_prompts(reader, [prompts[row] for row in together])
             for i, row in enumerate(together):
                 self.state.take(row, reader, i)
-        self._draw({row: torch.Generator().manual_seed(seed) for row, seed in seeds.items()})
+        for row, seed in seeds.items():
+            generator = self._generators[row] = torch.Generator().manual_seed(seed)
+            if self._noise is not None:
+                self._noise.begin(row, generator)
         # The other rows choose what they have chosen once more.
-        self.state.recall()
-        self._runner.run(self._begin)
+        self.state.recall(None if self._noise is None else self._noise.now)
+        self._run_choice(self._begin)
 
     def drop(self, row: int) -> None:
         """End the text of a row."""
         self._generators[row] = None
         self.state.drop(row)
 
-    def _draw(self, generators: dict[int, torch.Generator]) -> None:
-        for row, generator in generators.items():
-            self._generators[row] = generator
-            if self._sampling.temperature:
-                draw_noise(self._drawn_BV[row], generator)
-        if self._sampling.temperature:
-            self._runner.put(self._noise_BV, self._drawn_BV)
+    def _run_choice(self, step: Callable[..., None], *sizes: int) -> None:
+        """Run a step that chooses, and put what it chooses where the next piece begins. That is no
+        part of the step, which could not be run again."""
+        self._runner.run(step, *sizes)
+        self._first_B.copy_(self._next_B)
+
+    def _draw_ahead(self) -> None:
+        """Draw noise for the next tokens while a GPU works on these."""
+        if self._noise is not None:
+            self._noise.draw(self._generators)
 
     @torch.inference_mode()
     def write(self) -> list[list[int]]:
         """The next tokens of each row; one, or with drafts at least one. Nothing in empty rows."""
-        running = {row: g for row, g in enumerate(self._generators) if g is not None}
-        self._draw(running)
         writing_B = np.array([g is not None for g in self._generators], np.int64)
-        self._steps.piece.tokens_BM[:, 0] = self._next_B
         columns = 1 + self._ahead
-        self.state.open(writing_B * columns, columns)
+        noise_BV = None if self._noise is None else self._noise.turn()
+        self.state.open(writing_B * columns, columns, noise_BV)
         kept_B = writing_B
         if self._ahead:
             assert isinstance(self._steps, BLTSteps)
             self._runner.run(self._steps.draft, self._ahead)
             self._runner.run(self._steps.listen, columns)
             self.state.close()
-            self._runner.run(self._check, columns)
-            kept_B = self._runner.fetch(self._kept_B).numpy() * writing_B
+            self._run_choice(self._check, columns)
+            kept_B = self._runner.fetch(self._kept_B) * writing_B
             self.state.keep(kept_B)
         elif self._guesses:
-            self._runner.run(self._listen_and_guess)
+            self._run_choice(self._listen_and_guess)
+            self._draw_ahead()
             if self.state.close():
-                self._runner.run(self._predict)
+                self._run_choice(self._predict)
         else:
             self._runner.run(self._steps.listen, columns)
             self.state.close()
-            self._runner.run(self._predict)
+            self._run_choice(self._predict)
+            self._draw_ahead()
         rows = zip(self.state.tokens_BM.tolist(), kept_B.tolist(), strict=True)
         return [tokens[:count] for tokens, count in rows]
 
@@ -138,14 +143,14 @@ class Writer:
 
     def _choose(self) -> None:
         logits_BV = self._steps.logits_BMV[:, 0]
-        self._next_B.copy_(self._sampling.choose(logits_BV, self._noise_BV))
+        self._next_B.copy_(self._sampling.choose(logits_BV, self._steps.piece.noise_BV))
 
     def _check(self, columns: int) -> None:
         """Keep the first token of each row, and drafted ones as long as all before them lead to
         them."""
         self._steps.predict(columns)
         tokens_BM = self._steps.piece.tokens_BM[:, :columns]
-        best_BM = allowed(self._steps.logits_BMV[:, :columns]).argmax(-1)
+        best_BM = likeliest(self._steps.logits_BMV[:, :columns])
         right_BM = tokens_BM[:, 1:] == best_BM[:, :-1]
         self._kept_B.copy_(1 + right_BM.long().cumprod(1).sum(1))
         self._next_B.copy_(best_BM.gather(1, self._kept_B[:, None] - 1)[:, 0])

@@ -10,15 +10,19 @@ costs when the whole text is run for it, at 2048 bytes, as a multiple of the cac
 Then, for the published 1B with its entropy model in bfloat16, on the meta device: launches and
 waits of the host per byte (target: at most 40, and 1), kernels within the graphs, the memory of a
 batch, and the bytes per second that a card's memory allows: weights and caches read once a step.
+At last, the time that the host needs for a byte beside launches and copies.
 """
 
+from collections.abc import Callable
 from functools import partial
 from statistics import median
+from time import perf_counter
 
 from common import ROOT, alternating, quotient, short_documents, spread, verdict  # isort: skip
 
 import sys
 
+import numpy as np
 import torch
 from bench_blt import SMALL
 
@@ -41,7 +45,7 @@ from model.patcher import Patcher
 from model.tokenizer import ByteTokenizer
 
 CONTEXTS = (256, 1024, 2048, 4096)
-BYTES = 32
+BYTES, HOST_BYTES = 32, 100
 FLAT_TARGET, ANEW_TARGET, LAUNCHES_TARGET = 1.5, 10.0, 40
 CARD = "H200", 4.8e12
 """A card and its memory's bytes per second, by its data sheet."""
@@ -104,6 +108,7 @@ def main() -> None:
         f"(target {ANEW_TARGET:.0f}, {verdict(faster >= ANEW_TARGET)})"
     )
     on_a_card()
+    of_the_host()
 
 
 def on_a_card() -> None:
@@ -144,6 +149,46 @@ def on_a_card() -> None:
         f"result: at most {most:.1f} launches and 1 wait per byte (target {LAUNCHES_TARGET}, "
         f"{verdict(most <= LAUNCHES_TARGET)})"
     )
+
+
+class IdleRunner(CountingRunner):
+    """A GPU that needs no time: notes how long after its answers it is given something to do."""
+
+    waited, answered = 0.0, 0.0
+
+    def run(self, step: Callable[..., None], *sizes: int) -> None:
+        if self.answered:
+            self.waited += perf_counter() - self.answered
+            self.answered = 0.0
+
+    def fetch(self, tensor: torch.Tensor) -> np.ndarray:
+        values = super().fetch(tensor)
+        self.answered = perf_counter()
+        return values
+
+
+def of_the_host() -> None:
+    """Time what the host does for a byte, without launches and copies: between an answer of the GPU
+    and what it is given to do then, and in all."""
+    incremental_blt.StepRunner = IdleRunner  # type: ignore[misc]
+    model = BLT(BLT_SIZES["debug"]).to("meta")
+    small = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+    state = partial(IncrementalBLT, model, EntropyModel(small).to("meta"), Patcher(1.0))
+    for batch in BATCHES:
+        writer = Writer(state, batch, Sampling(1.0))
+        writer._generators = [torch.Generator().manual_seed(row) for row in range(batch)]
+        runner = writer.state.runner
+        assert isinstance(runner, IdleRunner)
+        each = []
+        for _ in range(9):
+            runner.waited, began = 0.0, perf_counter()
+            for _ in range(HOST_BYTES):
+                writer.write()
+            each.append((runner.waited, perf_counter() - began))
+        waited, took = (1e6 * median(times) / HOST_BYTES for times in zip(*each, strict=True))
+        print(
+            f"host, batch {batch:3}: {took:.0f} us per byte, of which a GPU waits for {waited:.0f}"
+        )
 
 
 def rings(steps: BLTSteps) -> list[Ring]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -92,16 +93,16 @@ class CountingRunner(StepRunner):
     def run(self, step: Callable[..., None], *sizes: int) -> None:
         self.launches += 1  # what a step does on the meta device is of no consequence
 
-    def put(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
-        assert values.is_cpu and not tensor.is_cpu
+    def put(self, tensor: torch.Tensor, values: np.ndarray) -> None:
+        assert not tensor.is_cpu and values.shape == tensor.shape
         self.launches += 1
 
-    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+    def fetch(self, tensor: torch.Tensor) -> np.ndarray:
         self.launches += 1
         self.waits += 1
         values = torch.full(tensor.shape, 65.0)
         values[..., -1] = torch.rand(tensor.shape[:-1], generator=self._random) / 0.78
-        return values
+        return values.numpy()
 
 
 def count_per_byte(writer: Writer, count: int) -> tuple[float, float]:

@@ -1,14 +1,22 @@
 """Functions that are compiled while a step is recorded: in one piece, with the same results."""
 
 import functools
+from math import nan
 
 import pytest
 import torch
 from support.interpreted_process import run_interpreted
 
-from model.generation import fused
+from model.generation import fused, sampling
 from model.layers import attention
 from model.layers.attention import RotaryAngles
+
+EVERY = {
+    each
+    for module in (fused, sampling)
+    for each in vars(module).values()
+    if isinstance(each, fused.Fused)
+}
 
 
 @pytest.fixture
@@ -16,9 +24,8 @@ def traced(monkeypatch):
     """Compilation without generating code, which takes long; falling to pieces is an error."""
     compile_ = functools.partial(torch.compile, backend="eager", fullgraph=True)
     monkeypatch.setattr(torch, "compile", compile_)
-    for each in vars(fused).values():
-        if isinstance(each, fused.Fused):
-            monkeypatch.setattr(each, "_compiled", None)
+    for each in EVERY:
+        monkeypatch.setattr(each, "_compiled", None)
 
 
 def cases(batch: int):
@@ -52,6 +59,11 @@ def cases(batch: int):
     yield fused.read_from, (normal(batch, 32), normal(batch, 3, 2, 4, 8), None)
     gone = torch.tensor([-torch.inf, 0, 0]).expand(batch, 3)
     yield fused.read_from, (normal(batch, 32), normal(batch, 3, 2, 4, 8), gone)
+    logits = normal(batch, 20)
+    logits[1:2].round_()  # with equal ones
+    logits[2:3] = nan
+    yield sampling.likeliest, (logits,)
+    yield sampling.drawn_from_all, (logits, normal(batch, 20).exp(), torch.tensor(0.7).double())
 
 
 def test_compiled_is_plain(traced):
@@ -63,8 +75,7 @@ def test_compiled_is_plain(traced):
                 torch.testing.assert_close(function(*arguments), expected)
             assert function._compiled is not function._function
             done.add(function)
-    every = {each for each in vars(fused).values() if isinstance(each, fused.Fused)}
-    assert done == every
+    assert done == EVERY
 
 
 def check_kernels() -> None:

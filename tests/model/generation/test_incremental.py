@@ -168,19 +168,19 @@ def test_ends_in_pieces(patcher):
         lengths = patcher.patch_lengths(
             h[row : row + 1, :n], tokens[row : row + 1, :n], include_next_token=True
         )
-        start = torch.zeros(1, dtype=torch.int64)
+        start = np.zeros(1, np.int64)
         first, ends = 0, []
         while first < n:
             stop = min(first + 1 + first % 7, n)
-            piece = torch.arange(first - 1, stop).clamp(min=0)
+            piece = np.arange(first - 1, stop).clip(0)
             some = patcher.ends_in_piece(
-                h[row : row + 1, piece],
-                tokens[row : row + 1, piece],
-                torch.tensor([first]),
+                h.numpy()[row : row + 1, piece],
+                tokens.numpy()[row : row + 1, piece],
+                np.array([first]),
                 start,
             )
-            ends += [first + i for i in some[0].nonzero()[:, 0].tolist()]
-            start = torch.tensor([ends[-1] + 1])
+            ends += [first + i for i in some[0].nonzero()[0].tolist()]
+            start = np.array([ends[-1] + 1])
             first = stop
         assert [end + 1 for end in ends] == lengths[0].cumsum(0)[:-1].tolist()
 
@@ -227,4 +227,4 @@ def test_what_cannot_be_read_in_pieces(entropy_model):
     with pytest.raises(ValueError, match="top-k rule chooses among a whole document"):
         IncrementalBLT(model, entropy_model, Patcher(rule="top-k", patch_size=4), 1)
     with pytest.raises(ValueError, match="top-k"):
-        Patcher(rule="top-k", patch_size=4).ends_in_piece(*[torch.zeros(1, 2)] * 2, *[None] * 2)
+        Patcher(rule="top-k", patch_size=4).ends_in_piece(*[np.zeros((1, 2))] * 2, *[None] * 2)

@@ -3,7 +3,9 @@ shape depend on values, wait for nothing and read no memory of the host; and the
 
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from support.kernels import CountingRunner, Kernels, count_per_byte
@@ -12,7 +14,7 @@ from support.recorded_steps import RecordingRunner
 from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig, Patcher, generate
-from model.generation import incremental_blt, kv_cache
+from model.generation import graphs, incremental_blt, kv_cache
 from model.generation.incremental_blt import IncrementalBLT
 from model.generation.sampling import Sampling
 from model.generation.writer import Writer
@@ -153,3 +155,26 @@ def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
     assert writer.state.lengths.read_B.tolist() == [50] * batch
     patches_B = writer.state.lengths.patches_B
     assert 5 < patches_B.mean() < 18
+
+
+def test_pinned_memory_is_written_again_only_after_a_wait(monkeypatch):
+    pinned: list[torch.Tensor] = []
+
+    def pin(like: torch.Tensor) -> torch.Tensor:
+        pinned.append(torch.empty_like(like))
+        return pinned[-1]
+
+    monkeypatch.setattr(graphs, "_pinned", pin)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock())
+    runner = graphs.StepRunner(torch.device("cpu"))
+    runner.device, runner._arrived = torch.device("cuda"), Mock()
+    place = torch.zeros(2)
+    for value in (1, 2):
+        runner.put(place, np.full(2, value))
+    assert [each.tolist() for each in pinned] == [[1, 1], [2, 2]]
+    heard = runner.fetch(place)
+    assert heard.tolist() == [2, 2] and runner._arrived.synchronize.call_count == 1
+    for value in (3, 4):
+        runner.put(place, np.full(2, value))
+    assert [each.tolist() for each in pinned] == [[3, 3], [4, 4], [2, 2]]
+    assert heard.tolist() == [2, 2]
