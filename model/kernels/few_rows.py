@@ -13,58 +13,56 @@ once, at the end. What stands around the product costs it little:
 - a sum: the program that has a result adds it to the state, and nobody else reads that place.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc
+
+from model.kernels import launched_early
 
 ROWS = 4
 """Rows of the matrix that a program takes."""
 
 
-class Taken(NamedTuple):
-    """How a program takes its rows; of those that were timed for the shapes of the published
-    models, these took least."""
-
-    columns: int
-    """Columns at a time."""
-    warps: int
-    stages: int
-    """Pieces that are on their way at a time."""
-
-
-NORMED, ADDED = Taken(256, 2, 4), Taken(1024, 4, 3)
+COLUMNS, WARPS, STAGES = 1024, 4, 3
+"""Columns that it takes at a time, with so many warps, and how many such pieces are on their way at
+a time. Of those that were timed for the shapes of the published models these are among the best."""
 
 
 @triton.jit
 def _normed_product(
     x, norm, weight, out, tokens, rows, columns, eps,
     T: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token_T = tl.arange(0, T)
-    sum_TRC = tl.zeros((T, ROWS, COLUMNS), tl.float32)
-    up_TRC = tl.zeros((T, ROWS, COLUMNS), tl.float32)
-    square_TC = tl.zeros((T, COLUMNS), tl.float32)
-    at_RC = weight + row_R.to(tl.int64)[:, None] * columns
-    up_at_RC = at_RC + tl.cast(rows, tl.int64) * columns
-    for first in tl.range(0, columns, COLUMNS, num_stages=STAGES):
-        column_C = first + tl.arange(0, COLUMNS)
-        inside_C = column_C < columns
-        inside_TC = (token_T < tokens)[:, None] & inside_C[None, :]
-        inside_RC = (row_R < rows)[:, None] & inside_C[None, :]
-        x_TC = tl.load(x + token_T[:, None] * columns + column_C[None, :], inside_TC, 0)
-        x_TC = x_TC.to(tl.float32)
+    column_C, token_T = tl.arange(0, COLUMNS), tl.arange(0, T)
+    w_RC = _piece(weight, row_R, rows, column_C, columns)
+    norm_C = tl.load(norm + column_C, column_C < columns, 0)
+    up = weight + tl.cast(rows, tl.int64) * columns
+    if GATED:
+        up_RC = _piece(up, row_R, rows, column_C, columns)
+    if EARLY:
+        gdc.gdc_launch_dependents()
+        gdc.gdc_wait()
+    x_TC = _piece(x, token_T, tokens, column_C, columns).to(tl.float32)
+    square_TC = x_TC * x_TC
+    x_T1C = (x_TC * norm_C.to(tl.float32)[None, :])[:, None, :]
+    sum_TRC = w_RC.to(tl.float32)[None, :, :] * x_T1C
+    if GATED:
+        up_TRC = up_RC.to(tl.float32)[None, :, :] * x_T1C
+    for _ in tl.range(COLUMNS, columns, COLUMNS, num_stages=STAGES):
+        column_C += COLUMNS
+        x_TC = _piece(x, token_T, tokens, column_C, columns).to(tl.float32)
         square_TC += x_TC * x_TC
-        x_TC *= tl.load(norm + column_C, inside_C, 0).to(tl.float32)[None, :]
-        w_RC = tl.load(at_RC + column_C[None, :], inside_RC, 0).to(tl.float32)
-        sum_TRC += w_RC[None, :, :] * x_TC[:, None, :]
+        norm_C = tl.load(norm + column_C, column_C < columns, 0)
+        x_T1C = (x_TC * norm_C.to(tl.float32)[None, :])[:, None, :]
+        w_RC = _piece(weight, row_R, rows, column_C, columns)
+        sum_TRC += w_RC.to(tl.float32)[None, :, :] * x_T1C
         if GATED:
-            w_RC = tl.load(up_at_RC + column_C[None, :], inside_RC, 0).to(tl.float32)
-            up_TRC += w_RC[None, :, :] * x_TC[:, None, :]
+            up_RC = _piece(up, row_R, rows, column_C, columns)
+            up_TRC += up_RC.to(tl.float32)[None, :, :] * x_T1C
     scale_T1 = tl.rsqrt(tl.sum(square_TC, 1) / columns + eps)[:, None]
     y_TR = tl.sum(sum_TRC, 2) * scale_T1
     if GATED:
@@ -78,34 +76,42 @@ def _normed_product(
 def _added_product(
     x, y, weight, times, tokens, rows, columns,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token_T = tl.arange(0, T)
-    sum_TRC = tl.zeros((T, ROWS, COLUMNS), tl.float32)
-    at_RC = weight + row_R.to(tl.int64)[:, None] * columns
-    for first in tl.range(0, columns, COLUMNS, num_stages=STAGES):
-        column_C = first + tl.arange(0, COLUMNS)
-        inside_C = column_C < columns
-        inside_TC = (token_T < tokens)[:, None] & inside_C[None, :]
-        inside_RC = (row_R < rows)[:, None] & inside_C[None, :]
-        y_TC = tl.load(y + token_T[:, None] * columns + column_C[None, :], inside_TC, 0)
-        w_RC = tl.load(at_RC + column_C[None, :], inside_RC, 0).to(tl.float32)
-        sum_TRC += w_RC[None, :, :] * y_TC.to(tl.float32)[:, None, :]
+    column_C, token_T = tl.arange(0, COLUMNS), tl.arange(0, T)
+    w_RC = _piece(weight, row_R, rows, column_C, columns)
+    if EARLY:
+        gdc.gdc_launch_dependents()
+        gdc.gdc_wait()
+    y_TC = _piece(y, token_T, tokens, column_C, columns).to(tl.float32)
+    sum_TRC = w_RC.to(tl.float32)[None, :, :] * y_TC[:, None, :]
+    for _ in tl.range(COLUMNS, columns, COLUMNS, num_stages=STAGES):
+        column_C += COLUMNS
+        y_TC = _piece(y, token_T, tokens, column_C, columns).to(tl.float32)
+        w_RC = _piece(weight, row_R, rows, column_C, columns)
+        sum_TRC += w_RC.to(tl.float32)[None, :, :] * y_TC[:, None, :]
     inside_TR = (token_T < tokens)[:, None] & (row_R < rows)[None, :]
     at_TR = x + token_T[:, None] * rows + row_R[None, :]
     x_TR = tl.load(at_TR, inside_TR, 0).to(tl.float32) * times + tl.sum(sum_TRC, 2)
     tl.store(at_TR, x_TR.to(x.dtype.element_ty), inside_TR)
 
 
-def _fixed(tokens: int, taken: Taken) -> dict[str, int]:
-    """What is fixed when a kernel is compiled."""
-    return {
-        "T": 1 << (tokens - 1).bit_length(),
-        "ROWS": ROWS,
-        "COLUMNS": taken.columns,
-        "STAGES": taken.stages,
-        "num_warps": taken.warps,
-    }
+@triton.jit
+def _piece(matrix, row_R, rows, column_C, columns):
+    """Columns of rows of a matrix; 0 outside it."""
+    inside_RC = (row_R < rows)[:, None] & (column_C < columns)[None, :]
+    at_RC = matrix + row_R.to(tl.int64)[:, None] * columns + column_C[None, :]
+    return tl.load(at_RC, inside_RC, 0)
+
+
+def _fixed(x_TD: Tensor) -> dict[str, int | bool]:
+    """What is fixed when a kernel is compiled, and how it is launched."""
+    padded = 1 << (len(x_TD) - 1).bit_length()
+    # Each token has sums of its own; those of four do not fit into registers otherwise.
+    columns = COLUMNS // 2 if padded > 2 else COLUMNS
+    fixed = {"T": padded, "ROWS": ROWS, "COLUMNS": columns, "STAGES": STAGES, "num_warps": WARPS}
+    return fixed | launched_early(x_TD.device)
 
 
 @torch.library.custom_op("blt_titan::normed_product", mutates_args=())
@@ -123,7 +129,7 @@ def normed_product(
     _normed_product[(triton.cdiv(rows, ROWS),)](
         *(x_TD.contiguous(), norm_D, weight_ED, out_TE, tokens, rows, x_TD.shape[1], eps),
         GATED=gated,
-        **_fixed(tokens, NORMED),
+        **_fixed(x_TD),
     )
     return out_TE
 
@@ -144,7 +150,7 @@ def added_product(x_TD: Tensor, y_TE: Tensor, weight_DE: Tensor, times: float) -
     tokens, (rows, columns) = len(x_TD), weight_DE.shape
     _added_product[(triton.cdiv(rows, ROWS),)](
         *(x_TD, y_TE.contiguous(), weight_DE, times, tokens, rows, columns),
-        **_fixed(tokens, ADDED),
+        **_fixed(x_TD),
     )
 
 

@@ -21,6 +21,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc
+
+from model.kernels import launched_early
 
 LANES, WARPS = 16, 2
 """Slots that a program takes at a time, at a head of 128, and the warps that take them."""
@@ -36,8 +39,11 @@ def _attend(
     qkv, rotary, ring, out, position, reach, needed,
     position_step, reach_step, needed_step, row_step, slots, window, heads, groups, scale,
     ALL: tl.constexpr, HEAD: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc.gdc_launch_dependents()
+        gdc.gdc_wait()
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     shared = heads // groups  # heads of keys, and of values
     kept = head // groups
@@ -139,6 +145,7 @@ def attend_to_ring(
         LANES=max(larger * LANES * 128 // wide, 16),
         STAGES=STAGES,
         num_warps=larger * WARPS,
+        **launched_early(ring.device),
     )
     return out_BD
 
