@@ -105,13 +105,17 @@ def _piece(matrix, row_R, rows, column_C, columns):
     return tl.load(at_RC, inside_RC, 0)
 
 
+def columns_of(tokens: int) -> int:
+    """Columns at a time for so many tokens: the sums of more than two do not fit into registers
+    otherwise."""
+    return COLUMNS if tokens <= 2 else COLUMNS // 4
+
+
 def _fixed(x_TD: Tensor) -> dict[str, int | bool]:
     """What is fixed when a kernel is compiled, and how it is launched."""
     padded = 1 << (len(x_TD) - 1).bit_length()
-    # Each token has sums of its own; those of four do not fit into registers otherwise.
-    columns = COLUMNS // 2 if padded > 2 else COLUMNS
-    fixed = {"T": padded, "ROWS": ROWS, "COLUMNS": columns, "STAGES": STAGES, "num_warps": WARPS}
-    return fixed | launched_early(x_TD.device)
+    fixed = {"T": padded, "ROWS": ROWS, "COLUMNS": columns_of(padded), "STAGES": STAGES}
+    return {**fixed, "num_warps": WARPS, **launched_early(x_TD.device)}
 
 
 @torch.library.custom_op("blt_titan::normed_product", mutates_args=())

@@ -103,6 +103,12 @@ def _attend(
     tl.store(out + (row * heads + head) * HEAD + e, out_E.to(out.dtype.element_ty), inside_E)
 
 
+def lanes_of(wide: int, larger: int) -> int:
+    """Slots that a program takes at a time: as many as fill its registers alike, whatever the width
+    of a head."""
+    return max(larger * LANES * 128 // wide, 16)
+
+
 @torch.library.custom_op("blt_titan::attend_to_ring", mutates_args=("ring",))
 def attend_to_ring(
     qkv_BE: Tensor,
@@ -142,7 +148,7 @@ def attend_to_ring(
         ALL=needed_B is None,
         HEAD=head_dim,
         WIDE=wide,
-        LANES=max(larger * LANES * 128 // wide, 16),
+        LANES=lanes_of(wide, larger),
         STAGES=STAGES,
         num_warps=larger * WARPS,
         **launched_early(ring.device),

@@ -60,10 +60,14 @@ def gate_kernel(
     x, w1, w3, out, tokens, features, depth,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One tile of ``silu(x @ w1.T) * (x @ w3.T)`` per program."""
-    row, column = tile_of(tl.program_id(0), tokens, features, ROWS, COLUMNS, GROUP)
-    a, b = two_products(x, w1, w3, row, column, depth, ROWS, COLUMNS, DEPTH)
-    out.store([row, column], (a * tl.sigmoid(a) * b).to(out.dtype))
+    """Tiles of ``silu(x @ w1.T) * (x @ w3.T)``. There is a program per tile; it is a loop all the
+    same, because without one the assembler lets each product wait for the one before it, which
+    took a fourth more time."""
+    tiles = tl.cdiv(tokens, ROWS) * tl.cdiv(features, COLUMNS)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row, column = tile_of(tile, tokens, features, ROWS, COLUMNS, GROUP)
+        a, b = two_products(x, w1, w3, row, column, depth, ROWS, COLUMNS, DEPTH)
+        out.store([row, column], (a * tl.sigmoid(a) * b).to(out.dtype))
 
 
 @triton.jit
