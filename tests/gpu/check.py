@@ -52,7 +52,7 @@ STEPS = (
     Step("blt.gradients", 120, timed=False),
     Step("scoring.speed", 110),
     Step("training.blt_1b", 170),
-    Step("generation.generation", 110),
+    Step("generation.generation", 150),
     Step("generation.same_text", 60),
     Step("blt.evaluation", 60),
     Step("evaluation.speed", 130),

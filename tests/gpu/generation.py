@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ AIMS = {1: 1_000, 16: 0, 128: 50_000}
 BYTES, MORE_BYTES, PROFILED = 64, 320, 24
 """Bytes of each row: the rate is that of the bytes beyond the first, because a call also reads
 prompts and records graphs."""
+READ = 8
+"""Texts whose entropies say how long patches are."""
 
 
 def same_text(run: Run) -> None:
@@ -31,7 +34,7 @@ def same_text(run: Run) -> None:
         spread_logits(model, 8)
     prompts = [text[:100] for text in short_documents(30_000, seed=9)[:9]]
     size = 8 if run.tiny else 96
-    patcher = _patcher(run, blt, entropy, prompts[:8])
+    patcher = Writing(run, blt, entropy, entropy, prompts).patcher()
     expected = generate(blt, entropy, prompts, patcher=patcher, max_new_bytes=size)
     there = [copy.deepcopy(model).to(run.device) for model in (blt, entropy)]
     for rows in (1, 3, 9):
@@ -47,77 +50,108 @@ def same_text(run: Run) -> None:
         )
 
 
-def generation(run: Run) -> None:
-    """The published BLT with the published entropy model, both with random weights (and small hash
-    tables, whose size costs nothing here), from prompts of real text."""
-    torch.manual_seed(0)
-    shape = BLT_SIZES["debug" if run.tiny else "1b"]
-    small = EntropyModelConfig(dim=64, n_layers=2, n_heads=4)
-    with run.device:
-        blt = BLT(replace(shape, encoder_hash_byte_group_vocab=2003)).to(run.dtype).eval()
-        entropy = EntropyModel(small if run.tiny else EntropyModelConfig()).to(run.dtype).eval()
-    blt.init_weights()
-    entropy.init_weights()
-    spread_logits(entropy)
+@dataclass(frozen=True)
+class Writing:
+    """The models that write, what they write after, and where patches begin."""
 
-    def without_end(_: object, __: object, logits: Tensor) -> None:
-        logits[..., EOS_ID] = -torch.inf  # with random weights rows would soon be empty
+    run: Run
+    blt: BLT
+    entropy: EntropyModel
+    beside: EntropyModel
+    """The same on the CPU in float32: there it needs no compilation."""
+    prompts: list[bytes]
 
-    blt.local_decoder.output.register_forward_hook(without_end)
-    prompts = [
-        text[: 64 if run.tiny else 256] for text in short_documents(300_000, seed=9)[: max(AIMS)]
-    ]
-    patcher = _patcher(run, blt, entropy, prompts[:8])
+    @classmethod
+    def published(cls, run: Run) -> "Writing":
+        """The published BLT with the published entropy model, both with random weights (and small
+        hash tables, whose size costs nothing here), and prompts of real text."""
+        run.use_all_cores()
+        torch.manual_seed(0)
+        shape = BLT_SIZES["debug" if run.tiny else "1b"]
+        small = EntropyModelConfig(dim=64, n_layers=2, n_heads=4)
+        with run.device:
+            blt = BLT(replace(shape, encoder_hash_byte_group_vocab=2003)).to(run.dtype).eval()
+        beside = EntropyModel(small if run.tiny else EntropyModelConfig()).eval()
+        blt.init_weights()
+        beside.init_weights()
+        spread_logits(beside)
 
-    def write(rows: int, size: int) -> list[bytes]:
+        def without_end(_: object, __: object, logits: Tensor) -> None:
+            logits[..., EOS_ID] = -torch.inf  # with random weights rows would soon be empty
+
+        blt.local_decoder.output.register_forward_hook(without_end)
+        texts = short_documents(300_000, seed=9)[: max(AIMS)]
+        prompts = [text[: 64 if run.tiny else 256] for text in texts]
+        return cls(run, blt, copy.deepcopy(beside).to(run.device, run.dtype), beside, prompts)
+
+    def write(self, rows: int, size: int, patcher: Patcher, seed: int = 0) -> list[bytes]:
+        """Texts of so many bytes after the first prompts."""
         return generate(
-            blt, entropy, prompts[:rows], patcher=patcher, max_new_bytes=size, temperature=1.0
+            *(self.blt, self.entropy, self.prompts[:rows]),
+            patcher=patcher,
+            max_new_bytes=size,
+            temperature=1.0,
+            seed=seed,
         )
 
-    profiled = 2 if run.tiny else PROFILED
-    for rows, aim in ({1: 0, 2: 0} if run.tiny else AIMS).items():
-        sizes = (4, 12) if run.tiny else (BYTES, MORE_BYTES)
-        write(rows, sizes[-1])  # compile
+    def entropies(self, texts: list[bytes]) -> np.ndarray:
+        """The entropies after each byte of some of the texts."""
+        found = []
+        for prompt, text in list(zip(self.prompts, texts, strict=False))[:READ]:
+            tokens = torch.tensor([list(prompt + text)]) + BYTE_OFFSET
+            found.append(self.beside.entropies(tokens)[0, len(prompt) :].numpy())
+        return np.concatenate(found)
+
+    def patcher(self) -> Patcher:
+        """A threshold that gives about 4.5 bytes per patch in what the models write."""
+        static = Patcher(rule="static", patch_size=4.5)
+        texts = self.write(READ, 16 if self.run.tiny else 192, static, seed=1)
+        return Patcher(threshold=float(np.quantile(self.entropies(texts), 1 - 1 / 4.5)))
+
+    def rate(self, rows: int, patcher: Patcher) -> dict[str, float]:
+        """Bytes per second, and what was written in how many patches."""
+        sizes = (4, 12) if self.run.tiny else (BYTES, MORE_BYTES)
+        self.write(rows, sizes[-1], patcher)  # compile
         done, took = [], []
         for size in sizes:
             began = time.perf_counter()
-            texts = write(rows, size)
-            run.wait()
+            texts = self.write(rows, size, patcher)
+            self.run.wait()
             took.append(time.perf_counter() - began)
             done.append(sum(map(len, texts)))
-        profile = run.profile(f"generation, {rows} rows", lambda rows=rows: write(rows, profiled))
-        h = np.concatenate(list(_entropies(entropy, prompts[:rows], texts)))
-        rate = (done[1] - done[0]) / (took[1] - took[0])
+        ends = float((self.entropies(texts) > patcher.threshold).mean())
+        return {
+            "bytes_per_s": (done[1] - done[0]) / (took[1] - took[0]),
+            "bytes_per_s_of_a_call": done[1] / took[1],
+            "bytes": done[1],
+            "bytes_per_patch": 1 / max(ends, 1e-3),
+        }
+
+
+def generation(run: Run) -> None:
+    """Bytes per second, and for one row what it is worth to launch kernels early."""
+    writing = Writing.published(run)
+    patcher = writing.patcher()
+    profiled = 2 if run.tiny else PROFILED
+    for rows, aim in ({1: 0, 2: 0} if run.tiny else AIMS).items():
+        found = writing.rate(rows, patcher)
+        profile = run.profile(
+            f"generation, {rows} rows", partial(writing.write, rows, profiled, patcher)
+        )
         run.record(
             f"generation, blt_1b with entropy_100m, {rows} rows",
             aim=f"{aim:,} bytes per second" if aim else "",
-            fast=rate >= aim if aim else None,
-            bytes_per_s=rate,
-            bytes_per_s_of_a_call=done[1] / took[1],
-            bytes=done[1],
-            bytes_per_patch=1 / max(float((h > patcher.threshold).mean()), 1e-3),
+            fast=found["bytes_per_s"] >= aim if aim else None,
+            **found,
             kernels_per_position=profile["kernels"] / profiled,
             idle=profile["idle"],
             peak_GiB=run.peak_gib(),
             top=profile["top"],
         )
-
-
-def _patcher(run: Run, blt: BLT, entropy: EntropyModel, prompts: list[bytes]) -> Patcher:
-    """A threshold that gives about 4.5 bytes per patch in what the models write."""
-    static = Patcher(rule="static", patch_size=4.5)
-    size = 16 if run.tiny else 192
-    texts = generate(
-        blt, entropy, prompts, patcher=static, max_new_bytes=size, temperature=1.0, seed=1
-    )
-    h = np.concatenate(list(_entropies(entropy, prompts, texts)))
-    return Patcher(threshold=float(np.quantile(h, 1 - 1 / 4.5)))
-
-
-def _entropies(
-    model: EntropyModel, prompts: list[bytes], texts: list[bytes]
-) -> Iterator[np.ndarray]:
-    """The entropies after each byte of texts that follow prompts."""
-    for prompt, text in zip(prompts, texts, strict=True):
-        tokens = torch.tensor([list(prompt + text)], device=model.device) + BYTE_OFFSET
-        yield model.entropies(tokens)[0, len(prompt) :].float().cpu().numpy()
+    if run.device.type == "cuda":
+        late = {"return_value": {"EARLY": False}}
+        with (
+            patch("model.kernels.few_rows.launched_early", **late),
+            patch("model.kernels.ring_attention.launched_early", **late),
+        ):
+            run.record("generation, 1 row, no kernel launched early", **writing.rate(1, patcher))
