@@ -132,7 +132,7 @@ class KeyValueCache:
             like: a tensor of the dtype and on the device of keys and values.
         """
         self.window, self.heads = window, heads
-        self._singly = longest == 1 and kernels.usable(like.device)
+        self._singly = kernels.usable(like.device) and longest == 1
         slots = window + longest - 1 if window else longest
         slots += -slots % MULTIPLE
         shape = (2 * heads, head_dim)

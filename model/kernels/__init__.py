@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import warnings
 
 import torch
 
@@ -10,18 +11,37 @@ FEW_TOKENS = 4
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def usable(device: torch.device) -> bool:
-    """True where the kernels run: on a GPU, if there is Triton. The meta device stands for one."""
-    return device.type in ("cuda", "meta") and _has_triton()
+    """True where the kernels run: on NVIDIA's GPUs for which Triton compiles them. The meta device
+    stands for one."""
+    if device.type not in ("cuda", "meta") or importlib.util.find_spec("triton") is None:
+        return False
+    # AMD's GPUs are called cuda, too.
+    return device.type == "meta" or (not torch.version.hip and _runs(device))
 
 
-def few(x_TD: torch.Tensor) -> bool:
-    """True if there are kernels for products of so few tokens: :mod:`model.kernels.few_rows`."""
-    return len(x_TD) <= FEW_TOKENS and usable(x_TD.device)
+def _runs(device: torch.device) -> bool:
+    """Try a kernel: Triton needs a C compiler, and a GPU that is not too old."""
+    try:
+        from model.kernels.few_rows import added_product
+
+        x_TD, weight_DD = torch.zeros(1, 16, device=device), torch.zeros(16, 16, device=device)
+        added_product(x_TD, x_TD.clone(), weight_DD, 1.0)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        warnings.warn(
+            f"generation is slower than it could be: its kernels cannot be compiled for {device} "
+            f"({error})",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def few(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> bool:
+    """True if there are kernels for a product of so few tokens: :mod:`model.kernels.few_rows`."""
+    return len(x_TD) <= FEW_TOKENS and weight_ED.is_contiguous() and usable(x_TD.device)
 
 
 def launched_early(device: torch.device) -> dict[str, bool]:

@@ -1,0 +1,30 @@
+"""Where our kernels serve, and where plain PyTorch does."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="kernels are written in Triton")
+
+from model import kernels
+
+META = torch.device("meta")
+
+
+def test_gpus_that_they_run_on(monkeypatch):
+    """Not AMD's, which are called cuda, too; not those for which Triton fails, as it does here."""
+    usable, gpu = kernels.usable.__wrapped__, torch.device("cuda", 0)
+    with pytest.warns(UserWarning, match="kernels cannot be compiled for cpu"):
+        assert not kernels._runs(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "_runs", lambda device: device == gpu)
+    assert usable(gpu) and usable(META) and not usable(torch.device("cpu"))
+    assert not usable(torch.device("cuda", 1))
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert not usable(gpu)
+
+
+def test_products_of_few_tokens():
+    """The kernels read rows of a matrix that lie one after another."""
+    x_TD, weight_ED = torch.empty(4, 8, device=META), torch.empty(6, 8, device=META)
+    assert kernels.few(x_TD, weight_ED)
+    assert not kernels.few(torch.empty(5, 8, device=META), weight_ED)
+    assert not kernels.few(x_TD, torch.empty(8, 6, device=META).t())
