@@ -134,8 +134,8 @@ def on_a_card() -> None:
         caches = sum(ring.data.nbytes for ring in rings(steps)) / 1e9
         rates = []
         for context in CARD_CONTEXTS:
-            steps.make_room(context, round(context / BYTES_PER_PATCH), 32)
-            byte, patch = (each / CARD[1] for each in bytes_read(model, entropy_model, steps))
+            read = bytes_read(model, entropy_model, steps, context)
+            byte, patch = (each / CARD[1] for each in read)
             # How often any row ends a patch.
             rates.append(batch / (byte + patch * (1 - (1 - 1 / BYTES_PER_PATCH) ** batch)))
         print(
@@ -198,21 +198,26 @@ def rings(steps: BLTSteps) -> list[Ring]:
     return [steps.tokens, steps.states, steps.readable, *(stack.cache.ring for stack in stacks)]
 
 
-def bytes_read(model: BLT, entropy_model: EntropyModel, steps: BLTSteps) -> tuple[float, float]:
-    """Memory that is read at least for each byte, and for a byte that ends a patch besides: weights
-    (without embeddings), and caches as far as they are looked at."""
+def bytes_read(
+    model: BLT, entropy_model: EntropyModel, steps: BLTSteps, context: int
+) -> tuple[float, float]:
+    """Memory that is read at least for each byte of all rows, and besides if a patch of any row
+    ends: weights (without embeddings), and what caches hold of ``context`` bytes; of patches, for
+    the rows of which one ends."""
 
     def weights(part: torch.nn.Module) -> int:
         return sum(x.nbytes for name, x in part.named_parameters() if "embeddings" not in name)
 
-    def cached(blocks: CachedBlocks) -> float:
-        return blocks.cache.ring.data.nbytes * blocks.cache.used / blocks.cache.ring.slots
+    def cached(blocks: CachedBlocks, positions: float) -> float:
+        ring, window = blocks.cache.ring, blocks.cache.window
+        return ring.data.nbytes / ring.slots * min(positions, window or positions)
 
     assert steps.entropies is not None
     local = (model.local_encoder, model.local_decoder, entropy_model)
     stacks = (steps.encoder, steps.decoder, steps.entropies.blocks)
-    every = sum(map(weights, local)) + sum(map(cached, stacks))
-    return every, weights(model.global_transformer) + cached(steps.latent)
+    every = sum(map(weights, local)) + sum(cached(stack, context) for stack in stacks)
+    every += cached(steps.latent, context / BYTES_PER_PATCH) / BYTES_PER_PATCH
+    return every, weights(model.global_transformer)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,13 @@ def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
     assert 5 < patches_B.mean() < 18
 
 
+def test_other_devices_are_waited_for():
+    """What the host says lies in memory that it writes again, and no copy may still read it."""
+    runner, place = graphs.StepRunner(torch.device("mps")), Mock()
+    runner.put(place, np.zeros(2))
+    assert not place.copy_.call_args.kwargs.get("non_blocking")
+
+
 def test_pinned_memory_is_written_again_only_after_a_wait(monkeypatch):
     pinned: list[torch.Tensor] = []
 
