@@ -42,11 +42,3 @@ def _runs(device: torch.device) -> bool:
 def few(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> bool:
     """True if there are kernels for a product of so few tokens: :mod:`model.kernels.few_rows`."""
     return len(x_TD) <= FEW_TOKENS and weight_ED.is_contiguous() and usable(x_TD.device)
-
-
-def launched_early(device: torch.device) -> dict[str, bool]:
-    """How a kernel is launched: from Hopper on before the one before it has ended, so that what it
-    needs of no other kernel, its weights, is on its way by then. It must wait for that kernel
-    before it reads or writes anything else (``gdc_wait``)."""
-    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}

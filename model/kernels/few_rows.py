@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc
 
-from model.kernels import launched_early
+from model.kernels.launch import launched_early
 
 ROWS = 4
 """Rows of the matrix that a program takes."""

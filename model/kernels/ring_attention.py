@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc
 
-from model.kernels import launched_early
+from model.kernels.launch import launched_early
 
 LANES, WARPS = 16, 2
 """Slots that a program takes at a time, at a head of 128 in two bytes each, and the warps that take

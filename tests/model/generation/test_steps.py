@@ -58,7 +58,7 @@ def test_replayed_steps_write_the_same(models, monkeypatch, options):
     expected = generate(*models, PROMPTS, **options)
     monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
     monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.blt_steps.keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
     monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 16)  # rings grow, and graphs are recorded again
     monkeypatch.setattr(incremental_blt, "StepRunner", RecordingRunner)
     monkeypatch.setattr(RecordingRunner, "recordings", 0)
@@ -74,7 +74,7 @@ def test_kernels_write_the_same(models, monkeypatch, rows, size):
     expected = generate(*models, prompts, **options)
     monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
     monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.blt_steps.keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
     run_kernels_on_cpu(monkeypatch)
     assert generate(*models, prompts, **options) == expected
 
