@@ -27,8 +27,9 @@ FIRST_SLOTS = 256
 """Slots of rings that grow, at first and on a GPU: when one grows, graphs are recorded again."""
 
 
-MANY_ROWS = 16
-LEAST_USED = 64
+MANY_ROWS, LEAST_USED = 16, 64
+"""From so many rows on, steps that keep their shapes and have a mask look at no more slots than the
+next power of 2, and at so many at least."""
 
 
 def power_of_2(value: int) -> int:

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton", reason="kernels are written in Triton")
 
 from model import kernels
+from model.kernels.launch import launched_early
 
 META = torch.device("meta")
 
@@ -28,3 +29,12 @@ def test_products_of_few_tokens():
     assert kernels.few(x_TD, weight_ED)
     assert not kernels.few(torch.empty(5, 8, device=META), weight_ED)
     assert not kernels.few(x_TD, torch.empty(8, 6, device=META).t())
+
+
+def test_early_launches(monkeypatch):
+    """Only where they are known to work within graphs."""
+    for capability, early in (((8, 9), 0), ((9, 0), 1), ((10, 3), 1), ((12, 0), 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, its=capability: its)
+        launch = launched_early(torch.device("cuda", 0))
+        assert launch["EARLY"] == launch.get("launch_pdl", False) == early
+    assert launched_early(META) == {"EARLY": False}
