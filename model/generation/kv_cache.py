@@ -133,7 +133,7 @@ class KeyValueCache:
             like: a tensor of the dtype and on the device of keys and values.
         """
         self.window, self.heads = window, heads
-        self._singly = kernels.usable(like.device) and longest == 1
+        self._singly = kernels.usable(like.device, like.dtype) and longest == 1
         slots = window + longest - 1 if window else longest
         slots += -slots % MULTIPLE
         shape = (2 * heads, head_dim)
@@ -172,7 +172,7 @@ class KeyValueCache:
         slots, dtype = self.ring.slots, self.ring.data.dtype
         reach_BM = position_BM if reach_BM is None else reach_BM
         view = View(position_BM, reach_BM, needed_B)
-        if position_BM.shape[1] == 1 and kernels.usable(position_BM.device):
+        if position_BM.shape[1] == 1 and kernels.usable(position_BM.device, dtype):
             return view
         window = self.window or slots
         mask_BMR = unseen(position_BM, reach_BM, window, slots, self.used, dtype)

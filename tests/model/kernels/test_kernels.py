@@ -15,12 +15,15 @@ def test_gpus_that_they_run_on(monkeypatch):
     """Not AMD's, which are called cuda, too; not those for which Triton fails, as it does here."""
     usable, gpu = kernels.usable.__wrapped__, torch.device("cuda", 0)
     with pytest.warns(UserWarning, match="kernels cannot be compiled for cpu"):
-        assert not kernels._runs(torch.device("cpu"))
-    monkeypatch.setattr(kernels, "_runs", lambda device: device == gpu)
-    assert usable(gpu) and usable(META) and not usable(torch.device("cpu"))
-    assert not usable(torch.device("cuda", 1))
+        assert not kernels._runs(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(kernels, "_runs", lambda device, dtype: device == gpu)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert usable(gpu, dtype) and usable(META, dtype)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        assert not usable(device, torch.float32)
+    assert not usable(gpu, torch.float64)
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert not usable(gpu)
+    assert not usable(gpu, torch.float32)
 
 
 def test_products_of_few_tokens():
