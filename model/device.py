@@ -52,8 +52,8 @@ def has_scoring_kernels(device: "torch.device", dtype: "torch.dtype") -> bool:
     Hopper's GPUs (capability 9.0), for which they were made and timed."""
     import torch
 
-    if device.type != "cuda" or dtype != torch.bfloat16:
-        return False
+    if device.type != "cuda" or torch.version.hip or dtype != torch.bfloat16:
+        return False  # AMD's GPUs are called cuda, and some of them have capability 9.0
     return torch.cuda.get_device_capability(device) == (9, 0)
 
 

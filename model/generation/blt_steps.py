@@ -28,31 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.blt import BLT
-from model.generation.cached_blocks import (
-    CachedBlocks,
-    JoinedWeights,
-    add_product,
-    normed_product,
-    project,
-)
-from model.generation.fused import (
-    angles,
-    embedded,
-    ngram_rows,
-    own_patches,
-    pooled,
-    read_from,
-    ungathered,
-)
+from model.generation.cached_blocks import CachedBlocks, JoinedWeights, normed_product
+from model.generation.crossings import gather_from, pooled_bytes, read_patches
+from model.generation.fused import angles, embedded, ngram_rows, own_patches, ungathered
 from model.generation.graphs import StepRunner
 from model.generation.incremental_entropies import CachedEntropyModel
-from model.generation.kv_cache import KeyValueCache, Ring, keeps_shapes
+from model.generation.kv_cache import KeyValueCache, Ring
 from model.generation.piece import Piece
 from model.generation.sampling import likeliest
 from model.layers.cross_attention import CrossAttention, GatherFromBytes, ReadFromPatches
-
-FEW_PATCHES = 4
-"""Patches of a row up to which each looks at all bytes for its own: more scatter them."""
 
 
 class BLTSteps:
@@ -182,14 +166,14 @@ class BLTSteps:
         layout = position_BS, piece.bounds(patches), piece.ended_B, piece.window
         states = [self.states.read(part, position_BS) for part in range(len(self.states.data))]
         own_BS = own_patches(*layout, patches)
-        pooled_ND = _pooled(states[0], own_BS, patches)
+        pooled_ND = pooled_bytes(states[0], own_BS, patches)
         vectors_NE: Tensor = encoder.patch_embedding_projection(pooled_ND)
         vectors_XD: Tensor = vectors_NE.unflatten(-1, (k, -1)).flatten(0, 1)
         mask_B1XS = ungathered(*layout, patches, k, states[0].dtype)[:, None]
         crossings = zip(self._gather_kv, encoder.cross_attn_layers, states, strict=False)
         for weights, layer, states_BSD in crossings:
             layer = cast(GatherFromBytes, layer)
-            vectors_XD = _gather_from(layer, weights, vectors_XD, states_BSD, mask_B1XS)
+            vectors_XD = gather_from(layer, weights, vectors_XD, states_BSD, mask_B1XS)
         return vectors_XD.view(-1, k, vectors_XD.shape[-1])
 
     def _readable(self, latent_NG: Tensor) -> Tensor:
@@ -230,7 +214,7 @@ class BLTSteps:
         for i in range(len(self.decoder.layers)):
             if i < len(decoder.cross_attn_layers):
                 layer = cast(ReadFromPatches, decoder.cross_attn_layers[i])
-                x_TD = _read(layer, x_TD, readable_TW[:, :, i], mask)
+                x_TD = read_patches(layer, x_TD, readable_TW[:, :, i], mask)
             x_TD = self.decoder.run_layer(i, x_TD, rotary_TF2, view)
         logits_TV = decoder.output(decoder.norm(x_TD))
         self.logits_BMV[:, begin : begin + columns] = logits_TV.view(*position_BM.shape, -1)
@@ -282,57 +266,6 @@ class BLTSteps:
         rings.append((self.readable, other.readable, patches))
         for mine, its, length in rings:
             mine.take(row, its, its_row, length)
-
-
-def _pooled(states_BSD: Tensor, own_BS: Tensor, patches: int) -> Tensor:
-    """See :func:`model.generation.fused.pooled`."""
-    if patches <= FEW_PATCHES and keeps_shapes(states_BSD.device):
-        return pooled(states_BSD, own_BS, patches)
-    # One patch more takes the bytes that belong to none.
-    batch, dim = len(states_BSD), states_BSD.shape[-1]
-    pooled_ND = states_BSD.new_zeros(batch * patches + 1, dim)
-    own_TD = own_BS.flatten()[:, None].expand(-1, dim)
-    bytes_TD = states_BSD.flatten(0, 1)
-    return pooled_ND.scatter_reduce(0, own_TD, bytes_TD, "amax", include_self=False)[:-1]
-
-
-def _gather_from(
-    layer: GatherFromBytes,
-    kv_weights: tuple[Tensor, ...],
-    x_XD: Tensor,
-    bytes_BSD: Tensor,
-    mask_B1XS: Tensor,
-) -> Tensor:
-    """The vectors of patches that have gathered from bytes, as :class:`GatherFromBytes` computes
-    them, written over ``x_XD``; the rows of the batch one after another."""
-    batch = len(bytes_BSD)
-    kv_BSE = project(layer.cross_attn_norm_kv(bytes_BSD), kv_weights)
-    kv_BSHE = kv_BSE.unflatten(-1, (-1, layer.head_dim))
-    if layer.groups > 1:
-        kv_BSHE = kv_BSHE.repeat_interleave(layer.groups, 2)
-    k_BHSE, v_BHSE = kv_BSHE.transpose(1, 2).chunk(2, 1)
-    q_XE = normed_product(x_XD, layer.cross_attn_norm_q, (layer.wq.weight,))
-    q_BHXE = q_XE.view(batch, -1, k_BHSE.shape[1], layer.head_dim).transpose(1, 2)
-    out_BHXE = F.scaled_dot_product_attention(q_BHXE, k_BHSE, v_BHSE, attn_mask=mask_B1XS)
-    return add_product(x_XD, out_BHXE.transpose(1, 2).flatten(0, 1).flatten(1), layer.wo, times=2)
-
-
-def _read(layer: ReadFromPatches, x_TD: Tensor, kv_TWK2HE: Tensor, mask: Tensor | None) -> Tensor:
-    """Byte states that have read from patches, as :class:`ReadFromPatches` computes them, written
-    over ``x_TD``.
-
-    Args:
-        mask: minus infinity for patches that are not there, ``[tokens, window * k]``.
-    """
-    q_TE = normed_product(x_TD, layer.cross_attn_norm_q, (layer.wq.weight,))
-    kv_TX2HE = kv_TWK2HE.flatten(1, 2)
-    if keeps_shapes(x_TD.device):
-        return add_product(x_TD, read_from(q_TE, kv_TX2HE, mask), layer.wo, times=2)
-    q_TH1E = q_TE.unflatten(-1, (-1, 1, layer.head_dim))
-    k_THXE, v_THXE = (x.transpose(1, 2) for x in kv_TX2HE.unbind(2))
-    mask_T11X = None if mask is None else mask[:, None, None]
-    out_TH1E = F.scaled_dot_product_attention(q_TH1E, k_THXE, v_THXE, attn_mask=mask_T11X)
-    return add_product(x_TD, out_TH1E.flatten(1), layer.wo, times=2)
 
 
 def _powers(model: BLT) -> Tensor:

@@ -108,13 +108,15 @@ class StepRunner:
         current.wait_stream(self._beside)
 
     def put(self, tensor: Tensor, values: np.ndarray) -> None:
-        """Copy values of the host into a tensor of their shape and dtype, without waiting."""
+        """Copy values of the host into a tensor of their shape and dtype; on an NVIDIA GPU
+        without waiting. Elsewhere the copy could read what the caller has written over them."""
         source = torch.from_numpy(values)
-        if self.device.type == "cuda":
-            pinned = self._unread(tensor)
-            pinned.copy_(source)
-            source = pinned
-        tensor.copy_(source, non_blocking=True)
+        if self.device.type != "cuda":
+            tensor.copy_(source)
+            return
+        pinned = self._unread(tensor)
+        pinned.copy_(source)
+        tensor.copy_(pinned, non_blocking=True)
 
     def fetch(self, tensor: Tensor) -> np.ndarray:
         """The values of a tensor, which are the caller's until the next fetch: the host waits until

@@ -27,8 +27,9 @@ FIRST_SLOTS = 256
 """Slots of rings that grow, at first and on a GPU: when one grows, graphs are recorded again."""
 
 
-MANY_ROWS = 16
-LEAST_USED = 64
+MANY_ROWS, LEAST_USED = 16, 64
+"""From so many rows on, steps that keep their shapes and have a mask look at no more slots than the
+next power of 2, and at so many at least."""
 
 
 def power_of_2(value: int) -> int:
@@ -132,7 +133,7 @@ class KeyValueCache:
             like: a tensor of the dtype and on the device of keys and values.
         """
         self.window, self.heads = window, heads
-        self._singly = longest == 1 and kernels.usable(like.device)
+        self._singly = kernels.usable(like.device, like.dtype) and longest == 1
         slots = window + longest - 1 if window else longest
         slots += -slots % MULTIPLE
         shape = (2 * heads, head_dim)
@@ -171,7 +172,7 @@ class KeyValueCache:
         slots, dtype = self.ring.slots, self.ring.data.dtype
         reach_BM = position_BM if reach_BM is None else reach_BM
         view = View(position_BM, reach_BM, needed_B)
-        if position_BM.shape[1] == 1 and kernels.usable(position_BM.device):
+        if position_BM.shape[1] == 1 and kernels.usable(position_BM.device, dtype):
             return view
         window = self.window or slots
         mask_BMR = unseen(position_BM, reach_BM, window, slots, self.used, dtype)

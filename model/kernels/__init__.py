@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import warnings
 
 import torch
 
@@ -10,23 +11,38 @@ FEW_TOKENS = 4
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """True where the kernels run: on NVIDIA's GPUs for which Triton compiles them. The meta device
+    stands for one. They add up in float32, which is too coarse for float64."""
+    if device.type not in ("cuda", "meta") or dtype == torch.float64:
+        return False
+    if importlib.util.find_spec("triton") is None:
+        return False
+    # AMD's GPUs are called cuda, too.
+    return device.type == "meta" or (not torch.version.hip and _runs(device, dtype))
 
 
-def usable(device: torch.device) -> bool:
-    """True where the kernels run: on a GPU, if there is Triton. The meta device stands for one."""
-    return device.type in ("cuda", "meta") and _has_triton()
+def _runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Try a kernel: Triton needs a C compiler, and a GPU that is not too old."""
+    try:
+        from model.kernels.few_rows import added_product
+
+        weight_DD = torch.zeros(16, 16, dtype=dtype, device=device)
+        x_TD, y_TD = weight_DD.new_zeros(2, 1, 16)
+        added_product(x_TD, y_TD, weight_DD, 1.0)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        warnings.warn(
+            f"generation is slower than it could be: its kernels cannot be compiled for {device} "
+            f"({error})",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
-def few(x_TD: torch.Tensor) -> bool:
-    """True if there are kernels for products of so few tokens: :mod:`model.kernels.few_rows`."""
-    return len(x_TD) <= FEW_TOKENS and usable(x_TD.device)
-
-
-def launched_early(device: torch.device) -> dict[str, bool]:
-    """How a kernel is launched: from Hopper on before the one before it has ended, so that what it
-    needs of no other kernel, its weights, is on its way by then. It must wait for that kernel
-    before it reads or writes anything else (``gdc_wait``)."""
-    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+def few(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> bool:
+    """True if there are kernels for a product of so few tokens: :mod:`model.kernels.few_rows`."""
+    few_tokens = len(x_TD) <= FEW_TOKENS and weight_ED.is_contiguous()
+    return few_tokens and usable(x_TD.device, x_TD.dtype)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc
 
-from model.kernels import launched_early
+from model.kernels.launch import launched_early
 
 ROWS = 4
 """Rows of the matrix that a program takes."""
@@ -130,11 +130,12 @@ def normed_product(
     """
     tokens, rows = len(x_TD), len(weight_ED) // (2 if gated else 1)
     out_TE = x_TD.new_empty(tokens, rows)
-    _normed_product[(triton.cdiv(rows, ROWS),)](
-        *(x_TD.contiguous(), norm_D, weight_ED, out_TE, tokens, rows, x_TD.shape[1], eps),
-        GATED=gated,
-        **_fixed(x_TD),
-    )
+    with torch.cuda.device_of(x_TD):
+        _normed_product[(triton.cdiv(rows, ROWS),)](
+            *(x_TD.contiguous(), norm_D, weight_ED, out_TE, tokens, rows, x_TD.shape[1], eps),
+            GATED=gated,
+            **_fixed(x_TD),
+        )
     return out_TE
 
 
@@ -152,10 +153,11 @@ def added_product(x_TD: Tensor, y_TE: Tensor, weight_DE: Tensor, times: float) -
     """
     assert x_TD.is_contiguous()
     tokens, (rows, columns) = len(x_TD), weight_DE.shape
-    _added_product[(triton.cdiv(rows, ROWS),)](
-        *(x_TD, y_TE.contiguous(), weight_DE, times, tokens, rows, columns),
-        **_fixed(x_TD),
-    )
+    with torch.cuda.device_of(x_TD):
+        _added_product[(triton.cdiv(rows, ROWS),)](
+            *(x_TD, y_TE.contiguous(), weight_DE, times, tokens, rows, columns),
+            **_fixed(x_TD),
+        )
 
 
 @added_product.register_fake

@@ -23,10 +23,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc
 
-from model.kernels import launched_early
+from model.kernels.launch import launched_early
 
 LANES, WARPS = 16, 2
-"""Slots that a program takes at a time, at a head of 128, and the warps that take them."""
+"""Slots that a program takes at a time, at a head of 128 in two bytes each, and the warps that take
+them."""
 STAGES = 3
 """Pieces of slots that are on their way at a time."""
 FEW_ROWS, LARGER = 4, 4
@@ -103,10 +104,11 @@ def _attend(
     tl.store(out + (row * heads + head) * HEAD + e, out_E.to(out.dtype.element_ty), inside_E)
 
 
-def lanes_of(wide: int, larger: int) -> int:
-    """Slots that a program takes at a time: as many as fill its registers alike, whatever the width
-    of a head."""
-    return max(larger * LANES * 128 // wide, 16)
+def lanes_of(wide: int, larger: int, itemsize: int) -> int:
+    """Slots that a program takes at a time: as many as have the same bytes, whatever the width of a
+    head and the dtype. Those that are on their way then take at most 64 KB of shared memory, of
+    which an A10, L4 or RTX 4090 has 99."""
+    return max(larger * LANES * 128 * 2 // (wide * itemsize), 1)
 
 
 @torch.library.custom_op("blt_titan::attend_to_ring", mutates_args=("ring",))
@@ -141,18 +143,20 @@ def attend_to_ring(
     larger = LARGER if batch <= FEW_ROWS else 1
     out_BD = qkv_BE.new_empty(batch, heads * head_dim)
     needed = position_B if needed_B is None else needed_B
-    _attend[(heads, batch)](
-        *(qkv_BE.contiguous(), rotary_BF2.contiguous(), ring, out_BD),
-        *(position_B, reach_B, needed, position_B.stride(0), reach_B.stride(0), needed.stride(0)),
-        *(ring.stride(0), slots, window, heads, 2 * heads // kept, head_dim**-0.5),
-        ALL=needed_B is None,
-        HEAD=head_dim,
-        WIDE=wide,
-        LANES=lanes_of(wide, larger),
-        STAGES=STAGES,
-        num_warps=larger * WARPS,
-        **launched_early(ring.device),
-    )
+    with torch.cuda.device_of(ring):
+        _attend[(heads, batch)](
+            *(qkv_BE.contiguous(), rotary_BF2.contiguous(), ring, out_BD),
+            *(position_B, reach_B, needed),
+            *(position_B.stride(0), reach_B.stride(0), needed.stride(0), ring.stride(0)),
+            *(slots, window, heads, 2 * heads // kept, head_dim**-0.5),
+            ALL=needed_B is None,
+            HEAD=head_dim,
+            WIDE=wide,
+            LANES=lanes_of(wide, larger, ring.element_size()),
+            STAGES=STAGES,
+            num_warps=larger * WARPS,
+            **launched_early(ring.device),
+        )
     return out_BD
 
 

@@ -127,7 +127,7 @@ def run_blocks_in_place(
         rotary: cos and sin of each token's angles, ``[tokens, head_dim / 2, 2]``; if ``fused``, a
             row of cosines and one of sines per token, ``[tokens, 2, head_dim / 2]``.
         attend: attention that does not scale scores.
-        fused: compute with :mod:`model.kernels.scoring`, if it fits the card and the shape.
+        fused: compute with :mod:`model.kernels.scoring`, which must fit the card and the shape.
     """
     mix, gate = (_mix_fused, _gate_fused) if fused else (_mix_scaled, FeedForward.gate)
     for layer in layers:

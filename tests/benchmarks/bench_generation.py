@@ -135,7 +135,9 @@ def on_a_card() -> None:
         rates = []
         for context in CARD_CONTEXTS:
             read = bytes_read(model, entropy_model, steps, context)
-            rates.append(batch * CARD[1] / read)
+            byte, patch = (each / CARD[1] for each in read)
+            # How often any row ends a patch.
+            rates.append(batch / (byte + patch * (1 - (1 - 1 / BYTES_PER_PATCH) ** batch)))
         print(
             f"1b, batch {batch:3}: {launches:.1f} launches and {waits:.0f} wait per byte; kernels "
             f"in the graphs: {kernels[0]} to listen, {kernels[1]} for a patch, {kernels[2]} to "
@@ -196,25 +198,26 @@ def rings(steps: BLTSteps) -> list[Ring]:
     return [steps.tokens, steps.states, steps.readable, *(stack.cache.ring for stack in stacks)]
 
 
-def bytes_read(model: BLT, entropy_model: EntropyModel, steps: BLTSteps, context: int) -> float:
-    """Memory that is read at least for a byte of each row: weights (without embeddings), and what
-    rows of so many bytes have in their caches; the latent transformer's weights as often as any row
-    ends a patch, its caches of the rows that do."""
+def bytes_read(
+    model: BLT, entropy_model: EntropyModel, steps: BLTSteps, context: int
+) -> tuple[float, float]:
+    """Memory that is read at least for each byte of all rows, and besides if a patch of any row
+    ends: weights (without embeddings), and what caches hold of ``context`` bytes; of patches, for
+    the rows of which one ends."""
 
     def weights(part: torch.nn.Module) -> int:
         return sum(x.nbytes for name, x in part.named_parameters() if "embeddings" not in name)
 
     def cached(blocks: CachedBlocks, positions: float) -> float:
-        ring = blocks.cache.ring
-        return ring.data.nbytes / ring.slots * min(positions, blocks.cache.window or positions)
+        ring, window = blocks.cache.ring, blocks.cache.window
+        return ring.data.nbytes / ring.slots * min(positions, window or positions)
 
     assert steps.entropies is not None
     local = (model.local_encoder, model.local_decoder, entropy_model)
     stacks = (steps.encoder, steps.decoder, steps.entropies.blocks)
     every = sum(map(weights, local)) + sum(cached(stack, context) for stack in stacks)
-    ending = 1 - (1 - 1 / BYTES_PER_PATCH) ** steps.piece.batch
-    latent = cached(steps.latent, context / BYTES_PER_PATCH) / BYTES_PER_PATCH
-    return every + weights(model.global_transformer) * ending + latent
+    every += cached(steps.latent, context / BYTES_PER_PATCH) / BYTES_PER_PATCH
+    return every, weights(model.global_transformer)
 
 
 if __name__ == "__main__":

@@ -70,9 +70,16 @@ def test_software(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "revision"), [((9, 0), SCORING_KERNELS), ((8, 0), None), ((10, 0), None)]
+    ("capability", "hip", "revision"),
+    [
+        ((9, 0), None, SCORING_KERNELS),
+        ((8, 0), None, None),
+        ((10, 0), None, None),
+        ((9, 0), "7.0", None),  # an MI200 of AMD
+    ],
 )
-def test_software_has_the_revision_of_kernels_that_serve(monkeypatch, capability, revision):
+def test_software_has_the_revision_of_kernels_that_serve(monkeypatch, capability, hip, revision):
+    monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(device_module, "fast_dtype", lambda device: torch.bfloat16)

@@ -35,4 +35,4 @@ def run_kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # Few programs, because each takes the interpreter milliseconds.
     monkeypatch.setattr(few_rows, "ROWS", 32)
     monkeypatch.setattr(few_rows, "COLUMNS", 32)
-    monkeypatch.setattr(kernels, "usable", lambda device: True)
+    monkeypatch.setattr(kernels, "usable", lambda device, dtype: True)

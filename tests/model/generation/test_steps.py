@@ -58,7 +58,7 @@ def test_replayed_steps_write_the_same(models, monkeypatch, options):
     expected = generate(*models, PROMPTS, **options)
     monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
     monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.blt_steps.keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
     monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 16)  # rings grow, and graphs are recorded again
     monkeypatch.setattr(incremental_blt, "StepRunner", RecordingRunner)
     monkeypatch.setattr(RecordingRunner, "recordings", 0)
@@ -74,7 +74,7 @@ def test_kernels_write_the_same(models, monkeypatch, rows, size):
     expected = generate(*models, prompts, **options)
     monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
     monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.blt_steps.keeps_shapes", lambda device: True)
+    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
     run_kernels_on_cpu(monkeypatch)
     assert generate(*models, prompts, **options) == expected
 
@@ -155,6 +155,13 @@ def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
     assert writer.state.lengths.read_B.tolist() == [50] * batch
     patches_B = writer.state.lengths.patches_B
     assert 5 < patches_B.mean() < 18
+
+
+def test_other_devices_are_waited_for():
+    """What the host says lies in memory that it writes again, and no copy may still read it."""
+    runner, place = graphs.StepRunner(torch.device("mps")), Mock()
+    runner.put(place, np.zeros(2))
+    assert not place.copy_.call_args.kwargs.get("non_blocking")
 
 
 def test_pinned_memory_is_written_again_only_after_a_wait(monkeypatch):

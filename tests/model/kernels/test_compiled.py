@@ -22,15 +22,25 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FEW = 16
 """Bytes that may be spilled: one register pair or two, as releases of Triton differ."""
 SIZES = "i32! i32! i32!"
+SHARED = 99 << 10
+"""Bytes of shared memory that an A10, L4 or RTX 4090 has for one program."""
 RING = "*i64 *i64 *i64 i32 i32 i32 i32! i32! i32 i32 i32 fp32"
 
 
-def machine_code(path: Path, kernel: Any, launch: dict[str, int], types: str, fixed: dict) -> str:
+def machine_code(
+    path: Path,
+    kernel: Any,
+    launch: dict[str, int],
+    types: str,
+    fixed: dict,
+    shared: int = SHARED,
+) -> str:
     """A kernel's use of registers, and its instructions.
 
     Args:
         types: those of its first arguments; ``!`` marks a multiple of 16, as pointers are.
         fixed: the others.
+        shared: the most bytes of shared memory that it may need.
     """
     given = types.split()
     signature = dict(zip(kernel.arg_names, (each.rstrip("!") for each in given), strict=False))
@@ -41,6 +51,7 @@ def machine_code(path: Path, kernel: Any, launch: dict[str, int], types: str, fi
     }
     source = ASTSource(kernel, signature, fixed, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
+    assert made.metadata.shared <= shared
     path.write_bytes(made.asm["cubin"])
     tools = ("cuobjdump", "-res-usage"), ("nvdisasm", "-c")
     return "".join(subprocess.check_output([TOOLS / t, o, path], text=True) for t, o in tools)
@@ -77,7 +88,7 @@ def test_scoring(tmp_path):
     ]
     for kernel, warps, types, fixed in cases:
         launch = {"num_warps": warps, "num_stages": 3}
-        code = machine_code(tmp_path / "kernel", kernel, launch, types, fixed)
+        code = machine_code(tmp_path / "kernel", kernel, launch, types, fixed, 227 << 10)
         assert spilled(code) <= FEW
         products = len(re.findall(r"\bHGMMA\.", code))
         assert len(re.findall(r"WARPGROUP\.DEPBAR", code)) <= products / 2
@@ -101,7 +112,7 @@ def test_generation(tmp_path, dtype):
         code = machine_code(tmp_path / "kernel", few_rows._added_product, launch, types, sizes)
         assert spilled(code) <= FEW
     for head, larger in ((64, 1), (128, ring_attention.LARGER)):
-        lanes = ring_attention.lanes_of(head, larger)
+        lanes = ring_attention.lanes_of(head, larger, 2 if dtype == "*bf16" else 4)
         fixed = {"ALL": False, "HEAD": head, "WIDE": head, "LANES": lanes}
         fixed |= {"STAGES": ring_attention.STAGES, **early}
         launch = {"num_warps": larger * ring_attention.WARPS}
