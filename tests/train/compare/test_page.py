@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,9 +15,11 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from rich.console import Console
 from support import comparisons
 from support.comparisons import BUDGET, CLEAN, arm, results, run
 
+from jobs.compare import print_results
 from pipeline.drawing.plots import NARROW
 from pipeline.errors import PipelineError
 from train.compare.figures import Results, Spread
@@ -136,6 +140,25 @@ def test_what_is_missing_is_named(without_plots):
     # An unfinished run is in no figure of the answer.
     assert found.arms[1].losses(CLEAN).by_seed == {0: 2.3}
     assert found.arms[3].losses(CLEAN).by_seed == {1: 2.4}
+
+
+def test_the_terminal_shows_what_the_page_shows():
+    ends = [[2.31, math.nan, 2.33], [math.nan, 2.5, 2.4]]  # which decide about min() and max()
+    arms = [
+        arm("first", [run(seed, 2.3) for seed in range(3)]),
+        *(arm(f"[/{n}]", [run(seed, end) for seed, end in enumerate(ends[n])]) for n in (0, 1)),
+    ]
+    values, out = results(arms), StringIO()
+    print_results(values, Path("compared"), Console(file=out, width=120))
+    text = out.getvalue()
+    for row in (
+        "first patches 2.3000 2.3000 to 2.3000 3 of 3 4.51 660,000",
+        "[/0] patches 2.3200 2.3100 to 2.3300 3 of 3 4.51 660,000",
+        "[/1] patches 2.4500 2.4000 to 2.5000 3 of 3 4.51 660,000",
+    ):
+        assert row in [" ".join(line.split()) for line in text.splitlines()]
+    told = problems(Results.from_json(values))
+    assert len(told) == 2 and all(sentence in text for sentence in told)
 
 
 def test_the_cost_of_an_entropy_model_may_be_unknown(without_plots):
