@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from rich.console import Console
 from support import tiny
@@ -23,12 +24,13 @@ from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.report.compare import compare_sets
-from pipeline.report.figures import SetFigures, set_figures
+from pipeline.report.figures import EntropyFigures, SetFigures, set_figures
 from pipeline.report.page import Report
-from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
+from pipeline.report.plots import PLOTS, Plot, coloured, draw_entropies, label, png, svg
 from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_counts
 from pipeline.report.wording import explanation
 from pipeline.shards.shard_set import ShardSet
+from pipeline.statistics.counts import ENTROPY_BIN
 from pipeline.statistics.threshold_curve import ThresholdCurve
 from pipeline.storage.checked_json import to_json
 from pipeline.storage.output import OutputDirectory
@@ -444,6 +446,20 @@ def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
 def test_plots_are_pictures(figures):
     for name in PLOTS:
         assert png(name, [figures])[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_bar_of_entropies_is_cut_off_where_there_is_a_lower_one(figures):
+    def drawn(counts: list[int]) -> tuple[float, int]:
+        axes = plt.figure().add_subplot()
+        told = EntropyFigures(ENTROPY_BIN, counts)
+        draw_entropies([replace(figures, entropies=told, threshold=None)], axes)
+        plt.close("all")
+        return axes.get_ylim()[1], len(axes.texts)
+
+    assert drawn([0, 90, 10]) == (pytest.approx(11.5), 1)
+    # Where all entropies are in one bin, nothing would be too low to see.
+    for counts in ([7], [0, 0, 7]):
+        assert drawn(counts) == (pytest.approx(115), 0)
 
 
 def test_a_new_plot_is_one_entry_of_the_table(figures, monkeypatch, tmp_path):
