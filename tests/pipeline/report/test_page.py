@@ -24,7 +24,7 @@ from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.report.compare import compare_sets
-from pipeline.report.figures import EntropyFigures, SetFigures, set_figures
+from pipeline.report.figures import EntropyFigures, FlopsFigures, SetFigures, set_figures
 from pipeline.report.page import Report
 from pipeline.report.plots import PLOTS, Plot, coloured, draw_entropies, label, png, svg
 from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_counts
@@ -228,6 +228,20 @@ def test_flops_are_those_of_the_papers_formulas(shards, figures):
         assert row.training == pytest.approx(3 * expected)
 
 
+def test_an_entropy_model_that_nobody_named_costs_nobody_knows_what(shards):
+    counts = read_counts("set", shards)
+
+    def rows(**known: float) -> tuple[list[FlopsFigures], str]:
+        provenance = replace(counts.provenance, entropy_model={"column": "h", **known})
+        found = figures_of(replace(counts, provenance=provenance))
+        return found.flops, Report([found], 8192, recomputed=False).page()
+
+    (unknown, page), (named, other) = rows(), rows(flops_per_byte=5e6)
+    assert unknown[0].entropy_model is None and named[0].entropy_model == 5e6
+    assert unknown[0].inference == pytest.approx(named[0].inference - 5e6)
+    assert "its cost is not known, and is left out." in page and "not known" not in other
+
+
 def test_report_json_keeps_its_keys(figures):
     values = figures.to_json()
     assert list(values) == [
@@ -398,7 +412,8 @@ def test_pages_in_a_browser(browser, pages, name, kind):
     assert HOSTILE in page.inner_text("body")
     boxes = [plot.bounding_box() for plot in page.locator("section svg:visible").all()]
     assert len(boxes) == (0 if name == "empty" else len(PLOTS))
-    assert (page.get_by_role("heading", name="By source").count() == 0) == (name == "empty")
+    for table in ("By the column language", "By source"):
+        assert page.get_by_role("heading", name=table).count() == (name != "empty")
     assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
     check_layout(watched)
     dark = [channel < 80 for channel in colour(page, "background-color")]
