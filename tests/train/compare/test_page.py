@@ -85,6 +85,26 @@ def test_an_arm_wins_only_where_every_seed_says_so(without_plots, ends, word, se
     assert len(claims) == (2 if "in all" in word else len(ends) == 1)
 
 
+def test_a_run_that_diverged_has_finished(without_plots):
+    first = [run(seed, 2.3) for seed in range(2)]
+    diverged = [run(seed, math.nan) for seed in range(2)]
+
+    def answers(*of_arms: list) -> list[str]:
+        arms = [arm(f"arm{i}", runs) for i, runs in enumerate(of_arms)]
+        found = Results.from_json(results(arms))
+        assert not any(arm.losses(CLEAN) for arm in found.arms[1:]) and comparison_page(found)
+        return answer(found)
+
+    (sentence,) = answers(first, diverged)
+    assert sentence.endswith("with a loss that is a number: there is nothing to compare.")
+    for all_diverged in ([diverged], [diverged, diverged]):
+        assert answers(*all_diverged) == [
+            "No run has finished with a loss that is a number, so there is no answer."
+        ]
+    (sentence,) = answers(first[:1], diverged[1:])
+    assert "a number" not in sentence and "nothing to compare" in sentence
+
+
 def test_pairs_are_of_one_seed():
     """Seeds that one arm lacks are compared with nothing."""
     arms = [arm("a", [run(0, 2.0), run(2, 2.5)]), arm("b", [run(2, 2.4), run(1, 1.0)])]
