@@ -256,6 +256,13 @@ def test_curves_are_means_with_ranges_of_finished_runs():
         # The end of every run can be seen.
         low, high = axes.get_ylim()
         assert low < dotted.get_ydata()[-1] < high and low < bits[:, -1].min()
+    # A run that diverged is in no figure: it neither moves the mean nor cuts it off.
+    runs[1]["points"][-1]["bits_per_byte"][CLEAN] = math.nan
+    with drawn(draw_losses, Results.from_json(results([arm("a", runs)]))) as axes:
+        assert [line.get_linestyle() for line in axes.lines] == ["-", ":", ":"]
+        points = [(p["flops"], p["bits_per_byte"][CLEAN]) for p in runs[0]["points"]]
+        assert axes.lines[0].get_xydata() == pytest.approx(np.array(points))
+        assert len(axes.lines[1].get_xdata()) == 6 and not axes.collections
 
 
 def test_parts_are_stacked_up_to_all_training_flops():
