@@ -6,7 +6,6 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 # A checkout that is not installed: the packages lie beside this directory.
@@ -14,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cli.command import run_job
 from pipeline.cli.commands import command_line
@@ -132,23 +132,30 @@ def chosen(config: CompareConfig) -> tuple[Experiment, Form]:
 
 
 def print_results(results: dict[str, Any], folder: Path, console: Console) -> None:
-    """Print the arms as a table, and where the page is."""
+    """Print the arms as a table, with the figures of the page and what they lack, and where the
+    page is."""
+    # matplotlib takes its time: only when there are results.
+    from pipeline.drawing.page import printable
+    from train.compare.figures import Results
+    from train.compare.wording import MISSING, mean_words, patch_size, problems, range_words
+
+    read = Results.from_json(results)
     table = Table(box=None, padding=(0, 2, 0, 0))
     headings = ("arm", "bits per byte", "range", "seeds", "bytes per patch", "FLOPs per byte")
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left")
-    for arm in results["arms"]:
-        ends = [run["points"][-1]["bits_per_byte"] for run in arm["runs"] if run["finished"]]
-        bits, size = [end[CLEAN] for end in ends], arm["patch_size"]
+    for arm in read.arms:
+        losses = arm.losses(CLEAN)
         table.add_row(
-            arm["label"],
-            f"{mean(bits):.4f}" if bits else "-",
-            f"{min(bits):.4f} to {max(bits):.4f}" if len(bits) > 1 else "-",
-            f"{len(bits)} of {len(arm['runs'])}",
-            "-" if size is None else f"{size:.2f}",
-            f"{sum(arm['flops_per_byte'].values()):,.0f}",
+            Text(printable(arm.label)),  # which may look like markup
+            mean_words(losses),
+            range_words(losses) or MISSING,
+            f"{len(arm.finished)} of {len(read.seeds)}",
+            patch_size(arm),
+            f"{arm.training_flops:,.0f}",
         )
     print_whole(console, table)
+    print_problems(console, problems(read))
     print_line(console, f"page: {folder}/index.html")
 
 

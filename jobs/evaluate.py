@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cli.command import run_job
 from pipeline.cli.results import print_line, print_problems, print_whole
@@ -89,6 +90,8 @@ def _values(of: "BitsPerByte") -> dict[str, object]:
 
 def print_result(result: "Evaluation", confidence: float, console: Console) -> None:
     """The result as a table, then what went wrong."""
+    from pipeline.drawing.page import printable
+
     total, problems = result.total, result.problems
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("source")
@@ -97,7 +100,8 @@ def print_result(result: "Evaluation", confidence: float, console: Console) -> N
         table.add_column(name, justify="right")
     if len(result.sources) > 1:
         for name, of_source in result.sources.items():
-            table.add_row(name, *_cells(of_source))
+            # A source may look like markup, or hold what no terminal can show.
+            table.add_row(Text(printable(name)), *_cells(of_source))
         table.add_section()
     table.add_row("all", *_cells(total))
     print_whole(console, table)
@@ -119,10 +123,9 @@ def _cells(of: "BitsPerByte") -> list[str]:
     def number(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    low, high = of.interval or (None, None)
     return [
         number(of.bits_per_byte, 4),
-        f"{number(low, 4)} to {number(high, 4)}",
+        "-" if of.interval is None else " to ".join(number(end, 4) for end in of.interval),
         f"{of.documents:,}",
         f"{of.bytes:,}",
         number(of.mean_patch_bytes, 3),

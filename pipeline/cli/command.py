@@ -68,7 +68,7 @@ def _run_flags(
     *,
     passes_on: bool,
 ) -> int:
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)  # paths and names are text
 
     def job() -> int:
         words = _with_new_names(sys.argv[1:], getattr(config_class, "RENAMED", {}), console)

@@ -44,6 +44,8 @@ class BitsPerByte:
     bits_per_byte: float | None
     """None if there is no text."""
     interval: tuple[float, float] | None
+    """None if there is no text, or less than two documents, which do not tell how far documents
+    vary."""
 
     @property
     def mean_patch_bytes(self) -> float | None:
@@ -122,9 +124,10 @@ def bootstrap_interval(
         confidence: share of the resamples that lie within.
 
     Returns:
-        the lower and the upper end; None if there is no text.
+        the lower and the upper end; None if there is no text, or a single document: each resample
+        would be that one, and the interval would have no width.
     """
-    if not bytes_D.sum():
+    if len(bytes_D) < 2 or not bytes_D.sum():
         return None
     sums_R2 = resampled_sums(np.stack([nats_D, bytes_D], axis=1), seed, resamples)
     # A resample of empty documents alone says nothing.

@@ -131,9 +131,13 @@ class FlopsFigures:
     size: str
     parts: dict[str, float]
     """A forward pass by part of the model, without the entropy model."""
-    entropy_model: float
+    entropy_model: float | None
+    """Its forward pass; 0 if the rule reads no entropies, None if nobody named the model that gave
+    them."""
     inference: float
+    """A forward pass, with the entropy model's as far as it is known."""
     training: float
+    """Without the entropy model: training takes patches as given."""
     bpe: BpeFlops | None = None
     """None, and not in report.json, if there is no tokenizer to compare with."""
 
@@ -331,17 +335,19 @@ def _flops(
 ) -> list[FlopsFigures]:
     model = counts.provenance.entropy_model
     scores = find_rule(counts.provenance.rule).reads_entropies  # others need no entropy model
+    # Entropies that were adopted may be of a model that nobody named.
+    of_model = model.get("flops_per_byte") if scores else 0.0
     rows = flops_by_size(
         patch_size=counts.statistics.mean_patch_bytes,
         context=context_bytes,
-        entropy_model=float(model.get("flops_per_byte", 0.0)) if scores else 0.0,
+        entropy_model=of_model or 0.0,
         bpe=None if tokenizer is None else (tokenizer.bytes_per_token, tokenizer.vocabulary),
     )
     return [
         FlopsFigures(
             row["size"],
             row["parts"],
-            row["entropy_model"],
+            of_model,
             row["inference"],
             row["training"],
             BpeFlops(**row["bpe"]) if "bpe" in row else None,

@@ -227,8 +227,11 @@ def _group_tables(sets: Sequence[SetFigures]) -> list[GroupTable]:
         "exact to 0.01 nats."
     )
     by_column = (
+        # A column may be called script or source, as other tables are.
         _group_table(
-            f"By {name}", least * (name in in_part), [f.columns.get(name, []) for f in sets]
+            f"By the column {name}",
+            least * (name in in_part),
+            [figures.columns.get(name, []) for figures in sets],
         )
         for name in columns
     )

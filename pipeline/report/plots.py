@@ -78,7 +78,7 @@ def draw_entropies(sets: Sequence[SetFigures], axes: Axes) -> None:
             axes.stairs(share, edges, color=colour, label=label(figures), **look)
             # The lowest entropies are so frequent that the others would look like zero: the highest
             # bar is cut off, and a note says how high it is.
-            highest = max(highest, np.sort(share)[-2] if len(share) > 1 else share[0])
+            highest = max(highest, np.sort(share[share > 0])[-2:][0])
             if len(sets) == 1 and share.max() > CUT_OFF * highest:
                 bin_ = int(share.argmax())
                 note, place = f" {share[bin_]:.0f} % ↑", (edges[bin_ + 1], CUT_OFF * highest)

@@ -38,11 +38,12 @@ MARKERS = "os^Dv*PX"
 
 def draw_losses(results: Results, axes: Axes) -> None:
     """Draw bits per byte against training FLOPs: of each arm, the mean of the finished runs and
-    their range; runs that did not finish are dotted."""
+    their range; runs that did not finish, or diverged, are dotted."""
     late: list[float] = []
     for place, arm in enumerate(results.arms):
         look = _look(place)
-        curves = [(run.finished, _curve(results, run)) for run in arm.runs]
+        counted = arm.losses(results.clean).by_seed
+        curves = [(run.seed in counted, _curve(results, run)) for run in arm.runs]
         finished = [curve for done, curve in curves if done and curve]
         if finished:
             flops, mean, low, high = _joined(finished)

@@ -147,14 +147,15 @@ def _reads_entropies(planned: PlannedArm) -> bool:
     return arm.model == "blt" and find_rule(arm.rule).reads_entropies
 
 
-def _entropy_model_flops(planned: PlannedArm, data: Data) -> float:
+def _entropy_model_flops(planned: PlannedArm, data: Data) -> float | None:
     """Forward FLOPs per byte of the entropy model that an arm's patches need; those of a model
-    that multiplies no matrices are 0."""
+    that multiplies no matrices are 0. None if the shards do not say them."""
     if not _reads_entropies(planned):
         return 0.0
     shards = open_shards(str(data.shards(planned.arm.entropy_model, "train")))
     described: Mapping[str, Any] = shards.manifest.get("entropy_model", {})
-    return float(described.get("flops_per_byte", 0.0))
+    flops: float | None = described.get("flops_per_byte")
+    return flops
 
 
 def _version() -> str:

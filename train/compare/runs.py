@@ -197,7 +197,10 @@ class JsonLines:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A run that was killed may have left half a line, which would take the next one with it.
+        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
         self.file = path.open("a", encoding="utf-8")
+        self.file.write("" if whole else "\n")
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Write the metrics of one step."""

@@ -11,6 +11,8 @@ MISSING = "\u2013"
 """A dash, where there is no figure."""
 BUDGET_MISSED = 0.02
 """The share of its budget that a finished run may be off, as the last step is a whole one."""
+WITH_LOSS = " with a loss that is a number"
+"""What is to be said of runs that finished, where those do not count that diverged."""
 PART_NAMES = {
     "latent": "latent transformer",
     "token_transformer": "transformer of tokens",
@@ -59,6 +61,8 @@ def answer(results: Results) -> list[str]:
     """One sentence for each arm about the text without noise, as far as it is known."""
     first, text = results.arms[0], results.clean
     if not any(arm.losses(text) for arm in results.arms):
+        if any(arm.finished for arm in results.arms):
+            return [f"No run has finished{WITH_LOSS}, so there is no answer."]
         return ["No run has finished, so there is no answer yet."]
     if len(results.arms) > 1:
         return [_compared(results, arm, text) for arm in results.arms[1:]]
@@ -71,7 +75,12 @@ def _compared(results: Results, arm: ArmResult, text: str) -> str:
     differences, first = results.differences(arm, text), _quoted(results.arms[0])
     other, seeds = _quoted(arm), len(differences.by_seed)
     if not seeds:
-        return f"No seed has finished for both {other} and {first}: there is nothing to compare."
+        finished = ({run.seed for run in each.finished} for each in (arm, results.arms[0]))
+        diverged = WITH_LOSS if set.intersection(*finished) else ""
+        return (
+            f"No seed has finished for both {other} and {first}{diverged}: there is nothing to "
+            "compare."
+        )
     amount, word = abs(differences.mean), "more" if differences.mean > 0 else "fewer"
     sentence = f"With {other}, a byte takes {amount:.4f} bits {word} than with {first}"
     if seeds == 1:

@@ -208,6 +208,20 @@ def test_a_gpu_without_memory_is_told(capsys):
         run_command(lambda: job(RuntimeError("other")), console, interrupted="")
 
 
+def test_what_a_job_says_is_no_markup(monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class Config:
+        output: str = "runs[/v2]/set[b]"
+
+    def run(config: Config, console: Console) -> int:
+        console.print(f"continuing the run in {config.output}", highlight=False)
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    assert run_job(Config, run) == 0
+    assert capsys.readouterr().err == "continuing the run in runs[/v2]/set[b]\n"
+
+
 def test_sigterm_behind_ctrl_c_while_ray_starts_is_an_interruption(capsys):
     """Ray's handler, which is there meanwhile, exits from within the cleaning: with 15, and without
     a word."""

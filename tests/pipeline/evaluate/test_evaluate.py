@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from io import StringIO
 from math import log
 from runpy import run_path
 
@@ -16,6 +17,7 @@ from support.jobs import ROOT
 from support.shard_sets import rewrite
 from support.texts import topics, write_jsonl
 
+from jobs.evaluate import print_result
 from model import ByteTokenizer, Patcher, save_blt, save_entropy_model
 from model.blt_config import ROW_READING
 from model.provenance import PatchProvenance
@@ -24,8 +26,15 @@ from pipeline import open_shards
 from pipeline.errors import BadDocumentError, ConfigError, PipelineError
 from pipeline.evaluate import likelihood
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.data import Batch
-from pipeline.evaluate.job import BitsPerByte, Tally, bits_per_byte, bootstrap_interval, evaluate
+from pipeline.evaluate.data import Batch, Problems
+from pipeline.evaluate.job import (
+    BitsPerByte,
+    Evaluation,
+    Tally,
+    bits_per_byte,
+    bootstrap_interval,
+    evaluate,
+)
 from pipeline.evaluate.likelihood import predict
 from pipeline.evaluate.models import Patching
 from pipeline.storage.checked_json import to_json
@@ -176,14 +185,28 @@ def test_bootstrap_interval_properties(monkeypatch):
 
 
 def test_bootstrap_without_text():
+    # One document tells nothing of how far documents vary.
     one = np.array([3.0]), np.array([7])
-    low, high = bootstrap_interval(*one)
-    assert low == high == pytest.approx(3 / 7 / log(2))
+    assert bootstrap_interval(*one) is None and bits_per_byte(*one) == pytest.approx(3 / 7 / log(2))
     nothing = np.array([1.0, 2.0]), np.array([0, 0])
     assert bootstrap_interval(*nothing) is None and bits_per_byte(*nothing) is None
     assert bootstrap_interval(np.zeros(0), np.zeros(0, int)) is None
     # A resample of empty documents alone does not spoil the rest.
     assert np.isfinite(bootstrap_interval(np.array([3.0, 1.0]), np.array([7, 0]))).all()
+
+
+def test_sources_are_printed_as_text():
+    one = BitsPerByte(2, 30, 0, 1.25, (1.0, 1.5))
+    sources = {
+        "[/red]": one,
+        "[b]a\x1b[31m": one,
+        "c.txt": replace(one, documents=1, interval=None),
+    }
+    out = StringIO()
+    print_result(Evaluation(one, sources, Problems(), 2.0), 0.95, Console(file=out, width=120))
+    rows = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert rows[1] == "[/red] 1.2500 1.0000 to 1.5000 2 30 -"
+    assert rows[2].startswith("[b]a�[31m 1.2500") and rows[3] == "c.txt 1.2500 - 1 30 -"
 
 
 def test_tally_keeps_sources_apart():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from rich.console import Console
 from support import tiny
@@ -23,12 +24,13 @@ from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.report.compare import compare_sets
-from pipeline.report.figures import SetFigures, set_figures
+from pipeline.report.figures import EntropyFigures, FlopsFigures, SetFigures, set_figures
 from pipeline.report.page import Report
-from pipeline.report.plots import PLOTS, Plot, coloured, label, png, svg
+from pipeline.report.plots import PLOTS, Plot, coloured, draw_entropies, label, png, svg
 from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_counts
 from pipeline.report.wording import explanation
 from pipeline.shards.shard_set import ShardSet
+from pipeline.statistics.counts import ENTROPY_BIN
 from pipeline.statistics.threshold_curve import ThresholdCurve
 from pipeline.storage.checked_json import to_json
 from pipeline.storage.output import OutputDirectory
@@ -226,6 +228,20 @@ def test_flops_are_those_of_the_papers_formulas(shards, figures):
         assert row.training == pytest.approx(3 * expected)
 
 
+def test_an_entropy_model_that_nobody_named_costs_nobody_knows_what(shards):
+    counts = read_counts("set", shards)
+
+    def rows(**known: float) -> tuple[list[FlopsFigures], str]:
+        provenance = replace(counts.provenance, entropy_model={"column": "h", **known})
+        found = figures_of(replace(counts, provenance=provenance))
+        return found.flops, Report([found], 8192, recomputed=False).page()
+
+    (unknown, page), (named, other) = rows(), rows(flops_per_byte=5e6)
+    assert unknown[0].entropy_model is None and named[0].entropy_model == 5e6
+    assert unknown[0].inference == pytest.approx(named[0].inference - 5e6)
+    assert "its cost is not known, and is left out." in page and "not known" not in other
+
+
 def test_report_json_keeps_its_keys(figures):
     values = figures.to_json()
     assert list(values) == [
@@ -396,7 +412,8 @@ def test_pages_in_a_browser(browser, pages, name, kind):
     assert HOSTILE in page.inner_text("body")
     boxes = [plot.bounding_box() for plot in page.locator("section svg:visible").all()]
     assert len(boxes) == (0 if name == "empty" else len(PLOTS))
-    assert (page.get_by_role("heading", name="By source").count() == 0) == (name == "empty")
+    for table in ("By the column language", "By source"):
+        assert page.get_by_role("heading", name=table).count() == (name != "empty")
     assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
     check_layout(watched)
     dark = [channel < 80 for channel in colour(page, "background-color")]
@@ -444,6 +461,20 @@ def test_the_page_shows_patches_and_marks_thresholds(browser, pages, figures):
 def test_plots_are_pictures(figures):
     for name in PLOTS:
         assert png(name, [figures])[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_bar_of_entropies_is_cut_off_where_there_is_a_lower_one(figures):
+    def drawn(counts: list[int]) -> tuple[float, int]:
+        axes = plt.figure().add_subplot()
+        told = EntropyFigures(ENTROPY_BIN, counts)
+        draw_entropies([replace(figures, entropies=told, threshold=None)], axes)
+        plt.close("all")
+        return axes.get_ylim()[1], len(axes.texts)
+
+    assert drawn([0, 90, 10]) == (pytest.approx(11.5), 1)
+    # Where all entropies are in one bin, nothing would be too low to see.
+    for counts in ([7], [0, 0, 7]):
+        assert drawn(counts) == (pytest.approx(115), 0)
 
 
 def test_a_new_plot_is_one_entry_of_the_table(figures, monkeypatch, tmp_path):

@@ -1,15 +1,18 @@
 """The data of an experiment."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from support.shard_sets import write_shards
 
 from pipeline.errors import ConfigError
 from train.compare import data as module
 from train.compare.data import Data, own_text
-from train.compare.experiment import CLEAN, Form
+from train.compare.experiment import CLEAN, Arm, Form
+from train.compare.results import _entropy_model_flops
 
 
 def test_two_models_of_one_name(tmp_path, monkeypatch):
@@ -44,3 +47,12 @@ def test_too_little_text_is_said(tmp_path):
     assert (
         "MB of text to train on, fewer than 1000; runs read it more than" in console.export_text()
     )
+
+
+def test_what_an_entropy_model_costs_is_none_where_shards_do_not_say_it(tmp_path):
+    data = Data(tmp_path)
+    write_shards(data.shards("adopted", "train"), [b"text"])
+    blt = Arm("a", "a", "blt", entropy_model="adopted", patch_size=4.5)
+    static = replace(blt, rule="static")
+    costs = [_entropy_model_flops(SimpleNamespace(arm=arm), data) for arm in (blt, static)]
+    assert costs == [None, 0.0]

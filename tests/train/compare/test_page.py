@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,9 +15,11 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from rich.console import Console
 from support import comparisons
 from support.comparisons import BUDGET, CLEAN, arm, results, run
 
+from jobs.compare import print_results
 from pipeline.drawing.plots import NARROW
 from pipeline.errors import PipelineError
 from train.compare.figures import Results, Spread
@@ -81,6 +85,26 @@ def test_an_arm_wins_only_where_every_seed_says_so(without_plots, ends, word, se
     assert len(claims) == (2 if "in all" in word else len(ends) == 1)
 
 
+def test_a_run_that_diverged_has_finished(without_plots):
+    first = [run(seed, 2.3) for seed in range(2)]
+    diverged = [run(seed, math.nan) for seed in range(2)]
+
+    def answers(*of_arms: list) -> list[str]:
+        arms = [arm(f"arm{i}", runs) for i, runs in enumerate(of_arms)]
+        found = Results.from_json(results(arms))
+        assert not any(arm.losses(CLEAN) for arm in found.arms[1:]) and comparison_page(found)
+        return answer(found)
+
+    (sentence,) = answers(first, diverged)
+    assert sentence.endswith("with a loss that is a number: there is nothing to compare.")
+    for all_diverged in ([diverged], [diverged, diverged]):
+        assert answers(*all_diverged) == [
+            "No run has finished with a loss that is a number, so there is no answer."
+        ]
+    (sentence,) = answers(first[:1], diverged[1:])
+    assert "a number" not in sentence and "nothing to compare" in sentence
+
+
 def test_pairs_are_of_one_seed():
     """Seeds that one arm lacks are compared with nothing."""
     arms = [arm("a", [run(0, 2.0), run(2, 2.5)]), arm("b", [run(2, 2.4), run(1, 1.0)])]
@@ -136,6 +160,25 @@ def test_what_is_missing_is_named(without_plots):
     # An unfinished run is in no figure of the answer.
     assert found.arms[1].losses(CLEAN).by_seed == {0: 2.3}
     assert found.arms[3].losses(CLEAN).by_seed == {1: 2.4}
+
+
+def test_the_terminal_shows_what_the_page_shows():
+    ends = [[2.31, math.nan, 2.33], [math.nan, 2.5, 2.4]]  # which decide about min() and max()
+    arms = [
+        arm("first", [run(seed, 2.3) for seed in range(3)]),
+        *(arm(f"[/{n}]", [run(seed, end) for seed, end in enumerate(ends[n])]) for n in (0, 1)),
+    ]
+    values, out = results(arms), StringIO()
+    print_results(values, Path("compared"), Console(file=out, width=120))
+    text = out.getvalue()
+    for row in (
+        "first patches 2.3000 2.3000 to 2.3000 3 of 3 4.51 660,000",
+        "[/0] patches 2.3200 2.3100 to 2.3300 3 of 3 4.51 660,000",
+        "[/1] patches 2.4500 2.4000 to 2.5000 3 of 3 4.51 660,000",
+    ):
+        assert row in [" ".join(line.split()) for line in text.splitlines()]
+    told = problems(Results.from_json(values))
+    assert len(told) == 2 and all(sentence in text for sentence in told)
 
 
 def test_the_cost_of_an_entropy_model_may_be_unknown(without_plots):
@@ -213,6 +256,13 @@ def test_curves_are_means_with_ranges_of_finished_runs():
         # The end of every run can be seen.
         low, high = axes.get_ylim()
         assert low < dotted.get_ydata()[-1] < high and low < bits[:, -1].min()
+    # A run that diverged is in no figure: it neither moves the mean nor cuts it off.
+    runs[1]["points"][-1]["bits_per_byte"][CLEAN] = math.nan
+    with drawn(draw_losses, Results.from_json(results([arm("a", runs)]))) as axes:
+        assert [line.get_linestyle() for line in axes.lines] == ["-", ":", ":"]
+        points = [(p["flops"], p["bits_per_byte"][CLEAN]) for p in runs[0]["points"]]
+        assert axes.lines[0].get_xydata() == pytest.approx(np.array(points))
+        assert len(axes.lines[1].get_xdata()) == 6 and not axes.collections
 
 
 def test_parts_are_stacked_up_to_all_training_flops():
