@@ -70,6 +70,7 @@ def test_what_is_written_is_read_back(tmp_path, ngram_model, entropies):
         assert row.patch_lengths.sum() == len(row.text.encode()) + 2
         assert b"".join(row.patches()) == row.text.encode()
         assert (row.entropies is None) != entropies
+    assert b"\x28\xb5\x2f\xfd" in (tmp_path / shards.entries[0].path).read_bytes()  # zstd
     (batch,) = shards.batches(["meta"])
     assert batch.to_pylist() == [{"meta": "x"}, *[{"meta": None}] * 3]
     assert list(shards.rejects()) == [{"file": "a", "position": "7", "reason": "broken"}]
