@@ -151,6 +151,7 @@ def test_other_rows_need_another_packing_version(tmp_path):
     for weights, expected in (((), "4807792276d975ff"), ((1, 2), "b456ec2f4c3d3f11")):
         stream = RowStream(urls, replace(settings, weights=weights))
         for n, source in enumerate(stream.sources):
+            assert source.seed == (3, 2, int(source.fingerprint, 16), 0)
             source.seed = (3, 2, n)  # not the hash of files, which other releases of Arrow write
         digest = hashlib.sha256(str((PACKING_VERSION, stream.patches_per_row)).encode())
         for one in itertools.islice(opened(stream, infinite=True), 16):
@@ -315,6 +316,8 @@ def test_the_fingerprint_is_of_content(sets, tmp_path):
     shutil.copytree(sets[0], tmp_path / "moved")
     own = RowStream([sets[0]], RowSettings(512)).fingerprint()
     assert RowStream([str(tmp_path / "moved")], RowSettings(512)).fingerprint() == own
+    content = "\n".join(f"{one.name} {one.sha256}" for one in open_shards(sets[0]).entries)
+    assert own["shards"] == [hashlib.sha256(content.encode()).hexdigest()[:16]]
     assert RowStream([sets[1]], RowSettings(512)).fingerprint()["shards"] != own["shards"]
 
 
