@@ -8,16 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support.jobs import edit_json
-from support.shard_sets import as_version_1
+from support.shard_sets import as_version_1, write_shards
 
 from model import Patcher
 from pipeline import open_shards
 from pipeline.corpus.documents import Document, Reject, rejects_json
 from pipeline.errors import PipelineError
 from pipeline.patch.scoring import Scorer
+from pipeline.shards import closing, tables
 from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import ShardEntry, commit_entry, read_entries, read_entry
-from pipeline.shards.format import record_batch, shard_schema
+from pipeline.shards.format import read_texts, record_batch, shard_schema
 from pipeline.shards.manifest import FORMAT_VERSION
 from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.verify import verify
@@ -268,3 +269,20 @@ def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, ngram_model):
     shutil.rmtree(tmp_path / "shards")
     (problem,) = verify(open_shards(str(tmp_path)))
     assert problem.startswith(f"{shard}: cannot be read: ")
+
+
+def test_a_set_of_many_parts(tmp_path, monkeypatch):
+    """As one of some thousand shards: its tables are read in parts, of which few are kept."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+    monkeypatch.setattr(closing, "SHARDS_PER_PART", 3)
+    monkeypatch.setattr(tables, "BATCHES_PER_PART", 4)
+    monkeypatch.setattr(tables, "CACHED_PARTS", 2)
+    texts = [str(i).encode() for i in range(44)]
+    shards = write_shards(str(tmp_path), texts, per_batch=1, per_shard=2)
+    parts = [shards.manifest[name]["parts"]["rows"] for name in ("entries", "batches")]
+    assert parts == [[3] * 7 + [1], [4, 2] * 7 + [2]]
+    for number in (0, 21, 5, 11, 21, 1, 0, 2, 20):
+        for shard in (number, shards.entries[number]):
+            found = [read_texts(batch) for batch in shards.shard_batches(shard)]
+            assert found == [[text] for text in texts[2 * number : 2 * number + 2]]
+    assert [document.text.encode() for document in shards] == texts and not list(verify(shards))
