@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +76,10 @@ def test_what_is_written_is_read_back(tmp_path, ngram_model, entropies):
     (batch,) = shards.batches(["meta"])
     assert batch.to_pylist() == [{"meta": "x"}, *[{"meta": None}] * 3]
     assert list(shards.rejects()) == [{"file": "a", "position": "7", "reason": "broken"}]
+    # A file that could not be read to its end is among them, too.
+    (one,) = shards.entries
+    assert shards.shard_rejects(replace(one, rejects=0, error="it ends early"))
+    assert not shards.shard_rejects(replace(one, rejects=0))
     assert shards.patcher == PATCHER and shards.statistics.documents == 4
     assert list(verify(shards)) == []
 
@@ -232,9 +237,11 @@ def test_a_damaged_entry_is_named(tmp_path, ngram_model):
 def test_workers_get_the_set_without_its_entries(tmp_path, ngram_model):
     write(tmp_path, ngram_model)
     shards = open_shards(str(tmp_path))
+    assert len(shards.entries) == len(shards.shards.name) == 1  # which the set then holds
     alone = shards.without_entries()
+    assert not {"entries", "shards"} & vars(alone).keys()
     alone = pickle.loads(pickle.dumps(alone))
-    assert "sources" not in alone.manifest and len(shards.entries) == 1
+    assert "sources" not in alone.manifest
     assert alone.patcher == PATCHER and alone.metadata_columns == ["meta"] and alone.has_entropies
     (batch,) = alone.checked_batches(shards.entries[0])
     assert batch.num_rows == 4
