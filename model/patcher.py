@@ -323,7 +323,7 @@ class Patcher:
         # The slot after a token starts a patch where the token ends one.
         starts_BS = self._ends(pieces).numpy().reshape(rows, columns)
         first_starts = self.boundary_rule.first_starts
-        begins = position_B.min(initial=max(first_starts)) < max(first_starts)
+        begins = bool((position_B < max(first_starts)).any())
         if not begins and self.max_patch_length is None:
             return starts_BS[:, 1:]
         slot_BS = position_B[:, None] + np.arange(columns)

@@ -32,7 +32,7 @@ def cut_segments(
         reset_at_newline: a segment also ends with every newline.
     """
     lengths_S = document_lengths_D
-    if reset_at_newline and len(tokens_T):
+    if reset_at_newline:
         last_T = tokens_T == NEWLINE_ID
         last_T[document_lengths_D.cumsum(0) - 1] = True
         end_S = last_T.nonzero()[:, 0] + 1

@@ -23,8 +23,8 @@ from pipeline.prepare.sorted_runs import KEY_BITS, SortedRun, lowest_keys
 from pipeline.storage.output import OutputDirectory
 
 DEFAULT_SHARE = 10
-"""A corpus of fewer than 2 * VALIDATION_DOCUMENTS documents has one in so many held out, by
-default."""
+"""A corpus of fewer than 2 * VALIDATION_DOCUMENTS (distinct) documents has one in so many held out,
+by default."""
 
 
 class Range(NamedTuple):
@@ -77,7 +77,7 @@ def key_ranges(
         raise PipelineError(
             f"{output.url}: the input holds no document; see rejects/ there if it holds records"
         )
-    first, validation = _validation(documents, slices, content, output)
+    first, validation = _validation(slices, content, output)
     share = 1 - validation / documents
     chunks = content["num_chunks"] or max(1, math.ceil(share * text_bytes / CHUNK_BYTES))
     edges = [first + i * ((1 << KEY_BITS) - first) // chunks for i in range(chunks + 1)]
@@ -90,25 +90,28 @@ def key_ranges(
 
 
 def _validation(
-    documents: int, slices: Sequence[Slice], content: Mapping[str, Any], output: OutputDirectory
+    slices: Sequence[Slice], content: Mapping[str, Any], output: OutputDirectory
 ) -> tuple[int, int]:
     """The first key that is not in the validation set, and how many documents are in it."""
-    wanted = asked = content["validation_documents"]
-    if wanted is None:
-        enough = documents >= 2 * VALIDATION_DOCUMENTS
-        wanted = VALIDATION_DOCUMENTS if enough else documents // DEFAULT_SHARE
-    if not wanted:
+    asked = content["validation_documents"]
+    if asked == 0:
         return 0, 0
+    enough = 2 * VALIDATION_DOCUMENTS
+    reach = enough if asked is None else asked + 1
     lowest = np.zeros(0, np.uint64)
     for part in slices:
-        if len(lowest) <= wanted:
-            more = lowest_keys(output, part.runs, wanted + 1 - len(lowest))
+        if len(lowest) < reach:
+            more = lowest_keys(output, part.runs, reach - len(lowest))
             lowest = np.concatenate([lowest, more])
-    if len(lowest) <= wanted:
-        if asked is not None:
-            raise PipelineError(
-                f"--validation-documents: {asked} would leave none of the {len(lowest)} (distinct) "
-                "documents for the chunks; ask for fewer, with --overwrite"
-            )
-        wanted = len(lowest) // DEFAULT_SHARE
-    return int(lowest[wanted]), wanted
+    if asked is None:
+        # Duplicates do not count: of many documents that are the same few, few are left.
+        found = len(lowest)
+        wanted = VALIDATION_DOCUMENTS if found == enough else found // DEFAULT_SHARE
+    elif asked < len(lowest):
+        wanted = asked
+    else:
+        raise PipelineError(
+            f"--validation-documents: {asked} would leave none of the {len(lowest)} (distinct) "
+            "documents for the chunks; ask for fewer, with --overwrite"
+        )
+    return (int(lowest[wanted]), wanted) if wanted else (0, 0)

@@ -30,8 +30,6 @@ from pipeline.statistics.groups import (
 from pipeline.statistics.threshold_curve import ThresholdCounts, ThresholdCountsRecord
 from pipeline.statistics.writing_systems import script_of
 
-SCRIPT = "script"
-"""Name of the groups by script; columns have names of their own."""
 MOST_REASONS = 32
 """Reasons for rejects that are told apart."""
 

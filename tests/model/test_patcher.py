@@ -46,8 +46,10 @@ def test_monotonic():
 
 
 def test_combined():
-    assert lengths(Patcher(2.7, "combined", threshold_add=0.4)) == [1, 2, 4, 1]
-    assert lengths(Patcher(2.0, "combined", threshold_add=1.0)) == [1, 2, 4, 1]
+    assert lengths(Patcher(2.4, "combined", threshold_add=0.4)) == [1, 2, 2, 2, 1]
+    # Strictly above both: neither 2.5 itself nor a rise by 0.5 itself starts a patch.
+    assert lengths(Patcher(2.5, "combined", threshold_add=0.4)) == [1, 2, 4, 1]
+    assert lengths(Patcher(2.4, "combined", threshold_add=0.5)) == [1, 2, 4, 1]
     # As published: a start at 2 whatever the entropies, none at 3 although 3.0 rose by 2.
     published = Patcher(2.0, "combined", threshold_add=0.4, published=True)
     assert lengths(published) == [1, 1, 3, 2, 1]

@@ -106,6 +106,16 @@ def test_full_packs_of_an_example():
     packs = fill_packs(torch.tensor([8, 2, 5, 6, 3]), (8, 16))
     assert list(packs) == [[0, 3, 1], [2, 4]]
     assert list(fill_packs(torch.tensor([], dtype=torch.int64), (8, 16))) == []
+    # Of a pack of 64 at most 16 may stay empty; else what is left goes into the largest but one.
+    for lengths, sizes, held in (
+        ([8] * 6, (8, 64), [48]),
+        ([8] * 5 + [7], (8, 64), [8, 8, 8, 8, 8, 7]),
+        ([8] * 12, (8, 64), [64, 8, 8, 8, 8]),
+        ([8] * 12, (8, 16, 64), [64, 16, 16]),
+        ([8] * 3, (8, 32, 64), [24]),
+    ):
+        packs = fill_packs(torch.tensor(lengths), sizes)
+        assert [sum(lengths[i] for i in pack) for pack in packs] == held
 
 
 def test_full_packs_leave_little_empty():

@@ -14,6 +14,7 @@ from support.texts import write_jsonl
 
 from model import Patcher
 from model.tokenizer import BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID, encode_documents
+from pipeline.bpe import byte_level as byte_level_module
 from pipeline.bpe.byte_level import BPE, load_bpe
 from pipeline.errors import DamagedShardError, PipelineError
 from pipeline.patches import recut
@@ -63,9 +64,14 @@ def test_a_case_by_hand():
     assert len(ends) == 2 + 4 and not ends[[0, 1, 2, 4, 5]].any()
 
 
-def test_real_text_as_in_a_stream():
+def test_real_text_as_in_a_stream(monkeypatch):
     texts = [text.decode() for text in TEXTS]
+    monkeypatch.setattr(byte_level_module, "BATCH_CHARACTERS", 900)  # several texts, or one
     found = of_text(TOKENIZER, texts)
+    ids, counts = zip(*(TOKENIZER.encode([text]) for text in texts), strict=True)
+    together = TOKENIZER.encode(texts)
+    assert np.array_equal(together[0], np.concatenate(ids))
+    assert np.array_equal(together[1], np.concatenate(counts))
     assert found == from_stream(TOKENIZER, texts)
     assert sum(map(len, found)) > 1000
     # Some tokens end within a character: patches are bytes.

@@ -62,6 +62,20 @@ def test_shards_close_at_their_size(tmp_path, ngram_model):
     assert one.last and one.records == len(TEXTS)
 
 
+def test_record_batches_end_at_each_of_their_limits(tmp_path, ngram_model, monkeypatch):
+    patching = Patching(tmp_path, ngram_model)
+    assert list(map(len, TEXTS)) == [99] * 10 + [108] * 50
+    for limit, value, rows in (
+        ("BATCH_BYTES", 297, [3] * 20),
+        ("BATCH_DOCUMENTS", 7, [7] * 8 + [4]),
+        ("BATCH_SIDE_BYTES", 1, [1] * 60),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, limit, value)
+            (entry,) = patching.run(tmp_path / limit, shard_bytes=1 << 20)
+        assert entry.batches["rows"] == rows, limit
+
+
 def test_shards_close_at_many_rejects(tmp_path, ngram_model, monkeypatch):
     monkeypatch.setattr(worker, "MOST_REJECTS", 10)
     lines = ["broken"] * 25 + ['{"text": "good"}'] + ["broken"] * 3

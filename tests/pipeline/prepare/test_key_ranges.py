@@ -113,6 +113,10 @@ def test_a_tenth_of_a_small_corpus_is_held_out_unless_asked_for(tmp_path, monkey
     assert held_out(tmp_path, random_keys(23)) == 2
     assert held_out(tmp_path, random_keys(24)) == 12
     assert held_out(tmp_path, random_keys(200)) == 12
+    # Duplicates do not count: most of what is left would be held out, or none of it.
+    assert held_out(tmp_path, random_keys(13), documents=1000) == 1
+    assert held_out(tmp_path, random_keys(23) * 9) == 2 * 9
+    assert held_out(tmp_path, random_keys(5), documents=1000) == 0
 
 
 def test_chunks_are_as_large_as_said_by_default(tmp_path, monkeypatch):

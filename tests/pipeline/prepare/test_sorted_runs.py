@@ -147,16 +147,22 @@ def test_a_cell_can_be_read_alone_as_the_layout_is_described(tmp_path):
         st.lists(st.integers(0, 50) | st.just(LAST), max_size=9), min_size=1, max_size=20
     ),
     count=st.integers(0, 12),
+    per_hash=st.sampled_from([1, 2, 5]),
 )
-@example(per_run=[[LAST, 0, 0, 0, 0, 0]], count=2)
-def test_the_lowest_keys_are_those_of_all_runs(tmp_path_factory, per_run, count):
+@example(per_run=[[LAST, 0, 0, 0, 0, 0]], count=2, per_hash=2)
+@example(per_run=[[7, *[0] * 8], [*[0] * 8, 5]], count=3, per_hash=1)
+def test_the_lowest_keys_are_those_of_all_runs(tmp_path_factory, per_run, count, per_hash):
+    """However many have a hash together: a run has far more keys than are read at first."""
     directory = tmp_path_factory.mktemp("keys")
     grid = Grid.over(0, 64, 2)
-    runs = [
-        write(directory, f"{i}.run", grid, [(key, 0, b"") for key in keys])
-        for i, keys in enumerate(per_run)
-    ]
-    lowest = lowest_keys(OutputDirectory(str(directory)), runs, count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorted_runs, "KEYS_PER_HASH", per_hash)
+        patch.setattr(sorted_runs, "_KEYS_BYTES", 8 * per_hash)
+        runs = [
+            write(directory, f"{i}.run", grid, [(key, 0, b"") for key in keys])
+            for i, keys in enumerate(per_run)
+        ]
+        lowest = lowest_keys(OutputDirectory(str(directory)), runs, count)
     assert lowest.tolist() == sorted({key for keys in per_run for key in keys})[:count]
     assert lowest.dtype == np.uint64
 

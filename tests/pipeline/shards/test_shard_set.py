@@ -3,21 +3,23 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from support.jobs import edit_json
-from support.shard_sets import as_version_1
+from support.shard_sets import as_version_1, write_shards
 
 from model import Patcher
 from pipeline import open_shards
 from pipeline.corpus.documents import Document, Reject, rejects_json
 from pipeline.errors import PipelineError
 from pipeline.patch.scoring import Scorer
+from pipeline.shards import closing, tables
 from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import ShardEntry, commit_entry, read_entries, read_entry
-from pipeline.shards.format import record_batch, shard_schema
+from pipeline.shards.format import read_texts, record_batch, shard_schema
 from pipeline.shards.manifest import FORMAT_VERSION
 from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.verify import verify
@@ -70,9 +72,14 @@ def test_what_is_written_is_read_back(tmp_path, ngram_model, entropies):
         assert row.patch_lengths.sum() == len(row.text.encode()) + 2
         assert b"".join(row.patches()) == row.text.encode()
         assert (row.entropies is None) != entropies
+    assert b"\x28\xb5\x2f\xfd" in (tmp_path / shards.entries[0].path).read_bytes()  # zstd
     (batch,) = shards.batches(["meta"])
     assert batch.to_pylist() == [{"meta": "x"}, *[{"meta": None}] * 3]
     assert list(shards.rejects()) == [{"file": "a", "position": "7", "reason": "broken"}]
+    # A file that could not be read to its end is among them, too.
+    (one,) = shards.entries
+    assert shards.shard_rejects(replace(one, rejects=0, error="it ends early"))
+    assert not shards.shard_rejects(replace(one, rejects=0))
     assert shards.patcher == PATCHER and shards.statistics.documents == 4
     assert list(verify(shards)) == []
 
@@ -230,9 +237,11 @@ def test_a_damaged_entry_is_named(tmp_path, ngram_model):
 def test_workers_get_the_set_without_its_entries(tmp_path, ngram_model):
     write(tmp_path, ngram_model)
     shards = open_shards(str(tmp_path))
+    assert len(shards.entries) == len(shards.shards.name) == 1  # which the set then holds
     alone = shards.without_entries()
+    assert not {"entries", "shards"} & vars(alone).keys()
     alone = pickle.loads(pickle.dumps(alone))
-    assert "sources" not in alone.manifest and len(shards.entries) == 1
+    assert "sources" not in alone.manifest
     assert alone.patcher == PATCHER and alone.metadata_columns == ["meta"] and alone.has_entropies
     (batch,) = alone.checked_batches(shards.entries[0])
     assert batch.num_rows == 4
@@ -267,3 +276,20 @@ def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, ngram_model):
     shutil.rmtree(tmp_path / "shards")
     (problem,) = verify(open_shards(str(tmp_path)))
     assert problem.startswith(f"{shard}: cannot be read: ")
+
+
+def test_a_set_of_many_parts(tmp_path, monkeypatch):
+    """As one of some thousand shards: its tables are read in parts, of which few are kept."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+    monkeypatch.setattr(closing, "SHARDS_PER_PART", 3)
+    monkeypatch.setattr(tables, "BATCHES_PER_PART", 4)
+    monkeypatch.setattr(tables, "CACHED_PARTS", 2)
+    texts = [str(i).encode() for i in range(44)]
+    shards = write_shards(str(tmp_path), texts, per_batch=1, per_shard=2)
+    parts = [shards.manifest[name]["parts"]["rows"] for name in ("entries", "batches")]
+    assert parts == [[3] * 7 + [1], [4, 2] * 7 + [2]]
+    for number in (0, 21, 5, 11, 21, 1, 0, 2, 20):
+        for shard in (number, shards.entries[number]):
+            found = [read_texts(batch) for batch in shards.shard_batches(shard)]
+            assert found == [[text] for text in texts[2 * number : 2 * number + 2]]
+    assert [document.text.encode() for document in shards] == texts and not list(verify(shards))

@@ -2,6 +2,7 @@ import pickle
 import re
 import socket
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,20 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(PipelineError, match=r"cannot write .*/out/a: "):
         output.write("a", b"a directory is in the way")
     assert output.read_all_json("a") == {"b.json": {"n": 1}} and output.read_all_json("none") == {}
+
+
+def test_a_file_is_on_disk_before_its_name_and_its_name_before_it_counts(tmp_path, monkeypatch):
+    """Else a power cut could leave an entry whose shard is empty."""
+    synced, open_files = [], Path("/proc/self/fd")
+
+    def fsync(file: int) -> None:
+        synced.append(((open_files / str(file)).is_dir(), (tmp_path / "a" / "b").exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    output, before = OutputDirectory(str(tmp_path)), len(list(open_files.iterdir()))
+    output.write("a/b", b"")
+    assert synced == [(False, False), (True, True)]
+    assert len(list(open_files.iterdir())) == before
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path):

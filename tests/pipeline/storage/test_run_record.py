@@ -121,3 +121,15 @@ def test_without_a_record_only_a_job_s_own_directories_are_removed(output, tmp_p
     left = {path.name for path in tmp_path.iterdir()} - {"_tmp"}
     directory = {"a prepared corpus": "entries", "an export": "rejects"}.get(kind)
     assert left == {"others.txt"} | ({directory} if directory else set())
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_removal_that_is_killed_looks_unfinished_and_can_be_repeated(output, monkeypatch, kind):
+    RUNS[kind].begin(output)
+    removed: list[str] = []
+    monkeypatch.setattr(OutputDirectory, "remove", lambda self, name: removed.append(name))
+    monkeypatch.setattr(OutputDirectory, "remove_files", lambda self, names: removed.extend(names))
+    type(RUNS[kind]).remove(output)
+    assert removed[0] == "manifest.json" and len(removed) > 3
+    # Without its record, no run goes on with half of its shards; the others' files it alone tells.
+    assert removed.index(RECORD) == (1 if kind == "patch shards" else len(removed) - 1)

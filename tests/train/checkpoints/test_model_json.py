@@ -89,7 +89,7 @@ def test_patches_of_all_runs_are_recorded(tmp_path):
     }
 
 
-def test_steps_of_an_earlier_release_have_no_record(tmp_path):
+def test_steps_of_an_earlier_release_have_no_record(tmp_path, caplog):
     folder = tmp_path / "checkpoint"
     (folder / "step-3").mkdir(parents=True)
     write_model_description(str(folder), replace(BLT_SHAPE, patcher=ONE.patcher))
@@ -101,6 +101,12 @@ def test_steps_of_an_earlier_release_have_no_record(tmp_path):
     write_model_description(str(folder), now)
     record = read_model_description(str(folder)).patch_provenance
     assert record == (ONE, PatchProvenance(ONE.patcher))
+    # Those that do not name a rule either are trained on, with a warning.
+    (tmp_path / "older" / "step-3").mkdir(parents=True)
+    write_model_description(str(tmp_path / "older"), replace(BLT_SHAPE, patcher=None))
+    write_model_description(str(tmp_path / "older"), now)
+    assert read_model_description(str(tmp_path / "older")).patch_provenance == (ONE,)
+    assert f"{tmp_path}/older: does not say which patches it was trained on" in caplog.text
 
 
 def test_initial_weights_of_other_patches(tmp_path):

@@ -63,6 +63,8 @@ def test_a_lane_reads_all_of_a_small_set(tokens, lanes, strands, offset):
     # Places that follow one another are one way.
     there = line.after(line.after(Place(), offset), 7)
     assert there == line.after(Place(), offset + 7)
+    # Without weights an epoch is a part of the set: it is over, and the next one begins.
+    assert line._replace(whole=False).after(Place(3, tokens), 0) == Place(4, 0)
 
 
 @pytest.mark.parametrize(
