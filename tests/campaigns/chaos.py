@@ -60,6 +60,8 @@ class Hit:
     """Seconds since the run began."""
     pause: float
     """Seconds that a process stays stopped, or the storage away."""
+    once: Callable[[], bool] = lambda: True
+    """Has to be true, too, before it falls."""
 
     def __str__(self) -> str:
         return f"{self.victim} {self.how} at {self.after:.1f} s"
@@ -194,6 +196,8 @@ class Striker(threading.Thread):
         began = time.monotonic()
         for hit in sorted(self._hits, key=lambda hit: hit.after):
             time.sleep(max(0.0, hit.after - (time.monotonic() - began)))
+            while not hit.once() and self._runs():
+                time.sleep(0.01)
             with suppress(psutil.Error):
                 if hit.victim == "storage":
                     self._hit_storage(hit)
@@ -207,9 +211,14 @@ class Striker(threading.Thread):
                     continue
                 self.landed.append(str(hit))
 
+    def _runs(self) -> bool:
+        with suppress(psutil.Error):
+            return self._run.is_running() and self._run.status() != psutil.STATUS_ZOMBIE
+        return False
+
     def _wait_for(self, victim: str) -> list[psutil.Process]:
         """The processes of a kind, as soon as there are some; none if the run ends before."""
-        while self._run.is_running() and self._run.status() != psutil.STATUS_ZOMBIE:
+        while self._runs():
             if found := processes(self._run)[victim]:
                 return found
             time.sleep(0.05)
