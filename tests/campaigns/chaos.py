@@ -1,15 +1,17 @@
 """Random kills of everything that a job runs on, with reruns until it is done: ``make chaos``.
 
 Each round runs one job on a small corpus, in a process of its own with a Ray of its own, and hits
-one or two of its processes at random times: its driver, a worker, the raylet, Ray's control store
-(GCS), an agent of Ray's, or the storage server. A hit kills (SIGKILL), ends (SIGTERM) or stops a
-process for some seconds (SIGSTOP, SIGCONT). A job that does not exit with 0 is run again. What it
-has written in the end has to be byte for byte what an undisturbed run writes.
+one or two of its processes at random times: its driver, a worker (of a training: a rank), the
+raylet, Ray's control store (GCS), an agent of Ray's, all of these at once, or the storage server. A
+hit kills (SIGKILL), ends (SIGTERM) or stops a process for some seconds (SIGSTOP, SIGCONT). A job
+that does not exit with 0 is run again. What it has written in the end has to be byte for byte what
+an undisturbed run writes; of a training, the weights of the last step.
 
 Everything follows from the seed but the moment at which a process is when it is hit.
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -33,11 +35,14 @@ from support.clusters import S3Server, an_s3_bucket
 from support.jobs import ROOT, environment, files_below
 from support.texts import topics, write_jsonl
 
-JOBS = ("prepare", "patch", "export")
+from train.checkpoints.steps import read_step
+
+JOBS = ("prepare", "patch", "export", "pretrain")
 STORAGES = ("local", "s3")
-VICTIMS = ("driver", "worker", "raylet", "gcs", "agent")
+VICTIMS = ("driver", "worker", "raylet", "gcs", "agent", "everything")
 PATCHED = "patched"
-"""The output of an undisturbed patching, which is exported."""
+"""The output of an undisturbed patching, which is exported and trained on."""
+STEPS = 10
 MOST_RUNS = 8
 TIMEOUT_S = 420.0
 """Seconds after which a run counts as hanging."""
@@ -55,6 +60,8 @@ class Hit:
     """Seconds since the run began."""
     pause: float
     """Seconds that a process stays stopped, or the storage away."""
+    once: Callable[[], bool] = lambda: True
+    """Has to be true, too, before it falls."""
 
     def __str__(self) -> str:
         return f"{self.victim} {self.how} at {self.after:.1f} s"
@@ -103,7 +110,11 @@ class Place:
         return str(self.directory / name) if self.server is None else f"s3://chaos/{name}"
 
     def contents(self, name: str) -> dict[str, bytes]:
-        """The files of an output that have to be the same each time, by path."""
+        """What of an output has to be the same each time: files by path, or weights by name."""
+        if name.endswith("pretrain"):
+            step = read_step(f"{self.url(name)}/checkpoint/step-{STEPS}")
+            weights = step.state_dict()
+            return {each: weights[each].float().numpy().tobytes() for each in weights}
         if self.server is None:
             files = files_below(self.directory / name)
         else:
@@ -132,7 +143,7 @@ def command(job: str, place: Place, output: str) -> list[str]:
     flags = {
         "prepare": [
             *("prepare_corpus.py", "--input", place.url("in"), "--id-column", "id"),
-            *("--num-chunks", "4", "--sort-bytes", "200000", "--name", "corpus"),
+            *("--num-chunks", "150", "--sort-bytes", "200000", "--name", "corpus"),
         ],
         "patch": [
             *("patch_corpus.py", "--input", place.url("in"), "--entropy-model", "ngram"),
@@ -142,9 +153,15 @@ def command(job: str, place: Place, output: str) -> list[str]:
             *("export_shards.py", "--shards", place.url(PATCHED)),
             *("--layout", "datasets"),
         ],
+        "pretrain": [
+            *("pretrain.py", "--dataloader.shards", place.url(PATCHED), "--config", "blt_debug"),
+            *("--training.seq-len", "128", "--training.local-batch-size", "2"),
+            *("--training.steps", str(STEPS), "--checkpoint.interval", "2"),
+        ],
     }[job]
     script, *rest = flags
-    rest += ["--output", place.url(output), "--num-workers", "2"]
+    to = "--dump-folder" if job == "pretrain" else "--output"
+    rest += [to, place.url(output), "--num-workers", "2"]
     return [sys.executable, str(ROOT / "jobs" / script), *rest]
 
 
@@ -152,7 +169,8 @@ def processes(driver: psutil.Process) -> dict[str, list[psutil.Process]]:
     """The processes of a job by what they are."""
     found: dict[str, list[psutil.Process]] = {name: [] for name in VICTIMS}
     found["driver"].append(driver)
-    for process in driver.children(recursive=True):
+    found["everything"] = [driver, *driver.children(recursive=True)]
+    for process in found["everything"][1:]:
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
             if line.startswith("ray::"):
@@ -178,19 +196,29 @@ class Striker(threading.Thread):
         began = time.monotonic()
         for hit in sorted(self._hits, key=lambda hit: hit.after):
             time.sleep(max(0.0, hit.after - (time.monotonic() - began)))
+            while not hit.once() and self._runs():
+                time.sleep(0.01)
             with suppress(psutil.Error):
                 if hit.victim == "storage":
                     self._hit_storage(hit)
                 elif targets := self._wait_for(hit.victim):
                     hit.after = time.monotonic() - began
-                    self._hit(self._draw.choice(targets), hit)
+                    if hit.victim != "everything":
+                        targets = [self._draw.choice(targets)]
+                    for target in targets:
+                        self._hit(target, hit)
                 else:
                     continue
                 self.landed.append(str(hit))
 
+    def _runs(self) -> bool:
+        with suppress(psutil.Error):
+            return self._run.is_running() and self._run.status() != psutil.STATUS_ZOMBIE
+        return False
+
     def _wait_for(self, victim: str) -> list[psutil.Process]:
         """The processes of a kind, as soon as there are some; none if the run ends before."""
-        while self._run.is_running() and self._run.status() != psutil.STATUS_ZOMBIE:
+        while self._runs():
             if found := processes(self._run)[victim]:
                 return found
             time.sleep(0.05)
@@ -251,7 +279,9 @@ def draw_hits(draw: random.Random, storage: str, seconds: float) -> list[Hit]:
     for _ in range(draw.randint(1, 2)):
         victims = [*VICTIMS, *(["storage"] * 2 if storage == "s3" else [])]
         victim = draw.choice(victims)
-        hows = ("SIGKILL", "SIGSTOP") if victim == "storage" else ("SIGKILL", "SIGTERM", "SIGSTOP")
+        hows = {"storage": ("SIGKILL", "SIGSTOP"), "everything": ("SIGKILL",)}.get(
+            victim, ("SIGKILL", "SIGTERM", "SIGSTOP")
+        )
         hits.append(
             Hit(victim, draw.choice(hows), draw.uniform(2.0, 0.7 * seconds), draw.uniform(2.0, 8.0))
         )
@@ -279,6 +309,9 @@ def play(
         status, said, landed, _ = run_once(line, env, hits, draw, place)
         result.hits += landed
         result.exits.append(status)
+        if place.server is None:  # what has a final name is whole, even now
+            for path in (place.directory / output).glob("entries/*.json"):
+                json.loads(path.read_text())
         if status:
             result.said.append((said.strip().splitlines() or ["(nothing)"])[-1][:240])
         if status == 124:
@@ -351,7 +384,7 @@ def main() -> int:
             place = by_storage[storage]
             env = environment(RAY_AUTH_MODE="disabled", OMP_NUM_THREADS="1")
             env |= {} if place.server is None else place.server.variables
-            needed = [job] if job != "export" else ["patch", "export"]
+            needed = [job] if job in ("prepare", "patch") else ["patch", job]
             for name in needed:
                 if (name, storage) not in references:
                     # What an export says of itself names its directory.

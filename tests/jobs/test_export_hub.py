@@ -6,14 +6,15 @@ import random
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
 from support import tiny
-from support.jobs import ROOT, files_below
-from support.local_ray import share_local_ray, to_join_local_ray
+from support.hub_client import be_a_client
+from support.jobs import ROOT, files_below, job_here
+from support.local_ray import share_local_ray
 from support.loopback_answers import TOKEN, Fault
 from support.loopback_hub import Hub, serve
 from support.loopback_uploads import READER, UploadHandler
@@ -23,8 +24,6 @@ from model import NGramEntropyModel, Patcher
 from pipeline.errors import ConfigError
 from pipeline.export.hub_upload import open_repository
 from pipeline.storage.output import OutputDirectory
-
-JOB = ROOT / "jobs" / "export_shards.py"
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +57,33 @@ def settings(hub: Hub, made: Path, token: str) -> dict[str, str]:
     return hub.settings(made / "home", token)
 
 
-def push(
-    hub: Hub, made: Path, tmp_path: Path, token: str = TOKEN, *flags: str, shards: str = "set"
-) -> subprocess.CompletedProcess[str]:
-    """By a process of its own, which joins a Ray whose workers may write to the hub: the hub's
-    client reads its settings when it is imported."""
-    share_local_ray(settings=settings(hub, made, TOKEN))
-    job = [sys.executable, str(JOB), "--shards", str(made / shards), "--output", "me/patches"]
-    job += ["--layout", "hub", "--staging", str(tmp_path / "staging"), *flags]
-    env = settings(hub, made, token) | to_join_local_ray()
-    return subprocess.run(job, env=env, capture_output=True, text=True, check=False)
+Push = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_push_interrupted_and_resumed(hub, made, tmp_path):
+@pytest.fixture
+def push(hub, made, tmp_path, monkeypatch, capsys) -> Push:
+    """Run the job here, on a Ray whose workers may write to the hub."""
+    job = job_here(ROOT / "jobs" / "export_shards.py", monkeypatch, capsys)
+
+    def run(*flags: str, token: str = TOKEN, shards: str = "set"):
+        share_local_ray(settings=settings(hub, made, TOKEN))
+        with monkeypatch.context() as client:
+            be_a_client(client, settings(hub, made, token))
+            to = ("--output", "me/patches", "--layout", "hub", "--staging", tmp_path / "staging")
+            return job("--shards", made / shards, *to, *flags)
+
+    return run
+
+
+def test_push_interrupted_and_resumed(hub, made, push, tmp_path):
     hub.faults("PUT /lfs/", [None, None, *[Fault(status=403)] * 40])
-    broken = push(hub, made, tmp_path, TOKEN, "--private", "--num-workers", "1")
+    broken = push("--private", "--num-workers", "1")
     assert broken.returncode == 1 and "--output me/patches" in broken.stderr, broken.stderr
     hub.plans.clear()
     uploaded = set(hub.objects)
     assert len(uploaded) == 2
     hub.requests.clear()
-    done = push(hub, made, tmp_path)
+    done = push()
     assert done.returncode == 0, done.stderr
     again = {request.path.rpartition("/")[2] for request in hub.asked("^PUT /lfs/")}
     assert not again & uploaded
@@ -94,17 +99,17 @@ def test_push_interrupted_and_resumed(hub, made, tmp_path):
     # It tells nothing of who made it.
     assert str(made).encode() not in there["manifest.json"] + there["README.md"]
     # What is staged costs much: who may not push does not lose it.
-    refused = push(hub, made, tmp_path, READER, "--overwrite", "--drop-entropies")
+    refused = push("--overwrite", "--drop-entropies", token=READER)
     assert refused.returncode == 1 and files_below(tmp_path / "staging") == staged
     for said in (broken, done):
         assert TOKEN not in said.stdout + said.stderr
 
 
-def test_a_repository_of_another_kind_is_left_alone(hub, made, tmp_path):
+def test_a_repository_of_another_kind_is_left_alone(hub, push, tmp_path):
     by_hand = {"README.md": b"mine", "data/train-00000-of-00001.parquet": b"my rows"}
     by_hand["manifest.json"] = b'{"name": "my app"}'
     hub.publish("me/patches", by_hand)
-    refused = push(hub, made, tmp_path, shards="bare")
+    refused = push(shards="bare")
     assert refused.returncode == 2, refused.stderr
     said = "me/patches: holds files that are no export's, such as data/train-00000-of-00001"
     assert said in refused.stderr and not (tmp_path / "staging").exists()
@@ -112,7 +117,7 @@ def test_a_repository_of_another_kind_is_left_alone(hub, made, tmp_path):
     assert repository.commits[repository.head] == by_hand
     # As a repository is that was made in a browser.
     hub.publish("me/patches", {"README.md": b"mine", ".gitattributes": b""})
-    done = push(hub, made, tmp_path, shards="bare")
+    done = push(shards="bare")
     assert done.returncode == 0, done.stderr
     there = repository.commits[repository.head]
     assert json.loads(there["manifest.json"])["files"] == []
@@ -132,9 +137,9 @@ def test_private_data_are_not_pushed_where_everybody_reads(hub, tmp_path, monkey
     assert hub.visibility == {"me/new": "private"}
 
 
-def test_who_may_not_write_is_told(hub, made, tmp_path):
+def test_who_may_not_write_is_told(push, tmp_path):
     for token, status in ((READER, 403), ("", 401)):
-        done = push(hub, made, tmp_path, token)
+        done = push(token=token)
         assert done.returncode == 1 and not (tmp_path / "staging").exists()
         assert f"--output me/patches: the hub refuses ({status})" in done.stderr
         assert "HF_TOKEN" in done.stderr or status == 403

@@ -4,10 +4,8 @@ import contextlib
 import json
 import math
 import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +14,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,10 +26,14 @@ from support.jobs import (
     contents,
     edit_json,
     environment,
-    full_disk,
     job_here,
 )
-from support.local_ray import share_local_ray, to_join_local_ray
+from support.local_ray import (
+    a_full_disk,
+    a_worker_killed_when,
+    share_local_ray,
+    to_join_local_ray,
+)
 from support.shard_sets import as_version_1
 from support.texts import noise, topics, write_jsonl
 
@@ -133,35 +134,10 @@ def entries(out: Path) -> int:
     return len(list(out.glob("entries/*.json")))
 
 
-def run_and_kill(arguments: list[str], out: Path, moment: float) -> bool:
-    """Start the job and kill it, and all that it has started, ``moment`` seconds after its first
-    commit. Gives False if it finished before."""
-    log = out.with_suffix(".log").open("wb")
-    process = subprocess.Popen(
-        arguments, env=environment(), stderr=log, stdout=log, start_new_session=True
-    )
-    while process.poll() is None and not entries(out):
-        time.sleep(0.01)
-    try:
-        process.wait(moment)
-        return False
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        # Ray's processes are in groups of their own: find them by their driver.
-        children = (
-            psutil.Process(process.pid).children(recursive=True) if not process.poll() else []
-        )
-        for victim in (process, *children):
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                victim.send_signal(signal.SIGKILL)
-        process.wait()
-
-
-def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_model_directory):
-    """1 worker, 3 workers, and a run that is killed with its Ray at a random moment: the same
-    bytes, of a large file that is cut and of many small ones that share shards. A driver that is
-    killed alone: test_chaos.py."""
+def test_workers_and_kills_change_nothing(tmp_path, run_here, small_model_directory):
+    """1 worker, and 3 workers one of which is killed: the same bytes, of a large file that is cut
+    and of many small ones that share shards. A driver that is killed: test_chaos.py; with its Ray:
+    ``make chaos``."""
     large = [(name, text[:3000]) for name, text in topics()[:PART]]
     small = [(name, text[:100]) for name, text in topics()[:70]]
     write_jsonl(tmp_path / "in" / "topics.jsonl", large)
@@ -170,26 +146,20 @@ def test_workers_kills_and_resumes_change_nothing(tmp_path, run_here, small_mode
     flags = ("--input", tmp_path / "in", "--entropy-model", small_model_directory)
     flags += ("--target-patch-size", 4.5, "--seed", 3, "--calibration-bytes", 20_000)
     flags += ("--shard-bytes", 18_000)
-    one, three, killed = (tmp_path / name for name in ("one", "three", "killed"))
-    for out, workers in ((one, 1), (three, 3)):
-        done = run_here(*flags, "--output", out, "--num-workers", workers)
-        assert done.returncode == 0, done.stderr
-    arguments = command(*flags, "--output", killed, "--num-workers", 2)
-    assert run_and_kill(arguments, killed, random.uniform(0, 0.3))
-    # What has a final name is whole, even now.
-    for path in killed.glob("entries/*.json"):
-        json.loads(path.read_text())
-    done = run_here(*flags, "--output", killed, "--num-workers", 2, "--verify")
+    one, three = tmp_path / "one", tmp_path / "three"
+    done = run_here(*flags, "--output", one, "--num-workers", 1)
+    assert done.returncode == 0, done.stderr
+    with a_worker_killed_when(lambda: entries(three) > 0, "ray::Map"):
+        done = run_here(*flags, "--output", three, "--num-workers", 3, "--verify")
     assert done.returncode == 0, done.stderr
     assert entries(one) >= 9
     assert contents(one) == contents(three)
-    assert contents(one) == contents(killed)
     texts = [text for _, text in small + large]
-    assert [d.text for d in open_shards(str(killed))] == texts
+    assert [d.text for d in open_shards(str(three))] == texts
     assert sum(entry.source.startswith("small") for entry in open_shards(str(one)).entries) < 20
-    again = run_here(*flags, "--output", killed, "--json")
+    again = run_here(*flags, "--output", three, "--json")
     assert json.loads(again.stdout)["bytes_patched"] == 0
-    assert contents(one) == contents(killed)
+    assert contents(one) == contents(three)
 
 
 def test_what_is_lost_is_made_again(patched, tmp_path, run_here, monkeypatch):
@@ -376,11 +346,12 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_here, mo
     assert len(list(shards.batches())) == 3
 
 
-def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_job, run_here):
+def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_here):
     source, out = write_jsonl(tmp_path / "a.jsonl", noise(3)), tmp_path / "out"
     flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4)
     flags += ("--num-workers", 1)
-    done = run_job(*flags, env=full_disk(tmp_path))
+    with a_full_disk():
+        done = run_here(*flags)
     assert done.returncode == 1
     assert f"error: cannot write {out}/shards/" in done.stderr
     assert "File too large" in done.stderr

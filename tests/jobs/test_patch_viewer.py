@@ -26,7 +26,6 @@ from pipeline.bpe.token_pieces import TokenPieces
 from pipeline.errors import ConfigError
 from pipeline.shards.shard_set import ShardSet
 from pipeline.viewer.config import PatchViewerConfig
-from pipeline.viewer.page import serve
 from pipeline.viewer.space import write_space
 
 JOB = ROOT / "jobs" / "patch_viewer.py"
@@ -360,6 +359,8 @@ def test_a_document_beside_itself_from_a_link(browser, url, there):
 
 
 def test_an_address_in_use_is_told():
+    from pipeline.viewer.page import serve
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port}: cannot listen"):
@@ -376,6 +377,8 @@ def test_an_address_in_use_is_told():
     ],
 )
 def test_wrong_flags_are_told_before_anything_is_served(wrong, said):
+    from pipeline.viewer.page import serve
+
     with pytest.raises(ConfigError, match=said) as raised:
         serve(PatchViewerConfig(port=0, **wrong), report_url=pytest.fail)
     assert "topsecret" not in str(raised.value)

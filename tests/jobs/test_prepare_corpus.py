@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -15,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from support.jobs import ROOT, RunJob, command, environment, full_disk, job_alone, job_here
-from support.local_ray import to_join_local_ray
+from support.jobs import ROOT, RunJob, command, environment, job_here
+from support.local_ray import a_full_disk, a_worker_killed_when, to_join_local_ray
 from support.texts import noise, topics, write_jsonl
 
 from pipeline import open_shards
@@ -24,11 +23,6 @@ from pipeline import open_shards
 JOB = ROOT / "jobs" / "prepare_corpus.py"
 MANY = ("--num-chunks", 150, "--validation-documents", 20)
 """Chunks for which runs are merged first."""
-
-
-@pytest.fixture
-def prepare() -> RunJob:
-    return job_alone(JOB)
 
 
 @pytest.fixture
@@ -77,29 +71,10 @@ def kill_when(reached: Callable[[], bool], arguments: list[str], env: dict[str, 
     assert process.wait(200) == -signal.SIGKILL
 
 
-def kill_worker_when(reached: Callable[[], bool]) -> None:
-    """Kill a worker of the Ray of this process as soon as the job got so far."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        time.sleep(0.005)
-        if reached():
-            children = psutil.Process().children(recursive=True)
-            for worker in [child for child in children if "ray::Map" in _name(child)][:1]:
-                worker.send_signal(signal.SIGKILL)
-                return
-    pytest.fail("it ended before")
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
-    """With merges: 1 worker, 4 workers that sort less at a time, and a run that is killed twice,
-    and at last loses a worker. With its Ray a run is killed in test_prepare_hub.py."""
+    """With merges: 1 worker, 4 workers that sort less at a time, and a run that is killed,
+    and then loses a worker. With its Ray a run is killed in test_prepare_hub.py, and at other
+    moments by ``make chaos``."""
     source = write_parts(tmp_path / "corpus")
     flags = ("--input", source, "--id-column", "id", "--seed", 3, *MANY)
     one, four, killed = (tmp_path / name for name in ("one", "four", "killed"))
@@ -114,13 +89,10 @@ def test_workers_kills_and_reruns_change_nothing(tmp_path, prepare_here):
 
     again = (*flags, "--num-workers", 2, *small, "--output", killed)
     arguments = command(*again, job=JOB)
-    for stage, least in (("units", 3), ("merges", 20)):
-        kill_when(got(stage, least), arguments, environment(**to_join_local_ray()))
-    with ThreadPoolExecutor(1) as pool:
-        worker = pool.submit(kill_worker_when, got("chunks", 10))
+    kill_when(got("merges", 20), arguments, environment(**to_join_local_ray()))
+    with a_worker_killed_when(got("chunks", 10), "ray::Map"):
         done = prepare_here(*again, "--json")
-        assert done.returncode == 0, done.stderr
-        worker.result()
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes_sorted"] == 0
     expected = contents(one)
     assert len(expected) == 152
@@ -295,10 +267,11 @@ def test_a_changed_command_or_input_is_refused_until_overwritten(tmp_path, prepa
     assert refused.returncode == 1 and "other.chunk.00.parquet: is gone" in refused.stderr
 
 
-def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, prepare, prepare_here):
+def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, prepare_here):
     source, out = write_jsonl(tmp_path / "a.jsonl", noise(3)), tmp_path / "out"
     flags = ("--input", source, "--output", out, "--num-workers", 1, "--num-chunks", 1)
-    done = prepare(*flags, env=full_disk(tmp_path))
+    with a_full_disk():
+        done = prepare_here(*flags)
     assert done.returncode == 1
     assert f"error: cannot write {out}/exchange/runs/" in done.stderr
     assert "File too large" in done.stderr

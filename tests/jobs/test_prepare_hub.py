@@ -8,11 +8,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -20,16 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from support import loopback_hub
-from support.jobs import JOB, ROOT, RunJob, job_here
-from support.local_ray import share_local_ray, to_join_local_ray
+from support.hub_client import be_a_client
+from support.jobs import JOB, ROOT, RunJob, command, job_here
+from support.local_ray import share_local_ray
 from support.loopback_answers import TOKEN, Fault, git_oid, sha256
 from support.loopback_hub import Hub
 from support.texts import topics
 
 from pipeline import open_shards
-from pipeline.corpus.named import CORPORA
+from pipeline.corpus.named import CORPORA, Corpus
 from pipeline.storage.known_tokenizers import TOKENIZERS
 
+PREPARE = ROOT / "jobs" / "prepare_corpus.py"
 Documents = list[tuple[str, str]]
 """``(id, text)`` of each."""
 BUSY = Fault(status=503, headers={"Retry-After": "0"})
@@ -122,35 +124,37 @@ def without_faults(hub):
 class Prepare:
     """Runs the job; all that it says is in ``said``."""
 
-    def __init__(self, hub: Hub, directory: Path):
+    def __init__(self, hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
         self.hub, self.said, self.home = hub, "", directory / "home"
-        self.script = ROOT / "jobs" / "prepare_corpus.py"
         self.temporary = directory / "tmp"
         self.temporary.mkdir(exist_ok=True)
+        self._monkeypatch, self._job = monkeypatch, job_here(PREPARE, monkeypatch, capsys)
 
     def settings(self, token: str | None) -> dict[str, str]:
         # Ray's sockets have short names only in a directory that has one.
         directories = {"TMPDIR": str(self.temporary), "RAY_TMPDIR": "/tmp"}
         return self.hub.settings(self.home, token) | directories
 
-    def start(self, output: Path, *flags: object, **environment: str) -> subprocess.Popen:
-        run = [sys.executable, str(self.script), "--output", str(output), "--num-workers", "2"]
+    def start(self, output: Path, *flags: object) -> subprocess.Popen:
+        """A process of its own, with a Ray of its own."""
+        run = command("--output", output, "--num-workers", 2, *flags, job=PREPARE)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*run, *map(str, flags)], env=environment, **pipes)
+        return subprocess.Popen(run, env=self.settings(None), **pipes)
 
     def __call__(self, output: Path, *flags: object, token: str | None = None, status: int = 0):
         """The exit status has to be ``status``; gives the finished process.
 
-        It joins a Ray whose workers have the same settings, which runs on for what comes next.
+        It runs here, on a Ray whose workers have the same settings, and a token.
         """
-        settings = self.settings(token)
-        share_local_ray(settings=settings)
-        process = self.start(output, *flags, **settings, **to_join_local_ray())
-        out, err = process.communicate(timeout=240)
-        self.said += out + err
-        assert process.returncode == status, out + err
-        assert "Traceback" not in err
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        share_local_ray(settings=self.settings(TOKEN))
+        with self._monkeypatch.context() as client:
+            be_a_client(client, self.settings(token))
+            client.setattr("tempfile.tempdir", str(self.temporary))
+            done = self._job("--output", output, "--num-workers", 2, *flags)
+        self.said += done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +164,8 @@ def clients(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def prepare(hub, clients, tmp_path) -> Iterator[Prepare]:
-    prepare = Prepare(hub, clients)
+def prepare(hub, clients, tmp_path, monkeypatch, capsys) -> Iterator[Prepare]:
+    prepare = Prepare(hub, clients, monkeypatch, capsys)
     shutil.rmtree(prepare.home, ignore_errors=True)
     yield prepare
     stored = [path for top in (tmp_path, clients) for path in top.rglob("*") if path.is_file()]
@@ -260,22 +264,12 @@ def test_named_corpora(hub, prepare, tmp_path, monkeypatch, capsys, name):
         whole(out)
 
 
-WITH_TOY = """
-import runpy, sys
-sys.path.insert(0, {root!r})
-from pipeline.corpus.named import CORPORA, Corpus
-
-CORPORA["toy"] = Corpus("toy", "lab/toy", ("in/*.jsonl",), "jsonl", "text", "id", "{commit}")
-runpy.run_path({root!r} + "/jobs/prepare_corpus.py", run_name="__main__")
-"""
-
-
-def test_a_named_corpus_is_one_entry_in_the_table(hub, prepare, tmp_path):
+def test_a_named_corpus_is_one_entry_in_the_table(hub, prepare, tmp_path, monkeypatch):
     files = {"in/a.jsonl": jsonl(topics()[:12]), "out/b.jsonl": jsonl(topics()[12:15])}
     commit = hub.publish("lab/toy", files)
     hub.publish("lab/toy", {"in/a.jsonl": jsonl(topics()[:3])})
-    prepare.script = tmp_path / "with_toy.py"
-    prepare.script.write_text(WITH_TOY.format(root=str(ROOT), commit=commit))
+    toy = Corpus("toy", "lab/toy", ("in/*.jsonl",), "jsonl", "text", "id", commit)
+    monkeypatch.setitem(CORPORA, "toy", toy)
     out = tmp_path / "out"
     prepare(out, "--corpus", "toy", "--num-chunks", 2)
     read = {"in/a.jsonl": files["in/a.jsonl"]}
@@ -318,7 +312,7 @@ def test_a_killed_run_goes_on_at_its_commit_from_within_the_file(hub, prepare, t
     commit = hub.publish("lab/moves", files)
     hub.faults("GET /cdn/.*two", [Fault(stall=200_000)])
     flags = ("--corpus", "lab/moves", "--num-chunks", 2, "--sort-bytes", 60_000)
-    doomed = prepare.start(out, *flags, **prepare.settings(None))  # with a Ray of its own
+    doomed = prepare.start(out, *flags)
     while not arrived(out, "two") > 180_000:
         assert doomed.poll() is None
         time.sleep(0.05)

@@ -1,12 +1,16 @@
-"""Processes that list and download, as jobs do, from a hub on loopback, each in many cases.
+"""Clients of a hub on loopback: this process, or others that list and download in many cases.
 
-In processes of their own: huggingface_hub reads its settings when it is imported.
+huggingface_hub reads its settings when it is imported: a process of its own needs the environment
+alone, this one has to be told.
 """
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 from support.loopback_answers import STRANGER, TOKEN
 from support.loopback_hub import Hub
@@ -49,6 +53,20 @@ for kind, name, directory, token in json.loads(sys.argv[1]):
     except PipelineError as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
 """
+
+
+def be_a_client(monkeypatch: pytest.MonkeyPatch, settings: Mapping[str, str]) -> None:
+    """Let this process use a hub as one with these environment variables does."""
+    from huggingface_hub import constants
+
+    endpoint, home = settings["HF_ENDPOINT"], settings["HF_HOME"]
+    for name in ("HF_TOKEN", "no_proxy"):
+        monkeypatch.setenv(name, settings[name])
+    url = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", f"{home}/token")
 
 
 def start(hub: Hub, cases: list[list], home: Path, timeout: int = 1) -> subprocess.Popen:

@@ -16,17 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "jobs" / "patch_corpus.py"
 
 
-def full_disk(directory: Path) -> dict[str, str]:
-    """An environment in which Ray's workers, alone of its processes, can write no file of more than
-    500 kB. ``directory`` takes what is needed for that."""
-    (directory / "sitecustomize.py").write_text(
-        "import resource, sys\n"
-        "if 'default_worker.py' in ' '.join(sys.orig_argv):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
-    )
-    return environment(PYTHONPATH=str(directory))
-
-
 RAY_SETTINGS = {
     # Ray would report to its makers that tests run, by a process of its own.
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -33,6 +33,6 @@ def run_kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     interpret(monkeypatch, few_rows, ring_attention)
     # Few programs, because each takes the interpreter milliseconds.
-    monkeypatch.setattr(few_rows, "ROWS", 32)
-    monkeypatch.setattr(few_rows, "COLUMNS", 32)
+    monkeypatch.setattr(few_rows, "ROWS", 128)
+    monkeypatch.setattr(few_rows, "COLUMNS", 64)
     monkeypatch.setattr(kernels, "usable", lambda device, dtype: True)

@@ -5,9 +5,15 @@ jobs that are tested.
 """
 
 import os
-from collections.abc import Mapping
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
+import psutil
 import pytest
 import ray
 
@@ -57,3 +63,63 @@ def end_local_ray() -> None:
     global _running
     _running = None
     ray.shutdown()
+
+
+def workers(*names: str) -> list[psutil.Process]:
+    """The running workers of the local Ray whose titles hold one of these names."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(name in " ".join(process.cmdline()) for name in names):
+                found.append(process)
+    return found
+
+
+@contextmanager
+def a_worker_killed_when(reached: Callable[[], bool], name: str) -> Iterator[None]:
+    """Of the work within, a worker with this name is killed as soon as it got so far; it is an
+    error if it does not."""
+    earlier = workers(name)
+    over = threading.Event()
+
+    def kill() -> None:
+        end = time.monotonic() + 120
+        while not over.is_set() and time.monotonic() < end:
+            if reached() and (victims := [w for w in workers(name) if w not in earlier]):
+                victims[0].kill()
+                return
+            time.sleep(0.005)
+        pytest.fail("nothing was killed")
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        try:
+            yield
+        finally:
+            over.set()
+    killed.result()
+
+
+@contextmanager
+def a_full_disk() -> Iterator[None]:
+    """Workers of the local Ray, alone of its processes, can write no file of more than 500 kB."""
+    whole, over = resource.RLIM_INFINITY, threading.Event()
+
+    def limit(size: int) -> None:
+        for process in workers("ray::", "default_worker.py"):
+            with suppress(psutil.Error):
+                if process.rlimit(psutil.RLIMIT_FSIZE)[0] != size:
+                    process.rlimit(psutil.RLIMIT_FSIZE, (size, whole))
+
+    def watch() -> None:  # a new worker imports for a second before it writes
+        while not over.wait(0.1):
+            limit(500_000)
+
+    limit(500_000)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(watch)
+        try:
+            yield
+        finally:
+            over.set()
+    limit(whole)

@@ -13,7 +13,7 @@ from support.kernels_on_cpus import run_kernels_on_cpu
 from support.recorded_steps import RecordingRunner
 from support.weights import sharpen
 
-from model import BLT, BLT_SIZES, EntropyModel, EntropyModelConfig, Patcher, generate
+from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher, generate
 from model.generation import graphs, incremental_blt, kv_cache
 from model.generation.incremental_blt import IncrementalBLT
 from model.generation.sampling import Sampling
@@ -33,15 +33,27 @@ SMALL = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, window=
 PROMPTS = ["", "Hello world, this is", "\n\nfür", "abc" * 40, "x"]
 
 
-@pytest.fixture(scope="module", params=[WINDOWED, UNBOUNDED], ids=["windowed", "unbounded"])
+SHAPES = pytest.mark.parametrize(
+    "models", [WINDOWED, UNBOUNDED], ids=["windowed", "unbounded"], indirect=True
+)
+
+
+@pytest.fixture(scope="module")
 def models(request) -> tuple[BLT, EntropyModel]:
+    return with_random_weights(request.param, SMALL)
+
+
+def with_random_weights(
+    shape: BLTConfig, entropy_shape: EntropyModelConfig
+) -> tuple[BLT, EntropyModel]:
     torch.manual_seed(5)
-    entropy_model, blt = EntropyModel(SMALL).eval(), BLT(request.param).eval()
+    entropy_model, blt = EntropyModel(entropy_shape).eval(), BLT(shape).eval()
     sharpen(entropy_model, 4)
     sharpen(blt, 3)
     return blt, entropy_model
 
 
+@SHAPES
 @pytest.mark.parametrize(
     "options",
     [
@@ -67,10 +79,15 @@ def test_replayed_steps_write_the_same(models, monkeypatch, options):
     assert 3 < RecordingRunner.recordings < RecordingRunner.replays / 2
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 1), (5, 4)])
-def test_kernels_write_the_same(models, monkeypatch, rows, size):
-    """Triton's interpreter runs those of a GPU, for few rows and for more."""
-    prompts, options = PROMPTS[:rows], {"patcher": Patcher(2.0), "max_new_bytes": size}
+@pytest.mark.parametrize(("shape", "rows"), [(WINDOWED, 1), (WINDOWED, 5), (UNBOUNDED, 3)])
+def test_kernels_write_the_same(monkeypatch, shape, rows):
+    """Triton's interpreter runs those of a GPU, for few rows and for more. It takes milliseconds
+    for each head of each row."""
+    two = {"n_heads_local_encoder": 2, "n_heads_local_decoder": 2, "n_heads_global": 2}
+    two |= {"n_kv_heads_local_encoder": 1, "n_kv_heads_local_decoder": 1}
+    two |= {"n_kv_heads_global": 2, "cross_attn_nheads": 2, "n_layers_global": 1}
+    models = with_random_weights(replace(shape, **two), replace(SMALL, n_layers=1))
+    prompts, options = PROMPTS[-rows:], {"patcher": Patcher(2.0), "max_new_bytes": 2}
     expected = generate(*models, prompts, **options)
     monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
     monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)

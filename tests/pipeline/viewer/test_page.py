@@ -1,17 +1,20 @@
-"""The viewer says of a document how it was patched: without a browser."""
+"""The viewer says of a document how it was patched: without a browser.
+
+Tests import pages themselves: gradio takes seconds that processes without such a test can save.
+"""
 
 from support import tiny
 from support.texts import write_jsonl
 
 from model import Patcher
 from pipeline.shards.random_access import DocumentIndex
-from pipeline.viewer.browse_tab import show_document
 from pipeline.viewer.config import PatchViewerConfig
 from pipeline.viewer.patched_text import view_text
-from pipeline.viewer.type_tab import EXAMPLES
 
 
 def test_a_threshold_of_zero_is_named_as_any_other(tmp_path):
+    from pipeline.viewer.browse_tab import show_document
+
     write_jsonl(tmp_path / "in" / "a.jsonl", [("a", "some text")])
     model = tiny.entropy_model()
     shards = tiny.make_shards(tmp_path / "set", tmp_path / "in", model, Patcher(0.5))
@@ -21,6 +24,8 @@ def test_a_threshold_of_zero_is_named_as_any_other(tmp_path):
 
 
 def test_the_page_begins_with_patches_as_in_training():
+    from pipeline.viewer.type_tab import EXAMPLES
+
     begun = PatchViewerConfig()
     view = view_text(next(iter(EXAMPLES.values())), *begun.entropy_model, Patcher(begun.threshold))
     assert 4.3 < len(view.data) / len(view.patch_lengths_P) < 4.7
