@@ -7,6 +7,7 @@ compute: nothing is written in place, so that a compiler has nothing to get wron
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Generic, ParamSpec
@@ -194,10 +195,6 @@ def pooled(states_BSD: Tensor, own_BS: Tensor, patches: int) -> Tensor:
     return largest_BQD.flatten(0, 1)
 
 
-LEAST = -1e30
-"""A score that is less than any."""
-
-
 @fused
 def read_from(q_TE: Tensor, kv_TX2HE: Tensor, mask_TX: Tensor | None) -> Tensor:
     """Attention of each token to a few keys of its own, ``[tokens, heads * features]``.
@@ -207,14 +204,13 @@ def read_from(q_TE: Tensor, kv_TX2HE: Tensor, mask_TX: Tensor | None) -> Tensor:
     """
     k_TXHE, v_TXHE = kv_TX2HE.float().unbind(2)
     score_TXH = (q_TE.view_as(k_TXHE[:, 0]).float()[:, None] * k_TXHE).sum(-1)
-    score_TXH = score_TXH * k_TXHE.shape[-1] ** -0.5
+    score_TXH = score_TXH / math.sqrt(k_TXHE.shape[-1])
     if mask_TX is not None:
         score_TXH = score_TXH + mask_TX[:, :, None]
-    # Where no key is there nothing is read.
-    p_TXH = (score_TXH - score_TXH.amax(1, keepdim=True).clamp(min=LEAST)).exp()
-    out_THE: Tensor = (p_TXH[..., None] * v_TXHE).sum(1) / p_TXH.sum(1).clamp(min=1 / -LEAST)[
-        ..., None
-    ]
+    # Where no key is there nothing is read. (The numbers stand here, because one of the module
+    # would be an argument of what is compiled, and its value would have to be fetched.)
+    p_TXH = (score_TXH - score_TXH.amax(1, keepdim=True).clamp(min=-1e30)).exp()
+    out_THE: Tensor = (p_TXH[..., None] * v_TXHE).sum(1) / p_TXH.sum(1).clamp(min=1e-30)[..., None]
     return out_THE.flatten(1).type_as(q_TE)
 
 

@@ -1,9 +1,13 @@
 """The driver reads its workers' messages: whom it blames, and when it gives up."""
 
+from types import SimpleNamespace
+
 import pytest
+from ray.exceptions import ActorDiedError
 
 from model.checkpoints.files import CheckpointError
 from pipeline.errors import ConfigError, PipelineError
+from train.cluster import launch
 from train.cluster.failures import portable_error, training_error
 from train.cluster.launch import MessageReader
 from train.cluster.messages import FailureMessage, LineMessage, ResultMessage, StartMessage
@@ -77,3 +81,22 @@ def test_what_is_said_when_restarts_are_used_up():
     advice = "; the same command continues from the last checkpoint"
     assert str(training_error(error)) == f"training failed: rank 1: ValueError: x{advice}"
     assert str(training_error(OSError("no room\n"))) == f"training failed: no room{advice}"
+
+
+def test_messages_that_are_gone_with_their_node(monkeypatch):
+    """One sentence, and no traceback of Ray's."""
+
+    class Gone:
+        def __init__(self, **_: object):
+            pass
+
+        def get(self, timeout: float) -> None:
+            raise ActorDiedError
+
+    here = SimpleNamespace(get_node_id=lambda: "00" * 28)
+    monkeypatch.setattr(launch.ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(launch, "Queue", Gone)
+    monkeypatch.setattr(launch, "_Trainer", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "_Fit", lambda _: SimpleNamespace(is_alive=lambda: True))
+    with pytest.raises(PipelineError, match=r"training failed: The actor died .* continues from"):
+        launch.train_on_ray([], launch.Workers(1, 1, 0), max_failures=0, print_line=print)

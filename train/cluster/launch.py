@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
@@ -124,15 +125,18 @@ def train_on_ray(
             torch_config=Rendezvous(),
         )
         fit, reader, quiet_s = _Fit(trainer), MessageReader(print_line), 0
-        while (running := fit.is_alive()) or not messages.empty():
-            try:
-                reader.handle(messages.get(timeout=1 if running else 0))
-                quiet_s = 0
-            except Empty:
-                # Ray Train waits for resources in silence.
-                if quiet_s % CAPACITY_CHECK_S == 0:
-                    _report_missing_capacity(workers, print_line)
-                quiet_s += 1
+        try:
+            while (running := fit.is_alive()) or not messages.empty():
+                try:
+                    reader.handle(messages.get(timeout=1 if running else 0))
+                    quiet_s = 0
+                except Empty:
+                    # Ray Train waits for resources in silence.
+                    if quiet_s % CAPACITY_CHECK_S == 0:
+                        _report_missing_capacity(workers, print_line)
+                    quiet_s += 1
+        except RayError as error:  # with the driver's node its messages are gone
+            raise training_error(error) from error
         if fit.error is not None:
             raise training_error(fit.error) from fit.error
     return reader.metrics

@@ -87,7 +87,9 @@ def check_kernels() -> None:
     for function, arguments in cases(5):
         plain = function._function
         if function not in compiled:
-            compiled[function] = torch.compile(plain, backend=interpreter({}), dynamic=True)
+            compiled[function] = torch.compile(
+                plain, backend=interpreter({}), dynamic=True, fullgraph=True
+            )
         with torch.inference_mode():
             torch.testing.assert_close(compiled[function](*arguments), plain(*arguments))
 
