@@ -103,6 +103,7 @@ def run(flags: PretrainConfig, arguments: list[str], console: Console) -> int:
     import torch
 
     from pipeline.cluster.connect import connect, in_ray
+    from pipeline.cluster.known_lines import without_known_lines
     from train.cluster.checks import absolute_paths, check_run
 
     # Before the user's flags, which may end in a subcommand (activation-checkpoint:none).
@@ -128,12 +129,13 @@ def run(flags: PretrainConfig, arguments: list[str], console: Console) -> int:
         )
     console.print(f"training on {workers}; checkpoints go to {plan.checkpoints}")
     start = time.monotonic()
-    metrics = train_on_ray(
-        arguments,
-        workers,
-        max_failures=flags.max_failures,
-        print_line=lambda line: console.print(Text.from_ansi(line), soft_wrap=True),
-    )
+    with without_known_lines():  # it has the last word where Ray ends this process
+        metrics = train_on_ray(
+            arguments,
+            workers,
+            max_failures=flags.max_failures,
+            print_line=lambda line: console.print(Text.from_ansi(line), soft_wrap=True),
+        )
     ray.shutdown()
     result = summarize(plan, metrics, workers.number, round(time.monotonic() - start, 1))
     if flags.json:
