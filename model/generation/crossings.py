@@ -1,5 +1,5 @@
-"""What is exchanged between bytes and patches, of states that are kept: patches gather from their
-bytes, bytes read from patches. The arithmetic is that of :mod:`model.layers.cross_attention`."""
+"""Patches gather from their bytes, and bytes read from patches, in states that are kept. The
+arithmetic is that of :mod:`model.layers.cross_attention`."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +11,9 @@ from model.layers.cross_attention import GatherFromBytes, ReadFromPatches
 
 FEW_PATCHES = 4
 """Patches of a row up to which each looks at all bytes for its own: more scatter them."""
+FEW_BYTES = 256
+"""Bytes of all rows up to which a step's reading is one function to compile. It is elementwise, and
+would take a lot of memory for the bytes of prompts."""
 
 
 def pooled_bytes(states_BSD: Tensor, own_BS: Tensor, patches: int) -> Tensor:
@@ -57,7 +60,7 @@ def read_patches(
     """
     q_TE = normed_product(x_TD, layer.cross_attn_norm_q, (layer.wq.weight,))
     kv_TX2HE = kv_TWK2HE.flatten(1, 2)
-    if keeps_shapes(x_TD.device):
+    if keeps_shapes(x_TD.device) and len(x_TD) <= FEW_BYTES:
         return add_product(x_TD, read_from(q_TE, kv_TX2HE, mask), layer.wo, times=2)
     q_TH1E = q_TE.unflatten(-1, (-1, 1, layer.head_dim))
     k_THXE, v_THXE = (x.transpose(1, 2) for x in kv_TX2HE.unbind(2))

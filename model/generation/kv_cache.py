@@ -194,8 +194,7 @@ class KeyValueCache:
         ring = self.ring.data[layer]
         attended_BD: Tensor = attend_to_ring(
             *(qkv_BE, rotary_BF2, ring, view.position_BM[:, 0], view.reach_BM[:, 0]),
-            *(view.needed_B, qkv_BE.shape[1] // ring.shape[-1] - 2 * self.heads),
-            self.window or self.ring.slots,
+            *(view.needed_B, self.window or self.ring.slots),
         )
         return attended_BD
 

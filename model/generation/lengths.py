@@ -1,4 +1,4 @@
-"""What the host knows of the rows of a batch that is read on."""
+"""The host's record of the rows of a batch that is read on."""
 
 from dataclasses import dataclass, fields
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass
 class Lengths:
-    """What the host knows of each row; int64 and ``[batch]`` unless stated."""
+    """The host's record of each row; int64 and ``[batch]`` unless stated."""
 
     read_B: np.ndarray
     """Tokens that were read."""
@@ -16,7 +16,7 @@ class Lengths:
     start_BW: np.ndarray
     """Starts of the last patches that gather together, ``[batch, window]``; the last is open."""
     segment_B: np.ndarray
-    """Where the entropy model's context of the last token starts."""
+    """The position at which the entropy model's context of the last token starts."""
     token_B: np.ndarray
     """The last token."""
     h_B: np.ndarray

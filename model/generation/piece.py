@@ -45,9 +45,9 @@ class Piece:
         host_noise_X = self._host_X[begin:].view(np.float32)[:noise]
         self._host_noise_BV = host_noise_X.reshape(batch, vocab_size)
         self.numbers_BX = self._told_X[:numbers].view(shape)
-        """What the host says about the rows."""
+        """All that the host says about the rows."""
         self.noise_BV = self._told_X[begin:].view(torch.float32)[:noise].view(batch, vocab_size)
-        """What the next tokens are drawn with, float32."""
+        """The noise that the next tokens are drawn with, float32."""
         fixed: tuple[Tensor, ...] = self.numbers_BX[:, :FIXED].unbind(1)
         self.segment_B, self.patches_B, self.ended_B, self.end_B = fixed
         """Where the entropy model's context of the first token starts; patches that ended before

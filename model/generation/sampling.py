@@ -76,8 +76,8 @@ class Sampling:
 
 
 class Noise:
-    """What the next token of each row is drawn with, and, drawn while a GPU works, what the token
-    after it will be."""
+    """The noise that the next token of each row is drawn with; that of the token after it is drawn
+    while a GPU works."""
 
     def __init__(self, batch: int, vocab_size: int):
         self._now_BV, self._next_BV = (torch.ones(batch, vocab_size) for _ in range(2))

@@ -23,8 +23,6 @@ from model.kernels.launch import launched_early
 
 ROWS = 4
 """Rows of the matrix that a program takes."""
-
-
 COLUMNS, WARPS, STAGES = 1024, 4, 3
 """Columns that it takes at a time, with so many warps, and how many such pieces are on their way at
 a time. Of those that were timed for the shapes of the published models these are among the best."""
@@ -112,7 +110,7 @@ def columns_of(tokens: int) -> int:
 
 
 def _fixed(x_TD: Tensor) -> dict[str, int | bool]:
-    """What is fixed when a kernel is compiled, and how it is launched."""
+    """The parameters that are fixed when a kernel is compiled, and how it is launched."""
     padded = 1 << (len(x_TD) - 1).bit_length()
     fixed = {"T": padded, "ROWS": ROWS, "COLUMNS": columns_of(padded), "STAGES": STAGES}
     return {**fixed, "num_warps": WARPS, **launched_early(x_TD.device)}

@@ -119,7 +119,6 @@ def attend_to_ring(
     position_B: Tensor,
     reach_B: Tensor,
     needed_B: Tensor | None,
-    heads: int,
     window: int,
 ) -> Tensor:
     """Attend to a ring and keep the new keys and values in it.
@@ -132,13 +131,13 @@ def attend_to_ring(
         reach_B: how far each token may look back, int64.
         needed_B: 0 for rows of which nobody needs the result: their token sees itself alone. All
             are needed by default.
-        heads: heads of queries.
         window: keys that a query sees, itself included.
 
     Returns:
         ``[batch, heads * head_dim]``.
     """
     batch, slots, kept, head_dim = ring.shape
+    heads = qkv_BE.shape[1] // head_dim - kept
     wide = 1 << (head_dim - 1).bit_length()
     larger = LARGER if batch <= FEW_ROWS else 1
     out_BD = qkv_BE.new_empty(batch, heads * head_dim)
@@ -161,14 +160,5 @@ def attend_to_ring(
 
 
 @attend_to_ring.register_fake
-def _(
-    qkv_BE: Tensor,
-    rotary_BF2: Tensor,
-    ring: Tensor,
-    position_B: Tensor,
-    reach_B: Tensor,
-    needed_B: Tensor | None,
-    heads: int,
-    window: int,
-) -> Tensor:
-    return qkv_BE.new_empty(len(qkv_BE), heads * ring.shape[-1])
+def _(qkv_BE: Tensor, _rotary: Tensor, ring: Tensor, *_: object) -> Tensor:
+    return qkv_BE.new_empty(len(qkv_BE), qkv_BE.shape[1] - ring.shape[2] * ring.shape[3])

@@ -104,7 +104,7 @@ def heads_kernel(
 
 
 def gate(x_TD: Tensor, w1_FD: Tensor, w3_FD: Tensor) -> Tensor:
-    """What :func:`model.kernels.scoring.gate` computes, on a GPU."""
+    """Compute :func:`model.kernels.scoring.gate` on a GPU."""
     columns = 128
     x_TD, w1_FD, w3_FD = (_ready(x) for x in (x_TD, w1_FD, w3_FD))
     (tokens, depth), features = x_TD.shape, len(w1_FD)
@@ -126,7 +126,7 @@ def gate(x_TD: Tensor, w1_FD: Tensor, w3_FD: Tensor) -> Tensor:
 def heads(
     x_TD: Tensor, joined_2PD: Tensor, rotary_T2H: Tensor, turned: int, scaled: int, scale: float
 ) -> Tensor:
-    """What :func:`model.kernels.scoring.heads` computes, on a GPU."""
+    """Compute :func:`model.kernels.scoring.heads` on a GPU."""
     x_TD, joined_2PD, rotary_T2H = (_ready(x) for x in (x_TD, joined_2PD, rotary_T2H))
     (tokens, depth), pairs, half = x_TD.shape, joined_2PD.shape[1], rotary_T2H.shape[2]
     columns = 64

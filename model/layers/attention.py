@@ -79,7 +79,8 @@ class RotaryAngles(nn.Module):
 
 
 def rotary_angles(position_T: Tensor, bits_F: Tensor) -> Tensor:
-    """What :class:`RotaryAngles` computes; frequencies are float32, as bits."""
+    """Cosines and sines, as :class:`RotaryAngles` computes them, from the bits of its float32
+    frequencies."""
     angle_TF = position_T.float()[:, None] * bits_F.view(torch.float32)
     return torch.stack([angle_TF.cos(), angle_TF.sin()], dim=-1)
 

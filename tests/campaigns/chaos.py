@@ -110,7 +110,7 @@ class Place:
         return str(self.directory / name) if self.server is None else f"s3://chaos/{name}"
 
     def contents(self, name: str) -> dict[str, bytes]:
-        """What of an output has to be the same each time: files by path, or weights by name."""
+        """The part of an output that is the same each time: files by path, or weights by name."""
         if name.endswith("pretrain"):
             step = read_step(f"{self.url(name)}/checkpoint/step-{STEPS}")
             weights = step.state_dict()

@@ -95,7 +95,7 @@ def test_one_pack(models):
 
 @torch.no_grad()
 def test_packs_that_fused_operators_score(models, monkeypatch):
-    """Where they fit, the mask has small blocks, and values are what they are elsewhere."""
+    """The mask has small blocks where they fit, and values are what they are elsewhere."""
     model, gpu = models
     asked, masks = [], []
     monkeypatch.setattr(hot_path, "fits", lambda *pack: asked.append(pack) or True)

@@ -77,8 +77,8 @@ def workers(*names: str) -> list[psutil.Process]:
 
 @contextmanager
 def a_worker_killed_when(reached: Callable[[], bool], name: str) -> Iterator[None]:
-    """Of the work within, a worker with this name is killed as soon as it got so far; it is an
-    error if it does not."""
+    """Kill a worker with this name as soon as the work within got so far; it is an error if it does
+    not."""
     earlier = workers(name)
     over = threading.Event()
 

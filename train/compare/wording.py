@@ -12,7 +12,7 @@ MISSING = "\u2013"
 BUDGET_MISSED = 0.02
 """The share of its budget that a finished run may be off, as the last step is a whole one."""
 WITH_LOSS = " with a loss that is a number"
-"""What is to be said of runs that finished, where those do not count that diverged."""
+"""Said of runs that finished, where those that diverged do not count."""
 PART_NAMES = {
     "latent": "latent transformer",
     "token_transformer": "transformer of tokens",

@@ -148,7 +148,7 @@ def test_the_check_finds_what_a_graph_forbids():
 
 @torch.inference_mode()
 def test_a_byte_is_few_kernels_even_within_its_graphs():
-    """Of plain PyTorch there were 355 (334 when a patch ends, and then 170 once more)."""
+    """Plain PyTorch took 355 (334 when a patch ends, and then 170 once more)."""
     writer = on_meta(1, Sampling())
     for step, sizes, most in (
         (writer._listen_and_guess, (), 200),
@@ -175,7 +175,7 @@ def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
 
 
 def test_other_devices_are_waited_for():
-    """What the host says lies in memory that it writes again, and no copy may still read it."""
+    """The host writes its memory again only when no copy reads it any more."""
     runner, place = graphs.StepRunner(torch.device("mps")), Mock()
     runner.put(place, np.zeros(2))
     assert not place.copy_.call_args.kwargs.get("non_blocking")

@@ -1,4 +1,4 @@
-"""What becomes of our kernels on a Hopper card, for which Triton compiles them without one.
+"""Triton compiles our kernels for a Hopper card, without one, and tests read the machine code.
 
 Two things that cost a kernel most of its speed show in the machine code: registers that are spilled
 to memory, and products of the matrix units each of which waits for the one before it.

@@ -1,4 +1,4 @@
-"""Where our kernels serve, and where plain PyTorch does."""
+"""Our kernels serve on some devices, and plain PyTorch on the others."""
 
 import pytest
 import torch

@@ -50,7 +50,7 @@ def test_tokens_see_what_they_should(heads, kv, dim, window, slots):
         arguments = numbers[:, 0], numbers[:, reach]
         expected, k, v = attend_plainly(qkv, rotary, *everything, *arguments, heads, window)
         kept = ring.clone()
-        out = ring_attention.attend_to_ring(qkv, rotary, kept, *arguments, None, heads, window)
+        out = ring_attention.attend_to_ring(qkv, rotary, kept, *arguments, None, window)
         torch.testing.assert_close(out, expected)
         # The new keys and values are kept, and nothing else has changed.
         ring_after = ring.clone()
@@ -64,5 +64,5 @@ def test_what_nobody_needs_is_not_looked_at():
     position, rotary = torch.tensor([7, 7]), RotaryAngles(8, 1e4)(torch.tensor([7, 7]))
     qkv = torch.ones(2, 24)
     needed = torch.tensor([0, 1])
-    out = ring_attention.attend_to_ring(qkv, rotary, ring, position, position, needed, 1, 16)
+    out = ring_attention.attend_to_ring(qkv, rotary, ring, position, position, needed, 16)
     assert (out[0] == 1).all() and out[1].isnan().all()
