@@ -29,14 +29,15 @@ from torch import Tensor, nn
 
 from model.blt import BLT
 from model.generation.cached_blocks import CachedBlocks, JoinedWeights, normed_product
-from model.generation.crossings import gather_from, pooled_bytes, read_patches
-from model.generation.fused import angles, embedded, ngram_rows, own_patches, ungathered
+from model.generation.crossings import read_patches
+from model.generation.fused import angles, embedded, ngram_rows
+from model.generation.gathering import KeptBytes, gathering
 from model.generation.graphs import StepRunner
 from model.generation.incremental_entropies import CachedEntropyModel
 from model.generation.kv_cache import KeyValueCache, Ring
 from model.generation.piece import Piece
 from model.generation.sampling import likeliest
-from model.layers.cross_attention import CrossAttention, GatherFromBytes, ReadFromPatches
+from model.layers.cross_attention import ReadFromPatches
 
 
 class BLTSteps:
@@ -66,21 +67,14 @@ class BLTSteps:
         reach = self._powers_GX.shape[1] + longest
         self.tokens = Ring(1, batch, reach, like=piece.tokens_BM)
         """The last tokens of each row."""
-        pooled = len(model.local_encoder.pooled_layers)
-        self.states = Ring(pooled, batch, longest, config.dim_local, like=weight, grows=True)
-        """States of the last bytes after each layer that patches gather from."""
+        self.gathering = gathering(model.local_encoder, piece, weights)
         shape = (1, config.dim_local)
         if crossings := config.decoder_crossings:
             heads = config.cross_attn_nheads
             features = config.dim_local // heads
             shape = (crossings, config.cross_attn_k, 2, heads, features)  # type: ignore[assignment]
-        self._gather_kv, self._read_kv = (
-            [weights.of(layer.wk, layer.wv) for layer in cast(Iterable[CrossAttention], layers)]
-            for layers in (
-                model.local_encoder.cross_attn_layers,
-                model.local_decoder.cross_attn_layers,
-            )
-        )
+        reading = cast(Iterable[ReadFromPatches], model.local_decoder.cross_attn_layers)
+        self._read_kv = [weights.of(layer.wk, layer.wv) for layer in reading]
         slots = config.cross_attn_window_decoder + longest
         self.readable = Ring(1, batch, slots, *shape, like=weight)
         """What bytes read of the last patches: keys and values, or a vector to add."""
@@ -117,11 +111,11 @@ class BLTSteps:
         x_TD = self._embed(tokens_BM, position_BM)
         view = self.encoder.view(position_BM)
         rotary_TF2 = angles(position_BM.flatten(), encoder.rotary.bits_F)
-        slot_BM, first = position_BM % self.states.slots, encoder.pooled_layers.start
+        first = encoder.pooled_layers.start
         for i in range(len(self.encoder.layers)):
             x_TD = self.encoder.run_layer(i, x_TD, rotary_TF2, view)
             if i in encoder.pooled_layers:
-                self.states.write(i - first, slot_BM, x_TD.view(*slot_BM.shape, -1))
+                self.gathering.keep(i - first, x_TD, position_BM)
         self.x_BMD[:, begin : begin + columns] = x_TD.view(*position_BM.shape, -1)
 
     def _embed(self, tokens_BM: Tensor, position_BM: Tensor) -> Tensor:
@@ -140,14 +134,10 @@ class BLTSteps:
         return embedded(tokens_T, row_TG, weight, [each.weight for each in tables])
 
     def patch(self, patches: int, span: int) -> None:
-        """Run the patches that ended through the latent transformer.
-
-        Args:
-            patches: the most that ended in a row.
-            span: the most bytes of a row that they gather from.
-        """
+        """Run the patches that ended through the latent transformer; arguments as for
+        :meth:`Gathering.vectors`."""
         model, piece = self.model, self.piece
-        x_NKD = self._gather(patches, span)
+        x_NKD = self.gathering.vectors(patches, span)
         x_NG = model.global_transformer.token_embedding_projection(x_NKD.flatten(-2))
         offset_Q = torch.arange(patches, device=x_NG.device)
         index_BQ = piece.patches_B[:, None] + offset_Q
@@ -156,25 +146,6 @@ class BLTSteps:
         x_NG = self.latent.run(x_NG, rotary_NF2, view)
         readable_BQ = self._readable(x_NG).unflatten(0, index_BQ.shape)
         self.readable.write(0, index_BQ % self.readable.slots, readable_BQ)
-
-    def _gather(self, patches: int, span: int) -> Tensor:
-        """The vectors of patches from the states of their bytes, ``[batch * patches, k, dim]``, as
-        :meth:`LocalEncoder.patches` makes them."""
-        encoder, piece, k = self.model.local_encoder, self.piece, self.model.local_encoder.k
-        offset_S = torch.arange(1 - span, 1, device=piece.end_B.device)
-        position_BS = piece.end_B[:, None] + offset_S
-        layout = position_BS, piece.bounds(patches), piece.ended_B, piece.window
-        states = [self.states.read(part, position_BS) for part in range(len(self.states.data))]
-        own_BS = own_patches(*layout, patches)
-        pooled_ND = pooled_bytes(states[0], own_BS, patches)
-        vectors_NE: Tensor = encoder.patch_embedding_projection(pooled_ND)
-        vectors_XD: Tensor = vectors_NE.unflatten(-1, (k, -1)).flatten(0, 1)
-        mask_B1XS = ungathered(*layout, patches, k, states[0].dtype)[:, None]
-        crossings = zip(self._gather_kv, encoder.cross_attn_layers, states, strict=False)
-        for weights, layer, states_BSD in crossings:
-            layer = cast(GatherFromBytes, layer)
-            vectors_XD = gather_from(layer, weights, vectors_XD, states_BSD, mask_B1XS)
-        return vectors_XD.view(-1, k, vectors_XD.shape[-1])
 
     def _readable(self, latent_NG: Tensor) -> Tensor:
         """What bytes read of patches, as :meth:`LocalDecoder.readable` makes it, in the form of
@@ -224,6 +195,10 @@ class BLTSteps:
         absent_TX = (patch_TW < 0).repeat_interleave(self.model.config.cross_attn_k, 1)
         return self.x_BMD.new_zeros(absent_TX.shape).masked_fill_(absent_TX, -torch.inf)
 
+    def span(self, needed: int) -> int:
+        """See :meth:`Gathering.span`."""
+        return self.gathering.span(needed)
+
     def draft(self, ahead: int) -> None:
         """Put after the first token of the piece what the local models alone would write; the
         latest patch stays the same, whatever these tokens are."""
@@ -253,19 +228,22 @@ class BLTSteps:
         gathered from. Returns True if anything moved in memory."""
         latent, *local = self._caches()
         moved = [cache.make_room(tokens) for cache in local]
-        return any([*moved, latent.make_room(patches), self.states.make_room(span)])
+        return any([*moved, latent.make_room(patches), self.gathering.make_room(span)])
 
-    def take(self, row: int, other: "BLTSteps", its_row: int, tokens: int, patches: int) -> None:
-        """Go on in a row where another batch is in one of its rows, of so many tokens and patches.
-        There must be room for them."""
+    def take(
+        self, row: int, other: "BLTSteps", its_row: int, tokens: int, patches: int, begin: int
+    ) -> None:
+        """Go on in a row where another batch is in one of its rows, of so many tokens and patches;
+        the open patch begins at token ``begin``. There must be room for them."""
         latent, *local = zip(self._caches(), other._caches(), strict=True)
         rings = [(mine.ring, its.ring, tokens) for mine, its in local]
         rings.append((latent[0].ring, latent[1].ring, patches))
         rings.append((self.tokens, other.tokens, tokens))
-        rings.append((self.states, other.states, tokens))
         rings.append((self.readable, other.readable, patches))
         for mine, its, length in rings:
             mine.take(row, its, its_row, length)
+        assert isinstance(other.gathering, KeptBytes)
+        self.gathering.take(row, other.gathering, its_row, begin, tokens)
 
 
 def _powers(model: BLT) -> Tensor:

@@ -7,6 +7,7 @@ that way, instead of 33. With those of :mod:`model.kernels` it is 8 where each r
 token, and 5 where these tokens are few.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,7 +37,7 @@ class JoinedWeights:
         return self._known[linears]
 
 
-def project(x_TD: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+def project(x_TD: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """The products with all weights, next to one another."""
     outputs = [F.linear(x_TD, weight) for weight in weights]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)

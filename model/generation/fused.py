@@ -196,6 +196,16 @@ def pooled(states_BSD: Tensor, own_BS: Tensor, patches: int) -> Tensor:
 
 
 @fused
+def largest_so_far(largest_BD: Tensor, state_BD: Tensor, begins_B1: Tensor) -> Tensor:
+    """The largest states of an open patch with one byte more, written over ``largest_BD``.
+
+    Args:
+        begins_B1: true where the byte is the first of its patch.
+    """
+    return largest_BD.copy_(torch.where(begins_B1, state_BD, torch.maximum(largest_BD, state_BD)))
+
+
+@fused
 def read_from(q_TE: Tensor, kv_TX2HE: Tensor, mask_TX: Tensor | None) -> Tensor:
     """Attention of each token to a few keys of its own, ``[tokens, heads * features]``.
 

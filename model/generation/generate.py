@@ -204,7 +204,7 @@ def _write_in_turn(
             writer.admit({row: prompts[new] for row, new in begun.items()}, seeds)
         pieces = []
         for row, tokens in enumerate(writer.write()):
-            if (index := of_row[row]) is not None:
+            if (index := of_row[row]) is not None and tokens:
                 pieces.append((index, texts[index].take(tokens)))
                 if texts[index].done:
                     of_row[row] = None

@@ -34,6 +34,7 @@ class StepRunner:
         self._buffers: defaultdict[tuple[object, ...], list[Tensor]] = defaultdict(list)
         self._in_use: defaultdict[tuple[object, ...], int] = defaultdict(int)
         self._fetched: dict[tuple[object, ...], Tensor] = {}
+        self._asked: Tensor | None = None
         if device.type == "cuda":
             with torch.cuda.device(device):
                 self._stream, self._beside = torch.cuda.Stream(), torch.cuda.Stream()
@@ -114,24 +115,35 @@ class StepRunner:
         if self.device.type != "cuda":
             tensor.copy_(source)
             return
+        assert self._asked is None, "the wait for an answer says nothing about later copies"
         pinned = self._unread(tensor)
         pinned.copy_(source)
         tensor.copy_(pinned, non_blocking=True)
+
+    def ask(self, tensor: Tensor) -> None:
+        """Let a GPU send the values of a tensor as they are now, before it does what it is given
+        next; :meth:`fetch` must be the next call that copies anything."""
+        if self.device.type != "cuda":
+            return
+        key = (tensor.shape, tensor.dtype)
+        if key not in self._fetched:
+            self._fetched[key] = _pinned(tensor)
+        self._asked = self._fetched[key]
+        self._asked.copy_(tensor, non_blocking=True)
+        self._arrived.record(torch.cuda.current_stream(self.device))
 
     def fetch(self, tensor: Tensor) -> np.ndarray:
         """The values of a tensor, which are the caller's until the next fetch: the host waits until
         they are there."""
         if self.device.type != "cuda":
             return tensor.numpy(force=True).copy()
-        key = (tensor.shape, tensor.dtype)
-        if key not in self._fetched:
-            self._fetched[key] = _pinned(tensor)
-        values = self._fetched[key]
-        values.copy_(tensor, non_blocking=True)
-        self._arrived.record(torch.cuda.current_stream(self.device))
+        if self._asked is None:
+            self.ask(tensor)
+        values, self._asked = self._asked, None
         self._arrived.synchronize()
         # All copies before this one are done as well.
         self._in_use.clear()
+        assert values is not None and values.shape == tensor.shape
         return values.numpy()
 
     def _unread(self, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ so that logits do not depend on how a text is cut into pieces. To take tokens ba
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,8 +25,6 @@ from model.segments import NEWLINE_ID
 
 LATER = 1 << 62
 """A position that no token has."""
-SPAN = 32
-"""The fewest bytes that a graph gathers from."""
 ROOM = 64
 """Tokens and patches that room is made for at a time where steps run as graphs."""
 
@@ -60,9 +59,15 @@ class ReadingSteps(Protocol):
         """Prepare for rows of so many tokens and patches, of which the last ``span`` tokens may be
         gathered from. Returns True if anything moved in memory."""
 
-    def take(self, row: int, other: Any, its_row: int, tokens: int, patches: int) -> None:
+    def span(self, needed: int) -> int:
+        """The span of a graph of :meth:`patch` that serves for so many bytes."""
+
+    def take(
+        self, row: int, other: Any, its_row: int, tokens: int, patches: int, begin: int
+    ) -> None:
         """Go on in a row where other steps of the same model are in one of their rows, of so many
-        tokens and patches. There must be room for them."""
+        tokens and patches; the open patch begins at token ``begin``. There must be room for
+        them."""
 
 
 class Incremental:
@@ -86,6 +91,8 @@ class Incremental:
         self._ends_BM = self._position_BM.astype(bool)
         self._bounds_BX, self._segment_B = self.lengths.start_BW, self.lengths.segment_B
         self._any_ended = False
+        self.unmade_B = np.zeros(self.piece.batch, bool)
+        """Rows whose last token ended a patch that is still to be made."""
         self._spare = 0
         """Tokens that there is room for, by the row that has least."""
         self._row_B = np.arange(self.piece.batch)
@@ -144,7 +151,7 @@ class Incremental:
         end_B: np.ndarray | int = 0,
         noise_BV: np.ndarray | None = None,
     ) -> None:
-        fixed = self._segment_B, self._before.patches_B, ended_B, end_B
+        fixed = self._segment_B, self._before.patches_B, ended_B, end_B, self._counts_B
         lists = self._position_BM, latest_BM, self._bounds_BX
         self.runner.put(*self.piece.told(fixed, lists, noise_BV))
 
@@ -171,16 +178,41 @@ class Incremental:
             self.runner.forget()
         self.runner.shape = self.steps.shape
 
-    def close(self, *, graphs: bool = True) -> bool:
+    def close(self, *, graphs: bool = True) -> None:
         """Learn the tokens of the piece and make the patches that they end; the host waits for the
         device once. All tokens are kept until :meth:`keep` says otherwise.
 
         Args:
             graphs: run the steps as graphs.
-
-        Returns:
-            True if any patch ended: a prediction without it would be wrong.
         """
+        self._learn()
+        self._any_ended = bool(self._ends_BM.any())
+        if self._any_ended:
+            self._make_patches(graphs and self.runner.records)
+        self.keep(self._counts_B)
+
+    def hear(self) -> None:
+        """Learn the tokens of a piece of one token per row, and keep them; the host waits for the
+        device once. Rows in which a patch ended are now of :attr:`unmade_B`: what is predicted in
+        them is wrong until :meth:`make_patches`, and they must read no further token before it.
+        They can take part in pieces without one, and read their last token again."""
+        self._learn()
+        self._any_ended = False
+        self.keep(self._counts_B)
+        self.unmade_B = self.unmade_B | self._ends_BM[:, 0]
+
+    def make_patches(self) -> None:
+        """Make the patches of :attr:`unmade_B`, each of which ends with the last token of its
+        row."""
+        ended_B = self.unmade_B.astype(np.int64)
+        self._ends_BM = self.unmade_B[:, None]
+        self._make_patches(self.runner.records)
+        # Until now these patches were none of the lengths.
+        patches_B, start_BW = self._with_patches(ended_B)
+        self.lengths = replace(self.lengths, patches_B=patches_B, start_BW=start_BW)
+        self.unmade_B = np.zeros_like(self.unmade_B)
+
+    def _learn(self) -> None:
         columns = self._position_BM.shape[1]
         heard_BM2 = self.runner.fetch(self.piece.heard_BM2[:, :columns])
         self.tokens_BM, self._h_BM = heard_BM2[:, :, 0].astype(np.int64), heard_BM2[:, :, 1]
@@ -191,11 +223,6 @@ class Incremental:
                 "overflow in the dtype it is run in"
             )
         self._ends_BM = self._patch_ends() & inside_BM
-        self._any_ended = bool(self._ends_BM.any())
-        if self._any_ended:
-            self._make_patches(graphs and self.runner.records)
-        self.keep(self._counts_B)
-        return self._any_ended
 
     def _patch_ends(self) -> np.ndarray:
         """Mark each token of the piece that ends a patch."""
@@ -215,7 +242,7 @@ class Incremental:
         end_B = (ends_BM * position_BM).max(1)
         span = int(((end_B + 1 - before.start_BW[:, 0]) * (ended_B > 0)).max())
         if graphs:
-            span = max(power_of_2(span), SPAN)
+            span = self.steps.span(span)
         if not self.runner.records:
             self._make_room(patches)
         self._tell(before.patches_B[:, None] + so_far_BM - 1, ended_B, end_B)
@@ -228,9 +255,7 @@ class Incremental:
         patches_B, start_BW = before.patches_B, before.start_BW
         if self._any_ended:
             ended_B = (self._ends_BM & (self._column_M[:columns] < kept_B[:, None])).sum(1)
-            window_BW = ended_B[:, None] + self._offset_W
-            start_BW = self._bounds_BX[self._row_B[:, None], window_BW]
-            patches_B = patches_B + ended_B
+            patches_B, start_BW = self._with_patches(ended_B)
         last_B, some_B = np.maximum(kept_B - 1, 0), kept_B > 0
         segment_B = before.segment_B
         if self._reset:
@@ -247,6 +272,12 @@ class Incremental:
             np.where(some_B, self._h_BM[self._row_B, last_B], before.h_B),
         )
 
+    def _with_patches(self, ended_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches of each row, and starts of the last ones, after so many of the piece."""
+        window_BW = ended_B[:, None] + self._offset_W
+        start_BW = self._bounds_BX[self._row_B[:, None], window_BW]
+        return self._before.patches_B + ended_B, start_BW
+
     def recall(self, noise_BV: np.ndarray | None = None) -> None:
         """Make the last token of every row the first of the piece, for ``repeat``.
 
@@ -254,6 +285,7 @@ class Incremental:
             noise_BV: what the tokens after it are drawn with, if it has changed.
         """
         lengths = self._before = self.lengths
+        self._counts_B = np.zeros_like(lengths.read_B)
         self._position_BM = np.maximum(lengths.read_B - 1, 0)[:, None]
         self._bounds_BX, self._segment_B = lengths.start_BW, lengths.segment_B
         self._make_room(0)
@@ -268,9 +300,13 @@ class Incremental:
         if self.steps.make_room(read + longest, patches + longest, span + longest):
             self.runner.forget()
         self._spare = 0
-        self.steps.take(row, other.steps, its_row, read, patches)
+        self.steps.take(
+            row, other.steps, its_row, read, patches, int(lengths.start_BW[its_row, -1])
+        )
         self.lengths.put(row, lengths, its_row)
+        self.unmade_B[row] = False
 
     def drop(self, row: int) -> None:
         """Begin a row again, with nothing read."""
         self.lengths.put(row, Lengths.of_nothing(1, self.piece.window), 0)
+        self.unmade_B[row] = False

@@ -110,7 +110,13 @@ class EntropyModelSteps:
         """Prepare for rows of so many tokens."""
         return self._model.blocks.cache.make_room(tokens)
 
-    def take(self, row: int, other: "EntropyModelSteps", its_row: int, tokens: int, _: int) -> None:
+    def span(self, needed: int) -> int:
+        """As many; nothing is gathered."""
+        return needed
+
+    def take(
+        self, row: int, other: "EntropyModelSteps", its_row: int, tokens: int, _: int, __: int
+    ) -> None:
         """Go on in a row where other steps are in one of their rows, of so many tokens."""
         its = other._model.blocks.cache.ring
         self._model.blocks.cache.ring.take(row, its, its_row, tokens)

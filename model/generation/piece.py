@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIXED = 4
+FIXED = 5
 """Numbers of a row that are there once: see :attr:`Piece.segment_B`."""
 
 
@@ -49,9 +49,9 @@ class Piece:
         self.noise_BV = self._told_X[begin:].view(torch.float32)[:noise].view(batch, vocab_size)
         """The noise that the next tokens are drawn with, float32."""
         fixed: tuple[Tensor, ...] = self.numbers_BX[:, :FIXED].unbind(1)
-        self.segment_B, self.patches_B, self.ended_B, self.end_B = fixed
+        self.segment_B, self.patches_B, self.ended_B, self.end_B, self.count_B = fixed
         """Where the entropy model's context of the first token starts; patches that ended before
-        the piece, and in it; position of the last token of the last of them."""
+        the piece, and in it; position of the last token of the last of them; tokens."""
         self.heard_BM2 = torch.zeros(batch, longest, 2, device=device)
         """All that the host is told: each token, and the entropy after it in nats; float32."""
 

@@ -77,7 +77,7 @@ class Sampling:
 
 class Noise:
     """The noise that the next token of each row is drawn with; that of the token after it is drawn
-    while a GPU works."""
+    while a GPU works. A row that waits keeps both."""
 
     def __init__(self, batch: int, vocab_size: int):
         self._now_BV, self._next_BV = (torch.ones(batch, vocab_size) for _ in range(2))
@@ -93,18 +93,18 @@ class Noise:
         for noise_BV in (self._now_BV, self._next_BV):
             draw_noise(noise_BV[row], generator)
 
-    def turn(self) -> np.ndarray:
-        """Go on to the next token. Returns :attr:`now`."""
-        self._now_BV, self._next_BV = self._next_BV, self._now_BV
+    def turn(self, going_B: np.ndarray) -> np.ndarray:
+        """Go on to the next token in some of the rows, ``[batch]`` bool. Returns :attr:`now`."""
+        np.copyto(self.now, self._next_BV.numpy(), where=going_B[:, None])
         return self.now
 
     def draw(self, generators: Iterable[torch.Generator | None]) -> None:
         """Draw what :meth:`turn` gives next.
 
         Args:
-            generators: that of each row; None where no text is written.
+            generators: that of each row; None for rows that stay where they are.
         """
-        for noise_V, generator in zip(self._next_BV.unbind(), generators, strict=True):
+        for noise_V, generator in zip(self._next_BV, generators, strict=True):
             if generator is not None:
                 draw_noise(noise_V, generator)
 

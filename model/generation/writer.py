@@ -1,8 +1,18 @@
 """Writing in all rows of a batch: choosing bytes, reading them on, and letting new prompts in.
 
-On a GPU a byte is two graphs (three, if a patch ends) and one wait of the host. With so few rows
-that seldom one of them ends a patch, the prediction is made beside the scoring, as if none did, and
-again if one did.
+On a GPU most of a patch's time goes to reading the latent transformer's weights, whether one row
+has ended a patch or all rows have. In a batch some row ends one with nearly every byte. So a row
+that ends a patch waits, and reads its last byte again, until half of the rows do, or for one byte
+of the others. What is predicted in it meanwhile counts for nothing. Every row writes what it would
+write alone.
+
+For example, three of eight rows end a patch with their third byte. With the next step the other
+five write their fourth, and one of them ends a patch. All four patches are made then, and all eight
+rows go on.
+
+The host waits for the entropies of the bytes, and then knows which patches have ended. With few
+rows, where the host's time counts, a step is one graph that also predicts as if none had. With many
+rows that prediction is a graph of its own, which runs while the host does its part.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +27,8 @@ from model.generation.kv_cache import PIECE
 from model.generation.sampling import Noise, Sampling, likeliest
 from model.tokenizer import BOE_ID
 
-GUESSING_ROWS = 4
-"""Rows up to which a patch ends seldom enough: one in 4 or 5 bytes of a row ends one."""
+FEW_ROWS = 4
+"""Rows up to which a step is one graph."""
 TOGETHER = 32
 """Prompts that are read together: more would only need more memory."""
 
@@ -49,7 +59,7 @@ class Writer:
         self._kept_B = torch.ones_like(self._next_B)
         self._noise = Noise(*logits_BV.shape) if sampling.temperature else None
         self._generators: list[torch.Generator | None] = [None] * batch
-        self._guesses = self._runner.records and batch <= GUESSING_ROWS
+        self._few = self._runner.records and batch <= FEW_ROWS
 
     @property
     def rows(self) -> int:
@@ -81,52 +91,77 @@ class Writer:
                 self._noise.begin(row, generator)
         # The other rows choose what they have chosen once more.
         self.state.recall(None if self._noise is None else self._noise.now)
-        self._run_choice(self._begin)
+        self._runner.run(self._begin)
 
     def drop(self, row: int) -> None:
         """End the text of a row."""
         self._generators[row] = None
         self.state.drop(row)
 
-    def _run_choice(self, step: Callable[..., None], *sizes: int) -> None:
-        """Run a step that chooses, and put what it chooses where the next piece begins. That is no
-        part of the step, which could not be run again."""
-        self._runner.run(step, *sizes)
-        self._first_B.copy_(self._next_B)
-
-    def _draw_ahead(self) -> None:
-        """Draw noise for the next tokens while a GPU works on these."""
-        if self._noise is not None:
-            self._noise.draw(self._generators)
-
     @torch.inference_mode()
     def write(self) -> list[list[int]]:
-        """The next tokens of each row; one, or with drafts at least one. Nothing in empty rows."""
-        writing_B = np.array([g is not None for g in self._generators], np.int64)
-        columns = 1 + self._ahead
-        noise_BV = None if self._noise is None else self._noise.turn()
-        self.state.open(writing_B * columns, columns, noise_BV)
-        kept_B = writing_B
+        """The next tokens of each row; one, or with drafts at least one. Nothing in empty rows, and
+        in rows that wait for others to make a patch with them."""
+        writing_B = np.array([g is not None for g in self._generators])
         if self._ahead:
-            assert isinstance(self._steps, BLTSteps)
-            self._runner.run(self._steps.draft, self._ahead)
-            self._runner.run(self._steps.listen, columns)
-            self.state.close()
-            self._run_choice(self._check, columns)
-            kept_B = self._runner.fetch(self._kept_B) * writing_B
-            self.state.keep(kept_B)
-        elif self._guesses:
-            self._run_choice(self._listen_and_guess)
-            self._draw_ahead()
-            if self.state.close():
-                self._run_choice(self._predict)
+            kept_B = self._write_drafts(writing_B)
         else:
-            self._runner.run(self._steps.listen, columns)
-            self.state.close()
-            self._run_choice(self._predict)
-            self._draw_ahead()
+            kept_B = writing_B & ~self.state.unmade_B
+            self._write_singly(kept_B, writing_B)
         rows = zip(self.state.tokens_BM.tolist(), kept_B.tolist(), strict=True)
         return [tokens[:count] for tokens, count in rows]
+
+    def _write_drafts(self, writing_B: np.ndarray) -> np.ndarray:
+        """Returns how many tokens of each row are right."""
+        assert isinstance(self._steps, BLTSteps)
+        columns = 1 + self._ahead
+        self.state.open(writing_B * columns, columns)
+        self._first_B.copy_(self._next_B)
+        self._runner.run(self._steps.draft, self._ahead)
+        self._runner.run(self._steps.listen, columns)
+        self.state.close()
+        self._runner.run(self._check, columns)
+        kept_B: np.ndarray = self._runner.fetch(self._kept_B) * writing_B
+        self.state.keep(kept_B)
+        return kept_B
+
+    def _write_singly(self, going_B: np.ndarray, writing_B: np.ndarray) -> None:
+        """Write a token in the rows that go on; the other ones stay where they are."""
+        noise_BV = None if self._noise is None else self._noise.turn(going_B)
+        self.state.open(going_B.astype(np.int64), 1, noise_BV)
+        self._go_on(bool(going_B[writing_B].all()))
+        # On a CPU each step costs what its rows cost.
+        due = bool(self.state.unmade_B.any()) or not self._runner.records
+        if self._few:
+            self._runner.run(self._listen_and_guess)
+        else:
+            self._runner.run(self._steps.listen, 1)
+            self._runner.ask(self._steps.piece.heard_BM2)
+            if not due:
+                self._runner.run(self._predict)
+        self._draw_ahead(going_B)
+        self.state.hear()
+        unmade = np.count_nonzero(self.state.unmade_B)
+        if unmade and (due or 2 * unmade >= np.count_nonzero(writing_B)):
+            self.state.make_patches()
+            self._runner.run(self._predict)
+        elif due and not self._few:
+            self._runner.run(self._predict)
+
+    def _go_on(self, everywhere: bool) -> None:
+        """Put what was chosen where the piece begins, in rows that go on. That is no part of a
+        step, which could not be run again."""
+        if everywhere:
+            self._first_B.copy_(self._next_B)
+        else:
+            goes_on_B = self._steps.piece.count_B > 0
+            self._first_B.copy_(torch.where(goes_on_B, self._next_B, self._first_B))
+
+    def _draw_ahead(self, going_B: np.ndarray) -> None:
+        """Draw noise for the tokens after the next while a GPU works on these."""
+        if self._noise is not None:
+            pairs = zip(self._generators, going_B.tolist(), strict=True)
+            self._noise.draw(generator if going else None for generator, going in pairs)
 
     # The steps.
 

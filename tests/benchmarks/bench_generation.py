@@ -127,7 +127,7 @@ def on_a_card() -> None:
         steps = writer.state.steps
         assert isinstance(steps, BLTSteps)
         kernels = []
-        for step, sizes in ((steps.listen, (1,)), (steps.patch, (1, 32)), (writer._predict, ())):
+        for step, sizes in ((steps.listen, (1,)), (steps.patch, (1, 0)), (writer._predict, ())):
             with torch.inference_mode(), Kernels() as counted:
                 step(*sizes)
             kernels.append(counted.total)
@@ -195,7 +195,8 @@ def rings(steps: BLTSteps) -> list[Ring]:
     """All that is kept of the rows."""
     assert steps.entropies is not None
     stacks = (steps.encoder, steps.decoder, steps.latent, steps.entropies.blocks)
-    return [steps.tokens, steps.states, steps.readable, *(stack.cache.ring for stack in stacks)]
+    kept = steps.gathering.kept
+    return [steps.tokens, kept, steps.readable, *(stack.cache.ring for stack in stacks)]
 
 
 def bytes_read(

@@ -56,6 +56,8 @@ def cases(batch: int):
     yield fused.angles, (below(900, batch), RotaryAngles(16, 1e4).bits_F)
     own = below(2 * batch + 1, batch, 12)  # some bytes belong to none, some patches have none
     yield fused.pooled, (normal(batch, 12, 8), own, 2)
+    begins = torch.tensor([[True], [False]]).repeat(batch, 1)[:batch]
+    yield fused.largest_so_far, (normal(batch, 8), normal(batch, 8), begins)
     yield fused.read_from, (normal(batch, 32), normal(batch, 3, 2, 4, 8), None)
     gone = torch.tensor([-torch.inf, 0, 0]).expand(batch, 3)
     yield fused.read_from, (normal(batch, 32), normal(batch, 3, 2, 4, 8), gone)

@@ -169,8 +169,9 @@ def test_launches_and_waits_per_byte(monkeypatch, batch, sampling, most):
     writer._generators = [torch.Generator().manual_seed(row) for row in range(batch)]
     launches, waits = count_per_byte(writer, 50)
     assert 4 <= launches <= most and waits == 1
-    assert writer.state.lengths.read_B.tolist() == [50] * batch
-    patches_B = writer.state.lengths.patches_B
+    # With many rows half of the patches wait for a step.
+    read_B, patches_B = writer.state.lengths.read_B, writer.state.lengths.patches_B
+    assert read_B.tolist() == [50] if batch == 1 else 42 < read_B.mean() < 48
     assert 5 < patches_B.mean() < 18
 
 
