@@ -139,7 +139,10 @@ class Writer:
             self._runner.ask(self._steps.piece.heard_BM2)
             if not due:
                 self._runner.run(self._predict)
-        self._draw_ahead(going_B)
+        # To draw for many rows takes as long as to listen to them: a GPU that has nothing else to
+        # do is given the patches first.
+        if not due:
+            self._draw_ahead(going_B)
         self.state.hear()
         unmade = np.count_nonzero(self.state.unmade_B)
         if unmade and (due or 2 * unmade >= np.count_nonzero(writing_B)):
@@ -147,6 +150,8 @@ class Writer:
             self._runner.run(self._predict)
         elif due and not self._few:
             self._runner.run(self._predict)
+        if due:
+            self._draw_ahead(going_B)
 
     def _go_on(self, everywhere: bool) -> None:
         """Put what was chosen where the piece begins, in rows that go on. That is no part of a

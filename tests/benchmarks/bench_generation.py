@@ -40,7 +40,7 @@ from model.generation.generate import generate
 from model.generation.incremental_blt import IncrementalBLT
 from model.generation.kv_cache import Ring
 from model.generation.sampling import Sampling
-from model.generation.writer import Writer
+from model.generation.writer import FEW_ROWS, Writer
 from model.patcher import Patcher
 from model.tokenizer import ByteTokenizer
 
@@ -136,8 +136,10 @@ def on_a_card() -> None:
         for context in CARD_CONTEXTS:
             read = bytes_read(model, entropy_model, steps, context)
             byte, patch = (each / CARD[1] for each in read)
-            # How often any row ends a patch.
-            rates.append(batch / (byte + patch * (1 - (1 - 1 / BYTES_PER_PATCH) ** batch)))
+            if batch <= FEW_ROWS:  # how often any row ends a patch
+                rates.append(batch / (byte + patch * (1 - (1 - 1 / BYTES_PER_PATCH) ** batch)))
+            else:  # every second step makes patches, and rows that ended one before wait for it
+                rates.append(batch * (1 - 0.5 / BYTES_PER_PATCH) / (byte + patch / 2))
         print(
             f"1b, batch {batch:3}: {launches:.1f} launches and {waits:.0f} wait per byte; kernels "
             f"in the graphs: {kernels[0]} to listen, {kernels[1]} for a patch, {kernels[2]} to "
@@ -152,18 +154,24 @@ def on_a_card() -> None:
 
 
 class IdleRunner(CountingRunner):
-    """A GPU that needs no time: notes how long after its answers it is given something to do."""
+    """A GPU that needs no time: notes how long after its answers it is given something to do, if it
+    was given nothing to do after the answer already."""
 
-    waited, answered = 0.0, 0.0
+    waited, answered, asked, busy = 0.0, 0.0, False, False
 
     def run(self, step: Callable[..., None], *sizes: int) -> None:
+        self.busy = self.asked
         if self.answered:
             self.waited += perf_counter() - self.answered
             self.answered = 0.0
 
+    def ask(self, tensor: torch.Tensor) -> None:
+        self.asked = True
+
     def fetch(self, tensor: torch.Tensor) -> np.ndarray:
         values = super().fetch(tensor)
-        self.answered = perf_counter()
+        self.answered = 0.0 if self.busy else perf_counter()
+        self.asked = self.busy = False
         return values
 
 

@@ -48,13 +48,13 @@ class Step:
 
 STEPS = (
     Step("ceiling.ceiling", 60),
-    Step("scoring.agreement", 120, timed=False),
-    Step("blt.gradients", 120, timed=False),
+    Step("scoring.agreement", 180, timed=False),
+    Step("blt.gradients", 180, timed=False),
+    Step("generation.same_text", 180, timed=False),
+    Step("blt.evaluation", 180, timed=False),
     Step("scoring.speed", 110),
     Step("training.blt_1b", 170),
     Step("generation.generation", 150),
-    Step("generation.same_text", 60),
-    Step("blt.evaluation", 60),
     Step("evaluation.speed", 130),
     Step("training.entropy_100m", 100),
     Step("training.blt_1b_float8", 110),
