@@ -56,9 +56,9 @@ STEPS = (
     Step("training.blt_1b", 170),
     Step("generation.generation", 150),
     Step("evaluation.speed", 130),
+    Step("scoring.second_process", 60, timed=False),
     Step("training.entropy_100m", 100),
     Step("training.blt_1b_float8", 110),
-    Step("scoring.second_process", 60, timed=False),
     Step("training.blt_1b_eager", 60),
 )
 COMPARED = {"ceiling.ceiling": ("ceiling.json",), "scoring.agreement": ("stored_hash.json",)}

@@ -4,7 +4,6 @@ import copy
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -129,7 +128,7 @@ class Writing:
 
 
 def generation(run: Run) -> None:
-    """Bytes per second, and for one row what it is worth to launch kernels early."""
+    """Bytes per second of one row and of many."""
     writing = Writing.published(run)
     patcher = writing.patcher()
     profiled = 2 if run.tiny else PROFILED
@@ -148,10 +147,3 @@ def generation(run: Run) -> None:
             peak_GiB=run.peak_gib(),
             top=profile["top"],
         )
-    if run.device.type == "cuda":
-        late = {"return_value": {"EARLY": False}}
-        with (
-            patch("model.kernels.few_rows.launched_early", **late),
-            patch("model.kernels.ring_attention.launched_early", **late),
-        ):
-            run.record("generation, 1 row, no kernel launched early", **writing.rate(1, patcher))
