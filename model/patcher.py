@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 SHOWN_DIGITS = 12
 """Hexadecimal digits of a hash that messages show."""
 
+LONGEST_PATCH = 2**31 - 1
+"""Tokens: lengths are stored as int32."""
+
 
 class PatcherValues(TypedDict, total=False):
     """A :class:`Patcher` as manifests and checkpoints hold it; what is not set is left out."""
@@ -90,8 +93,11 @@ class Patcher:
             raise ValueError(f"max_patch_length: {self.max_patch_length!r:.80} is no whole number")
         if self.patch_size is not None and self.patch_size < 1:
             raise ValueError(f"patch_size: must be at least 1, got {self.patch_size}")
-        if self.max_patch_length is not None and self.max_patch_length < 1:
-            raise ValueError(f"max_patch_length: must be at least 1, got {self.max_patch_length}")
+        if self.max_patch_length is not None and not 1 <= self.max_patch_length <= LONGEST_PATCH:
+            raise ValueError(
+                f"max_patch_length: must be 1 to {LONGEST_PATCH}, got {self.max_patch_length}; leave "
+                "it out for patches of any length"
+            )
 
     def _check(self, name: str, needed: bool) -> None:
         value = getattr(self, name)

@@ -365,7 +365,8 @@ def test_empty_batch():
         ({"threshold": 1.0, "rule": "byte"}, "threshold: the byte rule does not use it"),
         ({"rule": "static"}, "patch_size: the static rule needs it"),
         ({"rule": "static", "patch_size": 0.5}, "patch_size: must be at least 1"),
-        ({"threshold": 1.0, "max_patch_length": 0}, "max_patch_length: must be at least 1"),
+        ({"threshold": 1.0, "max_patch_length": 0}, "max_patch_length: must be 1 to 2147483647"),
+        ({"threshold": 1.0, "max_patch_length": 2**63 - 1}, "any length"),
         # JSON by other hands.
         ({"threshold": "1.0"}, "threshold: '1.0' is no number"),
         ({"threshold": True}, "threshold: True is no number"),
