@@ -124,7 +124,9 @@ def _highest(pieces: Pieces, patch_size: float) -> Tensor:
     import torch
 
     h_T, lengths_D = pieces.entropies_T.float(), pieces.lengths_D
-    wanted_D = ((lengths_D / patch_size).floor().long() - 2).clamp(min=0)
+    # Not a Python number, whose reciprocal a GPU multiplies by: 66 / 4.4 would be 14 there, not 15.
+    size = torch.tensor(patch_size, dtype=torch.float32, device=lengths_D.device)
+    wanted_D = ((lengths_D / size).floor().long() - 2).clamp(min=0)
     document_T = torch.repeat_interleave(lengths_D)
     first_D = lengths_D.cumsum(0) - lengths_D
     position_T = torch.arange(len(h_T), device=h_T.device) - first_D[document_T]
@@ -176,9 +178,8 @@ def _space_ends(pieces: Pieces) -> Tensor:
         letter_or_digit_T |= (byte_T >= first) & (byte_T <= last)
     continuation_T = (byte_T >= 0x80) & (byte_T < 0xC0)
     space_T = ~(letter_or_digit_T | continuation_T)
-    after_space_T = space_T.roll(1)
-    after_space_T[pieces.lengths_D.cumsum(0) - pieces.lengths_D] = False
-    return (space_T & ~after_space_T) | (byte_T < 0)
+    # The first token's predecessor is another document's, but the answer for it is unused.
+    return (space_T & ~space_T.roll(1)) | (byte_T < 0)
 
 
 def _evenly_spaced(pieces: Pieces, patch_size: float, origin: int = 1) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import numpy as np
 import torch
@@ -48,10 +48,13 @@ def sample(
     """Documents of about ``sample_bytes`` bytes of text, all of a corpus that is not larger.
 
     The places are drawn with ``config.seed``, in proportion to the sizes of the splits; each gives
-    whole documents, but not more than a few times its share of a long one. Where that is not
-    enough, because files are small, others follow in an order that is drawn likewise: a corpus of
-    a million files of 2 kB gives 64 places 128 kB, and the rest comes from files behind these. A
-    file that cannot be read gives nothing; the run itself will name it.
+    whole documents, but not more than a few times its share of a long one. No record is read twice:
+    a place ends where the next one begins, and places that are the same give their shares together.
+    A gzip file, for example, can be read from its beginning alone: all places in it are the same.
+
+    Where that is not enough, because files are small, others follow in an order that is drawn
+    likewise: a corpus of a million files of 2 kB gives 64 places 128 kB, and the rest comes from
+    files behind these. A file that cannot be read gives nothing; the run itself will name it.
 
     Args:
         failures: gets why files gave nothing.
@@ -63,11 +66,14 @@ def sample(
         return read.documents
     random = np.random.default_rng(config.seed)
     chosen = sorted(random.choice(len(splits), PLACES, p=sizes / sizes.sum()).tolist())
+    begins = sorted((i, _somewhere_in(splits[i], random)) for i in chosen)
     longest = 4 * max(sample_bytes // PLACES, 1 << 16)
-    for number, i in enumerate(chosen, 1):
+    for number, ((i, start), (behind, stop)) in enumerate(pairwise([*begins, (-1, 0)]), 1):
+        if (i, start) == (behind, stop):
+            continue
         # Later places make good what early ones lack because they were short.
         wanted = sample_bytes * number // PLACES
-        place = _somewhere_in(splits[i], random)
+        place = replace(splits[i], start=start, stop=stop if i == behind else splits[i].stop)
         read.add(read.from_place(place, wanted - read.bytes, longest), wanted)
     if read.bytes < sample_bytes:
         # Drawn one after the other without return, each in proportion to its size.
@@ -135,11 +141,11 @@ def beginning(document: Document, longest: int) -> Document:
     )
 
 
-def _somewhere_in(split: Split, random: np.random.Generator) -> Split:
-    """The rest of a split from a random row group, record batch or byte on, where it has such."""
+def _somewhere_in(split: Split, random: np.random.Generator) -> int:
+    """A random row group, record batch or byte of a split; its first, where it has no such."""
     if split.stop is None:
-        return split
-    return replace(split, start=int(random.integers(split.start, max(split.stop, 1))))
+        return split.start
+    return int(random.integers(split.start, max(split.stop, 1)))
 
 
 def fit_ngram(

@@ -73,6 +73,10 @@ def test_top_k():
     assert lengths(published, last) == [1, 2, 3]
     assert lengths(published, last, include_next_token=True) == [1, 2, 3, 1]
     assert lengths(replace(published, published=False), last) == [1, 2, 2, 1]
+    # 66 / 4.4 is 15 in float32, and 14.999... in float64, which the published code divides in.
+    by_size = Patcher(rule="top-k", patch_size=4.4), torch.arange(66.0)[None]
+    assert len(lengths(*by_size)) == 15
+    assert len(lengths(replace(by_size[0], published=True), by_size[1])) == 14 - 1  # the last one
 
 
 def test_space():
@@ -83,9 +87,11 @@ def test_space():
     # The first byte of a character ends a patch, unless it follows BOS or a space, as both here do;
     # the space between them does end one.
     assert lengths(Patcher(rule="space"), h, tokens_BS=tokens) == [1, 3, 3]
-    # A special id ends one even after a space.
+    # A special id ends one even after a space; the byte 0 is no special id.
     tokens = torch.tensor([[1, 101, 36, 2, 1, 101]])
     assert lengths(Patcher(rule="space"), tokens.float(), tokens_BS=tokens) == [1, 2, 1, 1, 1]
+    h, tokens = words("ab\0\0c")
+    assert lengths(Patcher(rule="space"), h, tokens_BS=tokens) == [1, 3, 3]
 
 
 def test_static():
@@ -128,6 +134,10 @@ def test_ends_that_a_tokenizer_or_a_column_gives():
     for patcher in (Patcher(rule="given"), Patcher(rule="bpe", tokenizer="ab" * 32)):
         found, patches = patcher.patch_lengths_flat(h, counts, ends_T=ends)
         assert (found.tolist(), patches.tolist()) == ([1, 2, 2, 1, 2], [3, 2])
+        published = replace(patcher, published=True)
+        for one in (patcher, published):  # which does not change what it is given
+            one.patch_lengths_flat(h, counts, ends_T=ends, include_next_token=True)
+        assert ends.tolist() == [1, 0, 1, 0, 1, 1, 0, 1]
         cut = replace(patcher, max_patch_length=1)
         assert cut.patch_lengths_flat(h, counts, ends_T=ends)[0].tolist() == [1] * 8
         with pytest.raises(ValueError, match=f"ends: the {patcher.rule} .*takes boundaries from a"):
@@ -201,13 +211,14 @@ def test_plain_values_give_the_patcher_again():
     assert Patcher(2.0).to_json() == {"threshold": 2.0, "rule": "global", "published": False}
 
 
-@pytest.mark.parametrize("size", [1, 1.1, 4 / 3, 2.5, 3, 7.7, 100])
+@pytest.mark.parametrize("size", [1, 1.1, 4 / 3, 2.5, 3, 5.6, 7.7, 100])
 @pytest.mark.parametrize("published", [False, True])
 def test_evenly_spaced_slots_are_found_in_pieces_however_far_into_a_document(size, published):
     patcher = Patcher(rule="static", patch_size=size, published=published)
     origin = 0 if published else 1
-    # Positions that neighbouring float32 numbers skip, too.
-    for position in (0, 1, 2, 50, 12345, 2**31 + 7):
+    # Positions that neighbouring float32 numbers skip, too, and one from which on the first slot is
+    # two further than a division tells: 252 / 5.6 is rounded to 45, and 45 * 5.6 to less than 252.
+    for position in (0, 1, 2, 50, 252, 12345, 2**31 + 7):
         h, begin = np.zeros((1, 41), np.float32), np.array([position])
         ends = patcher.ends_in_piece(h, h.astype(np.int64), begin, np.array([0]))
         near = range(max(int(position / size) - 2, 0), int((position + 41) / size) + 2)

@@ -258,7 +258,7 @@ def find_starts(document: Document, patcher: Values) -> set[int] | None:
     if document.entropies is None:
         return None
     if rule == "top-k":
-        most = max(int(np.floor(count / patcher["patch_size"])) - 2, 0)
+        most = max(int(np.float32(count) / np.float32(patcher["patch_size"])) - 2, 0)
         order = np.argsort(-document.entropies[1:-1].astype(np.float32), kind="stable")
         return {0, 1, *(order[:most] + 2).tolist()}
     values = find_threshold_values(document, patcher)

@@ -23,6 +23,7 @@ from pipeline.patch.patch_split import give_up, patch_unit
 from pipeline.patch.scoring import QueuedEntropies, Scorer
 from pipeline.shards.entries import entry_path, read_entries
 from pipeline.shards.sources import source_names
+from pipeline.statistics.summary import Summary
 from pipeline.storage import watched_file
 from pipeline.storage.output import OutputDirectory
 
@@ -58,6 +59,8 @@ def test_shards_close_at_their_size(tmp_path, ngram_model):
     assert all(1000 <= size < 1000 + longest for size in sizes[:-1]) and len(sizes) > 4
     assert [entry.last for entry in entries] == [False] * (len(entries) - 1) + [True]
     assert sum(entry.records for entry in entries) == len(TEXTS)
+    assert {entry.source for entry in entries} == {"a.jsonl"}
+    assert not (tmp_path / "out" / "rejects").exists()
     (one,) = patching.run(tmp_path / "one", shard_bytes=1 << 20)
     assert one.last and one.records == len(TEXTS)
 
@@ -84,6 +87,13 @@ def test_shards_close_at_many_rejects(tmp_path, ngram_model, monkeypatch):
     assert [entry.sha256 is None for entry in entries] == [True, True, False]
     rejects = (tmp_path / "out" / entries[2].rejects_path).read_text().splitlines()
     assert json.loads(rejects[0])["position"] == str(20 * 7)
+    summaries = [json.loads((tmp_path / "out" / e.summary_path).read_bytes()) for e in entries]
+    assert [list(summary["reasons"].values()) for summary in summaries] == [[10], [10], [8]]
+
+
+def test_of_a_file_without_records_there_is_a_shard_without_rows(tmp_path, ngram_model):
+    (entry,) = Patching(tmp_path, ngram_model, ["\n"]).run(tmp_path / "out")
+    assert (entry.source, entry.records, entry.last, entry.sha256) == ("a.jsonl", 0, True, None)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
@@ -140,6 +150,9 @@ def test_a_split_that_ends_its_readers_is_closed_with_the_reason(tmp_path, ngram
     before = contents(tmp_path / "out")
     patching.run(tmp_path / "out")  # a rerun leaves it alone
     assert contents(tmp_path / "out") == before
+    give_up((patching.split,), 7, "ended its process at once", output)  # with none of its records
+    alone = read_entries(output)["000007-00000-00000"]
+    assert output.read_json(alone.summary_path) == Summary().to_json()
 
 
 def test_an_error_in_any_stage_comes_out_and_leaves_no_half_shard(tmp_path, ngram_model):

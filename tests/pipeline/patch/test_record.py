@@ -12,7 +12,7 @@ from pipeline.patch.record import PatchRun, is_complete
 from pipeline.shards.entries import ShardEntry, commit_entry, read_entries
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
-from pipeline.storage.run_record import RECORD
+from pipeline.storage.run_record import MANIFEST, RECORD
 
 FILES = [InputFile(f"/in/{name}", name, 100, "1") for name in ("a.jsonl", "b.jsonl")]
 SPLITS = [Split(file, "jsonl", i, 50 * i, 50 * i + 50, 50) for file in FILES for i in range(2)]
@@ -89,8 +89,9 @@ def test_a_broken_file_that_was_mended_is_done_again(output):
     assert run.changed_files(CONTENT, mended, output) == mended[:1]
     run.check_broken(mended[:1], {"a.jsonl"}, output)
     whole = Split(mended[0], "jsonl", 0, 0, 90, 90)
+    output.write(MANIFEST, b"{}")
     again = run.with_files(mended[:1], [FilePlan([whole], None)], output)
-    assert again == PatchRun.resume(output)
+    assert again == PatchRun.resume(output) and not output.exists(MANIFEST)
     assert again.units == [(whole,), *UNITS[2:]]
     assert [len(entries) for entries in again.committed(rows(output))] == [0, 1, 0]
     assert again.provenance["sources"][0]["bytes"] == 90

@@ -32,10 +32,12 @@ from pipeline.storage.output import OutputDirectory
 
 
 @pytest.fixture(scope="module", autouse=True)
-def not_to_disk() -> Iterator[None]:
-    """Thousands of small files are committed here: don't wait for each to be on disk."""
+def small_and_not_to_disk() -> Iterator[None]:
+    """Thousands of small files are committed here: don't wait for each to be on disk. Batches are
+    small, so that a file has several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda file: None)
+        patch.setattr(pipeline.prepare.sort_unit, "BATCH_RECORDS", 5)
         yield
 
 
