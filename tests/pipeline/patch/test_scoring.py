@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model import EntropyModel, EntropyModelConfig, NGramEntropyModel, Patcher
+from model.entropies import batch_entropies
 from model.tokenizer import encode_documents
 from pipeline.errors import PipelineError
 from pipeline.patch import scoring
@@ -31,6 +32,27 @@ def test_an_entropy_that_is_no_number_is_told_when_it_is_taken():
     queued = Scorer(model, Patcher(1.0)).queue(*encode_documents([b"text"]))
     with pytest.raises(PipelineError, match="gave an entropy that is not a number"):
         queued.wait()
+
+
+def test_contexts_start_again_at_newlines(ngram_model):
+    tokens_T, lengths_D = encode_documents([b"one line\nand more of it\n"])
+    expected = {}
+    for reset in (False, True):
+        expected[reset] = batch_entropies(
+            ngram_model, torch.from_numpy(tokens_T)[None].long(), reset_at_newline=reset
+        )[0]
+        scorer = Scorer(ngram_model, Patcher(1.0), reset_at_newline=reset)
+        h_T = torch.from_numpy(scorer.entropies(tokens_T, lengths_D))
+        torch.testing.assert_close(h_T.float(), expected[reset], atol=0.002, rtol=0)
+    assert (expected[True] - expected[False]).abs().max() > 0.1
+
+
+def test_no_entropy_is_below_zero(monkeypatch):
+    """Rounding can make it so, of a model that is sure."""
+    monkeypatch.setattr(scoring, "segment_entropies", lambda *_: torch.tensor([-1e-4, 0.5]))
+    model = NGramEntropyModel(np.zeros(1 << 18, np.float16), {})
+    stored = Scorer(model, Patcher(1.0)).entropies(*encode_documents([b""]))
+    assert stored.tolist() == [0.0, 0.5]
 
 
 def test_values_of_a_gpu_are_waited_for():
