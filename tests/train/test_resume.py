@@ -176,11 +176,15 @@ def test_going_back_to_a_step(whole, shards, tmp_path):
     again = train(folder, *arguments(shards, ROWS, 8), *back, restarts=1)
     assert again.losses[7] == whole.losses[7] and sorted(again.losses) == [7, 8]
     # The user does, and a restart has to if the first start has not come so far.
-    train(folder, *arguments(shards, ROWS, 6), "--checkpoint.load-step", 2, restarts=1)
+    anew = ("--checkpoint.load-step", 2, "--checkpoint.exclude-from-loading", "dataloader")
+    first = train(folder, *arguments(shards, ROWS, 6), *anew, restarts=1)
     indexes = sorted(file.parent.name for file in folder.glob("checkpoint/*/.metadata"))
     assert indexes == ["step-2", "step-4", "step-6"]
     aside = sorted(file.parent.name for file in folder.glob("checkpoint/*/.metadata.set-aside"))
     assert aside == ["step-7", "step-8"]
+    # The data begin again with the first row; a restart does not let them do so again.
+    more = train(folder, *arguments(shards, ROWS, 7), *anew, restarts=1)
+    assert first.rows[3] == whole.rows[1] and more.rows == {7: whole.rows[5]}
     before = everything(folder)
     looked = train(folder, *arguments(shards, ROWS, 5), *back, "--checkpoint.load-only")
     assert sorted(looked.losses) == [5] and everything(folder) == before
