@@ -18,17 +18,12 @@ from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from model import BLTConfig
-from model.checkpoints.token_transformer import TOKENIZER
 from pipeline.errors import ConfigError
 from train.checkpointing import Checkpointing, ProductsAC
+from train.checkpoints.beside_steps import write_beside
 from train.checkpoints.collective import on_rank_0
-from train.checkpoints.entropy_model import keep_entropy_model
 from train.checkpoints.kinds import Shape
-from train.checkpoints.model_json import (
-    checkpoint_filesystem,
-    write_atomically,
-    write_model_description,
-)
+from train.checkpoints.model_json import model_description
 from train.checkpoints.shared_folder import check_shared
 from train.data.held_out import validation_sets
 from train.data.microbatches import Microbatch
@@ -81,6 +76,9 @@ class ByteTrainer(Trainer):
                 self.validator.dataloader.allow_mixed_patches = True
             check_config(self)
 
+    _description: Shape | None = None
+    """What is still to be written beside the steps."""
+
     def __init__(self, config: Config):
         check_sets("--dataloader.shards", config.dataloader.shards)
         if config.validator.enable:
@@ -100,9 +98,10 @@ class ByteTrainer(Trainer):
         if isinstance(shape, BLTConfig):
             shape = with_patches(shape, self.dataloader.stream.provenance)
             notes = notes + self._compare_validation()
-        on_rank_0(lambda: self._describe(shape, notes))
+        description = on_rank_0(lambda: self._describe(shape, notes))
         saves = config.checkpoint.enable and not config.checkpoint.load_only
         folder = self.checkpointer.folder if saves else None
+        self._description = description if saves else None
         if folder is not None:
             check_shared(folder)
         self.samples = self._make_samples() if config.samples.freq > 0 else None
@@ -112,8 +111,8 @@ class ByteTrainer(Trainer):
         self._keeps_unsharded = keeps_unsharded(config.parallelism, shards)
         self._holds_gradients = holds_gradients(config.training, shards)
 
-    def _describe(self, shape: Shape, notes: list[str]) -> None:
-        """Log what is to be said of the shard sets, and write ``model.json``."""
+    def _describe(self, shape: Shape, notes: list[str]) -> Shape:
+        """Log what is to be said of the shard sets; what ``model.json`` has to hold."""
         held_out = ", ".join(self.config.validator.dataloader.shards)
         if self.config.validator.enable:
             logger.info(f"Validation: on {held_out}.")
@@ -123,21 +122,19 @@ class ByteTrainer(Trainer):
             logger.warning(f"Patches: {note}.")
         if len(notes) > SHOWN_NOTES:
             logger.warning(f"Patches: {len(notes) - SHOWN_NOTES} more sets differ.")
-        if self.config.checkpoint.enable:
-            write_model_description(
-                self.checkpointer.folder,
-                shape,
-                initial=self.checkpointer.initial_load_path,
-                allow_mixed_patches=self.config.dataloader.allow_mixed_patches,
-            )
-            if isinstance(shape, BLTConfig):
-                models = self.dataloader.stream.entropy_models
-                missing = keep_entropy_model(self.checkpointer.folder, models)
-                if missing is not None:
-                    logger.warning(f"Checkpoint: {missing}.")
-            if self.tokenizer.bpe is not None:  # whoever reads the steps needs it
-                files, path = checkpoint_filesystem(self.checkpointer.folder)
-                write_atomically(files, f"{path}/{TOKENIZER}", self.tokenizer.bpe.content)
+        if not self.config.checkpoint.enable:
+            return shape
+        return model_description(
+            self.checkpointer.folder,
+            shape,
+            initial=self.checkpointer.initial_load_path,
+            allow_mixed_patches=self.config.dataloader.allow_mixed_patches,
+        )
+
+    def _write_beside(self, description: Shape) -> None:
+        models, bpe = self.dataloader.stream.entropy_models, self.tokenizer.bpe
+        content = None if bpe is None else bpe.content
+        write_beside(self.checkpointer.folder, description, models, content)
 
     def _compare_validation(self) -> list[str]:
         if not self.config.validator.enable:
@@ -258,6 +255,9 @@ class ByteTrainer(Trainer):
         Raises:
             ConfigError: the device has no memory for it.
         """
+        if (description := self._description) is not None:
+            on_rank_0(lambda: self._write_beside(description))
+            self._description = None
         try:
             self._train_or_skip(data_iterator)
         except torch.OutOfMemoryError as error:

@@ -67,6 +67,14 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in found}
 
 
+def everything(folder: Path) -> dict[str, bytes]:
+    """Steps, and what lies beside them."""
+    found = (folder / "checkpoint").rglob("*")
+    return {
+        f"{file} {file.stat().st_mtime_ns}": file.read_bytes() for file in found if file.is_file()
+    }
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # for reading a step here
 def test_killed_and_resumed_on_other_ranks(shards, tmp_path):
     """And with the other form of hash tables."""
@@ -151,7 +159,8 @@ def test_a_batch_of_another_size_is_told(whole, shards, tmp_path):
     smaller = [
         -1 if smaller[n - 1] == "--training.global-batch-size" else v for n, v in enumerate(smaller)
     ]
-    run = train(folder, *smaller)
+    # It has steps, so it needs the weights no longer that it began with.
+    run = train(folder, *smaller, "--checkpoint.initial-load-path", tmp_path / "gone")
     rows = ROWS * SEQ_LEN
     assert f"Batch: a step has {rows // 2:,} tokens, and had {rows:,} on" in run.output
     assert "Batch: " not in train(tmp_path / "new", *arguments(shards, ROWS, 1)).output
@@ -168,14 +177,18 @@ def test_going_back_to_a_step(whole, shards, tmp_path):
     again = train(folder, *arguments(shards, ROWS, 8), *back, restarts=1)
     assert again.losses[7] == whole.losses[7] and sorted(again.losses) == [7, 8]
     # The user does, and a restart has to if the first start has not come so far.
-    train(folder, *arguments(shards, ROWS, 6), "--checkpoint.load-step", 2, restarts=1)
+    anew = ("--checkpoint.load-step", 2, "--checkpoint.exclude-from-loading", "dataloader")
+    first = train(folder, *arguments(shards, ROWS, 6), *anew, restarts=1)
     indexes = sorted(file.parent.name for file in folder.glob("checkpoint/*/.metadata"))
     assert indexes == ["step-2", "step-4", "step-6"]
     aside = sorted(file.parent.name for file in folder.glob("checkpoint/*/.metadata.set-aside"))
     assert aside == ["step-7", "step-8"]
+    # The data begin again with the first row; a restart does not let them do so again.
+    more = train(folder, *arguments(shards, ROWS, 7), *anew, restarts=1)
+    assert first.rows[3] == whole.rows[1] and more.rows == {7: whole.rows[5]}
+    before = everything(folder)
     looked = train(folder, *arguments(shards, ROWS, 5), *back, "--checkpoint.load-only")
-    assert sorted(looked.losses) == [5]
-    assert (folder / "checkpoint" / "step-6" / ".metadata").exists()
+    assert sorted(looked.losses) == [5] and everything(folder) == before
 
 
 def test_one_run_at_a_time_writes_steps(whole, shards, tmp_path):
@@ -196,8 +209,7 @@ def test_machines_that_share_no_folder_are_refused(shards, tmp_path):
     refused = start(tmp_path, *given, ranks=2, fault="own disks").wait()
     assert refused.exit_codes == [2, 2] and not refused.losses
     assert refused.output.count("error: --dump-folder: outputs/checkpoint: what ") == 2
-    left = {file.name for file in refused.records.glob("disk-*/outputs/checkpoint/*")}
-    assert left == {"model.json"}
+    assert not list(refused.records.glob("disk-*/outputs/checkpoint/*"))
 
 
 @pytest.mark.parametrize("kind", ["last-save-model-only", "last-save-in-hf"])
@@ -258,6 +270,13 @@ def test_mixed_patches_are_refused_or_recorded(tmp_path):
     record = read_model_description(f"{run.folder}/checkpoint/step-1").patch_provenance
     found = {each.entropy_model.fingerprint[0]: each.sets for each in record}
     assert found == {"a": ("one/patched",), "b": ("other/patched",)}
+    # A run that saves nothing, or is refused, leaves the record and the steps' rule as they are.
+    before = everything(run.folder)
+    more = (*tiny("blt_debug", one, rows=ROWS, steps=2), "--dataloader.threshold", 1.1)
+    more += ("--dataloader.allow-mixed-patches",)
+    refused = start(run.folder, *more)
+    train(run.folder, *more, "--dataloader.change-on-resume", "--checkpoint.load-only")
+    assert refused.wait().exit_codes == [2] and everything(run.folder) == before
     # Weights that were trained on other patches are not trained on, either.
     weights = ("--checkpoint.initial-load-path", f"{run.folder}/checkpoint/step-1")
     third = tmp_path / "third"

@@ -6,30 +6,25 @@ from, and that ``--checkpoint.keep-latest-k`` keeps in place of new ones. So the
 another name, which makes them incomplete: a small file for each, on any storage, and whoever wants
 such a step back gives its index the old name.
 
-A launcher starts the same command again when a process or node dies, or when a time limit is up.
-Such a start does not go back again, but continues from the branch's last step: :data:`WENT_BACK`
-tells that an earlier start of the same launch has gone back. Another launch goes back again, with
-other settings, say, also if its first start died before it came so far.
+A launcher starts the same command again (:mod:`train.checkpoints.launches`). Such a start does not
+go back again, but continues from the branch's last step: :data:`WENT_BACK` tells that an earlier
+start of the same launch has gone back. Another launch goes back again, with other settings, say,
+also if its first start died before it came so far.
 
 Example: of steps 2, 4, 6 and 8, a run goes back to 4, and dies once it has written a step 6 of its
 own. Its next start continues from that 6; 8 stays aside until it is trained anew.
 """
 
-import os
 import posixpath
 
 from torchtitan.tools.logging import logger
 
+from train.checkpoints.launches import is_restart, launch
 from train.checkpoints.model_json import checkpoint_filesystem, steps_in, write_atomically
 from train.checkpoints.steps import INDEXES, SET_ASIDE
 
 WENT_BACK = "went-back-to"
 """A file beside the steps: the step that a run went back to last, and the launch of that run."""
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-"""Variables in which launchers count how often they have started the same command again."""
-LAUNCHES = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
-"""Variables that are the same in all starts of one launch, and others in another one; the first
-that is there counts, because a requeued job of SLURM makes another run of torchrun."""
 
 
 def has_gone_back(folder: str, step: int) -> bool:
@@ -38,7 +33,7 @@ def has_gone_back(folder: str, step: int) -> bool:
     Args:
         folder: directory or URL of the steps.
     """
-    if all(os.environ.get(name, "0") in ("", "0") for name in RESTARTS):
+    if not is_restart():
         return False
     files, path = checkpoint_filesystem(folder)
     file = posixpath.join(path, WENT_BACK)
@@ -71,8 +66,7 @@ def go_back(folder: str, step: int) -> None:
 
 
 def _record(step: int) -> bytes:
-    launch = next((os.environ[name] for name in LAUNCHES if os.environ.get(name)), "")
-    return f"{step} {launch}".encode()
+    return f"{step} {launch()}".encode()
 
 
 def _set_aside(place: str) -> bool:

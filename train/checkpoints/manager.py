@@ -34,6 +34,7 @@ from pipeline.storage.output import OutputDirectory
 from train.checkpoints.collective import is_lost_connection, on_rank_0
 from train.checkpoints.going_back import go_back, has_gone_back
 from train.checkpoints.hub import is_on_hub, on_this_node
+from train.checkpoints.leaving_out import record_left_out, still_left_out
 from train.checkpoints.model_json import checkpoint_filesystem, complete_safetensors, steps_in
 from train.checkpoints.steps import (
     INDEX,
@@ -73,6 +74,7 @@ class Checkpointer(CheckpointManager):
                 self.initial_load_path = initial
 
     initial_load_path: str | None
+    exclude_from_loading: list[str]
     training_steps: float = math.inf
     """The length of the training, ``--training.steps``."""
 
@@ -112,7 +114,7 @@ class Checkpointer(CheckpointManager):
         Raises:
             CheckpointError: a step, or the directory of ``--checkpoint.initial_load_path``, cannot
                 be loaded; names it.
-            ConfigError: the step is behind the end of the training.
+            ConfigError: the step is behind the end of the training, or a state cannot be left out.
         """
         if self.folder.startswith("s3://"):
             let_s3fs_wait()
@@ -126,6 +128,9 @@ class Checkpointer(CheckpointManager):
                 f"{self._create_checkpoint_id(found)} is further; ask for more steps, go back with "
                 "--checkpoint.load-step, or begin in another --dump-folder"
             )
+        if (left_out := self.exclude_from_loading) and not self.load_only:
+            left_out = on_rank_0(lambda: still_left_out(self.folder, found, left_out))
+        self.exclude_from_loading = left_out
         initial = self.initial_load_path
         if found == -1 and initial:
             if not filesystem.isdir(initial):
@@ -145,6 +150,8 @@ class Checkpointer(CheckpointManager):
                 "continue from the step before"
             ) from error
         self._set_rates()
+        if left_out and not self.load_only:
+            on_rank_0(lambda: record_left_out(self.folder, found, left_out))
         if goes_back:
             on_rank_0(lambda: go_back(self.folder, step))
         return loaded

@@ -33,16 +33,15 @@ DESCRIPTION_FILE = "model.json"
 logger = logging.getLogger(__name__)
 
 
-def write_model_description(
+def model_description(
     folder: str, shape: Shape, *, initial: str | None = None, allow_mixed_patches: bool = False
-) -> None:
-    """Write what the model is whose steps are, or will be, in ``folder``; called before training.
-
-    One rank is enough, but every rank may call it. The file holds the boundary rule of the last
-    run, how the patches of all runs were made, and what the latent transformer began with.
+) -> Shape:
+    """What the model is whose steps are, or will be, in ``folder``: the shape with the boundary
+    rule of this run, how the patches of all runs were made, and what the latent transformer began
+    with. Nothing is written: see :func:`write_model_description`.
 
     Args:
-        folder: directory or URL of all steps; created if need be.
+        folder: directory or URL of all steps.
         initial: directory or URL of weights that the first run begins with.
         allow_mixed_patches: earlier steps, or the initial weights, may have been trained on other
             patches than those of ``shape``.
@@ -68,8 +67,18 @@ def write_model_description(
             before, where = _initial_shape(initial), initial
     if isinstance(shape, BLTConfig) and isinstance(before, BLTConfig):
         shape = replace(shape, latent_origin=before.latent_origin)
-    shape = with_earlier_patches(shape, before, where, allowed=allow_mixed_patches)
-    _write(filesystem, target, config_json(shape))
+    return with_earlier_patches(shape, before, where, allowed=allow_mixed_patches)
+
+
+def write_model_description(folder: str, description: Shape) -> None:
+    """Write what the model of a folder of steps is, before the first of them is saved.
+
+    Args:
+        folder: directory or URL of all steps; created if need be.
+        description: see :func:`model_description`.
+    """
+    filesystem, path = checkpoint_filesystem(folder)
+    _write(filesystem, posixpath.join(path, DESCRIPTION_FILE), config_json(description))
 
 
 def with_earlier_patches(shape: Shape, before: Shape | None, where: str, *, allowed: bool) -> Shape:

@@ -28,7 +28,7 @@ def check_shared(folder: str) -> None:
     this together; URLs of remote storage mean the same everywhere, and are not looked at.
 
     Args:
-        folder: directory of the steps; it is there on rank 0.
+        folder: directory of the steps; rank 0 creates it if need be.
 
     Raises:
         ConfigError: a machine does not see it; names one, on all ranks alike.

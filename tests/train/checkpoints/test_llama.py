@@ -22,7 +22,11 @@ from model.checkpoints.files import CheckpointError
 from model.checkpoints.llama import BLOCKS, is_token_model, latent_origin, latent_values
 from train.checkpoints import hub
 from train.checkpoints.manager import Checkpointer
-from train.checkpoints.model_json import read_model_description, write_model_description
+from train.checkpoints.model_json import (
+    model_description,
+    read_model_description,
+    write_model_description,
+)
 from train.checkpoints.shape_file import read_shape_file
 from train.checkpoints.state_dict_adapter import WeightsAdapter
 from train.config_registry import LLAMA_3_1_8B
@@ -154,7 +158,8 @@ def test_flags_that_are_forgotten(directory, tmp_path):
 
 
 def described(folder: Path, initial: Path | None) -> BLTConfig:
-    write_model_description(str(folder), SHAPE, initial=initial and str(initial))
+    description = model_description(str(folder), SHAPE, initial=initial and str(initial))
+    write_model_description(str(folder), description)
     shape = read_model_description(str(folder / "step-1"))
     assert isinstance(shape, BLTConfig)
     return shape

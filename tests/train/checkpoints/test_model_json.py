@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import fsspec
 import pytest
@@ -10,9 +11,11 @@ from model import BLT, BLT_SIZES, EntropyModelConfig, Patcher, load_blt, save_bl
 from model.checkpoints.files import CheckpointError
 from model.initialisation import INITIALISATION
 from model.provenance import EntropyModelIdentity, PatchProvenance
+from train.checkpoints.kinds import Shape
 from train.checkpoints.model_json import (
     complete_safetensors,
     config_json,
+    model_description,
     read_model_description,
     steps_in,
     write_model_description,
@@ -31,11 +34,16 @@ SHAPES = [
 ]
 
 
+def describe(folder: str, shape: Shape, **given: Any) -> None:
+    """What a run does that begins to train."""
+    write_model_description(folder, model_description(folder, shape, **given))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: type(shape).__name__)
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
 def test_there_and_back(shape, remote, tmp_path):
     folder = f"memory://{tmp_path.name}/checkpoint" if remote else str(tmp_path / "a" / "b: c")
-    write_model_description(folder, shape)
+    describe(folder, shape)
     for step in (f"{folder}/step-10", f"{folder}/step-10/", folder):
         assert read_model_description(step) == shape
     filesystem, path = fsspec.core.url_to_fs(folder)
@@ -46,16 +54,16 @@ def test_there_and_back(shape, remote, tmp_path):
 
 def test_steps_of_another_model_are_not_added(tmp_path):
     folder = str(tmp_path / "checkpoint")
-    write_model_description(folder, BLT_SHAPE)
+    describe(folder, BLT_SHAPE)
     other = replace(BLT_SHAPE, rope_theta=7.0)
-    write_model_description(folder, other)  # nothing was saved so far
+    describe(folder, other)  # nothing was saved so far
     (tmp_path / "checkpoint" / "step-3").mkdir()
     with pytest.raises(CheckpointError, match=r"rope_theta is 7\.0 there and 500000\.0 here"):
-        write_model_description(folder, BLT_SHAPE)
+        describe(folder, BLT_SHAPE)
     with pytest.raises(CheckpointError, match="it is a BLT there and an entropy model here"):
-        write_model_description(folder, EntropyModelConfig())
+        describe(folder, EntropyModelConfig())
     changed = replace(other, patcher=Patcher(2.0))
-    write_model_description(folder, changed)
+    describe(folder, changed)
     assert read_model_description(f"{folder}/step-3") == changed
 
 
@@ -63,26 +71,26 @@ def test_patches_of_all_runs_are_recorded(tmp_path):
     folder = tmp_path / "checkpoint"
     one = replace(BLT_SHAPE, patcher=ONE.patcher, patch_provenance=(ONE,))
     other = replace(one, patch_provenance=(OTHER,))
-    write_model_description(str(folder), other)
-    write_model_description(str(folder), one)  # nothing was saved so far
+    describe(str(folder), other)
+    describe(str(folder), one)  # nothing was saved so far
     assert read_model_description(str(folder)) == one
     (folder / "step-3").mkdir()
     message = f"{folder}: was trained on other patches: the entropy model of the weights is small "
     message += r"\(fingerprint aaaaaaaaaaaa\), that of the shards is small \(fingerprint bbbbb.*; "
     message += r"train on .* \(--dataloader.allow-mixed-patches\)"
     with pytest.raises(CheckpointError, match=message):
-        write_model_description(str(folder), other)
+        describe(str(folder), other)
     rule = replace(one, patch_provenance=(replace(ONE, patcher=Patcher(2.0)),))
     with pytest.raises(CheckpointError, match=r"rule of the weights is global \(threshold 1\.5\)"):
-        write_model_description(str(folder), rule)
+        describe(str(folder), rule)
     assert read_model_description(str(folder)) == one
     # Further sets of the same patches, and other patches where that is allowed, are added.
     more = replace(ONE, sets=("more",))
-    write_model_description(str(folder), replace(one, patch_provenance=(more,)))
-    write_model_description(str(folder), other, allow_mixed_patches=True)
+    describe(str(folder), replace(one, patch_provenance=(more,)))
+    describe(str(folder), other, allow_mixed_patches=True)
     kept = read_model_description(str(folder)).patch_provenance
     assert kept == (OTHER, replace(ONE, sets=("more", "one")))
-    write_model_description(str(folder), one)
+    describe(str(folder), one)
     assert set(read_model_description(str(folder)).patch_provenance) == {
         OTHER,
         replace(ONE, sets=("one", "more")),
@@ -92,19 +100,19 @@ def test_patches_of_all_runs_are_recorded(tmp_path):
 def test_steps_of_an_earlier_release_have_no_record(tmp_path, caplog):
     folder = tmp_path / "checkpoint"
     (folder / "step-3").mkdir(parents=True)
-    write_model_description(str(folder), replace(BLT_SHAPE, patcher=ONE.patcher))
+    describe(str(folder), replace(BLT_SHAPE, patcher=ONE.patcher))
     assert "patch_provenance" not in (folder / "model.json").read_text()
     now = replace(BLT_SHAPE, patcher=ONE.patcher, patch_provenance=(ONE,))
     with pytest.raises(CheckpointError, match="the rule of the weights is global"):
         other = replace(ONE, patcher=Patcher(2.0))
-        write_model_description(str(folder), replace(now, patch_provenance=(other,)))
-    write_model_description(str(folder), now)
+        describe(str(folder), replace(now, patch_provenance=(other,)))
+    describe(str(folder), now)
     record = read_model_description(str(folder)).patch_provenance
     assert record == (ONE, PatchProvenance(ONE.patcher))
     # Those that do not name a rule either are trained on, with a warning.
     (tmp_path / "older" / "step-3").mkdir(parents=True)
-    write_model_description(str(tmp_path / "older"), replace(BLT_SHAPE, patcher=None))
-    write_model_description(str(tmp_path / "older"), now)
+    describe(str(tmp_path / "older"), replace(BLT_SHAPE, patcher=None))
+    describe(str(tmp_path / "older"), now)
     assert read_model_description(str(tmp_path / "older")).patch_provenance == (ONE,)
     assert f"{tmp_path}/older: does not say which patches it was trained on" in caplog.text
 
@@ -113,18 +121,18 @@ def test_initial_weights_of_other_patches(tmp_path):
     now = replace(BLT_SHAPE, patcher=OTHER.patcher, patch_provenance=(OTHER,))
     before = replace(BLT_SHAPE, patcher=ONE.patcher, patch_provenance=(ONE,))
     save_blt(BLT(before), tmp_path / "weights", layout="own")
-    write_model_description(str(tmp_path / "run"), before)
+    describe(str(tmp_path / "run"), before)
     (tmp_path / "run" / "step-9").mkdir()
     for initial in (tmp_path / "weights", tmp_path / "run" / "step-9"):
         folder = str(tmp_path / f"of-{initial.name}")
         with pytest.raises(CheckpointError, match=f"{initial}: was trained on other patches"):
-            write_model_description(folder, now, initial=str(initial))
-        write_model_description(folder, now, initial=str(initial), allow_mixed_patches=True)
+            describe(folder, now, initial=str(initial))
+        describe(folder, now, initial=str(initial), allow_mixed_patches=True)
         assert read_model_description(folder).patch_provenance == (OTHER, ONE)
     # Loading says what is wrong with a directory; and steps count more than initial weights.
-    write_model_description(str(tmp_path / "new"), now, initial=str(tmp_path / "none"))
+    describe(str(tmp_path / "new"), now, initial=str(tmp_path / "none"))
     (tmp_path / "new" / "step-1").mkdir()
-    write_model_description(str(tmp_path / "new"), now, initial=str(tmp_path / "weights"))
+    describe(str(tmp_path / "new"), now, initial=str(tmp_path / "weights"))
     assert read_model_description(str(tmp_path / "new")) == now
 
 
@@ -136,7 +144,7 @@ def test_initialisation_is_no_part_of_a_trained_model(shape, tmp_path):
     (tmp_path / "step-3").mkdir()
     assert read_model_description(str(tmp_path / "step-3")) == shape
     other = replace(shape, init_std_factor="global_depth", init_base_std=0.02)
-    write_model_description(str(tmp_path), other)
+    describe(str(tmp_path), other)
     assert read_model_description(str(tmp_path)) == other
     damaged = {**config_json(other), "init_base_std": "0.02"}
     (tmp_path / "model.json").write_text(json.dumps(damaged))
@@ -158,7 +166,7 @@ def test_safetensors_are_completed(tmp_path):
     (step / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no model\.json"):
         complete_safetensors(str(step))
-    write_model_description(str(step.parent), BLT_SHAPE)
+    describe(str(step.parent), BLT_SHAPE)
     complete_safetensors(str(step))
     assert (step / "config.json").read_bytes() == written
     assert load_blt(step).config == BLT_SHAPE

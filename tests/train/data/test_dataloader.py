@@ -117,6 +117,8 @@ def test_any_number_of_ranks_reads_the_same_rows(sets, sequence, ranks, batch):
     loaders = [build(sets, rank, ranks, batch) for rank in range(ranks)]
     assert loaders[0].stream.lanes == 8
     assert read(loaders, len(expected))[0] == expected
+    last = range(len(expected) * ranks * batch)[-ranks * batch :]
+    assert sorted(row for loader in loaders for row in loader.last_rows) == list(last)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 8, 20])

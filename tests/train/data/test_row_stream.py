@@ -148,8 +148,12 @@ def test_other_rows_need_another_packing_version(tmp_path):
     settings = RowSettings(
         512, seed=3, rule=RuleSettings(rule="space"), shuffle_bytes=30_000, lanes=4
     )
-    for weights, expected in (((), "4807792276d975ff"), ((1, 2), "b456ec2f4c3d3f11")):
-        stream = RowStream(urls, replace(settings, weights=weights))
+    for changes, expected in (
+        ({}, "4807792276d975ff"),
+        ({"weights": (1, 2)}, "b456ec2f4c3d3f11"),
+        ({"patches": False, "rule": RuleSettings()}, "3fcc843b842a2e1a"),
+    ):
+        stream = RowStream(urls, replace(settings, **changes))
         for n, source in enumerate(stream.sources):
             assert source.seed == (3, 2, int(source.fingerprint, 16), 0)
             source.seed = (3, 2, n)  # not the hash of files, which other releases of Arrow write
@@ -158,7 +162,7 @@ def test_other_rows_need_another_packing_version(tmp_path):
             documents, rows = one.window
             digest.update(str((one.lane, one.cursor)).encode())
             for array in (documents.text, documents.patch_lengths_P, rows.first_R, rows.pieces_NF):
-                digest.update(array.astype("<i8").tobytes())
+                digest.update(b"" if array is None else array.astype("<i8").tobytes())
         assert one.cursor.begin[0].epoch > 0 and digest.hexdigest()[:16] == expected
 
 
@@ -305,6 +309,8 @@ def test_settings_that_are_refused(sets, tmp_path):
         rule = RuleSettings(**changes.pop("rule", {}))
         with pytest.raises(ConfigError, match=message):
             RowStream(urls, RowSettings(**{"seq_len": 512} | changes, rule=rule))
+    for patches in (4, 512):  # the least and the most
+        assert RowStream(sets, RowSettings(512, patches_per_row=patches)).patches_per_row == patches
     with pytest.raises(PipelineError, match=f"{tmp_path}/nothing: no such directory"):
         RowStream([f"{tmp_path}/nothing"], RowSettings(512))
     empty = write_shards(f"{tmp_path}/empty", [])
