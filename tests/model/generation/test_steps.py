@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 import torch
 from support.kernels import CountingRunner, Kernels, count_per_byte
-from support.kernels_on_cpus import run_kernels_on_cpu
+from support.kernels_on_cpus import run_kernels_on_cpu, stand_for_kernels
 from support.recorded_steps import RecordingRunner
 from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher, generate
-from model.generation import graphs, incremental_blt, kv_cache
+from model.generation import (
+    cached_blocks,
+    crossings,
+    gathering,
+    graphs,
+    incremental_blt,
+    kv_cache,
+)
 from model.generation.incremental_blt import IncrementalBLT
 from model.generation.sampling import Sampling
 from model.generation.writer import Writer
@@ -29,6 +36,8 @@ WINDOWED = replace(
     n_kv_heads_local_decoder=2,
 )
 UNBOUNDED = replace(BLT_SIZES["debug"], local_attention_window_len=None, cross_attn_decoder=False)
+ABLATED = replace(BLT_SIZES["debug"], cross_attn_encoder=False, dim_global=64)
+"""A patch goes into the latent transformer as it is."""
 SMALL = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, window=40)
 PROMPTS = ["", "Hello world, this is", "\n\nfür", "abc" * 40, "x"]
 
@@ -53,6 +62,12 @@ def with_random_weights(
     return blt, entropy_model
 
 
+def keep_shapes(monkeypatch) -> None:
+    """Let a CPU take the ways of a GPU."""
+    for module in (kv_cache, cached_blocks, crossings, gathering):
+        monkeypatch.setattr(module, "keeps_shapes", lambda device: True)
+
+
 @SHAPES
 @pytest.mark.parametrize(
     "options",
@@ -66,11 +81,25 @@ def with_random_weights(
     ids=str,
 )
 def test_replayed_steps_write_the_same(models, monkeypatch, options):
+    check_replayed_steps(models, monkeypatch, options)
+
+
+@pytest.mark.parametrize(
+    ("models", "options"),
+    [(UNBOUNDED, {"batch_size": 5}), (ABLATED, {"batch_size": 3, "temperature": 0.9})],
+    ids=["unbounded", "ablated"],
+    indirect=["models"],
+)
+def test_replayed_steps_with_kernels_write_the_same(models, monkeypatch, options):
+    check_replayed_steps(models, monkeypatch, options, kernels=True)
+
+
+def check_replayed_steps(models, monkeypatch, options, *, kernels: bool = False) -> None:
     options = {"patcher": Patcher(2.0), "max_new_bytes": 40, "batch_size": 2} | options
     expected = generate(*models, PROMPTS, **options)
-    monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
+    keep_shapes(monkeypatch)
+    if kernels:
+        stand_for_kernels(monkeypatch)
     monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 16)  # rings grow, and graphs are recorded again
     monkeypatch.setattr(incremental_blt, "StepRunner", RecordingRunner)
     monkeypatch.setattr(RecordingRunner, "recordings", 0)
@@ -89,9 +118,7 @@ def test_kernels_write_the_same(monkeypatch, shape, rows):
     models = with_random_weights(replace(shape, **two), replace(SMALL, n_layers=1))
     prompts, options = PROMPTS[-rows:], {"patcher": Patcher(2.0), "max_new_bytes": 2}
     expected = generate(*models, prompts, **options)
-    monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
+    keep_shapes(monkeypatch)
     run_kernels_on_cpu(monkeypatch)
     assert generate(*models, prompts, **options) == expected
 
