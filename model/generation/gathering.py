@@ -153,7 +153,7 @@ class OpenPatches:
             self.kept.write(part, position_BM % self.kept.slots, kv_B1HE)
 
     def vectors(self, patches: int, span: int) -> Tensor:
-        """All the same for rows in which no patch ended: theirs is as it would be now."""
+        """Rows in which no patch ended have vectors, too, which mean nothing."""
         k, batch = self._encoder.k, self._piece.batch
         # Without layers the projection is none, and the caller writes over the result.
         largest_BD = self._largest_BD if self._layers else self._largest_BD.clone()

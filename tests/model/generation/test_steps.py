@@ -19,6 +19,7 @@ from model.generation import (
     crossings,
     gathering,
     graphs,
+    incremental,
     incremental_blt,
     kv_cache,
 )
@@ -73,8 +74,8 @@ def keep_shapes(monkeypatch) -> None:
     "options",
     [
         {},
-        {"batch_size": 5},  # too many to guess that no patch ends
-        {"temperature": 0.9, "top_p": 0.9},
+        {"batch_size": 5},  # too many for one graph
+        {"batch_size": 3, "temperature": 0.9, "top_p": 0.9},
         {"draft_bytes": 3},
         {"reset_at_newline": True, "batch_size": 5},
     ],
@@ -95,16 +96,27 @@ def test_replayed_steps_with_kernels_write_the_same(models, monkeypatch, options
 
 
 def check_replayed_steps(models, monkeypatch, options, *, kernels: bool = False) -> None:
-    options = {"patcher": Patcher(2.0), "max_new_bytes": 40, "batch_size": 2} | options
+    options = {"patcher": Patcher(3.5), "max_new_bytes": 40, "batch_size": 2} | options
     expected = generate(*models, PROMPTS, **options)
     keep_shapes(monkeypatch)
     if kernels:
         stand_for_kernels(monkeypatch)
-    monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 16)  # rings grow, and graphs are recorded again
+    # Rings grow, and graphs are recorded again.
+    monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 4)
+    monkeypatch.setattr(incremental, "ROOM", 4)
     monkeypatch.setattr(incremental_blt, "StepRunner", RecordingRunner)
     monkeypatch.setattr(RecordingRunner, "recordings", 0)
     monkeypatch.setattr(RecordingRunner, "replays", 0)
+    waited, write = [], Writer.write
+
+    def noting(writer: Writer) -> list[list[int]]:
+        waited.append(writer.state.unmade_B.sum())
+        return write(writer)
+
+    monkeypatch.setattr(Writer, "write", noting)
     assert generate(*models, PROMPTS, **options) == expected
+    # Of two rows, one that ends a patch is half of them.
+    assert sum(waited) > 2 if options["batch_size"] > 2 else not any(waited)
     assert 3 < RecordingRunner.recordings < RecordingRunner.replays / 2
 
 
@@ -230,3 +242,6 @@ def test_pinned_memory_is_written_again_only_after_a_wait(monkeypatch):
         runner.put(place, np.full(2, value))
     assert [each.tolist() for each in pinned] == [[3, 3], [4, 4], [2, 2]]
     assert heard.tolist() == [2, 2]
+    runner.ask(place)
+    with pytest.raises(AssertionError, match="says nothing about later copies"):
+        runner.put(place, np.zeros(2))
