@@ -87,8 +87,12 @@ def test_replayed_steps_write_the_same(models, monkeypatch, options):
 
 @pytest.mark.parametrize(
     ("models", "options"),
-    [(UNBOUNDED, {"batch_size": 5}), (ABLATED, {"batch_size": 3, "temperature": 0.9})],
-    ids=["unbounded", "ablated"],
+    [
+        (UNBOUNDED, {"batch_size": 5}),
+        (UNBOUNDED, {"batch_size": 5, "patcher": Patcher(rule="static", patch_size=13)}),
+        (ABLATED, {"batch_size": 3, "temperature": 0.9}),
+    ],
+    ids=["unbounded", "prompts in the middle of patches", "ablated"],
     indirect=["models"],
 )
 def test_replayed_steps_with_kernels_write_the_same(models, monkeypatch, options):
