@@ -2,7 +2,8 @@
 
 While a step is recorded (:mod:`model.generation.graphs`) these functions are compiled: the graph is
 used many times. Otherwise they run as they are; shapes that seldom come again do not pay. They only
-compute: nothing is written in place, so that a compiler has nothing to get wrong about memory.
+compute, so that a compiler has little to get wrong about memory: :func:`largest_so_far` alone
+writes over an argument.
 """
 
 import contextlib

@@ -153,9 +153,11 @@ class OpenPatches:
             self.kept.write(part, position_BM % self.kept.slots, kv_B1HE)
 
     def vectors(self, patches: int, span: int) -> Tensor:
-        """All the same for rows in which no patch ended: theirs is as it would be now."""
+        """Rows in which no patch ended have vectors, too, which mean nothing."""
         k, batch = self._encoder.k, self._piece.batch
-        vectors_BE: Tensor = self._encoder.patch_embedding_projection(self._largest_BD)
+        # Without layers the projection is none, and the caller writes over the result.
+        largest_BD = self._largest_BD if self._layers else self._largest_BD.clone()
+        vectors_BE: Tensor = self._encoder.patch_embedding_projection(largest_BD)
         vectors_XD: Tensor = vectors_BE.unflatten(-1, (k, -1)).flatten(0, 1)
         for part, layer in enumerate(self._layers):
             q_XE = normed_product(vectors_XD, layer.cross_attn_norm_q, (layer.wq.weight,))

@@ -50,8 +50,9 @@ class Piece:
         """The noise that the next tokens are drawn with, float32."""
         fixed: tuple[Tensor, ...] = self.numbers_BX[:, :FIXED].unbind(1)
         self.segment_B, self.patches_B, self.ended_B, self.end_B, self.count_B = fixed
-        """Where the entropy model's context of the first token starts; patches that ended before
-        the piece, and in it; position of the last token of the last of them; tokens."""
+        """The start of the entropy model's context of the first token; patches that ended before
+        the piece, and in it; position of the last token of the last of them; tokens of the row in
+        the piece."""
         self.heard_BM2 = torch.zeros(batch, longest, 2, device=device)
         """All that the host is told: each token, and the entropy after it in nats; float32."""
 

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 import torch
 from support.kernels import CountingRunner, Kernels, count_per_byte
-from support.kernels_on_cpus import run_kernels_on_cpu
+from support.kernels_on_cpus import run_kernels_on_cpu, stand_for_kernels
 from support.recorded_steps import RecordingRunner
 from support.weights import sharpen
 
 from model import BLT, BLT_SIZES, BLTConfig, EntropyModel, EntropyModelConfig, Patcher, generate
-from model.generation import graphs, incremental_blt, kv_cache
+from model.generation import (
+    cached_blocks,
+    crossings,
+    gathering,
+    graphs,
+    incremental,
+    incremental_blt,
+    kv_cache,
+)
 from model.generation.incremental_blt import IncrementalBLT
 from model.generation.sampling import Sampling
 from model.generation.writer import Writer
@@ -29,6 +37,8 @@ WINDOWED = replace(
     n_kv_heads_local_decoder=2,
 )
 UNBOUNDED = replace(BLT_SIZES["debug"], local_attention_window_len=None, cross_attn_decoder=False)
+ABLATED = replace(BLT_SIZES["debug"], cross_attn_encoder=False, dim_global=64)
+"""A patch goes into the latent transformer as it is."""
 SMALL = EntropyModelConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, window=40)
 PROMPTS = ["", "Hello world, this is", "\n\nfür", "abc" * 40, "x"]
 
@@ -53,29 +63,64 @@ def with_random_weights(
     return blt, entropy_model
 
 
+def keep_shapes(monkeypatch) -> None:
+    """Let a CPU take the ways of a GPU."""
+    for module in (kv_cache, cached_blocks, crossings, gathering):
+        monkeypatch.setattr(module, "keeps_shapes", lambda device: True)
+
+
 @SHAPES
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        {"batch_size": 5},  # too many to guess that no patch ends
-        {"temperature": 0.9, "top_p": 0.9},
+        {"batch_size": 5},  # too many for one graph
+        {"batch_size": 3, "temperature": 0.9, "top_p": 0.9},
         {"draft_bytes": 3},
         {"reset_at_newline": True, "batch_size": 5},
     ],
     ids=str,
 )
 def test_replayed_steps_write_the_same(models, monkeypatch, options):
-    options = {"patcher": Patcher(2.0), "max_new_bytes": 40, "batch_size": 2} | options
+    check_replayed_steps(models, monkeypatch, options)
+
+
+@pytest.mark.parametrize(
+    ("models", "options"),
+    [
+        (UNBOUNDED, {"batch_size": 5}),
+        (UNBOUNDED, {"batch_size": 5, "patcher": Patcher(rule="static", patch_size=13)}),
+        (ABLATED, {"batch_size": 3, "temperature": 0.9}),
+    ],
+    ids=["unbounded", "prompts in the middle of patches", "ablated"],
+    indirect=["models"],
+)
+def test_replayed_steps_with_kernels_write_the_same(models, monkeypatch, options):
+    check_replayed_steps(models, monkeypatch, options, kernels=True)
+
+
+def check_replayed_steps(models, monkeypatch, options, *, kernels: bool = False) -> None:
+    options = {"patcher": Patcher(3.5), "max_new_bytes": 40, "batch_size": 2} | options
     expected = generate(*models, PROMPTS, **options)
-    monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
-    monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 16)  # rings grow, and graphs are recorded again
+    keep_shapes(monkeypatch)
+    if kernels:
+        stand_for_kernels(monkeypatch)
+    # Rings grow, and graphs are recorded again.
+    monkeypatch.setattr(kv_cache, "FIRST_SLOTS", 4)
+    monkeypatch.setattr(incremental, "ROOM", 4)
     monkeypatch.setattr(incremental_blt, "StepRunner", RecordingRunner)
     monkeypatch.setattr(RecordingRunner, "recordings", 0)
     monkeypatch.setattr(RecordingRunner, "replays", 0)
+    waited, write = [], Writer.write
+
+    def noting(writer: Writer) -> list[list[int]]:
+        waited.append(writer.state.unmade_B.sum())
+        return write(writer)
+
+    monkeypatch.setattr(Writer, "write", noting)
     assert generate(*models, PROMPTS, **options) == expected
+    # Of two rows, one that ends a patch is half of them.
+    assert sum(waited) > 2 if options["batch_size"] > 2 else not any(waited)
     assert 3 < RecordingRunner.recordings < RecordingRunner.replays / 2
 
 
@@ -89,9 +134,7 @@ def test_kernels_write_the_same(monkeypatch, shape, rows):
     models = with_random_weights(replace(shape, **two), replace(SMALL, n_layers=1))
     prompts, options = PROMPTS[-rows:], {"patcher": Patcher(2.0), "max_new_bytes": 2}
     expected = generate(*models, prompts, **options)
-    monkeypatch.setattr(kv_cache, "keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.cached_blocks.keeps_shapes", lambda device: True)
-    monkeypatch.setattr("model.generation.crossings.keeps_shapes", lambda device: True)
+    keep_shapes(monkeypatch)
     run_kernels_on_cpu(monkeypatch)
     assert generate(*models, prompts, **options) == expected
 
@@ -203,3 +246,6 @@ def test_pinned_memory_is_written_again_only_after_a_wait(monkeypatch):
         runner.put(place, np.full(2, value))
     assert [each.tolist() for each in pinned] == [[3, 3], [4, 4], [2, 2]]
     assert heard.tolist() == [2, 2]
+    runner.ask(place)
+    with pytest.raises(AssertionError, match="says nothing about later copies"):
+        runner.put(place, np.zeros(2))
