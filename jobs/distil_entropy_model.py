@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import run_job
-from pipeline.cli.flags import check_at_least, check_new_output
+from pipeline.cli.flags import check_at_least, check_new_output, refuse_url
 from pipeline.cli.progress_bar import metered
 from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
@@ -56,6 +56,7 @@ def run(config: DistilEntropyModelConfig, console: Console) -> int:
     check_at_least(config, sample_bytes=1, steps=1, seed=0)
     if not config.shards:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
+    refuse_url(config.output)
     check_new_output(Path(config.output))
     # torch takes a second to load: only when the flags are right.
     import torch

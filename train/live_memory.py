@@ -60,15 +60,17 @@ def activation_bytes(
     seq_len: int,
     patches: int,
     checkpointing: ActivationCheckpointing.Config | None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> int:
     """Most bytes that a step of one rank holds beside weights, their gradients and the optimizer's
-    state, computed in bfloat16.
+    state.
 
     Args:
         rows: rows of a microbatch of one rank.
         seq_len: tokens per row.
         patches: patches per row.
         checkpointing: activation checkpointing of the blocks.
+        dtype: of what the model computes.
     """
     with torch.device("meta"):
         model = build_model(shape)
@@ -76,7 +78,7 @@ def activation_bytes(
         if isinstance(model, BLT):
             inputs.append(torch.empty(rows, patches, dtype=torch.int64))
     # Also the constants, which are made on the CPU.
-    model = model.bfloat16().to("meta")
+    model = model.to("meta", dtype)
     if isinstance(model, BLT):
         # Tables are looked up elsewhere, and their gradients are of a few rows: see train.plan.
         model.encoder_hash_tok_embedding.requires_grad_(False)

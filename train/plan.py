@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torchtitan.config import ParallelismConfig
+from torchtitan.config import TORCH_DTYPE_MAP, ParallelismConfig
 
 from model import BLTConfig
 from model.layers.hash_embedding import HashEmbedding
@@ -29,10 +29,11 @@ from pipeline.errors import ConfigError
 from train.checkpoints.kinds import Shape, build_model
 from train.flags.assumptions import Assumptions
 from train.live_memory import activation_bytes
+from train.parallelize import keeps_unsharded
 from train.refusals import check_batch
 
-MASTER, MOMENTS, COMPUTED = 4, 8, 2
-"""Bytes per parameter: weight or gradient in float32, AdamW's two moments, bfloat16."""
+MASTER, MOMENTS = 4, 8
+"""Bytes per parameter: weight or gradient in float32, AdamW's two moments."""
 NODE = 8
 """GPUs per node."""
 
@@ -141,6 +142,7 @@ def plan(config: Any, gpus: int, assumed: Assumptions, activations: int) -> Plan
             the GPUs cannot divide the rows of a step.
     """
     shape, training = config.model_spec.model.shape, config.training
+    _check_planned(config)
     check_batch(training, gpus)
     rows = training.local_batch_size
     size = assumed.bytes_per_patch
@@ -152,10 +154,11 @@ def plan(config: Any, gpus: int, assumed: Assumptions, activations: int) -> Plan
         count = count_parameters(shape, shard=shard, ranks=gpus)
         state = (2 * MASTER + MOMENTS) * count.held
         tables = _table_bytes(shape, count, gpus, rows * training.seq_len, microbatches)
-        # The weights of the block at work and of the next one, or all of them where a rank holds
-        # them whole, and the gradients of one block.
-        whole = count.dense if shard == 1 else count.around + 2 * count.largest_block
-        gathered = COMPUTED * whole
+        # The weights of the block at work and of the next one, or all of them where a rank keeps
+        # them until backward, and the gradients of one block.
+        kept = keeps_unsharded(config.parallelism, shard)
+        whole = count.dense if kept else count.around + 2 * count.largest_block
+        gathered = TORCH_DTYPE_MAP[training.mixed_precision_param].itemsize * whole
         gathered += MASTER * (count.around + count.largest_block)
         most_rows = max(0, (budget - state - tables - gathered) * rows // activations)
         if most_rows >= rows:
@@ -207,15 +210,43 @@ def best_interval(write_s: float, between_s: float) -> float:
     return math.sqrt(2 * write_s * between_s)
 
 
+def _check_planned(config: Any) -> None:
+    """
+    Raises:
+        ConfigError: a flag changes what a rank holds in a way that is not planned; names it.
+    """
+    parallelism, training, optimizer = config.parallelism, config.training, config.optimizer
+    tables, bf16_moments = getattr(parallelism, "hash_tables", "sharded"), "fused_opt_states_bf16"
+    for flag, differs, usual in (
+        (
+            "parallelism.tensor-parallel-degree",
+            parallelism.tensor_parallel_degree != 1,
+            "1: groups of data-parallel ranks share the weights as well",
+        ),
+        ("parallelism.hash-tables", tables != "sharded", "sharded"),
+        ("training.dtype", training.dtype != "float32", "float32"),
+        ("training.enable-cpu-offload", training.enable_cpu_offload, "False"),
+        ("optimizer.implementation", optimizer.implementation == bf16_moments, "fused"),
+    ):
+        if differs:
+            raise ConfigError(f"--{flag}: is not planned; leave it at {usual}")
+
+
 def _groups(gpus: int, parallelism: ParallelismConfig) -> list[int]:
     """Numbers of ranks that a group may have, the smallest first: a node, 2 nodes, 4, ...; one
-    number where the configuration says how many copies there are."""
-    if parallelism.tensor_parallel_degree != 1:
-        raise ConfigError(
-            "--parallelism.tensor-parallel-degree: is not planned; leave it at 1: groups of "
-            "data-parallel ranks share the weights as well"
-        )
-    if (copies := parallelism.data_parallel_replicate_degree) > 1:
+    number where the configuration says how many ranks or copies there are."""
+    copies, shard = (
+        parallelism.data_parallel_replicate_degree,
+        parallelism.data_parallel_shard_degree,
+    )
+    if shard > 0:
+        if shard * copies != gpus:
+            raise ConfigError(
+                f"--parallelism.data-parallel-shard-degree: {shard} ranks times {copies} copies "
+                f"(--parallelism.data-parallel-replicate-degree) are not {gpus} GPUs"
+            )
+        return [shard]
+    if copies > 1:
         if gpus % copies:
             raise ConfigError(
                 f"--parallelism.data-parallel-replicate-degree: {gpus} GPUs cannot hold {copies} "
@@ -250,6 +281,7 @@ def activations_of(config: Any, assumed: Assumptions) -> int:
         seq_len=training.seq_len,
         patches=math.ceil(training.seq_len / assumed.bytes_per_patch),
         checkpointing=config.activation_checkpoint,
+        dtype=TORCH_DTYPE_MAP[training.mixed_precision_param],
     )
 
 

@@ -1,6 +1,9 @@
 """Settings that models cannot be trained with, each told in a sentence that names the flag."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,20 @@ def check_batch(training: TrainingConfig, ranks: int) -> None:
     )
 
 
+_ELSEWHERE = ContextVar("elsewhere", default=False)
+
+
+@contextmanager
+def for_gpus_elsewhere() -> Iterator[None]:
+    """Configurations made inside are for GPUs of other machines: nothing is refused for the devices
+    of this one."""
+    token = _ELSEWHERE.set(True)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
+
+
 def check_config(config: Any) -> None:
     """
     Raises:
@@ -49,7 +66,7 @@ def check_config(config: Any) -> None:
     _check_recipe(config)
     if torch.cuda.is_available():
         _check_on_gpu(config)
-    else:
+    elif not _ELSEWHERE.get():
         _check_without_gpu(config)
     _check_tables(config)
 
@@ -138,7 +155,7 @@ def _check_tables(config: Any) -> None:
 
 
 def _check_on_gpu(config: Any) -> None:
-    in_bfloat16 = config.training.mixed_precision_param == "bfloat16"
+    in_bfloat16 = config.training.mixed_precision_param == "bfloat16" and not _ELSEWHERE.get()
     if in_bfloat16 and fast_dtype(torch.device("cuda")) != torch.bfloat16:
         raise ConfigError(
             "--training.mixed-precision-param: this GPU has no matrix units for bfloat16, and "

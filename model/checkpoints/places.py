@@ -13,7 +13,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from model.checkpoints.files import CheckpointError
 from model.checkpoints.names import NO_SUCH, WEIGHTS, built_in, is_for_everybody
 
-WANTED_FILES = ["*.json", "*.safetensors", "*.pth"]
+WEIGHTS_FILES = ["*.safetensors", "*.pth"]
+WANTED_FILES = ["*.json", *WEIGHTS_FILES]
 UNWANTED_FILES = ["original/*"]
 """Llama's repositories hold all weights a second time."""
 
@@ -57,6 +58,11 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
         yield Path(download(source.removeprefix("hf://")))
     else:
         raise CheckpointError(f"{source}: {NO_SUCH}")
+
+
+def holds_weights(directory: str | Path) -> bool:
+    """True if a directory that was downloaded has weights, in it or below."""
+    return any(next(Path(directory).rglob(form), None) for form in WEIGHTS_FILES)
 
 
 def download(

@@ -30,6 +30,17 @@ def check_at_least(config: object, **limits: int) -> None:
             raise ConfigError(f"{flag_name(field)}: must be below 2**63, got {value}")
 
 
+def refuse_url(output: str) -> None:
+    """Refuse a URL where files are written with libraries that know paths alone: as a path,
+    ``s3://bucket/model`` is a directory ``s3:`` on this machine.
+
+    Raises:
+        ConfigError: ``--output`` is a URL.
+    """
+    if "://" in output:
+        raise ConfigError(f"--output: {output} is a URL; give a path, and copy it from there")
+
+
 def check_new_output(path: Path) -> None:
     """Check before long work that ``--output`` is new, and can be written when the work is done.
 

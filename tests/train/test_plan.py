@@ -114,12 +114,31 @@ def test_the_smallest_group_that_fits():
     # The layout that the flags ask for.
     config.parallelism.data_parallel_replicate_degree = 2
     assert plan(config, 64, Assumptions(), activations).shard == 32
+    config.parallelism.data_parallel_shard_degree = 4
+    with pytest.raises(ConfigError, match=r"shard-degree: 4 ranks times 2 copies .* are not 64 "):
+        plan(config, 64, Assumptions(), activations)
+    config.parallelism.data_parallel_replicate_degree = 16
+    assert plan(config, 64, Assumptions(), activations).shard == 4
+    config.parallelism.data_parallel_shard_degree = -1
+    config.parallelism.data_parallel_replicate_degree = 2
     config.training.global_batch_size = -1
     with pytest.raises(ConfigError, match="replicate-degree: 63 GPUs cannot hold 2 copies"):
         plan(config, 63, Assumptions(), activations)
     config.parallelism.tensor_parallel_degree = 2
     with pytest.raises(ConfigError, match="tensor-parallel-degree: is not planned"):
         plan(config, 64, Assumptions(), activations)
+
+
+def test_whole_weights_that_ranks_keep_until_backward():
+    config = blt_8b()
+    config.training.mixed_precision_param = "bfloat16"
+    count = count_parameters(BLT_SIZES["8b"], shard=8, ranks=8)
+    usual = plan(config, 8, Assumptions(), GB).gathered
+    config.parallelism.fsdp_reshard_after_forward = "never"
+    kept = plan(config, 8, Assumptions(), GB).gathered
+    assert kept - usual == 2 * (count.dense - count.around - 2 * count.largest_block)
+    config.training.mixed_precision_param = "float32"
+    assert plan(config, 8, Assumptions(), GB).gathered == kept + 2 * count.dense
 
 
 def test_time_and_text_of_a_step():
@@ -154,6 +173,7 @@ def test_the_page_has_the_table_that_the_job_prints():
     rows = {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")}
     assert {f"blt_{size}" for size in BLT_SIZES if size != "debug"} < rows
     config, assumed = blt_1b(), Assumptions()
+    config.training.mixed_precision_param = "bfloat16"  # as on GPUs
     found = [
         plan(config, n, assumed, plans.activations_of(config, assumed)) for n in (1, 8, 64, 512)
     ]
@@ -187,6 +207,13 @@ def test_the_job(monkeypatch, capsys):
     code, out, _ = run_job(monkeypatch, capsys, *less[:-1])
     (plain,) = json.loads(out)["blt_debug"]
     assert one["activations"] < plain["activations"]
+    # Flags of GPUs, which this machine may lack; and what takes more memory there.
+    on_gpus = ("--compile.enable", "--checkpoint.async-mode", "async_with_pinned_mem")
+    code, out, _ = run_job(monkeypatch, capsys, *less[:-1], *on_gpus)
+    assert code == 0 and json.loads(out)["blt_debug"] == [plain]
+    wide = ("--training.mixed-precision-param", "float32")
+    code, out, _ = run_job(monkeypatch, capsys, *less[:-1], *wide)
+    assert json.loads(out)["blt_debug"][0]["activations"] > 1.3 * plain["activations"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +225,9 @@ def test_the_job(monkeypatch, capsys):
         ("--config blt_debug --gpus 0 8", "--gpus: 0 is no number of GPUs"),
         ("--config blt_debug --shape.dim-global 3", "--shape.n-heads-global: 4 heads do not"),
         ("--config blt_debug --parallelism.tensor-parallel-degree 2", "--parallelism.tensor-par"),
+        ("--config blt_debug --training.dtype bfloat16", "--training.dtype: is not planned"),
+        ("--config blt_debug --parallelism.hash-tables plain", "--parallelism.hash-tables: is not"),
+        ("--config blt_debug --training.enable-cpu-offload", "--training.enable-cpu-offload: is n"),
     ],
 )
 def test_flags_that_are_refused(arguments, message, monkeypatch, capsys):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoints.names import Layout
-from pipeline.cli.flags import check_at_least
+from pipeline.cli.flags import check_at_least, refuse_url
 from pipeline.cli.optional import OrNone
 from pipeline.errors import ConfigError
 
@@ -42,10 +42,7 @@ class ConvertCheckpointConfig:
             ConfigError: a value makes no sense, or the output holds something; names the flag.
         """
         check_at_least(self, average=1)
-        if "://" in self.output:
-            raise ConfigError(
-                f"--output: {self.output} is a URL; give a directory, and copy it from there"
-            )
+        refuse_url(self.output)
         output = Path(self.output)
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise ConfigError(

@@ -1,6 +1,7 @@
 """The common part of the commands."""
 
 import math
+import runpy
 import signal
 import subprocess
 import sys
@@ -284,3 +285,21 @@ def test_an_output_is_looked_at_before_long_work(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests' user may do all
     with pytest.raises(ConfigError, match=r"^--output: .*x cannot be written: .* may not be"):
         check_new_output(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("job", "config", "flags"),
+    [
+        ("distil_entropy_model", "DistilEntropyModelConfig", {"shards": ("there",)}),
+        ("train_tokenizer", "TrainTokenizerConfig", {"shards": ("there",)}),
+        ("download_weights", "DownloadWeightsConfig", {}),
+    ],
+)
+def test_a_url_is_no_path_on_this_machine(job, config, flags, tmp_path, monkeypatch):
+    """As a path it would be a directory called s3: below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    space = runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))
+    given = space[config](output="s3://bucket/model", **flags)
+    with pytest.raises(ConfigError, match=r"^--output: s3://bucket/model is a URL; give a"):
+        space["run"](given, Console(quiet=True))
+    assert not list(tmp_path.iterdir())
