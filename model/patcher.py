@@ -95,8 +95,8 @@ class Patcher:
             raise ValueError(f"patch_size: must be at least 1, got {self.patch_size}")
         if self.max_patch_length is not None and not 1 <= self.max_patch_length <= LONGEST_PATCH:
             raise ValueError(
-                f"max_patch_length: must be 1 to {LONGEST_PATCH}, got {self.max_patch_length}; leave "
-                "it out for patches of any length"
+                f"max_patch_length: must be 1 to {LONGEST_PATCH}, got {self.max_patch_length}; "
+                "leave it out for patches of any length"
             )
 
     def _check(self, name: str, needed: bool) -> None:
