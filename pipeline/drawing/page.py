@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from pipeline.drawing.plots import SERIES_COLOURS
 from pipeline.drawing.scrolling import scrolling_css
 
-_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _WHOLE = re.compile(r"(--\w+)([\w.-]*)|\d[\d.,]*\+? \(\d+ %\)")
 """Parts of a text that stay on one line: the beginning of a flag, or a figure with its share."""
 
@@ -56,6 +56,6 @@ def _foldable(text: str, mark: str) -> str:
 
 def printable(text: str) -> str:
     """Replace what pages and terminals cannot hold: control characters, which ids and names of
-    files may have in them, and the surrogates that stand for bytes of a file's name that are not
-    UTF-8."""
+    files may have in them, also those that turn the numbers after a name around, and the surrogates
+    that stand for bytes of a file's name that are not UTF-8."""
     return _CONTROLS.sub("\ufffd", text).encode(errors="replace").decode()

@@ -29,9 +29,9 @@ LIGHT_PATCHES = """
 .patch.outlined { outline: 2px solid currentColor; outline-offset: -1px; }
 .patch.marked { box-shadow: inset 2px 0 0 #b3261e; }
 :is(.patches, .aligned) .chip { font-size: .72em; border: 1px solid currentColor;
-  border-radius: 3px; padding: 0 2px; margin: 0 1px; opacity: .75; display: inline-block;
+  border-radius: 3px; padding: 0 2px; margin: 0 1px; opacity: .95; display: inline-block;
   line-height: 1.3; white-space: nowrap; }
-:is(.patches, .aligned) .mark { opacity: .45; }
+:is(.patches, .aligned) .mark { opacity: .7; }
 """
 """Styles of :func:`patches_html` on a light page."""
 DARK_PATCHES = (

@@ -21,6 +21,7 @@ from pipeline.viewer.controls import (
     patcher_of,
 )
 from pipeline.viewer.links import choice, number, several, switch
+from pipeline.viewer.open_set import OpenSet
 from pipeline.viewer.patched_text import PatchView, error_html, ids_html, line, repatched
 
 BROWSE = "browse"
@@ -30,7 +31,7 @@ RULE = f"{BROWSE}-"
 
 def add_browse_tab(
     config: PatchViewerConfig,
-    sets: dict[str, DocumentIndex],
+    sets: dict[str, OpenSet],
     tokenizers: Tokenizers,
     page: gr.Blocks,
 ) -> None:
@@ -66,13 +67,14 @@ def add_browse_tab(
     def update(values: dict[str, Any]) -> list[str]:
         shown = settings.link({name: values[name] for name in _deciding(values)} | {"tab": BROWSE})
         try:
-            return [shown, *_show(values, sets[values["set"]], tokenizers)]
+            documents = sets[values["set"]]
+            return [shown, *documents.ask(lambda found: _show(values, found, tokenizers))]
         except (PipelineError, ValueError, IndexError) as error:
             return [shown, error_html(error), "", "", ""]
 
     def find(url: str, sample_id: str) -> Any:
         try:
-            match = sets[url].find(sample_id) if sample_id else None
+            match = sets[url].ask(lambda found: found.find(sample_id)) if sample_id else None
         except PipelineError as error:
             raise gr.Error(escape(str(error)), print_exception=False) from error
         if sample_id and match is None:

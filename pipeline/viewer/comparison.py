@@ -18,6 +18,8 @@ FLAG = "--tokenizers"
 _ENDING = re.compile(r"(/tokenizer)?\.(json|tiktoken)$")
 KEYS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of the rows of a comparison, in their order."""
+MOST_TOKENIZERS = len(KEYS) - 2
+"""Beside the patches of two rules."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,14 @@ def cut_of_tokens(text: str, name: str, tokenizer: TokenPieces) -> Cut:
         ConfigError: the tokenizer changes this text.
     """
     ids, pieces = tokenizer.cut(text)
-    held = [(token, piece) for token, piece in zip(ids, pieces, strict=True) if piece]
-    edges_U = np.cumsum([0, *(len(piece) for _, piece in held)])
+    sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    ids_U = np.array(ids, np.int32)[sizes > 0]
+    edges_U = np.concatenate([[0], sizes[sizes > 0].cumsum()])
 
     def title(number: int) -> str:
-        token, piece = held[number]
-        size = f"{len(piece)} byte" + "s" * (len(piece) > 1)
-        return f"token {number + 1}: {size} from {edges_U[number]}; id {token}"
+        start, stop = edges_U[number : number + 2].tolist()
+        size = f"{stop - start} byte" + "s" * (stop - start > 1)
+        return f"token {number + 1}: {size} from {start}; id {ids_U[number]}"
 
     return Cut("token", name, name, edges_U, title)
 
@@ -120,8 +123,8 @@ class Tokenizers:
         Raises:
             ConfigError: one cannot be loaded, or is named twice.
         """
-        if len(sources) > len(KEYS) - 2:
-            raise ConfigError(f"{FLAG}: at most {len(KEYS) - 2}, got {len(sources)}")
+        if len(sources) > MOST_TOKENIZERS:
+            raise ConfigError(f"{FLAG}: at most {MOST_TOKENIZERS}, got {len(sources)}")
         twice = next((source for source in sources if sources.count(source) > 1), None)
         if twice is not None:
             raise ConfigError(f"{FLAG} {twice}: is named more than once")
@@ -148,6 +151,8 @@ class Tokenizers:
         return cuts, "".join(problems)
 
 
-@lru_cache(maxsize=64)  # so that a change of a threshold is quick
+# So that a change of a threshold is quick. One text by as many tokenizers as a page may have, and
+# no more: a token takes 12 bytes, and documents may have any size.
+@lru_cache(maxsize=MOST_TOKENIZERS)
 def _cut(text: str, name: str, tokenizer: TokenPieces) -> Cut:
     return cut_of_tokens(text, name, tokenizer)

@@ -126,15 +126,19 @@ def add_rule(settings: Settings, config: PatchViewerConfig, prefix: str) -> None
         sliders.append(settings.add(f"{prefix}{name}", slider, number(least, most)))
     name = f"{prefix}{LONGEST}"
     label = "longest patch (tokens; 0: any)"
-    longest = gr.Slider(0, 64, 0, step=1, label=label, elem_id=name, min_width=NARROWEST)
+    longest = gr.Slider(
+        0, 64, 0, step=1, precision=0, label=label, elem_id=name, min_width=NARROWEST
+    )
     settings.add(name, longest, number(0, 64))
     rule.change(lambda rule: _show_used(rule), rule, sliders, **QUICK)
 
 
 def _within(component: Any, typed: float | None) -> float:
-    """Replace a typed number beyond a component's limits by the limit, as its slider shows it."""
+    """Replace a typed number beyond a component's limits by the limit, as its slider shows it; and
+    one between its numbers by the nearest, as a link with this number would."""
     value = max(typed or 0, component.minimum)
-    return value if component.maximum is None else min(value, component.maximum)
+    value = value if component.maximum is None else min(value, component.maximum)
+    return float(gr.Number.round_to_precision(value, component.precision))
 
 
 # Of the classes, because Gradio makes a component anew for each session that changes it.

@@ -18,14 +18,14 @@ from pipeline.drawing.aligned_html import ALIGNED_CSS
 from pipeline.drawing.entropy_svg import CURVE_CSS
 from pipeline.drawing.patches_html import DARK_PATCHES, LIGHT_PATCHES
 from pipeline.drawing.scrolling import scrolling_css
-from pipeline.shards.named import named_set
-from pipeline.shards.random_access import DocumentIndex
 from pipeline.viewer.address import free_port
+from pipeline.viewer.body_limit import BodyLimit
 from pipeline.viewer.browse_tab import BROWSE, add_browse_tab
 from pipeline.viewer.comparison import Tokenizers
 from pipeline.viewer.config import PatchViewerConfig
 from pipeline.viewer.controls import QUICK
 from pipeline.viewer.host_check import HostCheck
+from pipeline.viewer.open_set import OpenSet
 from pipeline.viewer.patched_text import load
 from pipeline.viewer.type_tab import add_type_tab
 
@@ -52,6 +52,7 @@ CSS = (
 .counts b { font-size: 1.15em; }
 .note { opacity: .7; } .note a { color: inherit !important; padding: 0; }
 :is(#notice, #browse-notice):not(:has(.error)) { display: none; }
+.min_value, .max_value, [role=tab].selected { color: var(--body-text-color) !important; }
 .error { color: #b3261e; font-weight: 600; } .dark .error { color: #ff8a80; }
 input[role=combobox] { padding-right: 34px !important; text-overflow: ellipsis; }
 input:is([type=range], [type=checkbox]):focus-visible {
@@ -86,7 +87,7 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), *here]))
     # Fonts of this machine: the default ones would be fetched from another.
     theme = gr.themes.Default(font=_FONT, font_mono=_MONO)
-    own_names = Middleware(HostCheck, host=config.host)
+    checks = [] if config.public else [Middleware(HostCheck, host=config.host)]
     _, url, _ = page.launch(
         server_name=config.host,
         server_port=port,
@@ -97,7 +98,7 @@ def serve(config: PatchViewerConfig, report_url: Callable[[str], None]) -> None:
         footer_links=[],
         theme=theme,
         css=CSS,
-        app_kwargs={"middleware": [] if config.public else [own_names]},
+        app_kwargs={"middleware": [*checks, Middleware(BodyLimit)]},
     )
     report_url(url)
     page.block_thread()
@@ -109,7 +110,7 @@ def build_page(config: PatchViewerConfig) -> gr.Blocks:
     Raises:
         ConfigError: a shard set cannot be opened, or a tokenizer not be loaded.
     """
-    sets = {url: DocumentIndex(named_set(url)) for url in config.shards}
+    sets = {url: OpenSet(url) for url in config.shards}
     tokenizers = Tokenizers(config.tokenizers)
     with gr.Blocks(title="Entropy patches", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(

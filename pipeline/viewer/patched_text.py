@@ -155,7 +155,7 @@ def load(model: str) -> AnyEntropyModel:
 
 def error_html(error: Exception) -> str:
     """An error, as the page shows it."""
-    return f'<p class="error">{escape(str(error))}</p>'
+    return f'<p class="error" role="alert">{escape(str(error))}</p>'
 
 
 def ids_html(ids: Sequence[str]) -> str:

@@ -78,3 +78,13 @@ def test_text_folds_where_it_can_be_read():
     assert folded("a --shape.dim-local 3") == f"a {whole('--shape')}.<wbr>dim-local 3"
     assert folded("1 (10 %), 9+ (99 %)") == f"{whole('1 (10 %)')}, {whole('9+ (99 %)')}"
     assert folded("</p><b>--x</b>") == f"&lt;/<wbr>p&gt;&lt;b&gt;{whole('--x')}&lt;/<wbr>b&gt;"
+
+
+def test_a_name_leaves_the_numbers_after_it_alone(tmp_path):
+    template = tmp_path / "page.html.j2"
+    template.write_text("<title>{{ name }}</title><p>{{ name }}: 12 patches</p>")
+    html = page.render_page(template, {}, name="one\u202etwo\u2067\N{HEBREW LETTER ALEF}\u200f")
+    name = "one\ufffdtwo\ufffd\N{HEBREW LETTER ALEF}\u200f"
+    assert html == f"<title>{name}</title><p>{name}: 12 patches</p>"
+    report = Path(page.__file__).parents[1] / "report" / "page.html.j2"
+    assert "{{ set.name }}: " not in report.read_text()  # but isolated from what follows

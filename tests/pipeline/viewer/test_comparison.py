@@ -1,6 +1,7 @@
 """A comparison's numbers are those of the library and of the tokenizers, by other ways."""
 
 import re
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, normalizers
 from model import ByteTokenizer, Patcher, load_entropy_model
 from pipeline.errors import ConfigError
 from pipeline.viewer.comparison import (
+    MOST_TOKENIZERS,
     Tokenizers,
     comparison_html,
     cut_of_patches,
@@ -64,6 +66,18 @@ def test_counts_and_units(files):
     assert [b - a for a, b in pairwise([*edges, size])] == [
         int(n) for _, n, *_ in dict.fromkeys(found)
     ]
+
+
+def test_the_tokens_of_many_long_texts_are_not_kept(files):
+    tokenizers, text = Tokenizers(files[:1]), " ".join(map(bytes.decode, TEXTS))
+    tracemalloc.start()
+    try:
+        for number in range(32):
+            ((cut, *_), _) = tokenizers.cuts(f"{number} {text}", ["mine"])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < MOST_TOKENIZERS * (12 * cut.count + 4 * len(text))
 
 
 def test_nothing_to_cut(files):

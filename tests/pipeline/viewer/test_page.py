@@ -29,3 +29,14 @@ def test_the_page_begins_with_patches_as_in_training():
     begun = PatchViewerConfig()
     view = view_text(next(iter(EXAMPLES.values())), *begun.entropy_model, Patcher(begun.threshold))
     assert 4.3 < len(view.data) / len(view.patch_lengths_P) < 4.7
+
+
+def test_a_typed_number_is_the_one_that_its_link_gives():
+    import gradio as gr
+
+    from pipeline.viewer import controls  # noqa: F401, which limits numbers
+
+    place = gr.Number(0, precision=0, minimum=0)
+    for typed, shown in ((1.7, 2), (2.2, 2), (-3, 0), (None, 0)):
+        assert place.preprocess(typed) == shown == place.postprocess(shown)
+    assert gr.Slider(-2, 6, 2.0, step=0.001).preprocess(1.335442066192627) == 1.335442066192627
