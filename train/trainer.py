@@ -77,7 +77,7 @@ class ByteTrainer(Trainer):
             check_config(self)
 
     _description: Shape | None = None
-    """What is still to be written beside the steps."""
+    """The description that is still to be written beside the steps."""
 
     def __init__(self, config: Config):
         check_sets("--dataloader.shards", config.dataloader.shards)

@@ -14,8 +14,9 @@ next patch begins anew. A byte that is read again changes nothing.
 The arithmetic is that of :meth:`model.layers.local_encoder.LocalEncoder.patches`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,15 +36,22 @@ SPAN = 32
 """The fewest bytes that a graph gathers from."""
 
 
-class Gathering(Protocol):
+class Gathering(ABC):
     """The states of bytes, from which patches are made."""
 
     kept: Ring
-    """What is kept of each byte."""
+    """Values that are kept of each byte."""
 
+    def __init__(self, encoder: LocalEncoder, piece: Piece, weights: JoinedWeights):
+        self._encoder, self._piece = encoder, piece
+        self._layers = [cast(GatherFromBytes, layer) for layer in encoder.cross_attn_layers]
+        self._weights = [weights.of(layer.wk, layer.wv) for layer in self._layers]
+
+    @abstractmethod
     def keep(self, part: int, x_TD: Tensor, position_BM: Tensor) -> None:
         """Take up the states of the tokens of the piece after a layer that patches gather from."""
 
+    @abstractmethod
     def vectors(self, patches: int, span: int) -> Tensor:
         """The vectors of the patches that ended in the piece, ``[batch * patches, k, dim]``.
 
@@ -52,12 +60,15 @@ class Gathering(Protocol):
             span: the most bytes of a row that they gather from.
         """
 
+    @abstractmethod
     def span(self, needed: int) -> int:
         """The span of the graph that gathers from so many bytes."""
 
     def make_room(self, span: int) -> bool:
         """Prepare for patches that gather from so many bytes. Returns True if anything moved."""
+        return self.kept.make_room(span)
 
+    @abstractmethod
     def take(self, row: int, other: "KeptBytes", its_row: int, begin: int, tokens: int) -> None:
         """Go on in a row where another batch is in one of its rows: it has read so many tokens, of
         which those from ``begin`` are of the open patch."""
@@ -65,8 +76,8 @@ class Gathering(Protocol):
 
 def gathering(encoder: LocalEncoder, piece: Piece, weights: JoinedWeights) -> Gathering:
     """The way that suits a batch and its device."""
-    layers = _crossings(encoder)
     weight = encoder.tok_embeddings.weight
+    layers = (cast(GatherFromBytes, layer) for layer in encoder.cross_attn_layers)
     singly = piece.longest == 1 and piece.window == 1
     even = all(layer.head_dim % 2 == 0 for layer in layers)
     if singly and even and kernels.usable(weight.device, weight.dtype):
@@ -74,17 +85,11 @@ def gathering(encoder: LocalEncoder, piece: Piece, weights: JoinedWeights) -> Ga
     return KeptBytes(encoder, piece, weights)
 
 
-def _crossings(encoder: LocalEncoder) -> list[GatherFromBytes]:
-    return [cast(GatherFromBytes, layer) for layer in encoder.cross_attn_layers]
-
-
-class KeptBytes:
+class KeptBytes(Gathering):
     """The states of the last bytes of each row, of which patches are made when they end."""
 
     def __init__(self, encoder: LocalEncoder, piece: Piece, weights: JoinedWeights):
-        self._encoder, self._piece = encoder, piece
-        self._layers = _crossings(encoder)
-        self._weights = [weights.of(layer.wk, layer.wv) for layer in self._layers]
+        super().__init__(encoder, piece, weights)
         like = encoder.tok_embeddings.weight.detach()
         parts, dim = len(encoder.pooled_layers), like.shape[1]
         self.kept = Ring(parts, piece.batch, piece.longest, dim, like=like, grows=True)
@@ -113,20 +118,15 @@ class KeptBytes:
     def span(self, needed: int) -> int:
         return max(power_of_2(needed), SPAN)
 
-    def make_room(self, span: int) -> bool:
-        return self.kept.make_room(span)
-
     def take(self, row: int, other: "KeptBytes", its_row: int, begin: int, tokens: int) -> None:
         self.kept.take(row, other.kept, its_row, tokens)
 
 
-class OpenPatches:
+class OpenPatches(Gathering):
     """The summary of the open patch of each row, of which each row reads one token at a time."""
 
     def __init__(self, encoder: LocalEncoder, piece: Piece, weights: JoinedWeights):
-        self._encoder, self._piece = encoder, piece
-        self._layers = _crossings(encoder)
-        self._weights = [weights.of(layer.wk, layer.wv) for layer in self._layers]
+        super().__init__(encoder, piece, weights)
         like = encoder.tok_embeddings.weight.detach()
         self._largest_BD = like.new_zeros(piece.batch, like.shape[1])
         """The largest states of the open patch."""
@@ -137,7 +137,7 @@ class OpenPatches:
         self.kept = Ring(parts, batch, 1, kept, size, like=like, grows=True)
         """Keys and values of its bytes for each layer that gathers."""
         self._newest_LBX = like.new_zeros(parts, batch, kept * size)
-        """Those of the newest byte."""
+        """Keys and values of the newest byte."""
         # The kernel turns queries and keys; these angles leave them as they are.
         self._unturned_BF2 = torch.zeros(batch, size // 2, 2, device=like.device)
         self._unturned_BF2[..., 0] = 1
@@ -166,7 +166,7 @@ class OpenPatches:
         return vectors_XD.view(batch, k, -1)
 
     def _gathered(self, part: int, q_BKHE: Tensor) -> Tensor:
-        """What vectors gather from the bytes of their patch, ``[batch * k, heads * head_dim]``: the
+        """Attention of vectors to the bytes of their patch, ``[batch * k, heads * head_dim]``: the
         byte that ends it, and those before it. The heads of all vectors that read the same keys
         stand together."""
         from model.kernels.ring_attention import attend_to_ring
@@ -183,9 +183,6 @@ class OpenPatches:
 
     def span(self, needed: int) -> int:
         return 0
-
-    def make_room(self, span: int) -> bool:
-        return self.kept.make_room(span)
 
     def take(self, row: int, other: KeptBytes, its_row: int, begin: int, tokens: int) -> None:
         if begin == tokens:

@@ -27,8 +27,8 @@ class OpenSet:
         return len(self._documents)
 
     def ask(self, question: Callable[[DocumentIndex], Answer]) -> Answer:
-        """What a question about the documents returns. If it fails, and another set lies there by
-        now, that one is opened and asked.
+        """Ask a question about the documents, and return the answer. If it fails, and another set
+        lies there by now, that one is opened and asked.
 
         Raises:
             ConfigError: there is no finished set any more.

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def model_description(
     folder: str, shape: Shape, *, initial: str | None = None, allow_mixed_patches: bool = False
 ) -> Shape:
-    """What the model is whose steps are, or will be, in ``folder``: the shape with the boundary
+    """Describe the model whose steps are, or will be, in ``folder``: the shape with the boundary
     rule of this run, how the patches of all runs were made, and what the latent transformer began
     with. Nothing is written: see :func:`write_model_description`.
 

@@ -1,4 +1,4 @@
-"""What a hub's repository has of weights, once it was downloaded."""
+"""Weights that a repository of the hub has, once it was downloaded."""
 
 import runpy
 

@@ -1,4 +1,4 @@
-"""What is summed up byte by byte gives the patches that their bytes give when they end."""
+"""Sums that grow byte by byte give the patches that their bytes give when they end."""
 
 from dataclasses import replace
 

@@ -35,7 +35,7 @@ SHAPES = [
 
 
 def describe(folder: str, shape: Shape, **given: Any) -> None:
-    """What a run does that begins to train."""
+    """Do what a run does that begins to train."""
     write_model_description(folder, model_description(folder, shape, **given))
 
 
