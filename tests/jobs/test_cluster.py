@@ -44,7 +44,7 @@ def test_ray_job_submit(corpus, tmp_path, head_node):
     submit = ("job", "submit", "--working-dir", ".", "--", "python", "jobs/patch_corpus.py")
     flags = ("--input", corpus, "--output", out, "--target-patch-size", 4.5, *SMALL)
     flags += ("--entropy-model", "ngram")
-    done = ray_cli(*submit, *flags, "--num-workers", 2, env=head_node)
+    done = ray_cli(*submit, *flags, "--num-workers", 1, env=head_node)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean bytes per patch" in done.stdout and "succeeded" in done.stdout
     assert [d.text for d in open_shards(str(out))] == [text for _, text in topics()]

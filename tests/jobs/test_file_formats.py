@@ -94,13 +94,16 @@ def run(local_ray, monkeypatch, capsys) -> Callable[..., None]:
     return run
 
 
-@pytest.fixture
-def source(tmp_path) -> Path:
-    write_input(tmp_path / "in")
-    return tmp_path / "in"
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("source") / "in"
+    write_input(directory)
+    return directory
 
 
-def patch(run: Callable[..., None], source: Path, output: Path, rule: str) -> Path:
+def patch(run: Callable[..., None], source: Path, rule: str) -> Path:
+    """The set of a rule; where another test has made it, the job finds nothing to do."""
+    output = source.parent / rule
     # A worker for each file: they need no pool, whose start takes longest.
     flags = ("--entropy-model", "ngram", "--id-column", "id", "--num-workers", 2)
     run("patch_corpus.py", "--input", source, "--output", output, *flags, *RULES[rule])
@@ -108,8 +111,8 @@ def patch(run: Callable[..., None], source: Path, output: Path, rule: str) -> Pa
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_shard_sets(run, source, tmp_path, rule):
-    output = patch(run, source, tmp_path / "set", rule)
+def test_shard_sets(run, source, rule):
+    output = patch(run, source, rule)
     format_checks.check_shard_set(output)
     shards = open_shards(str(output))
     documents = list(format_reader.read_shard_set(output))
@@ -136,7 +139,7 @@ def test_prepared_corpora(run, source, tmp_path, kind):
 
 
 def test_exports(run, source, tmp_path):
-    shards = patch(run, source, tmp_path / "set", "global")
+    shards = patch(run, source, "global")
     texts = [document.text for document in open_shards(str(shards))]
     for name, flags in EXPORTS.items():
         layout = "parquet" if name == "threshold" else name
@@ -148,8 +151,8 @@ def test_exports(run, source, tmp_path):
         assert [document.text for document in documents] == texts
 
 
-def test_the_checks_notice(run, source, tmp_path):
-    output = patch(run, source, tmp_path / "set", "global")
+def test_the_checks_notice(run, source):
+    output = patch(run, source, "global")
     for damage in ("shards/*.arrow", "entries/*.json", "summaries/*.json"):
         path = sorted(output.glob(damage))[0]
         data = path.read_bytes()

@@ -48,6 +48,8 @@ from pipeline.shards.verify import verify
 SMALL = ("--shard-bytes", 60_000)
 PART = 40
 """Of the topics, where all of them would take long."""
+ALONE = ("--num-workers", 1)
+"""For runs that are not about workers: each of them imports for seconds before it works."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def patched(tmp_path_factory, small_model_directory) -> tuple[Path, Path, dict]:
     out = directory / "out"
     flags = ("--entropy-model", small_model_directory, "--threshold", 2.5, "--id-column", "id")
     done = subprocess.run(
-        command("--input", source, "--output", out, *flags, *SMALL, "--json", "--verify"),
+        command("--input", source, "--output", out, *flags, *SMALL, *ALONE, "--json", "--verify"),
         env=environment(**to_join_local_ray()),
         capture_output=True,
         text=True,
@@ -135,7 +137,7 @@ def entries(out: Path) -> int:
 
 
 def test_workers_and_kills_change_nothing(tmp_path, run_here, small_model_directory):
-    """1 worker, and 3 workers one of which is killed: the same bytes, of a large file that is cut
+    """1 worker, and 2 workers one of which is killed: the same bytes, of a large file that is cut
     and of many small ones that share shards. A driver that is killed: test_chaos.py; with its Ray:
     ``make chaos``."""
     large = [(name, text[:3000]) for name, text in topics()[:PART]]
@@ -146,20 +148,20 @@ def test_workers_and_kills_change_nothing(tmp_path, run_here, small_model_direct
     flags = ("--input", tmp_path / "in", "--entropy-model", small_model_directory)
     flags += ("--target-patch-size", 4.5, "--seed", 3, "--calibration-bytes", 20_000)
     flags += ("--shard-bytes", 18_000)
-    one, three = tmp_path / "one", tmp_path / "three"
-    done = run_here(*flags, "--output", one, "--num-workers", 1)
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = run_here(*flags, "--output", one, *ALONE)
     assert done.returncode == 0, done.stderr
-    with a_worker_killed_when(lambda: entries(three) > 0, "ray::Map"):
-        done = run_here(*flags, "--output", three, "--num-workers", 3, "--verify")
+    with a_worker_killed_when(lambda: entries(two) > 0, "ray::Map"):
+        done = run_here(*flags, "--output", two, "--num-workers", 2, "--verify")
     assert done.returncode == 0, done.stderr
     assert entries(one) >= 9
-    assert contents(one) == contents(three)
+    assert contents(one) == contents(two)
     texts = [text for _, text in small + large]
-    assert [d.text for d in open_shards(str(three))] == texts
+    assert [d.text for d in open_shards(str(two))] == texts
     assert sum(entry.source.startswith("small") for entry in open_shards(str(one)).entries) < 20
-    again = run_here(*flags, "--output", three, "--json")
+    again = run_here(*flags, "--output", two, *ALONE, "--json")
     assert json.loads(again.stdout)["bytes_patched"] == 0
-    assert contents(one) == contents(three)
+    assert contents(one) == contents(two)
 
 
 def test_what_is_lost_is_made_again(patched, tmp_path, run_here, monkeypatch):
@@ -242,7 +244,7 @@ def test_bad_documents_and_files_are_told_and_the_rest_is_done(tmp_path, run_her
     (corpus / "cut.parquet").write_bytes(whole[:-30])
     (corpus / "empty.jsonl").touch()
     out = tmp_path / "out"
-    flags = ("--input", corpus, "--output", out, "--rule", "byte")
+    flags = ("--input", corpus, "--output", out, "--rule", "byte", *ALONE)
     done = run_here(*flags)
     assert done.returncode == 1
     for message in (
@@ -349,7 +351,7 @@ def test_an_output_below_its_input_from_another_directory(tmp_path, run_here, mo
 def test_a_full_disk_stops_the_job_and_a_rerun_finishes(tmp_path, run_here):
     source, out = write_jsonl(tmp_path / "a.jsonl", noise(3)), tmp_path / "out"
     flags = ("--input", source, "--output", out, "--rule", "static", "--patch-size", 4)
-    flags += ("--num-workers", 1)
+    flags += ALONE
     with a_full_disk():
         done = run_here(*flags)
     assert done.returncode == 1
@@ -423,7 +425,7 @@ def test_a_run_that_goes_on_can_be_watched(
     flags += ("--entropy-model", small_model_directory)
     log = (tmp_path / "log").open("wb")
     job = subprocess.Popen(
-        command(*flags, "--num-workers", 2, "--progress-json", lines),
+        command(*flags, *ALONE, "--progress-json", lines),
         env=environment(**to_join_local_ray()),
         stdout=log,
         stderr=log,
