@@ -27,7 +27,12 @@ from model.layers.attention import (
     segment_attention,
     window_block_mask,
 )
-from model.layers.transformer import Stack, run_blocks, run_blocks_in_place
+from model.layers.transformer import (
+    Stack,
+    check_plain_layers,
+    run_blocks,
+    run_blocks_in_place,
+)
 from model.segments import document_starts, since_start, token_positions
 from model.tokenizer import BOE_ID, PAD_ID
 
@@ -215,6 +220,7 @@ class EntropyModel(Stack):
         return entropy_of(self._logits_in_place(tokens_T, rotary, mask, fused))
 
     def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        check_plain_layers(self)
         # What cannot be compiled as a whole is an error: eagerly, attention would write all pairs.
         # Two graphs per model; a process may have many models.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)

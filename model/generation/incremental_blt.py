@@ -16,6 +16,7 @@ from model.generation.incremental_entropies import (
 )
 from model.generation.kv_cache import PIECE
 from model.generation.piece import Piece
+from model.layers.transformer import check_plain_layers
 from model.patcher import Patcher
 from model.short_context import ShortContextModel
 
@@ -70,8 +71,10 @@ class IncrementalBLT(Incremental):
 
         Raises:
             ValueError: see :func:`check_patching`.
+            TypeError: see :func:`model.layers.transformer.check_plain_layers`.
         """
         check_patching(model, entropy_model, patcher)
+        check_plain_layers(model)
         self.patcher, runner, weights = (
             patcher,
             StepRunner(model.device),
@@ -83,6 +86,7 @@ class IncrementalBLT(Incremental):
         )
         self._entropies, self._reader = None, None
         if isinstance(entropy_model, EntropyModel) and patcher.reads_entropies:
+            check_plain_layers(entropy_model)
             self._entropies = CachedEntropyModel(
                 entropy_model, piece, weights, reset_at_newline=reset_at_newline
             )
@@ -137,7 +141,11 @@ class IncrementalEntropyModel(Incremental):
             longest: the most tokens of a row that are read, and may be taken back, at a time.
             reset_at_newline: the model's context starts again after each newline.
             weights: joined for another batch of the same model, to share them.
+
+        Raises:
+            TypeError: see :func:`model.layers.transformer.check_plain_layers`.
         """
+        check_plain_layers(model)
         piece = Piece(batch, longest, 1, model.device, model.config.vocab_size)
         reset = reset_at_newline
         steps = EntropyModelSteps(model, piece, weights or JoinedWeights(), reset_at_newline=reset)

@@ -246,13 +246,15 @@ def test_streamed_pieces_are_the_text_and_hold_stops_back(models):
 
 def test_eos_ends_a_text(models):
     blt, entropy_model = models
-    bias = torch.zeros(260)
-    bias[EOS_ID] = 1e4
-    hook = blt.local_decoder.output.register_forward_hook(lambda *call: call[-1] + bias)
+    weight = blt.local_decoder.output.weight
+    kept = weight.detach().clone()
     try:
+        with torch.no_grad():
+            weight.zero_()  # all are alike, and EOS is the first of them
         assert generate(blt, entropy_model, ["a", "b"], patcher=RULES[0]) == [b"", b""]
     finally:
-        hook.remove()
+        with torch.no_grad():
+            weight.copy_(kept)
 
 
 @pytest.mark.parametrize("how", [{}, {"draft_bytes": 3}, {"temperature": 1.0}, {"top_p": 0.5}])
@@ -292,6 +294,37 @@ def test_arguments_that_make_no_sense(models, options, message):
         generate(*models, ["a"], **{"patcher": RULES[0], **options})
     with pytest.raises(ValueError, match="prompts: must be a list of texts"):
         generate(*models, "a", patcher=RULES[0])
+
+
+class Adapted(torch.nn.Module):
+    """A layer with an adapter beside it, which offers the weight as its own."""
+
+    def __init__(self, base: torch.nn.Linear):
+        super().__init__()
+        self.base, self.adapter = base, torch.nn.Linear(base.in_features, base.out_features)
+        self.weight = base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.adapter(x)
+
+
+def test_layers_that_are_more_than_their_weights_are_refused(models):
+    blt, entropy_model = models
+    block = blt.global_transformer.layers[0].attention
+    plain, block.wq = block.wq, Adapted(block.wq)
+    try:
+        with pytest.raises(TypeError, match=r"attention\.wq is a layer of the type Adapted"):
+            generate(blt, entropy_model, ["a"], patcher=RULES[0])
+    finally:
+        block.wq = plain
+    hook = entropy_model.layers[1].feed_forward.w2.register_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(TypeError, match=r"layers\.1\.feed_forward\.w2 is a layer with hooks"):
+            generate(blt, entropy_model, ["a"], patcher=RULES[0])
+        with pytest.raises(TypeError, match=r"feed_forward\.w2"):
+            _ = entropy_model._compiled_entropies
+    finally:
+        hook.remove()
 
 
 def test_nothing_to_write(models):
