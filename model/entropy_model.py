@@ -220,7 +220,7 @@ class EntropyModel(Stack):
         return entropy_of(self._logits_in_place(tokens_T, rotary, mask, fused))
 
     def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        check_plain_layers(self)
+        check_plain_layers(self, "output")
         # What cannot be compiled as a whole is an error: eagerly, attention would write all pairs.
         # Two graphs per model; a process may have many models.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)

@@ -169,21 +169,24 @@ def _(x_TD: Tensor, a_TK: Tensor, weight_DK: Tensor) -> None:
     return None
 
 
-READ_DIRECTLY = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "output", "tok_embeddings")
+READ_DIRECTLY = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "tok_embeddings")
 """Names of layers whose weights generation, and scoring on a GPU, read themselves."""
 
 
-def check_plain_layers(model: nn.Module) -> None:
+def check_plain_layers(model: nn.Module, *others: str) -> None:
     """Check that the layers whose weights are read past them compute nothing else.
 
     Adapters such as LoRA put layers of their own in their places; a text written, or entropies
     scored, with the weights alone would be that of the model without them.
 
+    Args:
+        others: names of more such layers than :data:`READ_DIRECTLY`.
+
     Raises:
         TypeError: a layer is no product or lookup, has a bias, or has hooks.
     """
     for name, part in model.named_modules():
-        if name.rpartition(".")[2] not in READ_DIRECTLY:
+        if name.rpartition(".")[2] not in (*READ_DIRECTLY, *others):
             continue
         plain = isinstance(part, nn.Linear | nn.Embedding) and getattr(part, "bias", None) is None
         if not plain or part._forward_hooks or part._forward_pre_hooks:

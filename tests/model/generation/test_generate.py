@@ -246,15 +246,13 @@ def test_streamed_pieces_are_the_text_and_hold_stops_back(models):
 
 def test_eos_ends_a_text(models):
     blt, entropy_model = models
-    weight = blt.local_decoder.output.weight
-    kept = weight.detach().clone()
+    bias = torch.zeros(260)
+    bias[EOS_ID] = 1e4
+    hook = blt.local_decoder.output.register_forward_hook(lambda *call: call[-1] + bias)
     try:
-        with torch.no_grad():
-            weight.zero_()  # all are alike, and EOS is the first of them
         assert generate(blt, entropy_model, ["a", "b"], patcher=RULES[0]) == [b"", b""]
     finally:
-        with torch.no_grad():
-            weight.copy_(kept)
+        hook.remove()
 
 
 @pytest.mark.parametrize("how", [{}, {"draft_bytes": 3}, {"temperature": 1.0}, {"top_p": 0.5}])
