@@ -133,22 +133,23 @@ class Places:
         return (record for record in self._records(split) if isinstance(record, Document))
 
     def _at_byte(self, split: Split, within: float) -> Window | None:
-        """The window at a byte of a file."""
+        """The window at a byte of a file: in a record that is no document, at the same part of the
+        next one, so that no more windows are at beginnings than there is text."""
         assert split.stop is not None
         byte = split.start + int(within * (split.stop - split.start))
         here, behind = self._record_at(split, byte)
-        documents = (record for record in behind if isinstance(record, Document))
-        if not isinstance(here, Document):
-            return self._window(within, documents, 0, 1.0)
-        behind_here = next(documents, None)
-        begin = int(here.position)
-        end = split.file.size if behind_here is None else int(behind_here.position)
+        following = next(behind, None)
+        begin = byte if here is None else int(here.position)
+        end = split.file.size if following is None else int(following.position)
         span = max(end - begin, 1)
-        following = [] if behind_here is None else [behind_here]
-        offset = int((byte - begin) / span * len(here.text))
-        return self._window(
-            within, chain([here], following, documents), offset, len(here.text) / span
-        )
+        records = chain([here, following], behind)
+        documents = (record for record in records if isinstance(record, Document))
+        first = next(documents, None)
+        if first is None:
+            return None
+        offset = int((byte - begin) / span * len(first.text))
+        ratio = len(first.text) / span if first is here else 1.0
+        return self._window(within, chain([first], documents), offset, ratio)
 
     def _record_at(
         self, split: Split, byte: int

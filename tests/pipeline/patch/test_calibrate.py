@@ -195,6 +195,26 @@ def test_windows_are_parts_of_documents(tmp_path, monkeypatch):
     assert pieces(149 + 0.5, None) == (around, 32)
 
 
+def test_records_that_are_no_documents_do_not_draw_windows_to_beginnings(tmp_path, monkeypatch):
+    """Each byte of text is in a window as likely as any other, whatever lies between documents."""
+    monkeypatch.setattr(windows, "READ_BYTES", 1 << 14)
+    monkeypatch.setattr(windows, "WINDOW", 50)
+    lengths = np.random.default_rng(0).integers(200, 600, 150).tolist()
+    texts = [{"text": "a" * length + "b" * length} for length in lengths]
+    broken = [{"text": None, "of no use": "x" * length} for length in lengths[::-1]]
+    records = [record for pair in zip(texts, broken, strict=True) for record in pair]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
+    (file,) = find_inputs(config.input).files
+    splits = plan_file(file, "jsonl", 50_000).splits
+    found = windows.Places(splits, config, None).at((0.5 + np.arange(300)) / 300)
+    pieces = [
+        (piece.tokens_T[piece.first :], window) for window in found for piece in window.pieces
+    ]
+    a, b = (sum(w.weight * int((t == ord(x) + 4).sum()) for t, w in pieces) for x in "ab")
+    assert 0.45 < a / (a + b) < 0.55
+
+
 def test_an_unreachable_target_gives_the_nearest(planned, ngram_model):
     config, splits = planned
     scorer = Scorer(ngram_model, Patcher(0.0, max_patch_length=4))
