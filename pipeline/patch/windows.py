@@ -21,8 +21,9 @@ the text that it turned out to hold.
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import chain, groupby, takewhile
 from operator import itemgetter
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -83,10 +84,14 @@ class Places:
         """Estimate for the corpus."""
         self.failures: list[str] = []
         """Why splits gave nothing."""
+        self._left, self._lock = 0, Lock()
 
-    def everything(self) -> list[Window]:
-        """All documents."""
-        return self._gather((i, []) for i in range(len(self._splits)))
+    def everything(self, most: int) -> list[Window] | None:
+        """All documents; None if they have more than ``most`` bytes of text, which compressed files
+        may hide."""
+        self._left = most
+        found = self._gather((i, []) for i in range(len(self._splits)))
+        return found if self._left >= 0 else None
 
     def at(self, places: np.ndarray) -> list[Window]:
         """The windows at these places of the corpus, float64, each at least 0 and less than 1."""
@@ -107,7 +112,8 @@ class Places:
         split = self._splits[number]
         try:
             if not places:
-                pieces = [p for d in self._documents(split) for p in self._pieces(d, 0, None)]
+                documents = takewhile(self._has_room, self._documents(split))
+                pieces = [p for d in documents for p in self._pieces(d, 0, None)]
                 return [Window(number, pieces, 1.0)]
             is_large = split.stop is not None and split.file.size > READ_BYTES
             found: Iterable[Window | None] = (
@@ -125,6 +131,13 @@ class Places:
             where = "" if isinstance(error, UnreachableFileError) else f"{split.file.url}: "
             self.failures.append(f"{where}{error}")
             return []
+
+    def _has_room(self, document: Document) -> bool:
+        """True as long as all documents together, of all threads, have no more text than asked
+        for."""
+        with self._lock:
+            self._left -= len(document.text)
+            return self._left >= 0
 
     def _records(self, split: Split) -> Iterator[Document | Reject]:
         return read_split(split, self._config.columns, self._config.max_document_bytes)

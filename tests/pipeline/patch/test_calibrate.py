@@ -163,6 +163,24 @@ def test_windows_stand_for_a_heterogeneous_corpus(tmp_path, ngram_model, kind, m
         assert found != calibrate(scorer, splits, replace(config, seed=1), 4.5, 50_000)
 
 
+@pytest.mark.parametrize("files", [1, 30])
+def test_no_more_is_scored_than_asked_for_of_text_that_compression_hides(
+    tmp_path, ngram_model, files
+):
+    """Its size is an estimate, by which all of it would be less than is asked for."""
+    for i in range(files):
+        line = json.dumps({"text": "all work and no play " * (1500 // files)}) + "\n"
+        (tmp_path / f"{i:02}.jsonl.gz").write_bytes(gzip.compress(line.encode() * 50))
+    flags = {"target_patch_size": 4.5, "calibration_bytes": 60_000}
+    config = PatchCorpusConfig((str(tmp_path),), "out", **flags)
+    found = find_inputs(config.input).files
+    splits = [split for file in found for split in plan_file(file, "jsonl", 1 << 20).splits]
+    assert sum(split.size for split in splits) <= 60_000
+    calibration = calibrate(Scorer(ngram_model, Patcher(0.0)), splits, config, 4.5, 60_000)
+    assert 10_000 < calibration.text_bytes < 70_000
+    assert windows.Places(splits, config, None).everything(4 * 60_000) is None
+
+
 def mixture() -> list[str]:
     """Prose, code, numbers."""
     prose = [text for _, text in topics()[:40]]
