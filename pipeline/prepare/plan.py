@@ -6,7 +6,7 @@ Workers commit an entry below ``exchange/`` for each piece of work that is done;
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from pipeline.corpus.documents import Columns
@@ -67,6 +67,14 @@ class Preparation(RunRecord):
         columns = Columns(columns["text"], columns["id"], tuple(columns["metadata"]))
         shuffle = Shuffle(**values["shuffle"] | {"columns": columns})
         return cls(files, units, values["content"], shuffle)
+
+    def continued(self, config: PrepareCorpusConfig) -> Self:
+        """The same preparation, with what a rerun may ask for anew, because no chunk depends on
+        it: how much a worker holds, and whether a broken document stops the job."""
+        shuffle = replace(
+            self.shuffle, sort_bytes=config.sort_bytes, on_bad_document=config.on_bad_document
+        )
+        return replace(self, shuffle=shuffle)
 
     @classmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:

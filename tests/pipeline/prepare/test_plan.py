@@ -64,7 +64,12 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     assert (shuffle.columns, shuffle.sort_bytes) == (columns, 100)
     output = OutputDirectory(str(tmp_path))
     begun.begin(output)
-    assert type(begun).resume(output) == begun
+    resumed = type(begun).resume(output)
+    assert resumed == begun
+    # What an error advises a rerun to change is changed: this did not help, however often.
+    again = {"on_bad_document": "reject", "sort_bytes": 50}
+    other = replace(config, **again, num_chunks=3, seed=4)
+    assert resumed.continued(other) == replace(begun, shuffle=replace(shuffle, **again))
 
 
 def test_entries_come_back_and_those_of_another_form_are_named(tmp_path):
