@@ -104,7 +104,9 @@ def test_the_last_document_cannot_be_taken_for_validation(tmp_path):
 def held_out(directory: Path, keys: list[int], **more: object) -> int:
     found = ranges_of(directory, keys, validation_documents=None, **more)
     assert min(part.keys.start for part in found.values()) == 0
-    return sum(key in found[0].keys for key in keys) if 0 in found else 0
+    held = sum(key in found[0].keys for key in keys) if 0 in found else 0
+    assert (held > 0) == (0 in found)
+    return held
 
 
 def test_a_tenth_of_a_small_corpus_is_held_out_unless_asked_for(tmp_path, monkeypatch):

@@ -72,6 +72,13 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     assert resumed.continued(other) == replace(begun, shuffle=replace(shuffle, **again))
 
 
+def test_the_counts_of_a_file_that_several_units_read_add_up():
+    parts = Source(DocumentStatistics(2, 9), 1), Source(DocumentStatistics(3, 5), 4, "broken")
+    for total in (parts[0] + parts[1], parts[1] + parts[0]):
+        assert (total.documents.documents, total.documents.bytes) == (5, 14)
+        assert (total.rejects, total.error) == (5, "broken")
+
+
 def test_entries_come_back_and_those_of_another_form_are_named(tmp_path):
     output = OutputDirectory(str(tmp_path))
     done = Sorted([SortedRun("a.run", 3, 4, 7, "0" * 16, "1" * 16)], DocumentStatistics())
