@@ -52,6 +52,8 @@ def test_cells_follow_from_the_number_of_chunks(chunks, cells, fine_cells):
     # By default a chunk has 256 MB of text.
     splits = splits_of([(chunks - 1) * 256_000_000, 1])
     assert plan([FILE], splits, Columns(), CONFIG).shuffle == asked
+    # A worker holds a cell: in fewer and larger chunks cells are no larger.
+    assert plan([FILE], splits, Columns(), replace(CONFIG, num_chunks=1)).shuffle == asked
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
