@@ -25,6 +25,7 @@ from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.fit_ngram import fit_ngram, sample_documents
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.stored import StoredScorer
+from pipeline.patches import recut
 
 
 @pytest.fixture
@@ -121,6 +122,16 @@ def test_the_threshold_meets_the_target(planned, ngram_model, patcher):
     assert mean_patch_size(Scorer(ngram_model, found.patcher), documents) == found.patch_size
     assert found.patch_size == pytest.approx(4.5, rel=0.02) and found.error == 0
     assert replace(found.patcher, threshold=0.0) == patcher
+    # It is a number that the rule compares, and those next to it are no nearer.
+    scored = Scorer(ngram_model, patcher).score(documents)
+    h_T = scored.entropies_T.astype(np.float32)
+    numbers = np.unique(np.diff(h_T) if patcher.compares == "rise" else h_T)
+    place = int(np.searchsorted(numbers, found.patcher.threshold))
+    assert numbers[place] == found.patcher.threshold
+    for other in numbers[[place - 1, place + 1]].tolist():
+        moved = recut(replace(patcher, threshold=other), scored.entropies_T, scored.lengths_D)
+        size = sum(map(len, documents)) / len(moved.patch_lengths_P)
+        assert abs(size - 4.5) >= abs(found.patch_size - 4.5)
 
 
 def mean_patch_size(scorer, documents):
