@@ -10,7 +10,7 @@ from model.patcher import Patcher
 from model.tokenizer import BYTE_OFFSET
 from pipeline.corpus.splits import Split
 from pipeline.errors import PipelineError
-from pipeline.patch.fit_ngram import listed_failures
+from pipeline.patch.fit_ngram import MOST_TIMES, listed_failures
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredScorer
@@ -47,7 +47,8 @@ def calibrate(
     A corpus of at most ``config.calibration_bytes`` is scored as a whole. Of a larger one windows
     are (:mod:`pipeline.patch.windows`), in rounds that double their number, until the mean patch
     size is known with a standard error of ENOUGH, or the next round would score more than ``most``.
-    If it would score about as much as there is, all of the corpus is scored.
+    If it would score about as much as there is, all of the corpus is scored. How much there is, is
+    an estimate: windows are scored, too, of a corpus that holds more than MOST_TIMES as much.
 
     Args:
         target_patch_size: bytes of text per patch.
@@ -65,8 +66,15 @@ def calibrate(
         error = sample.error(patcher) if error is None else error
         return Calibration(patcher, sample.patch_size(patcher), error, sample.tokens)
 
-    if places.text_bytes <= config.calibration_bytes:
-        return calibrated(_Sample.of(places.everything(), scorer), 0.0)
+    def all_of(about: int) -> Calibration | None:
+        """All of a corpus that has about so many bytes of text; None if it has more."""
+        if places.text_bytes > about:
+            return None
+        found = places.everything(MOST_TIMES * about)
+        return None if found is None else calibrated(_Sample.of(found, scorer), 0.0)
+
+    if (whole := all_of(config.calibration_bytes)) is not None:
+        return whole
     first = float(np.random.default_rng(config.seed).random())
     count = max(config.calibration_bytes // FIRST_ROUND // (WINDOW + places.lead), LEAST_WINDOWS)
     sample = _Sample.of(places.at((first + np.arange(count)) / count), scorer)
@@ -74,8 +82,8 @@ def calibrate(
         calibration = calibrated(sample)
         if calibration.error <= ENOUGH or 2 * sample.tokens > most:
             return calibration
-        if places.text_bytes <= 2 * sample.tokens:
-            return calibrated(_Sample.of(places.everything(), scorer), 0.0)
+        if (whole := all_of(2 * sample.tokens)) is not None:
+            return whole
         # The places halfway between those that there are.
         more = _Sample.of(places.at((first + 0.5 + np.arange(count)) / count % 1), scorer)
         sample, first, count = sample + more, 2 * first % 1, 2 * count

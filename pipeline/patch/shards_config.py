@@ -1,7 +1,6 @@
 """The flags of the jobs that make patch shards: of text (``patch_corpus.py``), or of text that
 comes with entropies (``adopt_shards.py``)."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,9 +153,6 @@ class ShardsConfig:
             )
         if self.calibrates and not has_threshold:
             raise ConfigError(f"--target-patch-size: the {self.rule} rule has no threshold")
-        for name in ("threshold", "threshold_add"):
-            if not math.isfinite(getattr(self, name) or 0):
-                raise ConfigError(f"{flag_name(name)}: must be a finite number of nats")
         if not self.calibrates and self.calibration_bytes != ShardsConfig.calibration_bytes:
             raise ConfigError(
                 "--calibration-bytes: nothing is calibrated without --target-patch-size; "

@@ -21,8 +21,9 @@ the text that it turned out to hold.
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import chain, groupby, takewhile
 from operator import itemgetter
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -83,10 +84,14 @@ class Places:
         """Estimate for the corpus."""
         self.failures: list[str] = []
         """Why splits gave nothing."""
+        self._left, self._lock = 0, Lock()
 
-    def everything(self) -> list[Window]:
-        """All documents."""
-        return self._gather((i, []) for i in range(len(self._splits)))
+    def everything(self, most: int) -> list[Window] | None:
+        """All documents; None if they have more than ``most`` bytes of text, which compressed files
+        may hide."""
+        self._left = most
+        found = self._gather((i, []) for i in range(len(self._splits)))
+        return found if self._left >= 0 else None
 
     def at(self, places: np.ndarray) -> list[Window]:
         """The windows at these places of the corpus, float64, each at least 0 and less than 1."""
@@ -107,7 +112,8 @@ class Places:
         split = self._splits[number]
         try:
             if not places:
-                pieces = [p for d in self._documents(split) for p in self._pieces(d, 0, None)]
+                documents = takewhile(self._has_room, self._documents(split))
+                pieces = [p for d in documents for p in self._pieces(d, 0, None)]
                 return [Window(number, pieces, 1.0)]
             is_large = split.stop is not None and split.file.size > READ_BYTES
             found: Iterable[Window | None] = (
@@ -126,6 +132,13 @@ class Places:
             self.failures.append(f"{where}{error}")
             return []
 
+    def _has_room(self, document: Document) -> bool:
+        """True as long as all documents together, of all threads, have no more text than asked
+        for."""
+        with self._lock:
+            self._left -= len(document.text)
+            return self._left >= 0
+
     def _records(self, split: Split) -> Iterator[Document | Reject]:
         return read_split(split, self._config.columns, self._config.max_document_bytes)
 
@@ -133,22 +146,23 @@ class Places:
         return (record for record in self._records(split) if isinstance(record, Document))
 
     def _at_byte(self, split: Split, within: float) -> Window | None:
-        """The window at a byte of a file."""
+        """The window at a byte of a file: in a record that is no document, at the same part of the
+        next one, so that no more windows are at beginnings than there is text."""
         assert split.stop is not None
         byte = split.start + int(within * (split.stop - split.start))
         here, behind = self._record_at(split, byte)
-        documents = (record for record in behind if isinstance(record, Document))
-        if not isinstance(here, Document):
-            return self._window(within, documents, 0, 1.0)
-        behind_here = next(documents, None)
-        begin = int(here.position)
-        end = split.file.size if behind_here is None else int(behind_here.position)
+        following = next(behind, None)
+        begin = byte if here is None else int(here.position)
+        end = split.file.size if following is None else int(following.position)
         span = max(end - begin, 1)
-        following = [] if behind_here is None else [behind_here]
-        offset = int((byte - begin) / span * len(here.text))
-        return self._window(
-            within, chain([here], following, documents), offset, len(here.text) / span
-        )
+        records = chain([here, following], behind)
+        documents = (record for record in records if isinstance(record, Document))
+        first = next(documents, None)
+        if first is None:
+            return None
+        offset = int((byte - begin) / span * len(first.text))
+        ratio = len(first.text) / span if first is here else 1.0
+        return self._window(within, chain([first], documents), offset, ratio)
 
     def _record_at(
         self, split: Split, byte: int

@@ -78,6 +78,7 @@ def _prepare_corpus(
                 download_tokenizer(str(config.tokenizer), tokenizer, output)
             return finished(output, read_prepared_manifest(output))
         console.print(f"continuing the run in {output.url}", highlight=False)
+        preparation = preparation.continued(config)
     connect(config.num_workers)
     output.remove_temporary()
     work = Stages(config, output, console, inputs)

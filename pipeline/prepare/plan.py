@@ -4,9 +4,8 @@ Workers commit an entry below ``exchange/`` for each piece of work that is done;
 ``exchange/`` when all is done.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from pipeline.corpus.documents import Columns
@@ -29,9 +28,12 @@ MOST_SPLITS = 256
 LEAST_CELLS, MOST_CELLS = 64, 2048
 CELLS_PER_CHUNK = 16
 """A chunk may begin and end inside a cell: with so many cells it reads little that is not its own,
-and a worker, which holds the texts of one cell at a time, needs little memory."""
+and a worker, which holds the texts of one cell at a time, needs little memory. Where chunks are to
+be larger than CHUNK_BYTES, each CHUNK_BYTES of text have so many: of 5 TB in 32 chunks a cell would
+otherwise be of 10 GB."""
 MANY_CHUNKS = 128
-"""With more chunks than this, runs are merged first: see :mod:`pipeline.prepare.shuffle`."""
+"""With more chunks than this, or as much text as they have by default, runs are merged first: see
+:mod:`pipeline.prepare.shuffle`."""
 MERGED_CELLS = 256
 """Cells of runs that are merged; also how many runs are merged into one."""
 
@@ -68,6 +70,14 @@ class Preparation(RunRecord):
         shuffle = Shuffle(**values["shuffle"] | {"columns": columns})
         return cls(files, units, values["content"], shuffle)
 
+    def continued(self, config: PrepareCorpusConfig) -> Self:
+        """The same preparation, with what a rerun may ask for anew, because no chunk depends on
+        it: how much a worker holds, and whether a broken document stops the job."""
+        shuffle = replace(
+            self.shuffle, sort_bytes=config.sort_bytes, on_bad_document=config.on_bad_document
+        )
+        return replace(self, shuffle=shuffle)
+
     @classmethod
     def written(cls, values: dict[str, Any], output: OutputDirectory) -> Written:
         chunks = []
@@ -103,7 +113,7 @@ def plan(
     files: list[InputFile], splits: Sequence[Split], columns: Columns, config: PrepareCorpusConfig
 ) -> Preparation:
     """Cut the work into units and cells; input and settings alone decide how."""
-    chunks = config.num_chunks or math.ceil(sum(s.size for s in splits) / CHUNK_BYTES)
+    chunks = max(config.num_chunks or 1, -(-sum(s.size for s in splits) // CHUNK_BYTES))
     cells, fine_cells = min(power_of_two(CELLS_PER_CHUNK * chunks), MOST_CELLS), None
     if chunks > MANY_CHUNKS:
         cells = MERGED_CELLS
@@ -122,8 +132,8 @@ def plan(
 
 
 def power_of_two(least: int) -> int:
-    """The smallest power of two that is at least ``least`` and at least 1."""
-    return 1 << max(least - 1, 0).bit_length()
+    """The smallest power of two that is at least ``least``, which is positive."""
+    return 1 << (least - 1).bit_length()
 
 
 def _units(splits: Sequence[Split], limit: int) -> list[list[Split]]:

@@ -153,12 +153,13 @@ def without_duplicates(rows: SortedRows) -> tuple[SortedRows, DocumentStatistics
     Different texts may share a key, too; therefore the texts within each stretch of equal keys are
     compared. With the keys and texts (7, "x"), (7, "y"), (7, "x"), (9, "z") the third row goes.
     """
-    same = rows.keys_D[1:] == rows.keys_D[:-1]
+    same_D = np.zeros(len(rows.keys_D), bool)  # as the one before; the first has none before it
+    same_D[1:] = rows.keys_D[1:] == rows.keys_D[:-1]
     texts = rows.table["text"]
     drop: list[int] = []
     seen: set[bytes] = set()
-    for i in np.flatnonzero(same) + 1:
-        if i == 1 or not same[i - 2]:  # the one before is the first with this key
+    for i in np.flatnonzero(same_D):
+        if not same_D[i - 1]:  # the one before is the first with this key
             seen = {texts[int(rows.order_D[i - 1])].as_py()}
         text = texts[int(rows.order_D[i])].as_py()
         if text in seen:

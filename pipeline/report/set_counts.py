@@ -95,11 +95,6 @@ class SoFar:
         """The part that is done, 0 to 1."""
         return self.input_bytes_done / self.input_bytes if self.input_bytes else 0.0
 
-    def __add__(self, other: "SoFar") -> "SoFar":
-        return SoFar(
-            self.input_bytes_done + other.input_bytes_done, self.input_bytes + other.input_bytes
-        )
-
 
 @dataclass(frozen=True)
 class SetCounts:

@@ -14,15 +14,18 @@ from support.texts import topics
 
 from model import Patcher
 from model.tokenizer import encode_documents
+from pipeline.adopt.config import AdoptShardsConfig
 from pipeline.corpus.formats import file_format
 from pipeline.corpus.inputs import find_inputs
-from pipeline.corpus.splits import plan_file
+from pipeline.corpus.splits import plan_file, whole_file
 from pipeline.errors import PipelineError
 from pipeline.patch import windows
 from pipeline.patch.calibrate import calibrate
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.fit_ngram import fit_ngram, sample_documents
 from pipeline.patch.scoring import Scorer
+from pipeline.patch.stored import StoredScorer
+from pipeline.patches import recut
 
 
 @pytest.fixture
@@ -119,6 +122,16 @@ def test_the_threshold_meets_the_target(planned, ngram_model, patcher):
     assert mean_patch_size(Scorer(ngram_model, found.patcher), documents) == found.patch_size
     assert found.patch_size == pytest.approx(4.5, rel=0.02) and found.error == 0
     assert replace(found.patcher, threshold=0.0) == patcher
+    # It is a number that the rule compares, and those next to it are no nearer.
+    scored = Scorer(ngram_model, patcher).score(documents)
+    h_T = scored.entropies_T.astype(np.float32)
+    numbers = np.unique(np.diff(h_T) if patcher.compares == "rise" else h_T)
+    place = int(np.searchsorted(numbers, found.patcher.threshold))
+    assert numbers[place] == found.patcher.threshold
+    for other in numbers[[place - 1, place + 1]].tolist():
+        moved = recut(replace(patcher, threshold=other), scored.entropies_T, scored.lengths_D)
+        size = sum(map(len, documents)) / len(moved.patch_lengths_P)
+        assert abs(size - 4.5) >= abs(found.patch_size - 4.5)
 
 
 def mean_patch_size(scorer, documents):
@@ -163,6 +176,24 @@ def test_windows_stand_for_a_heterogeneous_corpus(tmp_path, ngram_model, kind, m
         assert found != calibrate(scorer, splits, replace(config, seed=1), 4.5, 50_000)
 
 
+@pytest.mark.parametrize("files", [1, 30])
+def test_no_more_is_scored_than_asked_for_of_text_that_compression_hides(
+    tmp_path, ngram_model, files
+):
+    """Its size is an estimate, by which all of it would be less than is asked for."""
+    for i in range(files):
+        line = json.dumps({"text": "all work and no play " * (1500 // files)}) + "\n"
+        (tmp_path / f"{i:02}.jsonl.gz").write_bytes(gzip.compress(line.encode() * 50))
+    flags = {"target_patch_size": 4.5, "calibration_bytes": 60_000}
+    config = PatchCorpusConfig((str(tmp_path),), "out", **flags)
+    found = find_inputs(config.input).files
+    splits = [split for file in found for split in plan_file(file, "jsonl", 1 << 20).splits]
+    assert sum(split.size for split in splits) <= 60_000
+    calibration = calibrate(Scorer(ngram_model, Patcher(0.0)), splits, config, 4.5, 60_000)
+    assert 10_000 < calibration.text_bytes < 70_000
+    assert windows.Places(splits, config, None).everything(4 * 60_000) is None
+
+
 def mixture() -> list[str]:
     """Prose, code, numbers."""
     prose = [text for _, text in topics()[:40]]
@@ -175,7 +206,7 @@ def test_windows_are_parts_of_documents(tmp_path, monkeypatch):
     """By hand: segments of 100 tokens, a lead of 10, and a window of 30 bytes from token 85 on."""
     monkeypatch.setattr(windows, "WINDOW", 30)
     monkeypatch.setattr(windows, "LEAD", 10)
-    monkeypatch.setattr(windows, "SHORT_LEAD", 10)
+    monkeypatch.setattr(windows, "SHORT_LEAD", 5)
     text = bytes(range(32, 127)) + bytes(range(32, 97))
     (tmp_path / "a.txt").write_bytes(text)
     config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
@@ -186,13 +217,66 @@ def test_windows_are_parts_of_documents(tmp_path, monkeypatch):
     def pieces(byte, context):
         (window,) = windows.Places(splits, config, context).at(np.array([byte / len(text)]))
         counted = sum(len(p.tokens_T) - p.first for p in window.pieces)
+        of_text = sum(int((p.tokens_T[p.first :] >= 4).sum()) for p in window.pieces)
+        assert window.weight == pytest.approx(1 / of_text)  # however few count, for as much text
         return [(p.tokens_T.tolist(), p.first) for p in window.pieces], counted
 
-    assert pieces(84, None) == ([(tokens_T[75:115].tolist(), 10)], 30)
+    assert pieces(84, None) == ([(tokens_T[80:115].tolist(), 5)], 30)
     cut = [(tokens_T[75:100].tolist(), 10), (tokens_T[100:115].tolist(), 2)]
     assert pieces(84, 100) == (cut, 28)
-    around = [(tokens_T[140:162].tolist(), 10), (tokens_T[:20].tolist(), 0)]
+    around = [(tokens_T[145:162].tolist(), 5), (tokens_T[:20].tolist(), 0)]
     assert pieces(149 + 0.5, None) == (around, 32)
+    # Text that is no longer is taken whole, and counts for as much as it is.
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"short"))
+    short = whole_file(find_inputs([str(path)]).files[0], "text")
+    window, same = windows.Places([short], config, None).at(np.array([0.2, 0.7]))
+    (piece,) = window.pieces
+    assert same.weight == window.weight
+    assert (piece.tokens_T.tolist(), piece.first) == (encode_documents([b"short"])[0].tolist(), 0)
+    assert window.weight * 5 * short.size == pytest.approx(5)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 20_000])
+def test_stored_entropies_give_the_threshold_that_their_model_gives(tmp_path, ngram_model, most):
+    texts = [text.encode() for _, text in topics()]
+    h_D = [Scorer(ngram_model, Patcher(0.0)).score([text]).entropies_T for text in texts]
+    columns = {"text": [text.decode() for text in texts], "entropies": h_D}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    flags = {"target_patch_size": 4.5, "calibration_bytes": most}
+    config = AdoptShardsConfig((str(tmp_path),), "unused", **flags)
+    (file,) = find_inputs(config.input).files
+    splits = plan_file(file, "parquet", 50_000).splits
+    found = [
+        calibrate(scorer, splits, config, 4.5, most)
+        for scorer in (StoredScorer(Patcher(0.0)), Scorer(ngram_model, Patcher(0.0)))
+    ]
+    assert found[0] == found[1]
+
+
+def test_records_that_are_no_documents_do_not_draw_windows_to_beginnings(tmp_path, monkeypatch):
+    """Each byte of text is in a window as likely as any other, whatever lies between documents."""
+    monkeypatch.setattr(windows, "READ_BYTES", 1 << 14)
+    monkeypatch.setattr(windows, "WINDOW", 50)
+    lengths = np.random.default_rng(0).integers(200, 600, 150).tolist()
+    texts = [{"text": "a" * length + "b" * length} for length in lengths]
+    broken = [{"text": None, "of no use": "x" * length} for length in lengths[::-1]]
+    records = [record for pair in zip(texts, broken, strict=True) for record in pair]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
+    (file,) = find_inputs(config.input).files
+    splits = plan_file(file, "jsonl", 3000).splits
+    found = windows.Places(splits, config, None).at((0.5 + np.arange(300)) / 300)
+    pieces = [
+        (piece.tokens_T[piece.first :], window) for window in found for piece in window.pieces
+    ]
+    a, b = (sum(w.weight * int((t == ord(x) + 4).sum()) for t, w in pieces) for x in "ab")
+    assert 0.45 < a / (a + b) < 0.55
+    # Those at the end of a split go on behind it, and those in broken records count.
+    counted = [w.weight * sum(len(t) for t, of in pieces if of is w) for w in found]
+    assert len(splits) > 30 and sum(c > 0.5 for c in counted) > 290
+    bytes_W = [sum(int((t >= 4).sum()) for t, of in pieces if of is w) for w in found]
+    assert bytes_W[:-1] == [50] * (len(found) - 1)
 
 
 def test_an_unreachable_target_gives_the_nearest(planned, ngram_model):
@@ -206,12 +290,15 @@ def test_an_unreachable_target_gives_the_nearest(planned, ngram_model):
 
 
 def test_no_text_is_told(tmp_path, ngram_model):
-    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\nnothing\n')
     config = PatchCorpusConfig((str(tmp_path),), "unused", target_patch_size=4.5)
     (file,) = find_inputs(config.input).files
     splits = plan_file(file, "jsonl", 1 << 30).splits
     with pytest.raises(PipelineError, match="--target-patch-size: no text"):
         calibrate(Scorer(ngram_model, Patcher(0.0)), splits, config, 4.5, 1 << 20)
+    gone = replace(splits[0], file=replace(file, url=str(tmp_path / "gone.jsonl")))
+    with pytest.raises(PipelineError, match=r"no text [^\n]*\n  [^\n]*gone\.jsonl: [^\n]*$"):
+        calibrate(Scorer(ngram_model, Patcher(0.0)), [*splits, gone], config, 4.5, 1 << 20)
 
 
 def test_packing_batches_and_newline_resets(small_model):

@@ -1,5 +1,5 @@
-"""What a run records about its GPUs, and what is said when it continues on others. Ray's answers
-are given here: no GPU is at hand."""
+"""What a run records about its GPUs, and what is said when it continues on others, and of its plan.
+Ray's answers are given here: no GPU is at hand."""
 
 import io
 from dataclasses import replace
@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from pipeline.corpus.splits import Split
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch import devices, plan
+from pipeline.patch.calibrate import Calibration
 from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.record import PatchRun
+from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
 
 H100 = "cuda bfloat16 on NVIDIA H100 80GB HBM3 (capability 9.0, 132 multiprocessors)"
@@ -97,6 +100,54 @@ def test_a_set_without_gpus_records_none(tmp_path, small_model, cluster, monkeyp
     plan.begin_run(CONFIG, [], small_model, output, cluster.console)
     model = PatchRun.resume(output).provenance["entropy_model"]
     assert model["computed_in"] == "cpu float32" and "software" not in model
+
+
+def test_a_fitted_model_that_is_another_today_is_refused(
+    tmp_path, small_model, ngram_model, cluster, monkeypatch
+):
+    output = OutputDirectory(str(tmp_path))
+    begin(output, ngram_model, cluster)
+    monkeypatch.setattr(plan, "load_fitted_model", lambda output: ngram_model)
+    cluster.resume(output, None)
+    monkeypatch.setattr(plan, "load_fitted_model", lambda output: small_model)
+    with pytest.raises(PipelineError, match=r"is damaged: it is not the model .*--overwrite"):
+        cluster.resume(output, None)
+
+
+def split_of(name: str, size: int) -> Split:
+    return Split(InputFile(name, name, size, "1"), "jsonl", 0, 0, None, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "others", "what"),
+    [
+        ("a.jsonl.gz", 801, 1, "a compressed file of about 0.0 MB"),
+        ("a.parquet", 10**7, 1, "a part of about 10.0 MB"),
+        ("a.jsonl.gz", 800, 1, None),
+        ("a.jsonl.gz", 10**7, 0, None),  # nobody waits for it
+    ],
+)
+def test_a_file_that_one_worker_reads_long_after_the_others_is_named(
+    cluster, name, size, others, what
+):
+    units = [(split_of(name, size),), *[(split_of("b.jsonl", 9), split_of("c.jsonl", 9))] * others]
+    plan._say_largest(units, 100, cluster.console)
+    said = cluster.said.getvalue()
+    assert said == "" if what is None else said.startswith(f"{name}: {what} of text that cannot be")
+    plan._say_largest([], 100, cluster.console)
+
+
+def test_what_is_said_of_a_calibration(cluster):
+    for size, error in ((4.51, 0.0123), (4.3, 0.0)):
+        found = Calibration(CONFIG.patcher, size, error, 2_000_000)
+        plan._say_calibration(found, 4.5, cluster.console)
+    calibrated = "calibrated on 2.00 MB of text; standard error of the mean patch size:"
+    assert cluster.said.getvalue().splitlines() == [
+        f"{calibrated} 1.23%",
+        f"{calibrated} none, as that is all of it",
+        "4.300 bytes per patch is as near to 4.5 as a threshold comes: too many places of this "
+        "text have the very same entropy",
+    ]
 
 
 def test_more_gpus_than_there_are_are_refused_or_waited_for(

@@ -103,6 +103,12 @@ def test_row_groups_are_bounded(tmp_path, monkeypatch):
         sizes = [sum(map(len, texts[a : a + n])) for a, n in zip(starts, rows, strict=True)]
         assert max(sizes) < 140_000
         assert sum(sizes) / len(sizes) > 40_000  # nor are they crumbs
+    file_sizes = set()
+    with chunk_writer(path, "parquet", METADATA) as write_rows:
+        for text in texts[:700]:
+            write_rows(batch([text]))
+            file_sizes.add(path.stat().st_size)
+    assert len(file_sizes) > 5  # groups are written as they fill, not held until the end
 
 
 def test_names_are_those_of_the_published_recipe():

@@ -103,7 +103,10 @@ def test_the_last_document_cannot_be_taken_for_validation(tmp_path):
 
 def held_out(directory: Path, keys: list[int], **more: object) -> int:
     found = ranges_of(directory, keys, validation_documents=None, **more)
-    return sum(key in found[0].keys for key in keys) if 0 in found else 0
+    assert min(part.keys.start for part in found.values()) == 0
+    held = sum(key in found[0].keys for key in keys) if 0 in found else 0
+    assert (held > 0) == (0 in found)
+    return held
 
 
 def test_a_tenth_of_a_small_corpus_is_held_out_unless_asked_for(tmp_path, monkeypatch):
@@ -122,7 +125,7 @@ def test_a_tenth_of_a_small_corpus_is_held_out_unless_asked_for(tmp_path, monkey
 def test_chunks_are_as_large_as_said_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "CHUNK_BYTES", 100)
     keys = random_keys(10)
-    for text_bytes, chunks in ((1, 1), (100, 1), (101, 2), (1000, 10)):
+    for text_bytes, chunks in ((0, 1), (1, 1), (100, 1), (101, 2), (1000, 10)):
         found = ranges_of(tmp_path, keys, num_chunks=None, text_bytes=text_bytes)
         assert len(found) == chunks
     # Half of the text is held out.

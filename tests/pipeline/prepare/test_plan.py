@@ -52,6 +52,8 @@ def test_cells_follow_from_the_number_of_chunks(chunks, cells, fine_cells):
     # By default a chunk has 256 MB of text.
     splits = splits_of([(chunks - 1) * 256_000_000, 1])
     assert plan([FILE], splits, Columns(), CONFIG).shuffle == asked
+    # A worker holds a cell: in fewer and larger chunks cells are no larger.
+    assert plan([FILE], splits, Columns(), replace(CONFIG, num_chunks=1)).shuffle == asked
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
@@ -64,7 +66,19 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     assert (shuffle.columns, shuffle.sort_bytes) == (columns, 100)
     output = OutputDirectory(str(tmp_path))
     begun.begin(output)
-    assert type(begun).resume(output) == begun
+    resumed = type(begun).resume(output)
+    assert resumed == begun
+    # What an error advises a rerun to change is changed: this did not help, however often.
+    again = {"on_bad_document": "reject", "sort_bytes": 50}
+    other = replace(config, **again, num_chunks=3, seed=4)
+    assert resumed.continued(other) == replace(begun, shuffle=replace(shuffle, **again))
+
+
+def test_the_counts_of_a_file_that_several_units_read_add_up():
+    parts = Source(DocumentStatistics(2, 9), 1), Source(DocumentStatistics(3, 5), 4, "broken")
+    for total in (parts[0] + parts[1], parts[1] + parts[0]):
+        assert (total.documents.documents, total.documents.bytes) == (5, 14)
+        assert (total.rejects, total.error) == (5, "broken")
 
 
 def test_entries_come_back_and_those_of_another_form_are_named(tmp_path):

@@ -120,9 +120,10 @@ def test_a_run_is_an_arrow_stream_with_its_keys_behind(tmp_path):
 
 
 def test_a_cell_can_be_read_alone_as_the_layout_is_described(tmp_path):
-    rows = [(key << 60, place, b"text") for place, key in enumerate((5, 1, 12))]
+    rows = [(key << 60, place, b"text" * 2000) for place, key in enumerate((5, 1, 12))]
     run = write(tmp_path, "a.run", Grid.over(0, 64, 4), rows)
     data = (tmp_path / "a.run").read_bytes()
+    assert len(data) < 8000  # compressed
     schema = pa.schema(
         [
             ("key", pa.uint64()),
@@ -137,6 +138,8 @@ def test_a_cell_can_be_read_alone_as_the_layout_is_described(tmp_path):
         cell = pa.ipc.read_record_batch(data[start:stop], schema) if stop > start else None
         cells.append([] if cell is None else [key >> 60 for key in cell["key"].to_pylist()])
     assert cells == [[1], [5], [], [12]] and run.rows == 3
+    a, b, c, d, e = offsets_of(data, run)
+    assert a < b < c == d < e  # a cell without documents has no bytes
     keys = np.frombuffer(data[run.keys_offset : run.keys_offset + 8 * 3], "<u8")
     assert [int(key) >> 60 for key in keys] == [1, 5, 12]
 

@@ -42,7 +42,7 @@ def test_known_values():
     statistics = of([[1, 3, 3, 1], [1, 9]])
     assert statistics.mean_patch_bytes == (6 + 8) / 6
     assert [statistics.patch_length_percentile(p) for p in (50, 51, 90, 100)] == [1, 3, 9, 9]
-    assert PatchStatistics().mean_patch_bytes == 0
+    assert PatchStatistics().mean_patch_bytes == 0 == PatchStatistics().patch_length_percentile(50)
 
 
 def test_entropies_are_counted_by_bin():
