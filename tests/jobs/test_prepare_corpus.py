@@ -200,6 +200,11 @@ STRICT = ("--on-bad-document", "fail")
 
 def test_nothing_of_an_odd_corpus_is_lost(tmp_path, prepare_here):
     expected, rejects = write_odd_corpus(tmp_path / "odd")
+    stopped = ("--input", tmp_path / "odd", "--output", tmp_path / "all", "--num-chunks", 3)
+    stopped += ("--validation-documents", 2, "--id-column", "id", *STRICT)
+    done = prepare_here(*stopped)
+    assert done.returncode == 1 and "--on-bad-document reject continues" in done.stderr
+    assert (tmp_path / "all" / "run.json").exists()
     for name, more in (("all", ()), ("distinct", ("--deduplicate",))):
         out = tmp_path / name
         flags = ("--num-chunks", 3, "--validation-documents", 2, "--id-column", "id", "--json")
