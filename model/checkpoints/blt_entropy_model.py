@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from model.checkpoints.blt import ENTROPY_MODEL, recorded_patches
+from model.checkpoints.building import Dtype
 from model.checkpoints.entropy_model import fingerprint, load_entropy_model, to_device
-from model.checkpoints.files import CheckpointError, Dtype, read_json, reading
+from model.checkpoints.files import CheckpointError, read_json, reading
 from model.checkpoints.names import PUBLISHED, PUBLISHED_ENTROPY_MODEL, is_for_everybody
 from model.checkpoints.places import local_directory
 from model.entropy_model import EntropyModel

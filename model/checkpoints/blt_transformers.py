@@ -278,7 +278,7 @@ def to_transformers_weights(
     theirs["model.encoder_hash_tok_embedding.weight"] = stacked
     if entropy_model is not None:
         patcher = entropy_layouts.to_transformers_weights(entropy_model.state_dict())
-        theirs |= {f"model.patcher.{name}": w.detach().cpu() for name, w in patcher.items()}
+        theirs |= {f"model.patcher.{name}": weight for name, weight in patcher.items()}
     return theirs
 
 
