@@ -151,6 +151,7 @@ def write_checkpoint(
     """Write the whole checkpoint or nothing.
 
     Args:
+        output: may be a link to an empty directory, or to none, on another disk.
         below: the entropy model is written in our own layout, into a directory of its own.
         tokenizer: the content of a token transformer's ``tokenizer.json``.
 
@@ -158,7 +159,8 @@ def write_checkpoint(
         ConfigError: the layout cannot hold the model.
         PipelineError: the output cannot be written.
     """
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    place = output.resolve()  # a directory does not take the place of a link
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:
         if isinstance(model, BLT):
             within = None if below else entropy_model
@@ -170,7 +172,7 @@ def write_checkpoint(
             save_token_transformer(model, temporary, tokenizer, layout=layout)
         else:
             save_entropy_model(model, temporary, layout=layout)
-        temporary.replace(output)
+        temporary.replace(place)
     except CheckpointError as error:
         raise ConfigError(f"--layout: {error}") from error
     except (OSError, SafetensorError) as error:
