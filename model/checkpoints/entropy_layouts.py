@@ -14,6 +14,7 @@ from model.checkpoints.files import (
     differences,
     published_initialisation,
     refuse_unknown,
+    renamed,
     transformers_name,
 )
 from model.checkpoints.transformers_rope import RopeParameters, plain_rope_theta
@@ -185,7 +186,7 @@ def from_transformers_weights(
     """Weights under the published names; a weight that has none keeps its own."""
     with torch.device("meta"):
         names = {_transformers_name(name): name for name in EntropyModel(shape).state_dict()}
-    return {names.get(name, name): tensor for name, tensor in theirs.items()}
+    return renamed(theirs, lambda name: names.get(name, name))
 
 
 def to_transformers_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ and :mod:`model.checkpoints.places` fetches the files.
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONSOLIDATED = "consolidated.pth"
 INDEX_FILE = "model.safetensors.index.json"
 """transformers' list of the weights in several files."""
+W = TypeVar("W")
 JsonObject = dict[str, Any]
 """An object of a JSON file: until it is checked, anything may be in it."""
 
@@ -69,6 +70,25 @@ def transformers_name(name: str) -> str:
     for published, theirs in TRANSFORMERS_NAMES.items():
         name = name.replace(published, theirs)
     return name
+
+
+def renamed(weights: Mapping[str, W], name_of: Callable[[str], str]) -> dict[str, W]:
+    """Weights under other names.
+
+    Raises:
+        ValueError: two of them get one name, so that one would be lost; names both.
+    """
+    found: dict[str, W] = {}
+    before: dict[str, str] = {}
+    for name, weight in weights.items():
+        new = name_of(name)
+        if new in found:
+            raise ValueError(
+                f"weight {new}: is there twice, as {before[new]} and as {name}; remove the one "
+                "that is out of date"
+            )
+        found[new], before[new] = weight, name
+    return found
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from model.checkpoints.files import (
     read_json,
     read_safetensors,
     reading,
+    renamed,
     transformers_name,
 )
 from model.checkpoints.transformers_rope import rotary_positions
@@ -146,13 +147,14 @@ def _latent_weights(shape: BLTConfig, weights: dict[str, Tensor]) -> LatentWeigh
     expected = {name: weight for name, weight in state.items() if name.startswith(BLOCKS)}
     names = {transformers_name(name.removeprefix(LATENT)): name for name in expected}
     # A base model, without an output layer, is saved without the first part of its names.
-    plain = {name.removeprefix("model."): weight for name, weight in weights.items()}
+    plain = renamed(weights, lambda name: name.removeprefix("model."))
     left_out = {
         name: weight
         for name, weight in plain.items()
         if name in LEFT_OUT or name.endswith("rotary_emb.inv_freq")
     }
-    blocks = {names.get(name, name): w for name, w in plain.items() if name not in left_out}
+    of_blocks = {name: weight for name, weight in plain.items() if name not in left_out}
+    blocks = renamed(of_blocks, lambda name: names.get(name, name))
     order = feature_order(shape.dim_global // shape.n_heads_global).argsort()
     return LatentWeights(
         fitting(expected, blocks),

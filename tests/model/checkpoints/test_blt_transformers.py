@@ -199,6 +199,17 @@ def test_what_transformers_alone_writes(entropy_model, tmp_path):
     close(load_blt(tmp_path, device="cpu")(tokens, lengths), expected)
     h, _, _ = theirs.model.patcher(tokens, use_cache=False)
     close(load_entropy_model(tmp_path, device="cpu").entropies(tokens), h)
+    # Under our own name and theirs, one of the two would be lost.
+    weights["local_encoder.tok_embeddings.weight"] = (
+        weights["model.local_encoder.embed_tokens.weight"] + 1
+    )
+    weights["model.patcher.tok_embeddings.weight"] = (
+        weights["model.patcher.embed_tokens.weight"] + 1
+    )
+    save_file(weights, tmp_path / "model.safetensors")
+    for load in (load_blt, load_entropy_model):
+        with pytest.raises(CheckpointError, match=r"tok_embeddings.weight: is there twice, as"):
+            load(tmp_path, device="cpu")
 
 
 def test_every_argument_is_one_that_transformers_knows(entropy_model):

@@ -91,6 +91,7 @@ def test_frequencies_are_those_of_transformers():
             "argument partial_rotary_factor=0.5 is not supported",
         ),
         ({"hidden_size": None}, "argument hidden_size=None is no positive number"),
+        ({"rope_parameters": "x"}, "argument rope_parameters='x' is not supported"),
         ({"rms_norm_eps": "x"}, "norm_eps: 'x' is no number"),
         ({"rms_norm_eps": None}, "norm_eps: None is no number"),
         ({"num_key_value_heads": "2"}, "n_kv_heads_global: '2' is no whole number"),
@@ -116,6 +117,7 @@ def test_weights_that_do_not_fit(tmp_path):
             r"w3.weight has shape \(511, 48",
         ),
         ({**good, up: good[up].to(torch.int8)}, "has dtype torch.int8, not a float"),
+        ({**good, up.removeprefix("model."): good[up] + 1}, r"up_proj.weight: is there twice, as"),
     ):
         save_file(weights, file)
         with pytest.raises(CheckpointError, match=message):
