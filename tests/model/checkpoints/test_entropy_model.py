@@ -324,10 +324,15 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
         refused("its weight_map does not name a file for each weight")
 
 
-def test_missing_directory(tmp_path):
+def test_missing_directory(tmp_path, monkeypatch):
     for missing in (tmp_path / "missing", "./missing/model", "missing", "~/missing", "a/b/c"):
         with pytest.raises(CheckpointError, match="no such directory, and not a hub id"):
             load_entropy_model(missing)
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/config.json").touch()
+    with pytest.raises(CheckpointError, match=r"^model/config.json: is a file; give the directory"):
+        load_entropy_model("model/config.json")
 
 
 @pytest.mark.slow
