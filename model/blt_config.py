@@ -15,6 +15,7 @@ from model.tokenizer import VOCAB_SIZE
 from model.widths import (
     BlockShape,
     added_later,
+    as_tuple,
     check_heads,
     check_numbers,
     check_rope_scaling,
@@ -150,12 +151,12 @@ class BLTConfig:
     """Values that follow from another one where they are None; see :func:`model.widths.resized`."""
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.encoder_hash_byte_group_size or ())
-        object.__setattr__(self, "encoder_hash_byte_group_size", sizes)
-        object.__setattr__(self, "rope_scaling_global", tuple(self.rope_scaling_global or ()))
+        for name in ("encoder_hash_byte_group_size", "rope_scaling_global"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        sizes = self.encoder_hash_byte_group_size
         check_rope_scaling("rope_scaling_global", self.rope_scaling_global)
-        check_initialisation(self.init_std_factor, self.init_base_std)
         check_types(self)
+        check_initialisation(self.init_std_factor, self.init_base_std)
         check_numbers(asdict(self))
         for part in PARTS:
             names = f"n_heads_{part}", f"n_kv_heads_{part}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import field, fields, replace
 from numbers import Integral, Real
+from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, get_args
 
 from model.initialisation import InitStdFactor, check_initialisation
@@ -35,7 +36,7 @@ MOST_OTHERWISE = 2**31 - 1
 
 
 NUMBERS: dict[Any, tuple[type, str]] = {int: (Integral, "whole number"), float: (Real, "number")}
-"""What a number may be, by the type of its default, in code and in words."""
+"""What a number may be, by the type of its field, in code and in words."""
 
 
 class BlockShape(NamedTuple):
@@ -54,8 +55,12 @@ def default_hidden_dim(dim: int, multiplier: float | None = None, multiple_of: i
     """Width of the SwiGLU layer: 8/3 of ``dim``, times the multiplier, rounded up.
 
     Raises:
-        ValueError: ``multiple_of`` is not positive.
+        ValueError: ``multiple_of`` is not positive, or another value is no number; names it.
     """
+    values = {"dim": dim, "ffn_dim_multiplier": multiplier or 0.0, "multiple_of": multiple_of}
+    for name, value in values.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name}: {value!r:.80} is no number")
     if multiple_of < 1:
         raise ValueError(f"multiple_of: must be 1 or more, got {multiple_of}")
     hidden = int(2 * 4 * dim / 3)
@@ -104,8 +109,8 @@ class StackShape:
     """Values that follow from another one where they are None; see :func:`resized`."""
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_std_factor, self.init_base_std)
         check_types(cast("DataclassInstance", self))
+        check_initialisation(self.init_std_factor, self.init_base_std)
         check_numbers(vars(self))
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
@@ -165,24 +170,48 @@ def added_later(default: Any) -> Any:
     return field(default=default, metadata={ADDED_LATER: True})
 
 
+def missing_fields(values: Mapping[str, Any], shape: type["DataclassInstance"]) -> list[str]:
+    """The fields of a shape that a description of a model lacks. A missing one would silently get
+    its default, and the model would compute something else than what was trained. Only a field that
+    a later release added may be missing: its default is what earlier releases did.
+    """
+    return [
+        each.name
+        for each in fields(shape)
+        if each.name not in values and ADDED_LATER not in each.metadata
+    ]
+
+
 def check_types(shape: "DataclassInstance") -> None:
-    """Check that what a shape has a number for by default, or true or false, is one: YAML and JSON
-    by other hands hold texts such as "1e-5" or "false", or null. None is right where a field's type
-    has it.
+    """Check that what a shape's field is a number by its type, or true or false, is one: YAML and
+    JSON by other hands hold texts such as "1e-5" or "false", or null. None is right where a field's
+    type has it.
 
     Raises:
         ValueError: one is not; names it.
     """
     for each in fields(shape):
-        value, default = getattr(shape, each.name), type(each.default)
-        may_be_none = type(None) in get_args(each.type)
-        if default is bool and not isinstance(value, bool):
+        value = getattr(shape, each.name)
+        kinds = get_args(each.type) if isinstance(each.type, UnionType) else (each.type,)
+        if bool in kinds and not isinstance(value, bool):
             raise ValueError(f"{each.name}: {value!r:.80} is neither true nor false")
-        if default not in NUMBERS or (value is None and may_be_none):
+        wanted = next((kind for kind in kinds if kind in NUMBERS), None)
+        if wanted is None or (value is None and type(None) in kinds):
             continue
-        known, words = NUMBERS[default]
+        known, words = NUMBERS[wanted]
         if isinstance(value, bool) or not isinstance(value, known):
             raise ValueError(f"{each.name}: {value!r:.80} is no {words}")
+
+
+def as_tuple(name: str, values: object) -> tuple[Any, ...]:
+    """A list of a shape as it is kept; none of it is an empty one.
+
+    Raises:
+        ValueError: the value is no list.
+    """
+    if not isinstance(values, list | tuple | None):
+        raise ValueError(f"{name}: {values!r:.80} is no list")
+    return tuple(values or ())
 
 
 def check_numbers(values: Mapping[str, object]) -> None:
@@ -209,7 +238,8 @@ def check_rope_scaling(name: str, scaling: tuple[float, ...]) -> None:
     """
     if not scaling:
         return
-    if len(scaling) != 4 or not all(0 < value < math.inf for value in scaling):
+    numbers = all(isinstance(value, int | float) and 0 < value < math.inf for value in scaling)
+    if len(scaling) != 4 or not numbers:
         raise ValueError(
             f"{name}: four positive numbers (factor, low and high frequency factor, original "
             f"length), or none, got {' '.join(map(str, scaling))}"

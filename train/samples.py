@@ -25,8 +25,9 @@ from torch.distributed.tensor import DTensor
 from torchtitan.tools.logging import logger
 
 from model import BLT, BLTConfig, EntropyModel, Patcher
+from model.checkpoints.building import build, ready
 from model.checkpoints.entropy_model import fingerprint, load_entropy_model
-from model.checkpoints.files import CheckpointError, build, ready
+from model.checkpoints.files import CheckpointError
 from model.checkpoints.names import BUILT_IN
 from model.generation.generate import stream
 from model.generation.sampling import Sampling

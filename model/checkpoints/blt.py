@@ -39,19 +39,17 @@ from model.checkpoints.blt_transformers import (
     to_transformers_config,
     to_transformers_weights,
 )
+from model.checkpoints.building import Dtype, build, ready
 from model.checkpoints.byte_tokenizer import save_byte_tokenizer
 from model.checkpoints.entropy_model import save_entropy_model
 from model.checkpoints.files import (
     CheckpointError,
-    Dtype,
     JsonObject,
-    build,
     own_arguments,
     read_consolidated,
     read_json,
     read_safetensors,
     reading,
-    ready,
     write_safetensors,
 )
 from model.checkpoints.names import Layout
@@ -129,7 +127,7 @@ def save_blt(
         raise CheckpointError(f"layout: {layout!r} is not one of {', '.join(get_args(Layout))}")
     if layout != "own" and isinstance(entropy_model, ShortContextModel):
         raise CheckpointError(f"the {layout} layout cannot hold {entropy_model.title}")
-    weights = {name: _unshared(tensor) for name, tensor in model.state_dict().items()}
+    weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
     config: JsonObject
     if layout == "own":
         config = own_config(model.config)
@@ -155,12 +153,6 @@ def save_blt(
         (target / TRAIN_ARGS).write_text(json.dumps({"data": data}, indent=2) + "\n")
 
 
-def _unshared(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, copied if it shares memory with others: such could not be written."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
 def own_config(shape: BLTConfig) -> JsonObject:
     """The ``config.json`` of a BLT in our own layout."""
     shape_alone = {k: v for k, v in asdict(shape).items() if k not in (PROVENANCE, ORIGIN)}
@@ -174,7 +166,10 @@ def from_own_config(config: JsonObject) -> BLTConfig:
         ValueError: it holds an unknown argument, or values that do not fit together.
     """
     values = own_arguments(config, BLTConfig)
-    if values.get("patcher"):
+    rule = values.get("patcher")
+    if not isinstance(rule, dict | None):
+        raise ValueError(f"config.json: patcher: {rule!r:.80} is no JSON object")
+    if rule is not None:
         values["patcher"] = Patcher.from_json(values["patcher"])
     values.pop(PROVENANCE, None)
     values.pop(ORIGIN, None)

@@ -6,8 +6,15 @@ from pathlib import Path
 import torch
 
 from model.checkpoints.blt import ENTROPY_MODEL, recorded_patches
+from model.checkpoints.building import Dtype
 from model.checkpoints.entropy_model import fingerprint, load_entropy_model, to_device
-from model.checkpoints.files import CheckpointError, Dtype, read_json, reading
+from model.checkpoints.files import (
+    CheckpointError,
+    JsonObject,
+    read_json,
+    read_safetensors,
+    reading,
+)
 from model.checkpoints.names import PUBLISHED, PUBLISHED_ENTROPY_MODEL, is_for_everybody
 from model.checkpoints.places import local_directory
 from model.entropy_model import EntropyModel
@@ -21,14 +28,24 @@ def own_entropy_model(directory: Path) -> Path | None:
     directory below; None if it holds none.
 
     Raises:
-        CheckpointError: the checkpoint's configuration cannot be read.
+        CheckpointError: the checkpoint's configuration or files cannot be read.
     """
     with reading("BLT", str(directory)):
         config = read_json(directory / "config.json")
-    if config.get("model_type") == "blt" and config.get("patch_in_forward", True):
-        return directory
+        if config.get("model_type") == "blt" and (
+            config.get("patch_in_forward", True) or _holds_patcher(config, directory)
+        ):
+            return directory
     below = directory / ENTROPY_MODEL
     return below if below.is_dir() else None
+
+
+def _holds_patcher(config: JsonObject, directory: Path) -> bool:
+    """True if transformers' files hold an entropy model. Whoever gives the lengths of patches
+    switches it off, and it is in the files as before."""
+    return bool(config.get("patcher_config")) and bool(
+        read_safetensors(directory, ("model.patcher.",))
+    )
 
 
 def load_entropy_model_of(

@@ -6,6 +6,7 @@ files.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from model.blt_config import PARTS, ROW_READING, BLTConfig
 from model.checkpoints.files import (
@@ -108,7 +109,7 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
         for name in ("cross_attn_window_encoder", "cross_attn_window_decoder")
     }
     initialisation = published_initialisation(args)
-    sizes = args.pop("encoder_hash_byte_group_size", None) or ()  # None: no hash embeddings
+    sizes: Any = args.pop("encoder_hash_byte_group_size", None) or ()  # None: no hash embeddings
     if isinstance(sizes, str):
         sizes = [int(size) for size in sizes.split(",") if size]
     across = {name: args.pop(name) for name in ROW_READING if name in args}  # earlier releases'
@@ -121,7 +122,7 @@ def from_published_args(args: JsonObject, patching: JsonObject) -> BLTConfig:
     return BLTConfig(
         dim_local=dim_local,
         projects_equal_widths=ours,
-        encoder_hash_byte_group_size=tuple(sizes),
+        encoder_hash_byte_group_size=sizes,
         patcher=patcher,
         **crossing,
         **hidden,

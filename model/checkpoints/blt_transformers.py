@@ -15,6 +15,7 @@ from model.checkpoints.entropy_layouts import TransformersEntropyConfig
 from model.checkpoints.files import (
     CheckpointError,
     JsonObject,
+    renamed,
     transformers_name,
 )
 from model.checkpoints.transformers_rope import (
@@ -93,11 +94,8 @@ def from_transformers_weights(
     with torch.device("meta"):
         expected = BLT(shape).state_dict()
     names = {_blt_transformers_name(name): name for name in expected}
-    weights = {
-        names.get(name, name): tensor
-        for name, tensor in theirs.items()
-        if not name.startswith("model.patcher.")
-    }
+    of_blt = {n: tensor for n, tensor in theirs.items() if not n.startswith("model.patcher.")}
+    weights = renamed(of_blt, lambda name: names.get(name, name))
     if tied:  # releases differ in which of the two they store
         for name, other in ((TOKEN_TABLE, OUTPUT), (OUTPUT, TOKEN_TABLE)):
             if other in weights:
@@ -278,7 +276,7 @@ def to_transformers_weights(
     theirs["model.encoder_hash_tok_embedding.weight"] = stacked
     if entropy_model is not None:
         patcher = entropy_layouts.to_transformers_weights(entropy_model.state_dict())
-        theirs |= {f"model.patcher.{name}": w.detach().cpu() for name, w in patcher.items()}
+        theirs |= {f"model.patcher.{name}": weight for name, weight in patcher.items()}
     return theirs
 
 

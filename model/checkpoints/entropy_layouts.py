@@ -14,6 +14,7 @@ from model.checkpoints.files import (
     differences,
     published_initialisation,
     refuse_unknown,
+    renamed,
     transformers_name,
 )
 from model.checkpoints.transformers_rope import RopeParameters, plain_rope_theta
@@ -141,17 +142,14 @@ def from_transformers_config(config: JsonObject) -> EntropyModelConfig:
     Raises:
         ValueError: an argument's value is not supported; names it.
     """
-    dim, n_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
-    if config.get("head_dim", dim // n_heads) * n_heads != dim:
-        raise ValueError(f"argument head_dim={config['head_dim']} is not supported")
     context_length, window = (
         config.get(name, default)
         for name, default in (("max_position_embeddings", 8192), ("sliding_window", 512))
     )
-    return EntropyModelConfig(
-        dim=dim,
+    shape = EntropyModelConfig(
+        dim=config.get("hidden_size", 768),
         n_layers=config.get("num_hidden_layers", 14),
-        n_heads=n_heads,
+        n_heads=config.get("num_attention_heads", 12),
         n_kv_heads=config.get("num_key_value_heads"),
         hidden_dim=config.get("intermediate_size", 2048),
         context_length=context_length,
@@ -161,6 +159,9 @@ def from_transformers_config(config: JsonObject) -> EntropyModelConfig:
         norm_eps=config.get("rms_norm_eps", 1e-5),
         vocab_size=config.get("vocab_size", 260),
     )
+    if config.get("head_dim") not in (None, shape.head_dim):
+        raise ValueError(f"argument head_dim={config['head_dim']!r} is not supported")
+    return shape
 
 
 def to_transformers_config(config: EntropyModelConfig) -> TransformersEntropyConfig:
@@ -185,7 +186,7 @@ def from_transformers_weights(
     """Weights under the published names; a weight that has none keeps its own."""
     with torch.device("meta"):
         names = {_transformers_name(name): name for name in EntropyModel(shape).state_dict()}
-    return {names.get(name, name): tensor for name, tensor in theirs.items()}
+    return renamed(theirs, lambda name: names.get(name, name))
 
 
 def to_transformers_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 
 from model.checkpoints import entropy_layouts
+from model.checkpoints.building import Dtype, build, ready
 from model.checkpoints.files import (
     CheckpointError,
-    Dtype,
     JsonObject,
-    build,
     own_arguments,
     read_consolidated,
     read_json,
     read_safetensors,
     reading,
-    ready,
     write_safetensors,
 )
 from model.checkpoints.names import Layout
@@ -113,13 +111,23 @@ def read_entropy_model(directory: Path) -> tuple[EntropyModelConfig, dict[str, T
 
 
 def holds_entropy_model_alone(directory: Path) -> bool:
-    """True if the configuration of a checkpoint describes an entropy model and not a BLT."""
+    """True if the configuration of a checkpoint describes an entropy model and not a BLT.
+
+    The ``params.json`` of a published training may describe both: a BLT that was not trained there
+    is null, empty, or as its class makes it by default.
+    """
     config, params = (read_json(directory / name) for name in ("config.json", "params.json"))
     return (
         config.get("format") == FORMAT
         or config.get("model_type") == "blt_patcher"
         or ("args" in config and "dim_global" not in config["args"])
-        or ("entropy_model" in params and "model" not in params)
+        or (
+            bool(params.get("entropy_model"))
+            and (
+                params.get("train_entropy_model") is True
+                or "dim_global" not in (params.get("model") or {})
+            )
+        )
     )
 
 

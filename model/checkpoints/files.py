@@ -7,19 +7,19 @@ and :mod:`model.checkpoints.places` fetches the files.
 
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from model.device import fast_dtype
+from model.widths import missing_fields
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,8 +30,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONSOLIDATED = "consolidated.pth"
 INDEX_FILE = "model.safetensors.index.json"
 """transformers' list of the weights in several files."""
-M = TypeVar("M", bound=nn.Module)
-Dtype = torch.dtype | Literal["stored"] | None
+W = TypeVar("W")
 JsonObject = dict[str, Any]
 """An object of a JSON file: until it is checked, anything may be in it."""
 
@@ -73,6 +72,25 @@ def transformers_name(name: str) -> str:
     return name
 
 
+def renamed(weights: Mapping[str, W], name_of: Callable[[str], str]) -> dict[str, W]:
+    """Weights under other names.
+
+    Raises:
+        ValueError: two of them get one name, so that one would be lost; names both.
+    """
+    found: dict[str, W] = {}
+    before: dict[str, str] = {}
+    for name, weight in weights.items():
+        new = name_of(name)
+        if new in found:
+            raise ValueError(
+                f"weight {new}: is there twice, as {before[new]} and as {name}; remove the one "
+                "that is out of date"
+            )
+        found[new], before[new] = weight, name
+    return found
+
+
 @contextmanager
 def reading(what: str, source: str) -> Iterator[None]:
     """Turn any error over a checkpoint's files into one that names the checkpoint.
@@ -93,6 +111,8 @@ def reading(what: str, source: str) -> Iterator[None]:
             f"cannot read the {what} in {source}: {CONSOLIDATED} is broken, or holds "
             "code, which is never run"
         ) from error
+    except KeyError as error:
+        raise CheckpointError(f"cannot read the {what} in {source}: it lacks {error}") from error
     except UNREADABLE as error:
         raise CheckpointError(
             f"cannot read the {what} in {source}: {type(error).__name__}: {error}"
@@ -140,12 +160,14 @@ def own_arguments(config: JsonObject, shape: type) -> JsonObject:
     """The arguments of the dataclass ``shape`` that our own ``config.json`` holds.
 
     Raises:
-        ValueError: the file holds an argument that the dataclass lacks; names it.
+        ValueError: the file holds an argument that the dataclass lacks, or lacks one; names it.
     """
     values = {name: value for name, value in config.items() if name not in ("format", "kind")}
     unknown = values.keys() - {field.name for field in fields(shape)}
     if unknown:
         raise ValueError(f"config.json: unknown argument {min(unknown)!r}")
+    if missing := missing_fields(values, shape):
+        raise ValueError(f"config.json: lacks {', '.join(missing)}; restore it from a copy")
     return values
 
 
@@ -156,6 +178,11 @@ def read_consolidated(directory: Path) -> dict[str, Tensor]:
         ValueError: the file holds something else.
     """
     path = directory / CONSOLIDATED
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{CONSOLIDATED}: is no whole file of torch.save; copy or download it again, or, if a "
+            "torch before 1.6 wrote it, save it anew"
+        )
     stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     weights = stored.get("model") if isinstance(stored, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
@@ -191,7 +218,9 @@ def read_safetensors(directory: Path, prefixes: tuple[str, ...] = ("",)) -> dict
         if missing := [path.name for path in paths if not path.exists()]:
             raise ValueError(f"{missing[0]}: is listed in {INDEX_FILE} and is not there")
     if not paths:
-        raise ValueError("no .safetensors file")
+        pickles = next((path.name for path in sorted(directory.glob("*.bin"))), None)
+        way = f"; {pickles} is a pickle: save the model anew as safetensors" if pickles else ""
+        raise ValueError(f"no .safetensors file{way}")
     by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
     names: dict[str, str] = {}
     """The file that holds each weight."""
@@ -229,70 +258,32 @@ def write_safetensors(weights: dict[str, Tensor], path: Path) -> None:
     """Write a file that everybody may read who may read others in its directory: the library's own
     are for their owner alone.
 
+    Args:
+        weights: of any device; two of them may be one in memory, as tied ones are.
+
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
     path.touch()
     mode = path.stat().st_mode
-    save_file(weights, path, metadata={"format": "pt"})
+    save_file(_apart(weights), path, metadata={"format": "pt"})
     with suppress(PermissionError):  # of filesystems without modes
         path.chmod(mode)
 
 
-def fitting(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model whose state is ``expected``, of which only shapes are looked at.
-
-    Raises:
-        ValueError: weights are missing, unknown, misshaped or not floats; names them.
-    """
-    # A table of rotary angles, where a checkpoint has one, is recomputed, not read.
-    weights = {name: w for name, w in weights.items() if not name.endswith("freqs_cis")}
-    for what, names in (
-        ("lacks", expected.keys() - weights),
-        ("has unknown", weights.keys() - expected),
-    ):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            listed = ", ".join(sorted(names)[:5])
-            raise ValueError(f"the checkpoint {what} weights: {listed}{more}")
-    for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
-            raise ValueError(
-                f"weight {name} has shape {tuple(weights[name].shape)}, "
-                f"the configuration asks for {tuple(tensor.shape)}"
-            )
-        if not weights[name].is_floating_point():
-            raise ValueError(f"weight {name} has dtype {weights[name].dtype}, not a float")
-    return weights
-
-
-class Uninitialised(TorchFunctionMode):
-    """While it lasts, modules are made without initial values: the weights follow. To compute them
-    on the meta device, torch would import its compiler first, which takes a second."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return given["tensor"] if "tensor" in given else args[0]
-        return func(*args, **given)
-
-
-def build(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
-    """A model with exactly these weights, in their dtype, without a second copy of them.
-
-    Raises:
-        ValueError: weights are missing, unknown, misshaped or not floats; names them.
-    """
-    with torch.device("meta"), Uninitialised():
-        model = make()
-    model.load_state_dict(fitting(model.state_dict(), weights), assign=True)
-    return model
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights on the CPU as a file can hold them: contiguous, and copied where one lies in memory
+    that another one has. Parts of one memory that do not overlap stay where they are: the hash
+    tables that are slices of one, for example, would take gigabytes a second time."""
+    apart = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    end = 0
+    for name in sorted(apart, key=lambda name: apart[name].data_ptr()):
+        start, size = apart[name].data_ptr(), apart[name].nbytes
+        if start < end:
+            apart[name] = apart[name].clone()
+        else:
+            end = start + size
+    return apart
 
 
 def differences(
@@ -301,17 +292,3 @@ def differences(
     """The arguments in which two configurations of one kind differ, with the value in each."""
     pairs = {f.name: (getattr(shape, f.name), getattr(other, f.name)) for f in fields(shape)}
     return {name: values for name, values in pairs.items() if values[0] != values[1]}
-
-
-def ready(model: M, device: str | torch.device | None = None, dtype: Dtype = None) -> M:
-    """The model in evaluation mode, on the device and in the dtype that compute fastest.
-
-    Args:
-        device: a GPU if there is one, by default.
-        dtype: see :func:`model.device.fast_dtype` for the default; ``"stored"`` leaves the weights
-            as they are.
-    """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype == "stored":
-        return model.to(device).eval()
-    return model.to(device, dtype or fast_dtype(device)).eval()

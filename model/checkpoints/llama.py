@@ -21,12 +21,13 @@ from torch import Tensor
 
 from model.blt import BLT
 from model.blt_config import BLTConfig
+from model.checkpoints.building import fitting
 from model.checkpoints.files import (
     JsonObject,
-    fitting,
     read_json,
     read_safetensors,
     reading,
+    renamed,
     transformers_name,
 )
 from model.checkpoints.transformers_rope import rotary_positions
@@ -100,9 +101,8 @@ def latent_values(config: JsonObject) -> JsonObject:
         if type(config.get(name)) is not int or config[name] < 1:
             raise ValueError(f"argument {name}={config.get(name)!r} is no positive number")
     heads, dim = config["num_attention_heads"], config["hidden_size"]
-    head_dim = config.get("head_dim") or dim // heads
     for name, wrong in {
-        "head_dim": head_dim * heads != dim,
+        "head_dim": config.get("head_dim") not in (None, dim / heads),
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
         "sliding_window": config.get("sliding_window") is not None,
@@ -117,9 +117,9 @@ def latent_values(config: JsonObject) -> JsonObject:
         "n_heads_global": heads,
         "n_kv_heads_global": config.get("num_key_value_heads") or heads,
         "hidden_dim_global": config["intermediate_size"],
-        "rope_theta": float(theta),
+        "rope_theta": theta,
         "rope_scaling_global": scaling,
-        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "norm_eps": config.get("rms_norm_eps", 1e-6),
     }
 
 
@@ -147,13 +147,14 @@ def _latent_weights(shape: BLTConfig, weights: dict[str, Tensor]) -> LatentWeigh
     expected = {name: weight for name, weight in state.items() if name.startswith(BLOCKS)}
     names = {transformers_name(name.removeprefix(LATENT)): name for name in expected}
     # A base model, without an output layer, is saved without the first part of its names.
-    plain = {name.removeprefix("model."): weight for name, weight in weights.items()}
+    plain = renamed(weights, lambda name: name.removeprefix("model."))
     left_out = {
         name: weight
         for name, weight in plain.items()
         if name in LEFT_OUT or name.endswith("rotary_emb.inv_freq")
     }
-    blocks = {names.get(name, name): w for name, w in plain.items() if name not in left_out}
+    of_blocks = {name: weight for name, weight in plain.items() if name not in left_out}
+    blocks = renamed(of_blocks, lambda name: names.get(name, name))
     order = feature_order(shape.dim_global // shape.n_heads_global).argsort()
     return LatentWeights(
         fitting(expected, blocks),

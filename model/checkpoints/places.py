@@ -54,6 +54,8 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
         yield Path(source)
     elif source in built_in():
         yield WEIGHTS / source
+    elif Path(source).is_file():  # of two names, it would be asked for on the hub
+        raise CheckpointError(f"{source}: is a file; give the directory that it lies in")
     elif is_for_everybody(source):
         yield Path(download(source.removeprefix("hf://")))
     else:

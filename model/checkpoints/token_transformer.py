@@ -16,18 +16,16 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from model.checkpoints.building import Dtype, build, ready
 from model.checkpoints.byte_tokenizer import begin_with, special_token
 from model.checkpoints.files import (
     TOKEN_TRANSFORMER,
     CheckpointError,
-    Dtype,
     JsonObject,
-    build,
     own_arguments,
     read_json,
     read_safetensors,
     reading,
-    ready,
     transformers_name,
     write_safetensors,
 )
@@ -95,7 +93,7 @@ def save_token_transformer(
     if layout == "published":
         raise CheckpointError("the published layout has no place for a model of tokens")
     check_tokenizer(model.config, tokenizer)
-    weights = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
+    weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
     config = own_config(model.config)
     files: dict[str, JsonObject] = {}
     if layout == "transformers":
@@ -197,7 +195,7 @@ def to_transformers_weights(
             weight = weight[torch.tensor(order)]
         elif name.endswith(("wq.weight", "wk.weight")):
             heads = weight.unflatten(0, (-1, len(order_of_head)))
-            weight = heads[:, order_of_head].flatten(0, 1).contiguous()
+            weight = heads[:, order_of_head].flatten(0, 1)
         name = transformers_name(name)
         is_output = name.startswith("output.")
         theirs["lm_head.weight" if is_output else f"model.{name}"] = weight

@@ -51,6 +51,8 @@ def rotary_positions(part: JsonObject, default: float) -> tuple[float, tuple[flo
         ValueError: the part has other positions, or other layers than SwiGLU; names the argument.
     """
     rope: JsonObject = part.get("rope_parameters") or part.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"argument rope_parameters={rope!r:.80} is not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
     for name, value, known in (
         ("rope_type", kind, ("default", LLAMA_ROPE)),

@@ -15,8 +15,8 @@ from pipeline.adopt.config import AdoptShardsConfig
 from pipeline.corpus.documents import Document, read_split
 from pipeline.corpus.formats import FORMATS, file_format, known_format
 from pipeline.corpus.inputs import Inputs
-from pipeline.corpus.published import is_published_shard
-from pipeline.corpus.splits import whole_file
+from pipeline.corpus.published import chunk_of
+from pipeline.corpus.splits import plan_file, whole_file
 from pipeline.errors import BadFileError, ConfigError, UnreachableFileError
 from pipeline.patch.fit_ngram import beginning
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
@@ -34,19 +34,29 @@ BESIDE = "beside published shards, without entropies"
 
 
 def leave_out_texts(inputs: Inputs, config: AdoptShardsConfig) -> None:
-    """Leave out files that lie beside published shards and cannot hold entropies: the corpus that
-    the shards were made of, manifests, marks."""
-    if not any(map(is_published_shard, inputs.files)):
+    """Leave out files that lie beside published shards and hold no entropies: the corpus that the
+    shards were made of, manifests. Chunks that shards name are not opened for it."""
+    chunks = set(filter(None, map(chunk_of, inputs.files)))
+    if not chunks:
         return
     beside = {
-        file for file in inputs.files if not _is_table(file_format(file, config.format) or "")
+        file
+        for file in inputs.files
+        if file.url.rpartition("/")[2] in chunks or not _may_hold_entropies(file, config)
     }
     inputs.unread |= {file.url: BESIDE for file in beside}
     inputs.files = [file for file in inputs.files if file not in beside]
 
 
-def _is_table(name: str) -> bool:
-    return name in FORMATS and FORMATS[name].is_columnar
+def _may_hold_entropies(file: InputFile, config: AdoptShardsConfig) -> bool:
+    """True for a table, of which reading it tells, and for a file whose first records have
+    entropies."""
+    name = file_format(file, config.format) or ""
+    if name not in FORMATS:
+        return False
+    if FORMATS[name].is_columnar:
+        return True
+    return config.entropies_column in (plan_file(file, name, file.size + 1).columns or ())
 
 
 def stored_entropies(config: AdoptShardsConfig, files: list[InputFile]) -> StoredEntropies:

@@ -115,6 +115,8 @@ def _numbers(value: Any) -> np.ndarray:
         raise ValueError("is null")
     if isinstance(value, list) and not value:
         return np.zeros(0, np.int64)
+    if isinstance(value, list) and bool in set(map(type, value)):  # numpy takes true for 1
+        raise ValueError("holds true or false, which are no numbers")
     try:
         numbers = np.asarray(value) if isinstance(value, list | np.ndarray) else None
     except (ValueError, OverflowError):  # lists of different lengths

@@ -15,9 +15,10 @@ MARK = ".complete"
 UNFINISHED = f"unfinished: it has no {MARK} mark beside it"
 
 
-def is_published_shard(file: InputFile) -> bool:
-    """True for the name of such a shard, whole or not."""
-    return SHARD.fullmatch(file.url.rpartition("/")[2]) is not None
+def chunk_of(file: InputFile) -> str | None:
+    """The name of the chunk that such a shard, whole or not, is made of; None for another file."""
+    match = SHARD.fullmatch(file.url.rpartition("/")[2])
+    return match and match["chunk"]
 
 
 def in_order(file: InputFile) -> tuple[str, int, str]:
@@ -45,7 +46,7 @@ class Marks:
         Raises:
             ConfigError: its directory cannot be listed.
         """
-        if not is_published_shard(file):
+        if chunk_of(file) is None:
             return False
         directory, _, name = file.url.rpartition("/")
         if directory not in self._names:

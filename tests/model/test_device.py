@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model import device as device_module
-from model.checkpoints.files import ready
+from model.checkpoints.building import ready
 from model.device import SCORING_KERNELS, computing_in, fast_dtype, same_rounding, software
 
 H200 = "cuda bfloat16 on NVIDIA H200 (capability 9.0, 132 multiprocessors)"

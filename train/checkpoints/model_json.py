@@ -24,7 +24,7 @@ from model.checkpoints.files import CheckpointError, differences, reading
 from model.checkpoints.llama import holds_token_model, latent_origin
 from model.initialisation import INITIALISATION
 from model.provenance import closest, grouped
-from model.widths import ADDED_LATER
+from model.widths import missing_fields
 from pipeline.storage.places import filesystem_of
 from train.checkpoints.kinds import KINDS, Shape, kind_of
 
@@ -236,19 +236,10 @@ def from_description(config: dict[str, Any]) -> Shape:
 def _check_values(values: Mapping[str, Any], dataclass: type) -> None:
     """Check the keys and JSON types of a dataclass's fields; ranges are the dataclass's own matter.
 
-    A missing field would silently get its default, and the model would compute something else than
-    what was trained. Only a field that a later release added may be missing, because its default
-    is what earlier releases did: :func:`model.widths.added_later`.
-
     Raises:
         ValueError: fields are missing, or one has a value of another type; names them.
     """
-    missing = [
-        field.name
-        for field in fields(dataclass)
-        if field.name not in values and ADDED_LATER not in field.metadata
-    ]
-    if missing:
+    if missing := missing_fields(values, dataclass):
         raise ValueError(f"lacks {', '.join(missing)}; restore it from a copy")
     check_types(values, dataclass)
 

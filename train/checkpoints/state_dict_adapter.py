@@ -31,7 +31,8 @@ from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
 from torchtitan.tools.logging import logger
 
 from model.blt_config import ROW_READING, BLTConfig
-from model.checkpoints.files import CheckpointError, fitting, reading
+from model.checkpoints.building import fitting
+from model.checkpoints.files import CheckpointError, reading
 from model.checkpoints.llama import BLOCKS, LatentWeights, holds_token_model, read_latent
 from train.checkpoints.kinds import Shape, build_model, kind_of
 from train.checkpoints.model_json import argument_differences

@@ -26,12 +26,8 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from model.checkpoints.files import (
-    CheckpointError,
-    build,
-    read_safetensors,
-    reading,
-)
+from model.checkpoints.building import build
+from model.checkpoints.files import CheckpointError, read_safetensors, reading
 from model.checkpoints.places import local_directory
 from train.checkpoints.kinds import Model, build_model
 from train.checkpoints.model_json import (

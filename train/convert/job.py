@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -70,6 +71,13 @@ def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int
         raise ConfigError(f"--average: {config.checkpoint} is no step of the trainer; leave it out")
     else:
         model = _convert_weights(config, output, console)
+    if broken := without_numbers(model):
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        print_line(
+            console,
+            f"note: there is NaN or infinity in {', '.join(broken[:5])}{more}: the model gives no "
+            "numbers; take a step from before the training diverged",
+        )
     if isinstance(model, BLT):
         for note in reading_notes(model.config, config.layout):
             print_line(console, f"note: {note}")
@@ -108,6 +116,17 @@ def reading_notes(shape: BLTConfig, layout: Layout) -> Iterator[str]:
             "set, as it is here: the last byte's prediction is another one, and so is what they "
             "write; give them patch_lengths that count the next byte"
         )
+
+
+@torch.no_grad()
+def without_numbers(model: Model) -> list[str]:
+    """The names of the weights that hold NaN or infinity."""
+    if isinstance(model, ShortContextModel):
+        return []
+    state = model.state_dict()
+    # There is no least float8. Others are looked at where they lie: some are gigabytes.
+    ranges = {n: torch.aminmax(w if w.element_size() > 1 else w.float()) for n, w in state.items()}
+    return [name for name, ends in ranges.items() if not all(map(torch.isfinite, ends))]
 
 
 def _kind(model: Model) -> str:
@@ -151,6 +170,7 @@ def write_checkpoint(
     """Write the whole checkpoint or nothing.
 
     Args:
+        output: may be a link to an empty directory, or to none, on another disk.
         below: the entropy model is written in our own layout, into a directory of its own.
         tokenizer: the content of a token transformer's ``tokenizer.json``.
 
@@ -158,7 +178,8 @@ def write_checkpoint(
         ConfigError: the layout cannot hold the model.
         PipelineError: the output cannot be written.
     """
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    place = output.resolve()  # a directory does not take the place of a link
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:
         if isinstance(model, BLT):
             within = None if below else entropy_model
@@ -170,7 +191,7 @@ def write_checkpoint(
             save_token_transformer(model, temporary, tokenizer, layout=layout)
         else:
             save_entropy_model(model, temporary, layout=layout)
-        temporary.replace(output)
+        temporary.replace(place)
     except CheckpointError as error:
         raise ConfigError(f"--layout: {error}") from error
     except (OSError, SafetensorError) as error:

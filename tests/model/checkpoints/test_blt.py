@@ -29,7 +29,7 @@ from model.checkpoints.blt_published import (
     from_published_args,
 )
 from model.checkpoints.entropy_model import fingerprint
-from model.checkpoints.files import CheckpointError
+from model.checkpoints.files import CheckpointError, _apart
 from model.provenance import EntropyModelIdentity, PatchProvenance
 
 SHAPE = tiny(
@@ -125,6 +125,24 @@ def test_layouts(blt, tmp_path, write: Write):
     )
 
 
+@pytest.mark.parametrize("layout", ["own", "published", "transformers"])
+def test_weights_as_other_programs_keep_them_are_written(tmp_path, layout):
+    """Both tables are one, the hash tables are slices of one, as in files of pickles. Slices that
+    do not overlap are not copied."""
+    blt = sharp_blt(replace(SHAPE, cross_attn_window_decoder=1, patcher=None))
+    stored = blt.state_dict()
+    tables = [name for name in stored if name.startswith("encoder_hash_tok_embedding")]
+    whole = torch.cat([stored[name] for name in tables])
+    stored |= zip(tables, whole.split(len(stored[tables[0]])), strict=True)
+    stored["local_decoder.output.weight"] = stored["local_encoder.tok_embeddings.weight"]
+    blt.load_state_dict(stored, assign=True)
+    apart = _apart(blt.state_dict())
+    assert all(apart[name].data_ptr() == stored[name].data_ptr() for name in tables)
+    save_blt(blt, tmp_path, layout=layout)
+    read = load_blt(tmp_path, device="cpu", dtype="stored").state_dict()
+    assert all(torch.equal(read[name], weight) for name, weight in stored.items())
+
+
 def test_own_layout_keeps_everything(tmp_path):
     rules = Patcher(1.5, "combined", 0.2, max_patch_length=9, published=True), None
     for patcher in rules:
@@ -171,9 +189,9 @@ def test_published_arguments_that_may_be_ignored(blt, tmp_path):
             {"encoder_hash_byte_group_nb_functions": 12},
             "encoder_hash_byte_group_nb_functions: at most 11",
         ),
-        ({"dim_global": "32"}, "cannot read the BLT"),
+        ({"dim_global": "32"}, "is no number"),
         ({"multiple_of": 0}, "multiple_of: must be 1 or more, got 0"),
-        ({"ffn_dim_multiplier": float("inf")}, "cannot read the BLT"),
+        ({"ffn_dim_multiplier": float("inf")}, "ffn_dim_multiplier: inf is no number"),
         ({"monotonicity": "false"}, "argument monotonicity='false' is neither true nor false"),
         (
             {"cross_attn_all_layers_decoder": "false"},
@@ -317,7 +335,7 @@ def test_files_that_cannot_be_read(blt, tmp_path):
     whole = pth.read_bytes()
     for broken in (whole[: len(whole) // 2], whole[:100], b"", b"no pickle"):
         pth.write_bytes(broken)
-        refused("cannot read the BLT")
+        refused("consolidated.pth: is no whole file of torch.save; copy or download it again")
     torch.save({"weights": {}}, pth)
     refused("consolidated.pth: has no weights by their names")
     pth.unlink()
@@ -331,10 +349,20 @@ def test_files_that_cannot_be_read(blt, tmp_path):
         weights.write_bytes(whole[:kept])
         refused("model.safetensors: is no whole safetensors file")
     weights.unlink()
-    refused("no .safetensors file")
+    refused("no .safetensors file$")
+    (tmp_path / "pytorch_model.bin").touch()
+    refused("no .safetensors file; pytorch_model.bin is a pickle: save the model anew")
     weights.write_bytes(whole)
     config.write_text(json.dumps({**good, "experts": 8}))
     refused("unknown argument 'experts'")
+    for wrong in ({"encoder_hash_byte_group_size": 3}, {"hidden_dim_global": "256"}):
+        config.write_text(json.dumps({**good, **wrong}))
+        refused(f"{next(iter(wrong))}: .* is no (list|whole number)")
+    for rule in ({}, [], "global"):
+        config.write_text(json.dumps({**good, "patcher": rule}))
+        refused("patcher|threshold")
+    config.write_text(json.dumps({k: v for k, v in good.items() if k != "norm_eps"}))
+    refused("config.json: lacks norm_eps; restore it from a copy")
     config.write_text(json.dumps({"args": {**ARGS, "dim_local_encoder": None}}))
     refused("dim_local")
     for text in ("{", "[]", json.dumps({"args": {}})):

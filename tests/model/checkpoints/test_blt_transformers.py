@@ -33,6 +33,7 @@ from model import (
     save_blt,
 )
 from model.blt_config import ROW_READING
+from model.checkpoints.blt_entropy_model import own_entropy_model
 from model.checkpoints.blt_transformers import to_transformers_config, to_transformers_weights
 from model.checkpoints.entropy_model import fingerprint
 from model.checkpoints.files import CheckpointError
@@ -122,6 +123,12 @@ def test_there_and_back(shape, with_entropy_model, entropy_model, tmp_path):
         if with_entropy_model:
             back = load_entropy_model(tmp_path / directory, device="cpu")
             assert fingerprint(back) == fingerprint(entropy_model)
+    # Whoever gives lengths switches the patcher off; it goes along as long as it is there.
+    values = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    off = json.dumps({**values, "patch_in_forward": False})
+    (tmp_path / "theirs" / "config.json").write_text(off)
+    held = tmp_path / "theirs" if with_entropy_model else None
+    assert own_entropy_model(tmp_path / "theirs") == held
 
 
 @torch.no_grad()
@@ -199,6 +206,17 @@ def test_what_transformers_alone_writes(entropy_model, tmp_path):
     close(load_blt(tmp_path, device="cpu")(tokens, lengths), expected)
     h, _, _ = theirs.model.patcher(tokens, use_cache=False)
     close(load_entropy_model(tmp_path, device="cpu").entropies(tokens), h)
+    # Under our own name and theirs, one of the two would be lost.
+    weights["local_encoder.tok_embeddings.weight"] = (
+        weights["model.local_encoder.embed_tokens.weight"] + 1
+    )
+    weights["model.patcher.tok_embeddings.weight"] = (
+        weights["model.patcher.embed_tokens.weight"] + 1
+    )
+    save_file(weights, tmp_path / "model.safetensors")
+    for load in (load_blt, load_entropy_model):
+        with pytest.raises(CheckpointError, match=r"tok_embeddings.weight: is there twice, as"):
+            load(tmp_path, device="cpu")
 
 
 def test_every_argument_is_one_that_transformers_knows(entropy_model):

@@ -26,7 +26,12 @@ from model import (
     load_entropy_model,
     save_entropy_model,
 )
-from model.checkpoints.entropy_model import FIRST_ARGUMENTS, CheckpointError, fingerprint
+from model.checkpoints.entropy_model import (
+    FIRST_ARGUMENTS,
+    CheckpointError,
+    fingerprint,
+    holds_entropy_model_alone,
+)
 from model.checkpoints.files import INDEX_FILE
 
 ARGS = {"dim": 32, "n_layers": 2, "n_heads": 2, "max_seqlen": 512, "vocab_size": 260}
@@ -113,6 +118,32 @@ def test_patcher_of_a_whole_transformers_blt(tmp_path):
     torch.testing.assert_close(h, expected, rtol=0, atol=1e-4)
 
 
+def test_a_published_training_of_an_entropy_model_is_told(tmp_path):
+    def alone(**params: Any) -> bool:
+        (tmp_path / "params.json").write_text(json.dumps(params))
+        return holds_entropy_model_alone(tmp_path)
+
+    blt_args = {"dim_global": 64}
+    for model in ({}, {"model": None}, {"model": {}}):
+        assert alone(entropy_model=PARAMS, **model)
+    assert alone(entropy_model=PARAMS, model=blt_args, train_entropy_model=True)
+    assert not alone(entropy_model=PARAMS, model=blt_args, train_entropy_model=False)
+    assert not alone(entropy_model=None, model=blt_args)
+
+
+@pytest.mark.parametrize("layout", ["own", "published", "transformers"])
+def test_weights_as_other_programs_keep_them_are_written(tiny, tmp_path, layout):
+    """Both tables are one, matrices are views, as in files of pickles."""
+    stored = {
+        name: w.T.contiguous().T if w.dim() == 2 else w for name, w in tiny.state_dict().items()
+    }
+    stored["output.weight"] = stored["tok_embeddings.weight"]
+    consolidated(tmp_path, PARAMS, stored)
+    read = load_entropy_model(tmp_path, device="cpu", dtype="stored")
+    save_entropy_model(read, tmp_path / "written", layout=layout)
+    assert fingerprint(load_entropy_model(tmp_path / "written", device="cpu")) == fingerprint(read)
+
+
 def test_url(tiny, tmp_path, monkeypatch):
     save_entropy_model(tiny, tmp_path / "saved")
     fsspec.filesystem("memory").put(str(tmp_path / "saved"), "/bucket/model", recursive=True)
@@ -186,7 +217,7 @@ def test_code_in_a_pickle_is_not_run(tiny, tmp_path, save):
     target = tmp_path / "owned"
     consolidated(tmp_path, PARAMS, {})
     save({"model": tiny.state_dict(), "x": Malicious(target)}, tmp_path / "consolidated.pth")
-    with pytest.raises(CheckpointError, match="cannot read the entropy model"):
+    with pytest.raises(CheckpointError, match=r"holds code, which is never run|no whole file"):
         load_entropy_model(tmp_path)
     assert not target.exists()
     pickle.loads(pickle.dumps(Malicious(target)))
@@ -217,10 +248,16 @@ def test_weights_that_do_not_fit(tiny, tmp_path, write: Write):
         (False, {"qk_norm": "l2"}, "qk_norm='l2' is not supported"),
         (False, {"head_dim": 8}, "head_dim: 8 times 2 heads is not dim 32"),
         (False, {"n_heads": 3}, "n_heads: 3 heads do not divide"),
-        (False, {"dim": "32"}, "cannot read the entropy model"),
+        (False, {"dim": "32"}, "dim: '32' is no number"),
+        (False, {"n_kv_heads": []}, r"n_kv_heads: \[\] is no whole number"),
+        (False, {"init_base_std": "0.1"}, "init_base_std: '0.1' is no number"),
         (True, {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         (True, {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         (True, {"head_dim": 8}, "head_dim=8 is not supported"),
+        (True, {"num_attention_heads": 3}, "n_heads: 3 heads do not divide"),
+        (True, {"num_attention_heads": None}, "n_heads: None is no whole number"),
+        (True, {"num_key_value_heads": "2"}, "n_kv_heads: '2' is no whole number"),
+        (True, {"intermediate_size": 256.0}, "hidden_dim: 256.0 is no whole number"),
     ],
 )
 def test_arguments_that_are_refused(tiny, tmp_path, theirs, more, message):
@@ -248,7 +285,7 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     whole = pth.read_bytes()
     for broken in (whole[: len(whole) // 2], whole[:100], b"", b"no pickle"):
         pth.write_bytes(broken)
-        refused("cannot read the entropy model")
+        refused("consolidated.pth: is no whole file of torch.save; copy or download it again")
     for other in ({"weights": {}}, {"model": {"a": 1}}, {"model": [1]}, torch.zeros(3), [1]):
         torch.save(other, pth)
         refused("consolidated.pth: has no weights by their names under the key 'model'")
@@ -262,7 +299,9 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
         weights.write_bytes(whole[:kept])
         refused("model.safetensors: is no whole safetensors file")
     weights.unlink()
-    refused("no .safetensors file")
+    refused("no .safetensors file$")
+    (tmp_path / "pytorch_model.bin").touch()
+    refused("no .safetensors file; pytorch_model.bin is a pickle: save the model anew")
     weights.write_bytes(whole)
     good = json.loads(config.read_text())
     config.write_text(json.dumps({**good, "experts": 8}))
@@ -275,6 +314,8 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     for wrong in (*odd, {"n_layers": True}, {"window": 2.5}):
         config.write_text(json.dumps({**good, **wrong}))
         refused(f"{next(iter(wrong))}: .* is no (whole )?number")
+    config.write_text(json.dumps({k: v for k, v in good.items() if k != "rope_theta"}))
+    refused("config.json: lacks rope_theta; restore it from a copy")
     config.write_text(json.dumps({**good, "format": "blt-titan/blt/1"}))
     refused("format 'blt-titan/blt/1' is not that of an entropy model")
     config.write_text(json.dumps(good))
@@ -283,10 +324,15 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
         refused("its weight_map does not name a file for each weight")
 
 
-def test_missing_directory(tmp_path):
+def test_missing_directory(tmp_path, monkeypatch):
     for missing in (tmp_path / "missing", "./missing/model", "missing", "~/missing", "a/b/c"):
         with pytest.raises(CheckpointError, match="no such directory, and not a hub id"):
             load_entropy_model(missing)
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/config.json").touch()
+    with pytest.raises(CheckpointError, match=r"^model/config.json: is a file; give the directory"):
+        load_entropy_model("model/config.json")
 
 
 @pytest.mark.slow

@@ -91,8 +91,12 @@ def test_frequencies_are_those_of_transformers():
             "argument partial_rotary_factor=0.5 is not supported",
         ),
         ({"hidden_size": None}, "argument hidden_size=None is no positive number"),
-        ({"rms_norm_eps": "x"}, "could not convert string to float: 'x'"),
+        ({"rope_parameters": "x"}, "argument rope_parameters='x' is not supported"),
+        ({"rms_norm_eps": "x"}, "norm_eps: 'x' is no number"),
+        ({"rms_norm_eps": None}, "norm_eps: None is no number"),
+        ({"num_key_value_heads": "2"}, "n_kv_heads_global: '2' is no whole number"),
         ({"num_attention_heads": 5}, "head_dim"),
+        ({"num_attention_heads": 5, "head_dim": None}, "n_heads_global: 5 heads do not divide"),
     ],
 )
 def test_what_our_blocks_lack_is_refused(change, message, tmp_path):
@@ -113,6 +117,7 @@ def test_weights_that_do_not_fit(tmp_path):
             r"w3.weight has shape \(511, 48",
         ),
         ({**good, up: good[up].to(torch.int8)}, "has dtype torch.int8, not a float"),
+        ({**good, up.removeprefix("model."): good[up] + 1}, r"up_proj.weight: is there twice, as"),
     ):
         save_file(weights, file)
         with pytest.raises(CheckpointError, match=message):

@@ -77,6 +77,12 @@ def test_the_corpus_beside_published_shards_is_left_out(tmp_path):
     assert [file.name for file in inputs.files] == [names[1]]
     reasons = set(inputs.unread.values())
     assert len(inputs.unread) == 2 and reasons == {"beside published shards, without entropies"}
+    # Entropies are adopted wherever they are; chunks that shards name have none.
+    (tmp_path / "more.jsonl").write_text('{"text": "a", "entropies": [1, 1, 1]}\n')
+    more = find_inputs(config.input)
+    leave_out_texts(more, config)
+    assert [file.name for file in more.files] == [names[1], "more.jsonl"]
+    (tmp_path / "more.jsonl").unlink()
     (tmp_path / names[1]).unlink()
     alone = find_inputs(config.input)
     leave_out_texts(alone, config)

@@ -32,7 +32,8 @@ def test_entropies_of_any_kind_of_numbers(kind):
         ([*H[:-1], None], "is no list of numbers"),
         (["1.0"] * 6, "is no list of numbers"),
         ([[1.0]] * 6, "is no list of numbers"),
-        ([True] * 6, "is no list of numbers"),
+        ([True] * 6, "holds true or false, which are no numbers"),
+        ([*H[:-1], True], "holds true or false, which are no numbers"),
         ("[1, 2, 3]", "is no list of numbers"),
         (b"[1, 2, 3]", "is no list of numbers"),
         (None, "is null"),
@@ -82,6 +83,7 @@ def test_patch_lengths_of_bytes_or_of_tokens(value, lengths):
         ([[0, 3], [3, 4]], "is no list of numbers"),
         ([[0, 3], [3]], "is no list of numbers"),
         ([3, None], "is no list of numbers"),
+        ([True, 3], "holds true or false, which are no numbers"),
         (None, "is null"),
     ],
 )
