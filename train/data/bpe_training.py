@@ -8,8 +8,6 @@ from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.tiktoken_ranks import LLAMA3_WORDS
 
-BYTES = 256
-
 
 def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
     """Documents from the beginning of every shard, in all about ``size`` bytes: each shard gives as
