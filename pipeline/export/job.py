@@ -17,7 +17,8 @@ from pipeline.errors import ConfigError, DamagedShardError
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import Piece, export_shard, plan_export, verify_file
 from pipeline.export.exported_file import ExportedFile
-from pipeline.export.layouts import LAYOUTS, Layout
+from pipeline.export.layout import Layout
+from pipeline.export.layouts import LAYOUTS
 from pipeline.export.manifest import write_export_manifest
 from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.manifest import validation_of
