@@ -8,14 +8,11 @@ costs what a patch costs there. Flags of the shape fit their costs to others'.
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-from torchtitan.protocols.model import BaseModel
 from torchtitan.protocols.model_spec import ModelSpec
 
 from model.blt_config import BLT_SIZES
 from model.entropy_model_config import EntropyModelConfig
 from model.token_transformer import TokenTransformer, TokenTransformerConfig
-from model.training_flops import training_flops
 from train.model_spec import TrainedEntropyModel, TrainedModel, plain_spec
 
 
@@ -43,17 +40,8 @@ class TrainedTokenTransformer(TokenTransformer, TrainedModel):
     """The token transformer as one of torchtitan's models."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(BaseModel.Config):
+    class Config(TrainedModel.Config):
         shape: TokenTransformerConfig
-
-        def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-            """Change nothing: the shape does not depend on the training's settings."""
-
-        def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-            """The number of parameters, and training FLOPs per byte at 4.5 bytes per token; the
-            metrics use the measured size instead."""
-            flops = training_flops(self.shape, patch_size=4.5, context=seq_len)
-            return sum(p.numel() for p in model.parameters()), round(sum(flops.values()))
 
     def __init__(self, config: Config):
         super().__init__(config.shape)

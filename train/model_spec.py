@@ -36,6 +36,19 @@ ENTROPY_SIZES = {
 class TrainedModel(BaseModel):
     """Methods that torchtitan requires of a model beside ``forward``."""
 
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseModel.Config):
+        shape: Any
+
+        def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
+            """Change nothing: the shape does not depend on the training's settings."""
+
+        def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
+            """The number of parameters, and training FLOPs per byte at 4.5 bytes per patch or
+            token; the metrics use the measured size instead."""
+            flops = training_flops(self.shape, patch_size=4.5, context=seq_len)
+            return sum(p.numel() for p in model.parameters()), round(sum(flops.values()))
+
     def verify_module_protocol(self) -> None:
         """Verify nothing: ``model/`` is plain PyTorch and has none of torchtitan's modules."""
 
@@ -73,17 +86,8 @@ class TrainedBLT(BLT, TrainedModel):
     """BLT as one of torchtitan's models."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(BaseModel.Config):
+    class Config(TrainedModel.Config):
         shape: BLTConfig
-
-        def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-            """Change nothing: the shape does not depend on the training's settings."""
-
-        def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-            """The number of parameters, and training FLOPs per byte at 4.5 bytes per patch; the
-            metrics use the measured patch size instead."""
-            flops = training_flops(self.shape, patch_size=4.5, context=seq_len)
-            return sum(p.numel() for p in model.parameters()), round(sum(flops.values()))
 
     def __init__(self, config: Config):
         super().__init__(config.shape)
@@ -99,16 +103,8 @@ class TrainedEntropyModel(EntropyModel, TrainedModel):
     """The entropy model as one of torchtitan's models."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(BaseModel.Config):
+    class Config(TrainedModel.Config):
         shape: EntropyModelConfig
-
-        def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
-            """Change nothing: the shape does not depend on the training's settings."""
-
-        def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-            """The number of parameters, and training FLOPs per byte."""
-            flops = training_flops(self.shape, patch_size=1, context=seq_len)
-            return sum(p.numel() for p in model.parameters()), round(sum(flops.values()))
 
     def __init__(self, config: Config):
         super().__init__(config.shape)

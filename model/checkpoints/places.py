@@ -37,16 +37,7 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
             directory = Path(temporary, "checkpoint")
             directory.mkdir()
             try:
-                filesystem, path = fsspec.core.url_to_fs(source)
-                # An entropy model may lie in a directory below.
-                files = filesystem.find(path, maxdepth=2)
-                if not files:
-                    raise FileNotFoundError("there are no files there")
-                for file in files:
-                    target = Path(directory, file.removeprefix(path).lstrip("/"))
-                    if target.suffix in (".json", ".safetensors", ".pth"):
-                        target.parent.mkdir(exist_ok=True)
-                        filesystem.get_file(file, str(target))
+                _copy_files(source, directory)
             except Exception as error:  # each filesystem has its own; all mean the same here
                 raise CheckpointError(f"cannot read the {what} in {source}: {error}") from error
             yield directory
@@ -60,6 +51,20 @@ def local_directory(what: str, source: str) -> Iterator[Path]:
         yield Path(download(source.removeprefix("hf://")))
     else:
         raise CheckpointError(f"{source}: {NO_SUCH}")
+
+
+def _copy_files(url: str, directory: Path) -> None:
+    """Copy the files of a checkpoint from a URL."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    # An entropy model may lie in a directory below.
+    files = filesystem.find(path, maxdepth=2)
+    if not files:
+        raise FileNotFoundError("there are no files there")
+    for file in files:
+        target = Path(directory, file.removeprefix(path).lstrip("/"))
+        if target.suffix in (".json", ".safetensors", ".pth"):
+            target.parent.mkdir(exist_ok=True)
+            filesystem.get_file(file, str(target))
 
 
 def holds_weights(directory: str | Path) -> bool:

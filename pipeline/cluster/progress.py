@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
+from rich.progress import Progress as Bar
 
 from pipeline.cli.progress_bar import LINE_SECONDS, Rate, progress_bar, progress_line
 from pipeline.cli.progress_json import EVERY_SECONDS, LINES
@@ -173,6 +174,57 @@ class Reporter:
         self._worker.progress.say(message)
 
 
+class _Display:
+    """What is shown of a stage: each look shows what came since the one before."""
+
+    def __init__(
+        self,
+        console: Console,
+        bar: Bar,
+        estimates: Mapping[int, int],
+        done: Mapping[int, int],
+        progress: Progress,
+    ):
+        self.finished: deque[tuple[int, WorkCounts]] = deque()
+        """Pieces since the last look, and what was done of them."""
+        self._console, self._bar, self._progress = console, bar, progress
+        self._task = bar.add_task(progress.doing, completed=sum(done.values()))
+        self._sums, self._rate = StageSums(estimates, done), Rate()
+        self._said: dict[str, float] = {}
+        """When each message came last."""
+        self._began = self._last_line = self._last_json = self._last_gauges = time.monotonic()
+
+    def look(self, *, is_last: bool) -> None:
+        """Ask what was done, and show it."""
+        reported: dict[int, WorkCounts] = {}
+        messages: list[str] = []
+        with suppress(ray.exceptions.RayError):  # it is being started again
+            reported, messages = self._progress.get()
+        for piece, counts in reported.items():
+            self._sums.report(piece, counts)
+        while self.finished:
+            self._sums.finish(*self.finished.popleft())
+        now = time.monotonic()
+        for message in messages:
+            said_at, self._said[message] = self._said.get(message, -SILENCE_SECONDS), now
+            if now - said_at > SILENCE_SECONDS:
+                self._console.print(message, highlight=False, markup=False)
+        doing = self._progress.doing
+        state = self._sums.state(doing, now - self._began, self._rate)
+        completed, left = state.counts.bytes, state.bytes_left
+        self._bar.update(self._task, completed=completed, total=completed + left)
+        if not self._console.is_terminal and now - self._last_line > LINE_SECONDS:
+            self._last_line = now
+            line = progress_line(doing, completed, left, self._rate)
+            self._console.print(line, highlight=False)
+        if now - self._last_gauges > REPORT_SECONDS or is_last:
+            self._last_gauges = now
+            show_state(state)
+        if now - self._last_json > EVERY_SECONDS or is_last:
+            self._last_json = now
+            LINES.write(state)
+
+
 @contextmanager
 def show_progress(
     console: Console,
@@ -190,50 +242,20 @@ def show_progress(
     Yields:
         a function to call with each piece that is finished and what was done of it.
     """
-    finished: deque[tuple[int, WorkCounts]] = deque()  # since the last look
     stop = threading.Event()
     with progress_bar(console) as bar:
-        task = bar.add_task(progress.doing, completed=sum(done.values()))
+        display = _Display(console, bar, estimates, done, progress)
 
         def show() -> None:
-            began = last_line = last_json = last_gauges = time.monotonic()
-            rate = Rate()
-            sums = StageSums(estimates, done)
-            said: dict[str, float] = {}
             goes_on = True
             while goes_on:
                 goes_on = not stop.wait(POLL_SECONDS)
-                reported: dict[int, WorkCounts] = {}
-                messages: list[str] = []
-                with suppress(ray.exceptions.RayError):  # it is being started again
-                    reported, messages = progress.get()
-                for piece, counts in reported.items():
-                    sums.report(piece, counts)
-                while finished:
-                    sums.finish(*finished.popleft())
-                now = time.monotonic()
-                for message in messages:
-                    said_at, said[message] = said.get(message, -SILENCE_SECONDS), now
-                    if now - said_at > SILENCE_SECONDS:
-                        console.print(message, highlight=False, markup=False)
-                state = sums.state(progress.doing, now - began, rate)
-                completed, left = state.counts.bytes, state.bytes_left
-                bar.update(task, completed=completed, total=completed + left)
-                if not console.is_terminal and now - last_line > LINE_SECONDS:
-                    last_line = now
-                    line = progress_line(progress.doing, completed, left, rate)
-                    console.print(line, highlight=False)
-                if now - last_gauges > REPORT_SECONDS or not goes_on:
-                    last_gauges = now
-                    show_state(state)
-                if now - last_json > EVERY_SECONDS or not goes_on:
-                    last_json = now
-                    LINES.write(state)
+                display.look(is_last=not goes_on)
 
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
         try:
-            yield lambda piece, counts: finished.append((piece, counts))
+            yield lambda piece, counts: display.finished.append((piece, counts))
         finally:
             stop.set()
             thread.join()

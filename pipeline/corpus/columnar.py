@@ -8,21 +8,19 @@ What a file states about its sizes is looked at before it is decoded: see
 import functools
 import io
 import os
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.arrays import array_bytes, array_values, is_list_of_numbers
-from pipeline.corpus.fields import column_of, listed, schema_names, type_of
+from pipeline.corpus.batch_rows import batch_rows
+from pipeline.corpus.fields import listed, schema_names, type_of
 from pipeline.corpus.headers.ipc_messages import MessageWatch, check_start
-from pipeline.corpus.headers.limits import MOST_VALUES, STEP_BYTES, most_bytes, most_rows
+from pipeline.corpus.headers.limits import most_bytes, most_rows
 from pipeline.corpus.headers.parquet_footer import Footer, leaves_of
 from pipeline.corpus.headers.parquet_pages import PageWatch
-from pipeline.corpus.row_bytes import BEYOND, VALUE_BYTES, is_plain, row_bytes
-from pipeline.corpus.values import stored_values, values
+from pipeline.corpus.row_bytes import is_plain
 from pipeline.errors import BadFileError
 
 READ_BYTES = 4 << 20
@@ -93,7 +91,7 @@ def parquet_rows(
         repeating = (p for p in places if p.leaf.is_list and p.leaf.is_text and not p.in_deltas)
         parquet = opened(tuple(place.leaf.path for place in repeating))
         for batch in _batches(parquet, watch, i, columns):
-            for row in _rows(batch, columns, max_document_bytes, numbers, plain=plain):
+            for row in batch_rows(batch, columns, max_document_bytes, numbers, plain=plain):
                 yield str(position), row
                 position += 1
             del batch  # before the next is decoded
@@ -173,7 +171,7 @@ def arrow_rows(
     for i, batch in enumerate(batches, start):
         _check_buffers(batch)
         for number, row in enumerate(
-            _rows(batch, columns, max_document_bytes, numbers, plain=plain)
+            batch_rows(batch, columns, max_document_bytes, numbers, plain=plain)
         ):
             yield f"{i}:{number}", row
         del batch  # before the next is decoded
@@ -274,86 +272,3 @@ def _check_columns(schema: pa.Schema, columns: Sequence[str]) -> bool:
     if text not in TEXT_TYPES:
         raise BadFileError(f"column {columns[0]!r} is {text}, not a string")
     return all(is_plain(type_of(schema, name)) for name in columns)
-
-
-def _rows(
-    batch: pa.RecordBatch,
-    columns: Sequence[str],
-    max_document_bytes: int,
-    numbers: Collection[str],
-    *,
-    plain: bool,
-) -> Iterator[dict[str, Any] | str]:
-    """Rows as dicts, a few at a time: Python values take more room than Arrow's, and a few bytes of
-    a file can stand for many.
-
-    Args:
-        plain: no column holds such values.
-    """
-    for start in range(0, batch.num_rows, 1024):
-        piece = batch.slice(start, 1024)
-        by_name = {name: column_of(piece, name) for name in columns}
-        steps: Iterable[tuple[int, int]] = [(0, piece.num_rows)]
-        problems: dict[int, str] = {}
-        arrays = {name for name in numbers if is_list_of_numbers(by_name[name].type)}
-        converted: dict[str, Callable[[Any], list[Any]]] = dict.fromkeys(columns, stored_values)
-        converted |= {columns[0]: values} | dict.fromkeys(arrays, array_values)
-        if not plain or piece.nbytes > STEP_BYTES:
-            sizes = {
-                name: array_bytes(column) if name in arrays else row_bytes(column)
-                for name, column in by_name.items()
-            }
-            problems = _too_long(sizes, columns[0], max_document_bytes, arrays)
-            steps = _steps(np.sum(list(sizes.values()), 0), problems)
-        for first, last in steps:
-            if first in problems:
-                yield problems[first]
-                continue
-            whole = last - first == piece.num_rows
-            lists = {
-                name: converted[name](column if whole else column.slice(first, last - first))
-                for name, column in by_name.items()
-            }
-            for i in range(last - first):
-                yield {name: of_column[i] for name, of_column in lists.items()}
-
-
-def _too_long(
-    sizes: Mapping[str, np.ndarray],
-    text: str,
-    max_document_bytes: int,
-    arrays: Collection[str] = (),
-) -> dict[int, str]:
-    """By row, what is too long to be made of it; arrays have no more numbers than a text tokens."""
-    longest = most_bytes(max_document_bytes) // 8
-    problems: dict[int, str] = {}
-    for name, sizes_R in sizes.items():
-        limit = max_document_bytes + VALUE_BYTES if name == text else longest
-        if name in arrays:
-            limit = 8 * (max_document_bytes + 2) + VALUE_BYTES
-        for row in np.flatnonzero(sizes_R > limit).tolist():
-            size = f"{sizes_R[row]:,} bytes"
-            if sizes_R[row] >= BEYOND:
-                size = f"more than {MOST_VALUES:,} values"
-            reason = f"{name!r} holds {size}, and {limit:,} bytes are read at most"
-            if name == text:
-                reason = f"longer than {max_document_bytes} bytes"
-            problems.setdefault(row, f"{reason} (--max-document-bytes)")
-    return problems
-
-
-def _steps(sizes: np.ndarray, alone: Container[int]) -> Iterator[tuple[int, int]]:
-    """First and last+1 of neighbouring rows, together of about STEP_BYTES or one row.
-
-    Args:
-        alone: rows that are not put together with others.
-    """
-    first = total = 0
-    for i, size in enumerate(sizes.tolist()):
-        if i > first and (total + size > STEP_BYTES or i in alone or i - 1 in alone):
-            yield first, i
-            first = i
-            total = 0
-        total += size
-    if len(sizes):
-        yield first, len(sizes)

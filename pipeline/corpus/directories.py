@@ -90,17 +90,7 @@ class Directories:
         if name == MANIFEST:
             self._have_manifests.add(directory)
         if name in (MANIFEST, RECORD) and directory not in self._prepared:
-            kind = _kind_of_output(file)
-            if kind == PREPARE:
-                self._prepared.add(directory)
-                if self._is_directory:
-                    self._chunks |= prepared_chunks(directory) or {}
-                    if (validation := prepared_validation(directory)) is not None:
-                        self.held_out[validation[0]] = validation[1]
-            elif kind == "shards":
-                self._shard_sets.add(directory)
-            elif kind == EXPORT:
-                self._exports.add(directory)
+            self._know_output(directory, _kind_of_output(file))
         elif name == ".gitattributes" or (name == "README.md" and _has_front_matter(file)):
             self._hub_copies.add(directory)
         elif "/.cache/huggingface/" in file.url:
@@ -116,10 +106,28 @@ class Directories:
         elif name == "dataset_dict.json":
             splits = _json(file).get("splits")
             if isinstance(splits, list) and len(splits) > 1:
-                if "train" not in splits:
-                    raise _no_train(directory, splits, "the directory of one of them")
-                others = (f"{directory}/{split}" for split in splits if split != "train")
-                self._other_splits |= set(others)
+                self._know_splits(directory, splits)
+
+    def _know_output(self, directory: str, kind: str | None) -> None:
+        if kind == PREPARE:
+            self._prepared.add(directory)
+            if self._is_directory:
+                self._chunks |= prepared_chunks(directory) or {}
+                if (validation := prepared_validation(directory)) is not None:
+                    self.held_out[validation[0]] = validation[1]
+        elif kind == "shards":
+            self._shard_sets.add(directory)
+        elif kind == EXPORT:
+            self._exports.add(directory)
+
+    def _know_splits(self, directory: str, splits: list[Any]) -> None:
+        """
+        Raises:
+            ConfigError: none of the splits that were saved together is for training.
+        """
+        if "train" not in splits:
+            raise _no_train(directory, splits, "the directory of one of them")
+        self._other_splits |= {f"{directory}/{split}" for split in splits if split != "train"}
 
     def _know_built_splits(self, files: Iterable[InputFile]) -> None:
         """Know the files in the cache of the ``datasets`` library: ``NAME-SPLIT.arrow``, and

@@ -177,19 +177,7 @@ def read_lines(
         file: at its beginning; seekable unless ``start`` is 0.
         stop: None: to the end.
     """
-    offset = start
-    if start:
-        # The byte before tells whether a line begins exactly at `start`.
-        file.seek(start - 1)
-        offset = start - 1
-        for block in _blocks(file):
-            newline = block.find(b"\n")
-            offset += len(block) if newline < 0 else newline + 1
-            if newline >= 0:
-                break
-        else:
-            return
-        file.seek(offset)
+    offset = _seek_line(file, start) if start else 0
     line, length = bytearray(), 0
     for block in _blocks(file):
         at = 0
@@ -221,6 +209,21 @@ def read_lines(
                 length = 0
     if length:
         yield offset, bytes(line) if length <= max_bytes else None
+
+
+def _seek_line(file: io.BufferedIOBase, start: int) -> int:
+    """Go to the first line that begins at ``start`` or later; returns its offset, or the end of a
+    file that has none."""
+    # The byte before tells whether a line begins exactly at `start`.
+    offset = start - 1
+    file.seek(offset)
+    for block in _blocks(file):
+        newline = block.find(b"\n")
+        offset += len(block) if newline < 0 else newline + 1
+        if newline >= 0:
+            break
+    file.seek(offset)
+    return offset
 
 
 def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:

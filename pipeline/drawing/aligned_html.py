@@ -31,8 +31,6 @@ NARROWEST = 12
 30, and a line and the first word of the next together are longer than that."""
 MOST_SHOWN = 20_000
 """Bytes that are looked at, at most."""
-MOST_ROWS = 26
-"""Each has a letter."""
 
 # Room below lines is padding: Gradio takes the margin from whatever is the last child of another.
 ALIGNED_CSS = """
@@ -82,7 +80,7 @@ def aligned_html(data: bytes, rows: Sequence[Row]) -> tuple[str, int]:
 
     Args:
         data: UTF-8; its beginning is shown.
-        rows: at least one, at most MOST_ROWS.
+        rows: at least one.
 
     Returns:
         HTML, and how many bytes of the text it shows.

@@ -208,15 +208,7 @@ def fill_rows(
     if starts_T is not None:
         starts_X = starts_T[at_X]
         starts_X[begin_W] = starts_X[begin_W + 1] = True
-        # A row begins with a window, and a window with a patch: no patch lies in two rows.
-        (first_P,) = starts_X.nonzero()
-        before_R = np.searchsorted(first_P, first_R)
-        patches_R = np.diff(before_R, append=len(first_P))
-        row_P = np.repeat(np.arange(len(stop_R)), patches_R)
-        room = size.patches if size else int(patches_R.max())
-        patch_lengths_RP = np.zeros((len(stop_R), room), np.int32)
-        column_P = np.arange(len(first_P)) - before_R[row_P]
-        patch_lengths_RP[row_P, column_P] = np.diff(first_P, append=total)
+        patches_R, patch_lengths_RP = _patches_of_rows(starts_X, first_R, size)
     new_X = number_X - np.repeat(begin_W, lengths_W) >= np.repeat(known_W, lengths_W)
     new_X[end_W - 1] = False
     return Rows(
@@ -229,3 +221,24 @@ def fill_rows(
         at_N=at_X[new_X],
         place_N=place_X[new_X],
     )
+
+
+def _patches_of_rows(
+    starts_X: np.ndarray, first_R: np.ndarray, size: RowSize | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number of patches of each row, and their lengths, padded with 0.
+
+    Args:
+        starts_X: marks the tokens that start a patch. A row begins with a window, and a window
+            with a patch: no patch lies in two rows.
+        first_R: index of each row's first token.
+    """
+    (first_P,) = starts_X.nonzero()
+    before_R = np.searchsorted(first_P, first_R)
+    patches_R = np.diff(before_R, append=len(first_P))
+    row_P = np.repeat(np.arange(len(first_R)), patches_R)
+    room = size.patches if size else int(patches_R.max())
+    patch_lengths_RP = np.zeros((len(first_R), room), np.int32)
+    column_P = np.arange(len(first_P)) - before_R[row_P]
+    patch_lengths_RP[row_P, column_P] = np.diff(first_P, append=len(starts_X))
+    return patches_R, patch_lengths_RP

@@ -12,8 +12,8 @@ from pyarrow import Schema
 
 from pipeline.export.exported_file import ExportedFile
 from pipeline.report.config import CONTEXT_BYTES, TARGETS
-from pipeline.report.figures import set_figures
 from pipeline.report.set_counts import Provenance, SetCounts
+from pipeline.report.set_figures import set_figures
 from pipeline.shards.format import ENTROPIES, PATCH_LENGTHS, SAMPLE_ID, TEXT
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.errors import BadFileError, PipelineError, translated
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile, RowsHash
-from pipeline.export.layouts import Layout
+from pipeline.export.layout import Layout
 from pipeline.patches import recut
 from pipeline.shards.entries import Shard
 from pipeline.shards.format import read_patches, with_patches

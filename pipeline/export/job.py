@@ -17,7 +17,8 @@ from pipeline.errors import ConfigError, DamagedShardError
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import Piece, export_shard, plan_export, verify_file
 from pipeline.export.exported_file import ExportedFile
-from pipeline.export.layouts import LAYOUTS, Layout
+from pipeline.export.layout import Layout
+from pipeline.export.layouts import LAYOUTS
 from pipeline.export.manifest import write_export_manifest
 from pipeline.export.record import ExportRun, committed_files
 from pipeline.shards.manifest import validation_of
@@ -51,17 +52,23 @@ class ExportShardsResult:
     seconds: float
 
 
+class _Export(NamedTuple):
+    """A shard set, and how and where it is exported."""
+
+    shards: ShardSet
+    layout: Layout
+    config: ExportShardsConfig
+    output: OutputDirectory
+
+
 class _Shared(NamedTuple):
     """Values that all pieces of an export need."""
 
     rows: pa.RecordBatch
     """The pieces' shards. The workers of a node share the memory of columns."""
     paths: pa.Array
-    shards: ShardSet
-    """Without its entries."""
-    layout: Layout
-    config: ExportShardsConfig
-    output: OutputDirectory
+    export: _Export
+    """Its shard set lacks the entries."""
 
 
 def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsResult:
@@ -71,24 +78,18 @@ def export_shards(config: ExportShardsConfig, console: Console) -> ExportShardsR
         PipelineError: the job cannot begin or continue; what is committed stays.
     """
     config.check()
-    layout = LAYOUTS[config.format]
-    flag = layout.output_flag
-    shards, output = _open(layout, config)
-    held_out = validation_of(shards.output.url)
+    export = _open(config)
+    held_out = validation_of(export.shards.output.url)
     if OutputDirectory(held_out).exists(MANIFEST):
         note = f"not exported: the validation set, which --shards {held_out} exports"
         print_line(console, note)
-    with progress_lines(config.progress_json), held(output, flag, console):
-        return _export_shards(config, layout, shards, output, console)
+    flag = export.layout.output_flag
+    with progress_lines(config.progress_json), held(export.output, flag, console):
+        return _export_shards(export, console)
 
 
-def _export_shards(
-    config: ExportShardsConfig,
-    layout: Layout,
-    shards: ShardSet,
-    output: OutputDirectory,
-    console: Console,
-) -> ExportShardsResult:
+def _export_shards(export: _Export, console: Console) -> ExportShardsResult:
+    shards, layout, config, output = export
     flag = layout.output_flag
     pieces = plan_export(shards, layout, config)
     run = ExportRun.plan(pieces, shards, config)
@@ -103,7 +104,7 @@ def _export_shards(
     names = {piece.entry.name for piece in pieces}
     done, statistics = committed_files(names, layout, output)
     waiting = [i for i, piece in enumerate(pieces) if piece.entry.name not in done]
-    failures = _export(waiting, pieces, shards, layout, config, output, console)
+    failures = _export_pieces(export, pieces, waiting, console)
     if waiting:
         done, statistics = committed_files(names, layout, output)
     files = [done[piece.entry.name] for piece in pieces if piece.entry.name in done]
@@ -114,7 +115,7 @@ def _export_shards(
     last = {MANIFEST, *layout.card_files[:1], *beside}
     if complete and (waiting or not last <= output.sizes().keys()):
         write_export_manifest(files, statistics, shards, layout, config, output)
-    problems = _verify(files, layout, config, output, console) if config.verify else []
+    problems = _verify(export, files, console) if config.verify else []
     pushed = 0
     if complete and not problems:
         sizes = output.sizes()
@@ -135,12 +136,13 @@ def _export_shards(
     )
 
 
-def _open(layout: Layout, config: ExportShardsConfig) -> tuple[ShardSet, OutputDirectory]:
+def _open(config: ExportShardsConfig) -> _Export:
     """The shard set, and the directory that takes its export.
 
     Raises:
         ConfigError: one of them cannot be used; names the flag.
     """
+    layout = LAYOUTS[config.format]
     flag = layout.output_flag
     shards = named_set(config.shards)
     config.check_shards(shards)
@@ -150,17 +152,11 @@ def _open(layout: Layout, config: ExportShardsConfig) -> tuple[ShardSet, OutputD
     output = OutputDirectory(directory)
     if f"{output.url}/".startswith(f"{shards.output.url}/"):
         raise ConfigError(f"{flag} {directory}: lies in the shard set; choose another place")
-    return shards, output
+    return _Export(shards, layout, config, output)
 
 
-def _export(
-    waiting: list[int],
-    pieces: list[Piece],
-    shards: ShardSet,
-    layout: Layout,
-    config: ExportShardsConfig,
-    output: OutputDirectory,
-    console: Console,
+def _export_pieces(
+    export: _Export, pieces: list[Piece], waiting: list[int], console: Console
 ) -> list[str]:
     """Export the waiting shards; returns what is wrong with damaged ones."""
     outcome = run_stage(
@@ -170,14 +166,11 @@ def _export(
         _Shared(
             shard_rows([piece.entry for piece in pieces]),
             pa.array([piece.path for piece in pieces], pa.string()),
-            shards.without_entries(),
-            layout,
-            config,
-            output,
+            export._replace(shards=export.shards.without_entries()),
         ),
         console,
         done={i: pieces[i].entry.bytes for i in set(range(len(pieces))).difference(waiting)},
-        workers=config.num_workers,
+        workers=export.config.num_workers,
     )
     return list(outcome.messages.values())
 
@@ -186,22 +179,18 @@ def _export_piece(number: int, shared: _Shared, report: Reporter) -> str | None:
     """Export one shard; returns what is wrong with it if it is damaged."""
     (entry,) = as_shards(shared.rows.slice(number, 1))
     piece = Piece(entry, shared.paths[number].as_py())
+    shards, layout, config, output = shared.export
     try:
-        export_shard(shared.shards, piece, shared.layout, shared.config, shared.output)
+        export_shard(shards, piece, layout, config, output)
     except DamagedShardError as error:
         return str(error)
     report.count(WorkCounts(entry.bytes, entry.documents))
     return None
 
 
-def _verify(
-    files: list[ExportedFile],
-    layout: Layout,
-    config: ExportShardsConfig,
-    output: OutputDirectory,
-    console: Console,
-) -> list[str]:
+def _verify(export: _Export, files: list[ExportedFile], console: Console) -> list[str]:
     """Read all files back; returns what is wrong with them."""
+    _, layout, config, output = export
     outcome = run_stage(
         "verifying",
         _verify_file,

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.export.config import ExportShardsConfig
 from pipeline.export.exported_file import ExportedFile
-from pipeline.export.layouts import Layout
+from pipeline.export.layout import Layout
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.checked_json import to_checked_json

@@ -10,7 +10,8 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import Piece
 from pipeline.export.exported_file import ENTRIES, ExportedFile
 from pipeline.export.hub_upload import PUSHED
-from pipeline.export.layouts import LAYOUTS, Layout
+from pipeline.export.layout import Layout
+from pipeline.export.layouts import LAYOUTS
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.lease import LEASES

@@ -4,7 +4,6 @@ A new run is planned, fitted and calibrated, then recorded; a rerun is checked a
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +26,10 @@ from model.patcher import Patcher
 from model.provenance import EntropyModelIdentity
 from model.tokenizer import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from pipeline.cli.progress_bar import amount_text
-from pipeline.cli.results import print_line
 from pipeline.cluster.connect import in_ray
 from pipeline.cluster.plan_splits import plan_files, splits_of, text_bytes
 from pipeline.corpus.ids import Ids
-from pipeline.corpus.lines import COMPRESSIONS
-from pipeline.corpus.splits import FilePlan, Split, Unit, size_of_splits, units_of
+from pipeline.corpus.splits import Split, size_of_splits, units_of
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch.calibrate import Calibration, calibrate
 from pipeline.patch.collect import committed_shards
@@ -40,11 +37,17 @@ from pipeline.patch.config import NGRAM, PatchCorpusConfig
 from pipeline.patch.devices import gpus_per_worker, workers_compute_in
 from pipeline.patch.fit_ngram import fit_ngram, sample_documents
 from pipeline.patch.patch_split import AnyScorer, Source
+from pipeline.patch.printed import (
+    print_calibration,
+    print_columns,
+    print_largest,
+    print_threshold,
+)
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
 from pipeline.patch.scoring import AnyEntropyModel, Scorer
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredEntropies, StoredScorer
-from pipeline.shards.format import ENTROPIES, shard_schema
+from pipeline.shards.format import shard_schema
 from pipeline.shards.manifest import validation_of
 from pipeline.shards.shard_set import TOKENIZER_FILE
 from pipeline.storage.listing import InputFile
@@ -59,11 +62,6 @@ LEAST_SPLIT, LARGEST_LEAST = 128 << 10, 8 << 20
 COSTLY_FLOPS, MOST_CALIBRATIONS = 1e6, 8
 """FLOPs per byte up to which a calibration may score more than --calibration-bytes, in proportion,
 and how many times as much, at most."""
-TOLERANCE = 0.005
-"""Relative difference from --target-patch-size from which on the nearest threshold is said to miss
-it."""
-MUCH_LARGER = 8
-"""Times the size of splits from which on a file that cannot be cut is named."""
 
 
 def load_fitted_model(output: OutputDirectory) -> AnyEntropyModel:
@@ -113,8 +111,8 @@ def begin_run(
     if config.overwrite:  # only now: a wrong flag must not cost the earlier result
         for made in (OutputDirectory(validation_of(output.url)), output):
             PatchRun.remove(made)
-    _say_columns(config, plans, ids, console)
-    _say_largest(units, split_bytes, console)
+    print_columns(config, plans, ids, console)
+    print_largest(units, split_bytes, console)
     if model is None or config.calibrates:
         sent = ray.put(splits)  # once: of many small files they are many megabytes
     if model is None:
@@ -131,7 +129,7 @@ def begin_run(
         scorer = scorer_of(model, patcher, config)
         calibration: Calibration = in_ray(_calibrate, gpus, scorer, gpus, computed_in, sent, config)
         patcher = calibration.patcher
-        _say_calibration(calibration, cast(float, config.target_patch_size), console)
+        print_calibration(calibration, cast(float, config.target_patch_size), console)
     if config.bpe is not None:
         output.write(TOKENIZER_FILE, config.bpe.content)
     tokenizer = {"offset": BYTE_OFFSET, "bos": BOS_ID, "eos": EOS_ID, "vocabulary": VOCAB_SIZE}
@@ -146,7 +144,7 @@ def begin_run(
     }
     run = PatchRun(files, units, _content(config, described), provenance, split_bytes)
     run.begin(output)
-    _print_threshold(config, run, console)
+    print_threshold(config, run, console)
     return run, model
 
 
@@ -162,50 +160,11 @@ def _split_bytes(config: ShardsConfig, files: list[InputFile], model: Source | N
     return size_of_splits(estimate, len(files), least, config.split_bytes)
 
 
-def _say_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> None:
-    """Say if one worker may be busy long after the others, with a file that cannot be cut."""
-    largest = max((split for unit in units for split in unit), key=lambda s: s.size, default=None)
-    if largest is not None and largest.size > MUCH_LARGER * split_bytes and len(units) > 1:
-        what = "a compressed file" if largest.file.typed_name.endswith(COMPRESSIONS) else "a part"
-        print_line(
-            console,
-            f"{largest.file.url}: {what} of about {largest.size / 1e6:.1f} MB of text that cannot "
-            "be cut: one worker reads all of it; jobs/prepare_corpus.py makes chunks of a corpus",
-        )
-
-
-def _say_calibration(calibration: Calibration, target: float, console: Console) -> None:
-    amount = f"{amount_text(calibration.text_bytes)} of text"
-    error = f"{calibration.error:.2%}" if calibration.error else "none, as that is all of it"
-    print_line(console, f"calibrated on {amount}; standard error of the mean patch size: {error}")
-    if abs(calibration.patch_size / target - 1) > TOLERANCE:
-        print_line(
-            console,
-            f"{calibration.patch_size:.3f} bytes per patch is as near to {target} as a threshold "
-            "comes: too many places of this text have the very same entropy",
-        )
-
-
 def scorer_of(model: Source, patcher: Patcher, config: ShardsConfig) -> AnyScorer:
     """Choose the scorer that gives documents their entropies and patches."""
     if isinstance(model, StoredEntropies):
         return StoredScorer(patcher, config.bpe)
     return Scorer(model, patcher, config.reset_at_newline, config.bpe)
-
-
-def _say_columns(
-    config: ShardsConfig, plans: Sequence[FilePlan], ids: Ids, console: Console
-) -> None:
-    """Say what was chosen of the input's columns, and which might have been meant."""
-    if config.id_column is None and str(ids):
-        print_line(console, str(ids))
-    offered = {name for plan in plans for name in plan.columns or ()}
-    if config.columns.entropies is None and ENTROPIES in offered:
-        print_line(
-            console,
-            f"the input has a column {ENTROPIES!r}: jobs/adopt_shards.py takes entropies as they "
-            "are, without a model",
-        )
 
 
 def resume_run(
@@ -232,16 +191,7 @@ def resume_run(
                 "was begun with; restore it, or start anew with --overwrite"
             )
     content = _content(config, _describe(model, config, workers_compute_in(config, model, console)))
-    begun_in, computed_in = run.settings.get(COMPUTED_IN), content[COMPUTED_IN]
-    if begun_in not in (None, computed_in) and same_rounding(begun_in, computed_in):
-        console.print(
-            f"{output.url} was begun in {begun_in}, on a GPU that its record does not name; if it "
-            f"was of another kind than {computed_in}, entropies are rounded differently "
-            "from here on",
-            highlight=False,
-            markup=False,
-        )
-        content[COMPUTED_IN] = begun_in
+    content[COMPUTED_IN] = _begun_in(run, content[COMPUTED_IN], output, console)
     mended, broken = run.changed_files(content, files, output), set[str]()
     if mended or config.retry_failed:
         shards = committed_shards(output, None, console, config.num_workers).values()
@@ -262,15 +212,26 @@ def resume_run(
         run = run.with_files(mended, plans, output)
     if config.bpe is not None and not output.exists(TOKENIZER_FILE):
         output.write(TOKENIZER_FILE, config.bpe.content)
-    _print_threshold(config, run, console)
+    print_threshold(config, run, console)
     return run, model
 
 
-def _print_threshold(config: ShardsConfig, run: PatchRun, console: Console) -> None:
-    if config.calibrates:
-        threshold = run.provenance["patcher"]["threshold"]
-        size = f"{config.target_patch_size} bytes per patch"
-        console.print(f"threshold {threshold!r} nats, calibrated for {size}")
+def _begun_in(
+    run: PatchRun, computed_in: str | None, output: OutputDirectory, console: Console
+) -> str | None:
+    """The device that the run was begun in, if the one of now may be the same kind; else the one
+    of now."""
+    begun_in = run.settings.get(COMPUTED_IN)
+    if begun_in in (None, computed_in) or not same_rounding(begun_in, computed_in):
+        return computed_in
+    console.print(
+        f"{output.url} was begun in {begun_in}, on a GPU that its record does not name; if it "
+        f"was of another kind than {computed_in}, entropies are rounded differently "
+        "from here on",
+        highlight=False,
+        markup=False,
+    )
+    return begun_in
 
 
 def _content(config: ShardsConfig, described: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,80 @@
-"""The result of a job that makes patch shards, for people and for programs."""
+"""What a job that makes patch shards prints: of its plan, and its result, for people and for
+programs."""
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from pipeline.cli.commands import command_line
-from pipeline.cli.progress_bar import rate_text
+from pipeline.cli.progress_bar import amount_text, rate_text
 from pipeline.cli.results import print_line, print_problems, print_table
+from pipeline.corpus.ids import Ids
+from pipeline.corpus.lines import COMPRESSIONS
+from pipeline.corpus.splits import FilePlan, Unit
+from pipeline.patch.record import PatchRun
 from pipeline.patch.result import PatchCorpusResult
+from pipeline.patch.shards_config import ShardsConfig
+from pipeline.shards.format import ENTROPIES
+
+if TYPE_CHECKING:
+    from pipeline.patch.calibrate import Calibration  # needs torch, as no result does
+
+TOLERANCE = 0.005
+"""Relative difference from --target-patch-size from which on the nearest threshold is said to miss
+it."""
+MUCH_LARGER = 8
+"""Times the size of splits from which on a file that cannot be cut is named."""
+
+
+def print_columns(
+    config: ShardsConfig, plans: Sequence[FilePlan], ids: Ids, console: Console
+) -> None:
+    """Say what was chosen of the input's columns, and which might have been meant."""
+    if config.id_column is None and str(ids):
+        print_line(console, str(ids))
+    offered = {name for plan in plans for name in plan.columns or ()}
+    if config.columns.entropies is None and ENTROPIES in offered:
+        print_line(
+            console,
+            f"the input has a column {ENTROPIES!r}: jobs/adopt_shards.py takes entropies as they "
+            "are, without a model",
+        )
+
+
+def print_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> None:
+    """Say if one worker may be busy long after the others, with a file that cannot be cut."""
+    largest = max((split for unit in units for split in unit), key=lambda s: s.size, default=None)
+    if largest is not None and largest.size > MUCH_LARGER * split_bytes and len(units) > 1:
+        what = "a compressed file" if largest.file.typed_name.endswith(COMPRESSIONS) else "a part"
+        print_line(
+            console,
+            f"{largest.file.url}: {what} of about {largest.size / 1e6:.1f} MB of text that cannot "
+            "be cut: one worker reads all of it; jobs/prepare_corpus.py makes chunks of a corpus",
+        )
+
+
+def print_calibration(calibration: "Calibration", target: float, console: Console) -> None:
+    """Say how exact a calibration is, and if no threshold gives the patch size."""
+    amount = f"{amount_text(calibration.text_bytes)} of text"
+    error = f"{calibration.error:.2%}" if calibration.error else "none, as that is all of it"
+    print_line(console, f"calibrated on {amount}; standard error of the mean patch size: {error}")
+    if abs(calibration.patch_size / target - 1) > TOLERANCE:
+        print_line(
+            console,
+            f"{calibration.patch_size:.3f} bytes per patch is as near to {target} as a threshold "
+            "comes: too many places of this text have the very same entropy",
+        )
+
+
+def print_threshold(config: ShardsConfig, run: PatchRun, console: Console) -> None:
+    """Say which threshold a calibration gave."""
+    if config.calibrates:
+        threshold = run.provenance["patcher"]["threshold"]
+        size = f"{config.target_patch_size} bytes per patch"
+        console.print(f"threshold {threshold!r} nats, calibrated for {size}")
 
 
 def report_result(result: PatchCorpusResult, *, as_json: bool) -> int:

@@ -24,7 +24,7 @@ from pipeline.patch.patch_split import AnyScorer, Source, give_up, patch_unit
 from pipeline.patch.record import PatchRun, is_complete, log_run
 from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
-from pipeline.patch.stored import StoredEntropies
+from pipeline.patch.stored import StoredScorer
 from pipeline.patch.verify import verify_set
 from pipeline.shards.closing import Closing, Part
 from pipeline.shards.entries import Shard, committed_names
@@ -86,38 +86,23 @@ def patch_left(
     gpus = gpus_per_worker(config, source)
     if waiting and gpus:
         record_software(run, gpus, output, console)
-    doing = "adopting" if isinstance(source, StoredEntropies) else "patching"
-    used_workers = len(waiting)
-    left = waiting
-    while True:
-        outcome = _run_units(doing, run, left, done, config, scorer, gpus, output, console)
-        crowded = {n: how for n, how in outcome.deadly.items() if len(run.units[n]) > 1}
-        if not crowded:
-            break
-        for number, how in crowded.items():
-            first, last = (run.units[number][i].file.url for i in (0, -1))
-            message = f"one of the files from {first} to {last} {how}: looking for it"
-            print_line(console, message)
-        run = run.with_smaller_units(crowded, output)
-        left, done, _ = _left(run, committed_shards(output, None, console, config.num_workers))
-    numbers = {file: i for i, file in enumerate(run.files)}
-    for number, reason in outcome.deadly.items():
-        unit = run.units[number]
-        give_up(unit, numbers[unit[0].file], reason, output)
+    computed_in = run.provenance["entropy_model"].get("computed_in")
+    shared = _Shared(Packed([]), config, scorer, gpus, computed_in, output)
+    run, unreachable = _patch_units(run, waiting, done, shared, console)
     seconds = time.monotonic() - began
     if waiting or closed is None:
-        finished = not outcome.unreachable
+        finished = not unreachable
         entries, statistics = _collect(run, config, output, console, finished=finished)
     else:
         entries, statistics = closed.entries, closed.statistics
-    verifies = config.verify and not outcome.unreachable
-    failures = outcome.unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
+    verifies = config.verify and not unreachable
+    failures = unreachable + [f"{e.source}: {e.error}" for e in entries if e.error]
     rejects = sum(entry.rejects for entry in entries)
     if rejects and config.on_bad_document == "fail":
         failures.append(rejected_before(rejects))
     if statistics.bytes > bytes_before:
         resources = {k: max(v, before.get(k, 0)) for k, v in ray.cluster_resources().items()}
-        used = _devices(config.num_workers, gpus, used_workers, before | resources)
+        used = _devices(config.num_workers, gpus, len(waiting), before | resources)
         log_run(output, statistics.bytes - bytes_before, seconds, *used)
     return PatchCorpusResult(
         output=output.url,
@@ -150,32 +135,62 @@ def _left(
     return waiting, done, sum(map(_text_bytes, committed))
 
 
-def _run_units(
-    doing: str,
+def _patch_units(
     run: PatchRun,
     waiting: Mapping[int, int],
     done: Mapping[int, int],
-    config: ShardsConfig,
-    scorer: AnyScorer,
-    gpus: float,
-    output: OutputDirectory,
+    shared: _Shared,
+    console: Console,
+) -> tuple[PatchRun, list[str]]:
+    """Patch all units that are left. A unit of several files that ends its workers is cut into
+    smaller ones, until the file that does it is found and given up.
+
+    Args:
+        shared: without units.
+
+    Returns:
+        the run with the units that it has then, and why files could not be reached.
+    """
+    output, workers = shared.output, shared.config.num_workers
+    while True:
+        outcome = _run_units(run, waiting, done, shared, console)
+        crowded = {n: how for n, how in outcome.deadly.items() if len(run.units[n]) > 1}
+        if not crowded:
+            break
+        for number, how in crowded.items():
+            first, last = (run.units[number][i].file.url for i in (0, -1))
+            message = f"one of the files from {first} to {last} {how}: looking for it"
+            print_line(console, message)
+        run = run.with_smaller_units(crowded, output)
+        waiting, done, _ = _left(run, committed_shards(output, None, console, workers))
+    numbers = {file: i for i, file in enumerate(run.files)}
+    for number, reason in outcome.deadly.items():
+        unit = run.units[number]
+        give_up(unit, numbers[unit[0].file], reason, output)
+    return run, outcome.unreachable
+
+
+def _run_units(
+    run: PatchRun,
+    waiting: Mapping[int, int],
+    done: Mapping[int, int],
+    shared: _Shared,
     console: Console,
 ) -> StageOutcome:
     numbers = {file: i for i, file in enumerate(run.files)}
     units = Packed(
         (unit, numbers[unit[0].file]) if i in waiting else None for i, unit in enumerate(run.units)
     )
-    computed_in = run.provenance["entropy_model"].get("computed_in")
     return run_stage(
-        doing,
+        "adopting" if isinstance(shared.scorer, StoredScorer) else "patching",
         _patch_unit,
         waiting,
-        _Shared(units, config, scorer, gpus, computed_in, output),
+        shared._replace(units=units),
         console,
         done=done,
-        workers=config.num_workers,
+        workers=shared.config.num_workers,
         setup=_hold_model,
-        gpus=gpus,
+        gpus=shared.gpus,
         gives_up=True,
     )
 

@@ -17,7 +17,7 @@ from pipeline.patch.record import SHARD_DIRECTORIES
 from pipeline.report.agreement import SetAgreement
 from pipeline.report.compare import compare_sets
 from pipeline.report.config import PatchReportConfig
-from pipeline.report.figures import TokenizerFigures, set_figures
+from pipeline.report.figures import TokenizerFigures
 from pipeline.report.held_out import read_held_out
 from pipeline.report.page import PAGE, Report
 from pipeline.report.set_counts import (
@@ -29,6 +29,7 @@ from pipeline.report.set_counts import (
     merge_sets,
     read_counts,
 )
+from pipeline.report.set_figures import set_figures
 from pipeline.report.unfinished import counts_so_far
 from pipeline.shards.named import named_set
 from pipeline.shards.provenance import short_names

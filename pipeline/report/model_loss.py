@@ -4,7 +4,6 @@ Shards hold the entropies of predictions, which tell how sure a model is, and no
 loss takes the model itself: the one that the manifest names, as long as it is the same.
 """
 
-from collections.abc import Callable
 from math import log
 
 from model.checkpoints.entropy_model import fingerprint, load_entropy_model, to_device
@@ -19,14 +18,11 @@ NGRAM = "ngram"
 """The source of a model that was fitted for its set."""
 
 
-def model_loss(
-    shards: ShardSet, texts: list[bytes], report: Callable[[int], None] = lambda tokens: None
-) -> ModelLoss:
+def model_loss(shards: ShardSet, texts: list[bytes]) -> ModelLoss:
     """Run the entropy model of a set on some texts.
 
     Args:
         texts: UTF-8; each is read from its beginning.
-        report: called with the tokens that were predicted.
     """
     identity = shards.entropy_model
     if not shards.patcher.reads_entropies:
@@ -48,6 +44,6 @@ def model_loss(
     tokens_T, lengths_D = encode_documents(texts)
     ready = to_device(model)
     assert isinstance(ready, EntropyModel)
-    nats = float(predict(ready, tokens_T, lengths_D, None, None, report).nats_T.sum(dtype="f8"))
+    nats = float(predict(ready, tokens_T, lengths_D, None, None).nats_T.sum(dtype="f8"))
     size = sum(map(len, texts))
     return ModelLoss(nats / (size * log(2)) if size else None, "" if size else "there is no text")

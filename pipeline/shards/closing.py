@@ -23,7 +23,6 @@ from pipeline.shards.tables import (
     BATCHES_SCHEMA,
     ENTRIES_FILE,
     ENTRIES_SCHEMA,
-    SHARDS_PER_PART,
     batch_rows,
     entry_rows,
     table_record,
@@ -162,12 +161,3 @@ class Closing:
                 "summary": summary,
             }
             self._output.write(MANIFEST, to_checked_json(manifest))
-
-
-def write_manifest(
-    output: OutputDirectory, provenance: Mapping[str, Any], entries: Sequence[ShardEntry]
-) -> None:
-    """Close a shard set whose entries are at hand; see :class:`Closing`."""
-    with Closing(output, provenance) as closing:
-        for start in range(0, len(entries), SHARDS_PER_PART):
-            closing.add(make_part(output, entries[start : start + SHARDS_PER_PART]))

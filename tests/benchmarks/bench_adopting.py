@@ -6,6 +6,7 @@ exporting them, and adopting the export (read, check, patch, count, compress, wr
 write the same columns but for patch lengths; ``adopt / export`` says what an adoption costs.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from common import (  # isort: skip
+    ROOT,
     alternating,
     in_batches,
     quotient,
@@ -22,8 +24,11 @@ from common import (  # isort: skip
     write_jsonl,
 )
 
+sys.path.insert(0, str(ROOT / "tests"))
+
 import pyarrow as pa
 import torch
+from support.shard_sets import write_manifest
 
 from model.ngram import NGramEntropyModel
 from model.patcher import Patcher
@@ -39,7 +44,6 @@ from pipeline.patch.config import PatchCorpusConfig
 from pipeline.patch.patch_split import patch_unit
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.stored import StoredScorer
-from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import read_entries
 from pipeline.shards.format import ipc_options, shard_schema
 from pipeline.shards.shard_set import ShardSet

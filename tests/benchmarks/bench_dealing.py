@@ -26,9 +26,8 @@ from common import ROOT, short_documents, source_documents, verdict
 sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np
-from support.shard_sets import PATCHER, write_shards
+from support.shard_sets import PATCHER, write_manifest, write_shards
 
-from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import read_entries
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.output import OutputDirectory

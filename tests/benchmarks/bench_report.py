@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from support import tiny
+from support.shard_sets import write_manifest
 
 from model import NGramEntropyModel, Patcher
 from model.tokenizer import encode_documents
@@ -35,7 +36,6 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import export_shard, plan_export
 from pipeline.export.layouts import LAYOUTS
 from pipeline.patch.scoring import Scorer
-from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import read_entries, shard_name
 from pipeline.shards.format import record_batch, shard_schema
 from pipeline.shards.shard_set import ShardSet

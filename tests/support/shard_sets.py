@@ -1,10 +1,11 @@
 """Shard sets made directly, without Ray and without a model: for tests of what reads them."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from model.provenance import EntropyModelIdentity
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document
 from pipeline.patches import patch_stored
-from pipeline.shards.closing import write_manifest
+from pipeline.shards.closing import Closing, make_part
 from pipeline.shards.entries import (
     ShardEntry,
     commit_entry,
@@ -25,7 +26,7 @@ from pipeline.shards.entries import (
 from pipeline.shards.format import read_text, record_batch, shard_schema
 from pipeline.shards.record_batches import BatchWriter
 from pipeline.shards.shard_set import ShardSet
-from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE
+from pipeline.shards.tables import BATCHES_FILE, ENTRIES_FILE, SHARDS_PER_PART
 from pipeline.statistics.counts import PatchStatistics
 from pipeline.storage.checked_json import to_json
 from pipeline.storage.output import OutputDirectory
@@ -89,6 +90,15 @@ def write_shards(
         provenance["entropy_model"] = asdict(entropy_model)
     write_manifest(output, provenance, entries)
     return ShardSet(str(url))
+
+
+def write_manifest(
+    output: OutputDirectory, provenance: Mapping[str, Any], entries: Sequence[ShardEntry]
+) -> None:
+    """Close a shard set whose entries are at hand."""
+    with Closing(output, provenance) as closing:
+        for start in range(0, len(entries), SHARDS_PER_PART):
+            closing.add(make_part(output, entries[start : start + SHARDS_PER_PART]))
 
 
 def rewrite(url: str | Path, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:

@@ -27,12 +27,12 @@ from pipeline.patch.patch_split import patch_unit
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredScorer
-from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import read_entries
 from pipeline.shards.format import shard_schema
 from pipeline.shards.shard_set import TOKENIZER_FILE, ShardSet
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
+from support.shard_sets import write_manifest
 
 THRESHOLD = 4.49
 """Nats: patches of :func:`entropy_model` are then 2 to 8 bytes long."""

@@ -133,13 +133,7 @@ class Checkpointer(CheckpointManager):
         self.exclude_from_loading = left_out
         initial = self.initial_load_path
         if found == -1 and initial:
-            if not filesystem.isdir(initial):
-                raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
-            if not self.initial_load_in_hf and _describes_itself(initial):
-                raise CheckpointError(
-                    f"--checkpoint.initial-load-path: {initial}: is no step of a training, but "
-                    "weights in another layout; add --checkpoint.initial-load-in-hf"
-                )
+            self._check_initial(initial)
         try:
             loaded = super()._load(found)
         except CheckpointException as error:  # holds the error of each rank
@@ -155,6 +149,19 @@ class Checkpointer(CheckpointManager):
         if goes_back:
             on_rank_0(lambda: go_back(self.folder, step))
         return loaded
+
+    def _check_initial(self, initial: str) -> None:
+        """
+        Raises:
+            CheckpointError: there is no such directory, or it has another layout; names it.
+        """
+        if not filesystem.isdir(initial):
+            raise CheckpointError(f"--checkpoint.initial-load-path: {initial}: is no directory")
+        if not self.initial_load_in_hf and _describes_itself(initial):
+            raise CheckpointError(
+                f"--checkpoint.initial-load-path: {initial}: is no step of a training, but "
+                "weights in another layout; add --checkpoint.initial-load-in-hf"
+            )
 
     def _set_rates(self) -> None:
         """Let the optimizers begin with the rates of the run's schedule. A checkpoint holds those

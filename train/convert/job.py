@@ -59,9 +59,7 @@ def convert_checkpoint(config: ConvertCheckpointConfig, console: Console) -> int
             if config.average > 1:
                 steps = steps_until(config.checkpoint, config.average)
             model = read_average(steps) if len(steps) > 1 else read_step(config.checkpoint)
-            tokenizer = None
-            if isinstance(model, TokenTransformer):
-                tokenizer = read_beside(config.checkpoint, TOKENIZER, "to make tokens of text")
+            tokenizer = _tokenizer_of(model, config.checkpoint)
         except CheckpointError as error:
             raise ConfigError(f"--checkpoint: {error}") from error
         entropy_model = _entropy_model(config, model, None, console)
@@ -218,15 +216,24 @@ def _convert_weights(config: ConvertCheckpointConfig, output: Path, console: Con
                     message = message.replace(str(directory), source.rstrip("/"))
                 raise CheckpointError(message) from error
             _compare(config, model, entropy_model, console)
-            tokenizer = None
-            if isinstance(model, TokenTransformer):
-                tokenizer = read_beside(source, TOKENIZER, "to make tokens of text")
+            tokenizer = _tokenizer_of(model, source)
             _write(config, output, model, entropy_model, tokenizer, console)
             return model
     except CheckpointError as error:
         step = next(complete_steps(source), None) if Path(source).is_dir() else None
         hint = f"; give one of its steps, such as {step}" if step else ""
         raise ConfigError(f"--checkpoint: {error}{hint}") from error
+
+
+def _tokenizer_of(model: Model, checkpoint: str) -> bytes | None:
+    """The content of a token transformer's ``tokenizer.json``; None for other models.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    if not isinstance(model, TokenTransformer):
+        return None
+    return read_beside(checkpoint, TOKENIZER, "to make tokens of text")
 
 
 def _compare(

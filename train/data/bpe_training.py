@@ -8,8 +8,6 @@ from pipeline.shards.format import TEXT
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage.tiktoken_ranks import LLAMA3_WORDS
 
-BYTES = 256
-
 
 def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
     """Documents from the beginning of every shard, in all about ``size`` bytes: each shard gives as
@@ -22,15 +20,17 @@ def sample(sets: list[ShardSet], size: int) -> Iterator[str]:
     share = min(size / max(sum(counts), 1), 1)
     for shards in sets:
         for number, tokens in enumerate(shards.shards.tokens.tolist()):
-            left = tokens * share
-            for batch in shards.shard_batches(number, [TEXT]):
-                for text in batch[TEXT].to_pylist():
-                    if left <= 0:
-                        break
-                    yield text
-                    left -= len(text.encode()) + 2
-                if left <= 0:
-                    break
+            yield from _beginning(shards, number, tokens * share)
+
+
+def _beginning(shards: ShardSet, number: int, tokens: float) -> Iterator[str]:
+    """The first documents of a shard, until they have so many tokens, which is more than none."""
+    for batch in shards.shard_batches(number, [TEXT]):
+        for text in batch[TEXT].to_pylist():
+            yield text
+            tokens -= len(text.encode()) + 2
+            if tokens <= 0:
+                return
 
 
 def train(texts: list[str], vocab_size: int) -> bytes:

@@ -9,9 +9,9 @@ from support.texts import topics, write_jsonl
 
 from model import Patcher
 from pipeline.cli.commands import command_line
-from pipeline.report.figures import set_figures
 from pipeline.report.held_out import read_held_out
 from pipeline.report.set_counts import read_counts
+from pipeline.report.set_figures import set_figures
 from pipeline.report.wording import overview
 
 

@@ -24,10 +24,11 @@ from model.tokenizer import encode_documents
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.bpe import evenly_spaced, load_tokenizer, tokenizer_figures
 from pipeline.report.compare import compare_sets
-from pipeline.report.figures import EntropyFigures, FlopsFigures, SetFigures, set_figures
+from pipeline.report.figures import EntropyFigures, FlopsFigures, SetFigures
 from pipeline.report.page import Report
 from pipeline.report.plots import PLOTS, Plot, coloured, draw_entropies, label, png, svg
 from pipeline.report.set_counts import Provenance, SetCounts, merge_sets, read_counts
+from pipeline.report.set_figures import set_figures
 from pipeline.report.wording import explanation
 from pipeline.shards.shard_set import ShardSet
 from pipeline.statistics.counts import ENTROPY_BIN

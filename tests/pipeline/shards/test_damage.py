@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 from support import tiny
-from support.shard_sets import as_version_1, real_texts, write_shards
+from support.shard_sets import as_version_1, real_texts, write_manifest, write_shards
 
 from model import save_blt
 from pipeline import open_shards
@@ -29,7 +29,6 @@ from pipeline.export.config import ExportShardsConfig
 from pipeline.export.export_shard import export_shard, plan_export
 from pipeline.export.layouts import LAYOUTS
 from pipeline.report.recount import count_shard
-from pipeline.shards.closing import write_manifest
 from pipeline.shards.entries import entry_path, read_entries, read_entry
 from pipeline.shards.format import ipc_options
 from pipeline.shards.lost import lost

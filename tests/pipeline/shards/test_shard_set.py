@@ -9,15 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support.jobs import edit_json
-from support.shard_sets import as_version_1, write_shards
+from support.shard_sets import as_version_1, write_manifest, write_shards
 
 from model import Patcher
 from pipeline import open_shards
 from pipeline.corpus.documents import Document, Reject, rejects_json
 from pipeline.errors import PipelineError
 from pipeline.patch.scoring import Scorer
-from pipeline.shards import closing, tables
-from pipeline.shards.closing import write_manifest
+from pipeline.shards import tables
 from pipeline.shards.entries import ShardEntry, commit_entry, read_entries, read_entry
 from pipeline.shards.format import read_texts, record_batch, shard_schema
 from pipeline.shards.manifest import FORMAT_VERSION
@@ -281,7 +280,7 @@ def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, ngram_model):
 def test_a_set_of_many_parts(tmp_path, monkeypatch):
     """As one of some thousand shards: its tables are read in parts, of which few are kept."""
     monkeypatch.setattr("os.fsync", lambda file: None)
-    monkeypatch.setattr(closing, "SHARDS_PER_PART", 3)
+    monkeypatch.setattr("support.shard_sets.SHARDS_PER_PART", 3)
     monkeypatch.setattr(tables, "BATCHES_PER_PART", 4)
     monkeypatch.setattr(tables, "CACHED_PARTS", 2)
     texts = [str(i).encode() for i in range(44)]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from support.shard_sets import write_shards
 
-from train.data import filling, lanes, packing, ranks, shard_source
+from train.data import filling, lanes, packing, ranks, row_cutter, shard_source
 from train.data.row_settings import RowSettings
 from train.data.row_stream import RowStream
 from train.data.shard_source import ShardSource
 
-MODULES = [filling, lanes, packing, ranks, shard_source]
+MODULES = [filling, lanes, packing, ranks, row_cutter, shard_source]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
