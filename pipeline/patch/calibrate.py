@@ -33,6 +33,8 @@ class Calibration(NamedTuple):
     """Standard error of the mean patch size, relative to it; 0 if all of the corpus was scored."""
     text_bytes: int
     """Text that was scored."""
+    left_out: Sequence[str] = ()
+    """Why files gave nothing, or not all that they hold."""
 
 
 def calibrate(
@@ -64,7 +66,8 @@ def calibrate(
         _check_text(sample.text_bytes, places.failures)
         patcher = sample.threshold(scorer.patcher, target_patch_size)
         error = sample.error(patcher) if error is None else error
-        return Calibration(patcher, sample.patch_size(patcher), error, sample.tokens)
+        size = sample.patch_size(patcher)
+        return Calibration(patcher, size, error, sample.tokens, sorted(set(places.failures)))
 
     def all_of(about: int) -> Calibration | None:
         """All of a corpus that has about so many bytes of text; None if it has more."""

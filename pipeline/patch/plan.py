@@ -41,6 +41,7 @@ from pipeline.patch.printed import (
     print_calibration,
     print_columns,
     print_largest,
+    print_left_out,
     print_threshold,
 )
 from pipeline.patch.record import MODEL_DIRECTORY, PatchRun, source_records
@@ -118,7 +119,8 @@ def begin_run(
     if model is None:
         assert isinstance(config, PatchCorpusConfig)
         console.print(f"fitting an n-gram entropy model on up to {amount_text(config.ngram_bytes)}")
-        model = cast(AnyEntropyModel, in_ray(_fit, 0, sent, config))
+        model, left_out = in_ray(_fit, 0, sent, config)
+        print_left_out("fitted", left_out, console)
     if isinstance(config, PatchCorpusConfig) and config.scored_with == NGRAM:
         assert isinstance(model, AnyEntropyModel)
         _save(model, output)
@@ -129,6 +131,7 @@ def begin_run(
         scorer = scorer_of(model, patcher, config)
         calibration: Calibration = in_ray(_calibrate, gpus, scorer, gpus, computed_in, sent, config)
         patcher = calibration.patcher
+        print_left_out("calibrated", calibration.left_out, console)
         print_calibration(calibration, cast(float, config.target_patch_size), console)
     if config.bpe is not None:
         output.write(TOKENIZER_FILE, config.bpe.content)
@@ -265,11 +268,10 @@ def _save(model: AnyEntropyModel, output: OutputDirectory) -> None:
 
 
 @ray.remote(num_cpus=1)
-def _fit(splits: list[Split], config: PatchCorpusConfig) -> NGramEntropyModel:
+def _fit(splits: list[Split], config: PatchCorpusConfig) -> tuple[NGramEntropyModel, list[str]]:
     failures: list[str] = []
-    return fit_ngram(
-        sample_documents(splits, config, config.ngram_bytes, failures), config, failures
-    )
+    documents = sample_documents(splits, config, config.ngram_bytes, failures)
+    return fit_ngram(documents, config, failures), failures
 
 
 @ray.remote(num_cpus=1)

@@ -22,6 +22,8 @@ from pipeline.shards.format import ENTROPIES
 if TYPE_CHECKING:
     from pipeline.patch.calibrate import Calibration  # needs torch, as no result does
 
+SHOWN = 3
+"""Files that are named of those that a fit or a calibration could not read."""
 TOLERANCE = 0.005
 """Relative difference from --target-patch-size from which on the nearest threshold is said to miss
 it."""
@@ -54,6 +56,15 @@ def print_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> 
             f"{largest.file.url}: {what} of about {largest.size / 1e6:.1f} MB of text that cannot "
             "be cut: one worker reads all of it; jobs/prepare_corpus.py makes chunks of a corpus",
         )
+
+
+def print_left_out(done: str, failures: Sequence[str], console: Console) -> None:
+    """Name files that a fit or a calibration could not read: with them its result is another."""
+    different = list(dict.fromkeys(failures))  # of a file as often as a part of it was tried
+    if different:
+        more = [f"and {len(different) - SHOWN} more"] if len(different) > SHOWN else []
+        shown = "".join(f"\n  {failure}" for failure in [*different[:SHOWN], *more])
+        print_line(console, f"{done} without what cannot be read:{shown}")
 
 
 def print_calibration(calibration: "Calibration", target: float, console: Console) -> None:

@@ -97,12 +97,17 @@ def test_a_corpus_that_is_no_larger_is_its_own_sample_however_its_files_differ(t
     assert sum(map(len, sample_documents(splits, config, 10_100))) == 10_095
 
 
-def test_unreadable_files_give_nothing_to_a_sample(planned, tmp_path):
+def test_unreadable_files_give_nothing_to_a_sample(planned, ngram_model, tmp_path):
     config, splits = planned
     gone = replace(splits[0], file=replace(splits[0].file, url=str(tmp_path / "gone.jsonl")))
     assert sample_documents([gone], config, 1000) == []
     with pytest.raises(PipelineError, match="--entropy-model ngram: no text"):
         fit_ngram([], config)
+    found = calibrate(
+        Scorer(ngram_model, Patcher(0.0)), [*splits, gone, gone], config, 4.5, 1 << 20
+    )
+    (left_out,) = found.left_out
+    assert "gone.jsonl" in left_out
 
 
 RULES = [

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.patch import devices, plan
 from pipeline.patch.calibrate import Calibration
 from pipeline.patch.config import PatchCorpusConfig
+from pipeline.patch.printed import print_calibration, print_largest, print_left_out
 from pipeline.patch.record import PatchRun
 from pipeline.storage.listing import InputFile
 from pipeline.storage.output import OutputDirectory
@@ -131,16 +132,16 @@ def test_a_file_that_one_worker_reads_long_after_the_others_is_named(
     cluster, name, size, others, what
 ):
     units = [(split_of(name, size),), *[(split_of("b.jsonl", 9), split_of("c.jsonl", 9))] * others]
-    plan._say_largest(units, 100, cluster.console)
+    print_largest(units, 100, cluster.console)
     said = cluster.said.getvalue()
     assert said == "" if what is None else said.startswith(f"{name}: {what} of text that cannot be")
-    plan._say_largest([], 100, cluster.console)
+    print_largest([], 100, cluster.console)
 
 
 def test_what_is_said_of_a_calibration(cluster):
     for size, error in ((4.51, 0.0123), (4.3, 0.0)):
         found = Calibration(CONFIG.patcher, size, error, 2_000_000)
-        plan._say_calibration(found, 4.5, cluster.console)
+        print_calibration(found, 4.5, cluster.console)
     calibrated = "calibrated on 2.00 MB of text; standard error of the mean patch size:"
     assert cluster.said.getvalue().splitlines() == [
         f"{calibrated} 1.23%",
@@ -148,6 +149,17 @@ def test_what_is_said_of_a_calibration(cluster):
         "4.300 bytes per patch is as near to 4.5 as a threshold comes: too many places of this "
         "text have the very same entropy",
     ]
+
+
+def test_what_a_calibration_could_not_read_is_said(cluster):
+    printed = cluster.said.getvalue
+    print_left_out("calibrated", [], cluster.console)
+    assert printed() == ""
+    print_left_out(
+        "calibrated", ["a: cut", "b: cut", "a: cut", "c: cut", "d: cut"], cluster.console
+    )
+    said = ["  a: cut", "  b: cut", "  c: cut", "  and 1 more"]
+    assert printed().splitlines() == ["calibrated without what cannot be read:", *said]
 
 
 def test_more_gpus_than_there_are_are_refused_or_waited_for(
