@@ -63,6 +63,8 @@ class ByteMetrics(MetricsProcessor):
         self.step_counts = Counts()
         """The running step's counts, over which the logged loss is a mean."""
         self.counts_since_log = Counts()
+        self.steps_since_log: int | None = None
+        """Steps that the time since the last log had; None before the first one of this process."""
         self.skipped_steps = 0
         """Steps that runs into this folder have skipped: see :mod:`train.skipping`."""
 
@@ -70,6 +72,14 @@ class ByteMetrics(MetricsProcessor):
         """True for every ``log_freq``-th step, the first and the last: a run ends with its own
         figures, not with those of some steps before."""
         return super().should_log(step) or step == self.last_step
+
+    def begin_step(self) -> None:
+        """Count from here for the step that begins. The time before the first step of a process,
+        in which a model is built and a checkpoint is read, is no part of any rate."""
+        self.step_counts = Counts()
+        if self.steps_since_log is None:
+            self.steps_since_log, self.time_last_log = 0, time.perf_counter()
+        self.steps_since_log += 1
 
     def count(self, inputs: dict[str, Tensor], labels_BS: Tensor, token_bytes: TokenBytes) -> None:
         """Count a batch of the running step; arguments are those of :meth:`Counts.add`."""
@@ -100,7 +110,7 @@ class ByteMetrics(MetricsProcessor):
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
         """Log a step; the arguments are torchtitan's, with losses in nats per label."""
-        assert self.model_parts is not None
+        assert self.model_parts is not None and self.steps_since_log
         counts, self.counts_since_log = self.counts_since_log, Counts()
         seconds = self.elapsed() * self.parallel_dims.non_data_parallel_size
         # At the end of the data a rank may have had empty rows only.
@@ -115,6 +125,8 @@ class ByteMetrics(MetricsProcessor):
             "throughput(bytes/s)": counts.bytes / seconds,
             "padding(%)": 100 * counts.padding / counts.positions,
             "skipped_steps": self.skipped_steps,
+            # torchtitan divides by --metrics.log-freq, whatever the number of steps.
+            "time_metrics/end_to_end(s)": self.elapsed() / self.steps_since_log,
             **{f"flops_per_byte/{part}": value for part, value in flops.items()},
         }
         if counts.patches:
@@ -125,6 +137,7 @@ class ByteMetrics(MetricsProcessor):
         names = {} if self.optimizers is None else group_names(self.optimizers)
         given = {names.get(name, name): value for name, value in (extra_metrics or {}).items()}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, given | metrics)
+        self.steps_since_log = 0
         patches = (
             f"{metrics['throughput(patches/s)']:,.0f} patches/s, {patch_size:.2f} bytes per patch, "
             if counts.patches
@@ -152,7 +165,7 @@ class ByteMetrics(MetricsProcessor):
         latest.update(validation_bytes=size, validation_bytes_hash=digest)
         super().log_validation(loss, step, bits)
         # torchtitan restarts the time since the last log here, so its counts restart as well.
-        self.counts_since_log = Counts()
+        self.counts_since_log, self.steps_since_log = Counts(), 0
         self.data_loading_times.clear()
         parts = "".join(
             f", {name.split('/', 1)[1].rpartition('/')[0]} {value:.4f}"

@@ -233,8 +233,8 @@ def _check_planned(config: Any) -> None:
 
 
 def _groups(gpus: int, parallelism: ParallelismConfig) -> list[int]:
-    """Numbers of ranks that a group may have, the smallest first: a node, 2 nodes, 4, ...; one
-    number where the configuration says how many ranks or copies there are."""
+    """Numbers of ranks that a group may have, the smallest first: a node, 2 nodes, 4, ..., and all
+    ranks; one number where the configuration says how many ranks or copies there are."""
     copies, shard = (
         parallelism.data_parallel_replicate_degree,
         parallelism.data_parallel_shard_degree,
@@ -256,7 +256,7 @@ def _groups(gpus: int, parallelism: ParallelismConfig) -> list[int]:
     if gpus <= NODE:
         return [gpus]
     sizes = [NODE << doubled for doubled in range(gpus.bit_length())]
-    return [size for size in sizes if size <= gpus and gpus % size == 0] or [gpus]
+    return [*(size for size in sizes if size < gpus and gpus % size == 0), gpus]
 
 
 def _table_bytes(shape: Shape, count: Parameters, ranks: int, tokens: int, times: int) -> int:

@@ -28,6 +28,11 @@ def check_batch(training: TrainingConfig, ranks: int) -> None:
     local, rows_of_step = training.local_batch_size, training.global_batch_size
     if local < 1:
         raise ConfigError(f"--training.local-batch-size: at least 1, got {local}")
+    if rows_of_step == 0:
+        raise ConfigError(
+            "--training.global-batch-size: at least 1, got 0; -1 stands for "
+            "--training.local-batch-size times the ranks"
+        )
     rows = local * ranks
     if rows_of_step <= 0 or rows_of_step % rows == 0:
         return
@@ -105,6 +110,13 @@ def _check_run(config: Any) -> None:
     """The length of a training, and what it reads and writes."""
     if config.training.steps < 0:
         raise ConfigError(f"--training.steps: must not be negative, got {config.training.steps}")
+    for flag, steps, without in (
+        ("metrics.log-freq", config.metrics.log_freq, ""),
+        ("training.gc-freq", config.training.gc_freq, ""),
+        ("validator.freq", config.validator.freq, "; --validator.no-enable measures nothing"),
+    ):
+        if steps < 1:
+            raise ConfigError(f"--{flag}: every so many steps, at least 1, got {steps}{without}")
     if not config.dataloader.infinite:
         raise ConfigError(
             "--dataloader.no-infinite: is for validation only; set the length of a training with "

@@ -29,7 +29,6 @@ from train.data.held_out import validation_sets
 from train.data.microbatches import Microbatch
 from train.data.named import check_sets
 from train.data.provenance import compare_validation, with_patches
-from train.metrics import Counts
 from train.parallelize import (
     hold_gradients,
     holds_gradients,
@@ -270,7 +269,7 @@ class ByteTrainer(Trainer):
     def _train_or_skip(self, data_iterator: Iterator[Microbatch]) -> None:
         """Train one step, or skip it: see :mod:`train.skipping`. The step's counts turn the mean
         loss into bits per byte."""
-        self.metrics_processor.step_counts = Counts()
+        self.metrics_processor.begin_step()
         self.step_batches: list[tuple[dict[str, Tensor], Tensor, Sequence[int]]] = []
         self.microbatches_done = 0
         first = self.dataloader.rows_read

@@ -47,6 +47,12 @@ class ShardValidator(Validator):
         by: str | None = None
         """Also measure each value of this column of metadata, which all sets have to have."""
 
+        def __post_init__(self) -> None:
+            if self.steps < 1 and self.steps != -1:
+                raise ConfigError(
+                    f"--validator.steps: at least 1, or -1 for all of the text, got {self.steps}"
+                )
+
     def __init__(self, config: Config, **kwargs: Any):
         """
         Raises:

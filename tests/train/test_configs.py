@@ -71,6 +71,9 @@ def test_every_size_has_a_configuration():
             "--parallelism.tensor-parallel-degree: 4 ranks cannot share the 510 features",
         ),
         ("--training.steps -3", "--training.steps: must not be negative, got -3"),
+        ("--metrics.log-freq 0", "--metrics.log-freq: every so many steps, at least 1, got 0"),
+        ("--training.gc-freq 0", "--training.gc-freq: every so many steps, at least 1, got 0"),
+        ("--validator.freq -1", "--validator.freq: every so many steps, at least 1, got -1; --v"),
         *(
             (f"--optimizer.param-groups.0.optimizer-kwargs.{given}", f"--optimizer.param-g{says}")
             for given, says in (

@@ -1,4 +1,4 @@
-"""What the metrics make of unusual batches."""
+"""What the metrics make of unusual batches and steps."""
 
 import os
 import subprocess
@@ -35,9 +35,16 @@ EMPTY = """
         inputs["input"][:, 0] = 2
         if hasattr(shape, "dim_global"):
             inputs["patch_lengths"] = torch.tensor([[1, 0], [1, 0]])
-        metrics.count(inputs, torch.full((2, 8), -100), BYTES)
-        metrics.data_loading_times.append(0.0)
-        metrics.log(1, 0.0, 0.0, 0.0)
+        logged = []
+        metrics.logger.log = lambda values, step: logged.append(values)
+        metrics.time_last_log -= 1000  # in which a checkpoint was read
+        for step in (6, 7):  # of a run that was resumed
+            metrics.begin_step()
+            metrics.time_last_log -= 30
+            metrics.count(inputs, torch.full((2, 8), -100), BYTES)
+            metrics.data_loading_times.append(0.0)
+        metrics.log(7, 0.0, 0.0, 0.0)
+        assert 30 < logged[0]["time_metrics/end_to_end(s)"] < 40, logged
         assert [step for step in range(1, 8) if metrics.should_log(step)] == [1, 5, 7]
         print(latest)
 """

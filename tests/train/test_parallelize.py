@@ -11,6 +11,7 @@ import torch
 from support.fake_ranks import fake_ranks, parallelized, with_weights
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan.config import ParallelismConfig, TrainingConfig
 from torchtitan.trainer import Trainer
@@ -122,7 +123,10 @@ def test_copies_sum_their_gradients_once_per_step(once, monkeypatch):
         units = sum(isinstance(part, FSDPModule) for part in model.modules())
         for microbatch in range(MICROBATCHES):
             sum_over_copies(model, not once or microbatch == MICROBATCHES - 1)
-            model(TOKENS, LENGTHS).logsumexp(-1).mean().backward()
+            logits = model(TOKENS, LENGTHS)
+            block = model.global_transformer.layers[0]
+            assert all(isinstance(weight, DTensor) for weight in block.parameters()), "kept whole"
+            logits.logsumexp(-1).mean().backward()
     assert len(sums) == units * (1 if once else MICROBATCHES)
 
 

@@ -107,6 +107,9 @@ def test_the_smallest_group_that_fits():
     assert (tight.shard, tight.copies, tight.fits) == (16, 4, True)
     none = plan(config, 64, Assumptions(gpu_memory=20), activations)
     assert (none.shard, none.copies, none.fits) == (64, 1, False)
+    config.training.global_batch_size = -1
+    three_nodes = plan(config, 24, Assumptions(gpu_memory=52), activations)
+    assert (three_nodes.shard, three_nodes.copies, three_nodes.fits) == (24, 1, True)
     # 16 bytes a parameter, 12 in the checkpoint.
     count = count_parameters(BLT_SIZES["8b"], shard=8, ranks=64)
     assert roomy.state == 16 * count.held
@@ -121,7 +124,6 @@ def test_the_smallest_group_that_fits():
     assert plan(config, 64, Assumptions(), activations).shard == 4
     config.parallelism.data_parallel_shard_degree = -1
     config.parallelism.data_parallel_replicate_degree = 2
-    config.training.global_batch_size = -1
     with pytest.raises(ConfigError, match="replicate-degree: 63 GPUs cannot hold 2 copies"):
         plan(config, 63, Assumptions(), activations)
     config.parallelism.tensor_parallel_degree = 2

@@ -95,6 +95,11 @@ def test_ranks_that_do_not_divide_a_step(local, ranks, message):
         check_batch(training, ranks)
 
 
+def test_a_step_of_no_rows():
+    with pytest.raises(ConfigError, match=r"--training.global-batch-size: at least 1, got 0; -1"):
+        check_batch(TrainingConfig(local_batch_size=4, global_batch_size=0), 8)
+
+
 def rates(*arguments: object) -> tuple[TrainedBLT, Any, Any]:
     """A tiny BLT, with the optimizer and the schedule of blt_1b."""
     config = parse("--config", "blt_1b", *arguments)

@@ -154,6 +154,7 @@ def test_names(held_out):
         ),
         ("--validator.dataloader.weights: each set", {"loader": {"weights": (1.0, 2.0)}}),
         ("--validator.dataloader.prefetch: must be", {"loader": {"prefetch": 0}}),
+        ("--validator.steps: at least 1, or -1 for all of the text, got 0", {"steps": 0}),
     ):
         with pytest.raises(ConfigError, match=said):
             opened(one, two, **given)

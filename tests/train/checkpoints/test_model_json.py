@@ -153,9 +153,9 @@ def test_initialisation_is_no_part_of_a_trained_model(shape, tmp_path):
 
 
 def test_steps_in(tmp_path):
-    for name in ("step-9", "step-10", "step-x", "step-", "other", "model.json"):
+    for name in ("step-9", "step-10", "step-11", "step-x", "step-", "step-8", "model.json"):
         (tmp_path / name).mkdir()
-    assert steps_in(f"{tmp_path}/") == [f"{tmp_path}/step-10", f"{tmp_path}/step-9"]
+    assert steps_in(f"{tmp_path}/") == [f"{tmp_path}/step-{n}" for n in (11, 10, 9, 8)]
     assert steps_in(f"{tmp_path}/none") == []
 
 
