@@ -304,6 +304,28 @@ def test_wrong_settings_are_told(directories, tmp_path):
         harness.HarnessBLT(str(tmp_path / "top-k"), directories["entropy_model"])
 
 
+def test_groups_run_with_the_groups_that_they_hold(tmp_path):
+    """As mmlu does: a group of groups."""
+    task = (DATA / "choices.yaml").read_text()
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.yaml").write_text(task.replace("titan_choices", name))
+    for name, held in (("inner", "[one, two]"), ("outer", "[inner, three]")):
+        (tmp_path / f"{name}.yaml").write_text(f"group: {name}\ntask: {held}\n")
+    manager = harness.TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+    def run_together(*names: str) -> list[str]:
+        together = harness.TaskManager(include_defaults=False)
+        return sorted(together.load(harness.load_tasks(names, manager))["tasks"])
+
+    assert run_together("outer") == ["one", "three", "two"]
+    assert run_together("inner", "three", "inner") == ["one", "three", "two"]
+    assert run_together("t*") == ["three", "two"]
+    with pytest.raises(ConfigError, match=r"--harness-tasks: cannot run together: .*'one'"):
+        harness.load_tasks(["inner", "one"], manager)
+    with pytest.raises(ConfigError, match="--harness-tasks: names no task"):
+        harness.load_tasks([], manager)
+
+
 def test_it_is_registered_beside_the_harness_models(directories):
     from lm_eval.api.registry import get_model, model_registry
 
