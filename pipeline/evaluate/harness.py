@@ -232,11 +232,20 @@ class HarnessBLT(LM):
         for number, request in enumerate(requests):
             groups.setdefault(str(request.args[1]), []).append(number)
         for numbers in groups.values():
-            settings = dict(normalize_gen_kwargs(requests[numbers[0]].args[1]))
+            settings = _settings(requests[numbers[0]])
             numbers.sort(key=lambda number: -len(prompts[number]))
             size = BATCHES * self.batch_size
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size], settings
+
+
+def _settings(request: Instance) -> dict[str, Any]:
+    """A request's settings of generation, under the names that :mod:`pipeline.evaluate.writing`
+    reads."""
+    try:
+        return dict(normalize_gen_kwargs(request.args[1]))
+    except ValueError as error:
+        raise ConfigError(f"--harness-tasks: {request.task_name}: {error}") from error
 
 
 def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:

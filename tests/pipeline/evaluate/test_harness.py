@@ -236,11 +236,22 @@ def test_settings_that_are_not_followed_are_told_once(directories, capsys, setti
     assert all(f"task drop: {text}" in line for text, line in zip(told, lines, strict=True))
 
 
-def test_settings_that_make_no_sense_name_the_task(model):
-    settings = {"until": [], "do_sample": True, "temperature": 1.0, "top_p": 0.0}
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top_p": 0.0}, "top_p: must be more than 0"),
+        ({"top_p": "0.9x"}, "top_p: must be a number, got '0.9x'"),
+        ({"top_k": 2.5}, "top_k: must be a whole number, got 2.5"),
+        ({"max_gen_toks": "many"}, ".*'many'"),
+        ({"until": ["\n", 65]}, "until: must be texts .*, got 65"),  # not 65 bytes of NUL
+        ({"until": 0}, "until: must be texts"),
+    ],
+)
+def test_settings_that_make_no_sense_name_the_task(model, wrong, message):
+    settings = {"until": [], "do_sample": True, "temperature": 1.0} | wrong
     named = {"metadata": ("drop", 0, 1)}
     request = harness.Instance("generate_until", {}, ("a", settings), 0, **named)
-    with pytest.raises(ConfigError, match="--harness-tasks: drop: top_p: must be more than 0"):
+    with pytest.raises(ConfigError, match=f"--harness-tasks: drop: {message}"):
         model.generate_until([request])
 
 
