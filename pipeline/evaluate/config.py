@@ -51,8 +51,9 @@ class EvaluateConfig:
     shards: OrNone[str] = None
     """Directory or URL of a finished shard set to read instead of text; its patches are used."""
     harness_tasks: OrNone[str] = None
-    """Tasks of lm-evaluation-harness to run instead, TASK[,TASK...]: names, paths of YAML files.
-    noised_hellaswag, manipulation and sentence_translation come with this package."""
+    """Tasks of lm-evaluation-harness to run instead, TASK[,TASK...]: names of tasks and groups, or
+    patterns of names, or paths of YAML files. noised_hellaswag, manipulation and
+    sentence_translation come with this package."""
     harness_data: OrNone[str] = None
     """JSONL file or URL with the data of a task that comes with this package."""
 

@@ -20,11 +20,9 @@ import lm_eval
 import lm_eval.models
 import numpy as np
 import torch
-from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
-from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from rich.console import Console
@@ -36,13 +34,14 @@ from model.tokenizer import encode_documents
 from pipeline.cli.flags import flag_name
 from pipeline.cli.progress_bar import metered
 from pipeline.cli.results import print_line
-from pipeline.errors import ConfigError, PipelineError, translated
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate import writing
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.continuations import lay_out
 from pipeline.evaluate.data import BATCH_BYTES
 from pipeline.evaluate.likelihood import Predictor
 from pipeline.evaluate.models import PatchFlags, fetched, load_model, load_patching
+from pipeline.evaluate.named_tasks import load_tasks
 from pipeline.evaluate.tree_entropies import TreeEntropies
 from pipeline.statistics.bootstrap import RESAMPLES
 
@@ -233,11 +232,20 @@ class HarnessBLT(LM):
         for number, request in enumerate(requests):
             groups.setdefault(str(request.args[1]), []).append(number)
         for numbers in groups.values():
-            settings = dict(normalize_gen_kwargs(requests[numbers[0]].args[1]))
+            settings = _settings(requests[numbers[0]])
             numbers.sort(key=lambda number: -len(prompts[number]))
             size = BATCHES * self.batch_size
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size], settings
+
+
+def _settings(request: Instance) -> dict[str, Any]:
+    """A request's settings of generation, under the names that :mod:`pipeline.evaluate.writing`
+    reads."""
+    try:
+        return dict(normalize_gen_kwargs(request.args[1]))
+    except ValueError as error:
+        raise ConfigError(f"--harness-tasks: {request.task_name}: {error}") from error
 
 
 def _batches(requests: list[Instance]) -> Iterator[list[tuple[Instance, tuple[bytes, ...]]]]:
@@ -311,22 +319,3 @@ def evaluate_tasks(config: EvaluateConfig) -> dict[str, Any]:
         random_seed=config.seed,
         fewshot_random_seed=config.seed,
     )
-
-
-def load_tasks(names: Sequence[str], manager: TaskManager) -> list[Task | Group]:
-    """Tasks, and groups of tasks, with their data.
-
-    Raises:
-        ConfigError: one is not known, or its data cannot be loaded.
-    """
-    tasks: list[Task | Group] = []
-    for name in names:
-        if not manager.match_tasks([name]) and not Path(name).is_file():
-            raise ConfigError(
-                f"--harness-tasks: {name!r} is neither a task that lm-eval knows (lm_eval ls tasks "
-                "lists them) nor a YAML file"
-            )
-        with translated(f"--harness-tasks: {name}", ConfigError, "cannot be loaded"):
-            found = manager.load([name])
-        tasks += found["groups"].values() or found["tasks"].values()
-    return tasks

@@ -21,14 +21,27 @@ NOTHING = {
 def arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of :func:`model.generation.generate.generate` that a task's settings say; a
     setting that many tasks leave out, or say with 0 or -1, is that of greedy text without limits.
+
+    Raises:
+        ValueError: a setting is of another kind than it has to be, such as a stop string that YAML
+            reads as a number; names it.
     """
+    stops = [stop for stop in settings["until"] if stop not in (None, "") and stop is not False]
+    for stop in stops:
+        if not isinstance(stop, str):
+            raise ValueError(f"until: must be texts (in YAML in quotes), got {stop!r}")
+    for name in ("temperature", "top_k", "top_p"):
+        kinds = int | None if name == "top_k" else int | float | None
+        if not isinstance(settings.get(name), kinds):
+            what = "whole number" if name == "top_k" else "number"
+            raise ValueError(f"{name}: must be a {what}, got {settings[name]!r}")
     top_k = settings.get("top_k")
     return {
         "max_new_bytes": settings["max_gen_toks"] * BYTES_PER_TOKEN,
         "temperature": settings.get("temperature") or 0.0,
         "top_k": top_k if top_k and top_k > 0 else None,
         "top_p": settings.get("top_p"),
-        "stop": [stop for stop in settings["until"] if stop],
+        "stop": stops,
     }
 
 

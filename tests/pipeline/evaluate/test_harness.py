@@ -236,11 +236,22 @@ def test_settings_that_are_not_followed_are_told_once(directories, capsys, setti
     assert all(f"task drop: {text}" in line for text, line in zip(told, lines, strict=True))
 
 
-def test_settings_that_make_no_sense_name_the_task(model):
-    settings = {"until": [], "do_sample": True, "temperature": 1.0, "top_p": 0.0}
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top_p": 0.0}, "top_p: must be more than 0"),
+        ({"top_p": "0.9x"}, "top_p: must be a number, got '0.9x'"),
+        ({"top_k": 2.5}, "top_k: must be a whole number, got 2.5"),
+        ({"max_gen_toks": "many"}, ".*'many'"),
+        ({"until": ["\n", 65]}, "until: must be texts .*, got 65"),  # not 65 bytes of NUL
+        ({"until": 0}, "until: must be texts"),
+    ],
+)
+def test_settings_that_make_no_sense_name_the_task(model, wrong, message):
+    settings = {"until": [], "do_sample": True, "temperature": 1.0} | wrong
     named = {"metadata": ("drop", 0, 1)}
     request = harness.Instance("generate_until", {}, ("a", settings), 0, **named)
-    with pytest.raises(ConfigError, match="--harness-tasks: drop: top_p: must be more than 0"):
+    with pytest.raises(ConfigError, match=f"--harness-tasks: drop: {message}"):
         model.generate_until([request])
 
 
@@ -302,6 +313,28 @@ def test_wrong_settings_are_told(directories, tmp_path):
     save_blt(tiny.blt(patcher=Patcher(rule="top-k", patch_size=4)), tmp_path / "top-k")
     with pytest.raises(ConfigError, match="which cuts a text by what comes later"):
         harness.HarnessBLT(str(tmp_path / "top-k"), directories["entropy_model"])
+
+
+def test_groups_run_with_the_groups_that_they_hold(tmp_path):
+    """As mmlu does: a group of groups."""
+    task = (DATA / "choices.yaml").read_text()
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.yaml").write_text(task.replace("titan_choices", name))
+    for name, held in (("inner", "[one, two]"), ("outer", "[inner, three]")):
+        (tmp_path / f"{name}.yaml").write_text(f"group: {name}\ntask: {held}\n")
+    manager = harness.TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+    def run_together(*names: str) -> list[str]:
+        together = harness.TaskManager(include_defaults=False)
+        return sorted(together.load(harness.load_tasks(names, manager))["tasks"])
+
+    assert run_together("outer") == ["one", "three", "two"]
+    assert run_together("inner", "three", "inner") == ["one", "three", "two"]
+    assert run_together("t*") == ["three", "two"]
+    with pytest.raises(ConfigError, match=r"--harness-tasks: cannot run together: .*'one'"):
+        harness.load_tasks(["inner", "one"], manager)
+    with pytest.raises(ConfigError, match="--harness-tasks: names no task"):
+        harness.load_tasks([], manager)
 
 
 def test_it_is_registered_beside_the_harness_models(directories):
