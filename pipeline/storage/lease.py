@@ -210,9 +210,9 @@ def _take(output: OutputDirectory, flag: str, console: Console) -> _Lease:
                 continue
         with reaching(flag):
             if _create(output, number, me):
-                for name in output.names(LEASES):
-                    if name < _path(number).rpartition("/")[2]:
-                        _remove(output, f"{LEASES}/{name}")
+                for earlier in _numbers(output):
+                    if earlier < number:
+                        _remove(output, _path(earlier))
                 return _Lease(output, number, me)
         watched = None
 
@@ -242,11 +242,17 @@ def _counts(output: OutputDirectory, number: int, me: _Holder) -> bool:
 
 def _latest(output: OutputDirectory) -> tuple[int, _Holder] | None:
     """The number and holder of the lease that counts."""
-    names = (name.removesuffix(".json") for name in output.names(LEASES))
-    for number in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+    for number in _numbers(output):
         with suppress(FileNotFoundError):  # released in between
             return number, _read(output, number)
     return None
+
+
+def _numbers(output: OutputDirectory) -> list[int]:
+    """The numbers of all leases, the highest first; not what other processes are about to make
+    leases of."""
+    names = (name.removesuffix(".json") for name in output.names(LEASES))
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def _read(output: OutputDirectory, number: int) -> _Holder:

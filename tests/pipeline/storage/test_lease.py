@@ -126,6 +126,13 @@ def test_of_many_that_wait_for_a_dead_holder_one_gets_the_lease(output, console,
     assert sum("is being written to by" in result for result in results) == 4
 
 
+def test_what_others_are_about_to_make_a_lease_of_stays(output, console):
+    leave(output)
+    output.write("lease/.a1", b"{}")  # a process is killed, or goes on, after it wrote this
+    with held(output, "--output", console):
+        assert output.names("lease") == [".a1", "000002.json"]
+
+
 @pytest.fixture
 def hears_ctrl_c():
     """Tests that run in the background are deaf to it."""
