@@ -36,7 +36,7 @@ MOST_OTHERWISE = 2**31 - 1
 
 
 NUMBERS: dict[Any, tuple[type, str]] = {int: (Integral, "whole number"), float: (Real, "number")}
-"""What a number may be, by the type of its field, in code and in words."""
+"""Kinds of numbers, by the type of a field, in code and in words."""
 
 
 class BlockShape(NamedTuple):

@@ -1,7 +1,7 @@
 """Errors that a user can act on: jobs print their text and nothing else."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -76,3 +76,14 @@ def missing_memory(error: Exception) -> str:
     free, without the advice on torch's settings."""
     text = str(error).partition(" Including non-PyTorch memory")[0].partition(" If reserved")[0]
     return text.partition("\n")[0].rstrip(".")
+
+
+SHOWN_REASONS = 3
+
+
+def listed(reasons: Sequence[str]) -> str:
+    """Different reasons as further lines of a message; of many, the first, and how many more."""
+    different = list(dict.fromkeys(reasons))
+    more = len(different) - SHOWN_REASONS
+    shown = different[:SHOWN_REASONS] + [f"and {more} more"] * (more > 0)
+    return "".join(f"\n  {reason}" for reason in shown)

@@ -175,7 +175,7 @@ class Reporter:
 
 
 class _Display:
-    """What is shown of a stage: each look shows what came since the one before."""
+    """The display of a stage: each look shows what came since the one before."""
 
     def __init__(
         self,

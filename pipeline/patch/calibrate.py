@@ -9,8 +9,8 @@ import numpy as np
 from model.patcher import Patcher
 from model.tokenizer import BYTE_OFFSET
 from pipeline.corpus.splits import Split
-from pipeline.errors import PipelineError
-from pipeline.patch.fit_ngram import MOST_TIMES, listed_failures
+from pipeline.errors import PipelineError, listed
+from pipeline.patch.fit_ngram import MOST_TIMES
 from pipeline.patch.scoring import Scorer
 from pipeline.patch.shards_config import ShardsConfig
 from pipeline.patch.stored import StoredScorer
@@ -200,7 +200,7 @@ def _check_text(text_bytes: int, failures: Sequence[str]) -> None:
         raise PipelineError(
             "--target-patch-size: no text to calibrate on: no document of the sample can be used; "
             "see --text-column and --input-format, or give a "
-            f"--threshold{listed_failures(failures)}"
+            f"--threshold{listed(failures)}"
         )
 
 

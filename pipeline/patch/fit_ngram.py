@@ -13,7 +13,7 @@ from model.segments import cut_segments
 from model.tokenizer import encode_documents
 from pipeline.corpus.documents import Document, read_split
 from pipeline.corpus.splits import Split
-from pipeline.errors import PipelineError, UnreachableFileError
+from pipeline.errors import PipelineError, UnreachableFileError, listed
 from pipeline.patch.shards_config import ShardsConfig
 
 PLACES = 64
@@ -26,7 +26,6 @@ READERS, AT_A_TIME = 8, 16
 text of so many is held before what is too much of it is left out."""
 FIT_BYTES = 8 << 20
 """Bytes of text that are counted at a time when an n-gram model is fitted."""
-SHOWN_FAILURES = 3
 
 
 def sample_documents(
@@ -162,7 +161,7 @@ def fit_ngram(
     if not any(documents):
         raise PipelineError(
             "--entropy-model ngram: no text to fit it on: no document of the sample can be used; "
-            f"see --text-column and --input-format, or name a model{listed_failures(failures)}"
+            f"see --text-column and --input-format, or name a model{listed(failures)}"
         )
     return NGramEntropyModel.fit(_token_batches(documents, config.reset_at_newline))
 
@@ -184,8 +183,3 @@ def _token_batches(
             )
             yield tokens_T, lengths_S.numpy()
             start, size = stop, 0
-
-
-def listed_failures(failures: Sequence[str]) -> str:
-    """Some of the reasons why files gave nothing, as further lines of an error."""
-    return "".join(f"\n  {failure}" for failure in failures[:SHOWN_FAILURES])

@@ -1,5 +1,5 @@
-"""What a job that makes patch shards prints: of its plan, and its result, for people and for
-programs."""
+"""Lines that a job which makes patch shards prints: of its plan, and its result, for people and
+for programs."""
 
 import json
 import shlex
@@ -14,6 +14,7 @@ from pipeline.cli.results import print_line, print_problems, print_table
 from pipeline.corpus.ids import Ids
 from pipeline.corpus.lines import COMPRESSIONS
 from pipeline.corpus.splits import FilePlan, Unit
+from pipeline.errors import listed
 from pipeline.patch.record import PatchRun
 from pipeline.patch.result import PatchCorpusResult
 from pipeline.patch.shards_config import ShardsConfig
@@ -22,8 +23,6 @@ from pipeline.shards.format import ENTROPIES
 if TYPE_CHECKING:
     from pipeline.patch.calibrate import Calibration  # needs torch, as no result does
 
-SHOWN = 3
-"""Files that are named of those that a fit or a calibration could not read."""
 TOLERANCE = 0.005
 """Relative difference from --target-patch-size from which on the nearest threshold is said to miss
 it."""
@@ -60,11 +59,8 @@ def print_largest(units: Sequence[Unit], split_bytes: int, console: Console) -> 
 
 def print_left_out(done: str, failures: Sequence[str], console: Console) -> None:
     """Name files that a fit or a calibration could not read: with them its result is another."""
-    different = list(dict.fromkeys(failures))  # of a file as often as a part of it was tried
-    if different:
-        more = [f"and {len(different) - SHOWN} more"] if len(different) > SHOWN else []
-        shown = "".join(f"\n  {failure}" for failure in [*different[:SHOWN], *more])
-        print_line(console, f"{done} without what cannot be read:{shown}")
+    if failures:  # of a file as often as a part of it was tried
+        print_line(console, f"{done} without what cannot be read:{listed(failures)}")
 
 
 def print_calibration(calibration: "Calibration", target: float, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What the metrics make of unusual batches and steps."""
+"""Metrics of unusual batches and steps."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run records about its GPUs, and what is said when it continues on others, and of its plan.
+"""The record of a run's GPUs, and what is said when it continues on others, and of its plan.
 Ray's answers are given here: no GPU is at hand."""
 
 import io

@@ -1,4 +1,4 @@
-"""What is written where, and what is said of it."""
+"""Conversion writes to the right place, and says what is wrong with weights."""
 
 import torch
 from rich.console import Console
